@@ -1,0 +1,245 @@
+"""From file bytes to pixels: the one definition in the project.
+
+Training evaluates with it, export verifies with it, serving runs it. It needs numpy and Pillow only.
+
+    pixels = Preprocess(mode="crop", size=224, resize_size=256)(load_image(data))  # uint8 [224, 224, 3]
+"""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+)
+# Pillow's other decoders are not asked: an EPS named .jpg would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+MAX_PIXELS = 64_000_000  # 8000 x 8000; decoded, Pillow holds 4 bytes a pixel
+MAX_FILE_BYTES = 256 * 2**20
+# The emptiest JPEG still spends about a bit on each 8x8 block. A file of fewer bytes than pixels / 1024
+# ends before its picture does, and libjpeg would fill the rest with grey.
+MAX_JPEG_PIXELS_PER_BYTE = 1024
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MODES = ("crop", "squash", "pad")
+
+# We check the size ourselves, before a pixel is decoded, with an error instead of a warning.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class ImageError(ValueError):
+    """This file is not an image that can be classified; the message says why."""
+
+
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file, never blocking on a FIFO or a device.
+
+    Raises:
+        ImageError: not a regular file, empty, or above MAX_FILE_BYTES.
+        OSError: it cannot be opened or read.
+    """
+    # O_NONBLOCK: opening a FIFO without a writer returns at once; what was opened is then examined.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise ImageError("not a regular file")
+        if info.st_size == 0:
+            raise ImageError("empty file (0 bytes)")
+        if info.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"file of {info.st_size} bytes is over the limit of {MAX_FILE_BYTES}")
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def load_image(data: bytes) -> Image.Image:
+    """Decode an image file to RGB, upright.
+
+    EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid over white;
+    16-bit grey keeps its top 8 bits; of an animation the first frame is taken.
+
+    Raises:
+        ImageError: unreadable, truncated, above MAX_PIXELS, or of a kind without a defined white.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"{width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it down"
+                )
+            if image.format == "JPEG" and width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
+                raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError("out of memory while decoding") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        message = str(error) or type(error).__name__
+        if "cannot identify image file" in message:
+            message = "not an image file of a known format"
+        raise ImageError(message) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16) >> 8  # convert("RGB") would clip at 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"pixels of mode {image.mode!r} (32 bits) have no defined white; save 8 bits"
+        )
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image of any size becomes the network's `size` x `size` input. Plain values only."""
+
+    mode: str = "crop"
+    """crop: the short side becomes `resize_size`, then the central `size` square. squash: both sides become
+    `size`. pad: the long side becomes `size`, the rest is black."""
+    size: int = 224
+    """Height and width of the result, in pixels."""
+    resize_size: int = 256
+    """Short side before the central crop, in pixels; at least `size`. Used by mode crop only."""
+    interpolation: str = "bilinear"
+    """bilinear, bicubic or lanczos; always antialiased."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"preprocess mode {self.mode!r} is none of {', '.join(MODES)}")
+        if self.interpolation not in RESAMPLING:
+            known = ", ".join(RESAMPLING)
+            raise ValueError(f"interpolation {self.interpolation!r} is none of {known}")
+        if not 1 <= self.size <= 4096:
+            raise ValueError(f"preprocess size {self.size} is outside 1..4096 pixels")
+        if self.mode == "crop" and not self.size <= self.resize_size <= 8192:
+            raise ValueError(
+                f"preprocess resize_size {self.resize_size} is outside {self.size} (size)..8192 pixels"
+            )
+
+    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
+        """RGB image of any size -> uint8 [size, size, 3]."""
+        out = (self.size, self.size)
+        resample = RESAMPLING[self.interpolation]
+        if self.mode == "pad":
+            resized = ImageOps.contain(image, out, resample)
+            canvas = Image.new("RGB", out)
+            canvas.paste(
+                resized, ((self.size - resized.width) // 2, (self.size - resized.height) // 2)
+            )
+            return np.asarray(canvas)
+        box = self._crop_box(*image.size) if self.mode == "crop" else None
+        return np.asarray(image.resize(out, resample, box=box))
+
+    def _crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The central crop in source coordinates (left, upper, right, lower).
+
+        Resizing this box in one call equals torchvision's Resize(resize_size), CenterCrop(size) to within
+        one grey level, at 1.8 times the speed, and needs no huge intermediate image for a 30000x1 one.
+        """
+        short = min(width, height)
+        resized_w = int(self.resize_size * width / short)
+        resized_h = int(self.resize_size * height / short)
+        left = round((resized_w - self.size) / 2)
+        upper = round((resized_h - self.size) / 2)
+        scale_x, scale_y = width / resized_w, height / resized_h
+        return (
+            left * scale_x,
+            upper * scale_y,
+            min((left + self.size) * scale_x, width),
+            min((upper + self.size) * scale_y, height),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises ValueError on an unknown or missing field: a newer file must not be half understood."""
+        fields = set(cls.__dataclass_fields__)
+        if set(values) != fields:
+            raise ValueError(f"preprocess fields {sorted(values)} are not {sorted(fields)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `list_images` found below a folder; every path is relative, with forward slashes."""
+
+    paths: list[str]
+    """Files with an image suffix, sorted by code point."""
+    problems: dict[str, str]
+    """Folders that were not entered (a link, not readable) and why."""
+    ignored: int
+    """Files with another suffix."""
+
+
+def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing:
+    """All files below `root` whose suffix is an image's, whatever their kind: opening decides.
+
+    Linked folders are reported, not followed: links can lead out and round in circles.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, PermissionError: `root` itself cannot be listed.
+    """
+    paths: list[str] = []
+    problems: dict[str, str] = {}
+    ignored = 0
+    for entry, error in _walk(Path(root), "", recursive):
+        name, kind = entry
+        if error:
+            problems[name] = error
+        elif kind == "image":
+            paths.append(name)
+        else:
+            ignored += 1
+    return Listing(sorted(paths), problems, ignored)
+
+
+def _walk(root: Path, prefix: str, recursive: bool) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yields ((relative path, "image" | "other" | "folder"), problem or "")."""
+    try:
+        with os.scandir(root / prefix) as scan:
+            entries = list(scan)
+    except OSError as error:
+        if not prefix:
+            raise
+        yield (prefix, "folder"), f"cannot list this folder: {error.strerror}"
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if recursive:
+                yield from _walk(root, name + "/", recursive)
+        elif _is_linked_folder(entry):
+            if recursive:
+                yield (name, "folder"), "linked folder, not followed"
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield (name, "image"), ""
+        else:
+            yield (name, "other"), ""
+
+
+def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link to itself
+        return False
