@@ -29,9 +29,7 @@ class Row:
 @dataclass
 class _Batch:
     paths: Sequence[str]
-    pixels: NDArray[
-        np.uint8
-    ]  # [batch_size, size, size, 3], written in place by the decoding threads
+    pixels: NDArray[np.uint8]  # [batch_size, size, size, 3], written in place by the decoding threads
     slots: list[Future[str]]  # an error message, or "" when the slot's pixels are there
 
 
@@ -43,9 +41,7 @@ def score(
     A file that cannot be read gets an error row; every other row is unaffected by it.
     """
     if batch_size < 1 or decode_threads < 1:
-        raise ValueError(
-            f"batch_size {batch_size} and decode_threads {decode_threads} must be 1 or more"
-        )
+        raise ValueError(f"batch_size {batch_size} and decode_threads {decode_threads} must be 1 or more")
     size = predictor.metadata.preprocess.size
     # Two buffers in turn: one is filled by the threads while the session reads the other.
     buffers = [np.empty((min(batch_size, len(paths)), size, size, 3), np.uint8) for _ in range(2)]
@@ -57,8 +53,7 @@ def score(
             return None
         pixels = buffers[number % 2]
         slots = [
-            pool.submit(_decode_into, pixels[i], root, path, predictor)
-            for i, path in enumerate(chunk)
+            pool.submit(_decode_into, pixels[i], root, path, predictor) for i, path in enumerate(chunk)
         ]
         return _Batch(chunk, pixels, slots)
 

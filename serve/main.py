@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "kaggle":
         check_kaggle(listing.paths, predictor.num_classes, args.labels)
     if not args.output.absolute().parent.is_dir():
-        raise ValueError(
-            f"the folder of --output {str(args.output)!r} does not exist; make it first"
-        )
+        raise ValueError(f"the folder of --output {str(args.output)!r} does not exist; make it first")
     print(
         f"scoring {len(listing.paths)} images in {root} with {args.model} "
         f"({', '.join(predictor.metadata.class_names)}) on the {predictor.provider} provider",

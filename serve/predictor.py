@@ -47,20 +47,13 @@ class Predictor:
     def _check_interface(self) -> None:
         size = self.metadata.preprocess.size
         image = self.session.get_inputs()[0]
-        if (
-            image.name != INPUT_NAME
-            or image.type != "tensor(uint8)"
-            or image.shape[1:] != [size, size, 3]
-        ):
+        if image.name != INPUT_NAME or image.type != "tensor(uint8)" or image.shape[1:] != [size, size, 3]:
             raise ValueError(
                 f"{self.path}: input {image.name} {image.type} {image.shape} is not "
                 f"{INPUT_NAME} tensor(uint8) [N, {size}, {size}, 3] as its metadata say"
             )
         for output in self.session.get_outputs():
-            if (
-                output.name in (LOGITS_NAME, PROBABILITIES_NAME)
-                and output.shape[1] != self.num_classes
-            ):
+            if output.name in (LOGITS_NAME, PROBABILITIES_NAME) and output.shape[1] != self.num_classes:
                 raise ValueError(
                     f"{self.path}: output {output.name} has {output.shape[1]} classes, "
                     f"its metadata name {self.num_classes}"
@@ -83,9 +76,7 @@ class Predictor:
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 [N, size, size, 3] -> (logits, probabilities), each float32 [N, num_classes]."""
-        logits, probabilities = self.session.run(
-            [LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: pixels}
-        )
+        logits, probabilities = self.session.run([LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: pixels})
         return logits, probabilities
 
     def __enter__(self) -> Self:

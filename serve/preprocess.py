@@ -98,9 +98,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.uint16) >> 8  # convert("RGB") would clip at 255
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ImageError(
-            f"pixels of mode {image.mode!r} (32 bits) have no defined white; save 8 bits"
-        )
+        raise ImageError(f"pixels of mode {image.mode!r} (32 bits) have no defined white; save 8 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -142,9 +140,7 @@ class Preprocess:
         if self.mode == "pad":
             resized = ImageOps.contain(image, out, resample)
             canvas = Image.new("RGB", out)
-            canvas.paste(
-                resized, ((self.size - resized.width) // 2, (self.size - resized.height) // 2)
-            )
+            canvas.paste(resized, ((self.size - resized.width) // 2, (self.size - resized.height) // 2))
             return np.asarray(canvas)
         box = self._crop_box(*image.size) if self.mode == "crop" else None
         return np.asarray(image.resize(out, resample, box=box))

@@ -1,0 +1,84 @@
+"""Checkpoints: tensors and plain Python types only, written whole or not at all, checked when read.
+
+A file is its torch archive followed by 40 bytes: an 8-byte mark and the SHA-256 of all that precedes.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MARK = b"PUREBRED"
+TRAILER_BYTES = len(MARK) + 32
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """This file is not a whole checkpoint of ours; the message says what is wrong."""
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> str:
+    """Write to a temporary file, sync, rename, sync the folder. Returns the file's SHA-256.
+
+    Raises:
+        CheckpointError: `state` holds something that `weights_only` loading would refuse.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    payload = buffer.getbuffer()
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: not tensors and plain types alone: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    trailer = MARK + hashlib.sha256(payload).digest()
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.write(trailer)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    whole = hashlib.sha256(payload)
+    whole.update(trailer)
+    return whole.hexdigest()
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Check the SHA-256, then load with weights_only.
+
+    Raises:
+        CheckpointError: missing, damaged, truncated, or of another format version.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    payload, trailer = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
+    if trailer[: len(MARK)] != MARK or trailer[len(MARK) :] != hashlib.sha256(payload).digest():
+        raise CheckpointError(f"checkpoint {path} is damaged or truncated: its SHA-256 does not match")
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    if state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format_version {state.get('format_version')}, "
+            f"this version reads {FORMAT_VERSION}"
+        )
+    return state
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,243 @@
+"""Every setting of a training run, once: flags, YAML, MLflow parameters and checkpoint derive from it."""
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from serve.preprocess import Preprocess
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an image classifier with DistributedDataParallel."""
+
+    data: str = ""
+    """Training images: a folder of `cat.0.jpg`, a folder per class, or a CSV with columns path,label.
+    Default: data/train if it is there, else the drawn sample set in data/sample (made when absent)."""
+    data_format: Literal["auto", "flat", "folders", "csv"] = "auto"
+    """How `data` names its labels."""
+    val_data: str = ""
+    """Validation images, in any of the same formats; empty: split them off `data`."""
+    val_fraction: float = 0.15
+    """Share of each class split off for validation when `val_data` is empty."""
+    max_bad: float = 0.01
+    """Share of unreadable files above which training does not start."""
+
+    model: str = "resnet18"
+    """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn."""
+    weights: str = ""
+    """Pretrained weights: a file (.pt, .pth, .safetensors), or `default` for the library's download."""
+    dropout: float | None = None
+    """Probability for all of the network's dropout layers; unset: the architecture's own."""
+
+    image_size: int = 128
+    """Height and width of the network's input, in pixels."""
+    resize_mode: Literal["crop", "squash", "pad"] = "crop"
+    """How evaluation and serving fit an image to the input: see serve/preprocess.py."""
+    resize_size: int = 0
+    """Short side before the central crop, in pixels; 0: image_size / 0.875, the field's custom."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Resampling filter, always antialiased."""
+
+    crop_scale: float = 0.35
+    """Smallest area share of random resized crop; 1 turns it off."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: float = 0.2
+    """Strength of brightness, contrast and saturation jitter; 0 turns it off."""
+    trivial_augment: bool = False
+    """TrivialAugmentWide (arXiv 2103.10158) in place of colour jitter."""
+    random_erasing: float = 0.1
+    """Probability of erasing a rectangle (arXiv 1708.04896)."""
+    mixup: float = 0.0
+    """Beta parameter of mixup (arXiv 1710.09412), between neighbours in the shuffled order; 0: off."""
+    cutmix: float = 0.0
+    """Beta parameter of CutMix (arXiv 1905.04899); with mixup on, each pair draws one of the two."""
+
+    epochs: int = 15
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images in one optimizer step, over all processes and accumulation steps together."""
+    accumulation: int = 1
+    """Forward and backward passes that make up one optimizer step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has Nesterov momentum 0.9."""
+    lr: float = 1e-3
+    """Peak learning rate. About 1e-3 suits adamw, 0.1 sgd, at batch size 128."""
+    weight_decay: float = 0.05
+    """Not applied to biases and normalisation layers. About 5e-4 suits sgd."""
+    warmup_epochs: float = 1.0
+    """Linear warm-up, in epochs."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up; cosine ends at 0 after `epochs`."""
+    label_smoothing: float = 0.05
+    """Probability mass spread over all classes (arXiv 1512.00567)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class's loss counts in inverse proportion to its frequency."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    ema: float = 0.999
+    """Decay of the weights' moving average, which is what is evaluated and exported; 0: off."""
+    patience: int = 0
+    """Stop after this many epochs without a better `monitor`; 0: never."""
+    monitor: Literal["accuracy", "log_loss"] = "accuracy"
+    """Validation metric that picks the best checkpoint."""
+    stop_after: int = 0
+    """Stop, as if interrupted, once this many epochs are done in all; `resume` goes on. 0: never."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type; auto times a few steps and takes the fastest (fp32 in deterministic mode)."""
+    channels_last: bool | None = None
+    """Memory format of convolutions; unset: decided with the precision."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there is one."""
+    seed: int = 0
+    """Order, augmentation, initial weights and split are functions of it."""
+    deterministic: bool = False
+    """Bit-identical results on the same machine and number of processes; slower on CUDA."""
+    num_workers: int = -1
+    """Loader processes of each rank; -1: from the processors, 0: load in the training process."""
+
+    output: str = "runs"
+    """Folder of the run directories."""
+    name: str = ""
+    """Run directory and MLflow run name; empty: time and model."""
+    experiment: str = "purebred"
+    """MLflow experiment. The server is MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db."""
+    track: bool = True
+    """Log to MLflow; metrics.jsonl is written in any case."""
+    resume: str = ""
+    """Run directory to go on with; its settings hold unless given again."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"--{name} {value} is outside {low}..{high}")
+        if self.mixup + self.cutmix > 0 and self.batch_size % (2 * self.accumulation):
+            raise ValueError(
+                f"--batch_size {self.batch_size} with mixup or cutmix must be a multiple of "
+                f"{2 * self.accumulation}: images are mixed in pairs"
+            )
+        if self.device != "cuda" and self.precision == "fp16" and self.device == "cpu":
+            raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
+        if "/" in self.name or self.name in (".", ".."):
+            raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
+        self.preprocess()
+
+    def preprocess(self) -> Preprocess:
+        """How validation images become pixels, here and wherever the model is served."""
+        return Preprocess(
+            mode=self.resize_mode,
+            size=self.image_size,
+            resize_size=self.resize_size or round(self.image_size / 0.875),
+            interpolation=self.interpolation,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def replace(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+
+# Lowest and highest accepted value; the message names them.
+LIMITS: dict[str, tuple[float, float]] = {
+    "val_fraction": (0.001, 0.9),
+    "max_bad": (0, 1),
+    "dropout": (0, 0.95),
+    "image_size": (8, 2048),
+    "resize_size": (0, 8192),
+    "crop_scale": (0.01, 1),
+    "flip": (0, 1),
+    "color_jitter": (0, 1),
+    "random_erasing": (0, 1),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "accumulation": (1, 10_000),
+    "lr": (0, 1000),
+    "weight_decay": (0, 100),
+    "warmup_epochs": (0, 100_000),
+    "label_smoothing": (0, 0.99),
+    "clip_grad": (0, 1e9),
+    "ema": (0, 0.999999),
+    "patience": (0, 100_000),
+    "stop_after": (0, 100_000),
+    "seed": (0, 2**32 - 1),
+    "num_workers": (-1, 256),
+}
+
+
+def build_parser(defaults: dict[str, Any] | None = None) -> ArgumentParser:
+    """The command line of TrainConfig; `--config FILE` reads the same names from YAML."""
+    parser = ArgumentParser(
+        prog="train/main.py",
+        description="torchrun --nproc_per_node=4 train/main.py --data DIR",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_class_arguments(TrainConfig)
+    if defaults:
+        parser.set_defaults(defaults)
+    return parser
+
+
+def parse_config(argv: list[str]) -> TrainConfig:
+    """Flags (dashes or underscores) -> TrainConfig. With --resume the run's settings are the defaults.
+
+    Raises:
+        ValueError: an unknown flag or an unusable value; the message names it and the limit.
+    """
+    config = _parse(argv, None)
+    if not config.resume:
+        return config
+    saved = Path(config.resume) / "config.yaml"
+    if not saved.is_file():
+        raise ValueError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
+    defaults = build_parser().parse_path(str(saved)).as_dict()
+    defaults.pop("config", None)
+    return _parse(argv, defaults)
+
+
+def _parse(argv: list[str], defaults: dict[str, Any] | None) -> TrainConfig:
+    try:
+        values = build_parser(defaults).parse_args(normalise_flags(argv)).as_dict()
+    except Exception as error:  # argparse's and jsonargparse's errors share no base
+        raise ValueError(f"{error} (train/main.py --help lists the settings)") from error
+    values.pop("config", None)
+    return TrainConfig(**values)
+
+
+def normalise_flags(argv: list[str]) -> list[str]:
+    """--batch-size 8 -> --batch_size 8, and a bare --deterministic -> --deterministic=true."""
+    switches = {f.name for f in fields(TrainConfig) if f.type is bool}
+    result: list[str] = []
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if not argument.startswith("--"):
+            result.append(argument)
+            continue
+        flag, equals, value = argument[2:].partition("=")
+        name = flag.replace("-", "_")
+        if name in switches and not equals and following.lower() not in ("true", "false"):
+            equals, value = "=", "true"
+        result.append(f"--{name}{equals}{value}")
+    return result
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """As YAML that `--config` reads back."""
+    text: str = build_parser().dump(build_parser().parse_object(config.to_dict()), skip_none=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,164 @@
+"""Plan an epoch and load its batches; both are functions of (seed, epoch), whatever the processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from serve.preprocess import Preprocess, load_image, read_image_file
+from train.augment import Augment, seed_of
+from train.data import ImageSet
+
+Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Which samples form which batch on which rank.
+
+    Each sample has weight 1 exactly once an epoch. The last batch is completed with samples of weight
+    0, so that all batches have one shape and no rank is ever without work.
+    """
+
+    num_samples: int
+    batch_size: int
+    """Of one optimizer step, over all ranks and accumulation steps."""
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world_size * self.accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"--batch_size {self.batch_size} is not divisible by {parts} "
+                f"({self.world_size} processes x {self.accumulation} accumulation steps)"
+            )
+        assert self.num_samples > 0
+        assert 0 <= self.rank < self.world_size
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images in one forward pass of this rank."""
+        return self.batch_size // (self.world_size * self.accumulation)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """[num_samples], a permutation."""
+        return np.random.default_rng(seed_of(self.seed, epoch)).permutation(self.num_samples)
+
+    def offset(self, step: int, micro_step: int) -> int:
+        """Place in the epoch of the first image of this rank's micro batch."""
+        part = self.rank * self.accumulation + micro_step
+        return step * self.batch_size + part * self.micro_batch_size
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Key]]:
+        """This rank's micro batches from `first_step` on, in order."""
+        order = self.order(epoch)
+        for step in range(first_step, self.steps):
+            for micro_step in range(self.accumulation):
+                start = self.offset(step, micro_step)
+                places = range(start, start + self.micro_batch_size)
+                yield [
+                    (epoch, int(order[p % self.num_samples]), float(p < self.num_samples)) for p in places
+                ]
+
+    def real_size(self, step: int) -> int:
+        """Samples of weight 1 in the whole batch of this step."""
+        return min(self.batch_size, self.num_samples - step * self.batch_size)
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor  # uint8 [N, H, W, 3]
+    labels: Tensor  # int64 [N]
+    weights: Tensor  # float32 [N], 0 or 1
+    indices: Tensor  # int64 [N], in the ImageSet
+
+    def to(self, device: torch.device) -> "Batch":
+        parts = (self.images, self.labels, self.weights, self.indices)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(t.pin_memory() for t in (self.images, self.labels, self.weights, self.indices)))
+
+
+class PixelDataset(Dataset[tuple[NDArray[np.uint8], int, float, int]]):
+    """(epoch, index, weight) -> (pixels, label, weight, index)."""
+
+    def __init__(self, images: ImageSet, seed: int, transform: Augment | Preprocess):
+        self.images, self.seed, self.transform = images, seed, transform
+
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], int, float, int]:
+        epoch, index, weight = key
+        path = self.images.root / self.images.paths[index]
+        try:
+            image = load_image(read_image_file(path))
+        except (OSError, ValueError) as error:
+            raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
+        if isinstance(self.transform, Augment):
+            pixels = self.transform(image, self.seed, epoch, index)
+        else:
+            pixels = self.transform(image)
+        return pixels, int(self.images.labels[index]), weight, index
+
+
+def collate(samples: list[tuple[NDArray[np.uint8], int, float, int]]) -> Batch:
+    pixels, labels, weights, indices = zip(*samples, strict=True)
+    return Batch(
+        torch.from_numpy(np.stack(pixels)),
+        torch.tensor(labels),
+        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(indices),
+    )
+
+
+class _Keys:
+    """A batch sampler whose batches are set for each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Key]] = []
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Loader:
+    """Loads the batches asked for, in worker processes that live as long as the loader."""
+
+    def __init__(self, dataset: PixelDataset, num_workers: int, pin_memory: bool):
+        self.keys = _Keys()
+        self.loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self.keys,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+
+    def __call__(self, batches: list[list[Key]]) -> Iterator[Batch]:
+        self.keys.batches = batches
+        return iter(self.loader)
+
+
+def evaluation_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """Every sample once over all ranks, none twice: no padding, so that sums are exact."""
+    mine = range(rank, num_samples, world_size)
+    return [
+        [(0, index, 1.0) for index in mine[start : start + batch_size]]
+        for start in range(0, len(mine), batch_size)
+    ]

@@ -1,0 +1,150 @@
+"""train_one_epoch and evaluate."""
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.augment import PairMix, seed_of
+from train.config import TrainConfig
+from train.data import ImageSet
+from train.distributed import (
+    Ranks,
+    broadcast_buffers,
+    gather_rows,
+    gradient_sync,
+    on_main,
+    sum_over_ranks,
+)
+from train.loader import EpochPlan, Loader, evaluation_batches
+from train.metrics import Evaluation, evaluate_logits
+from train.model import Outputs
+from train.progress import Progress
+from train.trainee import Trainee
+
+AUXILIARY_WEIGHT = 0.3  # arXiv 1409.4842, section 5
+
+
+class Criterion(nn.Module):
+    """Cross-entropy of each sample, float32 [N], with label smoothing and class weights."""
+
+    weight: Tensor | None
+
+    def __init__(self, label_smoothing: float, weight: list[float] | None):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", None if weight is None else torch.tensor(weight))
+
+    def forward(self, output: Tensor | Outputs, targets: Tensor) -> Tensor:
+        """`targets` are probabilities, float32 [N, num_classes]."""
+        if isinstance(output, Outputs):
+            loss: Tensor = self(output.logits, targets)
+            for auxiliary in output.auxiliary:
+                loss = loss + AUXILIARY_WEIGHT * self(auxiliary, targets)
+            return loss
+        return F.cross_entropy(
+            output, targets, self.weight, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+def train_one_epoch(
+    trainee: Trainee,
+    criterion: Criterion,
+    loader: Loader,
+    plan: EpochPlan,
+    mix: PairMix,
+    config: TrainConfig,
+    ranks: Ranks,
+    device: torch.device,
+    epoch: int,
+) -> dict[str, float]:
+    """One pass over the plan. Returns train/loss, train/accuracy, lr and images_per_second.
+
+    The device is not waited for inside the loop; sums are read once at the end.
+
+    Raises:
+        FloatingPointError: the epoch's loss is not finite.
+    """
+    trainee.model.train()
+    sums = torch.zeros(2, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    started = time.perf_counter()
+    batches = loader(list(plan.batches(epoch)))
+    with Progress(f"epoch {epoch + 1}", plan.num_samples, ranks.is_main) as progress:
+        for step in range(plan.steps):
+            real = plan.real_size(step)
+            for micro_step in range(plan.accumulation):
+                batch = next(batches).to(device)
+                # dropout and drop-path draw from here: the same after a resume as without one
+                torch.manual_seed(seed_of(config.seed, epoch, step, micro_step, ranks.rank))
+                images, targets = mix(
+                    batch.images, batch.labels, plan.offset(step, micro_step), config.seed, epoch
+                )
+                with gradient_sync(trainee.wrapped, micro_step == plan.accumulation - 1):
+                    output = trainee.forward(images)
+                    losses = criterion(output, targets) * batch.weights
+                    # DDP averages gradients over ranks: the factor makes that the mean over the whole
+                    # batch, however unevenly its real samples lie on the ranks
+                    trainee.backward(losses.sum() * (ranks.world_size / real))
+                logits = output.logits if isinstance(output, Outputs) else output
+                correct = (logits.argmax(1) == batch.labels) * batch.weights
+                sums += torch.stack([losses.detach().sum(), correct.sum()])
+            trainee.update(config.clip_grad)
+            progress.advance(real)
+    total = sum_over_ranks(sums).tolist()
+    seconds = time.perf_counter() - started
+    loss_mean = total[0] / plan.num_samples
+    lr = trainee.optimizer.param_groups[0]["lr"]
+    if not np.isfinite(loss_mean):
+        raise FloatingPointError(
+            f"the training loss of epoch {epoch + 1} is {loss_mean} (learning rate {lr:.3g}): lower --lr, "
+            "lengthen --warmup_epochs or use --precision fp32"
+        )
+    return {
+        "train/loss": loss_mean,
+        "train/accuracy": total[1] / plan.num_samples,
+        "lr": lr,
+        "images_per_second": plan.num_samples / seconds,
+    }
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    criterion: Criterion,
+    loader: Loader,
+    images: ImageSet,
+    batch_size: int,
+    ranks: Ranks,
+    device: torch.device,
+) -> tuple[dict[str, float], Evaluation | None]:
+    """Every image once, in float32, sharded over the ranks without padding.
+
+    Returns metrics with the prefix val/ (the same on every rank), and on rank 0 the whole evaluation.
+    val/loss is the training criterion, val/log_loss plain cross-entropy.
+    """
+    broadcast_buffers(model)
+    model.eval()
+    rows: list[Tensor] = []
+    batches = evaluation_batches(len(images), batch_size, ranks.rank, ranks.world_size)
+    for batch in loader(batches):
+        part = batch.to(device)
+        logits = model(part.images)
+        loss = criterion(logits, F.one_hot(part.labels, logits.shape[1]).float())
+        rows.append(torch.cat([part.indices[:, None].double(), loss[:, None].double(), logits.double()], 1))
+    width = 2 + len(images.class_names)
+    mine = torch.cat(rows).cpu() if rows else torch.zeros(0, width, dtype=torch.float64)
+    gathered = gather_rows(mine, ranks)
+
+    evaluation: list[Evaluation] = []
+
+    def reduce() -> dict[str, float]:
+        assert gathered is not None
+        table = gathered[gathered[:, 0].argsort()].numpy()
+        assert (table[:, 0] == np.arange(len(images))).all(), "an image was evaluated twice or never"
+        evaluation.append(evaluate_logits(table[:, 2:], images.labels, images.class_names))
+        values = {"loss": float(table[:, 1].mean()), **evaluation[0].values}
+        return {f"val/{name}": value for name, value in values.items()}
+
+    return on_main(ranks, reduce), (evaluation[0] if evaluation else None)

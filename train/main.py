@@ -1,0 +1,213 @@
+"""Train an image classifier on all devices of a machine, or of many.
+
+torchrun --nproc_per_node=4 train/main.py --data DIR
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not train/, must be first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import copy
+import signal
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from train.augment import Augment, PairMix
+from train.checkpoint import load_checkpoint
+from train.config import TrainConfig, parse_config
+from train.data import class_weights
+from train.device import (
+    Precision,
+    candidates,
+    choose_device,
+    choose_precision,
+    choose_workers,
+    configure,
+)
+from train.distributed import Ranks, on_main, process_group, ranks_from_environment
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.loop import Criterion, evaluate, train_one_epoch
+from train.metrics import read_predictions
+from train.model import ImageClassifier, build_model
+from train.rundir import prepare, report_files, run_folder, save_epoch
+from train.tracking import build_tracker
+from train.trainee import History, build_trainee, checkpoint_state, restore
+
+
+def run(config: TrainConfig, ranks: Ranks) -> None:
+    """The whole training run, read downwards. Call inside a process group."""
+    say: Callable[[str], None] = print if ranks.is_main else lambda _: None
+    device = torch.device("cuda", ranks.local_rank) if config.device == "cuda" else torch.device("cpu")
+    num_workers = choose_workers(config, ranks, device)
+
+    config, data = on_main(ranks, lambda: prepare(config))
+    folder = run_folder(config)
+    for note in data.notes:
+        say(note)
+    say(f"train {len(data.train)} images {data.train.counts()}")
+    say(f"val   {len(data.val)} images {data.val.counts()}")
+
+    state = load_checkpoint(folder / "checkpoints" / "last.pt") if config.resume else None
+    model, notes = build_everywhere(config, ranks, len(data.train.class_names), resumed=state is not None)
+    model.to(device)
+    for note in notes:
+        say(note)
+    weights = class_weights(data.train) if config.class_weights == "balanced" else None
+    criterion = Criterion(config.label_smoothing, weights).to(device)
+    plan = EpochPlan(
+        len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
+    )
+    if state is not None:
+        precision = Precision(**state["precision"])
+    else:
+        classes = len(data.train.class_names)
+        precision = fastest_precision(
+            config, model, criterion, plan.micro_batch_size, classes, ranks, device, say
+        )
+    trainee = build_trainee(config, model, plan.steps, precision, ranks, device)
+    history = restore(state, trainee, data, config) if state else History()
+    parameters = {
+        **config.to_dict(),
+        "world_size": ranks.world_size,
+        "precision_used": str(precision),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_classes": len(data.train.class_names),
+        "num_train": len(data.train),
+        "num_val": len(data.val),
+        "data_digest": data.digest,
+    }
+    say(
+        f"{config.name}: {config.model} with {parameters['num_parameters']:,} parameters, "
+        f"{ranks.world_size} processes x {torch.get_num_threads()} threads on {device.type}, {precision}"
+    )
+
+    run_id = state["run_id"] if state else ""
+    tracker = build_tracker(config, ranks.is_main, folder / "metrics.jsonl", history.epochs_done, run_id)
+    tracker.start(parameters, config.data, data.digest)
+    status = "FAILED"
+    try:
+        pin = device.type == "cuda"
+        train_loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), num_workers, pin)
+        val_loader = Loader(PixelDataset(data.val, config.seed, config.preprocess()), num_workers, pin)
+        mix = PairMix(config, len(data.train.class_names))
+        while not history.stopped(config):
+            values = train_one_epoch(
+                trainee, criterion, train_loader, plan, mix, config, ranks, device, history.epochs_done
+            )
+            batch_size = 2 * plan.micro_batch_size
+            metrics, evaluation = evaluate(
+                trainee.evaluated, criterion, val_loader, data.val, batch_size, ranks, device
+            )
+            improved = history.update(metrics, config)
+            if evaluation is not None:  # rank 0
+                snapshot = checkpoint_state(trainee, history, data, config, tracker.run_id)
+                save_epoch(folder, snapshot, data, evaluation, improved)
+                tracker.log_metrics(history.epochs_done, values | metrics)
+                say(epoch_line(history, config, values | metrics, improved))
+        status = "FINISHED" if history.complete(config) else "KILLED"
+        if ranks.is_main:
+            best = read_predictions(folder / "val_predictions.csv", data.val)
+            tracker.log_files(report_files(folder, tracker.rows, best, data, config))
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(status)
+    say(
+        f"best epoch {history.best_epoch}: val/accuracy {history.best['val/accuracy']:.4f}, "
+        f"val/log_loss {history.best['val/log_loss']:.4f}; {len(data.val)} validation images\n"
+        f"run directory {folder}\n"
+        f"next: python export/main.py --run {folder}"
+    )
+
+
+def build_everywhere(
+    config: TrainConfig, ranks: Ranks, num_classes: int, resumed: bool
+) -> tuple[ImageClassifier, list[str]]:
+    """The same initial weights on every rank. A download happens once, on rank 0, into a shared cache."""
+    weights = "" if resumed else config.weights
+
+    def build() -> tuple[ImageClassifier, list[str]]:
+        torch.manual_seed(config.seed)
+        return build_model(config.model, num_classes, config.image_size, weights, config.dropout)
+
+    on_main(ranks, lambda: build()[1])
+    return build()
+
+
+def fastest_precision(
+    config: TrainConfig,
+    model: ImageClassifier,
+    criterion: Criterion,
+    batch_size: int,
+    num_classes: int,
+    ranks: Ranks,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Precision:
+    """Times whole training steps on copies of the model where the settings leave a choice."""
+    images = torch.zeros(batch_size, config.image_size, config.image_size, 3, dtype=torch.uint8).to(device)
+    targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
+
+    def make_step(precision: Precision) -> Callable[[], None]:
+        trainee = build_trainee(config, copy.deepcopy(model), 1, precision, ranks, device)
+        trainee.model.train()
+
+        def step() -> None:
+            trainee.backward(criterion(trainee.forward(images), targets).mean())
+            trainee.update(config.clip_grad)
+
+        return step
+
+    precision, seconds = choose_precision(candidates(config, device), make_step, device)
+    if seconds:
+        say("seconds a step: " + "; ".join(f"{name} {s:.3f}" for name, s in seconds.items()))
+    return precision
+
+
+def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
+    return (
+        f"epoch {history.epochs_done}/{config.epochs}: "
+        f"train/loss {values['train/loss']:.4f}, train/accuracy {values['train/accuracy']:.4f}, "
+        f"val/loss {values['val/loss']:.4f}, val/accuracy {values['val/accuracy']:.4f}, "
+        f"val/log_loss {values['val/log_loss']:.4f}, lr {values['lr']:.2e}, "
+        f"{values['images_per_second']:.0f} images/s{' *best*' if improved else ''}"
+    )
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """torchrun stops its workers with SIGTERM: end like Ctrl-C, so that the MLflow run ends as KILLED."""
+    raise KeyboardInterrupt
+
+
+@record
+def main() -> None:
+    ranks = ranks_from_environment()
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        config = parse_config(sys.argv[1:])
+        device = choose_device(config, ranks)
+        configure(config, ranks, device, choose_workers(config, ranks, device))
+        EpochPlan(1, config.batch_size, 0, 0, ranks.world_size, config.accumulation)
+        with process_group(ranks, device):
+            run(config.replace(device=device.type), ranks)
+    except (ValueError, FloatingPointError) as error:
+        root = Path(__file__).resolve().parents[1]
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent
+        if raised_in not in (root / "train", root / "serve"):
+            raise  # a library's error, not a message of ours: show where it comes from
+        if ranks.is_main:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

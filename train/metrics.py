@@ -1,0 +1,98 @@
+"""Validation metrics from the logits of every validation image: exact, whatever the number of processes."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+
+from train.data import ImageSet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of one checkpoint on the whole validation set."""
+
+    logits: NDArray[np.float64]
+    """[N, num_classes]"""
+    labels: NDArray[np.int64]
+    """[N]"""
+    values: dict[str, float]
+    """Metric name -> value: accuracy, log_loss, roc_auc, f1_macro, f1/CLASS."""
+    confusion: NDArray[np.int64]
+    """[true class, predicted class]"""
+
+    @property
+    def log_probabilities(self) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = log_softmax(self.logits, axis=1)
+        return values
+
+
+def evaluate_logits(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], class_names: tuple[str, ...]
+) -> Evaluation:
+    """
+    Args:
+        logits: [N, num_classes].
+        labels: [N].
+
+    ROC AUC is of the second of two classes, or the mean over one-against-rest; it is left out when a
+    class has no validation image.
+    """
+    classes = list(range(len(class_names)))
+    log_probabilities = log_softmax(logits, axis=1)
+    predicted = logits.argmax(axis=1)
+    f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=0.0)
+    values = {
+        "accuracy": float((predicted == labels).mean()),
+        "log_loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        "f1_macro": float(f1.mean()),
+        **{f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)},
+    }
+    if len(np.unique(labels)) == len(classes) and np.isfinite(logits).all():
+        probabilities = np.exp(log_probabilities)
+        if len(classes) == 2:
+            values["roc_auc"] = float(roc_auc_score(labels, probabilities[:, 1]))
+        else:
+            values["roc_auc"] = float(roc_auc_score(labels, probabilities, multi_class="ovr"))
+    confusion = confusion_matrix(labels, predicted, labels=classes)
+    return Evaluation(logits, labels, values, confusion)
+
+
+def write_predictions(path: Path, images: ImageSet, evaluation: Evaluation) -> None:
+    """Columns path, label, prediction, correct, loss, probability_CLASS for each class."""
+    names = images.class_names
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["path", "label", "prediction", "correct", "loss", *(f"probability_{n}" for n in names)]
+        )
+        log_probabilities = evaluation.log_probabilities
+        for i, image in enumerate(images.paths):
+            label, predicted = int(evaluation.labels[i]), int(log_probabilities[i].argmax())
+            writer.writerow(
+                [
+                    image,
+                    names[label],
+                    names[predicted],
+                    int(label == predicted),
+                    f"{-log_probabilities[i, label]:.6f}",
+                    *(f"{p:.8g}" for p in np.exp(log_probabilities[i])),
+                ]
+            )
+    temporary.replace(path)
+
+
+def read_predictions(path: Path, images: ImageSet) -> Evaluation:
+    """What `write_predictions` wrote; logits are log probabilities, which give the same metrics."""
+    names = images.class_names
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == images.paths, f"{path} is of other images"
+    probabilities = np.array([[float(row[f"probability_{n}"]) for n in names] for row in rows])
+    labels = np.array([names.index(row["label"]) for row in rows], np.int64)
+    return evaluate_logits(np.log(np.maximum(probabilities, 1e-45)), labels, names)

@@ -1,0 +1,45 @@
+"""A progress bar on a terminal, one plain line every few seconds otherwise; nothing on other ranks."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts images of one epoch. `enabled` is rank 0's."""
+
+    def __init__(self, title: str, total: int, enabled: bool):
+        self.title, self.total, self.enabled = title, total, enabled
+        self.count = 0
+        self.started = self.reported = time.perf_counter()
+        terminal = enabled and sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=title, unit="image", leave=False) if terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, images: int) -> None:
+        self.count = min(self.total, self.count + images)
+        if self.bar is not None:
+            self.bar.update(self.count - self.bar.n)
+            return
+        now = time.perf_counter()
+        if not self.enabled or now - self.reported < SECONDS_BETWEEN_LINES:
+            return
+        self.reported = now
+        rate = self.count / (now - self.started)
+        left = (self.total - self.count) / rate
+        print(
+            f"{self.title}: {self.count}/{self.total}, {rate:.0f} images/s, {left:.0f} s left", flush=True
+        )

@@ -1,0 +1,93 @@
+"""The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, val_predictions.csv,
+checkpoints/{last,best}.pt, figures/}."""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import save_checkpoint
+from train.config import TrainConfig, save_config
+from train.data import Data, prepare_data
+from train.figures import save_figures
+from train.metrics import Evaluation, write_predictions
+from train.sample import make_sample
+
+DEFAULT_DATA = Path("data/train")
+SAMPLE = Path("data/sample")
+INFERENCE_KEYS_LEFT_OUT = ("optimizer", "scheduler", "scaler")
+
+
+def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
+    """Settle the data and the run's name, then make its directory. Rank 0 alone calls this.
+
+    Raises:
+        ValueError: unusable data, or a run of this name exists.
+    """
+    notes = []
+    if not config.data:
+        config = config.replace(data=str(DEFAULT_DATA))
+        if not DEFAULT_DATA.exists():
+            made = "" if SAMPLE.exists() else " (made now)"
+            make_sample(SAMPLE)
+            config = config.replace(data=str(SAMPLE / "train"))
+            notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
+    data = prepare_data(config)
+    data.notes[:0] = notes
+    if config.resume:
+        folder = Path(config.resume).resolve()
+        config = config.replace(name=folder.name, output=str(folder.parent))
+    else:
+        config = _new_folder(config)
+    folder = run_folder(config)
+    save_config(config.replace(resume=""), folder / "config.yaml")
+    with open(
+        folder / "bad_files.csv", "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        writer.writerows(data.bad.items())
+    if data.bad:
+        data.notes.append(f"warning: {len(data.bad)} unreadable files left out: {folder / 'bad_files.csv'}")
+    return config, data
+
+
+def run_folder(config: TrainConfig) -> Path:
+    return Path(config.output) / config.name
+
+
+def _new_folder(config: TrainConfig) -> TrainConfig:
+    if not config.name:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        config = config.replace(name=f"{stamp}-{config.model.replace('/', '-')}")
+    folder = run_folder(config)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ValueError(
+            f"run {str(folder)!r} exists: choose another --name, or go on with --resume {folder}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
+    return config
+
+
+def save_epoch(
+    folder: Path, state: dict[str, Any], data: Data, evaluation: Evaluation, improved: bool
+) -> None:
+    """The last checkpoint, and when this epoch is the best one its checkpoint and predictions."""
+    if improved:
+        write_predictions(folder / "val_predictions.csv", data.val, evaluation)
+        best = {key: value for key, value in state.items() if key not in INFERENCE_KEYS_LEFT_OUT}
+        save_checkpoint(best, folder / "checkpoints" / "best.pt")
+    save_checkpoint(state, folder / "checkpoints" / "last.pt")
+
+
+def report_files(
+    folder: Path, rows: Sequence[dict[str, Any]], evaluation: Evaluation, data: Data, config: TrainConfig
+) -> list[Path]:
+    """Draw the figures of the finished run; returns what belongs in MLflow."""
+    save_figures(folder / "figures", rows, evaluation, data.val, config.preprocess())
+    names = ("config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures")
+    return [*(folder / name for name in names), folder / "checkpoints" / "best.pt"]

@@ -1,0 +1,90 @@
+"""Read every image once before training: which are unreadable, which are the same file twice."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+
+from serve.preprocess import load_image, read_image_file
+
+Entry = list[str]  # [size and time of change, sha256, error]
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    sha256: dict[str, str]
+    """Readable file -> hash of its bytes."""
+    bad: dict[str, str]
+    """Unreadable file -> reason."""
+
+
+def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
+    """Decode and hash all files with one thread a processor.
+
+    What is known of a file is kept in `cache_folder` and used again while its size and time of
+    change stay the same.
+    """
+    cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
+    known = _load_cache(cache_file)
+
+    def examine(path: str) -> tuple[str, Entry]:
+        stamp, cached = _stamp(root / path), known.get(path)
+        if cached and stamp and cached[0] == stamp:
+            return path, cached
+        return path, [stamp, *_examine(root / path)]
+
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        entries = dict(pool.map(examine, paths))
+    if any(known.get(path) != entry for path, entry in entries.items()):
+        _save_cache(cache_file, {**known, **entries})
+    return ScanResult(
+        sha256={path: sha256 for path, (_, sha256, error) in entries.items() if not error},
+        bad={path: error for path, (_, _, error) in entries.items() if error},
+    )
+
+
+def _examine(path: Path) -> tuple[str, str]:
+    """(sha256, "") or ("", reason)."""
+    try:
+        data = read_image_file(path)
+        load_image(data)
+    except OSError as error:
+        return "", error.strerror or str(error)
+    except ValueError as error:
+        return "", str(error)
+    return hashlib.sha256(data).hexdigest(), ""
+
+
+def _stamp(path: Path) -> str:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return ""
+    return f"{info.st_size}:{info.st_mtime_ns}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def _load_cache(path: Path) -> dict[str, Entry]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # no cache, or a damaged one: everything is read again
+    return values if isinstance(values, dict) else {}
+
+
+def _save_cache(path: Path, values: dict[str, Entry]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(values), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        print(f"warning: the scan cannot be cached in {path}: {error}", flush=True)

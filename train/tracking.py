@@ -1,0 +1,218 @@
+"""The only importer of mlflow. Metrics are always written to metrics.jsonl first.
+
+MLflow may be away, slow or broken: training goes on, and what it missed is sent with the next epoch.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.entities import Metric, Param
+
+from train.config import TrainConfig
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+SYSTEM_METRICS_SECONDS = 5
+
+
+class NullTracker:
+    """The interface, and what ranks other than 0 have."""
+
+    run_id: str = ""
+    rows: Sequence[dict[str, Any]] = ()
+    """One for each epoch so far: {"epoch", "time", metric: value, ...}."""
+
+    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None: ...
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None: ...
+    def log_files(self, paths: list[Path]) -> None: ...
+    def end(self, status: str) -> None: ...
+
+
+class MetricsFile(NullTracker):
+    """metrics.jsonl alone: a row a line."""
+
+    rows: list[dict[str, Any]]
+
+    def __init__(self, path: Path, epochs_done: int):
+        """Lines after `epochs_done` belong to work that is done again, and are dropped."""
+        self.path = path
+        self.rows = [row for row in read_metrics(path) if row["epoch"] <= epochs_done]
+        if path.exists():
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            temporary.replace(path)
+
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
+        row = {"epoch": epoch, "time": time.time(), **values}
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def build_tracker(
+    config: TrainConfig, is_main: bool, path: Path, epochs_done: int, run_id: str
+) -> NullTracker:
+    """Only rank 0 has one that does anything."""
+    if not is_main:
+        return NullTracker()
+    if not config.track:
+        return MetricsFile(path, epochs_done)
+    return MlflowTracker(config, path, epochs_done, run_id)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class MlflowTracker(MetricsFile):
+    """Exactly one MLflow run for a training run, also after a resume (`run_id`)."""
+
+    def __init__(self, config: TrainConfig, path: Path, epochs_done: int, run_id: str):
+        super().__init__(path, epochs_done)
+        self.config, self.run_id = config, run_id
+        self.resumed = bool(run_id)
+        self.sent = 0  # rows that MLflow has; after a resume all are sent again, which changes nothing
+        self.pending: list[Callable[[], object]] = []
+
+    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None:
+        connect()
+        self.pending.append(lambda: self._open_run(parameters, data_source, data_digest))
+        self._flush()
+
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
+        super().log_metrics(epoch, values)
+        self._flush()
+
+    def log_files(self, paths: list[Path]) -> None:
+        """Files go to the run's root, folders below their own name."""
+        for path in paths:
+            folder = path.name if path.is_dir() else None
+            self.pending.append(partial(_log_path, path, folder))
+        self._flush()
+
+    def end(self, status: str) -> None:
+        """`status` is FINISHED, FAILED or KILLED."""
+        self.pending.append(lambda: mlflow.end_run(status))
+        self._flush()
+        if self.pending:
+            print(f"warning: MLflow missed {len(self.pending)} records; metrics are in {self.path}")
+
+    def _open_run(self, parameters: dict[str, Any], source: str, digest: str) -> None:
+        mlflow.set_experiment(self.config.experiment)
+        mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
+        if self.resumed:
+            mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+            known = mlflow.get_run(self.run_id).data.params
+            changed = {k: v for k, v in parameters.items() if k in known and known[k] != str(v)}
+            prefix = f"resume.{len(self.rows)}."
+            _log_parameters(self.run_id, {prefix + k: v for k, v in changed.items()})
+            return
+        run = mlflow.start_run(run_name=self.config.name, log_system_metrics=True)
+        self.run_id = run.info.run_id
+        _log_parameters(self.run_id, parameters)
+        dataset = MetaDataset(
+            LocalArtifactDatasetSource(str(Path(source).resolve())),
+            name=Path(source).name,
+            digest=digest[:36],  # MLflow's limit
+        )
+        mlflow.log_input(dataset, context="training")
+
+    def _send_rows(self) -> None:
+        rows = self.rows[self.sent :]
+        metrics = [
+            Metric(metric_name(name), value, int(row["time"] * 1000), row["epoch"])
+            for row in rows
+            for name, value in row.items()
+            if name not in ("epoch", "time")
+        ]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            mlflow.MlflowClient().log_batch(self.run_id, metrics[start : start + 1000])
+        self.sent += len(rows)
+
+    def _flush(self) -> None:
+        """Send what is pending, in order, up to the first failure."""
+        try:
+            while self.pending:
+                self.pending[0]()
+                del self.pending[0]
+                self._send_rows()
+            self._send_rows()
+        except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            print(f"warning: MLflow does not answer; its records are kept for later: {reason}", flush=True)
+
+
+def _log_path(path: Path, folder: str | None) -> None:
+    if folder:
+        mlflow.log_artifacts(str(path), folder)
+    else:
+        mlflow.log_artifact(str(path))
+
+
+def _log_parameters(run_id: str, parameters: dict[str, Any]) -> None:
+    params = [Param(key, str(value)) for key, value in parameters.items()]
+    for start in range(0, len(params), 100):  # MLflow's limit for one call
+        mlflow.MlflowClient().log_batch(run_id, params=params[start : start + 100])
+
+
+def metric_name(name: str) -> str:
+    """Class names can hold characters that MLflow refuses."""
+    return re.sub(r"[^/\w.\- :]", "_", name)[:250]
+
+
+def connect() -> None:
+    """Tracking URI, and bounds on how long a server that does not answer may hold us up."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(DEFAULT_URI)
+
+
+def log_verified_model(
+    run_id: str, model: Path, verification: Path, image_size: int, num_classes: int, register: str
+) -> str:
+    """Log the ONNX file with its signature to the run that trained it; returns the model's URI.
+
+    With `register`, also a new version of that registered model, which gets the alias challenger.
+    """
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    connect()
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, image_size, image_size, 3), "images")]),
+        outputs=Schema(
+            [
+                TensorSpec(np.dtype(np.float32), (-1, num_classes), "logits"),
+                TensorSpec(np.dtype(np.float32), (-1, num_classes), "probabilities"),
+            ]
+        ),
+    )
+    client = mlflow.MlflowClient()
+    status = client.get_run(run_id).info.status
+    with mlflow.start_run(run_id=run_id):
+        mlflow.log_artifact(str(verification), "export")
+        info = mlflow.onnx.log_model(
+            onnx.load(model),
+            name="model",
+            signature=signature,
+            pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pillow"],
+            save_as_external_data=False,
+            registered_model_name=register or None,
+        )
+    client.set_terminated(run_id, status)  # reopening must not make a failed run a finished one
+    if register:
+        client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
+    return str(info.model_uri)

@@ -1,0 +1,186 @@
+"""Everything that a run changes while it trains, and how it is saved and restored."""
+
+import importlib.metadata
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from train.config import TrainConfig
+from train.data import Data
+from train.device import Precision, to_memory_format
+from train.distributed import Ranks, wrap
+from train.model import ImageClassifier
+from train.optim import build_ema, build_optimizer, build_scheduler
+
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+@dataclass
+class History:
+    """How far the run is, and which epoch was best."""
+
+    epochs_done: int = 0
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the best epoch, val/NAME -> value."""
+
+    def update(self, metrics: dict[str, float], config: TrainConfig) -> bool:
+        """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins)."""
+
+        def rank(m: dict[str, float]) -> tuple[float, float]:
+            accuracy, loss = m["val/accuracy"], -m["val/log_loss"]
+            return (accuracy, loss) if config.monitor == "accuracy" else (loss, accuracy)
+
+        self.epochs_done += 1
+        improved = not self.best or rank(metrics) > rank(self.best)
+        if improved:
+            self.best, self.best_epoch = metrics, self.epochs_done
+        return improved
+
+    def complete(self, config: TrainConfig) -> bool:
+        """All epochs are done, or `patience` is used up."""
+        stale = self.epochs_done - self.best_epoch
+        return self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
+
+    def stopped(self, config: TrainConfig) -> bool:
+        """Complete, or at `stop_after`."""
+        return self.complete(config) or bool(config.stop_after and self.epochs_done >= config.stop_after)
+
+
+@dataclass
+class Trainee:
+    model: ImageClassifier
+    """The bare module."""
+    wrapped: nn.Module
+    """What training calls: DistributedDataParallel around the model."""
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    precision: Precision
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is validated, and exported from the best checkpoint."""
+        return self.model if self.ema is None else self.ema.module
+
+    def forward(self, images: Tensor) -> Any:
+        """The training forward pass: logits, or `Outputs` of a network with auxiliary heads."""
+        device, autocast = images.device.type, self.precision.autocast
+        with torch.autocast(device, self.precision.dtype, enabled=bool(autocast)):
+            return self.wrapped(images)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, clip_grad: float) -> None:
+        """One optimizer step with the gradients gathered, then the schedule's and the average's."""
+        if clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names without prefixes of wrappers."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "ema_steps": 0 if self.ema is None else int(self.ema.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "precision": asdict(self.precision),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (state["ema"] is None) != (self.ema is None):
+            raise ValueError("--ema cannot be turned on or off in a resumed run")
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.fill_(state["ema_steps"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def build_trainee(
+    config: TrainConfig,
+    model: ImageClassifier,
+    steps_per_epoch: int,
+    precision: Precision,
+    ranks: Ranks,
+    device: torch.device,
+) -> Trainee:
+    model.channels_last = precision.channels_last
+    to_memory_format(model, precision)
+    optimizer = build_optimizer(config, model)
+    return Trainee(
+        model=model,
+        wrapped=wrap(model, ranks, device),
+        optimizer=optimizer,
+        scheduler=build_scheduler(config, optimizer, steps_per_epoch),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.autocast == "float16"),
+        ema=build_ema(config, model),
+        precision=precision,
+    )
+
+
+def checkpoint_state(
+    trainee: Trainee, history: History, data: Data, config: TrainConfig, run_id: str
+) -> dict[str, Any]:
+    """Tensors and plain types: all that a run needs to go on, and all that an export needs."""
+    return {
+        **trainee.state_dict(),
+        "history": asdict(history),
+        "epoch": history.epochs_done,
+        "config": config.to_dict(),
+        "class_names": list(data.train.class_names),
+        "preprocess": config.preprocess().to_dict(),
+        "data_digest": data.digest,
+        "val_root": str(data.val.root.resolve()),
+        "run_id": run_id,
+        "run_name": config.name,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+    }
+
+
+# What may differ between the start of a run and its continuation; the rest decides what is trained.
+FREE_TO_CHANGE = frozenset(
+    {"epochs", "patience", "stop_after", "num_workers", "resume", "output", "name", "max_bad", "track"}
+    | {"experiment", "device", "data", "val_data", "data_format", "precision", "channels_last"}
+)
+
+
+def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainConfig) -> History:
+    """Load a checkpoint into the trainee.
+
+    Raises:
+        ValueError: the data or a setting changed, so that this would be another run.
+    """
+    saved = state["config"]
+    changed = {
+        name: (saved[name], value)
+        for name, value in config.to_dict().items()
+        if name not in FREE_TO_CHANGE and saved.get(name) != value
+    }
+    if changed:
+        listed = ", ".join(f"--{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        raise ValueError(f"a resumed run keeps its settings, and these differ: {listed}; start a new run")
+    if state["data_digest"] != data.digest:
+        raise ValueError(
+            f"the data of this run changed since it started (digest {state['data_digest'][:12]} -> "
+            f"{data.digest[:12]}): restore the data, or start a new run from its weights with --weights"
+        )
+    trainee.load_state_dict(state)
+    return History(**state["history"])
