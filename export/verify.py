@@ -1,0 +1,261 @@
+"""PyTorch against the served path, on real validation images from their bytes and on noise: a gate.
+
+The PyTorch side takes weights, preprocessing and class names from the checkpoint. The served side takes
+all three from the ONNX file, through the code that serves it. Whatever was damaged on the way shows.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve.predictor import Predictor
+from serve.preprocess import Preprocess, load_image, read_image_file
+from train.model import ImageClassifier
+
+BATCH_SIZES = (1, 2, 7, 32)
+NOISE_SEED = 0
+MAX_PROBABILITY_DIFFERENCE = 1e-4
+MAX_LOGIT_DIFFERENCE = 1e-3
+"""Relative to 1 + the largest |logit|."""
+MAX_ACCURACY_DRIFT = 0.005
+"""Between the accuracy recorded in training (another device, another batch size) and PyTorch's here."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Verification:
+    """Goes to verification.json."""
+
+    passed: bool = False
+    failures: list[str] = field(default_factory=list)
+    num_images: int = 0
+    num_noise_images: int = 0
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    provider: str = ""
+    precision: str = "fp32"
+    max_difference_logits: float = 0.0
+    max_difference_probabilities: float = 0.0
+    argmax_agreement: float = 0.0
+    """Share of images, noise included, with the same likeliest class."""
+    accuracy_pytorch: float = 0.0
+    accuracy_served: float = 0.0
+    """By class name, as a user of the file reads it."""
+    accuracy_trained: float = 0.0
+    """As recorded when the checkpoint was written."""
+    log_loss_pytorch: float = 0.0
+    log_loss_served: float = 0.0
+    checkpoint_sha256: str = ""
+    model_sha256: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ValidationImages:
+    root: Path
+    paths: Sequence[str]
+    labels: Sequence[str]
+    """Class names."""
+    is_whole_set: bool
+
+    @classmethod
+    def read(cls, predictions: Path, root: Path, limit: int = 0) -> "ValidationImages":
+        """From a run's val_predictions.csv; `limit` takes that many, evenly spaced; 0 takes all."""
+        try:
+            with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise ValueError(f"{predictions} cannot be read: {error.strerror}") from error
+        total = len(rows)
+        if limit and limit < total:
+            rows = [rows[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
+        return cls(root, [r["path"] for r in rows], [r["label"] for r in rows], len(rows) == total)
+
+
+@dataclass
+class _Answers:
+    """Of both paths, on the same images; each array [N, num_classes]."""
+
+    pytorch_logits: list[Floats] = field(default_factory=list)
+    served_logits: list[Floats] = field(default_factory=list)
+    served_probabilities: list[Floats] = field(default_factory=list)
+
+    def stack(self) -> tuple[Floats, Floats, Floats]:
+        parts = (self.pytorch_logits, self.served_logits, self.served_probabilities)
+        logits, served_logits, served_probabilities = (np.concatenate(part) for part in parts)
+        return logits, served_logits, served_probabilities
+
+
+@torch.inference_mode()
+def verify(
+    model: ImageClassifier,
+    checkpoint: dict[str, Any],
+    onnx_file: Path,
+    images: ValidationImages,
+    provider: str = "cpu",
+) -> Verification:
+    """Never raises for a bad model file: every finding is in `failures`, and `passed` is the verdict.
+
+    Raises:
+        ValueError: a validation image is gone or unreadable, so that nothing can be verified.
+    """
+    report = Verification(accuracy_trained=checkpoint["history"]["best"]["val/accuracy"])
+    class_names = list(checkpoint["class_names"])
+    preprocess = Preprocess.from_dict(checkpoint["preprocess"])
+    try:
+        predictor = Predictor(onnx_file, provider)
+    except ValueError as error:
+        report.failures.append(str(error))
+        return report
+    report.provider = predictor.provider
+    _check_metadata(report, predictor, class_names, preprocess)
+    if predictor.metadata.preprocess.size != preprocess.size or predictor.num_classes != len(class_names):
+        return report  # nothing left to compare
+
+    real, noise = _Answers(), _Answers()
+    for batch in _batches(images.paths):
+        decoded = [_load(images.root / path) for path in batch]
+        trained = np.stack([preprocess(image) for image in decoded])
+        served = np.stack([predictor.preprocess(image) for image in decoded])
+        _ask(real, model, predictor, trained, served)
+    random = np.random.default_rng(NOISE_SEED)
+    for batch_size in BATCH_SIZES:
+        pixels = random.integers(0, 256, (batch_size, preprocess.size, preprocess.size, 3), np.uint8)
+        _ask(noise, model, predictor, pixels, pixels)
+    _compare(report, real, noise)
+    _score(report, real, images, class_names, list(predictor.metadata.class_names))
+    report.passed = not report.failures
+    return report
+
+
+def _check_metadata(
+    report: Verification, predictor: Predictor, class_names: list[str], preprocess: Preprocess
+) -> None:
+    served = predictor.metadata
+    if list(served.class_names) != class_names:
+        report.failures.append(
+            f"class names in the file are {list(served.class_names)}, the checkpoint's are {class_names}"
+        )
+    if served.preprocess != preprocess:
+        report.failures.append(
+            f"preprocessing in the file is {served.preprocess}, the checkpoint's is {preprocess}"
+        )
+
+
+def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    """One batch of each size, then the rest in the largest."""
+    start = 0
+    for size in BATCH_SIZES:
+        if batch := paths[start : start + size]:
+            yield batch
+        start += size
+    for first in range(start, len(paths), BATCH_SIZES[-1]):
+        yield paths[first : first + BATCH_SIZES[-1]]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return load_image(read_image_file(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"validation image {path} cannot be read, so nothing is verified: {error}"
+        ) from error
+
+
+def _ask(
+    answers: _Answers,
+    model: ImageClassifier,
+    predictor: Predictor,
+    trained: NDArray[np.uint8],
+    served: NDArray[np.uint8],
+) -> None:
+    answers.pytorch_logits.append(model(torch.from_numpy(trained)).numpy())
+    logits, probabilities = predictor.run(served)
+    answers.served_logits.append(logits)
+    answers.served_probabilities.append(probabilities)
+
+
+def _softmax(logits: Floats) -> Floats:
+    values: Floats = torch.from_numpy(logits).double().softmax(1).numpy()
+    return values
+
+
+def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
+    stacked = zip(real.stack(), noise.stack(), strict=True)
+    pytorch, served_logits, served = (np.concatenate(parts) for parts in stacked)
+    probabilities = _softmax(pytorch)
+    report.num_images = sum(len(part) for part in real.pytorch_logits)
+    report.num_noise_images = sum(len(part) for part in noise.pytorch_logits)
+    if not (np.isfinite(pytorch).all() and np.isfinite(served_logits).all() and np.isfinite(served).all()):
+        report.failures.append("logits or probabilities are not finite")
+        return
+    report.max_difference_logits = float(np.abs(pytorch - served_logits).max())
+    report.max_difference_probabilities = float(np.abs(probabilities - served).max())
+    same = probabilities.argmax(1) == served.argmax(1)
+    report.argmax_agreement = float(same.mean())
+    top_two = np.sort(probabilities, axis=1)[:, -2:]
+    tied = top_two[:, 1] - top_two[:, 0] <= 2 * MAX_PROBABILITY_DIFFERENCE
+    if report.max_difference_probabilities > MAX_PROBABILITY_DIFFERENCE:
+        report.failures.append(
+            f"probabilities differ by up to {report.max_difference_probabilities:.3g}, "
+            f"more than {MAX_PROBABILITY_DIFFERENCE:g}"
+        )
+    logit_limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    if report.max_difference_logits > logit_limit:
+        report.failures.append(
+            f"logits differ by up to {report.max_difference_logits:.3g}, more than {logit_limit:.3g}"
+        )
+    if not (same | tied).all():
+        report.failures.append(
+            f"{int((~(same | tied)).sum())} of {len(same)} images get another class from the served model"
+        )
+
+
+def _score(
+    report: Verification,
+    real: _Answers,
+    images: ValidationImages,
+    trained_names: list[str],
+    served_names: list[str],
+) -> None:
+    """The validation metric through both paths, each with its own class names."""
+    pytorch, _, served = real.stack()
+    if not (np.isfinite(pytorch).all() and np.isfinite(served).all()):
+        return
+    probabilities = _softmax(pytorch)
+    labels = list(images.labels)
+    rows = np.arange(len(labels))
+
+    def accuracy(values: Floats, names: list[str]) -> float:
+        return float(
+            np.mean([names[i] == label for i, label in zip(values.argmax(1), labels, strict=True)])
+        )
+
+    def log_loss(values: Floats, names: list[str]) -> float:
+        columns = [names.index(label) for label in labels]
+        return float(-np.log(np.maximum(values[rows, columns], 1e-15)).mean())
+
+    report.accuracy_pytorch = accuracy(probabilities, trained_names)
+    report.accuracy_served = accuracy(served, served_names)
+    report.log_loss_pytorch = log_loss(probabilities, trained_names)
+    if set(served_names) == set(trained_names):
+        report.log_loss_served = log_loss(served, served_names)
+    if abs(report.accuracy_served - report.accuracy_pytorch) > 1 / len(labels):
+        report.failures.append(
+            f"validation accuracy is {report.accuracy_served:.4f} served and "
+            f"{report.accuracy_pytorch:.4f} in PyTorch"
+        )
+    drift = abs(report.accuracy_pytorch - report.accuracy_trained)
+    if images.is_whole_set and drift > max(MAX_ACCURACY_DRIFT, 1.5 / len(labels)):
+        report.failures.append(
+            f"validation accuracy was {report.accuracy_trained:.4f} in training and is "
+            f"{report.accuracy_pytorch:.4f} now: the validation images or a library changed"
+        )
