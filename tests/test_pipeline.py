@@ -1,0 +1,199 @@
+"""Whole-pipeline claims, with real torchrun: the README's commands do what it says."""
+
+import csv
+import os
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL, TrainedRun, launch, torchrun
+
+from train.checkpoint import load_checkpoint
+
+PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    state = load_checkpoint(folder / "checkpoints" / "last.pt")
+    weights: dict[str, torch.Tensor] = state["model"]
+    return weights
+
+
+def test_run_directory_is_complete(trained: TrainedRun) -> None:
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "bad_files.csv",
+        "val_predictions.csv",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "figures/curves.png",
+        "figures/confusion_matrix.png",
+        "figures/worst_mistakes.png",
+    ):
+        assert (trained.folder / name).is_file(), name
+
+
+def test_log_names_the_data_layout_and_the_sizes(trained: TrainedRun) -> None:
+    assert "labels in the file names" in trained.printed
+    assert "train 136 images {'cat': 68, 'dog': 68}" in trained.printed
+    assert "4 processes" in trained.printed
+
+
+def test_every_validation_image_has_one_prediction(trained: TrainedRun) -> None:
+    rows = read_csv(trained.folder / "val_predictions.csv")
+    assert len(rows) == len({row["path"] for row in rows}) == 24
+    for row in rows:
+        assert float(row["probability_cat"]) + float(row["probability_dog"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_train_export_score(trained: TrainedRun) -> None:
+    """The three commands, started by path from another directory."""
+    printed = launch(
+        sys.executable, REPOSITORY / "export" / "main.py", "--run", trained.folder, cwd=trained.cwd
+    )
+    assert "argmax agreement 100.00%" in printed
+    model = trained.folder / "export" / "model.onnx"
+    output = trained.cwd / "predictions.csv"
+    arguments = ["--model", model, "--images", trained.sample / "test", "--output", output]
+    launch(sys.executable, REPOSITORY / "serve" / "main.py", *arguments, cwd=trained.cwd)
+    rows = read_csv(output)
+    assert [row["path"] for row in rows] == sorted(f"{i}.jpg" for i in range(1, 21))
+    assert all(row["error"] == "" for row in rows)
+    # probabilities, not hard answers
+    assert any(0 < float(row["probability_dog"]) < 1 for row in rows)
+
+
+def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: TrainedRun) -> None:
+    with sqlite3.connect(trained.cwd / "mlflow.db") as db:
+        runs = db.execute("select run_uuid, name, status, artifact_uri from runs").fetchall()
+        assert len(runs) == 1
+        run_id, name, status, artifacts = runs[0]
+        assert (name, status) == ("small", "FINISHED")
+        params = dict(db.execute("select key, value from params").fetchall())
+        assert params["model"] == "simple_cnn"
+        assert params["world_size"] == "4"
+        metrics = db.execute("select key, step from metrics").fetchall()
+        for key in ("train/loss", "val/accuracy", "val/log_loss", "val/roc_auc", "lr", "images_per_second"):
+            assert sorted(step for k, step in metrics if k == key) == [1, 2], key
+        digest = db.execute("select digest from datasets").fetchall()
+        assert digest == [(params["data_digest"][:36],)]
+    folder = Path(artifacts.removeprefix("file://"))
+    for artifact in ("best.pt", "config.yaml", "figures/curves.png", "val_predictions.csv"):
+        assert (folder / artifact).is_file(), artifact
+    assert load_checkpoint(trained.folder / "checkpoints" / "best.pt")["run_id"] == run_id
+
+
+NO_BATCH_NORM = [
+    *("--model", "squeezenet1_1", "--dropout", 0, "--image-size", 32, "--batch-size", 32),
+    *("--precision", "fp32", "--deterministic", "--mixup", 0.2, "--ema", 0, "--epochs", 1),
+    *("--track", "false"),
+]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_number_of_processes_does_not_change_the_run(
+    processes: int, sample: Path, tmp_path: Path
+) -> None:
+    """Same global batch, model without batch norm: same validation set, same weights up to rounding."""
+    for count in (1, processes):
+        torchrun(count, "--data", sample / "train", *NO_BATCH_NORM, "--name", f"n{count}", cwd=tmp_path)
+    one, many = (weights_of(tmp_path / "runs" / f"n{count}") for count in (1, processes))
+    for name, tensor in one.items():
+        torch.testing.assert_close(many[name], tensor, rtol=1e-4, atol=1e-5)
+    rows = [read_csv(tmp_path / "runs" / f"n{count}" / "val_predictions.csv") for count in (1, processes)]
+    assert [row["path"] for row in rows[0]] == [row["path"] for row in rows[1]]
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(sample: Path, tmp_path: Path) -> None:
+    """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run."""
+    settings = ["--data", sample / "train", *SMALL, "--deterministic", "--cutmix", 1.0, "--epochs", 4]
+    torchrun(2, *settings, "--name", "whole", "--track", "false", cwd=tmp_path)
+    torchrun(2, *settings, "--name", "parts", "--stop-after", 2, cwd=tmp_path)
+    torchrun(2, "--resume", "runs/parts", "--stop-after", 0, cwd=tmp_path)
+    whole, parts = (
+        load_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
+    )
+    assert whole["epoch"] == parts["epoch"] == 4
+    for part in ("model", "ema"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, parts[part][name]), f"{part} {name}"
+    for index, moments in whole["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, parts["optimizer"]["state"][index][name]), name
+    assert whole["history"] == parts["history"]
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        assert db.execute("select name, status from runs").fetchall() == [("parts", "FINISHED")]
+        steps = db.execute("select step from metrics where key = 'val/accuracy' order by step").fetchall()
+        assert sorted(set(steps)) == [(1,), (2,), (3,), (4,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "--data 'nowhere' does not exist"),
+        (["--model", "resnet81"], "unknown --model 'resnet81'; the closest names are"),
+        (["--batch-size", "33"], "--batch_size 33 is not divisible by 2"),
+        (["--epochs", "0"], "--epochs 0 is outside 1.."),
+        (["--epoch", "3"], "--epoch"),
+    ],
+)
+def test_bad_settings_are_one_clear_line_and_no_rank_waits(
+    arguments: list[str], message: str, sample: Path, tmp_path: Path
+) -> None:
+    data = [] if "--data" in arguments else ["--data", sample / "train"]
+    printed = torchrun(2, *data, "--track", "false", *arguments, cwd=tmp_path, code=1)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_the_code_beside_the_script_runs_whatever_is_installed(sample: Path, tmp_path: Path) -> None:
+    """With no arguments it takes ./data/train; its modules are those next to the script started."""
+    copy = tmp_path / "copy"
+    for package in ("train", "serve"):
+        shutil.copytree(REPOSITORY / package, copy / package)
+    with (copy / "train" / "distributed.py").open("a") as file:
+        file.write("\nprint('this is the copy')\n")
+    work = tmp_path / "work"
+    shutil.copytree(sample / "train", work / "data" / "train")
+    (work / "config.yaml").write_text("epochs: 1\nimage_size: 32\nmodel: simple_cnn\nbatch_size: 16\n")
+    printed = torchrun(1, "--config", "config.yaml", cwd=work, root=copy)
+    assert "this is the copy" in printed
+    assert "data/train: 160 images" in printed
+
+
+def test_without_data_the_drawn_sample_set_is_made_and_said_so(tmp_path: Path) -> None:
+    arguments = ["--epochs", 1, "--image-size", 32, "--model", "simple_cnn", "--track", "false"]
+    printed = torchrun(2, *arguments, cwd=tmp_path)
+    assert "training on the drawn sample set (made now)" in printed
+    assert (tmp_path / "data" / "sample" / "train" / "dog.0.jpg").is_file()
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS, reason="PUREBRED_PHOTOGRAPHS names no folder of photographs")
+def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
+    """Five short epochs on real photographs are enough for well above 75 % on images never seen."""
+    data = Path(PHOTOGRAPHS)
+    arguments = ["--model", "simple_cnn", "--image-size", 64, "--epochs", 5, "--lr", 2e-3, "--ema", 0.99]
+    torchrun(2, "--data", data / "kaggle" / "train", *arguments, "--name", "photographs", cwd=tmp_path)
+    folder = tmp_path / "runs" / "photographs"
+    launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", folder, cwd=tmp_path)
+    images = data / "kaggle" / "test1"
+    model = folder / "export" / "model.onnx"
+    output = tmp_path / "submission.csv"
+    scoring = ["--model", model, "--images", images, "--output", output, "--format", "kaggle"]
+    launch(sys.executable, REPOSITORY / "serve" / "main.py", *scoring, cwd=tmp_path)
+    rows = read_csv(output)
+    assert sorted(int(row["id"]) for row in rows) == list(range(1, 501))
+    assert all(0 < float(row["label"]) < 1 for row in rows)
+    predictions = read_csv(folder / "val_predictions.csv")
+    assert len(predictions) == 2250
+    assert sum(int(row["correct"]) for row in predictions) / len(predictions) > 0.75

@@ -1,0 +1,117 @@
+"""The gate bites: whatever is damaged between training and serving is found, and named."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TrainedRun
+from onnx import numpy_helper
+
+from export.convert import convert, describe, rebuild
+from export.verify import ValidationImages, Verification, verify
+from serve.metadata import METADATA_KEY, ModelMetadata
+from train.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def exported(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
+    path = tmp_path_factory.mktemp("export") / "good.onnx"
+    convert(rebuild(checkpoint), describe(checkpoint, "0" * 64), path)
+    return path
+
+
+def check(trained: TrainedRun, onnx_file: Path, limit: int = 0) -> Verification:
+    checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
+    root = Path(checkpoint["val_root"])
+    images = ValidationImages.read(trained.folder / "val_predictions.csv", root, limit)
+    return verify(rebuild(checkpoint), checkpoint, onnx_file, images)
+
+
+def damaged(source: Path, target: Path, **metadata: object) -> Path:
+    """A copy of the file with other metadata values."""
+    proto = onnx.load(source)
+    props = {prop.key: prop.value for prop in proto.metadata_props}
+    values = ModelMetadata.from_json(props[METADATA_KEY])
+    values = type(values)(**{**values.__dict__, **metadata})
+    onnx.helper.set_model_props(proto, {METADATA_KEY: values.to_json()})
+    onnx.save(proto, target)
+    return target
+
+
+def test_an_honest_export_passes_on_all_images(trained: TrainedRun, exported: Path) -> None:
+    report = check(trained, exported)
+    assert report.passed, report.failures
+    assert (report.num_images, report.num_noise_images) == (24, 1 + 2 + 7 + 32)
+    assert report.argmax_agreement == 1.0
+    assert 0 < report.max_difference_probabilities <= 1e-4
+    assert report.accuracy_pytorch == report.accuracy_served == report.accuracy_trained
+    assert report.log_loss_served == pytest.approx(report.log_loss_pytorch, abs=1e-5)
+
+
+def test_limit_takes_evenly_spaced_images(trained: TrainedRun, exported: Path) -> None:
+    report = check(trained, exported, limit=10)
+    assert report.passed
+    assert report.num_images == 10
+
+
+def test_a_tampered_graph_fails(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
+    """One weight of the last layer, changed."""
+    proto = onnx.load(exported)
+    head = next(w for w in proto.graph.initializer if "classifier" in w.name and w.name.endswith("weight"))
+    values = numpy_helper.to_array(head).copy()
+    values[0, 0] += 0.5
+    head.CopyFrom(numpy_helper.from_array(values, head.name))
+    onnx.save(proto, tmp_path / "tampered.onnx")
+    report = check(trained, tmp_path / "tampered.onnx")
+    assert not report.passed
+    assert any("probabilities differ by up to" in failure for failure in report.failures)
+
+
+def test_a_wrong_preprocess_fails(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
+    metadata = ModelMetadata.from_json(onnx.load(exported).metadata_props[0].value)
+    other = type(metadata.preprocess)(mode="squash", size=32, resize_size=37)
+    report = check(trained, damaged(exported, tmp_path / "squash.onnx", preprocess=other))
+    assert not report.passed
+    assert any("preprocessing in the file is" in failure for failure in report.failures)
+    # and it is found in the answers as well, not by comparing settings alone
+    assert any("probabilities differ by up to" in failure for failure in report.failures)
+
+
+def test_swapped_class_names_fail(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
+    swapped = damaged(exported, tmp_path / "swapped.onnx", class_names=("dog", "cat"))
+    report = check(trained, swapped)
+    assert not report.passed
+    assert any("class names in the file are ['dog', 'cat']" in failure for failure in report.failures)
+    assert report.accuracy_served == pytest.approx(1 - report.accuracy_pytorch)
+
+
+def test_a_graph_that_is_wrong_on_noise_alone_fails(
+    trained: TrainedRun, exported: Path, tmp_path: Path
+) -> None:
+    """Validation images are much alike; noise reaches values that they do not."""
+    proto = onnx.load(exported)
+    conv = next(n for n in proto.graph.node if n.op_type == "Relu")
+    clip = onnx.helper.make_node("Clip", [conv.input[0], "zero", "ceiling"], [conv.output[0]])
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(3.0), "ceiling"))
+    position = list(proto.graph.node).index(conv)
+    proto.graph.node.remove(conv)
+    proto.graph.node.insert(position, clip)
+    onnx.save(proto, tmp_path / "clipped.onnx")
+    assert not check(trained, tmp_path / "clipped.onnx").passed
+
+
+def test_not_a_model_at_all_fails(trained: TrainedRun, tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("not a model")
+    report = check(trained, tmp_path / "text.onnx")
+    assert not report.passed
+    assert "cannot load this model" in report.failures[0]
+
+
+def test_a_validation_image_that_is_gone_is_an_error(trained: TrainedRun, exported: Path) -> None:
+    checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
+    images = ValidationImages(Path("/nowhere"), ["cat.0.jpg"], ["cat"], is_whole_set=False)
+    with pytest.raises(ValueError, match=r"validation image /nowhere/cat\.0\.jpg cannot be read"):
+        verify(rebuild(checkpoint), checkpoint, exported, images)
