@@ -1,5 +1,6 @@
 """Training-time augmentation. Every draw is a function of (seed, epoch, sample or pair)."""
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,16 +22,17 @@ INTERPOLATION = {
 }
 
 
-def seed_of(*key: int) -> int:
-    """A 64-bit seed that is a function of the key; neighbouring keys give unrelated seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+def seed_of(purpose: str, *key: int) -> int:
+    """A 64-bit seed that is a function of purpose and key; neighbouring keys give unrelated seeds."""
+    entropy = (zlib.crc32(purpose.encode()), len(key), *key)  # SeedSequence takes (1,) and (1, 0) for one
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
-def randomness(*key: int) -> Iterator[None]:
+def randomness(purpose: str, *key: int) -> Iterator[None]:
     """Inside, torch's CPU generator is a function of the key; outside, it is as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(*key))
+        torch.default_generator.manual_seed(seed_of(purpose, *key))
         yield
 
 
@@ -59,7 +61,7 @@ class Augment:
         self.crops = config.crop_scale < 1
 
     def __call__(self, image: Image.Image, *key: int) -> NDArray[np.uint8]:
-        with randomness(*key):
+        with randomness("augment", *key):
             if not self.crops:  # the whole view that evaluation has
                 image = Image.fromarray(self.preprocess(image))
             pixels = np.array(self.on_image(image))
@@ -92,13 +94,21 @@ class PairMix:
 
         Returns:
             images as they were, or float32 [N, H, W, 3] when mixed; targets float32 [N, num_classes].
+
+        Raises:
+            ValueError: a pair would be divided over processes or accumulation steps.
         """
         if self.mix is None:
             return images, F.one_hot(labels, self.num_classes).float()
+        if len(images) % 2 or first % 2:
+            raise ValueError(
+                f"mixup and cutmix need an even number of images in each forward pass, and there are "
+                f"{len(images)}: choose another --batch_size, --accumulation or number of processes"
+            )
         channels_first = images.permute(0, 3, 1, 2).float()
         mixed, targets = [], []
         for i in range(0, len(images), 2):
-            with randomness(*key, first + i):
+            with randomness("mix", *key, first + i):
                 pair, target = self.mix(channels_first[i : i + 2], labels[i : i + 2])
             mixed.append(pair)
             targets.append(target)

@@ -61,7 +61,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     """Check the SHA-256, then load with weights_only.
 
     Raises:
-        CheckpointError: missing, damaged, truncated, or of another format version.
+        CheckpointError: missing, damaged, truncated, of another format version, or with other than
+            tensors and plain types inside.
     """
     try:
         data = path.read_bytes()
@@ -70,13 +71,23 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     payload, trailer = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
     if trailer[: len(MARK)] != MARK or trailer[len(MARK) :] != hashlib.sha256(payload).digest():
         raise CheckpointError(f"checkpoint {path} is damaged or truncated: its SHA-256 does not match")
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint {path}: not tensors and plain types alone: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format_version {state.get('format_version')}, "
             f"this version reads {FORMAT_VERSION}"
         )
     return state
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether `save_checkpoint` wrote this file, by the mark in its trailer."""
+    with open(path, "rb") as file:
+        file.seek(-min(TRAILER_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return file.read(len(MARK)) == MARK
 
 
 def file_sha256(path: Path) -> str:

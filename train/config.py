@@ -1,5 +1,6 @@
 """Every setting of a training run, once: flags, YAML, MLflow parameters and checkpoint derive from it."""
 
+import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -84,8 +85,8 @@ class TrainConfig:
     ema: float = 0.999
     """Decay of the weights' moving average, which is what is evaluated and exported; 0: off."""
     patience: int = 0
-    """Stop after this many epochs without a better `monitor`; 0: never."""
-    monitor: Literal["accuracy", "log_loss"] = "accuracy"
+    """Stop after this many epochs without a better `best_by`; 0: never."""
+    best_by: Literal["accuracy", "log_loss"] = "accuracy"
     """Validation metric that picks the best checkpoint."""
     stop_after: int = 0
     """Stop, as if interrupted, once this many epochs are done in all; `resume` goes on. 0: never."""
@@ -185,6 +186,7 @@ def build_parser(defaults: dict[str, Any] | None = None) -> ArgumentParser:
         prog="train/main.py",
         description="torchrun --nproc_per_node=4 train/main.py --data DIR",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_class_arguments(TrainConfig)
@@ -205,8 +207,8 @@ def parse_config(argv: list[str]) -> TrainConfig:
     saved = Path(config.resume) / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
-    defaults = build_parser().parse_path(str(saved)).as_dict()
-    defaults.pop("config", None)
+    defaults = _parse(["--config", str(saved)], None).to_dict()
+    del defaults["stop_after"]  # that interruption is over
     return _parse(argv, defaults)
 
 
@@ -236,8 +238,9 @@ def normalise_flags(argv: list[str]) -> list[str]:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """As YAML that `--config` reads back."""
-    text: str = build_parser().dump(build_parser().parse_object(config.to_dict()), skip_none=False)
+    """As YAML that `--config` reads back: texts in quotes, or a name like 1e3 would become a number."""
+    values = config.to_dict().items()
+    text = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -70,6 +70,10 @@ def prepare_data(config: TrainConfig) -> Data:
     notes: list[str] = []
     cache = Path(config.output) / ".cache"
     train, bad = _readable(config.data, config.data_format, config.max_bad, cache, notes)
+    if len(train.class_names) < 2:
+        raise ValueError(
+            f"{config.data} has the one class {train.class_names[0]!r}; a classifier needs two or more"
+        )
     if config.val_data:
         val, bad_val = _readable(config.val_data, config.data_format, config.max_bad, cache, notes)
         bad |= bad_val
@@ -104,8 +108,6 @@ def _readable(
     for name in class_names:
         if not any(labels[path] == name for path in good):
             raise ValueError(f"class {name!r} in {source} has no readable image; remove or fill it")
-    if len(class_names) < 2:
-        raise ValueError(f"{source} has the one class {class_names[0]!r}; a classifier needs two or more")
     index = {name: i for i, name in enumerate(class_names)}
     image_set = ImageSet(
         root,
@@ -132,8 +134,9 @@ def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], s
             labels, problems = _folder_labels(source)
             return source, labels, "one folder for each class", problems
         return source, _flat_labels(source), "labels in the file names (label.number.suffix)", {}
-    except PermissionError as error:
-        raise ValueError(f"{error.filename or source} cannot be read: permission denied") from error
+    except (OSError, csv.Error) as error:
+        culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
+        raise ValueError(f"{culprit} cannot be read as --data_format {data_format}: {reason}") from error
 
 
 def _recognise(source: Path) -> str:
@@ -183,7 +186,8 @@ def _folder_labels(root: Path) -> tuple[dict[str, str], dict[str, str]]:
             continue
         listing = list_images(root / folder)
         problems |= {f"{folder}/{name}": why for name, why in listing.problems.items()}
-        images = [p for p in listing.paths if not p.rpartition("/")[2].startswith(".")]
+        # ._cat.0.jpg, .thumbnails/cat.0.jpg, .ipynb_checkpoints/ and other litter
+        images = [p for p in listing.paths if not any(part.startswith(".") for part in p.split("/"))]
         if not images:
             raise ValueError(f"class folder {str(root / folder)!r} holds no images; remove it")
         labels |= {f"{folder}/{path}": folder for path in images}
@@ -210,10 +214,10 @@ def _read_manifest(path: Path) -> dict[str, str]:
     return labels
 
 
-def natural_key(text: str) -> list[tuple[int, int | str]]:
-    """Sorts "2" before "10"."""
+def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
+    """Sorts "2" before "10"; different texts ("1", "01") have different keys."""
     parts = re.split(r"([0-9]+)", text)
-    return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts if part]
+    return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts if part], text
 
 
 def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
@@ -231,7 +235,8 @@ def split(images: ImageSet, fraction: float, seed: int, notes: list[str]) -> tup
     """(train, val): about `fraction` of each class goes to val; a function of content and seed.
 
     Identical files stay together, and adding images moves few others. Every class keeps at least one
-    image on the training side; one with a single distinct image has none to validate.
+    image on the training side; one with a single distinct image has none to validate, and a file with
+    two labels validates nothing.
     """
     groups: dict[str, list[int]] = {}
     for i, sha256 in enumerate(images.sha256):
@@ -241,13 +246,14 @@ def split(images: ImageSet, fraction: float, seed: int, notes: list[str]) -> tup
     if copies:
         notes.append(f"{copies} images are copies of others; copies stay on one side of the split")
     if mixed:
-        notes.append(f"warning: {mixed} images occur under more than one label")
+        notes.append(f"warning: {mixed} images occur under more than one label: kept for training only")
 
-    by_class: dict[int, list[str]] = {}
+    by_class: list[list[str]] = [[] for _ in images.class_names]
     for sha256, members in groups.items():
-        by_class.setdefault(int(images.labels[members[0]]), []).append(sha256)
+        if len({int(images.labels[i]) for i in members}) == 1:  # a contradiction validates nothing
+            by_class[images.labels[members[0]]].append(sha256)
     chosen: list[int] = []
-    for label, hashes in by_class.items():
+    for label, hashes in enumerate(by_class):
         hashes.sort(key=lambda h: hashlib.sha256(f"{seed}:{h}".encode()).digest())
         wanted = max(1, round(fraction * sum(len(groups[h]) for h in hashes)))
         taken = 0

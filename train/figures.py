@@ -1,4 +1,4 @@
-"""Figures of a run: curves, confusion matrix, and the validation images it got most wrong."""
+"""Figures of a run: curves, confusion matrix, and the validation images with the highest loss."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +58,9 @@ def _confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figure:
     shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right")
-    axes.set_yticks(ticks, class_names)
+    names = [_printable(name) for name in class_names]
+    axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title="validation images")
     for i in ticks:
         for j in ticks:
@@ -69,20 +70,28 @@ def _confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figure:
 
 
 def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> Figure:
-    """The wrongly classified images with the highest loss, as the network sees them."""
+    """The images with the highest loss, as the network sees them; with few mistakes, close calls too."""
     log_probabilities = evaluation.log_probabilities
     losses = -log_probabilities[np.arange(len(images)), evaluation.labels]
-    wrong = np.flatnonzero(log_probabilities.argmax(axis=1) != evaluation.labels)
-    worst = wrong[np.argsort(-losses[wrong])][: GRID[0] * GRID[1]]
+    mistakes = int((log_probabilities.argmax(axis=1) != evaluation.labels).sum())
+    worst = np.argsort(-losses)[: GRID[0] * GRID[1]]
     figure = Figure(figsize=(2 * GRID[1], 2.3 * GRID[0]))
-    figure.suptitle(f"worst of {len(wrong)} mistakes in {len(images)} validation images")
+    figure.suptitle(f"highest loss of {len(images)} validation images ({mistakes} mistakes)")
     for axes in figure.subplots(*GRID).flat:
         axes.axis("off")
     for axes, i in zip(figure.axes, worst, strict=False):
         axes.imshow(preprocess(load_image(read_image_file(images.root / images.paths[i]))))
         predicted = int(log_probabilities[i].argmax())
         true, guess = images.class_names[evaluation.labels[i]], images.class_names[predicted]
+        verdict = true if true == guess else f"{true}, not {guess}"
         probability = float(np.exp(log_probabilities[i, predicted]))
-        name = images.paths[i].encode("utf-8", "replace").decode().rpartition("/")[2]
-        axes.set_title(f"{name[:24]}\n{true}, not {guess} ({probability:.2f})", fontsize=7)
+        name = images.paths[i].rpartition("/")[2][:24]
+        color = "black" if true == guess else "tab:red"
+        title = _printable(f"{name}\n{verdict} ({probability:.2f})")
+        axes.set_title(title, fontsize=7, color=color, parse_math=False)
     return figure
+
+
+def _printable(text: str) -> str:
+    """Names can hold bytes that are not UTF-8, which no font can draw."""
+    return text.encode("utf-8", "replace").decode()

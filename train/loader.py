@@ -1,6 +1,6 @@
 """Plan an epoch and load its batches; both are functions of (seed, epoch), whatever the processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class EpochPlan:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """[num_samples], a permutation."""
-        return np.random.default_rng(seed_of(self.seed, epoch)).permutation(self.num_samples)
+        return np.random.default_rng(seed_of("order", self.seed, epoch)).permutation(self.num_samples)
 
     def offset(self, step: int, micro_step: int) -> int:
         """Place in the epoch of the first image of this rank's micro batch."""
@@ -127,13 +127,10 @@ class _Keys:
     """A batch sampler whose batches are set for each epoch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Key]] = []
+        self.batches: Iterable[list[Key]] = ()
 
     def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class Loader:
@@ -150,7 +147,7 @@ class Loader:
             persistent_workers=num_workers > 0,
         )
 
-    def __call__(self, batches: list[list[Key]]) -> Iterator[Batch]:
+    def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
         self.keys.batches = batches
         return iter(self.loader)
 

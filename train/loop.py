@@ -68,16 +68,16 @@ def train_one_epoch(
         FloatingPointError: the epoch's loss is not finite.
     """
     trainee.model.train()
-    sums = torch.zeros(2, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     started = time.perf_counter()
-    batches = loader(list(plan.batches(epoch)))
+    batches = loader(plan.batches(epoch))
     with Progress(f"epoch {epoch + 1}", plan.num_samples, ranks.is_main) as progress:
         for step in range(plan.steps):
             real = plan.real_size(step)
             for micro_step in range(plan.accumulation):
                 batch = next(batches).to(device)
                 # dropout and drop-path draw from here: the same after a resume as without one
-                torch.manual_seed(seed_of(config.seed, epoch, step, micro_step, ranks.rank))
+                torch.manual_seed(seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank))
                 images, targets = mix(
                     batch.images, batch.labels, plan.offset(step, micro_step), config.seed, epoch
                 )
@@ -90,12 +90,12 @@ def train_one_epoch(
                 logits = output.logits if isinstance(output, Outputs) else output
                 correct = (logits.argmax(1) == batch.labels) * batch.weights
                 sums += torch.stack([losses.detach().sum(), correct.sum()])
+            lr = trainee.optimizer.param_groups[0]["lr"]
             trainee.update(config.clip_grad)
             progress.advance(real)
     total = sum_over_ranks(sums).tolist()
     seconds = time.perf_counter() - started
     loss_mean = total[0] / plan.num_samples
-    lr = trainee.optimizer.param_groups[0]["lr"]
     if not np.isfinite(loss_mean):
         raise FloatingPointError(
             f"the training loss of epoch {epoch + 1} is {loss_mean} (learning rate {lr:.3g}): lower --lr, "

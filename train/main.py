@@ -35,17 +35,14 @@ from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
 from train.model import ImageClassifier, build_model
-from train.rundir import prepare, report_files, run_folder, save_epoch
+from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
 
 
-def run(config: TrainConfig, ranks: Ranks) -> None:
+def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: int) -> None:
     """The whole training run, read downwards. Call inside a process group."""
     say: Callable[[str], None] = print if ranks.is_main else lambda _: None
-    device = torch.device("cuda", ranks.local_rank) if config.device == "cuda" else torch.device("cpu")
-    num_workers = choose_workers(config, ranks, device)
-
     config, data = on_main(ranks, lambda: prepare(config))
     folder = run_folder(config)
     for note in data.notes:
@@ -72,6 +69,7 @@ def run(config: TrainConfig, ranks: Ranks) -> None:
         )
     trainee = build_trainee(config, model, plan.steps, precision, ranks, device)
     history = restore(state, trainee, data, config) if state else History()
+    on_main(ranks, lambda: open_folder(config, data))
     parameters = {
         **config.to_dict(),
         "world_size": ranks.world_size,
@@ -107,8 +105,9 @@ def run(config: TrainConfig, ranks: Ranks) -> None:
             improved = history.update(metrics, config)
             if evaluation is not None:  # rank 0
                 snapshot = checkpoint_state(trainee, history, data, config, tracker.run_id)
-                save_epoch(folder, snapshot, data, evaluation, improved)
                 tracker.log_metrics(history.epochs_done, values | metrics)
+                save_epoch(folder, snapshot, data, evaluation, improved)
+                tracker.send()
                 say(epoch_line(history, config, values | metrics, improved))
         status = "FINISHED" if history.complete(config) else "KILLED"
         if ranks.is_main:
@@ -130,14 +129,15 @@ def run(config: TrainConfig, ranks: Ranks) -> None:
 def build_everywhere(
     config: TrainConfig, ranks: Ranks, num_classes: int, resumed: bool
 ) -> tuple[ImageClassifier, list[str]]:
-    """The same initial weights on every rank. A download happens once, on rank 0, into a shared cache."""
+    """The same initial weights on every rank. A download happens once, on rank 0, into its cache."""
     weights = "" if resumed else config.weights
 
     def build() -> tuple[ImageClassifier, list[str]]:
         torch.manual_seed(config.seed)
         return build_model(config.model, num_classes, config.image_size, weights, config.dropout)
 
-    on_main(ranks, lambda: build()[1])
+    if weights == "default":
+        on_main(ranks, lambda: build()[1])
     return build()
 
 
@@ -193,10 +193,11 @@ def main() -> None:
     try:
         config = parse_config(sys.argv[1:])
         device = choose_device(config, ranks)
-        configure(config, ranks, device, choose_workers(config, ranks, device))
+        num_workers = choose_workers(config, ranks, device)
+        configure(config, ranks, device, num_workers)
         EpochPlan(1, config.batch_size, 0, 0, ranks.world_size, config.accumulation)
         with process_group(ranks, device):
-            run(config.replace(device=device.type), ranks)
+            run(config, ranks, device, num_workers)
     except (ValueError, FloatingPointError) as error:
         root = Path(__file__).resolve().parents[1]
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent

@@ -67,7 +67,8 @@ def write_predictions(path: Path, images: ImageSet, evaluation: Evaluation) -> N
     names = images.class_names
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        # texts in quotes: without them a carriage return in a file name would end the row
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(
             ["path", "label", "prediction", "correct", "loss", *(f"probability_{n}" for n in names)]
         )
@@ -80,8 +81,8 @@ def write_predictions(path: Path, images: ImageSet, evaluation: Evaluation) -> N
                     names[label],
                     names[predicted],
                     int(label == predicted),
-                    f"{-log_probabilities[i, label]:.6f}",
-                    *(f"{p:.8g}" for p in np.exp(log_probabilities[i])),
+                    float(f"{-log_probabilities[i, label]:.6f}"),
+                    *(float(f"{p:.8g}") for p in np.exp(log_probabilities[i])),
                 ]
             )
     temporary.replace(path)

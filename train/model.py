@@ -1,5 +1,6 @@
 """Networks by name, as one module that takes pixels: uint8 in, logits out, normalisation inside."""
 
+import copy
 import difflib
 import pickle
 from collections.abc import Mapping
@@ -14,8 +15,11 @@ import torchvision
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+READ_ERRORS = (OSError, RuntimeError, EOFError, KeyError, ValueError)  # torch.load's, of damaged files
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,8 @@ def build_model(
     """
     network, mean, std = _create(name, num_classes, image_size, weights == "default")
     notes = []
-    if dropout is not None:
-        for module in network.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
+    if dropout is not None and not _set_dropout(network, dropout):
+        notes.append(f"warning: {name} has no dropout layers, --dropout {dropout:g} changes nothing")
     if weights == "default":
         notes.append(f"{name}: the library's pretrained weights")
     elif weights:
@@ -118,6 +120,19 @@ def build_model(
     model = ImageClassifier(network, mean, std)
     _try_forward(model, name, num_classes, image_size)
     return model, notes
+
+
+def _set_dropout(network: nn.Module, dropout: float) -> int:
+    """Returns how many layers were set; some keep the probability of a functional dropout."""
+    count = 0
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+            count += 1
+        elif isinstance(getattr(module, "drop_rate", None), float | int):
+            vars(module)["drop_rate"] = dropout
+            count += 1
+    return count
 
 
 def _create(
@@ -141,7 +156,9 @@ def _create(
             f"--weights default: {name}'s weights could not be downloaded ({error}); without a network, "
             "give a file: --weights FILE"
         ) from error
-    close = difflib.get_close_matches(name, model_names(), n=5, cutoff=0.4)
+    close = difflib.get_close_matches(
+        name.removeprefix("timm/"), sorted(set(model_names())), n=5, cutoff=0.4
+    )
     raise ValueError(f"unknown --model {name!r}; the closest names are {', '.join(close) or 'none'}")
 
 
@@ -154,12 +171,12 @@ def _from_torchvision(
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
     network = torchvision.models.get_model(name, weights=None, **options)
-    if not pretrained:
-        return network, IMAGENET_MEAN, IMAGENET_STD
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    _load_all_but_head(network, weights.get_state_dict(progress=False), str(weights))
-    transform = weights.transforms()
-    return network, tuple(transform.mean), tuple(transform.std)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        _load_all_but_head(network, weights.get_state_dict(progress=False), str(weights))
+    if name in ("googlenet", "inception_v3"):  # what torchvision's transform_input=True amounts to
+        return network, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return network, IMAGENET_MEAN, IMAGENET_STD
 
 
 def _from_timm(
@@ -171,8 +188,6 @@ def _from_timm(
         )
     except TypeError:  # most convolutional networks have no img_size: they take any
         network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
-    if not pretrained:
-        return network, IMAGENET_MEAN, IMAGENET_STD
     data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return network, tuple(data_config["mean"]), tuple(data_config["std"])
 
@@ -184,14 +199,20 @@ def _load_weights(network: nn.Module, path: Path) -> str:
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
+        elif has_checksum(path):
+            state = load_checkpoint(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except CheckpointError:
+        raise
+    except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"--weights {str(path)!r} cannot be read as tensors: {type(error).__name__}"
         ) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"--weights {str(path)!r} holds a {type(state).__name__}, not named tensors")
     for key in ("ema", "model", "state_dict"):  # our own checkpoints, and the customs of others
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+        if isinstance(state.get(key), Mapping):
             state = state[key]
             break
     state = {
@@ -207,7 +228,11 @@ def _load_all_but_head(network: nn.Module, state: Mapping[str, Tensor], source: 
     own = network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     # the last linear or convolutional layer is the head; auxiliary heads are heads too
-    heads = {k.rpartition(".")[0] for k, v in own.items() if k in state and v.shape != state[k].shape}
+    heads = {
+        k.rpartition(".")[0]
+        for k, v in own.items()
+        if k in state and v.shape != state[k].shape and v.shape[1:] == state[k].shape[1:]
+    }
     missing = [k for k in own if k not in fitting and k.rpartition(".")[0] not in heads]
     too_many = len(heads) > 3
     if missing or too_many:
@@ -229,11 +254,14 @@ def _load_all_but_head(network: nn.Module, state: Mapping[str, Tensor], source: 
 @torch.no_grad()
 def _try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
     model.eval()
+    images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
-        logits = model(torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8))
+        logits = model(images)
+        if getattr(model.network, "aux_logits", False):  # heads that only training has need size too
+            copy.deepcopy(model).train()(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name} cannot take images of {image_size} pixels: {reason}") from error
     finally:
         model.train()
-    assert logits.shape == (1, num_classes), logits.shape
+    assert logits.shape == (2, num_classes), logits.shape

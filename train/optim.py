@@ -52,7 +52,8 @@ def build_ema(config: TrainConfig, model: nn.Module) -> AveragedModel | None:
 
     @torch.no_grad()
     def update(averaged: TensorList, current: TensorList, num_averaged: Tensor | int) -> None:
-        decay = min(config.ema, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+        steps = int(ema.n_averaged)  # `num_averaged` is its copy on the device
+        decay = min(config.ema, (1 + steps) / (10 + steps))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - decay)
         else:  # num_batches_tracked

@@ -20,7 +20,7 @@ INFERENCE_KEYS_LEFT_OUT = ("optimizer", "scheduler", "scaler")
 
 
 def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
-    """Settle the data and the run's name, then make its directory. Rank 0 alone calls this.
+    """Settle the data and the run's name; writes nothing in the run directory. Rank 0 alone calls this.
 
     Raises:
         ValueError: unusable data, or a run of this name exists.
@@ -33,44 +33,51 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             make_sample(SAMPLE)
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
-    data = prepare_data(config)
-    data.notes[:0] = notes
     if config.resume:
         folder = Path(config.resume).resolve()
         config = config.replace(name=folder.name, output=str(folder.parent))
-    else:
-        config = _new_folder(config)
+    elif not config.name:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        config = config.replace(name=f"{stamp}-{config.model.replace('/', '-')}")
+    if not config.resume and run_folder(config).exists():
+        raise _exists(run_folder(config))
+    data = prepare_data(config)
+    data.notes[:0] = notes
+    if data.bad:
+        listed = run_folder(config) / "bad_files.csv"
+        data.notes.append(f"warning: {len(data.bad)} unreadable files are left out, see {listed}")
+    return config, data
+
+
+def open_folder(config: TrainConfig, data: Data) -> Path:
+    """Make the run directory with config.yaml and bad_files.csv, once all settings proved usable.
+
+    Raises:
+        ValueError: it exists, or cannot be made.
+    """
     folder = run_folder(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=bool(config.resume))
+    except FileExistsError as error:
+        raise _exists(folder) from error
+    except OSError as error:
+        raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
     with open(
         folder / "bad_files.csv", "w", newline="", encoding="utf-8", errors="backslashreplace"
     ) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", "reason"])
         writer.writerows(data.bad.items())
-    if data.bad:
-        data.notes.append(f"warning: {len(data.bad)} unreadable files left out: {folder / 'bad_files.csv'}")
-    return config, data
+    return folder
 
 
 def run_folder(config: TrainConfig) -> Path:
     return Path(config.output) / config.name
 
 
-def _new_folder(config: TrainConfig) -> TrainConfig:
-    if not config.name:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        config = config.replace(name=f"{stamp}-{config.model.replace('/', '-')}")
-    folder = run_folder(config)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise ValueError(
-            f"run {str(folder)!r} exists: choose another --name, or go on with --resume {folder}"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
-    return config
+def _exists(folder: Path) -> ValueError:
+    return ValueError(f"run {str(folder)!r} exists: choose another --name, or go on with --resume {folder}")
 
 
 def save_epoch(

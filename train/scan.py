@@ -27,7 +27,8 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
     """Decode and hash all files with one thread a processor.
 
     What is known of a file is kept in `cache_folder` and used again while its size and time of
-    change stay the same.
+    change stay the same. A file that could not be read at all is tried again: permissions and mounts
+    are mended without changing either.
     """
     cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
     known = _load_cache(cache_file)
@@ -36,7 +37,10 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
         stamp, cached = _stamp(root / path), known.get(path)
         if cached and stamp and cached[0] == stamp:
             return path, cached
-        return path, [stamp, *_examine(root / path)]
+        try:
+            return path, [stamp, *_examine(root / path)]
+        except OSError as error:
+            return path, ["", "", error.strerror or str(error)]
 
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         entries = dict(pool.map(examine, paths))
@@ -53,8 +57,6 @@ def _examine(path: Path) -> tuple[str, str]:
     try:
         data = read_image_file(path)
         load_image(data)
-    except OSError as error:
-        return "", error.strerror or str(error)
     except ValueError as error:
         return "", str(error)
     return hashlib.sha256(data).hexdigest(), ""

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class NullTracker:
 
     def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None: ...
     def log_metrics(self, epoch: int, values: dict[str, float]) -> None: ...
+    def send(self) -> None: ...
     def log_files(self, paths: list[Path]) -> None: ...
     def end(self, status: str) -> None: ...
 
@@ -72,7 +74,11 @@ def build_tracker(
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is done again
+            rows.append(json.loads(line))
+    return rows
 
 
 class MlflowTracker(MetricsFile):
@@ -87,46 +93,44 @@ class MlflowTracker(MetricsFile):
 
     def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None:
         connect()
-        self.pending.append(lambda: self._open_run(parameters, data_source, data_digest))
-        self._flush()
-
-    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
-        super().log_metrics(epoch, values)
-        self._flush()
+        # separate steps: one that fails is tried again, one that was done is not
+        self.pending.append(self._open_run)
+        self.pending.append(partial(self._log_parameters, parameters))
+        if not self.resumed:
+            self.pending.append(partial(_log_dataset, data_source, data_digest))
+        self.send()
 
     def log_files(self, paths: list[Path]) -> None:
         """Files go to the run's root, folders below their own name."""
         for path in paths:
             folder = path.name if path.is_dir() else None
             self.pending.append(partial(_log_path, path, folder))
-        self._flush()
+        self.send()
 
     def end(self, status: str) -> None:
         """`status` is FINISHED, FAILED or KILLED."""
         self.pending.append(lambda: mlflow.end_run(status))
-        self._flush()
+        self.send()
         if self.pending:
             print(f"warning: MLflow missed {len(self.pending)} records; metrics are in {self.path}")
 
-    def _open_run(self, parameters: dict[str, Any], source: str, digest: str) -> None:
+    def _open_run(self) -> None:
         mlflow.set_experiment(self.config.experiment)
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-        if self.resumed:
+        if self.run_id:
             mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        else:
+            self.run_id = mlflow.start_run(run_name=self.config.name, log_system_metrics=True).info.run_id
+
+    def _log_parameters(self, parameters: dict[str, Any]) -> None:
+        """MLflow keeps a parameter's first value: a resumed run logs what changed as resume.EPOCH.NAME."""
+        values = {key: str(value) for key, value in parameters.items()}
+        if self.resumed:
             known = mlflow.get_run(self.run_id).data.params
-            changed = {k: v for k, v in parameters.items() if k in known and known[k] != str(v)}
-            prefix = f"resume.{len(self.rows)}."
-            _log_parameters(self.run_id, {prefix + k: v for k, v in changed.items()})
-            return
-        run = mlflow.start_run(run_name=self.config.name, log_system_metrics=True)
-        self.run_id = run.info.run_id
-        _log_parameters(self.run_id, parameters)
-        dataset = MetaDataset(
-            LocalArtifactDatasetSource(str(Path(source).resolve())),
-            name=Path(source).name,
-            digest=digest[:36],  # MLflow's limit
-        )
-        mlflow.log_input(dataset, context="training")
+            values = {f"resume.{len(self.rows)}.{k}": v for k, v in values.items() if known.get(k, v) != v}
+        params = [Param(key, value) for key, value in values.items()]
+        for start in range(0, len(params), 100):  # MLflow's limit for one call
+            mlflow.MlflowClient().log_batch(self.run_id, params=params[start : start + 100])
 
     def _send_rows(self) -> None:
         rows = self.rows[self.sent :]
@@ -140,8 +144,8 @@ class MlflowTracker(MetricsFile):
             mlflow.MlflowClient().log_batch(self.run_id, metrics[start : start + 1000])
         self.sent += len(rows)
 
-    def _flush(self) -> None:
-        """Send what is pending, in order, up to the first failure."""
+    def send(self) -> None:
+        """Send what is pending and the new rows, in order, up to the first failure."""
         try:
             while self.pending:
                 self.pending[0]()
@@ -160,15 +164,19 @@ def _log_path(path: Path, folder: str | None) -> None:
         mlflow.log_artifact(str(path))
 
 
-def _log_parameters(run_id: str, parameters: dict[str, Any]) -> None:
-    params = [Param(key, str(value)) for key, value in parameters.items()]
-    for start in range(0, len(params), 100):  # MLflow's limit for one call
-        mlflow.MlflowClient().log_batch(run_id, params=params[start : start + 100])
+def _log_dataset(source: str, digest: str) -> None:
+    dataset = MetaDataset(
+        LocalArtifactDatasetSource(str(Path(source).resolve())),
+        name=Path(source).name,
+        digest=digest[:36],  # MLflow's limit
+    )
+    mlflow.log_input(dataset, context="training")
 
 
 def metric_name(name: str) -> str:
-    """Class names can hold characters that MLflow refuses."""
-    return re.sub(r"[^/\w.\- :]", "_", name)[:250]
+    """Class names can hold characters that MLflow refuses, or look like paths that it refuses."""
+    parts = re.sub(r"[^/\w.\- :]", "_", name)[:250].split("/")
+    return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
 
 
 def connect() -> None:

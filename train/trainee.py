@@ -34,7 +34,7 @@ class History:
 
         def rank(m: dict[str, float]) -> tuple[float, float]:
             accuracy, loss = m["val/accuracy"], -m["val/log_loss"]
-            return (accuracy, loss) if config.monitor == "accuracy" else (loss, accuracy)
+            return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)
 
         self.epochs_done += 1
         improved = not self.best or rank(metrics) > rank(self.best)
@@ -158,7 +158,7 @@ def checkpoint_state(
 # What may differ between the start of a run and its continuation; the rest decides what is trained.
 FREE_TO_CHANGE = frozenset(
     {"epochs", "patience", "stop_after", "num_workers", "resume", "output", "name", "max_bad", "track"}
-    | {"experiment", "device", "data", "val_data", "data_format", "precision", "channels_last"}
+    | {"experiment", "device", "data", "val_data", "data_format"}
 )
 
 
@@ -172,7 +172,7 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
     changed = {
         name: (saved[name], value)
         for name, value in config.to_dict().items()
-        if name not in FREE_TO_CHANGE and saved.get(name) != value
+        if name not in FREE_TO_CHANGE and saved.get(name, value) != value
     }
     if changed:
         listed = ", ".join(f"--{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())

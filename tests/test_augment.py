@@ -1,0 +1,160 @@
+"""Augmentation is a function of (seed, epoch, sample); without it, pixels are those of serving."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.augment import Augment, PairMix, randomness, seed_of
+from train.config import TrainConfig
+
+STRONG = {"crop_scale": 0.3, "flip": 0.5, "color_jitter": 0.5, "random_erasing": 0.8}
+OFF = {"crop_scale": 1.0, "flip": 0.0, "color_jitter": 0.0, "random_erasing": 0.0}
+
+
+def picture(size: tuple[int, int] = (50, 37), seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def batch(n: int = 8, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 12, 12, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, num_classes, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("trivial", [False, True])
+def test_pixels_depend_on_the_key_alone(trivial: bool) -> None:
+    config = TrainConfig(image_size=32, trivial_augment=trivial, **STRONG)
+    augment = Augment(config)
+    first = augment(picture(), 1, 2, 3)
+    for key in ((9, 9, 9), (0, 0, 1)):
+        augment(picture(seed=1), *key)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert np.array_equal(augment(picture(), 1, 2, 3), first)
+    assert np.array_equal(Augment(config)(picture(), 1, 2, 3), first)
+
+
+def test_each_of_seed_epoch_and_sample_changes_the_pixels() -> None:
+    augment = Augment(TrainConfig(image_size=32, **STRONG))
+    keys = itertools.product(range(3), repeat=3)
+    assert len({augment(picture(), *key).tobytes() for key in keys}) == 27
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    Augment(TrainConfig(image_size=32, trivial_augment=True, **STRONG))(picture(), 1, 2, 3)
+    PairMix(TrainConfig(mixup=0.2, cutmix=1.0), 3)(*batch(), 0, 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_randomness_is_restored_after_an_error() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="shape"), randomness("test", 1):
+        torch.rand(1).view(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_neighbouring_keys_have_unrelated_seeds() -> None:
+    seeds = {seed_of("test", a, b, c) for a in range(10) for b in range(10) for c in range(10)}
+    assert len(seeds) == 1000
+    assert len({seed_of("test", 1), seed_of("test", 1, 0), seed_of("other", 1)}) == 3
+
+
+@pytest.mark.parametrize("size", [(50, 37), (1, 1), (3, 200), (16, 16)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        OFF,
+        STRONG,
+        {**STRONG, "trivial_augment": True},
+        {**OFF, "random_erasing": 1.0},
+        {**OFF, "flip": 1.0, "resize_mode": "pad"},
+        {**STRONG, "interpolation": "bicubic"},
+        {**STRONG, "interpolation": "lanczos"},
+        {"color_jitter": 1.0, "crop_scale": 0.01},
+    ],
+)
+def test_the_result_is_uint8_of_the_input_size_for_all_settings(
+    changes: dict, size: tuple[int, int]
+) -> None:
+    augment = Augment(TrainConfig(image_size=16, **changes))
+    for index in range(8):
+        pixels = augment(picture(size), 0, 0, index)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+def test_without_augmentation_training_sees_the_pixels_that_serving_sees(mode: str) -> None:
+    config = TrainConfig(image_size=24, resize_mode=mode, **OFF)
+    served = config.preprocess()(picture())
+    assert np.array_equal(Augment(config)(picture(), 0, 1, 2), served)
+
+
+def test_a_certain_flip_mirrors_the_picture() -> None:
+    config = TrainConfig(image_size=24, **{**OFF, "flip": 1.0})
+    assert np.array_equal(Augment(config)(picture(), 0, 0, 0), config.preprocess()(picture())[:, ::-1])
+
+
+def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
+    config = TrainConfig(image_size=24, **{**OFF, "random_erasing": 1.0})
+    changed = (Augment(config)(picture(), 0, 0, 0) != config.preprocess()(picture())).any(axis=2)
+    rows, columns = changed.any(axis=1), changed.any(axis=0)
+    assert changed[np.ix_(rows, columns)].all()
+    assert (Augment(config)(picture(), 0, 0, 0)[changed] == [124, 116, 104]).all()
+
+
+def mixers() -> list[TrainConfig]:
+    return [TrainConfig(mixup=0.4), TrainConfig(cutmix=1.0), TrainConfig(mixup=0.4, cutmix=1.0)]
+
+
+@pytest.mark.parametrize("config", mixers())
+@pytest.mark.parametrize("parts", [2, 4])
+def test_mixing_does_not_depend_on_how_a_batch_is_divided(config: TrainConfig, parts: int) -> None:
+    mix = PairMix(config, 3)
+    images, labels = batch(8)
+    whole_images, whole_targets = mix(images, labels, 40, 7, 1)
+    n = 8 // parts
+    divided = [mix(images[i : i + n], labels[i : i + n], 40 + i, 7, 1) for i in range(0, 8, n)]
+    assert torch.equal(torch.cat([part[0] for part in divided]), whole_images)
+    assert torch.equal(torch.cat([part[1] for part in divided]), whole_targets)
+
+
+@pytest.mark.parametrize("config", mixers())
+def test_targets_of_mixed_images_are_probabilities_of_their_pair(config: TrainConfig) -> None:
+    images, labels = batch(8)
+    mixed, targets = PairMix(config, 3)(images, labels, 0, 7, 1)
+    assert mixed.shape == images.shape
+    assert not torch.equal(mixed, images.float())
+    assert torch.allclose(targets.sum(1), torch.ones(8))
+    pair_labels = labels.view(4, 2).repeat_interleave(2, 0)
+    assert torch.allclose(torch.gather(targets, 1, pair_labels).sum(1).clamp(max=1), torch.ones(8))
+
+
+def test_mixing_is_drawn_anew_for_each_epoch_and_place() -> None:
+    mix = PairMix(TrainConfig(mixup=1.0), 3)
+    images, labels = batch(2)
+    mixed = {
+        mix(images, labels, first, 0, epoch)[0].numpy().tobytes() for first in (0, 2) for epoch in (0, 1)
+    }
+    assert len(mixed) == 4
+
+
+def test_without_mixing_images_are_untouched_and_targets_one_hot() -> None:
+    images, labels = batch(5)
+    same, targets = PairMix(TrainConfig(), 3)(images, labels, 0, 0, 0)
+    assert same is images
+    assert targets.argmax(1).tolist() == labels.tolist()
+    assert targets.sum().item() == 5
+
+
+@pytest.mark.parametrize(("n", "first"), [(3, 0), (2, 1), (1, 4)])
+def test_a_pair_that_would_be_divided_is_an_error_that_names_the_way_out(n: int, first: int) -> None:
+    images, labels = batch(n)
+    with pytest.raises(ValueError, match=rf"even number of images .* {n}: choose another --batch_size"):
+        PairMix(TrainConfig(mixup=0.4), 3)(images, labels, first, 0, 0)

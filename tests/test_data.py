@@ -1,0 +1,454 @@
+"""Indexing and splitting a data set: three layouts, errors that say the way out, a split without leaks."""
+
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from train_data import draw, flat_set, image_set, settings
+
+from train.config import TrainConfig
+from train.data import (
+    Data,
+    ImageSet,
+    class_weights,
+    find_labels,
+    natural_key,
+    prepare_data,
+    split,
+)
+
+
+def prepare(tmp_path: Path, data: Path | None = None, **changes: object) -> Data:
+    return prepare_data(settings(tmp_path, data=str(data or tmp_path / "images"), **changes))
+
+
+def folder_set(root: Path, names: tuple[str, ...] = ("cat", "dog"), per_class: int = 4) -> Path:
+    for label, name in enumerate(names):
+        for i in range(per_class):
+            draw(root / name / f"{i}.png", label, i)
+    return root
+
+
+def manifest(root: Path, rows: list[str], header: str = "path,label") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "labels.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    return root / "labels.csv"
+
+
+def labels_of(images: ImageSet) -> dict[str, str]:
+    names = [images.class_names[label] for label in images.labels]
+    return dict(zip(images.paths, names, strict=True))
+
+
+def both(data: Data) -> dict[str, str]:
+    return labels_of(data.train) | labels_of(data.val)
+
+
+# layouts
+
+
+def test_labels_in_file_names_are_recognised(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    data = prepare(tmp_path)
+    assert data.train.class_names == ("cat", "dog")
+    assert len(both(data)) == 12
+    assert all(path.startswith(label) for path, label in both(data).items())
+    assert "labels in the file names" in data.notes[0]
+
+
+def test_a_folder_per_class_is_recognised_with_folders_below_it(tmp_path: Path) -> None:
+    folder_set(tmp_path / "images")
+    draw(tmp_path / "images" / "cat" / "kittens" / "deep" / "1.png", 0, 77)
+    data = prepare(tmp_path)
+    assert both(data)["cat/kittens/deep/1.png"] == "cat"
+    assert len(both(data)) == 9
+
+
+def test_a_csv_manifest_is_recognised_with_relative_and_absolute_paths(tmp_path: Path) -> None:
+    far = draw(tmp_path / "elsewhere" / "x.png", 1, 50)
+    for i in range(3):
+        draw(tmp_path / "m" / "pics" / f"{i}.png", 0, i)
+    file = manifest(
+        tmp_path / "m", ['pics/0.png,"a, b"', 'pics/1.png,"a, b"', "pics/2.png,고양이", f"{far},고양이"]
+    )
+    data = prepare(tmp_path, file)
+    assert both(data) == {
+        "pics/0.png": "a, b",
+        "pics/1.png": "a, b",
+        "pics/2.png": "고양이",
+        str(far): "고양이",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("cat.0.jpg", "cat"),
+        ("american_bulldog_12.jpg", "american_bulldog"),
+        ("shiba inu (3).jpg", "shiba inu"),
+        ("v1.5-turbo.7.jpg", "v1.5-turbo"),
+        ("고양이-004.JPEG", "고양이"),
+        ("Egyptian_Mau_1.png", "Egyptian_Mau"),
+        ("2cv.3.webp", "2cv"),
+        ("a\nb.1.png", "a\nb"),
+    ],
+)
+def test_the_label_is_what_stands_before_the_running_number(tmp_path: Path, name: str, label: str) -> None:
+    (tmp_path / name).touch()
+    assert find_labels(tmp_path, "auto")[1] == {name: label}
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "cat.jpg", "cat0.jpg", "_1.jpg", "(3).jpg"])
+def test_a_file_name_without_a_label_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (tmp_path / "cat.0.jpg").touch()
+    with pytest.raises(
+        ValueError, match=r"no label in the file name .*expected label.number.suffix"
+    ) as raised:
+        find_labels(tmp_path, "auto")
+    assert repr(name) in str(raised.value)
+
+
+def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path: Path) -> None:
+    root = folder_set(tmp_path / "images")
+    flat_set(root)
+    with pytest.raises(ValueError, match="say --data_format flat or --data_format folders"):
+        prepare(tmp_path)
+    assert len(both(prepare(tmp_path, data_format="flat"))) == 12
+    assert len(both(prepare(tmp_path, data_format="folders"))) == 8
+
+
+def test_litter_is_no_image(tmp_path: Path) -> None:
+    root = folder_set(tmp_path / "images")
+    before = both(prepare(tmp_path))
+    for litter in ("cat/._0.png", ".hidden/1.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "._x.jpg"):
+        draw(root / litter, seed=hash(litter) % 1000)
+    (root / "dog" / "Thumbs.db").write_bytes(b"x")
+    assert both(prepare(tmp_path)) == before
+
+
+def test_litter_is_no_image_in_a_flat_folder(tmp_path: Path) -> None:
+    root = flat_set(tmp_path / "images")
+    (root / "._cat.0.png").write_bytes(b"\0\5\x16\7")
+    (root / "notes.txt").write_text("x")
+    assert len(both(prepare(tmp_path))) == 12
+
+
+def test_a_linked_folder_inside_a_class_is_reported_and_not_followed(tmp_path: Path) -> None:
+    root = folder_set(tmp_path / "images")
+    (root / "cat" / "loop").symlink_to(root)
+    data = prepare(tmp_path)
+    assert len(both(data)) == 8
+    assert any("'cat/loop': linked folder, not followed" in note for note in data.notes)
+
+
+# errors
+
+
+def one_class(root: Path) -> Path:
+    return flat_set(root, names=("cat",))
+
+
+def empty_class(root: Path) -> Path:
+    (folder_set(root) / "bird").mkdir()
+    return root
+
+
+def empty(root: Path) -> Path:
+    root.mkdir()
+    return root
+
+
+def missing(root: Path) -> Path:
+    return root
+
+
+def broken(root: Path) -> Path:
+    flat_set(root)
+    (root / "cat.99.png").write_bytes(b"not a picture")
+    return root
+
+
+def broken_class(root: Path) -> Path:
+    folder_set(root, per_class=300)
+    (root / "bird").mkdir()
+    (root / "bird" / "0.png").write_bytes(b"not a picture")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (one_class, "images has the one class 'cat'; a classifier needs two or more"),
+        (empty_class, "class folder '.*bird' holds no images; remove it"),
+        (empty, "images holds no images and no class folders"),
+        (missing, "images' does not exist; name a folder of images or a CSV manifest"),
+        (
+            broken,
+            r"1 of 13 images in .*images are unreadable, more than --max_bad 0.01 allows "
+            r"\('cat.99.png': not an image.*\); remove them or raise --max_bad",
+        ),
+        (broken_class, "class 'bird' in .*images has no readable image; remove or fill it"),
+    ],
+)
+def test_unusable_data_is_an_error_that_names_it_and_the_way_out(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    make(tmp_path / "images")
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (["a.png,cat"], "file,class", r"needs the columns path,label; it has \['file', 'class'\]"),
+        (["a.png,cat", "b.png"], "path,label", "line 3: path or label is empty"),
+        ([",cat"], "path,label", "line 2: path or label is empty"),
+        (["a.png,cat", "a.png,dog"], "path,label", "line 3: 'a.png' is listed twice"),
+        ([], "path,label", "lists no images"),
+        ([], "", "needs the columns path,label"),
+    ],
+)
+def test_a_faulty_manifest_is_an_error_that_names_the_line(
+    tmp_path: Path, rows: list[str], header: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_labels(manifest(tmp_path, rows, header), "auto")
+
+
+def test_a_manifest_from_excel_is_read(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("path,label\r\na.png,cat\r\n".encode("utf-8-sig"))
+    assert find_labels(tmp_path / "labels.csv", "auto")[1] == {"a.png": "cat"}
+
+
+@pytest.mark.parametrize("data_format", ["csv", "flat", "folders"])
+def test_the_wrong_format_is_an_error_that_names_it(tmp_path: Path, data_format: str) -> None:
+    source = tmp_path if data_format == "csv" else manifest(tmp_path, ["a.png,cat"])
+    with pytest.raises(ValueError, match=f"{source.name} cannot be read as --data_format {data_format}"):
+        find_labels(source, data_format)
+
+
+def test_a_file_that_is_no_manifest_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"path,label\n" + b"x" * 200_000)
+    with pytest.raises(ValueError, match=r"x.bin cannot be read as --data_format csv: field larger"):
+        find_labels(tmp_path / "x.bin", "auto")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
+    root = folder_set(tmp_path / "images")
+    (root / "cat").chmod(0)
+    with pytest.raises(ValueError, match=r"cat cannot be read .*Permission denied"):
+        prepare(tmp_path)
+
+
+def test_a_few_unreadable_files_are_left_out_and_named(tmp_path: Path) -> None:
+    broken(tmp_path / "images")
+    data = prepare(tmp_path, max_bad=0.1)
+    (path,) = data.bad
+    assert path == str(tmp_path / "images" / "cat.99.png")
+    assert len(both(data)) == 12
+
+
+# class order
+
+
+def test_classes_are_sorted_naturally(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images", names=("c10", "c2", "b", "c1"))
+    assert prepare(tmp_path).train.class_names == ("b", "c1", "c2", "c10")
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_different_classes_have_one_order(a: str, b: str) -> None:
+    """Otherwise the order of "1" and "01" would be that of a set of strings, new in each process."""
+    assert (natural_key(a) == natural_key(b)) == (a == b)
+    assert sorted([a, b], key=natural_key) == sorted([b, a], key=natural_key)
+
+
+@pytest.mark.parametrize("make", [flat_set, folder_set])
+def test_the_order_of_the_listing_cannot_change_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path]
+) -> None:
+    make(tmp_path / "images")
+    before = prepare(tmp_path)
+    scandir, listdir, rng = os.scandir, os.listdir, random.Random(0)
+
+    class Shuffled:
+        def __init__(self, *args: object):
+            with scandir(*args) as entries:  # type: ignore[call-overload]
+                self.entries = list(entries)
+            rng.shuffle(self.entries)
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.entries
+
+        def __exit__(self, *args: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    monkeypatch.setattr(os, "listdir", lambda *args: rng.sample(listdir(*args), len(listdir(*args))))
+    for _ in range(3):
+        after = prepare(tmp_path)
+        assert after.digest == before.digest
+        assert after.train.paths == before.train.paths
+        assert after.train.labels.tolist() == before.train.labels.tolist()
+
+
+# val_data
+
+
+def test_val_data_is_mapped_by_class_name(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images", names=("ant", "bee", "cat"))
+    for i in range(2):
+        draw(tmp_path / "val" / f"bee.{i}.png", 1, 100 + i)
+        draw(tmp_path / "val" / f"cat.{i}.png", 2, 100 + i)
+    data = prepare(tmp_path, val_data=str(tmp_path / "val"))
+    assert data.val.class_names == data.train.class_names == ("ant", "bee", "cat")
+    assert data.val.counts() == {"ant": 0, "bee": 2, "cat": 2}
+    assert all(path.startswith(label) for path, label in labels_of(data.val).items())
+    assert len(data.train) == 18
+
+
+def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    flat_set(tmp_path / "val", names=("cat", "wolf"))
+    with pytest.raises(ValueError, match="classes that the training data do not: wolf; known are cat, dog"):
+        prepare(tmp_path, val_data=str(tmp_path / "val"))
+
+
+def test_images_in_both_sets_are_warned_of(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    shutil.copytree(tmp_path / "images", tmp_path / "val")
+    data = prepare(tmp_path, val_data=str(tmp_path / "val"))
+    assert any("12 images" in note and "validation flatters the model" in note for note in data.notes)
+
+
+# split
+
+
+def halves(images: ImageSet, fraction: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    return split(images, fraction, seed, [])
+
+
+def test_the_split_is_stratified() -> None:
+    images = image_set([0] * 100 + [1] * 40 + [2] * 10, 3)
+    train, val = halves(images)
+    assert val.counts() == {"class0": 20, "class1": 8, "class2": 2}
+    assert set(train.paths) | set(val.paths) == set(images.paths)
+    assert len(train) + len(val) == 150
+
+
+def test_the_split_is_a_function_of_content_and_seed() -> None:
+    images = image_set([0, 1] * 50)
+    order = np.random.default_rng(0).permutation(100)
+    assert set(halves(images.take(order))[1].paths) == set(halves(images)[1].paths)
+    assert set(halves(images, seed=1)[1].paths) != set(halves(images)[1].paths)
+
+
+def test_adding_images_moves_few() -> None:
+    many = image_set([0, 1] * 550)
+    _, before = halves(many.take(np.arange(1000)))
+    _, after = halves(many)
+    gone = set(before.paths) - set(after.paths)
+    assert len(gone) < 0.02 * 1000
+
+
+label_and_content = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=2, max_size=60)
+
+
+@given(label_and_content, st.floats(0.05, 0.9), st.integers(0, 5))
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_copies_never_straddle_and_every_class_can_be_trained(
+    rows: list[tuple[int, int]], fraction: float, seed: int
+) -> None:
+    labels = [label for label, _ in rows]
+    images = image_set(labels, 3, [f"hash{content}" for _, content in rows])
+    known = {content: {label for label, other in rows if other == content} for _, content in rows}
+    clear = Counter(min(labels) for labels in known.values() if len(labels) == 1)
+    if max(clear.values(), default=0) < 2:
+        with pytest.raises(ValueError, match="no class has two different images"):
+            halves(images, fraction, seed)
+        return
+    train, val = halves(images, fraction, seed)
+    assert not set(train.sha256) & set(val.sha256)
+    assert sorted(train.paths + val.paths) == sorted(images.paths)
+    assert len(val) > 0
+    assert set(train.labels.tolist()) == set(labels)
+
+
+def test_what_the_split_notices_is_noted() -> None:
+    images = image_set([0, 0, 0, 1, 1, 2, 0], 3, ["a", "a", "b", "c", "b", "d", "e"])
+    notes: list[str] = []
+    split(images, 0.2, 0, notes)
+    assert "2 images are copies of others" in notes[0]
+    assert "1 images occur under more than one label" in notes[1]
+    assert any("class 'class2' has no image to validate on" in note for note in notes)
+
+
+# digest
+
+
+ROWS = ["a.png,cat", "b.png,cat", "c.png,dog", "d.png,dog"]
+
+
+def digest(tmp_path: Path, rows: list[str] = ROWS, redrawn: str = "") -> str:
+    """Of a manifest of four images, with validation images that stay as they are."""
+    root = tmp_path / "m"
+    for i, row in enumerate(rows):
+        path = row.split(",")[0]
+        draw(root / path, i, 99 if path == redrawn else 0)
+    val = manifest(flat_set(tmp_path / "val"), ["cat.1.png,cat", "dog.1.png,dog"])
+    return prepare(tmp_path, manifest(root, rows), val_data=str(val)).digest
+
+
+@pytest.mark.parametrize(
+    ("rows", "redrawn"),
+    [
+        (["a.png,cat", "b.png,cat", "bc.png,dog", "d.png,dog"], ""),
+        (["a.png,cat", "b.png,dog", "c.png,dog", "d.png,dog"], ""),
+        (ROWS, "b.png"),
+        ([*ROWS, "e.png,cat"], ""),
+        (ROWS[:3], ""),
+    ],
+    ids=["name", "label", "content", "one more", "one less"],
+)
+def test_the_digest_changes_with_names_labels_and_contents(
+    tmp_path: Path, rows: list[str], redrawn: str
+) -> None:
+    assert digest(tmp_path, rows, redrawn) != digest(tmp_path)
+
+
+def test_the_digest_stays_whatever_the_order_of_a_manifest(tmp_path: Path) -> None:
+    before = digest(tmp_path)
+    root = tmp_path / "m"
+    reordered = manifest(root, ROWS[::-1])
+    assert prepare(tmp_path, reordered, val_data=str(tmp_path / "val" / "labels.csv")).digest == before
+
+
+def test_the_digest_stays_when_the_data_move(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    before = prepare(tmp_path).digest
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    os.utime(tmp_path / "images" / "cat.0.png")
+    assert prepare(tmp_path).digest == before
+    assert prepare(tmp_path, tmp_path / "copy").digest == before
+
+
+def test_balanced_class_weights_have_mean_1_over_the_images() -> None:
+    images = image_set([0] * 6 + [1] * 2)
+    weights = class_weights(images)
+    assert weights == [8 / 12, 8 / 4]
+    assert np.mean([weights[label] for label in images.labels]) == 1
+
+
+def test_two_processes_agree_on_classes_that_look_alike(tmp_path: Path) -> None:
+    config = TrainConfig(data=str(flat_set(tmp_path / "images", names=("a1", "a01", "a001"))))
+    assert prepare_data(config.replace(output=str(tmp_path))).train.class_names == ("a001", "a01", "a1")

@@ -1,0 +1,124 @@
+"""Device, threads and number format: what is asked for is what is used."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import joblib
+import pytest
+import torch
+from train_data import CPU
+
+from train.config import TrainConfig
+from train.device import Precision, candidates, choose_device, choose_precision, choose_workers
+from train.distributed import Ranks
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+
+
+@no_gpu
+def test_cuda_without_a_gpu_is_an_error() -> None:
+    with pytest.raises(ValueError, match="--device cuda, but torch sees no CUDA device; use --device cpu"):
+        choose_device(TrainConfig(device="cuda"), Ranks())
+
+
+@no_gpu
+def test_auto_takes_the_cpu_without_a_gpu_and_refuses_fp16() -> None:
+    assert choose_device(TrainConfig(), Ranks()) == CPU
+    with pytest.raises(ValueError, match="--precision fp16 is for CUDA; on the CPU use bf16 or fp32"):
+        choose_device(TrainConfig(precision="fp16"), Ranks())
+
+
+def test_cpu_is_the_cpu() -> None:
+    assert choose_device(TrainConfig(device="cpu"), Ranks()) == CPU
+
+
+def test_more_processes_than_gpus_is_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="4 processes on this machine and 2 CUDA devices"):
+        choose_device(TrainConfig(), Ranks(0, 0, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (
+            {},
+            ["fp32, channels_last", "fp32, contiguous", "bf16, channels_last", "bf16, contiguous"],
+        ),
+        ({"precision": "bf16"}, ["bf16, channels_last", "bf16, contiguous"]),
+        ({"channels_last": False}, ["fp32, contiguous", "bf16, contiguous"]),
+        ({"precision": "fp32", "channels_last": True}, ["fp32, channels_last"]),
+        ({"deterministic": True}, ["fp32, channels_last"]),
+        ({"deterministic": True, "precision": "bf16", "channels_last": False}, ["bf16, contiguous"]),
+    ],
+)
+def test_candidates_are_what_the_settings_leave_open(settings: dict, names: list[str]) -> None:
+    assert [str(option) for option in candidates(TrainConfig(**settings), CPU)] == names
+
+
+def test_the_fastest_candidate_is_chosen_and_each_is_timed() -> None:
+    options = candidates(TrainConfig(), CPU)
+    steps: list[str] = []
+
+    def make_step(option: Precision):
+        seconds = 0.001 if str(option) == "bf16, channels_last" else 0.01
+
+        def step() -> None:
+            steps.append(str(option))
+            time.sleep(seconds)
+
+        return step
+
+    chosen, seconds = choose_precision(options, make_step, CPU)
+    assert str(chosen) == "bf16, channels_last"
+    assert set(seconds) == set(steps) == {str(option) for option in options}
+
+
+def test_a_single_candidate_is_not_timed() -> None:
+    def make_step(option: Precision):
+        raise AssertionError("timed")
+
+    assert choose_precision([Precision()], make_step, CPU) == (Precision(), {})
+
+
+@pytest.mark.parametrize(
+    ("processors", "ranks", "device", "workers"),
+    [(2, 1, "cpu", 0), (2, 4, "cpu", 0), (16, 1, "cpu", 4), (64, 4, "cpu", 4), (128, 1, "cpu", 8)]
+    + [(2, 1, "cuda", 1), (8, 1, "cuda", 7), (64, 4, "cuda", 8), (4, 8, "cuda", 1)],
+)
+def test_loader_processes_follow_the_processors(
+    monkeypatch: pytest.MonkeyPatch, processors: int, ranks: int, device: str, workers: int
+) -> None:
+    monkeypatch.setattr(joblib, "cpu_count", lambda: processors)
+    local = Ranks(0, 0, ranks, ranks)
+    assert choose_workers(TrainConfig(), local, torch.device(device)) == workers
+    assert choose_workers(TrainConfig(num_workers=3), local, torch.device(device)) == 3
+
+
+THREADS = """
+import joblib, torch
+joblib.cpu_count = lambda: 8
+from train.config import TrainConfig
+from train.device import configure
+from train.distributed import Ranks
+for deterministic in (True, False):
+    config = TrainConfig(deterministic=deterministic)
+    for workers in (0, 1):
+        for n in (1, 2, 4, 16):
+            configure(config, Ranks(0, 0, n, n), torch.device("cpu"), workers)
+            print(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+"""
+
+
+def test_the_ranks_of_a_machine_divide_its_processors() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=root, capture_output=True, text=True, check=True
+    )
+    threads = [8, 4, 2, 1, 7, 3, 1, 1]
+    assert done.stdout.split() == [
+        word for on in ("True", "False") for n in threads for word in (str(n), on)
+    ]

@@ -1,0 +1,71 @@
+"""The figures of a run are readable pictures, whatever the names and numbers."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from train_data import draw
+
+from serve.preprocess import Preprocess
+from train.data import ImageSet
+from train.figures import save_figures
+from train.metrics import Evaluation, evaluate_logits
+
+PREPROCESS = Preprocess(size=16, resize_size=18)
+ROWS: list[dict[str, Any]] = [
+    {"epoch": e, "train/loss": 1 / e, "val/loss": 1.2 / e, "train/accuracy": 0.5, "val/accuracy": 0.6}
+    for e in (1, 2, 3)
+]
+
+
+def images(root: Path, class_names: tuple[str, ...], names: list[str]) -> ImageSet:
+    for i, name in enumerate(names):
+        draw(root / name, i, i)
+    labels = np.arange(len(names)) % len(class_names)
+    return ImageSet(root, names, labels, class_names, [""] * len(names))
+
+
+def evaluation(data: ImageSet, wrong: int) -> Evaluation:
+    """The first `wrong` images are taken for the next class."""
+    predicted = (data.labels + (np.arange(len(data)) < wrong)) % len(data.class_names)
+    logits = 3 * np.eye(len(data.class_names))[predicted]
+    return evaluate_logits(logits, data.labels, data.class_names)
+
+
+def figures(root: Path, data: ImageSet, wrong: int, rows: list[dict[str, Any]] = ROWS) -> dict[str, Path]:
+    paths = save_figures(root / "figures", rows, evaluation(data, wrong), data, PREPROCESS)
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert min(image.size) > 200
+            assert np.asarray(image.convert("L")).std() > 3, "blank"
+    return {path.stem: path for path in paths}
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 30], ids=["no mistakes", "one mistake", "more mistakes than room"])
+def test_curves_confusion_matrix_and_mistakes_are_drawn(tmp_path: Path, wrong: int) -> None:
+    data = images(tmp_path, ("cat", "dog"), [f"{i}.png" for i in range(30)])
+    assert set(figures(tmp_path, data, wrong)) == {"curves", "confusion_matrix", "worst_mistakes"}
+
+
+def test_a_confusion_matrix_too_large_to_read_is_left_out(tmp_path: Path) -> None:
+    data = images(tmp_path, tuple(f"breed {i}" for i in range(50)), [f"{i}.png" for i in range(50)])
+    assert set(figures(tmp_path, data, wrong=7)) == {"curves", "worst_mistakes"}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_odd_names_are_drawn_and_never_read_as_formulas(tmp_path: Path) -> None:
+    class_names = (r"$\frac$", "고양이", "a\nb", os.fsdecode(b"\xff"), "_" * 80)
+    names = [r"$\frac$.png", "고양이.png", "a\nb.png", os.fsdecode(b"\xff.png"), "x" * 200 + ".png"]
+    assert len(figures(tmp_path, images(tmp_path, class_names, names), wrong=5)) == 3
+
+
+def test_an_epoch_whose_loss_was_not_finite_is_left_out_of_the_curve(tmp_path: Path) -> None:
+    data = images(tmp_path, ("cat", "dog"), ["0.png", "1.png"])
+    rows = [*ROWS, {**ROWS[-1], "epoch": 4, "val/loss": float("nan")}]
+    figures(tmp_path, data, 1, rows)
+    figures(tmp_path, data, 1, rows[:1])

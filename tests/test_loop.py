@@ -1,0 +1,242 @@
+"""Training and evaluation: each real sample counts once, sums are exact, the loss is torch's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, log_loss
+from torch import Tensor
+from train_data import CPU, ONE, linear_model, make_data, make_trainee
+
+from serve.preprocess import load_image
+from train.augment import Augment, PairMix
+from train.config import TrainConfig
+from train.data import Data, ImageSet
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.loop import AUXILIARY_WEIGHT, Criterion, evaluate, train_one_epoch
+from train.model import ImageClassifier, Outputs, build_model
+from train.trainee import Trainee
+
+PLAIN_SGD = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad": 0.0}
+
+
+def train(
+    config: TrainConfig, data: Data, trainee: Trainee, epochs: int = 1, weights: list[float] | None = None
+) -> list[dict[str, float]]:
+    plan = EpochPlan(len(data.train), config.batch_size, config.seed, accumulation=config.accumulation)
+    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    mix = PairMix(config, len(data.train.class_names))
+    criterion = Criterion(config.label_smoothing, weights)
+    return [
+        train_one_epoch(trainee, criterion, loader, plan, mix, config, ONE, CPU, epoch)
+        for epoch in range(epochs)
+    ]
+
+
+def pixels(images: ImageSet, config: TrainConfig) -> Tensor:
+    """Of all images, loaded one by one."""
+    preprocess = config.preprocess()
+    arrays = [preprocess(load_image((images.root / path).read_bytes())) for path in images.paths]
+    return torch.from_numpy(np.stack(arrays))
+
+
+def weights_of(model: ImageClassifier) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# criterion
+
+
+def example(n: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, classes, generator=generator), torch.randint(
+        0, classes, (n,), generator=generator
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_criterion_is_torchs_cross_entropy(smoothing: float) -> None:
+    logits, labels = example()
+    losses = Criterion(smoothing, None)(logits, F.one_hot(labels, 3).float())
+    expected = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    assert torch.allclose(losses, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_are_torchs(smoothing: float) -> None:
+    logits, labels = example()
+    weight = [0.5, 1.0, 3.0]
+    losses = Criterion(smoothing, weight)(logits, F.one_hot(labels, 3).float())
+    expected = F.cross_entropy(
+        logits, labels, torch.tensor(weight), reduction="none", label_smoothing=smoothing
+    )
+    assert torch.allclose(losses, expected)
+
+
+def test_soft_targets_are_a_mixture_of_losses() -> None:
+    logits, labels = example()
+    other = (labels + 1) % 3
+    targets = 0.3 * F.one_hot(labels, 3) + 0.7 * F.one_hot(other, 3)
+    expected = 0.3 * F.cross_entropy(logits, labels, reduction="none")
+    expected += 0.7 * F.cross_entropy(logits, other, reduction="none")
+    assert torch.allclose(Criterion(0.0, None)(logits, targets), expected)
+
+
+def test_auxiliary_heads_add_their_share() -> None:
+    logits, labels = example()
+    targets = F.one_hot(labels, 3).float()
+    criterion = Criterion(0.1, None)
+    losses = criterion(Outputs(logits, (2 * logits, -logits)), targets)
+    extra = criterion(2 * logits, targets) + criterion(-logits, targets)
+    assert torch.allclose(losses, criterion(logits, targets) + AUXILIARY_WEIGHT * extra)
+
+
+# train_one_epoch
+
+
+def manual_epoch(model: ImageClassifier, images: ImageSet, config: TrainConfig) -> float:
+    """The textbook's loop with plain SGD with Nesterov momentum; returns the mean loss."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True)
+    order = torch.from_numpy(EpochPlan(len(images), config.batch_size, config.seed).order(0))
+    x, y, total = pixels(images, config), torch.from_numpy(images.labels), 0.0
+    for chosen in order.split(config.batch_size):
+        loss = F.cross_entropy(model(x[chosen]), y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(chosen)
+    return total / len(images)
+
+
+@pytest.mark.parametrize("batch_size", [8, 11, 3, 32])
+def test_an_epoch_equals_the_textbooks_loop_also_with_an_incomplete_last_batch(
+    tmp_path: Path, batch_size: int
+) -> None:
+    config, data = make_data(tmp_path, per_class=7, batch_size=batch_size, schedule="constant", **PLAIN_SGD)
+    images = data.train.take(np.arange(11))
+    ours, textbook = linear_model(), linear_model()
+    (values,) = train(config, Data(images, data.val, {}, "", []), make_trainee(config, ours))
+    loss = manual_epoch(textbook, images, config)
+    assert values["train/loss"] == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(weights_of(ours), weights_of(textbook), atol=1e-6)
+    assert not torch.allclose(weights_of(ours), weights_of(linear_model()), atol=1e-3)
+
+
+def test_accumulation_does_not_change_the_result(tmp_path: Path) -> None:
+    results = []
+    for accumulation in (1, 2, 4):
+        config, data = make_data(tmp_path, 9, batch_size=8, accumulation=accumulation, lr=1e-3)
+        model = linear_model()
+        values = train(config, data, make_trainee(config, model), epochs=2)
+        results.append((weights_of(model), values[-1]["train/loss"]))
+    for weights, loss in results[1:]:
+        assert torch.allclose(weights, results[0][0], atol=1e-6)
+        assert loss == pytest.approx(results[0][1], rel=1e-5)
+
+
+def test_training_lowers_the_loss_and_separates_colours(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, 8, batch_size=7, epochs=8, lr=2e-3)
+    torch.manual_seed(0)
+    model, _ = build_model("simple_cnn", 2, 16)
+    values = train(config, data, make_trainee(config, model), epochs=8)
+    assert values[-1]["train/loss"] < 0.5 * values[0]["train/loss"]
+    assert values[-1]["train/accuracy"] == 1.0
+
+
+def test_accuracy_counts_images_once(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, 7, batch_size=8, lr=0.0)
+    model = linear_model()
+    (values,) = train(config, data, make_trainee(config, model))
+    predicted = model(pixels(data.train, config)).argmax(1).numpy()
+    assert values["train/accuracy"] == pytest.approx((predicted == data.train.labels).mean())
+
+
+def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
+    changes = PLAIN_SGD | {"clip_grad": 0.01, "lr": 1.0, "schedule": "constant", "batch_size": 100}
+    config, data = make_data(tmp_path, **changes)
+    model = linear_model()
+    train(config, data, make_trainee(config, model))
+    moved = (weights_of(model) - weights_of(linear_model())).norm().item()
+    assert moved == pytest.approx(0.01 * 1.9, rel=1e-3)  # Nesterov's first step is 1 + momentum
+
+
+def test_mixing_and_augmentation_train_to_the_same_weights_again(tmp_path: Path) -> None:
+    changes = {"mixup": 0.2, "cutmix": 1.0, "crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.5}
+    config, data = make_data(tmp_path, batch_size=4, **changes)
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        model, _ = build_model("simple_cnn", 2, 16)
+        torch.manual_seed(seed)  # dropout must not draw from what was left behind
+        train(config, data, make_trainee(config, model))
+        weights.append(weights_of(model))
+    assert torch.equal(*weights)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_epoch_and_learning_rate(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, lr=1000.0, schedule="constant", warmup_epochs=0.0)
+    model = linear_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"epoch 1 is nan \(learning rate 1e\+03\): lower --lr"):
+        train(config, data, make_trainee(config, model))
+
+
+# evaluate
+
+
+def evaluated(
+    model: ImageClassifier, data: Data, config: TrainConfig, batch_size: int, criterion: Criterion
+) -> tuple[dict[str, float], np.ndarray]:
+    loader = Loader(PixelDataset(data.val, 0, config.preprocess()), 0, pin_memory=False)
+    metrics, evaluation = evaluate(model, criterion, loader, data.val, batch_size, ONE, CPU)
+    assert evaluation is not None
+    return metrics, evaluation.logits
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_evaluation_equals_a_direct_computation(tmp_path: Path, batch_size: int) -> None:
+    config, data = make_data(tmp_path, 12, val_fraction=0.45)
+    torch.manual_seed(0)
+    model, _ = build_model("simple_cnn", 2, 16)
+    criterion = Criterion(0.1, [0.5, 2.0])
+    metrics, logits = evaluated(model, data, config, batch_size, criterion)
+    with torch.no_grad():
+        expected = model.eval()(pixels(data.val, config))
+    labels = data.val.labels
+    probabilities = expected.double().softmax(1).numpy()
+    assert logits.shape == (len(data.val), 2) == (10, 2)
+    assert np.allclose(logits, expected.numpy(), atol=1e-5)
+    assert metrics["val/accuracy"] == accuracy_score(labels, probabilities.argmax(1))
+    assert metrics["val/log_loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
+    losses = criterion(expected, F.one_hot(torch.from_numpy(labels), 2).float())
+    assert metrics["val/loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
+def test_the_order_in_which_ranks_deliver_cannot_change_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = make_data(tmp_path, 12, val_fraction=0.45)
+    criterion = Criterion(0.1, None)
+    expected = evaluated(linear_model(), data, config, 3, criterion)
+    monkeypatch.setattr("train.loop.gather_rows", lambda rows, ranks: rows.flip(0))
+    metrics, logits = evaluated(linear_model(), data, config, 3, criterion)
+    assert metrics == expected[0]
+    assert np.array_equal(logits, expected[1])
+
+
+def test_evaluation_changes_nothing(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+    model, _ = build_model("simple_cnn", 2, 16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluated(model, data, config, 4, Criterion(0.0, None))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_image_evaluated_twice_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, data = make_data(tmp_path)
+    monkeypatch.setattr("train.loop.evaluation_batches", lambda *args: [[(0, 0, 1.0), (0, 0, 1.0)]])
+    with pytest.raises(AssertionError, match="an image was evaluated twice or never"):
+        evaluated(linear_model(), data, config, 4, Criterion(0.0, None))

@@ -1,0 +1,104 @@
+"""What a model file says of itself: read back as it was written, or refused with the reason."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata
+from serve.preprocess import Preprocess
+
+# Surrogates too: a class may be named after a folder whose name is not UTF-8.
+names = st.text(st.characters())
+finite = st.floats(allow_nan=False, allow_infinity=False)
+METADATA = ModelMetadata(("cat", "dog"), Preprocess("squash", 96), model="resnet18", epoch=3)
+
+
+def changed(**changes: Any) -> str:
+    return json.dumps(json.loads(METADATA.to_json()) | changes)
+
+
+@given(
+    class_names=st.lists(names, min_size=2, unique=True).map(tuple),
+    size=st.integers(1, 4096),
+    metrics=st.dictionaries(names, finite),
+    versions=st.dictionaries(names, names),
+    run_name=names,
+    epoch=st.integers(0),
+)
+def test_what_was_written_is_what_is_read(size: int, **fields: Any) -> None:
+    metadata = ModelMetadata(preprocess=Preprocess("pad", size, interpolation="bicubic"), **fields)
+    assert ModelMetadata.from_json(metadata.to_json()) == metadata
+
+
+@given(st.lists(names, min_size=2, unique=True).map(tuple))
+def test_any_class_name_can_be_stored_in_an_onnx_file(class_names: tuple[str, ...]) -> None:
+    """Its properties are protobuf strings, which must be UTF-8."""
+    text = ModelMetadata(class_names, Preprocess()).to_json()
+    assert ModelMetadata.from_props({METADATA_KEY: text.encode("utf-8").decode("utf-8")}) == (
+        ModelMetadata(class_names, Preprocess())
+    )
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, FORMAT_VERSION - 1, None, "1"])
+def test_another_format_version_is_refused_and_the_message_says_what_to_do(version: object) -> None:
+    with pytest.raises(
+        ValueError, match=f"format_version {version}, this version reads 1.*update purebred"
+    ):
+        ModelMetadata.from_json(changed(format_version=version))
+
+
+def test_a_field_that_this_version_does_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="'calibration'"):
+        ModelMetadata.from_json(changed(calibration=1.5))
+    with pytest.raises(ValueError, match="'rotate'"):
+        ModelMetadata.from_json(changed(preprocess={**METADATA.preprocess.to_dict(), "rotate": 90}))
+
+
+@pytest.mark.parametrize("field", ["class_names", "preprocess", "data_digest"])
+def test_a_missing_field_is_refused(field: str) -> None:
+    values = json.loads(METADATA.to_json())
+    del values[field]
+    with pytest.raises(ValueError, match="model metadata fields"):
+        ModelMetadata.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("class_names", [("cat", "dog", "cat"), ("", "")])
+def test_repeated_class_names_are_refused(class_names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="class names repeat"):
+        ModelMetadata(class_names, Preprocess())
+    with pytest.raises(ValueError, match="class names repeat"):
+        ModelMetadata.from_json(changed(class_names=class_names))
+
+
+@pytest.mark.parametrize("class_names", [(), ("cat",)])
+def test_fewer_than_two_classes_are_refused(class_names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="two classes or more"):
+        ModelMetadata(class_names, Preprocess())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"cat"', '{"class_names": ["a", "b"]}'])
+def test_text_that_is_not_metadata_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="model metadata is not readable"):
+        ModelMetadata.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"class_names": None},
+        {"class_names": [["cat"], ["dog"]]},
+        {"preprocess": 3},
+        {"preprocess": {**METADATA.preprocess.to_dict(), "size": "96"}},
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="model metadata"):
+        ModelMetadata.from_json(changed(**field))
+
+
+def test_a_file_that_export_did_not_write_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"not made by export/main\.py"):
+        ModelMetadata.from_props({"description": "somebody else's model"})

@@ -1,0 +1,112 @@
+"""Learning rate, weight decay and the moving average at chosen steps."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from train.config import TrainConfig
+from train.model import build_model
+from train.optim import build_ema, build_optimizer, build_scheduler, lr_factor
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("simple_cnn", 2, 16)[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_biases_and_normalisation_layers_do_not_decay(optimizer: str) -> None:
+    net = model()
+    decayed, others = build_optimizer(TrainConfig(optimizer=optimizer, weight_decay=0.3), net).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
+    assert {names[id(p)] for p in others["params"]} == {
+        name
+        for name, module in net.named_parameters()
+        if name.endswith("bias") or ".features.1." in f".{name}" or module.ndim == 1
+    }
+    assert len(decayed["params"]) == 6
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = model()
+    for parameter in net.parameters():
+        parameter.requires_grad = False
+    assert [group["params"] for group in build_optimizer(TrainConfig(), net).param_groups] == [[], []]
+
+
+def test_the_warm_up_is_linear_and_the_cosine_ends_at_0() -> None:
+    config = TrainConfig(epochs=11, warmup_epochs=1)
+    factors = {step: lr_factor(step, config, 10) for step in (0, 4, 9, 10, 35, 60, 110, 500)}
+    assert factors[0] == 0.1
+    assert factors[4] == 0.5
+    assert factors[9] == factors[10] == 1.0
+    assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[110] == factors[500] == 0.0
+
+
+def test_a_constant_schedule_stays_at_the_peak() -> None:
+    config = TrainConfig(epochs=3, warmup_epochs=0.5, schedule="constant")
+    assert [lr_factor(step, config, 4) for step in (0, 1, 2, 11, 99)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 3.0, 99.0])
+def test_any_length_of_warm_up_gives_factors_from_0_to_1(warmup_epochs: float) -> None:
+    config = TrainConfig(epochs=3, warmup_epochs=warmup_epochs)
+    assert all(0 < lr_factor(step, config, 4) <= 1 for step in range(12))
+
+
+def test_the_scheduler_sets_the_learning_rate_of_each_step() -> None:
+    config = TrainConfig(lr=0.2, epochs=2, warmup_epochs=1)
+    optimizer = build_optimizer(config, model())
+    scheduler = build_scheduler(config, optimizer, 2)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1, 0.2, 0.2, 0.1])
+
+
+def averaged(decay: float, values: list[float]) -> float:
+    """Average of a weight that has these values at successive steps."""
+    net = nn.Linear(1, 1)
+    ema = build_ema(TrainConfig(ema=decay), net)
+    assert ema is not None
+    for value in values:
+        nn.init.constant_(net.weight, value)
+        ema.update_parameters(net)
+    return float(ema.module.weight.item())
+
+
+def test_the_averages_decay_grows_to_its_setting() -> None:
+    assert averaged(0.9, [5.0]) == 5.0  # the first step's weights replace the initial ones
+    first = 2 / 11
+    assert averaged(0.9, [5.0, 1.0]) == pytest.approx(first * 5 + (1 - first) * 1)
+    second = 3 / 12
+    expected = second * (first * 5 + (1 - first) * 1) + (1 - second) * 2
+    assert averaged(0.9, [5.0, 1.0, 2.0]) == pytest.approx(expected)
+    assert averaged(0.1, [5.0, 1.0]) == pytest.approx(0.1 * 5 + 0.9 * 1)
+
+
+def test_the_average_includes_batch_norm_statistics() -> None:
+    net = model().train()
+    ema = build_ema(TrainConfig(ema=0.9), net)
+    assert ema is not None
+    for _ in range(2):
+        net(torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8))
+        ema.update_parameters(net)
+    ours, averages = dict(net.named_buffers()), dict(ema.module.named_buffers())
+    assert averages["network.features.1.num_batches_tracked"] == 2
+    name = "network.features.1.running_var"
+    assert not torch.equal(averages[name], ours[name])
+    assert not torch.equal(averages[name], torch.ones_like(averages[name]))
+
+
+def test_the_average_can_be_off() -> None:
+    assert build_ema(TrainConfig(ema=0.0), model()) is None

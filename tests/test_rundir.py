@@ -1,0 +1,151 @@
+"""The run directory: made once, never overwritten, complete."""
+
+import csv
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from train_data import draw, flat_set, settings
+
+from train import rundir
+from train.checkpoint import load_checkpoint
+from train.config import TrainConfig, parse_config
+from train.data import Data
+from train.metrics import evaluate_logits, read_predictions
+from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
+from train.sample import make_sample
+
+
+def ready(tmp_path: Path, **changes: Any) -> TrainConfig:
+    config = settings(tmp_path, **changes)
+    flat_set(Path(config.data))
+    return config
+
+
+def opened(config: TrainConfig) -> tuple[TrainConfig, Data]:
+    config, data = prepare(config)
+    open_folder(config, data)
+    return config, data
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_a_run_gets_a_folder_with_its_settings(tmp_path: Path) -> None:
+    config, data = opened(ready(tmp_path, name="a", lr=0.25))
+    folder = run_folder(config)
+    assert folder == tmp_path / "runs" / "a"
+    assert parse_config(["--config", str(folder / "config.yaml")]) == config
+    assert read_csv(folder / "bad_files.csv") == [["path", "reason"]]
+    assert len(data.train) + len(data.val) == 12
+
+
+def test_without_a_name_it_is_time_and_model(tmp_path: Path) -> None:
+    config, _ = opened(ready(tmp_path, model="timm/resnet10t"))
+    assert config.name.endswith("-timm-resnet10t")
+    assert run_folder(config).is_dir()
+
+
+def test_an_existing_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    config = ready(tmp_path, name="a")
+    opened(config)
+    (run_folder(config) / "config.yaml").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"runs/a' exists: choose another --name, or go on with --resume .*runs/a"
+    ):
+        prepare(config)
+    assert (run_folder(config) / "config.yaml").read_text() == "mine"
+
+
+def test_an_output_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    config = ready(tmp_path).replace(output=str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"--output: cannot make '.*file/.*': Not a directory"):
+        opened(config)
+
+
+def test_unusable_data_leave_no_run_behind(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images", names=("cat",))
+    with pytest.raises(ValueError, match="the one class"):
+        prepare(settings(tmp_path, name="a"))
+    assert not (tmp_path / "runs" / "a").exists()
+
+
+def test_unreadable_files_are_listed(tmp_path: Path) -> None:
+    config = ready(tmp_path, name="a", max_bad=0.5)
+    for name in ("cat.90.png", "a\nb.1.png"):
+        (Path(config.data) / name).write_text("hello")
+    draw(Path(config.data) / "a\nb.2.png", 2, 2)
+    draw(Path(config.data) / "a\nb.3.png", 2, 3)
+    _, data = opened(config)
+    rows = read_csv(run_folder(config) / "bad_files.csv")
+    assert [Path(row[0]).name for row in rows[1:]] == ["a\nb.1.png", "cat.90.png"]
+    assert all("not an image file" in row[1] for row in rows[1:])
+    assert any("2 unreadable files are left out" in note for note in data.notes)
+
+
+def resumed(tmp_path: Path, *flags: str) -> TrainConfig:
+    return parse_config(["--resume", str(tmp_path / "runs" / "a"), *flags])
+
+
+def test_a_resumed_run_keeps_its_folder_wherever_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(ready(tmp_path, name="a"))
+    monkeypatch.chdir(tmp_path / "runs")
+    config, _ = opened(parse_config(["--resume", "a", "--epochs", "9"]))
+    assert run_folder(config) == tmp_path / "runs" / "a"
+    assert resumed(tmp_path).epochs == 9
+
+
+def test_a_resume_that_is_refused_leaves_the_runs_settings(tmp_path: Path) -> None:
+    opened(ready(tmp_path, name="a", lr=0.25))
+    prepare(resumed(tmp_path, "--lr", "0.5"))  # restore() will say that lr cannot change
+    assert resumed(tmp_path).lr == 0.25
+
+
+def test_without_data_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rundir, "make_sample", partial(make_sample, train_per_class=4, num_test=1))
+    config, data = prepare(TrainConfig(name="a"))
+    assert config.data == "data/sample/train"
+    assert data.train.class_names == ("cat", "dog")
+    assert "no --data and no data/train: training on the drawn sample set (made now)" in data.notes[0]
+    _, again = prepare(TrainConfig(name="b"))
+    assert data.notes[0].removesuffix(" (made now)") == again.notes[0]
+    assert again.digest == data.digest
+
+
+def test_without_data_data_train_is_taken_when_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat_set(Path("data/train"), names=("ant", "bee"))
+    config, data = prepare(TrainConfig())
+    assert config.data == "data/train"
+    assert data.train.class_names == ("ant", "bee")
+
+
+def test_an_epoch_leaves_its_checkpoints_and_predictions(tmp_path: Path) -> None:
+    config, data = opened(ready(tmp_path, name="a"))
+    folder = run_folder(config)
+    logits = np.eye(2)[data.val.labels]
+    result = evaluate_logits(logits, data.val.labels, data.val.class_names)
+    state = {"model": {}, "optimizer": {"x": 1}, "scheduler": {}, "scaler": {}, "epoch": 1}
+    save_epoch(folder, state, data, result, improved=True)
+    save_epoch(folder, {**state, "epoch": 2}, data, result, improved=False)
+    best, last = (load_checkpoint(folder / "checkpoints" / f"{name}.pt") for name in ("best", "last"))
+    assert (best["epoch"], last["epoch"]) == (1, 2)
+    assert "optimizer" not in best
+    assert last["optimizer"] == {"x": 1}
+    assert read_predictions(folder / "val_predictions.csv", data.val).values["accuracy"] == 1.0
+
+    row = {"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "train/accuracy": 0.5, "val/accuracy": 0.5}
+    (folder / "metrics.jsonl").touch()
+    paths = report_files(folder, [row], result, data, config)
+    assert all(path.exists() for path in paths)
+    assert (folder / "figures" / "curves.png").is_file()

@@ -1,0 +1,175 @@
+"""Each image is read once before training; what is unreadable is named with its reason."""
+
+import hashlib
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from train_data import draw, flat_set
+
+from train import scan as module
+from train.scan import scan
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was really opened."""
+    counter: Counter[str] = Counter()
+    read = module.read_image_file
+
+    def counted(path: Path) -> bytes:
+        counter[path.name] += 1
+        return read(path)
+
+    monkeypatch.setattr(module, "read_image_file", counted)
+    return counter
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return flat_set(tmp_path / "images", per_class=2)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def cache_file(folder: Path) -> Path:
+    (file,) = folder.glob("scan-*.json")
+    return file
+
+
+def test_readable_files_are_hashed(root: Path, tmp_path: Path) -> None:
+    result = scan(root, names(root), tmp_path / "cache")
+    assert result.bad == {}
+    assert result.sha256 == {n: hashlib.sha256((root / n).read_bytes()).hexdigest() for n in names(root)}
+
+
+def truncated(path: Path) -> None:
+    data = draw(path, size=(200, 200)).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def text(path: Path) -> None:
+    path.write_text("hello")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere.png")
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (truncated, "truncated"),
+        (empty, "empty file"),
+        (text, "not an image file"),
+        (folder, "Is a directory"),
+        (dangling, "No such file"),
+        (fifo, "not a regular file"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_the_reason(
+    root: Path, tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    make(root / "cat.9.png")
+    done = threading.Event()
+    results = []
+
+    def work() -> None:
+        results.append(scan(root, names(root), tmp_path / "cache"))
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(20), "blocked"
+    assert list(results[0].bad) == ["cat.9.png"]
+    assert reason in results[0].bad["cat.9.png"]
+    assert len(results[0].sha256) == 4
+
+
+def test_a_second_scan_reads_nothing(root: Path, tmp_path: Path, reads: Counter[str]) -> None:
+    text(root / "cat.9.png")
+    first = scan(root, names(root), tmp_path / "cache")
+    assert set(reads.values()) == {1}
+    assert scan(root, names(root), tmp_path / "cache") == first
+    assert set(reads.values()) == {1}
+
+
+def test_a_file_of_another_size_or_time_is_read_again(
+    root: Path, tmp_path: Path, reads: Counter[str]
+) -> None:
+    scan(root, names(root), tmp_path / "cache")
+    draw(root / "cat.0.png", 1, 50, size=(9, 9))
+    os.utime(root / "cat.1.png", ns=(1, 1))
+    result = scan(root, names(root), tmp_path / "cache")
+    assert reads == {"cat.0.png": 2, "cat.1.png": 2, "dog.0.png": 1, "dog.1.png": 1}
+    assert result.sha256["cat.0.png"] == hashlib.sha256((root / "cat.0.png").read_bytes()).hexdigest()
+
+
+def test_a_file_that_was_mended_is_good_again(root: Path, tmp_path: Path) -> None:
+    text(root / "cat.9.png")
+    assert scan(root, names(root), tmp_path / "cache").bad
+    draw(root / "cat.9.png", 0, 9)
+    assert not scan(root, names(root), tmp_path / "cache").bad
+
+
+def test_an_error_of_the_file_system_is_not_remembered(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """chmod changes neither size nor time; nor does a server that comes back."""
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_image_file", denied)
+        result = scan(root, names(root), tmp_path / "cache")
+        assert result.bad == dict.fromkeys(names(root), "Permission denied")
+    assert not scan(root, names(root), tmp_path / "cache").bad
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1, 2]", "null", "\0\0", '{"cat.0.png": null}', "tr\udcff"])
+def test_a_damaged_cache_is_ignored(root: Path, tmp_path: Path, damage: str) -> None:
+    first = scan(root, names(root), tmp_path / "cache")
+    cache_file(tmp_path / "cache").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    assert scan(root, names(root), tmp_path / "cache") == first
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert len(scan(root, names(root), tmp_path / "cache").sha256) == 4
+    assert "warning: the scan cannot be cached" in capsys.readouterr().out
+
+
+def test_two_data_sets_have_two_caches(root: Path, tmp_path: Path) -> None:
+    other = flat_set(tmp_path / "other", per_class=2)
+    draw(other / "cat.0.png", 1, 88)
+    for folder in (root, other):
+        scan(folder, names(folder), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("scan-*.json"))) == 2
+
+
+def test_odd_file_names_are_scanned_and_cached(root: Path, tmp_path: Path, reads: Counter[str]) -> None:
+    for name in ("a\nb.1.png", "고양이.1.png", os.fsdecode(b"\xff\xfe.1.png"), "c'\",.1.png"):
+        shutil.copy(root / "cat.0.png", root / name)
+    for _ in range(2):
+        assert len(scan(root, names(root), tmp_path / "cache").sha256) == 8
+    assert set(reads.values()) == {1}

@@ -1,0 +1,246 @@
+"""MLflow has exactly one truthful run, and training neither waits for it nor loses a number to it."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from train import tracking
+from train.config import TrainConfig
+from train.tracking import MetricsFile, MlflowTracker, NullTracker, build_tracker, metric_name, read_metrics
+
+DIGEST = "0123456789abcdef" * 4
+PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}
+REFUSES = "http://127.0.0.1:9"
+METRICS = [{"train/loss": 0.9, "val/accuracy": 0.5}, {"train/loss": 0.4, "val/accuracy": 0.75}]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new SQLite store takes seconds to make: once."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[str]:
+    monkeypatch.chdir(tmp_path)  # the default store and its artifacts are in the working directory
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 60)
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    use(monkeypatch, uri)
+    yield uri
+    mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+
+
+def tracker(epochs_done: int = 0, run_id: str = "") -> MlflowTracker:
+    return MlflowTracker(TrainConfig(name="small"), Path("metrics.jsonl"), epochs_done, run_id)
+
+
+def runs(uri: str) -> list[Run]:
+    client = mlflow.MlflowClient(uri)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
+
+
+def whole_run(status: str = "FINISHED") -> MlflowTracker:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    for epoch, values in enumerate(METRICS, 1):
+        t.log_metrics(epoch, values)
+    t.end(status)
+    return t
+
+
+def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
+    figures = Path("figures")
+    figures.mkdir()
+    (figures / "curves.png").write_bytes(b"png")
+    Path("config.yaml").write_text("lr: 0.1")
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    for epoch, values in enumerate(METRICS, 1):
+        t.log_metrics(epoch, values)
+    t.log_files([Path("config.yaml"), figures])
+    t.end("FINISHED")
+
+    (run,) = runs(store)
+    assert run.info.run_id == t.run_id
+    assert run.info.run_name == "small"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
+    assert history(store, t.run_id, "train/loss") == [(1, 0.9), (2, 0.4)]
+    (dataset,) = run.inputs.dataset_inputs
+    assert DIGEST.startswith(dataset.dataset.digest)
+    assert dataset.dataset.name == "train"
+    client = mlflow.MlflowClient(store)
+    assert [f.path for f in client.list_artifacts(t.run_id)] == ["config.yaml", "figures"]
+    assert [f.path for f in client.list_artifacts(t.run_id, "figures")] == ["figures/curves.png"]
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_the_status_is_the_one_given(store: str, status: str) -> None:
+    whole_run(status)
+    assert [run.info.status for run in runs(store)] == [status]
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
+    first = whole_run("KILLED")
+    t = tracker(1, first.run_id)  # the second epoch is done again
+    t.start({**PARAMETERS, "lr": 0.5}, "data/train", DIGEST)
+    t.log_metrics(2, {"train/loss": 0.3, "val/accuracy": 0.8})
+    t.log_metrics(3, {"train/loss": 0.2, "val/accuracy": 0.9})
+    t.end("FINISHED")
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["lr"] == "0.1"
+    assert run.data.params["resume.1.lr"] == "0.5"
+    assert dict(history(store, t.run_id, "val/accuracy")) == {1: 0.5, 2: 0.8, 3: 0.9}
+    assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.8, 0.9]
+
+
+def test_a_server_that_refuses_costs_seconds_and_no_metrics(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, REFUSES)
+    t, seconds = tracker(), {}
+
+    def timed(name: str, function: Any, *arguments: Any) -> None:
+        started = time.perf_counter()
+        function(*arguments)
+        seconds[name] = time.perf_counter() - started
+
+    timed("start", t.start, PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    timed("send", t.send)
+    timed("log_files", t.log_files, [Path("metrics.jsonl")])
+    timed("end", t.end, "FINISHED")
+    assert max(seconds.values()) < 8, seconds
+    assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5]
+    printed = capsys.readouterr().out
+    assert "warning: MLflow does not answer" in printed
+    assert "warning: MLflow missed" in printed
+    assert "metrics.jsonl" in printed
+
+
+def test_what_a_server_missed_is_sent_when_it_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = tracker()
+    use(monkeypatch, REFUSES)
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    use(monkeypatch, store)
+    t.log_metrics(2, METRICS[1])
+    t.end("FINISHED")
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["lr"] == "0.1"
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
+
+
+def test_a_server_that_goes_away_after_opening_the_run_does_not_lose_it(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def away(*args: Any, **options: Any) -> None:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away)
+    whole_run()
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["lr"] == "0.1"
+    assert run.data.metrics["val/accuracy"] == 0.75
+
+
+NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]
+PATHS = ["..", "a/", "a//b", "/a"]  # labels of a CSV manifest can be anything
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [NAMES, *([name] for name in PATHS)],
+    ids=str,
+)
+def test_class_names_of_any_kind_are_metric_names(store: str, classes: list[str]) -> None:
+    names = [f"f1/{name}" for name in classes]
+    t = tracker()
+    t.start({}, "data", DIGEST)
+    t.log_metrics(1, {**dict.fromkeys(names, 0.5), "val/accuracy": 0.9})
+    t.end("FINISHED")
+    (run,) = runs(store)
+    assert run.data.metrics["val/accuracy"] == 0.9
+    assert set(run.data.metrics) >= {metric_name(name) for name in names}
+
+
+def test_metrics_that_are_not_finite_are_logged(store: str) -> None:
+    t = tracker()
+    t.start({}, "data", DIGEST)
+    t.log_metrics(1, {"val/log_loss": float("nan"), "val/accuracy": 0.5})
+    t.end("FINISHED")
+    assert runs(store)[0].data.metrics["val/accuracy"] == 0.5
+    assert len(read_metrics(Path("metrics.jsonl"))) == 1
+
+
+def test_other_ranks_touch_nothing(tmp_path: Path) -> None:
+    before = sorted(os.listdir(tmp_path))
+    t = build_tracker(TrainConfig(), False, tmp_path / "metrics.jsonl", 0, "")
+    assert type(t) is NullTracker
+    t.start(PARAMETERS, "data", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    t.log_files([tmp_path])
+    t.end("FINISHED")
+    assert sorted(os.listdir(tmp_path)) == before
+    assert t.run_id == ""
+
+
+def test_without_tracking_metrics_are_in_the_file_alone(store: str) -> None:
+    t = build_tracker(TrainConfig(track=False), True, Path("metrics.jsonl"), 0, "")
+    t.start(PARAMETERS, "data", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    t.end("FINISHED")
+    assert runs(store) == []
+    (row,) = read_metrics(Path("metrics.jsonl"))
+    assert row == {"epoch": 1, "time": row["time"], **METRICS[0]}
+    assert abs(row["time"] - time.time()) < 60
+
+
+def test_lines_of_work_that_is_done_again_are_dropped() -> None:
+    path = Path("metrics.jsonl")
+    path.write_text("".join(json.dumps({"epoch": e, "time": 0.0, "x": e}) + "\n" for e in (1, 2, 3)))
+    assert [row["epoch"] for row in MetricsFile(path, 2).rows] == [1, 2]
+    assert [row["epoch"] for row in read_metrics(path)] == [1, 2]
+
+
+def test_a_line_that_was_cut_off_is_dropped_on_resume() -> None:
+    """The power went while it was written; its epoch, without a checkpoint, is done again."""
+    path = Path("metrics.jsonl")
+    path.write_text(json.dumps({"epoch": 1, "time": 0.0}) + '\n{"epoch": 2, "ti')
+    assert [row["epoch"] for row in MetricsFile(path, 1).rows] == [1]
+
+
+def test_the_default_store_is_sqlite_in_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracking.connect()
+    assert mlflow.get_tracking_uri() == "sqlite:///mlflow.db"
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 1

@@ -1,0 +1,193 @@
+"""What a run changes while it trains: saved, restored bit by bit, and never mixed up with another run."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_data import CPU, ONE, draw, make_data, make_trainee
+
+from train.augment import Augment, PairMix
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.config import TrainConfig
+from train.data import Data
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.loop import Criterion, train_one_epoch
+from train.model import build_model
+from train.trainee import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore
+
+RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}
+
+
+def new_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
+    torch.manual_seed(seed)
+    model, _ = build_model("simple_cnn", 2, config.image_size)
+    return make_trainee(config, model, EpochPlan(len(data.train), config.batch_size, 0).steps)
+
+
+def train(trainee: Trainee, config: TrainConfig, data: Data, epochs: range) -> None:
+    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
+    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    for epoch in epochs:
+        train_one_epoch(
+            trainee, Criterion(0.0, None), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch
+        )
+
+
+def flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested state."""
+    if isinstance(state, dict):
+        items = list(state.items())
+    elif isinstance(state, list | tuple):
+        items = list(enumerate(state))
+    else:
+        return {prefix: state}
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}/{key}").items()}
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    left, right = flat(a), flat(b)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+        assert same, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, optimizer: str) -> None:
+    config, data = make_data(tmp_path, optimizer=optimizer, lr=0.01, **RANDOM)
+    straight = new_trainee(config, data)
+    train(straight, config, data, range(3))
+
+    first = new_trainee(config, data)
+    train(first, config, data, range(2))
+    history = History(2, 1, {"val/accuracy": 0.5, "val/log_loss": 0.7})
+    save_checkpoint(checkpoint_state(first, history, data, config, "run"), tmp_path / "last.pt")
+    second = new_trainee(config, data, seed=99)
+    assert restore(load_checkpoint(tmp_path / "last.pt"), second, data, config) == history
+    assert_same(first.state_dict(), second.state_dict())
+    train(second, config, data, range(2, 3))
+    assert_same(straight.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "ema_steps", "optimizer", "scheduler"])
+def test_each_part_of_the_state_is_needed_to_continue(tmp_path: Path, part: str) -> None:
+    """Proof that the test above would notice: without the optimizer's moments, say, it is another run."""
+    config, data = make_data(tmp_path, lr=0.01, **RANDOM)
+    trained = new_trainee(config, data)
+    train(trained, config, data, range(1))
+    state = copy.deepcopy(trained.state_dict())
+    state[part] = new_trainee(config, data, seed=99).state_dict()[part]
+    resumed = new_trainee(config, data)
+    resumed.load_state_dict(state)
+    train(trained, config, data, range(1, 2))
+    train(resumed, config, data, range(1, 2))
+    with pytest.raises(AssertionError):
+        assert_same(trained.state_dict(), resumed.state_dict())
+
+
+def saved(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], TrainConfig, Data]:
+    config, data = make_data(tmp_path, **changes)
+    return checkpoint_state(new_trainee(config, data), History(), data, config, "run"), config, data
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.5}, {"batch_size": 8}, {"seed": 3}, {"model": "resnet18"}])
+def test_a_changed_setting_is_refused_and_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    state, config, data = saved(tmp_path)
+    ((name, value),) = change.items()
+    old = getattr(config, name)
+    with pytest.raises(ValueError, match=f"these differ: --{name} {old!r} -> {value!r}; start a new run"):
+        restore(state, new_trainee(config, data), data, config.replace(**change))
+
+
+def test_what_does_not_decide_the_result_may_change(tmp_path: Path) -> None:
+    state, config, data = saved(tmp_path)
+    changed = config.replace(epochs=9, patience=3, num_workers=1, name="other", stop_after=1)
+    restore(state, new_trainee(config, data), data, changed)
+    assert set(config.to_dict()) >= FREE_TO_CHANGE
+
+
+def test_changed_data_are_refused_with_both_digests(tmp_path: Path) -> None:
+    state, config, data = saved(tmp_path)
+    draw(Path(config.data) / "cat.77.png", 0, 77)
+    _, other = make_data(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"data of this run changed.*{data.digest[:12]} -> {other.digest[:12]}"
+    ):
+        restore(state, new_trainee(config, data), other, config)
+
+
+def test_turning_the_average_on_or_off_is_refused(tmp_path: Path) -> None:
+    state, config, data = saved(tmp_path)
+    with pytest.raises(ValueError, match="--ema"):
+        restore(state, new_trainee(config.replace(ema=0.0), data), data, config.replace(ema=0.0))
+
+
+def test_a_checkpoint_holds_what_an_export_needs_under_bare_names(tmp_path: Path) -> None:
+    state, config, data = saved(tmp_path)
+    model, _ = build_model("simple_cnn", 2, 16)
+    model.load_state_dict(state["ema"])
+    assert state["class_names"] == ["cat", "dog"]
+    assert state["preprocess"] == config.preprocess().to_dict()
+    assert state["data_digest"] == data.digest
+    assert TrainConfig.from_dict(state["config"]) == config
+    assert set(state["versions"]) >= {"torch", "torchvision", "pillow"}
+
+
+def test_the_average_is_evaluated_unless_it_is_off(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+    with_ema, without = new_trainee(config, data), new_trainee(config.replace(ema=0.0), data)
+    assert with_ema.ema is not None
+    assert with_ema.evaluated is with_ema.ema.module
+    assert without.evaluated is without.model
+    assert without.state_dict()["ema"] is None
+
+
+# history
+
+
+def update_all(rows: list[tuple[float, float]], config: TrainConfig) -> tuple[History, list[bool]]:
+    """Rows are (accuracy, log loss)."""
+    history = History()
+    metrics = [{"val/accuracy": accuracy, "val/log_loss": loss} for accuracy, loss in rows]
+    return history, [history.update(m, config) for m in metrics]
+
+
+def test_best_is_by_accuracy_and_ties_by_log_loss() -> None:
+    rows = [(0.5, 0.9), (0.7, 0.8), (0.7, 0.9), (0.7, 0.7), (0.7, 0.7), (0.6, 0.1)]
+    history, improved = update_all(rows, TrainConfig())
+    assert improved == [True, True, False, True, False, False]
+    assert (history.best_epoch, history.epochs_done) == (4, 6)
+    assert history.best == {"val/accuracy": 0.7, "val/log_loss": 0.7}
+
+
+def test_best_can_be_by_log_loss() -> None:
+    rows = [(0.5, 0.9), (0.4, 0.8), (0.9, 0.8), (0.99, 0.85)]
+    history, improved = update_all(rows, TrainConfig(best_by="log_loss"))
+    assert improved == [True, True, True, False]
+    assert history.best_epoch == 3
+
+
+def test_a_log_loss_of_nan_is_never_an_improvement() -> None:
+    _, improved = update_all([(0.5, 0.9), (0.5, float("nan"))], TrainConfig())
+    assert improved == [True, False]
+
+
+def test_patience_ends_the_run() -> None:
+    config = TrainConfig(epochs=10, patience=2)
+    history, _ = update_all([(0.5, 1), (0.6, 1), (0.5, 1)], config)
+    assert not history.complete(config)
+    history.update({"val/accuracy": 0.6, "val/log_loss": 2}, config)
+    assert history.complete(config)
+    assert not history.complete(config.replace(patience=0))
+
+
+def test_stop_after_stops_a_run_that_is_not_complete() -> None:
+    config = TrainConfig(epochs=10, stop_after=2)
+    history, _ = update_all([(0.5, 1)], config)
+    assert not history.stopped(config)
+    history.update({"val/accuracy": 0.6, "val/log_loss": 2}, config)
+    assert history.stopped(config)
+    assert not history.complete(config)
+    assert not history.stopped(config.replace(stop_after=0))
