@@ -9,8 +9,9 @@ there is no model.onnx.
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not export/, must be first on sys.path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # started by path: the repository root, not export/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
 import json

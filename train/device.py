@@ -77,7 +77,8 @@ def configure(config: TrainConfig, ranks: Ranks, device: torch.device, num_worke
     keep_freed_memory()
     share = joblib.cpu_count() // ranks.local_world_size
     torch.set_num_threads(max(1, share - num_workers if device.type == "cpu" else share // 2))
-    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic)

@@ -6,8 +6,9 @@ torchrun --nproc_per_node=4 train/main.py --data DIR
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not train/, must be first on sys.path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import copy
 import signal
@@ -109,10 +110,10 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
                 save_epoch(folder, snapshot, data, evaluation, improved)
                 tracker.send()
                 say(epoch_line(history, config, values | metrics, improved))
-        status = "FINISHED" if history.complete(config) else "KILLED"
         if ranks.is_main:
             best = read_predictions(folder / "val_predictions.csv", data.val)
             tracker.log_files(report_files(folder, tracker.rows, best, data, config))
+        status = "FINISHED" if history.complete(config) else "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
