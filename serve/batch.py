@@ -2,6 +2,7 @@
 
 import csv
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -95,9 +96,11 @@ def _infer(predictor: Predictor, batch: _Batch, errors: list[str]) -> Iterator[R
 def atomic_writer(path: Path) -> Iterator[TextIO]:
     """A text file that appears under its name whole, or not at all.
 
-    A file name that is not UTF-8 is written with backslash escapes.
+    A link is written through. A file name that is not UTF-8 is written with backslash escapes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))
+    # Not named by process id: pods that share a folder all have the same one.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
@@ -108,9 +111,23 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
+class _UnixLines:
+    """Ends the lines of csv.writer with a plain newline.
+
+    Told to do so itself, it would not quote a file name with a carriage return (before Python 3.13), and
+    a reader would see two rows.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
 def write_csv(file: TextIO, rows: Iterable[Row], class_names: Sequence[str]) -> Iterator[Row]:
     """Columns path, label, probability, probability_CLASS for each class, error. Passes the rows on."""
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
     header = ["path", "label", "probability", *(f"probability_{c}" for c in class_names), "error"]
     writer.writerow(header)
     for row in rows:
@@ -130,7 +147,7 @@ def write_kaggle(file: TextIO, rows: Iterable[Row], labels: bool) -> Iterator[Ro
     label is the probability of the second class, or with `labels` the number of the likeliest class.
     It is empty for an unreadable file: Kaggle refuses that, where a guess would pass unseen.
     """
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
     writer.writerow(["id", "label"])
     for row in rows:
         label = ""

@@ -6,8 +6,9 @@ python serve/main.py --model model.onnx --images DIR --output predictions.csv
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not serve/, must be first on sys.path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # started by path: the repository root, not serve/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
 import time
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         check_kaggle(listing.paths, predictor.num_classes, args.labels)
     if not args.output.absolute().parent.is_dir():
         raise ValueError(f"the folder of --output {str(args.output)!r} does not exist; make it first")
+    if args.output.exists() and not args.output.is_file():  # replaced at the end, so found out too late
+        raise ValueError(f"--output {str(args.output)!r} is not a regular file")
     print(
         f"scoring {len(listing.paths)} images in {root} with {args.model} "
         f"({', '.join(predictor.metadata.class_names)}) on the {predictor.provider} provider",

@@ -61,9 +61,12 @@ class ModelMetadata:
         known = {f.name for f in fields(cls)}
         if set(values) != known:
             raise ValueError(f"model metadata fields {sorted(values)} are not {sorted(known)}")
-        values["class_names"] = tuple(values["class_names"])
-        values["preprocess"] = Preprocess.from_dict(values["preprocess"])
-        return cls(**values)
+        try:
+            values["class_names"] = tuple(values["class_names"])
+            values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"model metadata hold a value of the wrong type: {error}") from error
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Self:

@@ -36,6 +36,8 @@ class Predictor:
         if provider not in ("auto", *PROVIDERS):
             known = ", ".join(("auto", *PROVIDERS))
             raise ValueError(f"provider {provider!r} is none of {known}")
+        if threads < 0:
+            raise ValueError(f"threads {threads} must be 0 (one a processor) or more")
         self.session, self.provider = _open_session(self.path, provider, threads)
         props = self.session.get_modelmeta().custom_metadata_map
         try:
@@ -47,16 +49,21 @@ class Predictor:
     def _check_interface(self) -> None:
         size = self.metadata.preprocess.size
         image = self.session.get_inputs()[0]
-        if image.name != INPUT_NAME or image.type != "tensor(uint8)" or image.shape[1:] != [size, size, 3]:
+        if (
+            image.name != INPUT_NAME
+            or image.type != "tensor(uint8)"
+            or image.shape[1:] != [size, size, 3]
+            or isinstance(image.shape[0], int)  # exported for one batch size only
+        ):
             raise ValueError(
                 f"{self.path}: input {image.name} {image.type} {image.shape} is not "
                 f"{INPUT_NAME} tensor(uint8) [N, {size}, {size}, 3] as its metadata say"
             )
         for output in self.session.get_outputs():
-            if output.name in (LOGITS_NAME, PROBABILITIES_NAME) and output.shape[1] != self.num_classes:
+            if output.name in (LOGITS_NAME, PROBABILITIES_NAME) and output.shape[1:] != [self.num_classes]:
                 raise ValueError(
-                    f"{self.path}: output {output.name} has {output.shape[1]} classes, "
-                    f"its metadata name {self.num_classes}"
+                    f"{self.path}: output {output.name} {output.shape} is not [N, {self.num_classes}], "
+                    "the number of class names in its metadata"
                 )
         missing = {LOGITS_NAME, PROBABILITIES_NAME} - {o.name for o in self.session.get_outputs()}
         if missing:
@@ -92,7 +99,9 @@ def _open_session(path: Path, provider: str, threads: int) -> tuple[ort.Inferenc
     # onnxruntime would size its pool by the host's processors, not by those this process may use.
     options.intra_op_num_threads = threads or available_processors()
     options.log_severity_level = 3
-    wanted = ["cuda", "cpu"] if provider == "auto" else [provider]
+    wanted = [provider]
+    if provider == "auto":
+        wanted = ["cuda", "cpu"] if _has_nvidia_driver() else ["cpu"]
     listed = ort.get_available_providers()
     names = [PROVIDERS[p] for p in wanted if PROVIDERS[p] in listed]
     try:
@@ -108,6 +117,11 @@ def _open_session(path: Path, provider: str, threads: int) -> tuple[ort.Inferenc
             "that onnxruntime-gpu matches its CUDA version, or use --provider cpu"
         )
     return session, got
+
+
+def _has_nvidia_driver() -> bool:
+    """Without one, onnxruntime would print errors before it falls back."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
 def available_processors() -> int:

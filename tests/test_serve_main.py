@@ -240,6 +240,15 @@ def test_the_provider_is_said_aloud(tmp_path: Path, model: Path, images: Path) -
     assert "(red, green, blue) on the cpu provider" in done.stderr
 
 
+def test_a_clone_started_by_path_runs_its_own_code_whatever_is_installed(tmp_path: Path) -> None:
+    clone = tmp_path / "clone" / "serve"
+    shutil.copytree(REPOSITORY / "serve", clone)
+    with (clone / "batch.py").open("a") as file:
+        file.write("\nprint('the clone is', __file__)\n")
+    done = run(tmp_path, "--help", command=(sys.executable, clone / "main.py"))
+    assert done.stdout.startswith(f"the clone is {clone / 'batch.py'}\n"), done.stderr
+
+
 # -- serving stands alone --------------------------------------------------------------------------------
 
 TRAINING_ONLY = ("torch", "torchvision", "mlflow", "pandas", "onnx", "jsonargparse")
