@@ -182,3 +182,7 @@ def test_torchrun_lets_the_flag_pass(flag: str) -> None:
         values = parser.parse_args(["--nproc_per_node=4", "train/main.py", *arguments])
         assert values.training_script_args == arguments
         assert values.nproc_per_node == "4"
+
+
+def test_without_arguments_the_defaults_hold() -> None:
+    assert parse_config([]) == TrainConfig()

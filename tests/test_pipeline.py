@@ -156,8 +156,17 @@ def test_bad_settings_are_one_clear_line_and_no_rank_waits(
     assert message in errors[0]
 
 
+def test_with_no_arguments_it_trains_on_data_train(sample: Path, tmp_path: Path) -> None:
+    """The README's command, as it stands, from another directory than the repository."""
+    shutil.copytree(sample / "train", tmp_path / "data" / "train")
+    printed = torchrun(4, cwd=tmp_path)
+    assert "data/train: 160 images" in printed
+    assert "epoch 15/15" in printed
+    assert len(list((tmp_path / "runs").glob("*-resnet18/checkpoints/best.pt"))) == 1
+
+
 def test_the_code_beside_the_script_runs_whatever_is_installed(sample: Path, tmp_path: Path) -> None:
-    """With no arguments it takes ./data/train; its modules are those next to the script started."""
+    """Its modules are those next to the script started."""
     copy = tmp_path / "copy"
     for package in ("train", "serve"):
         shutil.copytree(REPOSITORY / package, copy / package)

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -225,7 +226,7 @@ def normalise_flags(argv: list[str]) -> list[str]:
     """--batch-size 8 -> --batch_size 8, and a bare --deterministic -> --deterministic=true."""
     switches = {f.name for f in fields(TrainConfig) if f.type is bool}
     result: list[str] = []
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in pairwise([*argv, ""]):
         if not argument.startswith("--"):
             result.append(argument)
             continue
