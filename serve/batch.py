@@ -87,8 +87,12 @@ def _infer(predictor: Predictor, batch: _Batch, errors: list[str]) -> Iterator[R
     for path, error in zip(batch.paths, errors, strict=True):
         if error:
             yield Row(path, error=error)
+            continue
+        answer = next(probabilities)
+        if np.isfinite(answer).all():
+            yield Row(path, answer)
         else:
-            yield Row(path, next(probabilities))
+            yield Row(path, error="the model's probabilities are not finite")
     assert next(probabilities, None) is None, "more probabilities than good images"
 
 

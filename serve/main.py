@@ -14,7 +14,10 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+import PIL
+
 from serve.batch import Row, atomic_writer, check_kaggle, score, write_csv, write_kaggle
+from serve.metadata import ModelMetadata
 from serve.predictor import PROVIDERS, Predictor, available_processors
 from serve.preprocess import Listing, list_images
 
@@ -65,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
 
+    if warning := resampling_warning(predictor.metadata):
+        print(warning, file=sys.stderr)
+
     started = time.perf_counter()
     threads = args.decode_threads or available_processors()
     rows = score(predictor, root, listing.paths, args.batch_size, threads)
@@ -104,6 +110,17 @@ def find_images(images: Path) -> tuple[Path, Listing]:
             f"{len(listing.problems)} folders not entered {sorted(listing.problems)[:3]}"
         )
     return images, listing
+
+
+def resampling_warning(metadata: ModelMetadata) -> str:
+    """Pillow's resampling has changed between major versions; "" when the verified one is in use."""
+    verified = metadata.versions.get("pillow", PIL.__version__)
+    if verified.partition(".")[0] == PIL.__version__.partition(".")[0]:
+        return ""
+    return (
+        f"warning: this model was verified with Pillow {verified}, this is {PIL.__version__}: "
+        "resized pixels can differ a little"
+    )
 
 
 def merge_problems(rows: Iterable[Row], listing: Listing) -> Iterator[Row]:

@@ -72,7 +72,8 @@ def load_image(data: bytes) -> Image.Image:
     16-bit grey keeps its top 8 bits; of an animation the first frame is taken.
 
     Raises:
-        ImageError: unreadable, truncated, above MAX_PIXELS, or of a kind without a defined white.
+        ImageError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
+            proper end mark cannot be told), above MAX_PIXELS, or of a kind without a defined white.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -104,7 +105,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.uint16) >> 8  # convert("RGB") would clip at 255
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ImageError(f"pixels of mode {image.mode!r} (32 bits) have no defined white; save 8 bits")
+        raise ImageError(f"pixels of mode {image.mode!r} have no defined white; save 8 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

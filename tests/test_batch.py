@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from serve_model import (
     CLASS_NAMES,
     broken_files,
@@ -278,3 +279,21 @@ def test_kaggle_refuses_what_it_cannot_hold() -> None:
     for twin in ("b/1.jpg", "a/1.png"):
         with pytest.raises(ValueError, match=re.escape(f"'a/1.jpg' and '{twin}' have the same id '1'")):
             check_kaggle([*paths, twin], num_classes=2, labels=True)
+
+
+def test_answers_that_are_not_numbers_are_errors_not_labels(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted(os.listdir(folder))[:4]
+    honest = predictor.predict
+    broken = next(i for i, row in enumerate(score(predictor, folder, paths, 4, 2)) if not row.error)
+
+    def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answers = honest(pixels).copy()
+        answers[0] = np.nan  # of the first readable file
+        return answers
+
+    monkeypatch.setattr(predictor, "predict", predict)
+    rows = list(score(predictor, folder, paths, 4, 2))
+    assert rows[broken].error == "the model's probabilities are not finite"
+    assert rows[broken].probabilities is None

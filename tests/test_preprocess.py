@@ -304,7 +304,7 @@ def test_16_bit_grey_keeps_its_shades() -> None:
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_grey_is_refused_not_guessed(mode: str) -> None:
-    with pytest.raises(ImageError, match=f"mode '{mode}' .32 bits. have no defined white; save 8 bits"):
+    with pytest.raises(ImageError, match=f"mode '{mode}' have no defined white; save 8 bits"):
         load_image(encode(Image.new(mode, (4, 4)), "TIFF"))
 
 

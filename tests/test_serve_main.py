@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 from serve_model import (
@@ -20,6 +21,10 @@ from serve_model import (
     probabilities_for,
     solid,
 )
+
+from serve.main import resampling_warning
+from serve.metadata import ModelMetadata
+from serve.preprocess import Preprocess
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "serve" / "main.py"
@@ -296,3 +301,11 @@ def test_help_says_what_is_needed(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "--model" in done.stdout
     assert "onnxruntime, numpy and Pillow only" in done.stdout
+
+
+def test_another_pillow_than_the_verified_one_is_said() -> None:
+    """Its resampling changed between major versions, and resized pixels with it."""
+    this = ModelMetadata(CLASS_NAMES, Preprocess(), versions={"pillow": PIL.__version__})
+    other = ModelMetadata(CLASS_NAMES, Preprocess(), versions={"pillow": "3.1.4"})
+    assert resampling_warning(this) == ""
+    assert "was verified with Pillow 3.1.4" in resampling_warning(other)
