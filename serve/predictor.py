@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import onnxruntime as ort
@@ -85,12 +84,6 @@ class Predictor:
         """uint8 [N, size, size, 3] -> (logits, probabilities), each float32 [N, num_classes]."""
         logits, probabilities = self.session.run([LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: pixels})
         return logits, probabilities
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self.session
 
 
 def _open_session(path: Path, provider: str, threads: int) -> tuple[ort.InferenceSession, str]:

@@ -168,11 +168,6 @@ def test_the_resize_size_follows_the_image_size() -> None:
     assert TrainConfig(image_size=224, resize_size=240).preprocess().resize_size == 240
 
 
-def test_from_dict_ignores_settings_of_other_versions() -> None:
-    values = TrainConfig(lr=0.5).to_dict()
-    assert TrainConfig.from_dict({**values, "from_the_future": 1}) == TrainConfig(lr=0.5)
-
-
 @pytest.mark.parametrize("flag", ALL_FLAGS)
 def test_torchrun_lets_the_flag_pass(flag: str) -> None:
     """torchrun's parser sees the script's flags first, and takes abbreviations for its own."""

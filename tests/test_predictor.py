@@ -34,10 +34,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
 def test_each_image_of_a_batch_gets_its_own_answer(model: Path, batch_size: int) -> None:
     colours = [colour_of(i) for i in range(batch_size)]
-    with Predictor(model, "cpu", threads=1) as predictor:
-        pixels = np.stack([predictor.preprocess(solid(colour)) for colour in colours])
-        logits, probabilities = predictor.run(pixels)
-        np.testing.assert_array_equal(predictor.predict(pixels), probabilities)
+    predictor = Predictor(model, "cpu", threads=1)
+    pixels = np.stack([predictor.preprocess(solid(colour)) for colour in colours])
+    logits, probabilities = predictor.run(pixels)
+    np.testing.assert_array_equal(predictor.predict(pixels), probabilities)
     assert logits.dtype == probabilities.dtype == np.float32
     np.testing.assert_allclose(logits, [logits_for(c) for c in colours], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(probabilities, [probabilities_for(c) for c in colours], rtol=1e-5)

@@ -131,7 +131,7 @@ def test_a_checkpoint_holds_what_an_export_needs_under_bare_names(tmp_path: Path
     assert state["class_names"] == ["cat", "dog"]
     assert state["preprocess"] == config.preprocess().to_dict()
     assert state["data_digest"] == data.digest
-    assert TrainConfig.from_dict(state["config"]) == config
+    assert TrainConfig(**state["config"]) == config
     assert set(state["versions"]) >= {"torch", "torchvision", "pillow"}
 
 
