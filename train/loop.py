@@ -118,11 +118,13 @@ def evaluate(
     batch_size: int,
     ranks: Ranks,
     device: torch.device,
+    clip: float = 0.0,
 ) -> tuple[dict[str, float], Evaluation | None]:
     """Every image once, in float32, sharded over the ranks without padding.
 
     Returns metrics with the prefix val/ (the same on every rank), and on rank 0 the whole evaluation.
-    val/loss is the training criterion, val/log_loss plain cross-entropy.
+    val/loss is the training criterion, val/log_loss plain cross-entropy; `clip` bounds the probabilities of
+    the calibrated metrics.
     """
     broadcast_buffers(model)
     model.eval()
@@ -143,7 +145,7 @@ def evaluate(
         assert gathered is not None
         table = gathered[gathered[:, 0].argsort()].numpy()
         assert (table[:, 0] == np.arange(len(images))).all(), "an image was evaluated twice or never"
-        evaluation.append(evaluate_logits(table[:, 2:], images.labels, images.class_names))
+        evaluation.append(evaluate_logits(table[:, 2:], images.labels, images.class_names, clip))
         values = {"loss": float(table[:, 1].mean()), **evaluation[0].values}
         return {f"val/{name}": value for name, value in values.items()}
 

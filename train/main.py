@@ -35,7 +35,7 @@ from train.distributed import Ranks, on_main, process_group, ranks_from_environm
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
-from train.model import ImageClassifier, build_model
+from train.model import ImageClassifier, build_model, try_forward
 from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
@@ -101,13 +101,20 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
             )
             batch_size = 2 * plan.micro_batch_size
             metrics, evaluation = evaluate(
-                trainee.evaluated, criterion, val_loader, data.val, batch_size, ranks, device
+                trainee.evaluated,
+                criterion,
+                val_loader,
+                data.val,
+                batch_size,
+                ranks,
+                device,
+                config.clip_probabilities,
             )
             improved = history.update(metrics, config)
             if evaluation is not None:  # rank 0
                 snapshot = checkpoint_state(trainee, history, data, config, tracker.run_id)
                 tracker.log_metrics(history.epochs_done, values | metrics)
-                save_epoch(folder, snapshot, data, evaluation, improved)
+                save_epoch(folder, snapshot, data, evaluation, improved, config)
                 tracker.send()
                 say(epoch_line(history, config, values | metrics, improved))
         if ranks.is_main:
@@ -121,7 +128,8 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
         tracker.end(status)
     say(
         f"best epoch {history.best_epoch}: val/accuracy {history.best['val/accuracy']:.4f}, "
-        f"val/log_loss {history.best['val/log_loss']:.4f}; {len(data.val)} validation images\n"
+        f"val/log_loss {history.best['val/log_loss']:.4f} (calibrated "
+        f"{history.best['val/log_loss_calibrated']:.4f}); {len(data.val)} validation images\n"
         f"run directory {folder}\n"
         f"next: python export/main.py --run {folder}"
     )
@@ -135,7 +143,11 @@ def build_everywhere(
 
     def build() -> tuple[ImageClassifier, list[str]]:
         torch.manual_seed(config.seed)
-        return build_model(config.model, num_classes, config.image_size, weights, config.dropout)
+        model, notes = build_model(config.model, num_classes, config.image_size, weights, config.dropout)
+        for size in {config.train_size(0), config.preprocess().size} - {config.image_size}:
+            try_forward(model, config.model, num_classes, size)
+        model.flip_tta = config.flip_tta
+        return model, notes
 
     if weights == "default":
         on_main(ranks, lambda: build()[1])

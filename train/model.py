@@ -32,11 +32,13 @@ class Outputs:
 class ImageClassifier(nn.Module):
     """What is trained, exported and verified: uint8 pixels [N, H, W, 3] -> logits float32 [N, num_classes].
 
-    Mean and standard deviation are buffers of the module, so no caller can forget them.
+    Mean and standard deviation are buffers of the module, so no caller can forget them. In eval mode the
+    logits are averaged with the mirror image's when `flip_tta` is set, and divided by `temperature`.
     """
 
     mean: Tensor
     std: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.channels_last = False
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.flip_tta = False
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor) -> Any:
         """Returns logits; while training, `Outputs` for networks with auxiliary heads."""
@@ -56,11 +60,29 @@ class ImageClassifier(nn.Module):
         x = (x.float() - self.mean) / self.std
         if not self.channels_last:
             x = x.contiguous()
+        if not self.training:
+            return self._evaluate(x) / self.temperature
         out = self.network(x)
         if isinstance(out, Tensor):
             return out.float()
         logits, *auxiliary = out  # torchvision's GoogLeNetOutputs and InceptionOutputs are tuples
         return Outputs(logits.float(), tuple(a.float() for a in auxiliary if a is not None))
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x).float()
+        if self.flip_tta:
+            mirrored: Tensor = self.network(x.flip(3)).float()
+            logits = (logits + mirrored) / 2
+        return logits
+
+
+def probabilities(logits: Tensor, clip: float) -> Tensor:
+    """Softmax, no value below `clip`, rows summing to 1; `train.calibration.log_probabilities` in torch."""
+    values = logits.softmax(dim=1)
+    if clip:
+        values = values.clamp(min=clip)
+        values = values / values.sum(dim=1, keepdim=True)
+    return values
 
 
 class SimpleCNN(nn.Module):
@@ -118,7 +140,7 @@ def build_model(
     elif weights:
         notes.append(_load_weights(network, Path(weights)))
     model = ImageClassifier(network, mean, std)
-    _try_forward(model, name, num_classes, image_size)
+    try_forward(model, name, num_classes, image_size)
     return model, notes
 
 
@@ -218,7 +240,7 @@ def _load_weights(network: nn.Module, path: Path) -> str:
     state = {
         key.removeprefix("module.").removeprefix("network."): value
         for key, value in state.items()
-        if isinstance(value, Tensor) and key not in ("mean", "std")
+        if isinstance(value, Tensor) and key not in ("mean", "std", "temperature")
     }
     return _load_all_but_head(network, state, str(path))
 
@@ -252,7 +274,8 @@ def _load_all_but_head(network: nn.Module, state: Mapping[str, Tensor], source: 
 
 
 @torch.no_grad()
-def _try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
+def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
+    """Raises ValueError when the network cannot take images of this size."""
     model.eval()
     images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:

@@ -33,7 +33,10 @@ class History:
         """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins)."""
 
         def rank(m: dict[str, float]) -> tuple[float, float]:
-            accuracy, loss = m["val/accuracy"], -m["val/log_loss"]
+            accuracy, loss = (
+                m["val/accuracy"],
+                -m[f"val/log_loss{'_calibrated' if config.calibrate else ''}"],
+            )
             return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)
 
         self.epochs_done += 1
