@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
 from serve.preprocess import Preprocess
-from train.model import ImageClassifier, build_model, probabilities
+from train.model import ImageClassifier, add_subject_crop, build_model, probabilities
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "pillow")
 
@@ -38,7 +38,11 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
         config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
     )
     model.flip_tta = config["flip_tta"]
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    weights = checkpoint["ema"] or checkpoint["model"]
+    add_subject_crop(model, config, checkpoint["preprocess"]["size"], weights)
+    if model.subject is not None:
+        model.subject.active = checkpoint["crops_subject"]
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -52,6 +56,7 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
         temperature=float((checkpoint["ema"] or checkpoint["model"])["temperature"]),
         flip_tta=checkpoint["config"]["flip_tta"],
         clip_probabilities=checkpoint["config"]["clip_probabilities"],
+        subject_crop=checkpoint["config"]["subject_crop"] if checkpoint["crops_subject"] else "none",
         run_name=checkpoint["run_name"],
         run_id=checkpoint["run_id"],
         epoch=history["best_epoch"],
@@ -62,8 +67,8 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
 
 
 def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path) -> None:
-    """Write one self-contained ONNX file with a dynamic batch dimension. Mirror image, temperature and
-    clipping are part of the graph.
+    """Write one self-contained ONNX file with a dynamic batch dimension. Subject crop, mirror image,
+    temperature and clipping are part of the graph.
 
     Raises:
         RuntimeError: the exporter cannot trace this network.

@@ -6,11 +6,14 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
 from train.metrics import Evaluation
+from train.model import ImageClassifier
 
 mpl.use("Agg")  # no display in a training job
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
@@ -90,6 +93,29 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
         title = _printable(f"{name}\n{verdict} ({probability:.2f})")
         axes.set_title(title, fontsize=7, color=color, parse_math=False)
     return figure
+
+
+@torch.inference_mode()
+def save_subject_crops(
+    path: Path, model: ImageClassifier, images: ImageSet, preprocess: Preprocess
+) -> None:
+    """Validation images, evenly spaced, each with the square that the network sees."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
+    pixels = np.stack(
+        [preprocess(load_image(read_image_file(images.root / images.paths[i]))) for i in chosen]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
+    figure = Figure(figsize=(2 * GRID[1], 2.2 * GRID[0]))
+    for axes in figure.subplots(*GRID).flat:
+        axes.axis("off")
+    for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
+        axes.imshow(image)
+        left, upper, right, lower = box * preprocess.size - 0.5
+        axes.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="yellow"))
+        name = images.paths[i].rpartition("/")[2][:24]
+        axes.set_title(_printable(name), fontsize=7, parse_math=False)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def _printable(text: str) -> str:

@@ -15,6 +15,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -35,8 +36,8 @@ from train.distributed import Ranks, on_main, process_group, ranks_from_environm
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
-from train.model import ImageClassifier, build_model, try_forward
-from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
+from train.model import ImageClassifier, add_subject_crop, build_model, try_forward
+from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
 
@@ -52,7 +53,7 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     say(f"val   {len(data.val)} images {data.val.counts()}")
 
     state = load_checkpoint(folder / "checkpoints" / "last.pt") if config.resume else None
-    model, notes = build_everywhere(config, ranks, len(data.train.class_names), resumed=state is not None)
+    model, notes = build_everywhere(config, ranks, len(data.train.class_names), state)
     model.to(device)
     for note in notes:
         say(note)
@@ -119,6 +120,8 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
                 say(epoch_line(history, config, values | metrics, improved))
         if ranks.is_main:
             best = read_predictions(folder / "val_predictions.csv", data.val)
+            if config.subject_crop != "none":
+                draw_subject_crops(folder, trainee.evaluated, data, config)
             tracker.log_files(report_files(folder, tracker.rows, best, data, config))
         status = "FINISHED" if history.complete(config) else "KILLED"
     except KeyboardInterrupt:
@@ -136,7 +139,7 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
 
 
 def build_everywhere(
-    config: TrainConfig, ranks: Ranks, num_classes: int, resumed: bool
+    config: TrainConfig, ranks: Ranks, num_classes: int, resumed: dict[str, Any] | None
 ) -> tuple[ImageClassifier, list[str]]:
     """The same initial weights on every rank. A download happens once, on rank 0, into its cache."""
     weights = "" if resumed else config.weights
@@ -144,7 +147,10 @@ def build_everywhere(
     def build() -> tuple[ImageClassifier, list[str]]:
         torch.manual_seed(config.seed)
         model, notes = build_model(config.model, num_classes, config.image_size, weights, config.dropout)
-        for size in {config.train_size(0), config.preprocess().size} - {config.image_size}:
+        evaluated = config.preprocess().size
+        trained = resumed and resumed["model"]
+        notes += add_subject_crop(model, config.to_dict(), evaluated, trained)
+        for size in {config.input_size(config.train_size(0)), evaluated} - {config.image_size}:
             try_forward(model, config.model, num_classes, size)
         model.flip_tta = config.flip_tta
         return model, notes
@@ -165,7 +171,8 @@ def fastest_precision(
     say: Callable[[str], None],
 ) -> Precision:
     """Times whole training steps on copies of the model where the settings leave a choice."""
-    images = torch.zeros(batch_size, config.image_size, config.image_size, 3, dtype=torch.uint8).to(device)
+    size = config.input_size(config.image_size)
+    images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8).to(device)
     targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
 
     def make_step(precision: Precision) -> Callable[[], None]:

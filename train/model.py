@@ -15,7 +15,10 @@ import torchvision
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+from train.activation import ActivationMap, find_activation_map
 from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
+from train.detector import DetectedSubject, build_detector
+from train.subject import SubjectCrop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,8 +35,9 @@ class Outputs:
 class ImageClassifier(nn.Module):
     """What is trained, exported and verified: uint8 pixels [N, H, W, 3] -> logits float32 [N, num_classes].
 
-    Mean and standard deviation are buffers of the module, so no caller can forget them. In eval mode the
-    logits are averaged with the mirror image's when `flip_tta` is set, and divided by `temperature`.
+    Mean and standard deviation are buffers of the module, so no caller can forget them. With `subject` set
+    the network sees what that cuts out. In eval mode the logits are averaged with the mirror image's when
+    `flip_tta` is set, and divided by `temperature`.
     """
 
     mean: Tensor
@@ -48,6 +52,7 @@ class ImageClassifier(nn.Module):
     ):
         super().__init__()
         self.network = network
+        self.subject: SubjectCrop | None = None
         self.channels_last = False
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.flip_tta = False
@@ -56,24 +61,37 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Returns logits; while training, `Outputs` for networks with auxiliary heads."""
-        x = images.permute(0, 3, 1, 2)  # bytes arrive in channels_last order already
-        x = (x.float() - self.mean) / self.std
-        if not self.channels_last:
-            x = x.contiguous()
+        pixels = images.permute(0, 3, 1, 2).float()  # bytes arrive in channels_last order already
         if not self.training:
-            return self._evaluate(x) / self.temperature
-        out = self.network(x)
+            logits = self.score(pixels) if self.subject is None else self.subject.evaluate(pixels, self)
+            return logits / self.temperature
+        if self.subject is not None:
+            pixels = self.subject(pixels, self)
+        out = self.network(self.normalise(pixels))
         if isinstance(out, Tensor):
             return out.float()
         logits, *auxiliary = out  # torchvision's GoogLeNetOutputs and InceptionOutputs are tuples
         return Outputs(logits.float(), tuple(a.float() for a in auxiliary if a is not None))
 
-    def _evaluate(self, x: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """float32 [N, 3, H, W] of 0..255 -> the network's input."""
+        x = (pixels - self.mean) / self.std
+        return x if self.channels_last else x.contiguous()
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """float32 [N, 3, H, W] of 0..255 -> logits of the network in evaluation mode."""
+        x = self.normalise(pixels)
         logits: Tensor = self.network(x).float()
-        if self.flip_tta:
+        if self.flip_tta and not self.training:
             mirrored: Tensor = self.network(x.flip(3)).float()
             logits = (logits + mirrored) / 2
         return logits
+
+    def locate(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] -> the square that is cut out of each image, float32 [N, 4]: left, upper,
+        right, lower, in shares of the side."""
+        assert self.subject is not None
+        return self.subject.locate(images.permute(0, 3, 1, 2).float(), self)[0]
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
@@ -142,6 +160,45 @@ def build_model(
     model = ImageClassifier(network, mean, std)
     try_forward(model, name, num_classes, image_size)
     return model, notes
+
+
+def add_subject_crop(
+    model: ImageClassifier,
+    config: Mapping[str, Any],
+    size: int,
+    weights: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """Put the stage of train/subject.py that the settings ask for before the network; returns notes.
+
+    Args:
+        config: settings of TrainConfig by name.
+        size: height and width of the images that are evaluated.
+        weights: of a whole ImageClassifier, to take a detector's from; None: read --crop_detector.
+
+    Raises:
+        ValueError: this network or this detector cannot do it.
+    """
+    if config["subject_crop"] == "none":
+        return []
+    locator: ActivationMap | DetectedSubject
+    if config["subject_crop"] == "cam":
+        scale = min(1, config["cam_zoom"] / config["subject_zoom"])
+        name, threshold = config["model"], config["cam_threshold"]
+        locator = find_activation_map(model.network, name, round(scale * size), threshold, scale)
+        note = f"subject crop by {'class activation' if locator.head else 'energy'} of {locator.layer}"
+    else:
+        source, prefix = config["crop_detector"], "subject.locator.detector."
+        if weights is None:
+            weights = {prefix + k: v for k, v in read_weights(Path(source), "--crop_detector").items()}
+        state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        detector, architecture = build_detector(state, source)
+        classes = [int(number) for number in config["crop_classes"].split(",") if number]
+        locator = DetectedSubject(detector, classes, config["crop_min_score"])
+        megabytes = sum(4 * p.numel() for p in detector.parameters()) / 1e6
+        note = f"subject crop by {architecture}, {megabytes:.1f} MB in every checkpoint and model file"
+    zoom, margin, average = (config[f"subject_{name}"] for name in ("zoom", "margin", "average"))
+    model.subject = SubjectCrop(locator, zoom, margin, average)
+    return [note]
 
 
 def _set_dropout(network: nn.Module, dropout: float) -> int:
@@ -214,9 +271,10 @@ def _from_timm(
     return network, tuple(data_config["mean"]), tuple(data_config["std"])
 
 
-def _load_weights(network: nn.Module, path: Path) -> str:
+def read_weights(path: Path, flag: str) -> dict[str, Tensor]:
+    """Named tensors of a .pt, .pth or .safetensors file. Raises ValueError, which names the flag."""
     if not path.is_file():
-        raise ValueError(f"--weights {str(path)!r} is not a file")
+        raise ValueError(f"{flag} {str(path)!r} is not a file")
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -229,18 +287,22 @@ def _load_weights(network: nn.Module, path: Path) -> str:
         raise
     except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"--weights {str(path)!r} cannot be read as tensors: {type(error).__name__}"
+            f"{flag} {str(path)!r} cannot be read as tensors: {type(error).__name__}"
         ) from error
     if not isinstance(state, Mapping):
-        raise ValueError(f"--weights {str(path)!r} holds a {type(state).__name__}, not named tensors")
+        raise ValueError(f"{flag} {str(path)!r} holds a {type(state).__name__}, not named tensors")
     for key in ("ema", "model", "state_dict"):  # our own checkpoints, and the customs of others
         if isinstance(state.get(key), Mapping):
             state = state[key]
             break
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _load_weights(network: nn.Module, path: Path) -> str:
     state = {
-        key.removeprefix("module.").removeprefix("network."): value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and key not in ("mean", "std", "temperature")
+        key.removeprefix("network."): value
+        for key, value in read_weights(path, "--weights").items()
+        if key not in ("mean", "std", "temperature") and not key.startswith("subject.")
     }
     return _load_all_but_head(network, state, str(path))
 
