@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
 from serve.preprocess import Preprocess
-from train.model import ImageClassifier, build_model, probabilities
+from train.model import ImageClassifier, probabilities
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "pillow")
 
@@ -29,17 +29,6 @@ class Scorer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits: Tensor = self.model(images)
         return logits, probabilities(logits, self.clip)
-
-
-def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
-    """The evaluated weights (the moving average if there is one) in eval mode, float32, on the CPU."""
-    config = checkpoint["config"]
-    model, _ = build_model(
-        config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
-    )
-    model.flip_tta = config["flip_tta"]
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
-    return model.eval()
 
 
 def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadata:

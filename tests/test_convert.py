@@ -7,13 +7,13 @@ import onnx
 import pytest
 import torch
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess
 from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.model import build_model
+from train.model import build_model, rebuild
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:

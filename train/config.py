@@ -85,6 +85,13 @@ class TrainConfig:
     """Learning rate after the warm-up; cosine ends at 0 after `epochs`."""
     label_smoothing: float = 0.05
     """Probability mass spread over all classes (arXiv 1512.00567)."""
+    teacher: str = ""
+    """Run directory of a trained teacher whose answers are imitated (knowledge distillation, arXiv
+    1503.02531, on the very pixels that the student sees, arXiv 2106.05237)."""
+    teacher_share: float = 0.5
+    """Share of the teacher's answers in the loss; 1: labels are not used."""
+    teacher_temperature: float = 2.0
+    """Softens the answers of teacher and student before they are compared."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class's loss counts in inverse proportion to its frequency."""
     clip_grad: float = 1.0
@@ -197,6 +204,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 100),
     "warmup_epochs": (0, 100_000),
     "label_smoothing": (0, 0.99),
+    "teacher_share": (0, 1),
+    "teacher_temperature": (0.1, 100),
     "clip_grad": (0, 1e9),
     "ema": (0, 0.999999),
     "patience": (0, 100_000),

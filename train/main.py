@@ -35,7 +35,7 @@ from train.distributed import Ranks, on_main, process_group, ranks_from_environm
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
-from train.model import ImageClassifier, build_model, try_forward
+from train.model import ImageClassifier, build_model, load_teacher, try_forward
 from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
@@ -57,7 +57,12 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     for note in notes:
         say(note)
     weights = class_weights(data.train) if config.class_weights == "balanced" else None
-    criterion = Criterion(config.label_smoothing, weights).to(device)
+    share = config.teacher_share if config.teacher else 0.0
+    criterion = Criterion(config.label_smoothing, weights, share, config.teacher_temperature).to(device)
+    teacher = load_teacher(config.teacher, data.train.class_names)
+    if teacher is not None:
+        teacher.to(device)
+    soft = None if data.train.targets is None else torch.from_numpy(data.train.targets).to(device)
     plan = EpochPlan(
         len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
     )
@@ -96,8 +101,9 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
         val_loader = Loader(PixelDataset(data.val, config.seed, config.preprocess()), num_workers, pin)
         mix = PairMix(config, len(data.train.class_names))
         while not history.stopped(config):
+            epoch = history.epochs_done
             values = train_one_epoch(
-                trainee, criterion, train_loader, plan, mix, config, ranks, device, history.epochs_done
+                trainee, criterion, train_loader, plan, mix, config, ranks, device, epoch, soft, teacher
             )
             batch_size = 2 * plan.micro_batch_size
             metrics, evaluation = evaluate(

@@ -144,6 +144,35 @@ def build_model(
     return model, notes
 
 
+def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
+    """A checkpoint's evaluated weights (the moving average if there is one), in eval mode, on the CPU."""
+    config = checkpoint["config"]
+    model, _ = build_model(
+        config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
+    )
+    model.flip_tta = config["flip_tta"]
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    return model.eval()
+
+
+def load_teacher(run: str, class_names: tuple[str, ...]) -> ImageClassifier | None:
+    """The best checkpoint of another run of the same classes; none without a name.
+
+    Raises:
+        ValueError: no such run, or it knows other classes.
+    """
+    if not run:
+        return None
+    checkpoint = load_checkpoint(Path(run) / "checkpoints" / "best.pt")
+    if list(checkpoint["class_names"]) != list(class_names):
+        raise ValueError(
+            f"--teacher {run!r} knows the classes {checkpoint['class_names']}, the data have {class_names}"
+        )
+    teacher = rebuild(checkpoint)
+    teacher.requires_grad_(False)
+    return teacher
+
+
 def _set_dropout(network: nn.Module, dropout: float) -> int:
     """Returns how many layers were set; some keep the probability of a functional dropout."""
     count = 0

@@ -74,9 +74,19 @@ class Trainee:
 
     def forward(self, images: Tensor) -> Any:
         """The training forward pass: logits, or `Outputs` of a network with auxiliary heads."""
-        device, autocast = images.device.type, self.precision.autocast
-        with torch.autocast(device, self.precision.dtype, enabled=bool(autocast)):
+        with self._autocast(images):
             return self.wrapped(images)
+
+    @torch.no_grad()
+    def ask(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """A teacher's logits, in the precision of training."""
+        with self._autocast(images):
+            logits: Tensor = teacher(images)
+        return logits
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        autocast = self.precision.autocast
+        return torch.autocast(images.device.type, self.precision.dtype, enabled=bool(autocast))
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
