@@ -47,7 +47,8 @@ def head_names(network: nn.Module) -> list[str]:
     else:
         children = [(name, child) for name, child in network.named_children() if _has_parameters(child)]
         ends = [child for name, child in children[:-1] if _is_auxiliary(name)] + [children[-1][1]]
-    ids = {id(parameter) for end in ends for parameter in _last_layer(end).parameters()}
+    num_classes = getattr(network, "num_classes", None)
+    ids = {id(p) for end in ends for layer in _logit_layers(end, num_classes) for p in layer.parameters()}
     return [name for name, parameter in network.named_parameters() if id(parameter) in ids]
 
 
@@ -74,10 +75,12 @@ def _split(module: nn.Module, path: str = "") -> list[list[str]]:
     return groups
 
 
-def _last_layer(module: nn.Module) -> nn.Module:
-    """The last one with a matrix or kernels."""
-    layers = [m for m in module.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
-    return layers[-1]
+def _logit_layers(module: nn.Module, num_classes: int | None) -> list[nn.Module]:
+    """Of the layers with a matrix or kernels, those with one output for each class, or else the last."""
+    layers = {m: [p for p in m.parameters(recurse=False) if p.ndim > 1] for m in module.modules()}
+    layers = {m: weights for m, weights in layers.items() if weights}
+    fitting = [m for m, weights in layers.items() if weights[0].shape[0] == num_classes]
+    return fitting or list(layers)[-1:]
 
 
 def _is_auxiliary(name: str) -> bool:
