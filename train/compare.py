@@ -18,7 +18,6 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import numpy as np
 from train.figures import comparison_curves
 from train.results import RunResult, paired, read_run
 from train.significance import Interval, PairedTest, accuracy_interval, auc_interval, holm, mean_interval
+from train.tables import markdown_table, write_table
 
 DATA_SETTINGS = ("data", "val_data")
 NOT_COMPARED = frozenset({"name", "output", "resume"})
@@ -163,7 +163,7 @@ def markdown(comparison: Comparison) -> str:
         intervals = accuracy_interval(r.predictions.correct), mean_interval(r.predictions.losses), auc
         metrics.append([r.name, epochs, str(len(r.predictions.paths)), *map(show, intervals), f"{f1:.4f}"])
     header = ["run", "best epoch", "val images", "accuracy", "log loss", "ROC AUC", "F1 macro"]
-    parts = [table(header, metrics)]
+    parts = [markdown_table(header, metrics)]
     if comparison.tests:
         header = [
             "run",
@@ -181,12 +181,12 @@ def markdown(comparison: Comparison) -> str:
         ]
         parts += [
             f"Against {runs[0].name}, on the validation images that both have:\n",
-            table(header, rows),
+            markdown_table(header, rows),
         ]
         differences = differing_settings(runs)
         if differences:
             header = ["setting", *(r.name for r in runs)]
-            parts.append(table(header, [[name, *values] for name, values in differences.items()]))
+            parts.append(markdown_table(header, [[name, *values] for name, values in differences.items()]))
         else:
             parts.append("No setting differs.\n")
     parts += [f"Note: {note}.\n" for note in comparison.notes]
@@ -212,18 +212,6 @@ def show(interval: Interval | None, form: str = ".4f") -> str:
     return f"{value} (no interval)" if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown with columns padded to one width."""
-    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
-
-
 def write_csv(path: Path, comparison: Comparison) -> None:
     """One row for each run: every figure of the tables in full precision, and the settings that differ."""
     differences = differing_settings(comparison.runs)
@@ -243,10 +231,7 @@ def write_csv(path: Path, comparison: Comparison) -> None:
         row |= columns("accuracy_difference", test and test.accuracy)
         row |= columns("log_loss_difference", test and test.log_loss)
         rows.append(row | {f"setting_{name}": values[i] for name, values in differences.items()})
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, rows)
 
 
 def columns(name: str, interval: Interval | None) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
@@ -57,12 +58,46 @@ def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs:
                 label=_printable(name),
             )
         axes.set(xlabel="epoch", title=quantity)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return figure
+
+
+def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: int) -> Figure:
+    """Trials in order and the best so far; points are (trial, value, complete), `sign` -1 for a loss."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for complete, color, marker, label in (
+        (True, COLORS[0], "o", "complete"),
+        (False, "tab:gray", "x", "ended early, at its last epoch"),
+    ):
+        part = [(number, value) for number, value, state in points if state == complete]
+        if part:
+            axes.scatter(*zip(*part, strict=True), color=color, marker=marker, label=label, zorder=2)
+    numbers = [number for number, _, complete in points if complete]
+    best = sign * np.maximum.accumulate([sign * value for _, value, complete in points if complete])
+    axes.step(
+        [*numbers, points[-1][0]], [*best, best[-1]], where="post", color=COLORS[1], label="best so far"
+    )
+    axes.set(xlabel="trial", ylabel=metric, title=f"{len(points)} trials")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def sweep_importance(importances: Mapping[str, float], metric: str, complete: int) -> Figure:
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(importances)), layout="constrained")
+    axes = figure.subplots()
+    names = list(importances)
+    bars = axes.barh(names, list(importances.values()), color=COLORS[0])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1), title=f"importance for {metric}, from {complete} complete trials")
     return figure
 
 

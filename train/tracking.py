@@ -18,13 +18,14 @@ import mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 
 from serve.metadata import ModelMetadata
 from train.config import TrainConfig
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SYSTEM_METRICS_SECONDS = 5
+RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
 
 
 class NullTracker:
@@ -119,10 +120,9 @@ class MlflowTracker(MetricsFile):
     def _open_run(self) -> None:
         mlflow.set_experiment(self.config.experiment)
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-        if self.run_id:
-            mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
-        else:
-            self.run_id = mlflow.start_run(run_name=self.config.name, log_system_metrics=True).info.run_id
+        which = {"run_id": self.run_id} if self.run_id else {"run_name": self.config.name}
+        tags = json.loads(os.environ.get(RUN_TAGS, "{}"))
+        self.run_id = mlflow.start_run(**which, tags=tags, log_system_metrics=True).info.run_id
 
     def _log_parameters(self, parameters: dict[str, Any]) -> None:
         """MLflow keeps a parameter's first value: a resumed run logs what changed as resume.EPOCH.NAME."""
@@ -289,3 +289,42 @@ def fetch_run_file(run_id: str, name: str, folder: Path) -> Path:
             run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=mlflow.get_tracking_uri()
         )
     return Path(path)
+
+
+def child_environment(parent: str, tags: dict[str, str]) -> dict[str, str]:
+    """For a training process: its run becomes a child of the run `parent`, with these tags."""
+    return {RUN_TAGS: json.dumps({**tags, "mlflow.parentRunId": parent} if parent else tags)}
+
+
+def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, str]) -> str:
+    """Begin the run of a sweep, or go on with it (`run_id`); returns its ID. The runs below do not need it
+    to be active in this process."""
+    with mlflow_answers():
+        client = mlflow.MlflowClient()
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+        else:
+            experiment_id = mlflow.set_experiment(experiment).experiment_id
+            run_id = client.create_run(experiment_id, run_name=name).info.run_id
+            client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
+    return run_id
+
+
+def log_parent(
+    run_id: str,
+    points: Sequence[tuple[str, float, int, int]],
+    tags: dict[str, str],
+    files: Sequence[Path] = (),
+    status: str = "",
+) -> None:
+    """`points` are (metric, value, step, milliseconds), twice the same is one; `status` ends the run."""
+    with mlflow_answers():
+        client = mlflow.MlflowClient()
+        metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            client.log_batch(run_id, metrics[start : start + 1000])
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        if status:
+            client.set_terminated(run_id, status)
