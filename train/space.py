@@ -131,7 +131,8 @@ def _distribution(name: str, entry: Any) -> BaseDistribution:
     keys = set(entry) if isinstance(entry, dict) else set()
     if keys == {"choices"}:
         choices = entry["choices"]
-        if not isinstance(choices, list) or not choices or len(set(map(repr, choices))) < len(choices):
+        plain = isinstance(choices, list) and all(isinstance(c, str | int | float | None) for c in choices)
+        if not plain or not choices or len(set(map(repr, choices))) < len(choices):
             raise ValueError(f"choices must be a list of different values, not {choices!r}")
         return CategoricalDistribution(choices)
     if not {"low", "high"} <= keys <= {"low", "high", "log"}:
