@@ -320,14 +320,17 @@ def test_real_trials_with_one_killed_and_resumed_are_children_of_one_mlflow_run(
         wait_for(Path("runs/s/s-1/checkpoints/last.pt"), 300)
         process.kill()
         process.wait()
+    client = mlflow.MlflowClient(f"sqlite:///{os.getcwd()}/mlflow.db")
+    tags = {"mlflow.parentRunId": load().user_attrs["mlflow_run"]}
+    client.create_run("1", run_name="lost with its machine", tags=tags)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "trial 1 was interrupted, and goes on as a new one" in again.stdout
     assert [row["run"] for row in rows()] == ["s-0", "s-1", "s-3"]
     assert states() == ["complete"] * 3
 
-    client = mlflow.MlflowClient(f"sqlite:///{os.getcwd()}/mlflow.db")
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert runs.pop("lost with its machine").info.status == "KILLED"
     assert sorted(runs) == ["s", "s-0", "s-1", "s-3"]  # four: the resumed trial is one run
     parent = runs.pop("s")
     for row in rows():

@@ -97,7 +97,7 @@ def sweep_importance(importances: Mapping[str, float], metric: str, complete: in
     bars = axes.barh(names, list(importances.values()), color=COLORS[0])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.1), title=f"importance for {metric}, from {complete} complete trials")
+    axes.set(xlim=(0, 1.1), title=f"share of the variance of {metric} (fANOVA, {complete} complete trials)")
     return figure
 
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train.config import TrainConfig
 from train.space import Space
-from train.tracking import log_parent, open_parent
+from train.tracking import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 90.0  # longer than a trial takes to end after its sweep was killed
 NOT_OF_THE_STUDY = ("name", "output", "num_workers")
@@ -150,11 +150,13 @@ class ParentRun:
         self.run_id: str = ""
 
     def send(self, files: Sequence[Path] = (), status: str = "") -> None:
+        """Between trials, and at the end with its `status`."""
         if not self.plan.config.track:
             return
         try:
             if not self.run_id:
                 self._open()
+            end_children(self.run_id)
             log_parent(self.run_id, self._points(), self._tags(), files, status)
         except ValueError as error:
             print(f"warning: the sweep's run in MLflow is not up to date: {error}", flush=True)

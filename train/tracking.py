@@ -256,7 +256,8 @@ class ModelVersion:
 def read_aliases(model: str) -> dict[str, str]:
     """Alias -> version of a registered model."""
     with mlflow_answers():
-        return dict(mlflow.MlflowClient().get_registered_model(model).aliases)
+        aliases = mlflow.MlflowClient().get_registered_model(model).aliases
+    return {alias: str(version) for alias, version in aliases.items()}  # some stores give numbers
 
 
 def read_version(model: str, version: str) -> ModelVersion:
@@ -308,6 +309,16 @@ def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, s
             run_id = client.create_run(experiment_id, run_name=name).info.run_id
             client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
     return run_id
+
+
+def end_children(parent: str) -> None:
+    """Call while no trial is at work: runs of lost processes, which MLflow shows as RUNNING, are KILLED."""
+    with mlflow_answers():
+        client = mlflow.MlflowClient()
+        experiment = client.get_run(parent).info.experiment_id
+        lost = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], lost):
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def log_parent(
