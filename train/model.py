@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import timm
@@ -54,6 +54,13 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
         self.register_buffer("temperature", torch.ones(()))
 
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but parts whose parameters are all fixed stay in eval mode, their statistics too."""
+        super().train(mode)
+        if mode:
+            _keep_fixed(self.network)
+        return self
+
     def forward(self, images: Tensor) -> Any:
         """Returns logits; while training, `Outputs` for networks with auxiliary heads."""
         x = images.permute(0, 3, 1, 2)  # bytes arrive in channels_last order already
@@ -74,6 +81,15 @@ class ImageClassifier(nn.Module):
             mirrored: Tensor = self.network(x.flip(3)).float()
             logits = (logits + mirrored) / 2
         return logits
+
+
+def _keep_fixed(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+    else:
+        for child in module.children():
+            _keep_fixed(child)
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
