@@ -1,6 +1,6 @@
 """Figures of a run: curves, confusion matrix, and the validation images with the highest loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from train.metrics import Evaluation
 mpl.use("Agg")  # no display in a training job
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
+# Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
 
 
 def save_figures(
@@ -35,6 +38,32 @@ def save_figures(
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
     return paths
+
+
+def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:
+    """Curves of several runs, with a dot at each best epoch; run name -> rows of metrics.jsonl."""
+    columns = min(4, len(runs))
+    figure = Figure(figsize=(13, 4.2 + 0.25 * (len(runs) // columns)), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
+        for i, ((name, rows), best) in enumerate(zip(runs.items(), best_epochs, strict=True)):
+            axes.plot(
+                [row["epoch"] for row in rows],
+                [row[quantity] for row in rows],
+                color=COLORS[i % len(COLORS)],
+                linestyle=DASHES[i // len(COLORS) % len(DASHES)],
+                marker="o",
+                markevery=[best - 1],
+                label=_printable(name),
+            )
+        axes.set(xlabel="epoch", title=quantity)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> Figure:

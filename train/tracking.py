@@ -7,8 +7,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Metric, Param
 
+from serve.metadata import ModelMetadata
 from train.config import TrainConfig
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -224,3 +226,66 @@ def log_verified_model(
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
+
+
+# What train/promotion.py and train/sweep.py ask of MLflow. Unlike a training run they need its answers.
+
+
+@contextmanager
+def mlflow_answers() -> Iterator[None]:
+    """Turn mlflow's, requests' and SQLAlchemy's exceptions into a ValueError that names the server."""
+    connect()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # they share no base
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"MLflow at {mlflow.get_tracking_uri()}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    version: str
+    run_id: str
+    metadata: ModelMetadata
+    """What the registered ONNX file says of itself."""
+
+
+def read_aliases(model: str) -> dict[str, str]:
+    """Alias -> version of a registered model."""
+    with mlflow_answers():
+        return dict(mlflow.MlflowClient().get_registered_model(model).aliases)
+
+
+def read_version(model: str, version: str) -> ModelVersion:
+    with mlflow_answers():
+        run_id = mlflow.MlflowClient().get_model_version(model, version).run_id
+        proto = mlflow.onnx.load_model(f"models:/{model}/{version}")
+        metadata = ModelMetadata.from_props({prop.key: prop.value for prop in proto.metadata_props})
+    return ModelVersion(version, run_id, metadata)
+
+
+def move_alias(model: str, alias: str, version: str, seen: dict[str, str]) -> None:
+    """Give the alias to this version if all aliases still are what `seen` says.
+
+    MLflow has no compare-and-set: this look just before narrows the race to milliseconds, in which the
+    later of two wins.
+    """
+    aliases = read_aliases(model)
+    if aliases != seen:
+        raise ValueError(
+            f"the aliases of {model} changed meanwhile, from {seen} to {aliases}: run it again"
+        )
+    with mlflow_answers():
+        mlflow.MlflowClient().set_registered_model_alias(model, alias, version)
+
+
+def fetch_run_file(run_id: str, name: str, folder: Path) -> Path:
+    """Download a file that the run logged."""
+    with mlflow_answers():
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=mlflow.get_tracking_uri()
+        )
+    return Path(path)
