@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
 from serve.preprocess import Preprocess
-from train.model import ImageClassifier, build_model
+from train.model import ImageClassifier, probabilities
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "pillow")
 
@@ -22,23 +22,13 @@ VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "p
 class Scorer(nn.Module):
     """uint8 [N, H, W, 3] -> (logits, probabilities), each float32 [N, num_classes]."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, clip: float):
         super().__init__()
-        self.model = model
+        self.model, self.clip = model, clip
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits: Tensor = self.model(images)
-        return logits, logits.softmax(dim=1)
-
-
-def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
-    """The evaluated weights (the moving average if there is one) in eval mode, float32, on the CPU."""
-    config = checkpoint["config"]
-    model, _ = build_model(
-        config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
-    )
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
-    return model.eval()
+        return logits, probabilities(logits, self.clip)
 
 
 def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadata:
@@ -48,6 +38,9 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
         preprocess=Preprocess.from_dict(checkpoint["preprocess"]),
         model=checkpoint["config"]["model"],
         metrics=history["best"],
+        temperature=float((checkpoint["ema"] or checkpoint["model"])["temperature"]),
+        flip_tta=checkpoint["config"]["flip_tta"],
+        clip_probabilities=checkpoint["config"]["clip_probabilities"],
         run_name=checkpoint["run_name"],
         run_id=checkpoint["run_id"],
         epoch=history["best_epoch"],
@@ -58,7 +51,8 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
 
 
 def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path) -> None:
-    """Write one self-contained ONNX file with a dynamic batch dimension.
+    """Write one self-contained ONNX file with a dynamic batch dimension. Mirror image, temperature and
+    clipping are part of the graph.
 
     Raises:
         RuntimeError: the exporter cannot trace this network.
@@ -68,7 +62,7 @@ def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path) -> None
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Scorer(model).eval(),
+            Scorer(model, metadata.clip_probabilities).eval(),
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

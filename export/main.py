@@ -17,10 +17,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe
 from export.verify import ValidationImages, Verification, verify
 from serve.metadata import ModelMetadata
 from train.checkpoint import file_sha256, load_checkpoint
+from train.model import rebuild
 
 
 def build_parser() -> argparse.ArgumentParser:

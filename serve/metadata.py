@@ -23,6 +23,12 @@ class ModelMetadata:
     """Architecture name, as given to `--model`."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the exported checkpoint."""
+    temperature: float = 1.0
+    """What the graph divides the network's logits by."""
+    flip_tta: bool = False
+    """Whether the graph averages the logits of an image and of its mirror image."""
+    clip_probabilities: float = 0.0
+    """Smallest probability that the graph gives."""
     run_name: str = ""
     run_id: str = ""
     """MLflow run; empty when the run was not tracked."""

@@ -7,12 +7,13 @@ import onnx
 import pytest
 import torch
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess
+from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.model import build_model
+from train.model import build_model, rebuild
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:
@@ -77,7 +78,9 @@ def test_the_moving_average_is_what_is_exported() -> None:
 
 def test_provenance_comes_from_the_checkpoint() -> None:
     checkpoint = {
-        "config": {"model": "simple_cnn"},
+        "config": {"model": "simple_cnn", "flip_tta": True, "clip_probabilities": 0.01},
+        "model": {"temperature": torch.tensor(9.0)},
+        "ema": {"temperature": torch.tensor(1.5)},
         "class_names": ["cat", "dog"],
         "preprocess": Preprocess().to_dict(),
         "history": {"best": {"val/accuracy": 0.5}, "best_epoch": 3, "epochs_done": 4},
@@ -87,6 +90,7 @@ def test_provenance_comes_from_the_checkpoint() -> None:
     }
     described = describe(checkpoint, "hash")
     assert described.epoch == 3
+    assert (described.temperature, described.flip_tta, described.clip_probabilities) == (1.5, True, 0.01)
     assert described.metrics == {"val/accuracy": 0.5}
     assert (described.checkpoint_sha256, described.data_digest, described.run_id) == (
         "hash",
@@ -94,3 +98,25 @@ def test_provenance_comes_from_the_checkpoint() -> None:
         "id",
     )
     assert "torch" in described.versions
+
+
+def test_mirror_image_temperature_and_clipping_are_in_the_graph(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, _ = build_model("simple_cnn", 3, 32)
+    model.eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+    with torch.inference_mode():
+        plain, other = (model(torch.from_numpy(p)).numpy() for p in (pixels, mirrored))
+    model.flip_tta = True
+    model.temperature.fill_(0.01)
+    path = tmp_path / "model.onnx"
+    described = ModelMetadata(("a", "b", "c"), Preprocess("squash", 32, 32), clip_probabilities=0.05)
+    convert(model, described, path)
+    predictor = Predictor(path, "cpu")
+    logits, probabilities = predictor.run(pixels)
+    np.testing.assert_allclose(logits, (plain + other) / 2 / 0.01, atol=1e-3)
+    np.testing.assert_allclose(predictor.run(mirrored)[0], logits, atol=1e-3)
+    expected = np.exp(log_probabilities(logits.astype(np.float64), 1.0, 0.05))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert probabilities.min() == pytest.approx(0.05, abs=0.006)

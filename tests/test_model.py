@@ -5,13 +5,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from train.calibration import log_probabilities
 from train.checkpoint import save_checkpoint
-from train.model import IMAGENET_MEAN, IMAGENET_STD, ImageClassifier, Outputs, build_model
+from train.model import IMAGENET_MEAN, IMAGENET_STD, ImageClassifier, Outputs, build_model, probabilities
 
 
 def build(name: str = "simple_cnn", classes: int = 3, size: int = 32, **options: Any) -> ImageClassifier:
@@ -312,3 +314,30 @@ def test_default_weights_without_a_network_are_an_error_with_the_way_out(
 def test_simple_cnn_has_no_default_weights() -> None:
     with pytest.raises(ValueError, match="simple_cnn has no pretrained weights"):
         build(weights="default")
+
+
+def test_temperature_and_mirror_image_are_for_evaluation_alone() -> None:
+    model = build()
+    images = pixels()
+    model.eval()
+    with torch.no_grad():
+        plain, mirrored = model(images), model(images.flip(2))
+    model.temperature.fill_(2.0)
+    assert torch.allclose(logits(model), plain / 2)
+    model.flip_tta = True
+    assert torch.allclose(logits(model), (plain + mirrored) / 4, atol=1e-6)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout):
+            module.eval()
+    with torch.no_grad():
+        assert torch.allclose(model(images), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.02])
+def test_probabilities_are_those_of_the_metrics(clip: float) -> None:
+    values = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
+    result = probabilities(values, clip)
+    np.testing.assert_allclose(result, np.exp(log_probabilities(values.numpy(), 1.0, clip)), atol=1e-12)
+    np.testing.assert_allclose(result.sum(1), 1.0)
+    assert result.min() >= clip / 1.1

@@ -62,7 +62,7 @@ def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, optimizer: str) -> N
 
     first = new_trainee(config, data)
     train(first, config, data, range(2))
-    history = History(2, 1, {"val/accuracy": 0.5, "val/log_loss": 0.7})
+    history = History(2, 1, {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7})
     save_checkpoint(checkpoint_state(first, history, data, config, "run"), tmp_path / "last.pt")
     second = new_trainee(config, data, seed=99)
     assert restore(load_checkpoint(tmp_path / "last.pt"), second, data, config) == history
@@ -150,7 +150,7 @@ def test_the_average_is_evaluated_unless_it_is_off(tmp_path: Path) -> None:
 def update_all(rows: list[tuple[float, float]], config: TrainConfig) -> tuple[History, list[bool]]:
     """Rows are (accuracy, log loss)."""
     history = History()
-    metrics = [{"val/accuracy": accuracy, "val/log_loss": loss} for accuracy, loss in rows]
+    metrics = [{"val/accuracy": accuracy, "val/log_loss_calibrated": loss} for accuracy, loss in rows]
     return history, [history.update(m, config) for m in metrics]
 
 
@@ -159,7 +159,7 @@ def test_best_is_by_accuracy_and_ties_by_log_loss() -> None:
     history, improved = update_all(rows, TrainConfig())
     assert improved == [True, True, False, True, False, False]
     assert (history.best_epoch, history.epochs_done) == (4, 6)
-    assert history.best == {"val/accuracy": 0.7, "val/log_loss": 0.7}
+    assert history.best == {"val/accuracy": 0.7, "val/log_loss_calibrated": 0.7}
 
 
 def test_best_can_be_by_log_loss() -> None:
@@ -178,7 +178,7 @@ def test_patience_ends_the_run() -> None:
     config = TrainConfig(epochs=10, patience=2)
     history, _ = update_all([(0.5, 1), (0.6, 1), (0.5, 1)], config)
     assert not history.complete(config)
-    history.update({"val/accuracy": 0.6, "val/log_loss": 2}, config)
+    history.update({"val/accuracy": 0.6, "val/log_loss_calibrated": 2}, config)
     assert history.complete(config)
     assert not history.complete(config.replace(patience=0))
 
@@ -187,7 +187,7 @@ def test_stop_after_stops_a_run_that_is_not_complete() -> None:
     config = TrainConfig(epochs=10, stop_after=2)
     history, _ = update_all([(0.5, 1)], config)
     assert not history.stopped(config)
-    history.update({"val/accuracy": 0.6, "val/log_loss": 2}, config)
+    history.update({"val/accuracy": 0.6, "val/log_loss_calibrated": 2}, config)
     assert history.stopped(config)
     assert not history.complete(config)
     assert not history.stopped(config.replace(stop_after=0))

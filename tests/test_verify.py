@@ -8,10 +8,11 @@ import pytest
 from conftest import TrainedRun
 from onnx import numpy_helper
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe
 from export.verify import ValidationImages, Verification, verify
 from serve.metadata import METADATA_KEY, ModelMetadata
 from train.checkpoint import load_checkpoint
+from train.model import rebuild
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serve.preprocess import list_images
 from train.config import TrainConfig
+from train.manifest import read_manifest, read_soft_labels, soft_targets
 from train.scan import scan
 
 # The label is what stands before the running number: cat.0.jpg, american_bulldog_12.jpg
@@ -31,6 +32,8 @@ class ImageSet:
     class_names: tuple[str, ...]
     sha256: list[str]
     """Of each file's bytes."""
+    targets: NDArray[np.float32] | None = None
+    """[N, num_classes], probabilities to be trained towards in place of the labels; None: the labels."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,6 +45,7 @@ class ImageSet:
             self.labels[indices],
             self.class_names,
             [self.sha256[i] for i in indices],
+            None if self.targets is None else self.targets[indices],
         )
 
     def counts(self) -> dict[str, int]:
@@ -93,6 +97,7 @@ def _readable(
     source: str, data_format: str, max_bad: float, cache: Path, notes: list[str]
 ) -> tuple[ImageSet, dict[str, str]]:
     root, labels, layout, problems = find_labels(Path(source), data_format)
+    soft = read_soft_labels(Path(source)) if Path(source).is_file() else {}
     paths = sorted(labels)
     notes.append(f"{source}: {len(paths)} images, {layout}")
     notes.extend(f"warning: {source}: {name!r}: {why}" for name, why in problems.items())
@@ -115,6 +120,7 @@ def _readable(
         np.array([index[labels[path]] for path in good], np.int64),
         class_names,
         [result.sha256[path] for path in good],
+        soft_targets(good, labels, soft, class_names, source) if soft else None,
     )
     return image_set, {str(root / path): why for path, why in result.bad.items()}
 
@@ -129,7 +135,7 @@ def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], s
         data_format = _recognise(source)
     try:
         if data_format == "csv":
-            return source.parent, _read_manifest(source), "labels from a CSV manifest", {}
+            return source.parent, read_manifest(source), "labels from a CSV manifest", {}
         if data_format == "folders":
             labels, problems = _folder_labels(source)
             return source, labels, "one folder for each class", problems
@@ -196,24 +202,6 @@ def _folder_labels(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     return labels, problems
 
 
-def _read_manifest(path: Path) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} needs the columns path,label; it has {reader.fieldnames}")
-        for row in reader:
-            image, label = row["path"], row["label"]
-            if not image or not label:
-                raise ValueError(f"{path} line {reader.line_num}: path or label is empty")
-            if image in labels:
-                raise ValueError(f"{path} line {reader.line_num}: {image!r} is listed twice")
-            labels[image] = label
-    if not labels:
-        raise ValueError(f"{path} lists no images")
-    return labels
-
-
 def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
     """Sorts "2" before "10"; different texts ("1", "01") have different keys."""
     parts = re.split(r"([0-9]+)", text)
@@ -276,6 +264,8 @@ def _digest(train: ImageSet, val: ImageSet) -> str:
     for images in (train, val):
         for path, label, sha256 in zip(images.paths, images.labels, images.sha256, strict=True):
             digest.update(f"\n{path!r},{label},{sha256}".encode())
+        if images.targets is not None:
+            digest.update(images.targets.tobytes())
         digest.update(b"\n--")
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import timm
@@ -32,11 +32,13 @@ class Outputs:
 class ImageClassifier(nn.Module):
     """What is trained, exported and verified: uint8 pixels [N, H, W, 3] -> logits float32 [N, num_classes].
 
-    Mean and standard deviation are buffers of the module, so no caller can forget them.
+    Mean and standard deviation are buffers of the module, so no caller can forget them. In eval mode the
+    logits are averaged with the mirror image's when `flip_tta` is set, and divided by `temperature`.
     """
 
     mean: Tensor
     std: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -48,7 +50,16 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.channels_last = False
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.flip_tta = False
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but parts whose parameters are all fixed stay in eval mode, their statistics too."""
+        super().train(mode)
+        if mode:
+            _keep_fixed(self.network)
+        return self
 
     def forward(self, images: Tensor) -> Any:
         """Returns logits; while training, `Outputs` for networks with auxiliary heads."""
@@ -56,11 +67,38 @@ class ImageClassifier(nn.Module):
         x = (x.float() - self.mean) / self.std
         if not self.channels_last:
             x = x.contiguous()
+        if not self.training:
+            return self._evaluate(x) / self.temperature
         out = self.network(x)
         if isinstance(out, Tensor):
             return out.float()
         logits, *auxiliary = out  # torchvision's GoogLeNetOutputs and InceptionOutputs are tuples
         return Outputs(logits.float(), tuple(a.float() for a in auxiliary if a is not None))
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x).float()
+        if self.flip_tta:
+            mirrored: Tensor = self.network(x.flip(3)).float()
+            logits = (logits + mirrored) / 2
+        return logits
+
+
+def _keep_fixed(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+    else:
+        for child in module.children():
+            _keep_fixed(child)
+
+
+def probabilities(logits: Tensor, clip: float) -> Tensor:
+    """Softmax, no value below `clip`, rows summing to 1; `train.calibration.log_probabilities` in torch."""
+    values = logits.softmax(dim=1)
+    if clip:
+        values = values.clamp(min=clip)
+        values = values / values.sum(dim=1, keepdim=True)
+    return values
 
 
 class SimpleCNN(nn.Module):
@@ -118,8 +156,37 @@ def build_model(
     elif weights:
         notes.append(_load_weights(network, Path(weights)))
     model = ImageClassifier(network, mean, std)
-    _try_forward(model, name, num_classes, image_size)
+    try_forward(model, name, num_classes, image_size)
     return model, notes
+
+
+def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
+    """A checkpoint's evaluated weights (the moving average if there is one), in eval mode, on the CPU."""
+    config = checkpoint["config"]
+    model, _ = build_model(
+        config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
+    )
+    model.flip_tta = config["flip_tta"]
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    return model.eval()
+
+
+def load_teacher(run: str, class_names: tuple[str, ...]) -> ImageClassifier | None:
+    """The best checkpoint of another run of the same classes; none without a name.
+
+    Raises:
+        ValueError: no such run, or it knows other classes.
+    """
+    if not run:
+        return None
+    checkpoint = load_checkpoint(Path(run) / "checkpoints" / "best.pt")
+    if list(checkpoint["class_names"]) != list(class_names):
+        raise ValueError(
+            f"--teacher {run!r} knows the classes {checkpoint['class_names']}, the data have {class_names}"
+        )
+    teacher = rebuild(checkpoint)
+    teacher.requires_grad_(False)
+    return teacher
 
 
 def _set_dropout(network: nn.Module, dropout: float) -> int:
@@ -218,7 +285,7 @@ def _load_weights(network: nn.Module, path: Path) -> str:
     state = {
         key.removeprefix("module.").removeprefix("network."): value
         for key, value in state.items()
-        if isinstance(value, Tensor) and key not in ("mean", "std")
+        if isinstance(value, Tensor) and key not in ("mean", "std", "temperature")
     }
     return _load_all_but_head(network, state, str(path))
 
@@ -252,7 +319,8 @@ def _load_all_but_head(network: nn.Module, state: Mapping[str, Tensor], source: 
 
 
 @torch.no_grad()
-def _try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
+def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
+    """Raises ValueError when the network cannot take images of this size."""
     model.eval()
     images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:

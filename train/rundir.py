@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import Data, prepare_data
@@ -81,12 +83,25 @@ def _exists(folder: Path) -> ValueError:
 
 
 def save_epoch(
-    folder: Path, state: dict[str, Any], data: Data, evaluation: Evaluation, improved: bool
+    folder: Path,
+    state: dict[str, Any],
+    data: Data,
+    evaluation: Evaluation,
+    improved: bool,
+    config: TrainConfig,
 ) -> None:
-    """The last checkpoint, and when this epoch is the best one its checkpoint and predictions."""
+    """The last checkpoint, and when this epoch is the best one its checkpoint and predictions.
+
+    The best checkpoint has the temperature that its predictions were made with; training goes on without.
+    """
     if improved:
-        write_predictions(folder / "val_predictions.csv", data.val, evaluation)
+        temperature = evaluation.values["temperature"] if config.calibrate else 1.0
+        clip = config.clip_probabilities
+        write_predictions(folder / "val_predictions.csv", data.val, evaluation, temperature, clip)
         best = {key: value for key, value in state.items() if key not in INFERENCE_KEYS_LEFT_OUT}
+        for weights in ("model", "ema"):
+            if best[weights] is not None:
+                best[weights] = {**best[weights], "temperature": torch.tensor(temperature)}
         save_checkpoint(best, folder / "checkpoints" / "best.pt")
     save_checkpoint(state, folder / "checkpoints" / "last.pt")
 

@@ -1,0 +1,74 @@
+"""Probabilities that mean what they say."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from train.calibration import (
+    cross_fitted,
+    expected_calibration_error,
+    fit_temperature,
+    log_probabilities,
+)
+
+
+def honest(n: int, num_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose softmax is the distribution that the labels are drawn from."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, num_classes)) * 2
+    labels = np.array([rng.choice(num_classes, p=p) for p in softmax(logits, axis=1)])
+    return logits, labels
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_the_temperature_undoes_over_and_underconfidence(factor: float) -> None:
+    logits, labels = honest(6000)
+    assert fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.08)
+
+
+def test_calibration_lowers_log_loss_and_calibration_error_of_images_not_fitted_on() -> None:
+    logits, labels = honest(4000)
+    logits *= 3
+    before, after = log_probabilities(logits), cross_fitted(logits, labels, clip=0.0)
+    rows = np.arange(len(labels))
+    assert -after[rows, labels].mean() < -before[rows, labels].mean() - 0.1
+    assert expected_calibration_error(before, labels) > 0.1
+    assert expected_calibration_error(after, labels) < 0.03
+
+
+def test_each_half_is_scaled_by_the_other_halfs_temperature() -> None:
+    logits, labels = honest(400)
+    logits[::2] *= 5
+    values = cross_fitted(logits, labels, clip=0.0)
+    of_even, of_odd = (fit_temperature(logits[i::2], labels[i::2]) for i in (0, 1))
+    assert of_even > 2 * of_odd
+    np.testing.assert_allclose(values[1::2], log_probabilities(logits[1::2], of_even))
+    np.testing.assert_allclose(values[::2], log_probabilities(logits[::2], of_odd))
+
+
+def test_perfect_answers_keep_a_doubt() -> None:
+    """Without it the temperature would be 0, and one mistake in production an infinite loss."""
+    labels = np.arange(100) % 2
+    temperature = fit_temperature(np.eye(2)[labels] * 4, labels)
+    doubt = 1 - softmax(np.array([4.0, 0.0]) / temperature)[0]
+    assert doubt == pytest.approx(1 / 102, rel=0.05)
+
+
+def test_few_images_and_bad_logits_leave_the_temperature_at_1() -> None:
+    assert fit_temperature(np.zeros((0, 2)), np.zeros(0, int)) == 1.0
+    assert fit_temperature(np.array([[np.nan, 0.0]]), np.array([0])) == 1.0
+    assert np.isfinite(cross_fitted(np.array([[1.0, 0.0]]), np.array([0]), 0.0)).all()
+
+
+def test_clipping_bounds_the_loss_and_rows_still_sum_to_1() -> None:
+    values = np.exp(log_probabilities(np.array([[50.0, 0.0, -50.0], [0.0, 0.1, 0.2]]), clip=0.01))
+    np.testing.assert_allclose(values.sum(axis=1), 1.0)
+    np.testing.assert_allclose(values[0], np.array([1.0, 0.01, 0.01]) / 1.02)
+    np.testing.assert_allclose(values[1], softmax([0.0, 0.1, 0.2]))
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]])
+    labels = np.array([0, 1, 1, 1])
+    # two bins of two images: |1/2 - 0.9| and |1 - 0.7|
+    assert expected_calibration_error(np.log(probabilities), labels) == pytest.approx((0.4 + 0.3) / 2)
