@@ -47,19 +47,12 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.channels_last = False
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.flip_tta = False
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
         self.register_buffer("temperature", torch.ones(()))
         self.frozen: tuple[str, ...] = ()
         """Paths in `network` of modules that stay in eval mode while the rest is trained."""
-
-    def train(self, mode: bool = True) -> Self:
-        """As usual, but parts whose parameters are all fixed stay in eval mode, their statistics too."""
-        super().train(mode)
-        if mode:
-            _keep_fixed(self.network)
-        return self
 
     def forward(self, images: Tensor) -> Any:
         """Returns logits; while training, `Outputs` for networks with auxiliary heads."""
@@ -109,15 +102,6 @@ class ImageClassifier(nn.Module):
             mirrored: Tensor = self.network(x.flip(3)).float()
             logits = (logits + mirrored) / 2
         return logits
-
-
-def _keep_fixed(module: nn.Module) -> None:
-    parameters = list(module.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
-        module.eval()
-    else:
-        for child in module.children():
-            _keep_fixed(child)
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
