@@ -122,12 +122,12 @@ def zoo(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("batch_size", "decode_threads"), [(1, 2), (7, 4), (32, 0)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 2), (7, 4), (32, 0)])
 def test_a_hostile_folder_has_one_truthful_row_for_each_input(
-    tmp_path: Path, model: Path, zoo: Path, batch_size: int, decode_threads: int
+    tmp_path: Path, model: Path, zoo: Path, batch_size: int, workers: int
 ) -> None:
     started = time.monotonic()
-    options = ("--batch-size", batch_size, "--decode-threads", decode_threads, "--output", "out.csv")
+    options = ("--batch-size", batch_size, "--workers", workers, "--output", "out.csv")
     done = run(tmp_path, "--model", model, "--images", "zoo", *options)
     assert time.monotonic() - started < 20
     assert done.returncode == 0, done.stderr
@@ -200,7 +200,7 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
         (["--format", "kaggle"], "the model has 3 classes: add --labels"),
         (["--format", "kaggle", "--labels", "--images", "twins"], "have the same id '0'"),
         (["--batch-size", "0"], "batch_size 0"),
-        (["--decode-threads", "-1"], "decode_threads -1"),
+        (["--workers", "-1"], "workers -1"),
         (["--threads", "-1"], "threads -1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
