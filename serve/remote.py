@@ -3,7 +3,10 @@
 Reads are retried a bounded number of times. fsspec and its file systems are imported on first use only.
 """
 
+import posixpath
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
@@ -20,6 +23,12 @@ T = TypeVar("T")
 
 def is_remote(name: str) -> bool:
     return name.startswith(SCHEMES)
+
+
+def join_url(folder: str, name: str) -> str:
+    """Also of ../name: object stores know no such folder."""
+    scheme, _, path = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(f'{path}/{name}')}"
 
 
 def read_object(url: str) -> bytes:
@@ -45,9 +54,17 @@ def open_seekable(url: str) -> IO[bytes]:
     return opened
 
 
-def open_text(url: str) -> IO[bytes]:
-    opened: IO[bytes] = retried(lambda: _filesystem(url).open(url, "rb"))
-    return opened
+def download(url: str) -> IO[bytes]:
+    """A list of any length, as a temporary file."""
+
+    def copy() -> IO[bytes]:
+        file = tempfile.TemporaryFile(prefix="list-")  # noqa: SIM115  closed by the caller
+        with _filesystem(url).open(url, "rb") as stream:
+            shutil.copyfileobj(stream, file)
+        file.seek(0)
+        return file
+
+    return retried(copy)
 
 
 def list_objects(url: str) -> Iterator[str]:

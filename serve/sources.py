@@ -136,9 +136,11 @@ def _listed(path: str, folder: str, names: Iterator[str]) -> Source:
     """Paths and URLs in a file; what is relative is relative to the file's own folder."""
 
     def read(entry: Entry) -> bytes:
-        if is_remote(entry.name) or os.path.isabs(entry.name):
-            return _read_path(entry.name)
-        return _read_path(f"{folder}/{entry.name}" if folder else entry.name)
+        if is_remote(entry.name):
+            return remote.read_object(entry.name)
+        if is_remote(folder):
+            return remote.read_object(remote.join_url(folder, entry.name))
+        return read_image_file(os.path.join(folder, entry.name))
 
     source = _collect((Entry(name) for name in names), read)
     if not len(source.inventory):
@@ -147,7 +149,7 @@ def _listed(path: str, folder: str, names: Iterator[str]) -> Source:
 
 
 def _open_bytes(path: str) -> IO[bytes]:
-    return remote.open_text(path) if is_remote(path) else open(path, "rb")
+    return remote.download(path) if is_remote(path) else open(path, "rb")
 
 
 def _lines(path: str) -> Iterator[str]:
