@@ -1,12 +1,15 @@
 """From inputs to an output file: in one go, or as a part that survives a kill."""
 
-import importlib.metadata
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+import numpy as np
+import onnxruntime as ort
+import PIL
 
 from serve.batch import score
 from serve.inventory import Entry
@@ -108,7 +111,7 @@ class Scoring:
         return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)
 
     def made_with(self) -> dict[str, str]:
-        versions = {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
+        versions = {"numpy": np.__version__, "pillow": PIL.__version__, "onnxruntime": ort.__version__}
         return {"provider": self.predictor.provider, **versions}
 
 
