@@ -176,7 +176,7 @@ def test_a_header_that_leads_backwards_is_no_endless_loop(tmp_path: Path) -> Non
     started = time.monotonic()
     entries, _ = listed(Tars(), path)
     assert time.monotonic() - started < 5
-    assert any(entry.problem for entry in entries.values())
+    assert any("leads backwards" in entry.problem for entry in entries.values())
 
 
 @pytest.mark.parametrize("contents", [b"", b"not a tar" * 100, encode(solid((1, 2, 3)), "PNG")])
