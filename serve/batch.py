@@ -12,7 +12,7 @@ an answer depends on nothing but the image, its place and the model.
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -71,7 +71,7 @@ def score(
     workers: int = 0,
     image_timeout: float = 0,
     embeddings: bool = False,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Rows in the order of `entries`, exactly one for each; memory does not depend on their number.
 
     An input that cannot be read gets an error row; every other row is unaffected by it.
@@ -136,7 +136,7 @@ class _Pipeline:
         self.stuck: list[_Worker] = []
         self.seconds = 0.0  # that the consumer has waited for rows, however long the process was stopped
 
-    def run(self, workers: int) -> Iterator[Row]:
+    def run(self, workers: int) -> Generator[Row, None, None]:
         adaptive = not workers
         for _ in range(workers or available_processors()):
             self.start(None)

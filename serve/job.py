@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -85,11 +86,12 @@ class Scoring:
             self.image_timeout,
             self.layout.embeddings,
         )
-        for row in scored:
-            writer.write(row)
-            written += 1
-            errors += bool(row.error)
-            progress.add(bool(row.error))
+        with closing(scored):  # also when the disk is full
+            for row in scored:
+                writer.write(row)
+                written += 1
+                errors += bool(row.error)
+                progress.add(bool(row.error))
         writer.close()
         return written, errors
 
@@ -145,9 +147,9 @@ def score_part(
                 manifest = _score_piece(scoring, job, part, rows, progress, folder)
             if keep_manifest:
                 manifest.write(part, folder)
-        except FileNotFoundError:  # another process has finished this part and removed the pieces
+        except FileNotFoundError as error:  # another process has finished this part and removed the pieces
             if attempt == TRIES:
-                raise
+                raise OSError(f"{folder} was removed {TRIES} times while it was in use: {error}") from error
             resume = True
         else:
             remove_pieces(part)

@@ -113,14 +113,15 @@ def run(args: argparse.Namespace) -> int:
     shard = Shard.parse(args.shard) if args.shard else None
     format_name = args.format or ("csv" if shard else format_of(args.output))
     check_options(args, format_name, shard)
-    part = output_path(args.output, format_name, shard)
+    output = output_path(args.output, format_name, shard)
     source = open_source(args.images)
     scoring = open_scoring(args, format_name, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
     if shard:
-        part.parent.mkdir(exist_ok=True)
+        output.parent.mkdir(exist_ok=True)
     describe(args, scoring, rows, shard)
+    part = Path(os.path.realpath(output))  # a link is written through
 
     progress = Progress(len(rows))
     if shard or args.resume or (len(rows) > args.part_size and format_name != "kaggle"):
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         with atomic_writer(part) as file:
             scoring.write(rows, file, progress)
-    report(part, scoring, progress)
+    report(output, scoring, progress)
     # The images of one small shard may well be all broken: merge.py judges the whole job.
     return 0 if shard or progress.done > progress.errors else 1
 
@@ -159,12 +160,13 @@ def output_path(output: str, format_name: str, shard: Shard | None) -> Path:
         return path / shard.part_name(suffix)
     if path.exists() and not path.is_file():  # replaced at the end, so found out too late
         raise ValueError(f"--output {str(path)!r} is not a regular file")
-    return Path(os.path.realpath(path))
+    return path
 
 
 def open_scoring(args: argparse.Namespace, format_name: str, source: Source) -> Scoring:
-    # One inference thread for each worker: together they use every processor.
-    threads = args.threads or max(1, available_processors() // (args.workers or available_processors()))
+    threads = args.threads
+    if not threads and args.provider in ("auto", "cpu"):  # the workers together use every processor
+        threads = max(1, available_processors() // (args.workers or available_processors()))
     predictor = Predictor(args.model, args.provider, threads)
     batch_size = args.batch_size
     if batch_size is None:
@@ -195,13 +197,13 @@ def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Sha
         print(f"warning: {inventory.repeated} inputs are named twice and scored once", file=sys.stderr)
 
 
-def report(part: Path, scoring: Scoring, progress: Progress) -> None:
+def report(output: Path, scoring: Scoring, progress: Progress) -> None:
     seconds = time.perf_counter() - progress.started
     scored = progress.done - progress.errors
     new = progress.done - progress.resumed
     resumed = f", {progress.resumed} of them from before" if progress.resumed else ""
     print(
-        f"{progress.done} rows in {os.path.relpath(part)}: {scored} scored, {progress.errors} errors"
+        f"{progress.done} rows in {output}: {scored} scored, {progress.errors} errors"
         f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s"
     )
     if scoring.source.ignored:

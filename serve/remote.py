@@ -77,9 +77,14 @@ def list_objects(url: str) -> Iterator[str]:
         bucket, _, key = prefix.partition("/")
         yield from (name for name in _s3_keys(filesystem, bucket, key) if not name.endswith("/"))
         return
-    for folder, _, files in retried(lambda: filesystem.walk(prefix.rstrip("/"), detail=False)):
-        for file in files:
-            yield f"{folder}/{file}".removeprefix(prefix)
+    try:
+        # by default, what cannot be listed would be left out without a word
+        for folder, _, files in filesystem.walk(prefix.rstrip("/"), detail=False, on_error="raise"):
+            yield from (f"{folder}/{file}".removeprefix(prefix) for file in files)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # google's and aiohttp's own
+        raise OSError(f"{url} cannot be listed: {error}") from error
 
 
 def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:

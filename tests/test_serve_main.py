@@ -77,6 +77,7 @@ def test_one_image_can_be_given_instead_of_a_folder(tmp_path: Path, model: Path,
 
 def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> None:
     (images / "3.jpg").write_bytes(b"")
+    (images / "4").symlink_to(".")  # no image, so no row
     done = run(tmp_path, "--model", two_classes, "--images", images, "--format", "kaggle")
     assert done.returncode == 0
     rows = read_csv(tmp_path / "predictions.csv")
