@@ -250,6 +250,24 @@ def test_an_image_that_hangs_gets_an_error_row_and_the_others_their_own_answers(
             )
 
 
+def test_a_thread_that_comes_back_too_late_changes_nothing(predictor: Predictor, folder: Path) -> None:
+    """Not even while another thread still works on the same batch."""
+    released = threading.Event()
+
+    def read(entry: Entry) -> bytes:
+        if entry.name == "0.png":
+            released.wait(30)
+        elif entry.name == "1.png":  # the next of the batch, so the first has been given up
+            released.set()
+            time.sleep(0.2)
+        return read_image_file(folder / entry.name)
+
+    first, second = score(predictor, map(Entry, ["0.png", "1.png"]), read, 2, 1, image_timeout=0.5)
+    assert first.error == "no pixels after 0.5 s: gave up waiting"
+    assert first.probabilities is None
+    np.testing.assert_allclose(second.probabilities, probabilities_for(colour_of(1)), rtol=1e-5)
+
+
 def test_storage_that_hangs_altogether_ends_the_job(
     predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
