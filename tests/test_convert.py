@@ -86,6 +86,8 @@ def test_embeddings_are_what_the_last_layer_sees(name: str, size: int, features:
 
 def test_embeddings_are_a_third_output_and_change_no_other(tmp_path: Path) -> None:
     model, _ = build_model("simple_cnn", 2, 50)
+    model.flip_tta = True
+    model.temperature.fill_(0.5)
     convert(model.eval(), metadata(50), tmp_path / "model.onnx", embeddings=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
     predictor = Predictor(tmp_path / "model.onnx", "cpu")
