@@ -114,8 +114,12 @@ def test_the_number_of_processes_does_not_change_the_run(
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(sample: Path, tmp_path: Path) -> None:
-    """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run."""
-    settings = ["--data", sample / "train", *SMALL, "--deterministic", "--cutmix", 1.0, "--epochs", 4]
+    """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run.
+
+    Training images grow during the run, and the last epoch is one of re-tuning at a larger size.
+    """
+    settings = ["--data", sample / "train", *SMALL, "--deterministic", "--cutmix", 1.0, "--epochs", 3]
+    settings += ["--start-size", 16, "--eval-size", 40, "--retune-epochs", 1, "--flip-tta"]
     torchrun(2, *settings, "--name", "whole", "--track", "false", cwd=tmp_path)
     torchrun(2, *settings, "--name", "parts", "--stop-after", 2, cwd=tmp_path)
     torchrun(2, "--resume", "runs/parts", "--stop-after", 0, cwd=tmp_path)

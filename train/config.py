@@ -112,6 +112,9 @@ class TrainConfig:
     """Stop after this many epochs without a better `best_by`; 0: never."""
     best_by: Literal["accuracy", "log_loss"] = "accuracy"
     """Validation metric that picks the best checkpoint."""
+    retune_epochs: int = 0
+    """Further epochs for the head alone, on the view and at the size of validation, after batch-norm
+    statistics are computed anew for it (arXiv 1906.06423)."""
     flip_tta: bool = False
     """Validation and serving average the logits of an image and of its mirror image: twice the work."""
     calibrate: bool = True
@@ -224,6 +227,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "clip_grad": (0, 1e9),
     "ema": (0, 0.999999),
     "patience": (0, 100_000),
+    "retune_epochs": (0, 1000),
     "clip_probabilities": (0, 0.1),
     "stop_after": (0, 100_000),
     "seed": (0, 2**32 - 1),

@@ -19,10 +19,11 @@ from types import FrameType
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from serve.preprocess import Preprocess
 from train.augment import Augment, PairMix
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
-from train.data import class_weights
+from train.data import ImageSet, class_weights
 from train.device import (
     Precision,
     candidates,
@@ -36,6 +37,7 @@ from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
 from train.model import ImageClassifier, build_model, load_teacher, try_forward
+from train.retune import begin_retuning, head_trainee, retuning
 from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
@@ -74,6 +76,10 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
             config, model, criterion, plan.micro_batch_size, classes, ranks, device, say
         )
     trainee = build_trainee(config, model, plan.steps, precision, ranks, device)
+    stage = config
+    if state is not None and state["history"]["retuned"]:
+        stage = retuning(config)
+        trainee = head_trainee(trainee, stage, plan, ranks, device)
     history = restore(state, trainee, data, config) if state else History()
     on_main(ranks, lambda: open_folder(config, data))
     parameters = {
@@ -96,14 +102,24 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     tracker.start(parameters, config.data, data.digest)
     status = "FAILED"
     try:
-        pin = device.type == "cuda"
-        train_loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), num_workers, pin)
-        val_loader = Loader(PixelDataset(data.val, config.seed, config.preprocess()), num_workers, pin)
-        mix = PairMix(config, len(data.train.class_names))
+
+        def loader(images: ImageSet, transform: Augment | Preprocess) -> Loader:
+            dataset = PixelDataset(images, config.seed, transform)
+            return Loader(dataset, num_workers, pin_memory=device.type == "cuda")
+
+        train_loader = loader(data.train, Augment(stage))
+        val_loader = loader(data.val, config.preprocess())
         while not history.stopped(config):
+            if history.retuning(config) and stage is config:
+                stage = retuning(config)
+                train_loader = loader(data.train, Augment(stage))
+                trainee = begin_retuning(
+                    trainee, stage, train_loader, plan, history.epochs_done, ranks, device
+                )
+            mix = PairMix(stage, len(data.train.class_names))
             epoch = history.epochs_done
             values = train_one_epoch(
-                trainee, criterion, train_loader, plan, mix, config, ranks, device, epoch, soft, teacher
+                trainee, criterion, train_loader, plan, mix, stage, ranks, device, epoch, soft, teacher
             )
             batch_size = 2 * plan.micro_batch_size
             metrics, evaluation = evaluate(
@@ -202,7 +218,7 @@ def fastest_precision(
 
 def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
     return (
-        f"epoch {history.epochs_done}/{config.epochs}: "
+        f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: "
         f"train/loss {values['train/loss']:.4f}, train/accuracy {values['train/accuracy']:.4f}, "
         f"val/loss {values['val/loss']:.4f}, val/accuracy {values['val/accuracy']:.4f}, "
         f"val/log_loss {values['val/log_loss']:.4f}, lr {values['lr']:.2e}, "

@@ -77,7 +77,7 @@ def soft_targets(
         targets[i] = [soft[path][name] for name in class_names]
         if not (targets[i] >= 0).all() or abs(targets[i].sum() - 1) > 0.01:
             raise ValueError(
-                f"{source}: the probabilities of {path!r} are {targets[i].tolist()}, not a sum of 1"
+                f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, do not sum to 1"
             )
     return targets
 

@@ -47,8 +47,8 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.channels_last = False
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.flip_tta = False
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
         self.register_buffer("temperature", torch.ones(()))
         self.frozen: tuple[str, ...] = ()
