@@ -204,7 +204,8 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTr
             return False
         values[epoch] = value
         trial.report(value, epoch)
-        return plan.prune_after <= epoch < plan.config.epochs and trial.should_prune()
+        last = plan.config.epochs + plan.config.retune_epochs
+        return plan.prune_after <= epoch < last and trial.should_prune()
 
     tags = {"sweep.study": plan.study, "sweep.trial": str(trial.number)}
     ended = run_trial(
