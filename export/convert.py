@@ -13,8 +13,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from serve.batch import EMBEDDINGS_NAME
-from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
+from serve.metadata import (
+    EMBEDDINGS_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    METADATA_KEY,
+    PROBABILITIES_NAME,
+    ModelMetadata,
+)
 from serve.preprocess import Preprocess
 from train.model import ImageClassifier, probabilities
 

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.convert import split_head
-from serve.batch import EMBEDDINGS_NAME
-from serve.metadata import INPUT_NAME
+from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.model import ImageClassifier, probabilities

@@ -21,8 +21,9 @@ from serve_model import (
 )
 
 from serve import batch
-from serve.batch import EMBEDDINGS_NAME, StorageHangsError, score
+from serve.batch import StorageHangsError, score
 from serve.inventory import Entry
+from serve.metadata import EMBEDDINGS_NAME
 from serve.predictor import Predictor
 from serve.preprocess import read_image_file
 from serve.writers import Row
