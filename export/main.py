@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--run", type=Path, required=True, help="run directory written by train/main.py")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: %(default)s")
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
+    add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
     add("--register", default="", help="MLflow registered model that gets the new version as challenger")
     return parser
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         args.run / "val_predictions.csv", Path(checkpoint["val_root"]), args.limit
     )
     try:
-        convert(model, metadata, unverified)
+        convert(model, metadata, unverified, args.embeddings)
         report = verify(model, checkpoint, unverified, images)
         report.checkpoint_sha256 = metadata.checkpoint_sha256
         report.model_sha256 = file_sha256(unverified)

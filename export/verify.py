@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.convert import split_head
+from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.model import ImageClassifier, probabilities
@@ -42,6 +44,8 @@ class Verification:
     precision: str = "fp32"
     max_difference_logits: float = 0.0
     max_difference_probabilities: float = 0.0
+    max_difference_embeddings: float = 0.0
+    """On noise; 0 too when the file has none."""
     argmax_agreement: float = 0.0
     """Share of images, noise included, with the same likeliest class."""
     accuracy_pytorch: float = 0.0
@@ -140,6 +144,8 @@ def verify(
         pixels = random.integers(0, 256, (batch_size, preprocess.size, preprocess.size, 3), np.uint8)
         _ask(noise, model, clip, predictor, pixels, pixels)
     _compare(report, real, noise)
+    if EMBEDDINGS_NAME in (output.name for output in predictor.session.get_outputs()):
+        _compare_embeddings(report, model, predictor, pixels)
     _score(report, real, images, class_names, list(predictor.metadata.class_names))
     report.passed = not report.failures
     return report
@@ -225,6 +231,20 @@ def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
     if not (same | tied).all():
         report.failures.append(
             f"{int((~(same | tied)).sum())} of {len(same)} images get another class from the served model"
+        )
+
+
+def _compare_embeddings(
+    report: Verification, model: ImageClassifier, predictor: Predictor, pixels: NDArray[np.uint8]
+) -> None:
+    body, _ = split_head(model, predictor.num_classes, predictor.metadata.preprocess.size)
+    pytorch = body(torch.from_numpy(pixels)).numpy()
+    served = predictor.session.run([EMBEDDINGS_NAME], {INPUT_NAME: pixels})[0]
+    report.max_difference_embeddings = float(np.abs(pytorch - served).max())
+    limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    if not report.max_difference_embeddings <= limit:  # NaN is not, either
+        report.failures.append(
+            f"embeddings differ by up to {report.max_difference_embeddings:.3g}, more than {limit:.3g}"
         )
 
 

@@ -12,6 +12,7 @@ FORMAT_VERSION = 1
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
+EMBEDDINGS_NAME = "embeddings"  # float32 [N, features], the last layer's input; only if asked for at export
 
 
 @dataclass(frozen=True)

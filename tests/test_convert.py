@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from export.convert import convert, describe
+from export.convert import convert, describe, split_head
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess
@@ -59,6 +59,51 @@ def test_the_file_is_alone_and_says_what_it_is(tmp_path: Path) -> None:
     assert shape[0].dim_param
     assert [d.dim_value for d in shape[1:]] == [32, 32, 3]
     assert Predictor(path, "cpu").metadata == metadata(32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [
+        ("simple_cnn", 50, 256),
+        ("resnet18", 64, 512),
+        ("googlenet", 64, 1024),
+        ("mobilenet_v3_small", 64, 1024),
+        ("vit_tiny_patch16_224", 64, 192),
+    ],
+)
+def test_embeddings_are_what_the_last_layer_sees(name: str, size: int, features: int) -> None:
+    model, _ = build_model(name, 2, size)
+    body, head = split_head(model.eval(), 2, size)
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8))
+    with torch.inference_mode():
+        logits, embeddings = model(pixels), body(pixels)
+        assert embeddings.shape == (3, features)
+        torch.testing.assert_close(embeddings, seen[0], rtol=0, atol=0)
+        torch.testing.assert_close(head(embeddings), logits, rtol=0, atol=0)
+
+
+def test_embeddings_are_a_third_output_and_change_no_other(tmp_path: Path) -> None:
+    model, _ = build_model("simple_cnn", 2, 50)
+    model.flip_tta = True
+    model.temperature.fill_(0.5)
+    convert(model.eval(), metadata(50), tmp_path / "model.onnx", embeddings=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
+    predictor = Predictor(tmp_path / "model.onnx", "cpu")
+    (embeddings,) = predictor.session.run(["embeddings"], {"images": pixels})
+    with torch.inference_mode():
+        body, _ = split_head(model, 2, 50)
+        np.testing.assert_allclose(embeddings, body(torch.from_numpy(pixels)).numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            predictor.run(pixels)[0], model(torch.from_numpy(pixels)).numpy(), atol=1e-4
+        )
+
+
+def test_a_network_without_a_linear_head_has_no_embeddings(tmp_path: Path) -> None:
+    model, _ = build_model("squeezenet1_1", 2, 64)
+    with pytest.raises(ValueError, match="does not end in a linear layer"):
+        convert(model.eval(), metadata(64), tmp_path / "model.onnx", embeddings=True)
 
 
 def test_the_moving_average_is_what_is_exported() -> None:

@@ -1,5 +1,6 @@
 """Layers by depth: every parameter once, from the input to the head, for each kind of network."""
 
+import copy
 from functools import cache
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from train.layers import head_names, layer_groups
-from train.model import SimpleCNN
+from train.layers import freeze, head_names, layer_groups
+from train.networks import SimpleCNN
 
 GROUPS = {
     "simple_cnn": 6,
@@ -102,3 +103,31 @@ def test_normalisation_goes_with_its_layer() -> None:
     stem, *_, last, _ = layer_groups(network("vit_b_16"))
     assert {"class_token", "encoder.pos_embedding", "conv_proj.weight"} <= set(stem)
     assert "encoder.ln.weight" in last
+
+
+# freezing
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "timm/tf_efficientnet_lite0", "vit_b_16"])
+@pytest.mark.parametrize("count", [1, 4, -1])
+def test_the_first_groups_are_frozen(name: str, count: int) -> None:
+    net = copy.deepcopy(network(name))
+    groups = layer_groups(net)
+    freeze(net, count)
+    frozen = groups[:count]
+    for group in groups:
+        for parameter in group:
+            assert net.get_parameter(parameter).requires_grad == (group not in frozen)
+
+
+def test_modules_are_frozen_whole_or_not_at_all() -> None:
+    net = copy.deepcopy(network("timm/tf_efficientnet_lite0"))
+    paths, last = freeze(net, 3)
+    assert paths == ("conv_stem", "bn1", "blocks.0", "blocks.1.0")
+    assert last.startswith("blocks.1.0.")
+
+
+@pytest.mark.parametrize("count", [10, 99])
+def test_freezing_everything_is_an_error_with_the_limit(count: int) -> None:
+    with pytest.raises(ValueError, match=f"--freeze {count}: .* 10 layer groups.*freeze at most 9, or -1"):
+        freeze(copy.deepcopy(network("resnet18")), count)

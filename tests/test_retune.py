@@ -14,7 +14,7 @@ from train.data import Data
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import ImageClassifier, build_model
-from train.retune import begin_retuning, freeze_all_but_head, head_trainee, refresh_statistics, retuning
+from train.retune import begin_retuning, head_trainee, refresh_statistics, retuning
 from train.trainee import History, Trainee, checkpoint_state, restore
 
 STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.9}
@@ -88,17 +88,6 @@ def test_statistics_are_those_of_the_images_at_the_new_size(tmp_path: Path) -> N
     torch.testing.assert_close(norm.running_var, var)
     assert norm.momentum == BatchNorm2d(1).momentum
     assert model.training
-
-
-def test_parts_that_are_fixed_stay_in_eval_mode() -> None:
-    model = classifier()
-    freeze_all_but_head(model)
-    model.train()
-    assert not model.network.features.training
-    assert model.network.classifier[2].training, "dropout before the head"
-    model.requires_grad_(True)
-    model.train()
-    assert all(module.training for module in model.modules())
 
 
 def test_a_run_stopped_while_it_is_retuned_continues_bit_by_bit(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Augment:
     def _view(self, size: int) -> Callable[[Image.Image], Image.Image]:
         """Cuts the square that is seen."""
         if self.config.crop_scale < 1:
-            interpolation = INTERPOLATION[self.config.interpolation]
+            interpolation = INTERPOLATION[self.config.preprocess().interpolation]
             crop: Callable[[Image.Image], Image.Image] = v2.RandomResizedCrop(
                 size, scale=(self.config.crop_scale, 1.0), interpolation=interpolation
             )

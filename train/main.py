@@ -54,7 +54,7 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     say(f"val   {len(data.val)} images {data.val.counts()}")
 
     state = load_checkpoint(folder / "checkpoints" / "last.pt") if config.resume else None
-    model, notes = build_everywhere(config, ranks, len(data.train.class_names), resumed=state is not None)
+    model, notes = build_everywhere(config, ranks, data.train.class_names, resumed=state is not None)
     model.to(device)
     for note in notes:
         say(note)
@@ -158,17 +158,27 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
 
 
 def build_everywhere(
-    config: TrainConfig, ranks: Ranks, num_classes: int, resumed: bool
+    config: TrainConfig, ranks: Ranks, class_names: tuple[str, ...], resumed: bool
 ) -> tuple[ImageClassifier, list[str]]:
     """The same initial weights on every rank. A download happens once, on rank 0, into its cache."""
     weights = "" if resumed else config.weights
 
     def build() -> tuple[ImageClassifier, list[str]]:
         torch.manual_seed(config.seed)
-        model, notes = build_model(config.model, num_classes, config.image_size, weights, config.dropout)
+        model, notes = build_model(
+            config.model,
+            len(class_names),
+            config.image_size,
+            weights,
+            config.dropout,
+            config.drop_path,
+            class_names,
+        )
         for size in {config.train_size(0), config.preprocess().size} - {config.image_size}:
-            try_forward(model, config.model, num_classes, size)
+            try_forward(model, config.model, len(class_names), size)
         model.flip_tta = config.flip_tta
+        if config.freeze:
+            notes.append(model.freeze(config.freeze))
         return model, notes
 
     if weights == "default":

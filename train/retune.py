@@ -12,9 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from train.config import TrainConfig
 from train.distributed import Ranks, sum_over_ranks
-from train.layers import head_names
 from train.loader import EpochPlan, Loader
-from train.model import ImageClassifier
 from train.trainee import Trainee, build_trainee
 
 LR_SHARE = 0.1  # of the run's peak learning rate
@@ -57,14 +55,8 @@ def head_trainee(
     trainee: Trainee, stage: TrainConfig, plan: EpochPlan, ranks: Ranks, device: torch.device
 ) -> Trainee:
     """The same model with everything but its head fixed."""
-    freeze_all_but_head(trainee.model)
+    trainee.model.freeze(-1)
     return build_trainee(stage, trainee.model, plan.steps, trainee.precision, ranks, device)
-
-
-def freeze_all_but_head(model: ImageClassifier) -> None:
-    head = set(head_names(model.network))
-    for name, parameter in model.network.named_parameters():
-        parameter.requires_grad_(name in head)
 
 
 @torch.no_grad()

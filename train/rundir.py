@@ -14,6 +14,7 @@ from train.config import TrainConfig, save_config
 from train.data import Data, prepare_data
 from train.figures import save_figures
 from train.metrics import Evaluation, write_predictions
+from train.pretrained import settle_input
 from train.sample import make_sample
 
 DEFAULT_DATA = Path("data/train")
@@ -35,6 +36,9 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             make_sample(SAMPLE)
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
+    if not config.resume:  # a run that goes on has its numbers
+        config, input_notes = settle_input(config)
+        notes += input_notes
     if config.resume:
         folder = Path(config.resume).resolve()
         config = config.replace(name=folder.name, output=str(folder.parent))
