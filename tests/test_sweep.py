@@ -276,6 +276,7 @@ def test_a_study_keeps_its_settings(
         ([], ["--model", "alexnet"], "alexnet cannot take images of 16 pixels"),
         (["--nproc_per_node", "3"], [], "--batch_size 4 is not divisible by 3"),
         (["--trials", "0"], [], "--trials 0 is less than 1"),
+        (["--startup", "0"], [], "--startup 0 is less than 1"),
         (["--study", "a/b"], [], "'a/b'"),
         (["--study", ""], [], "--study needs a name"),
         (["--data", "nowhere"], [], "--data 'nowhere' does not exist"),

@@ -43,7 +43,7 @@ def save_figures(
 
 def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:
     """Curves of several runs, with a dot at each best epoch; run name -> rows of metrics.jsonl."""
-    columns = min(4, len(runs))
+    columns = max(1, min(4, len(runs), 140 // max(map(len, runs))))  # of the legend
     figure = Figure(figsize=(13, 4.2 + 0.25 * (len(runs) // columns)), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
@@ -86,7 +86,7 @@ def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: 
     axes.set(xlabel="trial", ylabel=metric, title=f"{len(points)} trials")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

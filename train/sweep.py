@@ -98,7 +98,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         raise ValueError(f"--{taken[0]} after `--`: the sweep gives it to its trials")
     if args.data:
         rest = [f"--data={args.data}", *rest]
-    for name in ("trials", "nproc_per_node"):
+    for name in ("trials", "nproc_per_node", "startup"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} is less than 1")
     config = parse_config([*rest, f"--name={args.study}"])
