@@ -170,8 +170,8 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes_and_resumed(
     for index, moments in whole["optimizer"]["state"].items():
         for name, tensor in moments.items():
             assert torch.equal(tensor, parts["optimizer"]["state"][index][name]), name
-    assert whole["config"]["image_size"] == 32
-    assert parts["config"] | {"name": ""} == whole["config"] | {"name": ""}
+    for name, value in {"image_size": 32, "resize_size": 37, "interpolation": "bilinear"}.items():
+        assert whole["config"][name] == parts["config"][name] == value
 
 
 @pytest.mark.parametrize(

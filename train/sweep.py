@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 from train.config import parse_config
 from train.loader import EpochPlan
 from train.model import build_model
+from train.pretrained import settle_input
 from train.space import flags, given_settings, read_space
 from train.study import (
     ParentRun,
@@ -110,7 +111,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     EpochPlan(1, config.batch_size, 0, 0, args.nproc_per_node, config.accumulation)
     models = getattr(space.get("model"), "choices", (config.model,))
     for model in models:
-        build_model(model, 2, config.image_size)
+        settled, _ = settle_input(config.replace(model=model))
+        build_model(model, 2, settled.image_size)
     folder = Path(config.output) / args.study
     return Plan(
         study=args.study,
