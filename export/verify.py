@@ -5,6 +5,7 @@ all three from the ONNX file, through the code that serves it. Whatever was dama
 """
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,26 @@ MAX_ACCURACY_DRIFT = 0.005
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How far the served answers may be from PyTorch's in float32."""
+
+    probabilities: float = MAX_PROBABILITY_DIFFERENCE
+    logits: float = MAX_LOGIT_DIFFERENCE
+    accuracy_drop: float | None = None
+    """Validation accuracy lost, as a share of images; unset: one image, gained or lost."""
+
+
+def limits_for(model_precision: str, precision: str, max_accuracy_drop: float) -> Limits:
+    """float32 throughout gives the trained answers themselves; rounded arithmetic is held to its accuracy.
+
+    `max_accuracy_drop` is in points (percent of images).
+    """
+    if model_precision == precision == "fp32":
+        return Limits()
+    return Limits(math.inf, math.inf, max_accuracy_drop / 100)
+
+
 @dataclass
 class Verification:
     """Goes to verification.json."""
@@ -38,12 +59,22 @@ class Verification:
     num_images: int = 0
     num_noise_images: int = 0
     batch_sizes: tuple[int, ...] = BATCH_SIZES
+    file: str = "model.onnx"
+    model_precision: str = "fp32"
+    """Of the file's own layers: fp32, int8 or fp16."""
     provider: str = ""
     precision: str = "fp32"
+    """Of the provider's arithmetic."""
+    nodes: str = ""
+    """How many of the graph's nodes the provider runs."""
+    max_accuracy_drop: float | None = None
+    """The limit, as a share of images; none for float32, which is held to its probabilities."""
     max_difference_logits: float = 0.0
     max_difference_probabilities: float = 0.0
     argmax_agreement: float = 0.0
     """Share of images, noise included, with the same likeliest class."""
+    validation_agreement: float = 0.0
+    """The same of validation images alone."""
     accuracy_pytorch: float = 0.0
     accuracy_served: float = 0.0
     """By class name, as a user of the file reads it."""
@@ -101,6 +132,8 @@ def verify(
     onnx_file: Path,
     images: ValidationImages,
     provider: str = "cpu",
+    precision: str = "fp32",
+    limits: Limits = Limits(),
 ) -> Verification:
     """Never raises for a bad model file: every finding is in `failures`, and `passed` is the verdict.
 
@@ -110,12 +143,13 @@ def verify(
     report = Verification(accuracy_trained=checkpoint["history"]["best"]["val/accuracy"])
     class_names = list(checkpoint["class_names"])
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
+    report.provider, report.precision, report.max_accuracy_drop = provider, precision, limits.accuracy_drop
     try:
-        predictor = Predictor(onnx_file, provider)
+        predictor = Predictor(onnx_file, provider, precision=precision, allow_unverified=True)
     except ValueError as error:
         report.failures.append(str(error))
         return report
-    report.provider = predictor.provider
+    report.model_precision, report.nodes = predictor.metadata.precision, predictor.share
     _check_metadata(report, predictor, class_names, preprocess)
     if predictor.metadata.preprocess.size != preprocess.size or predictor.num_classes != len(class_names):
         return report  # nothing left to compare
@@ -130,7 +164,7 @@ def verify(
     for batch_size in BATCH_SIZES:
         pixels = random.integers(0, 256, (batch_size, preprocess.size, preprocess.size, 3), np.uint8)
         _ask(noise, model, predictor, pixels, pixels)
-    _compare(report, real, noise)
+    _compare(report, real, noise, limits)
     _score(report, real, images, class_names, list(predictor.metadata.class_names))
     report.passed = not report.failures
     return report
@@ -188,7 +222,7 @@ def _softmax(logits: Floats) -> Floats:
     return values
 
 
-def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
+def _compare(report: Verification, real: _Answers, noise: _Answers, limits: Limits) -> None:
     stacked = zip(real.stack(), noise.stack(), strict=True)
     pytorch, served_logits, served = (np.concatenate(parts) for parts in stacked)
     probabilities = _softmax(pytorch)
@@ -202,13 +236,13 @@ def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
     same = probabilities.argmax(1) == served.argmax(1)
     report.argmax_agreement = float(same.mean())
     top_two = np.sort(probabilities, axis=1)[:, -2:]
-    tied = top_two[:, 1] - top_two[:, 0] <= 2 * MAX_PROBABILITY_DIFFERENCE
-    if report.max_difference_probabilities > MAX_PROBABILITY_DIFFERENCE:
+    tied = top_two[:, 1] - top_two[:, 0] <= 2 * limits.probabilities
+    if report.max_difference_probabilities > limits.probabilities:
         report.failures.append(
             f"probabilities differ by up to {report.max_difference_probabilities:.3g}, "
-            f"more than {MAX_PROBABILITY_DIFFERENCE:g}"
+            f"more than {limits.probabilities:g}"
         )
-    logit_limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    logit_limit = limits.logits * (1 + float(np.abs(pytorch).max()))
     if report.max_difference_logits > logit_limit:
         report.failures.append(
             f"logits differ by up to {report.max_difference_logits:.3g}, more than {logit_limit:.3g}"
@@ -248,13 +282,25 @@ def _score(
     report.log_loss_pytorch = log_loss(probabilities, trained_names)
     if set(served_names) == set(trained_names):
         report.log_loss_served = log_loss(served, served_names)
-    if abs(report.accuracy_served - report.accuracy_pytorch) > 1 / len(labels):
+    report.validation_agreement = float((probabilities.argmax(1) == served.argmax(1)).mean())
+    _check_accuracy(report, images)
+
+
+def _check_accuracy(report: Verification, images: ValidationImages) -> None:
+    total = len(images.labels)
+    drop, limit = report.accuracy_pytorch - report.accuracy_served, report.max_accuracy_drop
+    if limit is not None and drop > limit + 1e-9:
+        report.failures.append(
+            f"validation accuracy is {report.accuracy_served:.4f} served and {report.accuracy_pytorch:.4f} "
+            f"in float32: {100 * drop:.2f} points lost, more than {100 * limit:g}"
+        )
+    if limit is None and abs(drop) > 1 / total:
         report.failures.append(
             f"validation accuracy is {report.accuracy_served:.4f} served and "
             f"{report.accuracy_pytorch:.4f} in PyTorch"
         )
     drift = abs(report.accuracy_pytorch - report.accuracy_trained)
-    if images.is_whole_set and drift > max(MAX_ACCURACY_DRIFT, 1.5 / len(labels)):
+    if images.is_whole_set and drift > max(MAX_ACCURACY_DRIFT, 1.5 / total):
         report.failures.append(
             f"validation accuracy was {report.accuracy_trained:.4f} in training and is "
             f"{report.accuracy_pytorch:.4f} now: the validation images or a library changed"

@@ -18,8 +18,10 @@ import PIL
 
 from serve.batch import Row, atomic_writer, check_kaggle, score, write_csv, write_kaggle
 from serve.metadata import ModelMetadata
-from serve.predictor import PROVIDERS, Predictor, available_processors
+from serve.predictor import Predictor
 from serve.preprocess import Listing, list_images
+from serve.processors import available_processors
+from serve.providers import ALL_PRECISIONS, PROVIDERS
 
 PROGRESS_SECONDS = 5.0
 
@@ -35,6 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", choices=("csv", "kaggle"), default="csv", help="default: %(default)s")
     add("--labels", action="store_true", help="kaggle: class number instead of probability")
     add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
+    add("--device-id", type=int, default=0, help="which GPU; default: %(default)s")
+    add("--engine-cache", type=Path, help="TensorRT's engines; default: ~/.cache/purebred/tensorrt")
     add("--batch-size", type=int, default=32, help="images for one call; default: %(default)s")
     add("--threads", type=int, default=0, help="inference threads; 0: one a processor")
     add("--decode-threads", type=int, default=0, help="0: one a processor")
@@ -53,7 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     root, listing = find_images(args.images)
-    predictor = Predictor(args.model, args.provider, args.threads)
+    predictor = Predictor(
+        args.model,
+        args.provider,
+        args.threads,
+        args.precision,
+        device_id=args.device_id,
+        engine_cache=args.engine_cache,
+        allow_unverified=args.allow_unverified,
+    )
     if args.labels and args.format != "kaggle":
         raise ValueError("--labels goes with --format kaggle; csv has a label column anyway")
     if args.format == "kaggle":
@@ -64,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output {str(args.output)!r} is not a regular file")
     print(
         f"scoring {len(listing.paths)} images in {root} with {args.model} "
-        f"({', '.join(predictor.metadata.class_names)}) on the {predictor.provider} provider",
+        f"({', '.join(predictor.metadata.class_names)}) on the {predictor.provider} provider "
+        f"at {predictor.precision}, {predictor.share}"
+        + (f" (auto: {predictor.reason})" if predictor.reason else ""),
         file=sys.stderr,
     )
 
