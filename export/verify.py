@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess, load_image, read_image_file
+from serve.providers import ONNXRUNTIME_VERSION
 from train.model import ImageClassifier
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -82,6 +83,9 @@ class Verification:
     """As recorded when the checkpoint was written."""
     log_loss_pytorch: float = 0.0
     log_loss_served: float = 0.0
+    onnxruntime: str = ONNXRUNTIME_VERSION
+    conversion: dict[str, Any] = field(default_factory=dict)
+    """How an int8 file was made."""
     checkpoint_sha256: str = ""
     model_sha256: str = ""
 

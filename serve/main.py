@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import PIL
 
+from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import Row, atomic_writer, check_kaggle, score, write_csv, write_kaggle
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.preprocess import Listing, list_images
 from serve.processors import available_processors
-from serve.providers import ALL_PRECISIONS, PROVIDERS
 
 PROGRESS_SECONDS = 5.0
 

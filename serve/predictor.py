@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.accelerators import Runtime
 from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
-from serve.providers import Runtime, open_session, read_metadata
+from serve.providers import open_session, read_metadata
 
 
 class Predictor:
