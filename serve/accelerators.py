@@ -107,7 +107,7 @@ def _engine_folder(path: Path, runtime: Runtime) -> Path:
 
 def add_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
     try:
-        devices = _openvino_devices()
+        devices = openvino_devices()
     except Exception as error:  # onnxruntime's own exception types share no public base
         raise ValueError(f"the OpenVINO plug-in does not load: {error}") from error
     if not devices:
@@ -115,7 +115,7 @@ def add_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
             "the OpenVINO plug-in finds no processor that it takes: as of its version 1.8 it takes Intel's "
             "only; use --provider cpu"
         )
-    if runtime.precision == "bf16" and "BF16" not in _capabilities(devices[0]):
+    if runtime.precision == "bf16" and not has_bf16(devices[0]):
         raise ValueError(
             "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16), and OpenVINO would compute in "
             "fp32: use --precision fp32"
@@ -130,7 +130,7 @@ def add_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
 
 
 @functools.cache
-def _openvino_devices() -> tuple[Any, ...]:
+def openvino_devices() -> tuple[Any, ...]:
     """The plug-in's devices that are processors; loads the plug-in, once in a process."""
     import onnxruntime_ep_openvino as plugin  # optional, and 20 ms
 
@@ -142,6 +142,6 @@ def _openvino_devices() -> tuple[Any, ...]:
     )
 
 
-def _capabilities(device: Any) -> list[str]:
-    words: str = device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "")
-    return words.split()
+def has_bf16(device: Any) -> bool:
+    """Whether OpenVINO computes in bf16 here; where it cannot, it takes fp32 without a word."""
+    return "BF16" in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split()

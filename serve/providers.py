@@ -155,7 +155,11 @@ def _open(path: Path, provider: str, runtime: Runtime, metadata: ModelMetadata, 
         providers = [cuda(runtime), PROVIDERS["cpu"]]
     else:
         providers = [PROVIDERS["cpu"]]
-    session = _create(path, options, providers)
+    try:
+        session = _create(path, options, providers)
+    except ValueError as error:
+        hint = f"; provider {provider!r}: {INSTALL[provider]}" if INSTALL[provider] else ""
+        raise ValueError(f"{str(error).strip()}{hint}") from error
     # The GPU build lists CUDA and TensorRT on any machine and falls back silently: ask the session.
     got = next(short for short, name in PROVIDERS.items() if name == session.get_providers()[0])
     if got != provider:
