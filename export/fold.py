@@ -65,6 +65,7 @@ def fold_normalisation(model: onnx.ModelProto) -> bool:
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*begin, *rest])
+    del graph.value_info[:]  # knows three channels
     _drop_unused(graph)
     return True
 

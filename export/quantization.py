@@ -15,6 +15,7 @@ Choices, measured by the error of logits on trained networks (ResNet-18, MobileN
 """
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -61,12 +62,34 @@ def optimise(path: Path) -> onnx.ModelProto:
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and layers in float16; input, the last layer's output and what follows as they were."""
-    names = [node.name for node in _after_last_layer(model)]
-    half = convert_float_to_float16(model, keep_io_types=True, node_block_list=names)
-    del half.graph.value_info[:]  # still says float32
-    graph = onnx_ir.from_proto(half)
-    graph.graph.sort()  # the converter appends its casts
-    sorted_model: onnx.ModelProto = onnx_ir.to_proto(graph)
+    body = onnx.ModelProto()
+    body.CopyFrom(model)
+    names = {node.name for node in _after_last_layer(body)}
+    head = [node for node in body.graph.node if node.name in names]
+    for node in head:
+        body.graph.node.remove(node)
+    # The converter rounds up to and with the outputs: so for now these are the last layers'.
+    outputs = list(body.graph.output)
+    read = {name for node in head for name in node.input} | {output.name for output in outputs}
+    made = {name for node in body.graph.node for name in node.output}
+    constants = [copy.deepcopy(i) for i in body.graph.initializer if i.name in read]
+    del body.graph.output[:]
+    body.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in sorted(made & read)
+    )
+    body = convert_float_to_float16(body, keep_io_types=True)
+    for constant in constants:  # the body may use the same one, in float16
+        name, constant.name = constant.name, f"{constant.name}_of_head"
+        for node in head:
+            node.input[:] = [constant.name if n == name else n for n in node.input]
+    body.graph.initializer.extend(constants)
+    body.graph.node.extend(head)
+    del body.graph.output[:]
+    body.graph.output.extend(outputs)
+    del body.graph.value_info[:]  # knows float32
+    ir_model = onnx_ir.from_proto(body)
+    ir_model.graph.sort()  # the converter appends its casts
+    sorted_model: onnx.ModelProto = onnx_ir.to_proto(ir_model)
     return sorted_model
 
 
@@ -79,7 +102,6 @@ class Quantizer:
         self.model.CopyFrom(model)
         self.folded = fold_normalisation(self.model)
         if self.folded:
-            del self.model.graph.value_info[:]
             self.model = onnx.shape_inference.infer_shapes(self.model)
         self.pixels = pixels
         self._head = [node.name for node in _after_last_layer(self.model, and_the_layer=True)]

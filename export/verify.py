@@ -25,6 +25,8 @@ NOISE_SEED = 0
 MAX_PROBABILITY_DIFFERENCE = 1e-4
 MAX_LOGIT_DIFFERENCE = 1e-3
 """Relative to 1 + the largest |logit|."""
+MAX_LOG_LOSS_ADDED = 0.02
+"""By arithmetic below float32."""
 MAX_ACCURACY_DRIFT = 0.005
 """Between the accuracy recorded in training (another device, another batch size) and PyTorch's here."""
 
@@ -38,7 +40,8 @@ class Limits:
     probabilities: float = MAX_PROBABILITY_DIFFERENCE
     logits: float = MAX_LOGIT_DIFFERENCE
     accuracy_drop: float | None = None
-    """Validation accuracy lost, as a share of images; unset: one image, gained or lost."""
+    """Validation accuracy lost, as a share of images; unset: one image, gained or lost. Log loss is limited
+    with it, by MAX_LOG_LOSS_ADDED."""
 
 
 def limits_for(model_precision: str, precision: str, max_accuracy_drop: float) -> Limits:
@@ -297,6 +300,12 @@ def _check_accuracy(report: Verification, images: ValidationImages) -> None:
         report.failures.append(
             f"validation accuracy is {report.accuracy_served:.4f} served and {report.accuracy_pytorch:.4f} "
             f"in float32: {100 * drop:.2f} points lost, more than {100 * limit:g}"
+        )
+    added = report.log_loss_served - report.log_loss_pytorch
+    if limit is not None and added > MAX_LOG_LOSS_ADDED:  # at chance level, accuracy shows no damage
+        report.failures.append(
+            f"log loss is {report.log_loss_served:.4f} served and {report.log_loss_pytorch:.4f} in "
+            f"float32: {added:.4f} more, over {MAX_LOG_LOSS_ADDED:g}"
         )
     if limit is None and abs(drop) > 1 / total:
         report.failures.append(

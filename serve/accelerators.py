@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime as ort
 
 from serve.metadata import INPUT_NAME, ModelMetadata
+from serve.processors import processor_flags
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -28,6 +29,7 @@ PRECISIONS = {
     "openvino": ("fp32", "bf16"),
 }
 ALL_PRECISIONS = tuple(dict.fromkeys(p for precisions in PRECISIONS.values() for p in precisions))
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
 # Engines are built for a range of batch sizes, and once more for each batch outside of it.
 TENSORRT_BATCHES = {"min": 1, "opt": 32, "max": 256}
 
@@ -117,8 +119,7 @@ def add_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
         )
     if runtime.precision == "bf16" and not has_bf16(devices[0]):
         raise ValueError(
-            "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16), and OpenVINO would compute in "
-            "fp32: use --precision fp32"
+            f"this processor has no bf16 arithmetic ({', '.join(BF16_FLAGS)}): use --precision fp32"
         )
     config = {
         # always said: without it, OpenVINO takes bf16 where the processor has it
@@ -143,5 +144,8 @@ def openvino_devices() -> tuple[Any, ...]:
 
 
 def has_bf16(device: Any) -> bool:
-    """Whether OpenVINO computes in bf16 here; where it cannot, it takes fp32 without a word."""
-    return "BF16" in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split()
+    """Whether OpenVINO computes in bf16 here: where it cannot, it takes fp32 without a word."""
+    if "BF16" not in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split():
+        return False
+    flags = processor_flags()  # with AVX-512 alone, OpenVINO would offer bf16 and emulate it
+    return not flags or not flags.isdisjoint(BF16_FLAGS)

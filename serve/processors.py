@@ -1,4 +1,4 @@
-"""How many processors this process may use: its affinity, and its control groups' quota."""
+"""How many processors this process may use (affinity and control groups' quota), and what they can do."""
 
 import math
 import os
@@ -19,6 +19,15 @@ def available_processors(root: Path = Path("/")) -> int:
     count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = cpu_quota(root)
     return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def processor_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Instruction sets by Linux's names, such as avx512_bf16 or amx_bf16; empty where that is not known."""
+    for line in _lines(root / "proc/cpuinfo"):
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(flags.split())
+    return frozenset()
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

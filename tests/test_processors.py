@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import serve.processors
-from serve.processors import available_processors, cpu_quota
+from serve.processors import available_processors, cpu_quota, processor_flags
 
 V2 = "31 24 0:27 {top} {mount} rw,nosuid - cgroup2 cgroup rw,nsdelegate"
 V1_CPU = "33 24 0:29 {top} {mount} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -130,6 +130,15 @@ def test_the_lesser_of_affinity_and_quota_rounded_up(
 ) -> None:
     monkeypatch.setattr(serve.processors.os, "sched_getaffinity", lambda _: set(range(affinity)))
     assert available_processors(version_2(tmp_path, {"": f"{quota} 100000"})) == count
+
+
+def test_flags_of_the_first_processor(tmp_path: Path) -> None:
+    assert processor_flags(tmp_path) == frozenset()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(
+        "processor\t: 0\nflags\t\t: fpu avx512_bf16\nbugs\t: x\n\nflags\t: no\n"
+    )
+    assert processor_flags(tmp_path) == {"fpu", "avx512_bf16"}
 
 
 def test_this_very_machine_is_understood() -> None:

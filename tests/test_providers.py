@@ -205,14 +205,20 @@ def test_an_engine_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 class _Device:
-    ep_metadata = {"OPTIMIZATION_CAPABILITIES": "FP32 INT8 BIN"}  # noqa: RUF012
+    def __init__(self, capabilities: str):
+        self.ep_metadata = {"OPTIMIZATION_CAPABILITIES": capabilities}
 
 
-def test_bf16_without_the_processor_for_it_is_an_error_not_a_slower_fp32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("capabilities", "flags"),
+    [("FP32 INT8 BIN", {"avx512_bf16"}), ("BF16 FP32", {"avx2", "avx512f", "avx512_vnni"})],
+)
+def test_bf16_without_the_processor_for_it_is_an_error_not_fp32_nor_emulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: str, flags: set[str]
 ) -> None:
     monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: (_Device(),))
+    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: (_Device(capabilities),))
+    monkeypatch.setattr(serve.accelerators, "processor_flags", lambda: frozenset(flags))
     with pytest.raises(ValueError, match="this processor has no bf16 arithmetic"):
         Predictor(model_verified_on(tmp_path, "openvino:bf16"), "openvino", precision="bf16")
 
