@@ -83,7 +83,7 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     if not file.is_file():
         command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
         raise ValueError(f"{file} does not exist; make it with python export/{command} --run {run}")
-    digests = {e["model_sha256"] for e in _read(file.parent) if e["file"] == file.name and e["passed"]}
+    digests = {e["model_sha256"] for e in _read(file.parent) if e["file"] == file.name}
     if file_sha256(file) not in digests:
         raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
     metadata = read_metadata(file)
