@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from serve.inventory import Entry
 from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
-from serve.predictor import Predictor, available_processors
+from serve.predictor import Predictor
 from serve.preprocess import load_image
+from serve.processors import available_processors
 from serve.sources import Read
 from serve.writers import Row
 
