@@ -1,6 +1,7 @@
 """Figures of a run: curves, confusion matrix, and the validation images with the highest loss."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,26 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
 def _printable(text: str) -> str:
     """Names can hold bytes that are not UTF-8, which no font can draw."""
     return text.encode("utf-8", "replace").decode()
+
+
+@dataclass(frozen=True)
+class Picture:
+    file: Path
+    caption: str
+    marked: bool
+    """Caption in red."""
+
+
+def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figure:
+    """Whole images, unlike what the network sees of them, in rows."""
+    whole = Preprocess(mode="pad", size=192)
+    rows = max(1, -(-len(pictures) // columns))
+    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
+    figure.suptitle(_printable(title), parse_math=False)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, picture in zip(figure.axes, pictures, strict=False):
+        axes.imshow(whole(load_image(read_image_file(picture.file))))
+        color = "tab:red" if picture.marked else "black"
+        axes.set_title(_printable(picture.caption), fontsize=7, color=color, parse_math=False)
+    return figure
