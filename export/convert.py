@@ -13,8 +13,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from serve.batch import EMBEDDINGS_NAME
-from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
+from serve.metadata import (
+    EMBEDDINGS_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    METADATA_KEY,
+    PROBABILITIES_NAME,
+    ModelMetadata,
+)
 from serve.preprocess import Preprocess
 from train.model import ImageClassifier, probabilities
 
@@ -122,11 +128,33 @@ def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path, embeddi
         )
     assert program is not None
     proto = program.model_proto
+    save(proto, metadata, path)
+
+
+def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    """Check the graph and write it with its metadata: one file, whole or not at all."""
+    del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
     proto.producer_name = "purebred"
     onnx.checker.check_model(proto, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(proto.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(proto.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Raises ValueError when the file is no exported model."""
+    props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    return ModelMetadata.from_props(props)
+
+
+def write_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Replace a file's metadata; its graph stays as it is."""
+    save(onnx.load(path), metadata, path)

@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.inventory import Entry
-from serve.metadata import INPUT_NAME, PROBABILITIES_NAME
-from serve.predictor import Predictor, available_processors
+from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
+from serve.predictor import Predictor
 from serve.preprocess import load_image
+from serve.processors import available_processors
 from serve.sources import Read
 from serve.writers import Row
 
-EMBEDDINGS_NAME = "embeddings"
-"""Optional output of the ONNX file: float32 [N, features], the input of the network's last layer."""
 BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache
 BATCH_SIZE_ON_A_DEVICE = 64
 WINDOW = 64  # batches begun or finished ahead of the one whose rows are wanted next

@@ -10,7 +10,7 @@ from serve.inventory import NamesDigest
 from serve.parquet import import_pyarrow
 from serve.shards import Manifest, file_sha256
 
-csv.field_size_limit(1 << 24)  # a name may be longer than the module's own limit
+MAX_FIELD = 1 << 24  # a name may be longer than the csv module's own limit
 
 
 def join(parts: Sequence[Path], manifests: Sequence[Manifest], file: IO[bytes]) -> str:
@@ -18,8 +18,15 @@ def join(parts: Sequence[Path], manifests: Sequence[Manifest], file: IO[bytes]) 
 
     Raises ValueError when a part is not what its manifest says.
     """
+    before = csv.field_size_limit(MAX_FIELD)
+    try:
+        return _join(parts, manifests, JOINERS[parts[0].suffix](file))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _join(parts: Sequence[Path], manifests: Sequence[Manifest], joiner: "_Joiner") -> str:
     names = NamesDigest()
-    joiner = JOINERS[parts[0].suffix](file)
     for part, manifest in zip(parts, manifests, strict=True):
         if file_sha256(part) != manifest.sha256:
             raise ValueError(f"{part} is not the file that its manifest describes: score it again")

@@ -18,11 +18,13 @@ from collections.abc import Sequence
 
 import PIL
 
+from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
 from serve.job import Progress, Scoring, score_part
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
-from serve.predictor import PROVIDERS, Predictor, available_processors
+from serve.predictor import Predictor
+from serve.processors import available_processors
 from serve.shards import Shard
 from serve.sources import Source, open_source
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
@@ -46,6 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
     add("--labels", action="store_true", help="kaggle: class number instead of probability")
     add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
+    add("--device-id", type=int, default=0, help="which GPU; default: %(default)s")
+    add("--engine-cache", type=Path, help="TensorRT's engines; default: ~/.cache/purebred/tensorrt")
     add(
         "--batch-size",
         type=int,
@@ -167,7 +173,15 @@ def open_scoring(args: argparse.Namespace, format_name: str, source: Source) -> 
     threads = args.threads
     if not threads and args.provider in ("auto", "cpu"):  # the workers together use every processor
         threads = max(1, available_processors() // (args.workers or available_processors()))
-    predictor = Predictor(args.model, args.provider, threads)
+    predictor = Predictor(
+        args.model,
+        args.provider,
+        threads,
+        args.precision,
+        device_id=args.device_id,
+        engine_cache=args.engine_cache,
+        allow_unverified=args.allow_unverified,
+    )
     batch_size = args.batch_size
     if batch_size is None:
         batch_size = default_batch_size(predictor)
@@ -180,7 +194,8 @@ def open_scoring(args: argparse.Namespace, format_name: str, source: Source) -> 
 
 
 def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Shard | None) -> None:
-    metadata, inventory = scoring.predictor.metadata, scoring.source.inventory
+    predictor, inventory = scoring.predictor, scoring.source.inventory
+    metadata = predictor.metadata
     names = ", ".join(metadata.class_names[:10]) + (", ..." if metadata.class_names[10:] else "")
     which = f"{len(rows)} images in {args.images}"
     if shard:
@@ -188,7 +203,9 @@ def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Sha
             f"shard {shard.index} of {shard.count}, {len(rows)} of {len(inventory)} images in {args.images}"
         )
     print(
-        f"scoring {which} with {args.model} ({names}) on the {scoring.predictor.provider} provider",
+        f"scoring {which} with {args.model} ({names}) on the {predictor.provider} provider "
+        f"at {predictor.precision}, {predictor.share}"
+        + (f" (auto: {predictor.reason})" if predictor.reason else ""),
         file=sys.stderr,
     )
     if warning := resampling_warning(metadata):

@@ -34,10 +34,14 @@ def make_run(
     images = ImageSet(
         Path("nowhere"), [f"{i}.png" for i in numbers], labels, names, [str(i) for i in numbers]
     )
-    save_config(TrainConfig(name=folder.name, **settings), folder / "config.yaml")
-    write_predictions(folder / "val_predictions.csv", images, evaluation)
+    config = TrainConfig(name=folder.name, **settings)
+    save_config(config, folder / "config.yaml")
+    temperature = evaluation.values["temperature"] if config.calibrate else 1.0
+    predictions = folder / "val_predictions.csv"
+    write_predictions(predictions, images, evaluation, temperature, config.clip_probabilities)
     best = {f"val/{name}": value for name, value in evaluation.values.items()}
     worse = best | {"val/accuracy": best["val/accuracy"] / 2, "val/log_loss": best["val/log_loss"] * 2}
+    worse["val/log_loss_calibrated"] *= 2
     with (folder / "metrics.jsonl").open("w") as file:
         for epoch, values in enumerate((worse, best, worse), 1):
             file.write(json.dumps({"epoch": epoch, "time": 0.0, "train/loss": 1 / epoch, **values}) + "\n")

@@ -18,14 +18,22 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from serve.batch import EMBEDDINGS_NAME
-from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
+from serve.metadata import (
+    EMBEDDINGS_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    METADATA_KEY,
+    PROBABILITIES_NAME,
+    ModelMetadata,
+    Pairing,
+)
 from serve.preprocess import Preprocess
 
 SIZE = 8
 CLASS_NAMES = ("red", "green", "blue")
 SCALE = 51.0  # grey levels to one unit of a logit
 Colour = tuple[int, int, int]
+ON_CPU = Pairing("cpu", "fp32", 9, 1.0, 1.0, 0.0, "1.31.1")
 
 
 def build_model(
@@ -41,7 +49,9 @@ def build_model(
 ) -> Path:
     """Write the model; the keywords make it disagree with its metadata. `metadata=""`: it has none."""
     if metadata is None:
-        metadata = ModelMetadata(tuple(class_names), Preprocess("crop", size, size)).to_json()
+        metadata = ModelMetadata(
+            tuple(class_names), Preprocess("crop", size, size), verified=(ON_CPU,)
+        ).to_json()
     channels = num_outputs or len(class_names)
     weight = np.eye(3, channels, dtype=np.float32) / np.float32(SCALE)
     nodes = [

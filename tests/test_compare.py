@@ -50,6 +50,7 @@ def test_two_runs_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(b["mcnemar_p"]) == pytest.approx(binomtest(gained, gained + lost).pvalue)
     assert float(b["accuracy_difference"]) == pytest.approx(float(b["accuracy"]) - float(a["accuracy"]))
     assert float(b["log_loss_difference"]) == pytest.approx(float(b["log_loss"]) - float(a["log_loss"]))
+    assert float(b["log_loss"]) == pytest.approx(sum(float(row["loss"]) for row in table) / 400)
     assert a["mcnemar_p"] == ""
     assert (a["setting_lr"], b["setting_lr"]) == ("0.001", "0.01")
     assert "setting_epochs" not in a

@@ -1,6 +1,5 @@
 """A challenger becomes champion when it is not worse, and not when that is only not known."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -99,9 +98,14 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
     save_checkpoint({"run_id": run_id}, folder / "checkpoints" / "best.pt")
     metrics = {k: v for k, v in read_run(folder).best.items() if k.startswith("val/")}
     metadata = ModelMetadata(
-        ("class0", "class1"), Preprocess("crop", 16, 18), "simple_cnn", metrics, name, run_id
+        ("class0", "class1"),
+        Preprocess("crop", 16, 18),
+        metrics=metrics,
+        temperature=metrics["val/temperature"],
+        run_name=name,
+        run_id=run_id,
+        checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"),
     )
-    metadata = replace(metadata, checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"))
     file = onnx_file(folder / "model.onnx", metadata)
     tracking.log_verified_model(run_id, file, folder / "config.yaml", 16, 2, model)
     return folder

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,26 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
         ]
     )
     assert run.predictions.losses == pytest.approx(own, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"calibrate": False}, {"clip_probabilities": 0.05}, {"best_by": "log_loss"}]
+)
+def test_calibration_and_clipping_are_told_from_another_checkpoint(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    run = read_run(make_run(tmp_path / "a", n=200, skill=4.0, **settings))
+    assert run.best_epoch == 2
+    recorded, served = run.best["val/log_loss"], float(run.predictions.losses.mean())
+    assert (served == pytest.approx(recorded, abs=1e-5)) == (settings == {"calibrate": False})
+
+
+def test_a_run_of_before_calibration_is_read(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", calibrate=False)
+    edit(folder / "config.yaml", "calibrate: false\n", "")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text.replace("_calibrated", "_unknown"))
+    assert read_run(folder).best_epoch == 2
 
 
 def test_a_last_line_that_was_cut_off_is_not_there_yet(tmp_path: Path) -> None:
@@ -67,6 +88,7 @@ def test_a_file_that_is_missing_empty_or_binary_is_named(tmp_path: Path, name: s
         ("val_predictions.csv", '"4.png"', '"4.png', "damaged"),
         ("metrics.jsonl", '{"epoch": 2', '{"epoch": 7', "line 2 is of epoch 7"),
         ("metrics.jsonl", '{"epoch": 2', '{"epoch" 2', "line 2 is no epoch's metrics"),
+        ("metrics.jsonl", '"val/temperature"', '"val/heat"', "line 1 is no epoch's metrics"),
         ("metrics.jsonl", '"val/log_loss"', '"val/log"', "line 1 is no epoch's metrics"),
         ("metrics.jsonl", '{"epoch": 1', '["epoch", 1', "line 1 is no epoch's metrics"),
         ("config.yaml", 'best_by: "accuracy"', 'best_by: "luck"', "does not hold a run's settings"),
@@ -100,7 +122,8 @@ def rewrite(folder: Path, column: str, value: str) -> None:
     [
         ("correct", "2", "'correct' contradicts label and prediction"),
         ("loss", "much", "could not convert"),
-        ("loss", "9.5", "gives val/log_loss"),
+        ("label", "class2", "['class2'] are no classes of it"),
+        ("probability_class1", "1e-9", "gives val/log_loss"),
         ("probability_class1", "x", "could not convert"),
     ],
 )
@@ -129,8 +152,10 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
 
 def test_metrics_that_are_not_numbers_match_themselves(tmp_path: Path) -> None:
     predictions = read_predictions(make_run(tmp_path / "a") / "val_predictions.csv")
-    predictions.losses[0] = math.nan
-    check_metrics(predictions, {"val/accuracy": predictions.accuracy, "val/log_loss": math.nan}, "here")
+    predictions.probabilities[0] = math.nan
+    check_metrics(
+        predictions, {"val/accuracy": predictions.accuracy, "val/log_loss": math.nan}, 1.0, 0.0, "here"
+    )
 
 
 def test_runs_are_paired_by_path_whatever_the_order(tmp_path: Path) -> None:

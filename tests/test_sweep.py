@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 from optuna.trial import TrialState
 from train_data import flat_set
 
-from train import study, sweep, trial
+from train import compare, study, sweep, trial
 from train.study_report import summary, write_report
 
 # Trial N has the accuracies of the Nth entry; a text is an error, null stands still until it is stopped.
@@ -46,7 +46,7 @@ for epoch, value in list(enumerate(values, 1))[done:]:
             value = 0.9
         time.sleep(0.02)
     with open(metrics, "a") as file:
-        row = {"epoch": epoch, "time": 0, "val/accuracy": value, "val/log_loss": 1 - value}
+        row = {"epoch": epoch, "val/accuracy": value, "val/log_loss_calibrated": 1 - value}
         file.write(json.dumps(row) + chr(10))
     (folder / "checkpoints" / "last.pt").touch()
 """
@@ -119,7 +119,7 @@ def test_trials_are_runs_with_the_values_drawn(capsys: pytest.CaptureFixture[str
 def test_log_loss_is_minimised() -> None:
     script([0.5, 0.8, 0.7], [0.5, 0.6, 0.6])
     assert sweep.main([*arguments(2), "--best-by", "log_loss"]) == 0
-    assert [row["val/log_loss"][:4] for row in rows()] == ["0.19", "0.4"]
+    assert [row["val/log_loss_calibrated"][:4] for row in rows()] == ["0.19", "0.4"]
     assert load().best_trial.number == 0
 
 
@@ -276,6 +276,7 @@ def test_a_study_keeps_its_settings(
         ([], ["--model", "alexnet"], "alexnet cannot take images of 16 pixels"),
         (["--nproc_per_node", "3"], [], "--batch_size 4 is not divisible by 3"),
         (["--trials", "0"], [], "--trials 0 is less than 1"),
+        (["--startup", "0"], [], "--startup 0 is less than 1"),
         (["--study", "a/b"], [], "'a/b'"),
         (["--study", ""], [], "--study needs a name"),
         (["--data", "nowhere"], [], "--data 'nowhere' does not exist"),
@@ -347,3 +348,4 @@ def test_real_trials_with_one_killed_and_resumed_are_children_of_one_mlflow_run(
     assert float(parent.data.tags["best.val/accuracy"]) == float(best["val/accuracy"])
     assert {m.step for m in client.get_metric_history(parent.info.run_id, "val/accuracy")} == {0, 2, 3}
     assert [f.path for f in client.list_artifacts(parent.info.run_id)] == ["history.png", "study.csv"]
+    assert compare.main([f"runs/s/{name}" for name in sorted(runs)]) == 0

@@ -27,6 +27,16 @@ class TrainConfig:
     """Validation images, in any of the same formats; empty: split them off `data`."""
     val_fraction: float = 0.15
     """Share of each class split off for validation when `val_data` is empty."""
+    folds: int = 0
+    """Cut `data` into so many parts of which each validates once, in a run of its own, in place of
+    `val_fraction`; 0: off. Together the runs predict every image: see train/label_issues.py."""
+    fold: int = 0
+    """Which part validates in this run, 1 to `folds`."""
+    near_duplicates: bool = True
+    """Keep images that look the same (re-encoded, resized, a little brighter) on one side of the split, as
+    identical files always are."""
+    exclude: str = ""
+    """CSV file whose column `path` names images of `data` to leave out, of validation too."""
     max_bad: float = 0.01
     """Share of unreadable files above which training does not start."""
 
@@ -167,9 +177,22 @@ class TrainConfig:
             raise ValueError(
                 f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
             )
+        self._check_folds()
         if "/" in self.name or self.name in (".", ".."):
             raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
         self.preprocess()
+
+    def _check_folds(self) -> None:
+        if self.folds == 1:
+            raise ValueError("--folds 1 would validate on everything and train on nothing; give 2 or more")
+        if self.folds and not 1 <= self.fold <= self.folds:
+            raise ValueError(f"--fold {self.fold} is outside 1..{self.folds} (--folds)")
+        if self.fold and not self.folds:
+            raise ValueError(f"--fold {self.fold} needs --folds, the number of parts")
+        if self.folds and self.val_data:
+            raise ValueError(
+                "--folds validates on parts of --data, and --val_data on other images: give one"
+            )
 
     def preprocess(self) -> Preprocess:
         """How validation images become pixels, here and wherever the model is served."""
@@ -201,6 +224,8 @@ RESIZING_PARTS = 4
 # Lowest and highest accepted value; the message names them.
 LIMITS: dict[str, tuple[float, float]] = {
     "val_fraction": (0.001, 0.9),
+    "folds": (0, 1000),
+    "fold": (0, 1000),
     "max_bad": (0, 1),
     "dropout": (0, 0.95),
     "drop_path": (0, 0.95),

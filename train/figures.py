@@ -1,6 +1,7 @@
 """Figures of a run: curves, confusion matrix, and the validation images with the highest loss."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def save_figures(
 
 def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:
     """Curves of several runs, with a dot at each best epoch; run name -> rows of metrics.jsonl."""
-    columns = min(4, len(runs))
+    columns = max(1, min(4, len(runs), 140 // max(map(len, runs))))  # of the legend
     figure = Figure(figsize=(13, 4.2 + 0.25 * (len(runs) // columns)), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
@@ -86,7 +87,7 @@ def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: 
     axes.set(xlabel="trial", ylabel=metric, title=f"{len(points)} trials")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -159,3 +160,26 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
 def _printable(text: str) -> str:
     """Names can hold bytes that are not UTF-8, which no font can draw."""
     return text.encode("utf-8", "replace").decode()
+
+
+@dataclass(frozen=True)
+class Picture:
+    file: Path
+    caption: str
+    marked: bool
+    """Caption in red."""
+
+
+def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figure:
+    """Whole images, unlike what the network sees of them, in rows."""
+    whole = Preprocess(mode="pad", size=192)
+    rows = max(1, -(-len(pictures) // columns))
+    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
+    figure.suptitle(_printable(title), parse_math=False)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, picture in zip(figure.axes, pictures, strict=False):
+        axes.imshow(whole(load_image(read_image_file(picture.file))))
+        color = "tab:red" if picture.marked else "black"
+        axes.set_title(_printable(picture.caption), fontsize=7, color=color, parse_math=False)
+    return figure

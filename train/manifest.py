@@ -33,6 +33,24 @@ def read_manifest(path: Path) -> dict[str, str]:
     return labels
 
 
+def read_excluded(path: str) -> list[str]:
+    """The column path of a CSV file, in order, without repetition; none if `path` is empty.
+
+    Raises:
+        ValueError: the file cannot be read, or has no such column.
+    """
+    if not path:
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            if "path" not in (reader.fieldnames or ()):
+                raise ValueError(f"--exclude {path} needs the column path; it has {reader.fieldnames}")
+            return list(dict.fromkeys(row["path"] for row in reader))
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"--exclude {path} cannot be read: {error}") from error
+
+
 def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
     """image -> class -> probability, from a manifest's columns probability_CLASS; images whose cells are
     empty have none."""

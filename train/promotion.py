@@ -132,5 +132,8 @@ def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predic
                 f"whose val_predictions.csv is not in MLflow ({error}): give its run directory too"
             ) from error
         predictions = read_predictions(path)
-    check_metrics(predictions, version.metadata.metrics, f"version {version.version}")
+    said = version.metadata
+    check_metrics(
+        predictions, said.metrics, said.temperature, said.clip_probabilities, f"version {version.version}"
+    )
     return predictions

@@ -13,13 +13,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from train.calibration import log_probabilities
 from train.config import TrainConfig
 from train.significance import PairedTest, paired_test
 from train.trainee import History
 
 COLUMNS = ("path", "label", "prediction", "correct", "loss")
 PROBABILITY = "probability_"
-LOSS_TOLERANCE = 1e-5  # the table's losses are rounded to 1e-6
+LOSS_TOLERANCE = 1e-5  # the table's numbers are rounded
+SMALLEST_PROBABILITY = 1e-40  # below, the table's numbers are not exact
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Predictions:
     labels: list[str]
     correct: NDArray[np.bool_]
     losses: NDArray[np.float64]
-    """Cross-entropy of each image."""
+    """Cross-entropy of each image, as the exported model has it: calibrated and clipped as set."""
     probabilities: NDArray[np.float64]
     """[N, num_classes]"""
     class_names: tuple[str, ...]
@@ -40,10 +42,6 @@ class Predictions:
     @property
     def accuracy(self) -> float:
         return float(self.correct.mean())
-
-    @property
-    def log_loss(self) -> float:
-        return float(self.losses.mean())
 
 
 @dataclass(frozen=True)
@@ -68,26 +66,41 @@ def read_run(folder: Path, name: str = "") -> RunResult:
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is not a run directory: there is no such folder")
     config = _read_config(folder / "config.yaml")
-    rows = _read_rows(folder / "metrics.jsonl")
+    calibrate = bool(config.get("calibrate", False))  # runs of before there was such a setting did not
+    rows = _read_rows(folder / "metrics.jsonl", calibrate)
     predictions = read_predictions(folder / "val_predictions.csv")
-    history, plan = History(), TrainConfig(best_by=config.get("best_by", "accuracy"))
+    history = History()
     for row in rows:
-        history.update(row, plan)
+        history.update(row, TrainConfig(best_by=config.get("best_by", "accuracy"), calibrate=calibrate))
     result = RunResult(name or folder.resolve().name, folder, config, rows, history.best_epoch, predictions)
-    check_metrics(predictions, result.best, f"{folder / 'metrics.jsonl'}, epoch {result.best_epoch},")
+    check_metrics(
+        predictions,
+        result.best,
+        float(result.best["val/temperature"]) if calibrate else 1.0,
+        float(config.get("clip_probabilities", 0.0)),
+        f"{folder / 'metrics.jsonl'}, epoch {result.best_epoch},",
+    )
     return result
 
 
-def check_metrics(predictions: Predictions, metrics: dict[str, Any], source: str) -> None:
+def check_metrics(
+    predictions: Predictions, metrics: dict[str, Any], temperature: float, clip: float, source: str
+) -> None:
     """The table and the recorded metrics must tell of one checkpoint.
+
+    Recorded is the log loss before `temperature` and `clip`, the table has both; clipping cannot be undone.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
-    for name, value, tolerance in (
-        ("val/accuracy", predictions.accuracy, 1e-9),
-        ("val/log_loss", predictions.log_loss, LOSS_TOLERANCE),
-    ):
+    checks = [("val/accuracy", predictions.accuracy, 1e-9)]
+    if not clip and not (predictions.probabilities < SMALLEST_PROBABILITY).any():
+        classes = {name: i for i, name in enumerate(predictions.class_names)}
+        labels = [classes[label] for label in predictions.labels]
+        uncalibrated = log_probabilities(temperature * np.log(predictions.probabilities))
+        log_loss = float(-uncalibrated[np.arange(len(labels)), labels].mean())
+        checks.append(("val/log_loss", log_loss, LOSS_TOLERANCE * max(1.0, temperature)))
+    for name, value, tolerance in checks:
         recorded = float(metrics[name])
         if not np.isclose(value, recorded, rtol=0, atol=tolerance, equal_nan=True):
             raise ValueError(
@@ -145,12 +158,14 @@ def read_predictions(path: Path) -> Predictions:
         numbers = np.array([row[COLUMNS.index("loss") :] for row in rows], np.float64)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not set(labels) <= set(names):
+        raise ValueError(f"{path} is damaged: {sorted(set(labels) - set(names))} are no classes of it")
     if [str(int(r)) for r in right] != list(correct):
         raise ValueError(f"{path} is damaged: the column 'correct' contradicts label and prediction")
     return Predictions(str(path), list(paths), list(labels), right, numbers[:, 0], numbers[:, 1:], names)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
     """Epochs 1, 2, ...; a last line that a crash cut off is not there yet."""
     try:
         *lines, rest = path.read_text(encoding="utf-8").split("\n")
@@ -158,12 +173,14 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    names = ["train/loss", "val/accuracy", "val/log_loss"]
+    names += ["val/temperature", "val/log_loss_calibrated"] if calibrate else []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             whole = row["epoch"] == number
-            row |= {name: float(row[name]) for name in ("train/loss", "val/accuracy", "val/log_loss")}
+            row |= {name: float(row[name]) for name in names}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: line {number} is no epoch's metrics") from error
         if not whole:

@@ -1,5 +1,5 @@
-"""The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, val_predictions.csv,
-checkpoints/{last,best}.pt, figures/}."""
+"""The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, duplicates.csv,
+val_predictions.csv, checkpoints/{last,best}.pt, figures/}."""
 
 import csv
 import time
@@ -12,6 +12,7 @@ import torch
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import Data, prepare_data
+from train.duplicate_report import list_duplicates, save_duplicates
 from train.figures import save_figures
 from train.metrics import Evaluation, write_predictions
 from train.pretrained import settle_input
@@ -52,11 +53,17 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     if data.bad:
         listed = run_folder(config) / "bad_files.csv"
         data.notes.append(f"warning: {len(data.bad)} unreadable files are left out, see {listed}")
+    duplicates = list_duplicates(data)
+    if duplicates:
+        listed = run_folder(config) / "duplicates.csv"
+        data.notes.append(
+            f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png"
+        )
     return config, data
 
 
 def open_folder(config: TrainConfig, data: Data) -> Path:
-    """Make the run directory with config.yaml and bad_files.csv, once all settings proved usable.
+    """Make the run directory with what is known before training, once all settings proved usable.
 
     Raises:
         ValueError: it exists, or cannot be made.
@@ -75,6 +82,7 @@ def open_folder(config: TrainConfig, data: Data) -> Path:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", "reason"])
         writer.writerows(data.bad.items())
+    save_duplicates(folder, list_duplicates(data))
     return folder
 
 
@@ -115,5 +123,7 @@ def report_files(
 ) -> list[Path]:
     """Draw the figures of the finished run; returns what belongs in MLflow."""
     save_figures(folder / "figures", rows, evaluation, data.val, config.preprocess())
-    names = ("config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures")
+    names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
+    if (folder / "duplicates.csv").exists():
+        names.append("duplicates.csv")
     return [*(folder / name for name in names), folder / "checkpoints" / "best.pt"]

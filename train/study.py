@@ -39,7 +39,9 @@ class Plan:
 
     @property
     def metric(self) -> str:
-        return f"val/{self.config.best_by}"
+        """What picks a run's best epoch."""
+        calibrated = self.config.best_by == "log_loss" and self.config.calibrate
+        return f"val/{self.config.best_by}{'_calibrated' if calibrated else ''}"
 
     @property
     def sign(self) -> int:

@@ -99,7 +99,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         raise ValueError(f"--{taken[0]} after `--`: the sweep gives it to its trials")
     if args.data:
         rest = [f"--data={args.data}", *rest]
-    for name in ("trials", "nproc_per_node"):
+    for name in ("trials", "nproc_per_node", "startup"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} is less than 1")
     config = parse_config([*rest, f"--name={args.study}"])
@@ -206,7 +206,8 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTr
             return False
         values[epoch] = value
         trial.report(value, epoch)
-        return plan.prune_after <= epoch < plan.config.epochs and trial.should_prune()
+        last = plan.config.epochs + plan.config.retune_epochs
+        return plan.prune_after <= epoch < last and trial.should_prune()
 
     tags = {"sweep.study": plan.study, "sweep.trial": str(trial.number)}
     ended = run_trial(

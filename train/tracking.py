@@ -6,6 +6,8 @@ MLflow may be away, slow or broken: training goes on, and what it missed is sent
 import json
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -149,14 +151,34 @@ class MlflowTracker(MetricsFile):
     def send(self) -> None:
         """Send what is pending and the new rows, in order, up to the first failure."""
         try:
-            while self.pending:
-                self.pending[0]()
-                del self.pending[0]
+            with interrupts_deferred():
+                while self.pending:
+                    self.pending[0]()
+                    del self.pending[0]
+                    self._send_rows()
                 self._send_rows()
-            self._send_rows()
         except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             print(f"warning: MLflow does not answer; its records are kept for later: {reason}", flush=True)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """SIGTERM and Ctrl-C take effect after the block: one in the middle of a transaction leaves SQLite
+    locked, and the run RUNNING for ever, for its last record is refused."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals do not come here, nor may handlers be set
+        return
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.signal(number, lambda n, frame: received.append(n)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _log_path(path: Path, folder: str | None) -> None:

@@ -171,6 +171,7 @@ def checkpoint_state(
         "class_names": list(data.train.class_names),
         "preprocess": config.preprocess().to_dict(),
         "data_digest": data.digest,
+        "content_digest": data.content_digest,
         "val_root": str(data.val.root.resolve()),
         "run_id": run_id,
         "run_name": config.name,
