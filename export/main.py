@@ -22,13 +22,14 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe
 from export.record import MODEL_FILES, RECORD, add_report, published_model, stamp, write_report
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from train.checkpoint import file_sha256, load_checkpoint
+from train.model import rebuild
 
 MAX_ACCURACY_DROP = 0.3
 
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--run", type=Path, required=True, help="run directory written by train/main.py")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: %(default)s")
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
+    add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
     add("--images", type=Path, help="folder of the validation images; default: where training read them")
     add("--verify-provider", metavar="PROVIDER:PRECISION", help="verify the exported model there, too")
     add(
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     metadata = describe(checkpoint, file_sha256(path))
     images = validation_images(args.run, checkpoint, args.images, args.limit)
     try:
-        convert(model, metadata, unverified)
+        convert(model, metadata, unverified, args.embeddings)
         report = verify(model, checkpoint, unverified, images)
         report.checkpoint_sha256 = metadata.checkpoint_sha256
         if report.passed:

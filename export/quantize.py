@@ -24,14 +24,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.calibration import training_pixels
-from export.convert import rebuild, save
+from export.calibration_set import training_pixels
+from export.convert import save
 from export.main import MAX_ACCURACY_DROP, print_report, validation_images
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
 from export.record import MODEL_FILES, RECORD, add_report, published_model, remove_model, stamp
 from export.search import choose_float_layers
 from export.verify import ValidationImages, limits_for, verify
 from train.checkpoint import file_sha256, load_checkpoint
+from train.model import rebuild
 
 # Mean |difference| of the likeliest class's probability on training images. A ResNet-18 of 20 layers has
 # 0.004 with all of them in int8.

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.convert import split_head
+from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess, load_image, read_image_file
 from serve.providers import ONNXRUNTIME_VERSION
-from train.model import ImageClassifier
+from train.model import ImageClassifier, probabilities
 
 BATCH_SIZES = (1, 2, 7, 32)
 NOISE_SEED = 0
@@ -75,6 +77,8 @@ class Verification:
     """The limit, as a share of images; none for float32, which is held to its probabilities."""
     max_difference_logits: float = 0.0
     max_difference_probabilities: float = 0.0
+    max_difference_embeddings: float = 0.0
+    """On noise; 0 too when the file has none."""
     argmax_agreement: float = 0.0
     """Share of images, noise included, with the same likeliest class."""
     validation_agreement: float = 0.0
@@ -123,13 +127,21 @@ class _Answers:
     """Of both paths, on the same images; each array [N, num_classes]."""
 
     pytorch_logits: list[Floats] = field(default_factory=list)
+    pytorch_probabilities: list[Floats] = field(default_factory=list)
     served_logits: list[Floats] = field(default_factory=list)
     served_probabilities: list[Floats] = field(default_factory=list)
 
-    def stack(self) -> tuple[Floats, Floats, Floats]:
-        parts = (self.pytorch_logits, self.served_logits, self.served_probabilities)
-        logits, served_logits, served_probabilities = (np.concatenate(part) for part in parts)
-        return logits, served_logits, served_probabilities
+    def stack(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """((logits, probabilities) of PyTorch, the same of the served model)"""
+
+        def join(*parts: list[Floats]) -> tuple[Floats, Floats]:
+            logits, probs = (np.concatenate(part) for part in parts)
+            return logits, probs
+
+        return (
+            join(self.pytorch_logits, self.pytorch_probabilities),
+            join(self.served_logits, self.served_probabilities),
+        )
 
 
 @torch.inference_mode()
@@ -150,6 +162,7 @@ def verify(
     report = Verification(accuracy_trained=checkpoint["history"]["best"]["val/accuracy"])
     class_names = list(checkpoint["class_names"])
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
+    clip = float(checkpoint["config"]["clip_probabilities"])
     report.provider, report.precision, report.max_accuracy_drop = provider, precision, limits.accuracy_drop
     try:
         predictor = Predictor(onnx_file, provider, precision=precision, allow_unverified=True)
@@ -166,12 +179,14 @@ def verify(
         decoded = [_load(images.root / path) for path in batch]
         trained = np.stack([preprocess(image) for image in decoded])
         served = np.stack([predictor.preprocess(image) for image in decoded])
-        _ask(real, model, predictor, trained, served)
+        _ask(real, model, clip, predictor, trained, served)
     random = np.random.default_rng(NOISE_SEED)
     for batch_size in BATCH_SIZES:
         pixels = random.integers(0, 256, (batch_size, preprocess.size, preprocess.size, 3), np.uint8)
-        _ask(noise, model, predictor, pixels, pixels)
+        _ask(noise, model, clip, predictor, pixels, pixels)
     _compare(report, real, noise, limits)
+    if EMBEDDINGS_NAME in (output.name for output in predictor.session.get_outputs()):
+        _compare_embeddings(report, model, predictor, pixels)
     _score(report, real, images, class_names, list(predictor.metadata.class_names))
     report.passed = not report.failures
     return report
@@ -214,35 +229,35 @@ def _load(path: Path) -> Any:
 def _ask(
     answers: _Answers,
     model: ImageClassifier,
+    clip: float,
     predictor: Predictor,
     trained: NDArray[np.uint8],
     served: NDArray[np.uint8],
 ) -> None:
-    answers.pytorch_logits.append(model(torch.from_numpy(trained)).numpy())
-    logits, probabilities = predictor.run(served)
-    answers.served_logits.append(logits)
-    answers.served_probabilities.append(probabilities)
-
-
-def _softmax(logits: Floats) -> Floats:
-    values: Floats = torch.from_numpy(logits).double().softmax(1).numpy()
-    return values
+    pytorch = model(torch.from_numpy(trained))
+    answers.pytorch_logits.append(pytorch.numpy())
+    answers.pytorch_probabilities.append(probabilities(pytorch.double(), clip).numpy())
+    served_logits, served_probabilities = predictor.run(served)
+    answers.served_logits.append(served_logits)
+    answers.served_probabilities.append(served_probabilities)
 
 
 def _compare(report: Verification, real: _Answers, noise: _Answers, limits: Limits) -> None:
-    stacked = zip(real.stack(), noise.stack(), strict=True)
-    pytorch, served_logits, served = (np.concatenate(parts) for parts in stacked)
-    probabilities = _softmax(pytorch)
+    joined = [
+        [np.concatenate(parts) for parts in zip(*sides, strict=True)]
+        for sides in zip(real.stack(), noise.stack(), strict=True)
+    ]
+    (pytorch, expected), (served_logits, served) = joined
     report.num_images = sum(len(part) for part in real.pytorch_logits)
     report.num_noise_images = sum(len(part) for part in noise.pytorch_logits)
     if not (np.isfinite(pytorch).all() and np.isfinite(served_logits).all() and np.isfinite(served).all()):
         report.failures.append("logits or probabilities are not finite")
         return
     report.max_difference_logits = float(np.abs(pytorch - served_logits).max())
-    report.max_difference_probabilities = float(np.abs(probabilities - served).max())
-    same = probabilities.argmax(1) == served.argmax(1)
+    report.max_difference_probabilities = float(np.abs(expected - served).max())
+    same = expected.argmax(1) == served.argmax(1)
     report.argmax_agreement = float(same.mean())
-    top_two = np.sort(probabilities, axis=1)[:, -2:]
+    top_two = np.sort(expected, axis=1)[:, -2:]
     tied = top_two[:, 1] - top_two[:, 0] <= 2 * limits.probabilities
     if report.max_difference_probabilities > limits.probabilities:
         report.failures.append(
@@ -260,6 +275,20 @@ def _compare(report: Verification, real: _Answers, noise: _Answers, limits: Limi
         )
 
 
+def _compare_embeddings(
+    report: Verification, model: ImageClassifier, predictor: Predictor, pixels: NDArray[np.uint8]
+) -> None:
+    body, _ = split_head(model, predictor.num_classes, predictor.metadata.preprocess.size)
+    pytorch = body(torch.from_numpy(pixels)).numpy()
+    served = predictor.session.run([EMBEDDINGS_NAME], {INPUT_NAME: pixels})[0]
+    report.max_difference_embeddings = float(np.abs(pytorch - served).max())
+    limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    if not report.max_difference_embeddings <= limit:  # NaN is not, either
+        report.failures.append(
+            f"embeddings differ by up to {report.max_difference_embeddings:.3g}, more than {limit:.3g}"
+        )
+
+
 def _score(
     report: Verification,
     real: _Answers,
@@ -268,10 +297,9 @@ def _score(
     served_names: list[str],
 ) -> None:
     """The validation metric through both paths, each with its own class names."""
-    pytorch, _, served = real.stack()
+    (_, pytorch), (_, served) = real.stack()
     if not (np.isfinite(pytorch).all() and np.isfinite(served).all()):
         return
-    probabilities = _softmax(pytorch)
     labels = list(images.labels)
     rows = np.arange(len(labels))
 
@@ -284,12 +312,12 @@ def _score(
         columns = [names.index(label) for label in labels]
         return float(-np.log(np.maximum(values[rows, columns], 1e-15)).mean())
 
-    report.accuracy_pytorch = accuracy(probabilities, trained_names)
+    report.accuracy_pytorch = accuracy(pytorch, trained_names)
     report.accuracy_served = accuracy(served, served_names)
-    report.log_loss_pytorch = log_loss(probabilities, trained_names)
+    report.log_loss_pytorch = log_loss(pytorch, trained_names)
     if set(served_names) == set(trained_names):
         report.log_loss_served = log_loss(served, served_names)
-    report.validation_agreement = float((probabilities.argmax(1) == served.argmax(1)).mean())
+    report.validation_agreement = float((pytorch.argmax(1) == served.argmax(1)).mean())
     _check_accuracy(report, images)
 
 

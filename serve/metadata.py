@@ -12,6 +12,7 @@ FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
+EMBEDDINGS_NAME = "embeddings"  # float32 [N, features], the last layer's input; only if asked for at export
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class ModelMetadata:
     """What this file may be served with."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the exported checkpoint."""
+    temperature: float = 1.0
+    """What the graph divides the network's logits by."""
+    flip_tta: bool = False
+    """Whether the graph averages the logits of an image and of its mirror image."""
+    clip_probabilities: float = 0.0
+    """Smallest probability that the graph gives."""
     run_name: str = ""
     run_id: str = ""
     """MLflow run; empty when the run was not tracked."""

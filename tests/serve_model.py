@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from serve.metadata import (
+    EMBEDDINGS_NAME,
     INPUT_NAME,
     LOGITS_NAME,
     METADATA_KEY,
@@ -55,15 +56,20 @@ def build_model(
     weight = np.eye(3, channels, dtype=np.float32) / np.float32(SCALE)
     nodes = [
         helper.make_node("Cast", [INPUT_NAME], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["mean", "weight"], [LOGITS_NAME]),
+        helper.make_node("ReduceMean", ["pixels"], [EMBEDDINGS_NAME], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", [EMBEDDINGS_NAME, "weight"], [LOGITS_NAME]),
         helper.make_node("Softmax", [LOGITS_NAME], [PROBABILITIES_NAME], axis=1),
     ]
     graph = helper.make_graph(
         nodes,
         "mean colour",
         [helper.make_tensor_value_info(INPUT_NAME, image_type, [batch, size, size, 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, channels]) for name in outputs],
+        [
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, [batch, 3 if name == EMBEDDINGS_NAME else channels]
+            )
+            for name in outputs
+        ],
         [helper.make_tensor("weight", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

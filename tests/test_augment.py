@@ -158,3 +158,20 @@ def test_a_pair_that_would_be_divided_is_an_error_that_names_the_way_out(n: int,
     images, labels = batch(n)
     with pytest.raises(ValueError, match=rf"even number of images .* {n}: choose another --batch_size"):
         PairMix(TrainConfig(mixup=0.4), 3)(images, labels, first, 0, 0)
+
+
+@pytest.mark.parametrize("crop_scale", [0.5, 1.0])
+def test_the_size_is_the_epochs(crop_scale: float) -> None:
+    config = TrainConfig(image_size=48, start_size=24, eval_size=64, epochs=4, crop_scale=crop_scale)
+    shapes = [Augment(config)(picture(), 0, epoch, 0).shape for epoch in range(4)]
+    assert shapes == [(24, 24, 3), (32, 32, 3), (40, 40, 3), (48, 48, 3)]
+
+
+def test_without_crops_every_size_shows_the_part_that_evaluation_shows() -> None:
+    smooth = Image.linear_gradient("L").resize((80, 60)).convert("RGB")
+    config = TrainConfig(image_size=40, start_size=24, eval_size=56, resize_size=60, epochs=4, **OFF)
+    seen = config.preprocess()(smooth)
+    for epoch in range(4):
+        pixels = Augment(config)(smooth, 0, epoch, 0)
+        assert abs(int(pixels[0, 0, 0]) - int(seen[0, 0, 0])) < 8
+        assert abs(int(pixels[-1, 0, 0]) - int(seen[-1, 0, 0])) < 8

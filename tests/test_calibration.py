@@ -1,90 +1,74 @@
-"""Calibration sees training images only: no validation image, whatever its name, and no unreadable file."""
-
-import csv
-import shutil
-from pathlib import Path
-from typing import Any
+"""Probabilities that mean what they say."""
 
 import numpy as np
 import pytest
-from train_data import draw
+from scipy.special import softmax
 
-from export.calibration import training_pixels
-from export.verify import ValidationImages
-from serve.preprocess import Preprocess, load_image
-
-PREPROCESS = Preprocess("squash", 8, 8)
-
-
-def checkpoint(source: Path) -> dict[str, Any]:
-    return {"preprocess": PREPROCESS.to_dict(), "config": {"data": str(source)}}
+from train.calibration import (
+    cross_fitted,
+    expected_calibration_error,
+    fit_temperature,
+    log_probabilities,
+)
 
 
-def pixels_of(path: Path) -> bytes:
-    return PREPROCESS(load_image(path.read_bytes())).tobytes()
+def honest(n: int, num_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose softmax is the distribution that the labels are drawn from."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, num_classes)) * 2
+    labels = np.array([rng.choice(num_classes, p=p) for p in softmax(logits, axis=1)])
+    return logits, labels
 
 
-@pytest.fixture
-def flat(tmp_path: Path) -> tuple[Path, ValidationImages]:
-    """20 images, 5 of them for validation; every one is different."""
-    root = tmp_path / "images"
-    for i in range(20):
-        draw(root / f"{'cat' if i % 2 else 'dog'}.{i}.png", i % 2, i)
-    paths = sorted(p.name for p in root.iterdir())[::4]
-    return root, ValidationImages(root, paths, ["cat"] * 5, is_whole_set=True)
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_the_temperature_undoes_over_and_underconfidence(factor: float) -> None:
+    logits, labels = honest(6000)
+    assert fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.08)
 
 
-def test_validation_images_are_never_taken_even_as_copies(flat: tuple[Path, ValidationImages]) -> None:
-    root, validation = flat
-    for i, path in enumerate(validation.paths):
-        shutil.copy(root / path, root / f"cat.{100 + i}.png")
-    taken = training_pixels(checkpoint(root), validation, 1000)
-    assert taken.shape == (15, 8, 8, 3)
-    expected = {pixels_of(p) for p in root.iterdir()} - {pixels_of(root / p) for p in validation.paths}
-    assert {image.tobytes() for image in taken} == expected
+def test_calibration_lowers_log_loss_and_calibration_error_of_images_not_fitted_on() -> None:
+    logits, labels = honest(4000)
+    logits *= 3
+    before, after = log_probabilities(logits), cross_fitted(logits, labels, clip=0.0)
+    rows = np.arange(len(labels))
+    assert -after[rows, labels].mean() < -before[rows, labels].mean() - 0.1
+    assert expected_calibration_error(before, labels) > 0.1
+    assert expected_calibration_error(after, labels) < 0.03
 
 
-def test_as_many_as_asked_for_and_the_same_each_time(flat: tuple[Path, ValidationImages]) -> None:
-    root, validation = flat
-    first = training_pixels(checkpoint(root), validation, 9)
-    assert len(first) == 9
-    np.testing.assert_array_equal(training_pixels(checkpoint(root), validation, 9), first)
+def test_each_half_is_scaled_by_the_other_halfs_temperature() -> None:
+    logits, labels = honest(400)
+    logits[::2] *= 5
+    values = cross_fitted(logits, labels, clip=0.0)
+    of_even, of_odd = (fit_temperature(logits[i::2], labels[i::2]) for i in (0, 1))
+    assert of_even > 2 * of_odd
+    np.testing.assert_allclose(values[1::2], log_probabilities(logits[1::2], of_even))
+    np.testing.assert_allclose(values[::2], log_probabilities(logits[::2], of_odd))
 
 
-def test_unreadable_files_and_litter_are_passed_over(flat: tuple[Path, ValidationImages]) -> None:
-    root, validation = flat
-    (root / "cat.50.png").write_bytes(b"no image")
-    (root / "cat.51.png").write_bytes(b"")
-    draw(root / "._cat.52.png", 3, 52)
-    assert len(training_pixels(checkpoint(root), validation, 1000)) == 15
+def test_perfect_answers_keep_a_doubt() -> None:
+    """Without it the temperature would be 0, and one mistake in production an infinite loss."""
+    labels = np.arange(100) % 2
+    temperature = fit_temperature(np.eye(2)[labels] * 4, labels)
+    doubt = 1 - softmax(np.array([4.0, 0.0]) / temperature)[0]
+    assert doubt == pytest.approx(1 / 102, rel=0.05)
 
 
-def test_class_folders_and_manifests_are_read_like_training_does(
-    flat: tuple[Path, ValidationImages], tmp_path: Path
-) -> None:
-    root, validation = flat
-    expected = {image.tobytes() for image in training_pixels(checkpoint(root), validation, 1000)}
-    for path in root.iterdir():
-        target = tmp_path / "folders" / path.name.split(".")[0] / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    with (tmp_path / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["path", "label"], *(["images/" + p.name, "x"] for p in root.iterdir())]
-        )
-    for source in (tmp_path / "folders", tmp_path / "manifest.csv"):
-        taken = training_pixels(checkpoint(source), validation, 1000)
-        assert {image.tobytes() for image in taken} == expected
+def test_few_images_and_bad_logits_leave_the_temperature_at_1() -> None:
+    assert fit_temperature(np.zeros((0, 2)), np.zeros(0, int)) == 1.0
+    assert fit_temperature(np.array([[np.nan, 0.0]]), np.array([0])) == 1.0
+    assert np.isfinite(cross_fitted(np.array([[1.0, 0.0]]), np.array([0]), 0.0)).all()
 
 
-def test_images_that_are_not_there_or_too_few_say_so(
-    flat: tuple[Path, ValidationImages], tmp_path: Path
-) -> None:
-    root, validation = flat
-    with pytest.raises(ValueError, match=r"'nowhere' are not there.*--training-images"):
-        training_pixels(checkpoint(Path("nowhere")), validation, 9)
-    assert len(training_pixels(checkpoint(Path("nowhere")), validation, 9, source=root)) == 9
-    few = tmp_path / "few"
-    draw(few / "cat.1.png", 0, 1000)
-    with pytest.raises(ValueError, match=r"only 1 readable images in .* calibration needs 8 or more"):
-        training_pixels(checkpoint(few), validation, 9)
+def test_clipping_bounds_the_loss_and_rows_still_sum_to_1() -> None:
+    values = np.exp(log_probabilities(np.array([[50.0, 0.0, -50.0], [0.0, 0.1, 0.2]]), clip=0.01))
+    np.testing.assert_allclose(values.sum(axis=1), 1.0)
+    np.testing.assert_allclose(values[0], np.array([1.0, 0.01, 0.01]) / 1.02)
+    np.testing.assert_allclose(values[1], softmax([0.0, 0.1, 0.2]))
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]])
+    labels = np.array([0, 1, 1, 1])
+    # two bins of two images: |1/2 - 0.9| and |1 - 0.7|
+    assert expected_calibration_error(np.log(probabilities), labels) == pytest.approx((0.4 + 0.3) / 2)

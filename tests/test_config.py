@@ -158,6 +158,21 @@ def test_a_faulty_config_file_is_an_error(tmp_path: Path, text: str) -> None:
         parse_config(["--resume", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--folds", "1", "--fold", "1"], "--folds 1 would validate on everything"),
+        (["--folds", "3"], r"--fold 0 is outside 1..3 \(--folds\)"),
+        (["--folds", "3", "--fold", "4"], r"--fold 4 is outside 1..3"),
+        (["--fold", "2"], "--fold 2 needs --folds"),
+        (["--folds", "3", "--fold", "1", "--val-data", "x"], "--val_data on other images: give one"),
+    ],
+)
+def test_folds_that_make_no_sense_are_an_error(argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_config(argv)
+
+
 def test_limits_are_of_settings_and_hold_for_the_defaults() -> None:
     assert set(LIMITS) <= set(FIELDS)
     TrainConfig()
@@ -181,3 +196,21 @@ def test_torchrun_lets_the_flag_pass(flag: str) -> None:
 
 def test_without_arguments_the_defaults_hold() -> None:
     assert parse_config([]) == TrainConfig()
+
+
+def test_validation_may_have_another_size_than_training() -> None:
+    config = TrainConfig(image_size=112, eval_size=128)
+    assert (config.preprocess().size, config.preprocess().resize_size) == (128, 146)
+    assert TrainConfig(image_size=112).preprocess().size == 112
+
+
+def test_training_images_grow_in_four_parts_and_end_at_the_image_size() -> None:
+    config = TrainConfig(image_size=112, start_size=64, epochs=8)
+    assert [config.train_size(epoch) for epoch in range(8)] == [64, 64, 80, 80, 96, 96, 112, 112]
+    assert TrainConfig(image_size=100, start_size=64, epochs=1).train_size(0) == 100
+    assert {TrainConfig(image_size=100, epochs=9).train_size(epoch) for epoch in range(12)} == {100}
+
+
+def test_training_images_cannot_shrink() -> None:
+    with pytest.raises(ValueError, match="--start_size 128 is larger than --image_size 112"):
+        TrainConfig(image_size=112, start_size=128)

@@ -7,12 +7,13 @@ import onnx
 import pytest
 import torch
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe, split_head
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess
+from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.model import build_model
+from train.model import build_model, rebuild
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:
@@ -60,6 +61,51 @@ def test_the_file_is_alone_and_says_what_it_is(tmp_path: Path) -> None:
     assert Predictor(path, "cpu", allow_unverified=True).metadata == metadata(32)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [
+        ("simple_cnn", 50, 256),
+        ("resnet18", 64, 512),
+        ("googlenet", 64, 1024),
+        ("mobilenet_v3_small", 64, 1024),
+        ("vit_tiny_patch16_224", 64, 192),
+    ],
+)
+def test_embeddings_are_what_the_last_layer_sees(name: str, size: int, features: int) -> None:
+    model, _ = build_model(name, 2, size)
+    body, head = split_head(model.eval(), 2, size)
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8))
+    with torch.inference_mode():
+        logits, embeddings = model(pixels), body(pixels)
+        assert embeddings.shape == (3, features)
+        torch.testing.assert_close(embeddings, seen[0], rtol=0, atol=0)
+        torch.testing.assert_close(head(embeddings), logits, rtol=0, atol=0)
+
+
+def test_embeddings_are_a_third_output_and_change_no_other(tmp_path: Path) -> None:
+    model, _ = build_model("simple_cnn", 2, 50)
+    model.flip_tta = True
+    model.temperature.fill_(0.5)
+    convert(model.eval(), metadata(50), tmp_path / "model.onnx", embeddings=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
+    predictor = Predictor(tmp_path / "model.onnx", "cpu")
+    (embeddings,) = predictor.session.run(["embeddings"], {"images": pixels})
+    with torch.inference_mode():
+        body, _ = split_head(model, 2, 50)
+        np.testing.assert_allclose(embeddings, body(torch.from_numpy(pixels)).numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            predictor.run(pixels)[0], model(torch.from_numpy(pixels)).numpy(), atol=1e-4
+        )
+
+
+def test_a_network_without_a_linear_head_has_no_embeddings(tmp_path: Path) -> None:
+    model, _ = build_model("squeezenet1_1", 2, 64)
+    with pytest.raises(ValueError, match="does not end in a linear layer"):
+        convert(model.eval(), metadata(64), tmp_path / "model.onnx", embeddings=True)
+
+
 def test_the_moving_average_is_what_is_exported() -> None:
     model, _ = build_model("simple_cnn", 2, 32)
     average = {k: torch.zeros_like(v) if k.endswith("weight") else v for k, v in model.state_dict().items()}
@@ -77,7 +123,9 @@ def test_the_moving_average_is_what_is_exported() -> None:
 
 def test_provenance_comes_from_the_checkpoint() -> None:
     checkpoint = {
-        "config": {"model": "simple_cnn"},
+        "config": {"model": "simple_cnn", "flip_tta": True, "clip_probabilities": 0.01},
+        "model": {"temperature": torch.tensor(9.0)},
+        "ema": {"temperature": torch.tensor(1.5)},
         "class_names": ["cat", "dog"],
         "preprocess": Preprocess().to_dict(),
         "history": {"best": {"val/accuracy": 0.5}, "best_epoch": 3, "epochs_done": 4},
@@ -87,6 +135,7 @@ def test_provenance_comes_from_the_checkpoint() -> None:
     }
     described = describe(checkpoint, "hash")
     assert described.epoch == 3
+    assert (described.temperature, described.flip_tta, described.clip_probabilities) == (1.5, True, 0.01)
     assert described.metrics == {"val/accuracy": 0.5}
     assert (described.checkpoint_sha256, described.data_digest, described.run_id) == (
         "hash",
@@ -94,3 +143,25 @@ def test_provenance_comes_from_the_checkpoint() -> None:
         "id",
     )
     assert "torch" in described.versions
+
+
+def test_mirror_image_temperature_and_clipping_are_in_the_graph(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, _ = build_model("simple_cnn", 3, 32)
+    model.eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+    with torch.inference_mode():
+        plain, other = (model(torch.from_numpy(p)).numpy() for p in (pixels, mirrored))
+    model.flip_tta = True
+    model.temperature.fill_(0.01)
+    path = tmp_path / "model.onnx"
+    described = ModelMetadata(("a", "b", "c"), Preprocess("squash", 32, 32), clip_probabilities=0.05)
+    convert(model, described, path)
+    predictor = Predictor(path, "cpu")
+    logits, probabilities = predictor.run(pixels)
+    np.testing.assert_allclose(logits, (plain + other) / 2 / 0.01, atol=1e-3)
+    np.testing.assert_allclose(predictor.run(mirrored)[0], logits, atol=1e-3)
+    expected = np.exp(log_probabilities(logits.astype(np.float64), 1.0, 0.05))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert probabilities.min() == pytest.approx(0.05, abs=0.006)

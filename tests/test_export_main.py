@@ -57,8 +57,8 @@ def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
     np.testing.assert_array_equal(answers["probabilities"], Predictor(model, "cpu").predict(pixels))
 
 
-def tampering(model: object, metadata: object, path: Path) -> None:
-    convert(model, metadata, path)
+def tampering(model: object, metadata: object, path: Path, embeddings: bool) -> None:
+    convert(model, metadata, path, embeddings)
     proto = onnx.load(path)
     bias = next(w for w in proto.graph.initializer if w.name.endswith("classifier.3.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias)[::-1] + np.float32(0.3), bias.name))

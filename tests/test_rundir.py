@@ -1,15 +1,18 @@
 """The run directory: made once, never overwritten, complete."""
 
 import csv
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from train_data import draw, flat_set, settings
 
 from train import rundir
+from train.calibration import log_probabilities
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
 from train.data import Data
@@ -88,6 +91,19 @@ def test_unreadable_files_are_listed(tmp_path: Path) -> None:
     assert any("2 unreadable files are left out" in note for note in data.notes)
 
 
+def test_duplicates_are_listed_and_drawn_when_there_are_any(tmp_path: Path) -> None:
+    config = ready(tmp_path, name="a")
+    shutil.copy(Path(config.data) / "cat.0.png", Path(config.data) / "cat.90.png")
+    _, data = opened(config)
+    folder = run_folder(config)
+    assert [row[1] for row in read_csv(folder / "duplicates.csv")[1:]] == ["cat.0.png", "cat.90.png"]
+    assert (folder / "figures" / "duplicates.png").is_file()
+    assert any(f"1 groups of duplicates, see {folder}" in note for note in data.notes)
+    _, data = opened(config.replace(name="b", exclude=str(folder / "duplicates.csv")))
+    assert len(data.train) + len(data.val) == 11
+    assert not (tmp_path / "runs" / "b" / "duplicates.csv").exists()
+
+
 def resumed(tmp_path: Path, *flags: str) -> TrainConfig:
     return parse_config(["--resume", str(tmp_path / "runs" / "a"), *flags])
 
@@ -135,9 +151,9 @@ def test_an_epoch_leaves_its_checkpoints_and_predictions(tmp_path: Path) -> None
     folder = run_folder(config)
     logits = np.eye(2)[data.val.labels]
     result = evaluate_logits(logits, data.val.labels, data.val.class_names)
-    state = {"model": {}, "optimizer": {"x": 1}, "scheduler": {}, "scaler": {}, "epoch": 1}
-    save_epoch(folder, state, data, result, improved=True)
-    save_epoch(folder, {**state, "epoch": 2}, data, result, improved=False)
+    state = {"model": {}, "ema": None, "optimizer": {"x": 1}, "scheduler": {}, "scaler": {}, "epoch": 1}
+    save_epoch(folder, state, data, result, True, config)
+    save_epoch(folder, {**state, "epoch": 2}, data, result, False, config)
     best, last = (load_checkpoint(folder / "checkpoints" / f"{name}.pt") for name in ("best", "last"))
     assert (best["epoch"], last["epoch"]) == (1, 2)
     assert "optimizer" not in best
@@ -149,3 +165,22 @@ def test_an_epoch_leaves_its_checkpoints_and_predictions(tmp_path: Path) -> None
     paths = report_files(folder, [row], result, data, config)
     assert all(path.exists() for path in paths)
     assert (folder / "figures" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_predictions_and_best_checkpoint_have_the_same_temperature(tmp_path: Path, calibrate: bool) -> None:
+    config, data = opened(ready(tmp_path, name="a", calibrate=calibrate, clip_probabilities=0.01))
+    folder = run_folder(config)
+    logits = np.eye(2)[data.val.labels] * 0.5
+    result = evaluate_logits(logits, data.val.labels, data.val.class_names)
+    weights = {"temperature": torch.ones(())}
+    state = {"model": weights, "ema": weights, "optimizer": {}, "scheduler": {}, "scaler": {}}
+    save_epoch(folder, state, data, result, True, config)
+    best, last = (load_checkpoint(folder / "checkpoints" / f"{name}.pt") for name in ("best", "last"))
+    temperature = float(best["ema"]["temperature"])
+    assert temperature == float(best["model"]["temperature"])
+    assert (temperature < 0.5) if calibrate else (temperature == 1.0)
+    assert float(last["ema"]["temperature"]) == 1.0, "training goes on without"
+    written = np.exp(read_predictions(folder / "val_predictions.csv", data.val).log_probabilities)
+    expected = np.exp(log_probabilities(logits, temperature, 0.01))
+    np.testing.assert_allclose(written, expected, atol=1e-6)

@@ -23,6 +23,8 @@ RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "
 def new_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
     torch.manual_seed(seed)
     model, _ = build_model("simple_cnn", 2, config.image_size)
+    if config.freeze:
+        model.freeze(config.freeze)
     return make_trainee(config, model, EpochPlan(len(data.train), config.batch_size, 0).steps)
 
 
@@ -54,15 +56,18 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert same, name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, optimizer: str) -> None:
-    config, data = make_data(tmp_path, optimizer=optimizer, lr=0.01, **RANDOM)
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"freeze": 2, "layer_decay": 0.5}, {"freeze": -1}],
+)
+def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config, data = make_data(tmp_path, lr=0.01, **settings, **RANDOM)
     straight = new_trainee(config, data)
     train(straight, config, data, range(3))
 
     first = new_trainee(config, data)
     train(first, config, data, range(2))
-    history = History(2, 1, {"val/accuracy": 0.5, "val/log_loss": 0.7})
+    history = History(2, 1, {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7})
     save_checkpoint(checkpoint_state(first, history, data, config, "run"), tmp_path / "last.pt")
     second = new_trainee(config, data, seed=99)
     assert restore(load_checkpoint(tmp_path / "last.pt"), second, data, config) == history
@@ -87,12 +92,29 @@ def test_each_part_of_the_state_is_needed_to_continue(tmp_path: Path, part: str)
         assert_same(trained.state_dict(), resumed.state_dict())
 
 
+def test_frozen_layers_have_no_part_in_training(tmp_path: Path) -> None:
+    """Same weights, statistics and average as before; no state in the optimizer; the rest has moved."""
+    config, data = make_data(tmp_path, lr=0.01, freeze=2, weight_decay=0.1, ema=0.9)
+    trainee = new_trainee(config, data)
+    before = {name: value.clone() for name, value in trainee.model.network.state_dict().items()}
+    train(trainee, config, data, range(2))
+    assert trainee.ema is not None
+    for model in (trainee.model, trainee.ema.module):
+        moved = {k for k, v in model.network.state_dict().items() if not torch.equal(v, before[k])}
+        assert {name.split(".")[1] for name in moved} == {"3", "8", "9", "12", "13", "16", "17"}
+    trained = [p for p in trainee.model.parameters() if p.requires_grad]
+    assert set(trainee.optimizer.state) == set(trained)
+    assert len(trained) == 11
+
+
 def saved(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], TrainConfig, Data]:
     config, data = make_data(tmp_path, **changes)
     return checkpoint_state(new_trainee(config, data), History(), data, config, "run"), config, data
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.5}, {"batch_size": 8}, {"seed": 3}, {"model": "resnet18"}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.5}, {"batch_size": 8}, {"seed": 3}, {"model": "resnet18"}, {"freeze": 1}]
+)
 def test_a_changed_setting_is_refused_and_named(tmp_path: Path, change: dict[str, Any]) -> None:
     state, config, data = saved(tmp_path)
     ((name, value),) = change.items()
@@ -150,7 +172,7 @@ def test_the_average_is_evaluated_unless_it_is_off(tmp_path: Path) -> None:
 def update_all(rows: list[tuple[float, float]], config: TrainConfig) -> tuple[History, list[bool]]:
     """Rows are (accuracy, log loss)."""
     history = History()
-    metrics = [{"val/accuracy": accuracy, "val/log_loss": loss} for accuracy, loss in rows]
+    metrics = [{"val/accuracy": accuracy, "val/log_loss_calibrated": loss} for accuracy, loss in rows]
     return history, [history.update(m, config) for m in metrics]
 
 
@@ -159,7 +181,7 @@ def test_best_is_by_accuracy_and_ties_by_log_loss() -> None:
     history, improved = update_all(rows, TrainConfig())
     assert improved == [True, True, False, True, False, False]
     assert (history.best_epoch, history.epochs_done) == (4, 6)
-    assert history.best == {"val/accuracy": 0.7, "val/log_loss": 0.7}
+    assert history.best == {"val/accuracy": 0.7, "val/log_loss_calibrated": 0.7}
 
 
 def test_best_can_be_by_log_loss() -> None:
@@ -178,7 +200,7 @@ def test_patience_ends_the_run() -> None:
     config = TrainConfig(epochs=10, patience=2)
     history, _ = update_all([(0.5, 1), (0.6, 1), (0.5, 1)], config)
     assert not history.complete(config)
-    history.update({"val/accuracy": 0.6, "val/log_loss": 2}, config)
+    history.update({"val/accuracy": 0.6, "val/log_loss_calibrated": 2}, config)
     assert history.complete(config)
     assert not history.complete(config.replace(patience=0))
 
@@ -187,7 +209,7 @@ def test_stop_after_stops_a_run_that_is_not_complete() -> None:
     config = TrainConfig(epochs=10, stop_after=2)
     history, _ = update_all([(0.5, 1)], config)
     assert not history.stopped(config)
-    history.update({"val/accuracy": 0.6, "val/log_loss": 2}, config)
+    history.update({"val/accuracy": 0.6, "val/log_loss_calibrated": 2}, config)
     assert history.stopped(config)
     assert not history.complete(config)
     assert not history.stopped(config.replace(stop_after=0))

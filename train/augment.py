@@ -1,8 +1,9 @@
 """Training-time augmentation. Every draw is a function of (seed, epoch, sample or pair)."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from serve.preprocess import Preprocess
 from train.config import TrainConfig
 
 ERASED = [124.0, 116.0, 104.0]  # ImageNet's mean colour
@@ -37,36 +39,48 @@ def randomness(purpose: str, *key: int) -> Iterator[None]:
 
 
 class Augment:
-    """RGB image of any size -> uint8 [size, size, 3], randomly changed."""
+    """RGB image of any size -> uint8 [size, size, 3], randomly changed; the size is the epoch's."""
 
     def __init__(self, config: TrainConfig):
-        steps: list[v2.Transform] = []
-        if config.crop_scale < 1:
-            steps.append(
-                v2.RandomResizedCrop(
-                    config.image_size,
-                    scale=(config.crop_scale, 1.0),
-                    interpolation=INTERPOLATION[config.interpolation],
-                )
-            )
-        steps.append(v2.RandomHorizontalFlip(config.flip))
+        self.config = config
+        color: list[v2.Transform] = []
         if config.trivial_augment:
-            steps.append(v2.TrivialAugmentWide())
+            color.append(v2.TrivialAugmentWide())
         elif config.color_jitter:
             strength = config.color_jitter
-            steps.append(v2.ColorJitter(strength, strength, strength))
-        self.on_image = v2.Compose(steps)
+            color.append(v2.ColorJitter(strength, strength, strength))
+        self.on_image = v2.Compose([v2.RandomHorizontalFlip(config.flip), *color])
         self.erase = v2.RandomErasing(config.random_erasing, value=ERASED, inplace=True)
-        self.preprocess = config.preprocess()
-        self.crops = config.crop_scale < 1
+        self.views = {size: self._view(size) for size in map(config.train_size, range(config.epochs))}
 
-    def __call__(self, image: Image.Image, *key: int) -> NDArray[np.uint8]:
-        with randomness("augment", *key):
-            if not self.crops:  # the whole view that evaluation has
-                image = Image.fromarray(self.preprocess(image))
-            pixels = np.array(self.on_image(image))
+    def _view(self, size: int) -> Callable[[Image.Image], Image.Image]:
+        """Cuts the square that is seen."""
+        if self.config.crop_scale < 1:
+            interpolation = INTERPOLATION[self.config.preprocess().interpolation]
+            crop: Callable[[Image.Image], Image.Image] = v2.RandomResizedCrop(
+                size, scale=(self.config.crop_scale, 1.0), interpolation=interpolation
+            )
+            return crop
+        evaluated = self.config.preprocess()
+        resize_size = round(evaluated.resize_size * size / evaluated.size)
+        return WholeView(replace(evaluated, size=size, resize_size=resize_size))
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> NDArray[np.uint8]:
+        with randomness("augment", seed, epoch, index):
+            view = self.views[self.config.train_size(epoch)]
+            pixels = np.array(self.on_image(view(image)))
             self.erase(torch.from_numpy(pixels).permute(2, 0, 1))  # a view: erased in place
         return pixels
+
+
+@dataclass(frozen=True)
+class WholeView:
+    """What evaluation sees of an image."""
+
+    preprocess: Preprocess
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return Image.fromarray(self.preprocess(image))
 
 
 class PairMix:
@@ -80,16 +94,16 @@ class PairMix:
         self.num_classes = num_classes
         choices: list[v2.Transform] = []
         if config.mixup:
-            choices.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
+            choices.append(v2.MixUp(alpha=config.mixup))
         if config.cutmix:
-            choices.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
+            choices.append(v2.CutMix(alpha=config.cutmix))
         self.mix = v2.RandomChoice(choices) if choices else None
 
     def __call__(self, images: Tensor, labels: Tensor, first: int, *key: int) -> tuple[Tensor, Tensor]:
         """
         Args:
             images: uint8 [N, H, W, 3].
-            labels: int64 [N].
+            labels: int64 [N], or probabilities float32 [N, num_classes].
             first: place of images[0] in the epoch; with `key` it decides what is drawn.
 
         Returns:
@@ -98,8 +112,10 @@ class PairMix:
         Raises:
             ValueError: a pair would be divided over processes or accumulation steps.
         """
+        if labels.ndim == 1:
+            labels = F.one_hot(labels, self.num_classes).float()
         if self.mix is None:
-            return images, F.one_hot(labels, self.num_classes).float()
+            return images, labels
         if len(images) % 2 or first % 2:
             raise ValueError(
                 f"mixup and cutmix need an even number of images in each forward pass, and there are "

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
+from train.calibration import cross_fitted, expected_calibration_error, fit_temperature, log_probabilities
 from train.data import ImageSet
 
 
@@ -21,39 +21,46 @@ class Evaluation:
     labels: NDArray[np.int64]
     """[N]"""
     values: dict[str, float]
-    """Metric name -> value: accuracy, log_loss, roc_auc, f1_macro, f1/CLASS."""
+    """Metric name -> value: accuracy, log_loss, ece, temperature, log_loss_calibrated, ece_calibrated,
+    roc_auc, f1_macro, f1/CLASS."""
     confusion: NDArray[np.int64]
     """[true class, predicted class]"""
 
     @property
     def log_probabilities(self) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = log_softmax(self.logits, axis=1)
-        return values
+        return log_probabilities(self.logits)
 
 
 def evaluate_logits(
-    logits: NDArray[np.float64], labels: NDArray[np.int64], class_names: tuple[str, ...]
+    logits: NDArray[np.float64], labels: NDArray[np.int64], class_names: tuple[str, ...], clip: float = 0.0
 ) -> Evaluation:
     """
     Args:
         logits: [N, num_classes].
         labels: [N].
+        clip: smallest probability of the calibrated metrics.
 
-    ROC AUC is of the second of two classes, or the mean over one-against-rest; it is left out when a
-    class has no validation image.
+    `temperature` is fitted on all images; log_loss_calibrated and ece_calibrated have each half's fitted
+    on the other half, so that they do not flatter. log_loss and ece are without. ROC AUC is of the second
+    of two classes, or the mean over one-against-rest; it is left out when a class has no validation image.
     """
     classes = list(range(len(class_names)))
-    log_probabilities = log_softmax(logits, axis=1)
+    rows = np.arange(len(labels))
+    log_probs, calibrated = log_probabilities(logits), cross_fitted(logits, labels, clip)
     predicted = logits.argmax(axis=1)
     f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=0.0)
     values = {
         "accuracy": float((predicted == labels).mean()),
-        "log_loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        "log_loss": float(-log_probs[rows, labels].mean()),
+        "ece": expected_calibration_error(log_probs, labels),
+        "temperature": fit_temperature(logits, labels),
+        "log_loss_calibrated": float(-calibrated[rows, labels].mean()),
+        "ece_calibrated": expected_calibration_error(calibrated, labels),
         "f1_macro": float(f1.mean()),
         **{f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)},
     }
     if len(np.unique(labels)) == len(classes) and np.isfinite(logits).all():
-        probabilities = np.exp(log_probabilities)
+        probabilities = np.exp(log_probs)
         if len(classes) == 2:
             values["roc_auc"] = float(roc_auc_score(labels, probabilities[:, 1]))
         else:
@@ -62,8 +69,11 @@ def evaluate_logits(
     return Evaluation(logits, labels, values, confusion)
 
 
-def write_predictions(path: Path, images: ImageSet, evaluation: Evaluation) -> None:
-    """Columns path, label, prediction, correct, loss, probability_CLASS for each class."""
+def write_predictions(
+    path: Path, images: ImageSet, evaluation: Evaluation, temperature: float = 1.0, clip: float = 0.0
+) -> None:
+    """Columns path, label, prediction, correct, loss, probability_CLASS for each class: what the exported
+    model says of the validation images."""
     names = images.class_names
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -72,17 +82,17 @@ def write_predictions(path: Path, images: ImageSet, evaluation: Evaluation) -> N
         writer.writerow(
             ["path", "label", "prediction", "correct", "loss", *(f"probability_{n}" for n in names)]
         )
-        log_probabilities = evaluation.log_probabilities
+        log_probs = log_probabilities(evaluation.logits, temperature, clip)
         for i, image in enumerate(images.paths):
-            label, predicted = int(evaluation.labels[i]), int(log_probabilities[i].argmax())
+            label, predicted = int(evaluation.labels[i]), int(log_probs[i].argmax())
             writer.writerow(
                 [
                     image,
                     names[label],
                     names[predicted],
                     int(label == predicted),
-                    float(f"{-log_probabilities[i, label]:.6f}"),
-                    *(float(f"{p:.8g}") for p in np.exp(log_probabilities[i])),
+                    float(f"{-log_probs[i, label]:.6f}"),
+                    *(float(f"{p:.8g}") for p in np.exp(log_probs[i])),
                 ]
             )
     temporary.replace(path)
