@@ -1,5 +1,6 @@
 """PyTorch -> one ONNX file that carries its metadata."""
 
+import copy
 import importlib.metadata
 import io
 import os
@@ -12,9 +13,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
+from serve.metadata import (
+    EMBEDDINGS_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    METADATA_KEY,
+    PROBABILITIES_NAME,
+    ModelMetadata,
+)
 from serve.preprocess import Preprocess
-from train.model import ImageClassifier, add_subject_crop, build_model, probabilities
+from train.model import ImageClassifier, probabilities
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "pillow")
 
@@ -31,19 +39,46 @@ class Scorer(nn.Module):
         return logits, probabilities(logits, self.clip)
 
 
-def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
-    """The evaluated weights (the moving average if there is one) in eval mode, float32, on the CPU."""
-    config = checkpoint["config"]
-    model, _ = build_model(
-        config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
-    )
-    model.flip_tta = config["flip_tta"]
-    weights = checkpoint["ema"] or checkpoint["model"]
-    add_subject_crop(model, config, checkpoint["preprocess"]["size"], weights)
-    if model.subject is not None:
-        model.subject.active = checkpoint["crops_subject"]
-    model.load_state_dict(weights)
-    return model.eval()
+class EmbeddingScorer(nn.Module):
+    """As Scorer, and the embeddings, float32 [N, features]: what the last linear layer sees."""
+
+    def __init__(self, model: ImageClassifier, num_classes: int, image_size: int, clip: float):
+        super().__init__()
+        self.body, self.head = split_head(model, num_classes, image_size)
+        self.temperature, self.clip = float(model.temperature), clip
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embeddings: Tensor = self.body(images)
+        logits = self.head(embeddings) / self.temperature
+        return logits, probabilities(logits, self.clip), embeddings
+
+
+@torch.no_grad()
+def split_head(
+    model: ImageClassifier, num_classes: int, image_size: int
+) -> tuple[ImageClassifier, nn.Linear]:
+    """A copy of the model without its last linear layer, and that layer.
+
+    Raises:
+        ValueError: the network does not end in a linear layer (SqueezeNet ends in a convolution).
+    """
+    images = torch.arange(2 * image_size**2 * 3).remainder(251).to(torch.uint8)
+    images = images.view(2, image_size, image_size, 3)
+    logits = model(images)
+    for name, layer in reversed(list(model.named_modules())):
+        if not isinstance(layer, nn.Linear) or layer.out_features != num_classes:
+            continue
+        body = copy.deepcopy(model)
+        body.set_submodule(name, nn.Identity())
+        body.temperature.fill_(1.0)
+        if body.subject is not None:
+            body.subject.keep_head(layer)
+        embeddings = body(images)
+        if embeddings.shape != (2, layer.in_features):
+            continue
+        if torch.allclose(layer(embeddings) / model.temperature, logits, rtol=1e-4, atol=1e-5):
+            return body.eval(), layer
+    raise ValueError("this network does not end in a linear layer, so it has no embeddings to export")
 
 
 def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadata:
@@ -56,7 +91,7 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
         temperature=float((checkpoint["ema"] or checkpoint["model"])["temperature"]),
         flip_tta=checkpoint["config"]["flip_tta"],
         clip_probabilities=checkpoint["config"]["clip_probabilities"],
-        subject_crop=checkpoint["config"]["subject_crop"] if checkpoint["crops_subject"] else "none",
+        subject_crop=checkpoint["config"]["subject_crop"] if checkpoint.get("crops_subject") else "none",
         run_name=checkpoint["run_name"],
         run_id=checkpoint["run_id"],
         epoch=history["best_epoch"],
@@ -66,34 +101,63 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
     )
 
 
-def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path) -> None:
+def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path, embeddings: bool = False) -> None:
     """Write one self-contained ONNX file with a dynamic batch dimension. Subject crop, mirror image,
     temperature and clipping are part of the graph.
 
+    With `embeddings` it has them as a third output.
+
     Raises:
         RuntimeError: the exporter cannot trace this network.
+        ValueError: it has no embeddings.
     """
     size = metadata.preprocess.size
+    clip = metadata.clip_probabilities
+    scorer: nn.Module = Scorer(model, clip)
+    if embeddings:
+        scorer = EmbeddingScorer(model, len(metadata.class_names), size, clip)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Scorer(model, metadata.clip_probabilities).eval(),
+            scorer.eval(),
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=[INPUT_NAME],
-            output_names=[LOGITS_NAME, PROBABILITIES_NAME],
+            output_names=[LOGITS_NAME, PROBABILITIES_NAME, *([EMBEDDINGS_NAME] if embeddings else [])],
             external_data=False,
             verbose=False,
         )
     assert program is not None
     proto = program.model_proto
+    save(proto, metadata, path)
+
+
+def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    """Check the graph and write it with its metadata: one file, whole or not at all."""
+    del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
     proto.producer_name = "purebred"
     onnx.checker.check_model(proto, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(proto.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(proto.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Raises ValueError when the file is no exported model."""
+    props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    return ModelMetadata.from_props(props)
+
+
+def write_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Replace a file's metadata; its graph stays as it is."""
+    save(onnx.load(path), metadata, path)

@@ -4,6 +4,11 @@
 
 Writes runs/NAME/export/model.onnx and verification.json. When verification fails, the exit code is 1 and
 there is no model.onnx.
+
+    python export/main.py --run runs/NAME --verify-provider openvino:bf16
+
+verifies the model.onnx that is there on another provider of this machine, which serve/main.py may use from
+then on.
 """
 
 import sys
@@ -14,13 +19,19 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
-import json
 from collections.abc import Sequence
+from typing import Any
 
-from export.convert import convert, describe, rebuild
-from export.verify import ValidationImages, Verification, verify
+from export.convert import convert, describe
+from export.record import MODEL_FILES, RECORD, add_report, published_model, stamp, write_report
+from export.verify import ValidationImages, Verification, limits_for, verify
+from serve.accelerators import PRECISIONS
 from serve.metadata import ModelMetadata
+from serve.predictor import Predictor
 from train.checkpoint import file_sha256, load_checkpoint
+from train.model import rebuild
+
+MAX_ACCURACY_DROP = 0.3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--run", type=Path, required=True, help="run directory written by train/main.py")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: %(default)s")
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
+    add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
+    add("--images", type=Path, help="folder of the validation images; default: where training read them")
+    add("--verify-provider", metavar="PROVIDER:PRECISION", help="verify the exported model there, too")
+    add(
+        "--model-precision", choices=MODEL_FILES, default="fp32", help="of that model; default: %(default)s"
+    )
+    add(
+        "--max-accuracy-drop",
+        type=float,
+        default=MAX_ACCURACY_DROP,
+        help="points of accuracy that arithmetic below float32 may lose; default: %(default)s",
+    )
     add("--register", default="", help="MLflow registered model that gets the new version as challenger")
     return parser
 
@@ -39,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        return run(args)
+        return verify_provider(args) if args.verify_provider else run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,47 +71,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     path = args.run / "checkpoints" / f"{args.checkpoint}.pt"
     folder = args.run / "export"
-    published, unverified = folder / "model.onnx", folder / "unverified.onnx"
+    published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
-    published.unlink(missing_ok=True)  # from here on, a model.onnx is one that this call verified
+    for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
+        (folder / name).unlink(missing_ok=True)
 
     model = rebuild(checkpoint)
     metadata = describe(checkpoint, file_sha256(path))
-    images = ValidationImages.read(
-        args.run / "val_predictions.csv", Path(checkpoint["val_root"]), args.limit
-    )
+    images = validation_images(args.run, checkpoint, args.images, args.limit)
     try:
-        convert(model, metadata, unverified)
+        convert(model, metadata, unverified, args.embeddings)
         report = verify(model, checkpoint, unverified, images)
         report.checkpoint_sha256 = metadata.checkpoint_sha256
-        report.model_sha256 = file_sha256(unverified)
-        verification = write_report(report, folder / "verification.json")
+        if report.passed:
+            stamp(unverified, report)
+        write_report(folder, report)
         print_report(report)
         if not report.passed:
-            print(f"error: not published; see {verification}", file=sys.stderr)
+            print(f"error: not published; see {folder / RECORD}", file=sys.stderr)
             return 1
         unverified.replace(published)
     finally:
         unverified.unlink(missing_ok=True)
     print(f"verified: {published}")
-    track(metadata, published, verification, args.register)
+    track(metadata, published, folder / RECORD, args.register)
     return 0
 
 
-def write_report(report: Verification, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
+def verify_provider(args: argparse.Namespace) -> int:
+    """Add a provider and precision to those that a published model may be served with, or strike it out."""
+    provider, _, precision = args.verify_provider.partition(":")
+    known = [f"{name}:{p}" for name, precisions in PRECISIONS.items() for p in precisions]
+    if args.verify_provider not in known:
+        raise ValueError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
+    published, metadata, path = published_model(args.run, args.model_precision)
+    Predictor(published, provider, precision=precision, allow_unverified=True)  # not to be had: an error
+    checkpoint = load_checkpoint(path)
+    images = validation_images(args.run, checkpoint, args.images, args.limit)
+    limits = limits_for(metadata.precision, precision, args.max_accuracy_drop)
+    report = verify(rebuild(checkpoint), checkpoint, published, images, provider, precision, limits)
+    report.file, report.checkpoint_sha256 = published.name, metadata.checkpoint_sha256
+    stamp(published, report)
+    add_report(published.parent, report)
+    print_report(report)
+    if not report.passed:
+        print(f"error: {published} is not to be served on {args.verify_provider}", file=sys.stderr)
+        return 1
+    print(f"verified: {published} on {args.verify_provider}")
+    if args.register:
+        track(metadata, published, published.parent / RECORD, args.register)
+    return 0
+
+
+def validation_images(
+    run: Path, checkpoint: dict[str, Any], root: Path | None, limit: int = 0
+) -> ValidationImages:
+    return ValidationImages.read(run / "val_predictions.csv", root or Path(checkpoint["val_root"]), limit)
 
 
 def print_report(report: Verification) -> None:
     print(
         f"{report.num_images} validation images and {report.num_noise_images} of noise, PyTorch against "
-        f"the served model: max |difference| of logits {report.max_difference_logits:.2e}, "
+        f"the served model ({report.provider}:{report.precision}, {report.nodes}): "
+        f"max |difference| of logits {report.max_difference_logits:.2e}, "
         f"of probabilities {report.max_difference_probabilities:.2e}, "
         f"argmax agreement {report.argmax_agreement:.2%}, "
-        f"accuracy {report.accuracy_pytorch:.4f} and {report.accuracy_served:.4f}"
+        f"accuracy {report.accuracy_pytorch:.4f} and {report.accuracy_served:.4f}, "
+        f"log loss {report.log_loss_pytorch:.4f} and {report.log_loss_served:.4f}"
     )
     for failure in report.failures:
         print(f"FAILED: {failure}", file=sys.stderr)

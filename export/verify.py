@@ -5,6 +5,7 @@ all three from the ONNX file, through the code that serves it. Whatever was dama
 """
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.convert import split_head
+from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess, load_image, read_image_file
+from serve.providers import ONNXRUNTIME_VERSION
 from train.model import ImageClassifier, probabilities
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -23,10 +27,33 @@ NOISE_SEED = 0
 MAX_PROBABILITY_DIFFERENCE = 1e-4
 MAX_LOGIT_DIFFERENCE = 1e-3
 """Relative to 1 + the largest |logit|."""
+MAX_LOG_LOSS_ADDED = 0.02
+"""By arithmetic below float32."""
 MAX_ACCURACY_DRIFT = 0.005
 """Between the accuracy recorded in training (another device, another batch size) and PyTorch's here."""
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far the served answers may be from PyTorch's in float32."""
+
+    probabilities: float = MAX_PROBABILITY_DIFFERENCE
+    logits: float = MAX_LOGIT_DIFFERENCE
+    accuracy_drop: float | None = None
+    """Validation accuracy lost, as a share of images; unset: one image, gained or lost. Log loss is limited
+    with it, by MAX_LOG_LOSS_ADDED."""
+
+
+def limits_for(model_precision: str, precision: str, max_accuracy_drop: float) -> Limits:
+    """float32 throughout gives the trained answers themselves; rounded arithmetic is held to its accuracy.
+
+    `max_accuracy_drop` is in points (percent of images).
+    """
+    if model_precision == precision == "fp32":
+        return Limits()
+    return Limits(math.inf, math.inf, max_accuracy_drop / 100)
 
 
 @dataclass
@@ -38,12 +65,24 @@ class Verification:
     num_images: int = 0
     num_noise_images: int = 0
     batch_sizes: tuple[int, ...] = BATCH_SIZES
+    file: str = "model.onnx"
+    model_precision: str = "fp32"
+    """Of the file's own layers: fp32, int8 or fp16."""
     provider: str = ""
     precision: str = "fp32"
+    """Of the provider's arithmetic."""
+    nodes: str = ""
+    """How many of the graph's nodes the provider runs."""
+    max_accuracy_drop: float | None = None
+    """The limit, as a share of images; none for float32, which is held to its probabilities."""
     max_difference_logits: float = 0.0
     max_difference_probabilities: float = 0.0
+    max_difference_embeddings: float = 0.0
+    """On noise; 0 too when the file has none."""
     argmax_agreement: float = 0.0
     """Share of images, noise included, with the same likeliest class."""
+    validation_agreement: float = 0.0
+    """The same of validation images alone."""
     accuracy_pytorch: float = 0.0
     accuracy_served: float = 0.0
     """By class name, as a user of the file reads it."""
@@ -51,6 +90,9 @@ class Verification:
     """As recorded when the checkpoint was written."""
     log_loss_pytorch: float = 0.0
     log_loss_served: float = 0.0
+    onnxruntime: str = ONNXRUNTIME_VERSION
+    conversion: dict[str, Any] = field(default_factory=dict)
+    """How an int8 file was made."""
     checkpoint_sha256: str = ""
     model_sha256: str = ""
 
@@ -109,6 +151,8 @@ def verify(
     onnx_file: Path,
     images: ValidationImages,
     provider: str = "cpu",
+    precision: str = "fp32",
+    limits: Limits = Limits(),
 ) -> Verification:
     """Never raises for a bad model file: every finding is in `failures`, and `passed` is the verdict.
 
@@ -119,12 +163,13 @@ def verify(
     class_names = list(checkpoint["class_names"])
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
     clip = float(checkpoint["config"]["clip_probabilities"])
+    report.provider, report.precision, report.max_accuracy_drop = provider, precision, limits.accuracy_drop
     try:
-        predictor = Predictor(onnx_file, provider)
+        predictor = Predictor(onnx_file, provider, precision=precision, allow_unverified=True)
     except ValueError as error:
         report.failures.append(str(error))
         return report
-    report.provider = predictor.provider
+    report.model_precision, report.nodes = predictor.metadata.precision, predictor.share
     _check_metadata(report, predictor, class_names, preprocess)
     if predictor.metadata.preprocess.size != preprocess.size or predictor.num_classes != len(class_names):
         return report  # nothing left to compare
@@ -139,7 +184,9 @@ def verify(
     for batch_size in BATCH_SIZES:
         pixels = random.integers(0, 256, (batch_size, preprocess.size, preprocess.size, 3), np.uint8)
         _ask(noise, model, clip, predictor, pixels, pixels)
-    _compare(report, real, noise)
+    _compare(report, real, noise, limits)
+    if EMBEDDINGS_NAME in (output.name for output in predictor.session.get_outputs()):
+        _compare_embeddings(report, model, predictor, pixels)
     _score(report, real, images, class_names, list(predictor.metadata.class_names))
     report.passed = not report.failures
     return report
@@ -195,7 +242,7 @@ def _ask(
     answers.served_probabilities.append(served_probabilities)
 
 
-def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
+def _compare(report: Verification, real: _Answers, noise: _Answers, limits: Limits) -> None:
     joined = [
         [np.concatenate(parts) for parts in zip(*sides, strict=True)]
         for sides in zip(real.stack(), noise.stack(), strict=True)
@@ -211,13 +258,13 @@ def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
     same = expected.argmax(1) == served.argmax(1)
     report.argmax_agreement = float(same.mean())
     top_two = np.sort(expected, axis=1)[:, -2:]
-    tied = top_two[:, 1] - top_two[:, 0] <= 2 * MAX_PROBABILITY_DIFFERENCE
-    if report.max_difference_probabilities > MAX_PROBABILITY_DIFFERENCE:
+    tied = top_two[:, 1] - top_two[:, 0] <= 2 * limits.probabilities
+    if report.max_difference_probabilities > limits.probabilities:
         report.failures.append(
             f"probabilities differ by up to {report.max_difference_probabilities:.3g}, "
-            f"more than {MAX_PROBABILITY_DIFFERENCE:g}"
+            f"more than {limits.probabilities:g}"
         )
-    logit_limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    logit_limit = limits.logits * (1 + float(np.abs(pytorch).max()))
     if report.max_difference_logits > logit_limit:
         report.failures.append(
             f"logits differ by up to {report.max_difference_logits:.3g}, more than {logit_limit:.3g}"
@@ -225,6 +272,20 @@ def _compare(report: Verification, real: _Answers, noise: _Answers) -> None:
     if not (same | tied).all():
         report.failures.append(
             f"{int((~(same | tied)).sum())} of {len(same)} images get another class from the served model"
+        )
+
+
+def _compare_embeddings(
+    report: Verification, model: ImageClassifier, predictor: Predictor, pixels: NDArray[np.uint8]
+) -> None:
+    body, _ = split_head(model, predictor.num_classes, predictor.metadata.preprocess.size)
+    pytorch = body(torch.from_numpy(pixels)).numpy()
+    served = predictor.session.run([EMBEDDINGS_NAME], {INPUT_NAME: pixels})[0]
+    report.max_difference_embeddings = float(np.abs(pytorch - served).max())
+    limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    if not report.max_difference_embeddings <= limit:  # NaN is not, either
+        report.failures.append(
+            f"embeddings differ by up to {report.max_difference_embeddings:.3g}, more than {limit:.3g}"
         )
 
 
@@ -256,13 +317,31 @@ def _score(
     report.log_loss_pytorch = log_loss(pytorch, trained_names)
     if set(served_names) == set(trained_names):
         report.log_loss_served = log_loss(served, served_names)
-    if abs(report.accuracy_served - report.accuracy_pytorch) > 1 / len(labels):
+    report.validation_agreement = float((pytorch.argmax(1) == served.argmax(1)).mean())
+    _check_accuracy(report, images)
+
+
+def _check_accuracy(report: Verification, images: ValidationImages) -> None:
+    total = len(images.labels)
+    drop, limit = report.accuracy_pytorch - report.accuracy_served, report.max_accuracy_drop
+    if limit is not None and drop > limit + 1e-9:
+        report.failures.append(
+            f"validation accuracy is {report.accuracy_served:.4f} served and {report.accuracy_pytorch:.4f} "
+            f"in float32: {100 * drop:.2f} points lost, more than {100 * limit:g}"
+        )
+    added = report.log_loss_served - report.log_loss_pytorch
+    if limit is not None and added > MAX_LOG_LOSS_ADDED:  # at chance level, accuracy shows no damage
+        report.failures.append(
+            f"log loss is {report.log_loss_served:.4f} served and {report.log_loss_pytorch:.4f} in "
+            f"float32: {added:.4f} more, over {MAX_LOG_LOSS_ADDED:g}"
+        )
+    if limit is None and abs(drop) > 1 / total:
         report.failures.append(
             f"validation accuracy is {report.accuracy_served:.4f} served and "
             f"{report.accuracy_pytorch:.4f} in PyTorch"
         )
     drift = abs(report.accuracy_pytorch - report.accuracy_trained)
-    if images.is_whole_set and drift > max(MAX_ACCURACY_DRIFT, 1.5 / len(labels)):
+    if images.is_whole_set and drift > max(MAX_ACCURACY_DRIFT, 1.5 / total):
         report.failures.append(
             f"validation accuracy was {report.accuracy_trained:.4f} in training and is "
             f"{report.accuracy_pytorch:.4f} now: the validation images or a library changed"

@@ -1,179 +1,300 @@
-"""Score a list of image files: decode in threads, overlapped with the session; one row for each input."""
+"""Score inputs with threads that each do everything: read and decode a few images, then run the model.
 
-import csv
-import os
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
+One session with one inference thread is shared by all. That beats a pool of decoders in front of a
+session with many threads by a tenth to a factor of two (benchmarks/pipelines.py): nothing waits for a
+whole batch to be decoded, the pixels are still in the processor's cache, and small networks gain little
+from inference threads.
+
+Batches are cut at fixed places of the input order, and an unreadable image is black pixels in its batch:
+an answer depends on nothing but the image, its place and the model.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.inventory import Entry
+from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
 from serve.predictor import Predictor
-from serve.preprocess import load_image, read_image_file
+from serve.preprocess import load_image
+from serve.processors import available_processors
+from serve.sources import Read
+from serve.writers import Row
+
+BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache
+BATCH_SIZE_ON_A_DEVICE = 64
+WINDOW = 64  # batches begun or finished ahead of the one whose rows are wanted next
+BATCHES_MEASURED = 2  # by each worker, before their number is decided
+MAX_WORKERS = 32
+MAX_STUCK = 32  # threads that hang at the same time
+PATIENCE = 5.0  # seconds at the end for threads that may hang without having run out of time
+TICK = 0.25  # seconds between looks at the workers
 
 
-@dataclass(frozen=True)
-class Row:
-    """The outcome for one input: probabilities or an error, never both."""
-
-    path: str
-    probabilities: NDArray[np.float32] | None = None
-    """float32 [num_classes]."""
-    error: str = ""
+class StorageHangsError(OSError):
+    """So many reads hang that going on would only collect threads."""
 
 
 @dataclass
 class _Batch:
-    paths: Sequence[str]
-    pixels: NDArray[np.uint8]  # [batch_size, size, size, 3], written in place by the decoding threads
-    slots: list[Future[str]]  # an error message, or "" when the slot's pixels are there
+    number: int
+    entries: list[Entry]
+    errors: list[str | None] = field(default_factory=list)  # None: not looked at yet; "": pixels are there
+    answers: list[NDArray[np.float32]] | None = None  # probabilities [N, classes], embeddings [N, features]
+    failure: BaseException | None = None
+
+    def rows(self) -> Iterator[Row]:
+        assert self.answers is not None
+        for i, (entry, error) in enumerate(zip(self.entries, self.errors, strict=True)):
+            assert error is not None
+            answers = [answer[i] for answer in self.answers]
+            if error:
+                yield Row(entry.name, error=error)
+            elif not all(np.isfinite(answer).all() for answer in answers):
+                yield Row(entry.name, error="the model's probabilities are not finite")
+            else:
+                yield Row(entry.name, answers[0], embedding=answers[1] if self.answers[1:] else None)
 
 
 def score(
-    predictor: Predictor, root: Path, paths: Sequence[str], batch_size: int, decode_threads: int
-) -> Iterator[Row]:
-    """Rows in the order of `paths` (relative to `root`); memory is two batches, whatever their number.
+    predictor: Predictor,
+    entries: Iterable[Entry],
+    read: Read,
+    batch_size: int,
+    workers: int = 0,
+    image_timeout: float = 0,
+    embeddings: bool = False,
+) -> Generator[Row, None, None]:
+    """Rows in the order of `entries`, exactly one for each; memory does not depend on their number.
 
-    A file that cannot be read gets an error row; every other row is unaffected by it.
+    An input that cannot be read gets an error row; every other row is unaffected by it.
+
+    Args:
+        workers: threads; 0 begins with one a processor, then adds some if reading is mostly waiting.
+        image_timeout: seconds for reading and decoding one image; 0 waits for ever. The thread that hangs
+            is left behind, and another takes over the rest of its batch.
+
+    Raises:
+        ValueError: an argument below its limit, or the model has no embeddings.
+        StorageHangsError: more than MAX_STUCK threads hang.
     """
-    if batch_size < 1 or decode_threads < 1:
-        raise ValueError(f"batch_size {batch_size} and decode_threads {decode_threads} must be 1 or more")
-    size = predictor.metadata.preprocess.size
-    # Two buffers in turn: one is filled by the threads while the session reads the other.
-    buffers = [np.empty((min(batch_size, len(paths)), size, size, 3), np.uint8) for _ in range(2)]
-    pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-
-    def submit(number: int) -> _Batch | None:
-        chunk = paths[number * batch_size : (number + 1) * batch_size]
-        if not chunk:
-            return None
-        pixels = buffers[number % 2]
-        slots = [
-            pool.submit(_decode_into, pixels[i], root, path, predictor) for i, path in enumerate(chunk)
-        ]
-        return _Batch(chunk, pixels, slots)
-
-    try:
-        number, batch = 0, submit(0)
-        while batch is not None:
-            errors = [slot.result() for slot in batch.slots]
-            number += 1
-            following = submit(number)
-            yield from _infer(predictor, batch, errors)
-            batch = following
-    finally:
-        pool.shutdown(cancel_futures=True)
+    check_score(predictor, batch_size, workers, image_timeout, embeddings)
+    pipeline = _Pipeline(predictor, entries, read, batch_size, image_timeout, embeddings)
+    return pipeline.run(workers)
 
 
-def _decode_into(target: NDArray[np.uint8], root: Path, path: str, predictor: Predictor) -> str:
-    try:
-        target[...] = predictor.preprocess(load_image(read_image_file(root / path)))
-    except OSError as error:
-        return error.strerror or str(error) or type(error).__name__
-    except Exception as error:  # whatever one file does, it must cost no other file its row
-        return str(error) or type(error).__name__
-    return ""
+def default_batch_size(predictor: Predictor) -> int:
+    if predictor.provider != "cpu":
+        return BATCH_SIZE_ON_A_DEVICE
+    return min(32, max(1, BATCH_PIXELS // predictor.metadata.preprocess.size**2))
 
 
-def _infer(predictor: Predictor, batch: _Batch, errors: list[str]) -> Iterator[Row]:
-    good = [i for i, error in enumerate(errors) if not error]
-    pixels = batch.pixels[: len(errors)] if len(good) == len(errors) else batch.pixels[good]
-    probabilities = iter(predictor.predict(pixels)) if good else iter(())
-    for path, error in zip(batch.paths, errors, strict=True):
-        if error:
-            yield Row(path, error=error)
-            continue
-        answer = next(probabilities)
-        if np.isfinite(answer).all():
-            yield Row(path, answer)
-        else:
-            yield Row(path, error="the model's probabilities are not finite")
-    assert next(probabilities, None) is None, "more probabilities than good images"
-
-
-@contextmanager
-def atomic_writer(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name whole, or not at all.
-
-    A link is written through. A file name that is not UTF-8 is written with backslash escapes.
-    """
-    path = Path(os.path.realpath(path))
-    # Not named by process id: pods that share a folder all have the same one.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class _UnixLines:
-    """Ends the lines of csv.writer with a plain newline.
-
-    Told to do so itself, it would not quote a file name with a carriage return (before Python 3.13), and
-    a reader would see two rows.
-    """
-
-    def __init__(self, file: TextIO):
-        self.file = file
-
-    def write(self, line: str) -> None:
-        self.file.write(line.removesuffix("\r\n") + "\n")
-
-
-def write_csv(file: TextIO, rows: Iterable[Row], class_names: Sequence[str]) -> Iterator[Row]:
-    """Columns path, label, probability, probability_CLASS for each class, error. Passes the rows on."""
-    writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
-    header = ["path", "label", "probability", *(f"probability_{c}" for c in class_names), "error"]
-    writer.writerow(header)
-    for row in rows:
-        if row.probabilities is None:
-            writer.writerow([row.path, "", "", *("" for _ in class_names), row.error])
-        else:
-            best = int(row.probabilities.argmax())
-            # str of a float32 is the shortest text that reads back as the same number
-            values = [str(p) for p in row.probabilities]
-            writer.writerow([row.path, class_names[best], values[best], *values, ""])
-        yield row
-
-
-def write_kaggle(file: TextIO, rows: Iterable[Row], labels: bool) -> Iterator[Row]:
-    """Columns id (file name without suffix) and label. Passes the rows on.
-
-    label is the probability of the second class, or with `labels` the number of the likeliest class.
-    It is empty for an unreadable file: Kaggle refuses that, where a guess would pass unseen.
-    """
-    writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
-    writer.writerow(["id", "label"])
-    for row in rows:
-        label = ""
-        if row.probabilities is not None:
-            label = str(row.probabilities.argmax() if labels else row.probabilities[1])
-        writer.writerow([Path(row.path).stem, label])
-        yield row
-
-
-def check_kaggle(paths: Sequence[str], num_classes: int, labels: bool) -> None:
-    """Raises ValueError when the Kaggle format cannot hold the answers."""
-    if num_classes != 2 and not labels:
+def check_score(
+    predictor: Predictor, batch_size: int, workers: int, image_timeout: float, embeddings: bool
+) -> None:
+    """Raises ValueError as `score` would, before anything is begun."""
+    if batch_size < 1 or workers < 0 or not image_timeout >= 0:
         raise ValueError(
-            f"--format kaggle writes the second of two classes' probability, and the model has "
-            f"{num_classes} classes: add --labels or use --format csv"
+            f"batch_size {batch_size} must be 1 or more; workers {workers} and image_timeout "
+            f"{image_timeout} must be 0 or more"
         )
-    ids: dict[str, str] = {}
-    for path in paths:
-        stem = Path(path).stem
-        if stem in ids:
-            raise ValueError(
-                f"--format kaggle: {ids[stem]!r} and {path!r} have the same id {stem!r}; "
-                "rename one or use --format csv"
-            )
-        ids[stem] = path
+    if embeddings and EMBEDDINGS_NAME not in (o.name for o in predictor.session.get_outputs()):
+        raise ValueError(
+            f"{predictor.path} has no output {EMBEDDINGS_NAME!r}: "
+            "export it again with export/main.py --embeddings"
+        )
+
+
+class _Pipeline:
+    def __init__(
+        self,
+        predictor: Predictor,
+        entries: Iterable[Entry],
+        read: Read,
+        batch_size: int,
+        image_timeout: float,
+        embeddings: bool,
+    ):
+        self.predictor, self.read, self.batch_size = predictor, read, batch_size
+        self.image_timeout, self.embeddings = image_timeout, embeddings
+        # Each call of the model costs memory: no more at once than can run at once. Meanwhile the other
+        # workers read and decode.
+        self.device = threading.Semaphore(available_processors() if predictor.provider == "cpu" else 1)
+        self.changed = threading.Condition()  # guards everything below
+        self.entries = iter(entries)
+        self.taken = self.wanted = 0  # batches handed out; number of the batch whose rows come next
+        self.exhausted = self.closed = False
+        self.finished: dict[int, _Batch] = {}
+        self.workers: list[_Worker] = []
+        self.stuck: list[_Worker] = []
+        self.seconds = 0.0  # that the consumer has waited for rows, however long the process was stopped
+
+    def run(self, workers: int) -> Generator[Row, None, None]:
+        adaptive = not workers
+        for _ in range(workers or available_processors()):
+            self.start(None)
+        try:
+            while (batch := self.next_batch()) is not None:
+                if batch.failure is not None:
+                    raise batch.failure
+                yield from batch.rows()
+                if adaptive and self.wanted == BATCHES_MEASURED * len(self.workers):
+                    for _ in range(self.more_workers()):
+                        self.start(None)
+        finally:
+            with self.changed:
+                self.closed = True
+                self.changed.notify_all()
+            deadline = time.monotonic() + PATIENCE
+            for worker in self.workers:
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def start(self, unfinished: "_Worker | None") -> None:
+        worker = _Worker(self, unfinished)
+        self.workers.append(worker)
+        worker.thread.start()
+
+    def more_workers(self) -> int:
+        """As many as keep the processors busy while the others wait for bytes."""
+        waited, worked = sum(w.waited for w in self.workers), sum(w.worked for w in self.workers)
+        if waited < worked / 2:  # a busy machine looks a little like slow storage
+            return 0
+        wanted = math.ceil(available_processors() * (1 + waited / max(worked, 1e-6)))
+        return max(0, min(wanted, MAX_WORKERS) - len(self.workers))
+
+    def take(self) -> _Batch | None:
+        """The next batch for a worker, when there is room for its rows; None: there are no more."""
+        with self.changed:
+            while not self.closed and self.taken >= self.wanted + WINDOW:
+                self.changed.wait()
+            if self.closed or self.exhausted:
+                return None
+            batch = _Batch(self.taken, [])
+            try:
+                batch.entries = list(islice(self.entries, self.batch_size))
+                batch.errors = [None] * len(batch.entries)
+            except BaseException as failure:
+                batch.failure = failure
+                self.finished[batch.number] = batch
+            self.exhausted = not batch.entries
+            self.taken += bool(batch.entries or batch.failure)
+            if batch.entries:
+                return batch
+            self.changed.notify_all()
+            return None
+
+    def next_batch(self) -> _Batch | None:
+        """Waits for the batch whose turn it is, and looks after the workers meanwhile."""
+        with self.changed:
+            while self.wanted not in self.finished:
+                if self.exhausted and self.wanted == self.taken:
+                    return None
+                before = time.monotonic()
+                self.changed.wait(TICK if self.image_timeout else None)
+                # A process that was stopped for an hour has not waited an hour for its storage.
+                self.seconds += min(time.monotonic() - before, 4 * TICK)
+                if self.image_timeout:
+                    self.replace_stuck_workers()
+            self.wanted += 1
+            self.changed.notify_all()
+            return self.finished.pop(self.wanted - 1)
+
+    def replace_stuck_workers(self) -> None:
+        for worker in list(self.workers):
+            if worker.slot is None or self.seconds - worker.since < self.image_timeout:
+                continue
+            assert worker.batch is not None
+            worker.batch.errors[worker.slot] = f"no pixels after {self.image_timeout:g} s: gave up waiting"
+            worker.abandoned = True
+            self.workers.remove(worker)
+            self.stuck = [w for w in self.stuck if w.thread.is_alive()] + [worker]
+            if len(self.stuck) > MAX_STUCK:
+                raise StorageHangsError(f"{len(self.stuck)} reads hang at once: is the storage there?")
+            self.start(worker)
+
+
+class _Worker:
+    """A daemon thread, so that one that hangs cannot keep the process from ending."""
+
+    def __init__(self, pipeline: _Pipeline, unfinished: "_Worker | None"):
+        size = pipeline.predictor.metadata.preprocess.size
+        self.pipeline = pipeline
+        self.pixels = np.zeros((pipeline.batch_size, size, size, 3), np.uint8)
+        self.batch: _Batch | None = None
+        self.slot: int | None = None  # that is being read and decoded
+        self.since = 0.0
+        self.abandoned = False
+        self.waited = self.worked = 0.0  # seconds: for bytes; of the processor
+        if unfinished is not None:  # its thread may still write into its own pixels: they are copied
+            self.batch = unfinished.batch
+            self.pixels[:] = unfinished.pixels
+        self.thread = threading.Thread(target=self._work, name="score", daemon=True)
+
+    def _work(self) -> None:
+        pipeline = self.pipeline
+        while True:
+            self.batch = self.batch or pipeline.take()
+            if self.batch is None:
+                return
+            batch = self.batch
+            try:
+                if not self._decode(batch):
+                    return
+                answers = self._infer(self.pixels[: len(batch.entries)])
+            except BaseException as failure:
+                batch.failure = failure
+                answers = []
+            with pipeline.changed:
+                batch.answers = answers
+                pipeline.finished[batch.number] = batch
+                pipeline.changed.notify_all()
+            self.batch = None
+
+    def _decode(self, batch: _Batch) -> bool:
+        """Fill the pixels; False when nobody waits for them any more."""
+        started = time.thread_time()
+        for slot, entry in enumerate(batch.entries):
+            if batch.errors[slot] is None:
+                with self.pipeline.changed:
+                    self.slot, self.since = slot, self.pipeline.seconds
+                error = self._decode_into(self.pixels[slot], entry)
+                with self.pipeline.changed:
+                    if self.abandoned or self.pipeline.closed:
+                        return False
+                    self.slot = None
+                    batch.errors[slot] = error
+            if batch.errors[slot]:
+                self.pixels[slot] = 0
+        self.worked += time.thread_time() - started
+        return True
+
+    def _decode_into(self, target: NDArray[np.uint8], entry: Entry) -> str:
+        """An error message, or "" when the pixels are there."""
+        before, working = time.perf_counter(), time.thread_time()
+        try:
+            data = self.pipeline.read(entry)
+            self.waited += time.perf_counter() - before - (time.thread_time() - working)
+            target[...] = self.pipeline.predictor.preprocess(load_image(data))
+        except OSError as error:
+            return error.strerror or str(error) or type(error).__name__
+        except Exception as error:  # whatever one file does, it must cost no other file its row
+            return str(error) or type(error).__name__
+        return ""
+
+    def _infer(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        started = time.thread_time()
+        predictor = self.pipeline.predictor
+        with self.pipeline.device:
+            if self.pipeline.embeddings:
+                names = [PROBABILITIES_NAME, EMBEDDINGS_NAME]
+                answers: list[NDArray[np.float32]] = predictor.session.run(names, {INPUT_NAME: pixels})
+            else:
+                answers = [predictor.predict(pixels)]
+        self.worked += time.thread_time() - started
+        return answers

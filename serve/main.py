@@ -1,6 +1,7 @@
-"""Score a folder of images with an exported model. Needs onnxruntime, numpy and Pillow only.
+"""Score images with an exported model. Needs onnxruntime, numpy and Pillow only.
 
 python serve/main.py --model model.onnx --images DIR --output predictions.csv
+python serve/main.py --model model.onnx --images 'shards/{000..099}.tar' --shard 3/8 --output predictions/
 """
 
 import sys
@@ -11,17 +12,22 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import PIL
 
-from serve.batch import Row, atomic_writer, check_kaggle, score, write_csv, write_kaggle
+from serve.accelerators import ALL_PRECISIONS, PROVIDERS
+from serve.batch import check_score, default_batch_size
+from serve.job import Progress, Scoring, score_part
 from serve.metadata import ModelMetadata
-from serve.predictor import PROVIDERS, Predictor, available_processors
-from serve.preprocess import Listing, list_images
-
-PROGRESS_SECONDS = 5.0
+from serve.parquet import import_pyarrow
+from serve.predictor import Predictor
+from serve.processors import available_processors
+from serve.shards import Shard
+from serve.sources import Source, open_source
+from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,86 +36,195 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="ONNX file written by export/main.py")
-    add("--images", type=Path, required=True, help="folder (searched recursively) or one image")
-    add("--output", type=Path, default=Path("predictions.csv"), help="default: %(default)s")
-    add("--format", choices=("csv", "kaggle"), default="csv", help="default: %(default)s")
+    add(
+        "--images",
+        required=True,
+        help="folder (searched recursively), image, .tar, pattern ('*.tar', '{000..099}.tar'), .txt list "
+        "of paths, .csv with a column path; also s3://, gs://, https://",
+    )
+    add("--output", default="", help="default: predictions.FORMAT; with --shard a folder, predictions")
+    add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
+    add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")
+    add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
     add("--labels", action="store_true", help="kaggle: class number instead of probability")
     add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
-    add("--batch-size", type=int, default=32, help="images for one call; default: %(default)s")
-    add("--threads", type=int, default=0, help="inference threads; 0: one a processor")
-    add("--decode-threads", type=int, default=0, help="0: one a processor")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
+    add("--device-id", type=int, default=0, help="which GPU; default: %(default)s")
+    add("--engine-cache", type=Path, help="TensorRT's engines; default: ~/.cache/purebred/tensorrt")
+    add(
+        "--batch-size",
+        type=int,
+        help="images in a call; default: on the cpu provider 4 of 224 pixels, 1 to 32 of others, else 64",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read, decode and score; default: one a processor, more if reading is slow",
+    )
+    add(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="inference threads of all workers together; default: processors / workers",
+    )
+    add(
+        "--image-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for reading and decoding one image, then it gets an error row; 0: none; default: %(default)g",
+    )
+    add(
+        "--shard",
+        metavar="I/N",
+        default="",
+        help="score part I of N, counted from 0; auto/N takes I from JOB_COMPLETION_INDEX; "
+        "serve/merge.py joins the parts",
+    )
+    add("--resume", action="store_true", help="keep what an earlier call, killed or not, has finished")
+    add(
+        "--part-size",
+        type=int,
+        default=100_000,
+        metavar="ROWS",
+        help="what a killed call loses at most; default: %(default)s",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 scored, 1 not one image could be scored, 2 unusable arguments."""
+    """Returns the exit code.
+
+    0: every input has its row, and some were scored (with --shard: every input of the shard has its row).
+    1: every input has its row, and not one image could be scored. 2: unusable arguments, model or inputs:
+    the same call will fail again. 3: the system failed (storage, network, a full disk): the same call may
+    succeed.
+    """
     args = build_parser().parse_args(argv)
     try:
         return run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
 
 
 def run(args: argparse.Namespace) -> int:
-    root, listing = find_images(args.images)
-    predictor = Predictor(args.model, args.provider, args.threads)
-    if args.labels and args.format != "kaggle":
+    shard = Shard.parse(args.shard) if args.shard else None
+    format_name = args.format or ("csv" if shard else format_of(args.output))
+    check_options(args, format_name, shard)
+    output = output_path(args.output, format_name, shard)
+    source = open_source(args.images)
+    scoring = open_scoring(args, format_name, source)
+    total = len(source.inventory)
+    rows = shard.rows(total, scoring.batch_size) if shard else range(total)
+    if shard:
+        output.parent.mkdir(exist_ok=True)
+    describe(args, scoring, rows, shard)
+    part = Path(os.path.realpath(output))  # a link is written through
+
+    progress = Progress(len(rows))
+    if shard or args.resume or (len(rows) > args.part_size and format_name != "kaggle"):
+        keep_manifest = bool(shard or args.resume)
+        score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest)
+    else:
+        with atomic_writer(part) as file:
+            scoring.write(rows, file, progress)
+    report(output, scoring, progress)
+    # The images of one small shard may well be all broken: merge.py judges the whole job.
+    return 0 if shard or progress.done > progress.errors else 1
+
+
+def check_options(args: argparse.Namespace, format_name: str, shard: Shard | None) -> None:
+    if args.part_size < 1:
+        raise ValueError(f"--part-size {args.part_size} must be 1 or more")
+    if args.labels and format_name != "kaggle":
         raise ValueError("--labels goes with --format kaggle; csv has a label column anyway")
-    if args.format == "kaggle":
-        check_kaggle(listing.paths, predictor.num_classes, args.labels)
-    if not args.output.absolute().parent.is_dir():
-        raise ValueError(f"the folder of --output {str(args.output)!r} does not exist; make it first")
-    if args.output.exists() and not args.output.is_file():  # replaced at the end, so found out too late
-        raise ValueError(f"--output {str(args.output)!r} is not a regular file")
+    if format_name == "kaggle" and (shard or args.resume or args.top_k):
+        raise ValueError("--shard, --resume and --top-k need --format csv, jsonl or parquet")
+    if format_name in ("kaggle", "csv") and args.embeddings:
+        raise ValueError(f"--embeddings needs --format jsonl or parquet: {format_name} holds no vectors")
+    if format_name == "parquet":
+        import_pyarrow()
+
+
+def output_path(output: str, format_name: str, shard: Shard | None) -> Path:
+    """The file to write; with a shard, a part in the folder `output`."""
+    suffix = ".csv" if format_name == "kaggle" else f".{format_name}"
+    path = Path(output or ("predictions" if shard else f"predictions{suffix}"))
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
+    if shard:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
+        return path / shard.part_name(suffix)
+    if path.exists() and not path.is_file():  # replaced at the end, so found out too late
+        raise ValueError(f"--output {str(path)!r} is not a regular file")
+    return path
+
+
+def open_scoring(args: argparse.Namespace, format_name: str, source: Source) -> Scoring:
+    threads = args.threads
+    if not threads and args.provider in ("auto", "cpu"):  # the workers together use every processor
+        threads = max(1, available_processors() // (args.workers or available_processors()))
+    predictor = Predictor(
+        args.model,
+        args.provider,
+        threads,
+        args.precision,
+        device_id=args.device_id,
+        engine_cache=args.engine_cache,
+        allow_unverified=args.allow_unverified,
+    )
+    batch_size = args.batch_size
+    if batch_size is None:
+        batch_size = default_batch_size(predictor)
+    layout = Layout(predictor.metadata.class_names, args.top_k, args.embeddings, args.labels)
+    if format_name == "kaggle":
+        names = (entry.name for entry in source.inventory.entries() if not entry.problem)
+        check_kaggle(names, layout.class_names, args.labels)
+    check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
+    return Scoring(predictor, source, format_name, layout, batch_size, args.workers, args.image_timeout)
+
+
+def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Shard | None) -> None:
+    predictor, inventory = scoring.predictor, scoring.source.inventory
+    metadata = predictor.metadata
+    names = ", ".join(metadata.class_names[:10]) + (", ..." if metadata.class_names[10:] else "")
+    which = f"{len(rows)} images in {args.images}"
+    if shard:
+        which = (
+            f"shard {shard.index} of {shard.count}, {len(rows)} of {len(inventory)} images in {args.images}"
+        )
     print(
-        f"scoring {len(listing.paths)} images in {root} with {args.model} "
-        f"({', '.join(predictor.metadata.class_names)}) on the {predictor.provider} provider",
+        f"scoring {which} with {args.model} ({names}) on the {predictor.provider} provider "
+        f"at {predictor.precision}, {predictor.share}"
+        + (f" (auto: {predictor.reason})" if predictor.reason else ""),
         file=sys.stderr,
     )
-
-    if warning := resampling_warning(predictor.metadata):
+    if warning := resampling_warning(metadata):
         print(warning, file=sys.stderr)
+    if inventory.repeated:
+        print(f"warning: {inventory.repeated} inputs are named twice and scored once", file=sys.stderr)
 
-    started = time.perf_counter()
-    threads = args.decode_threads or available_processors()
-    rows = score(predictor, root, listing.paths, args.batch_size, threads)
-    with atomic_writer(args.output) as file:
-        if args.format == "kaggle":
-            written = write_kaggle(file, rows, args.labels)
-        else:
-            rows = merge_problems(rows, listing)
-            written = write_csv(file, rows, predictor.metadata.class_names)
-        total, errors = count_rows(written, len(listing.paths))
-    seconds = time.perf_counter() - started
 
-    expected = len(listing.paths) + (len(listing.problems) if args.format == "csv" else 0)
-    assert total == expected, f"{total} rows for {expected} inputs"
-    scored = total - errors
+def report(output: Path, scoring: Scoring, progress: Progress) -> None:
+    seconds = time.perf_counter() - progress.started
+    scored = progress.done - progress.errors
+    new = progress.done - progress.resumed
+    resumed = f", {progress.resumed} of them from before" if progress.resumed else ""
     print(
-        f"{total} rows in {args.output}: {scored} scored, {errors} errors; "
-        f"{seconds:.1f} s, {scored / seconds:.0f} images/s"
+        f"{progress.done} rows in {output}: {scored} scored, {progress.errors} errors"
+        f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s"
     )
-    for name, problem in listing.problems.items():
-        print(f"warning: {name!r}: {problem}", file=sys.stderr)
-    if listing.ignored:
-        print(f"ignored {listing.ignored} files without an image suffix", file=sys.stderr)
-    return 0 if scored else 1
-
-
-def find_images(images: Path) -> tuple[Path, Listing]:
-    """(root, what to score below it). Raises ValueError when there is nothing."""
-    if images.is_file():
-        return images.parent, Listing([images.name], {}, 0)
-    if not images.is_dir():
-        raise ValueError(f"--images {str(images)!r} does not exist")
-    listing = list_images(images)
-    if not listing.paths:
-        raise ValueError(
-            f"no images in {str(images)!r}: {listing.ignored} other files, "
-            f"{len(listing.problems)} folders not entered {sorted(listing.problems)[:3]}"
-        )
-    return images, listing
+    if scoring.source.ignored:
+        print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
 
 
 def resampling_warning(metadata: ModelMetadata) -> str:
@@ -121,33 +236,6 @@ def resampling_warning(metadata: ModelMetadata) -> str:
         f"warning: this model was verified with Pillow {verified}, this is {PIL.__version__}: "
         "resized pixels can differ a little"
     )
-
-
-def merge_problems(rows: Iterable[Row], listing: Listing) -> Iterator[Row]:
-    """Error rows for the folders that were not entered, each at its place in the sorted order."""
-    problems = sorted(listing.problems.items(), reverse=True)
-    for row in rows:
-        while problems and problems[-1][0] < row.path:
-            name, problem = problems.pop()
-            yield Row(name, error=problem)
-        yield row
-    yield from (Row(name, error=problem) for name, problem in reversed(problems))
-
-
-def count_rows(rows: Iterable[Row], num_images: int) -> tuple[int, int]:
-    """Drain the rows, reporting progress: (rows, rows with an error)."""
-    total = errors = 0
-    reported = started = time.perf_counter()
-    for row in rows:
-        total += 1
-        errors += bool(row.error)
-        now = time.perf_counter()
-        if now - reported >= PROGRESS_SECONDS:
-            rate = total / (now - started)
-            left = (num_images - total) / rate
-            print(f"{total}/{num_images} {rate:.0f} images/s {left:.0f} s left", file=sys.stderr)
-            reported = now
-    return total, errors
 
 
 if __name__ == "__main__":

@@ -2,16 +2,34 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from serve.preprocess import Preprocess
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not at all
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
+EMBEDDINGS_NAME = "embeddings"  # float32 [N, features], the last layer's input; only if asked for at export
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A provider and the precision of its arithmetic that gave the trained answers with this file."""
+
+    provider: str
+    """As given to `--provider`, never "auto"."""
+    precision: str
+    num_images: int
+    accuracy: float
+    """Of this file, on this provider."""
+    argmax_agreement: float
+    """Share of images, noise included, to which PyTorch in float32 gives the same class."""
+    max_difference_probabilities: float
+    onnxruntime: str
+    """Its version."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +39,10 @@ class ModelMetadata:
     preprocess: Preprocess
     model: str = ""
     """Architecture name, as given to `--model`."""
+    precision: str = "fp32"
+    """What the file's own weights and layers are in: fp32, int8 or fp16."""
+    verified: tuple[Pairing, ...] = ()
+    """What this file may be served with."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the exported checkpoint."""
     temperature: float = 1.0
@@ -48,9 +70,13 @@ class ModelMetadata:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class names repeat: {self.class_names}")
 
+    def is_verified(self, provider: str, precision: str) -> bool:
+        return any((p.provider, p.precision) == (provider, precision) for p in self.verified)
+
     def to_json(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["preprocess"] = self.preprocess.to_dict()
+        values["verified"] = [asdict(pairing) for pairing in self.verified]
         return json.dumps({"format_version": FORMAT_VERSION, **values}, sort_keys=True)
 
     @classmethod
@@ -62,9 +88,10 @@ class ModelMetadata:
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"model metadata is not readable: {error!r}") from error
         if version != FORMAT_VERSION:
+            older = isinstance(version, int) and version < FORMAT_VERSION
             raise ValueError(
-                f"model metadata has format_version {version}, this version reads {FORMAT_VERSION}; "
-                "export the model again or update purebred"
+                f"model metadata has format_version {version}, this version reads {FORMAT_VERSION}: "
+                + ("export the model again" if older else "update purebred")
             )
         known = {f.name for f in fields(cls)}
         if set(values) != known:
@@ -72,6 +99,7 @@ class ModelMetadata:
         try:
             values["class_names"] = tuple(values["class_names"])
             values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+            values["verified"] = tuple(Pairing(**pairing) for pairing in values["verified"])
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"model metadata hold a value of the wrong type: {error}") from error

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         ImageError: not a regular file, empty, or above MAX_FILE_BYTES.
         OSError: it cannot be opened or read.
     """
-    with open(path, "rb", opener=_open_nonblocking) as file:
+    with open(path, "rb", opener=open_nonblocking) as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise ImageError("not a regular file")
@@ -60,7 +60,7 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         return file.read(info.st_size)
 
 
-def _open_nonblocking(path: str, flags: int) -> int:
+def open_nonblocking(path: str, flags: int) -> int:
     # Opening a FIFO without a writer returns at once; what was opened is then examined.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
@@ -210,10 +210,9 @@ def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing
     paths: list[str] = []
     problems: dict[str, str] = {}
     ignored = 0
-    for entry, error in _walk(Path(root), "", recursive):
-        name, kind = entry
-        if error:
-            problems[name] = error
+    for name, kind, problem in walk_images(root, recursive):
+        if problem:
+            problems[name] = problem
         elif kind == "image":
             paths.append(name)
         else:
@@ -221,28 +220,38 @@ def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing
     return Listing(sorted(paths), problems, ignored)
 
 
-def _walk(root: Path, prefix: str, recursive: bool) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yields ((relative path, "image" | "other" | "folder"), problem or "")."""
-    try:
-        with os.scandir(root / prefix) as scan:
-            entries = list(scan)
-    except OSError as error:
-        if not prefix:
-            raise
-        yield (prefix, "folder"), f"cannot list this folder: {error.strerror}"
-        return
-    for entry in entries:
-        name = prefix + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if recursive:
-                yield from _walk(root, name + "/", recursive)
-        elif _is_linked_folder(entry):
-            if recursive:
-                yield (name, "folder"), "linked folder, not followed"
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-            yield (name, "image"), ""
-        else:
-            yield (name, "other"), ""
+def walk_images(
+    root: str | os.PathLike[str], recursive: bool = True
+) -> Iterator[tuple[str, Literal["image", "other", "folder"], str]]:
+    """(relative path, kind, problem or "") as `list_images` sorts them, in the order of the disk.
+
+    Only the names of folders not entered yet are held in memory.
+    """
+    waiting = [""]  # no recursion: folders can be nested more deeply than Python's calls
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            with os.scandir(Path(root) / prefix) as scan:
+                for entry in scan:
+                    name = prefix + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        if recursive:
+                            waiting.append(name + "/")
+                    elif _is_linked_folder(entry):
+                        if recursive:
+                            yield name, "folder", "linked folder, not followed"
+                    elif has_image_suffix(name):
+                        yield name, "image", ""
+                    else:
+                        yield name, "other", ""
+        except OSError as error:
+            if not prefix:
+                raise
+            yield prefix, "folder", f"cannot list this folder: {error.strerror}"
+
+
+def has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

@@ -18,13 +18,22 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from serve.metadata import INPUT_NAME, LOGITS_NAME, METADATA_KEY, PROBABILITIES_NAME, ModelMetadata
+from serve.metadata import (
+    EMBEDDINGS_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    METADATA_KEY,
+    PROBABILITIES_NAME,
+    ModelMetadata,
+    Pairing,
+)
 from serve.preprocess import Preprocess
 
 SIZE = 8
 CLASS_NAMES = ("red", "green", "blue")
 SCALE = 51.0  # grey levels to one unit of a logit
 Colour = tuple[int, int, int]
+ON_CPU = Pairing("cpu", "fp32", 9, 1.0, 1.0, 0.0, "1.31.1")
 
 
 def build_model(
@@ -40,20 +49,27 @@ def build_model(
 ) -> Path:
     """Write the model; the keywords make it disagree with its metadata. `metadata=""`: it has none."""
     if metadata is None:
-        metadata = ModelMetadata(tuple(class_names), Preprocess("crop", size, size)).to_json()
+        metadata = ModelMetadata(
+            tuple(class_names), Preprocess("crop", size, size), verified=(ON_CPU,)
+        ).to_json()
     channels = num_outputs or len(class_names)
     weight = np.eye(3, channels, dtype=np.float32) / np.float32(SCALE)
     nodes = [
         helper.make_node("Cast", [INPUT_NAME], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["mean", "weight"], [LOGITS_NAME]),
+        helper.make_node("ReduceMean", ["pixels"], [EMBEDDINGS_NAME], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", [EMBEDDINGS_NAME, "weight"], [LOGITS_NAME]),
         helper.make_node("Softmax", [LOGITS_NAME], [PROBABILITIES_NAME], axis=1),
     ]
     graph = helper.make_graph(
         nodes,
         "mean colour",
         [helper.make_tensor_value_info(INPUT_NAME, image_type, [batch, size, size, 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, channels]) for name in outputs],
+        [
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, [batch, 3 if name == EMBEDDINGS_NAME else channels]
+            )
+            for name in outputs
+        ],
         [helper.make_tensor("weight", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -1,21 +1,16 @@
 """One row for each input, in order, and never another file's answer, whatever fails beside it."""
 
-import csv
 import os
-import re
 import threading
+import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from serve_model import (
-    CLASS_NAMES,
     broken_files,
     build_model,
     colour_of,
@@ -25,8 +20,13 @@ from serve_model import (
     solid,
 )
 
-from serve.batch import Row, atomic_writer, check_kaggle, score, write_csv, write_kaggle
+from serve import batch
+from serve.batch import StorageHangsError, score
+from serve.inventory import Entry
+from serve.metadata import EMBEDDINGS_NAME
 from serve.predictor import Predictor
+from serve.preprocess import read_image_file
+from serve.writers import Row
 
 NUM_IMAGES = 40
 
@@ -71,13 +71,20 @@ ARRANGEMENTS = {
 }
 
 
+def score_files(
+    predictor: Predictor, root: Path, paths: list[str], batch_size: int, workers: int
+) -> Iterator[Row]:
+    entries = (Entry(path) for path in paths)
+    return score(predictor, entries, lambda entry: read_image_file(root / entry.name), batch_size, workers)
+
+
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize(("batch_size", "decode_threads"), [(1, 1), (2, 8), (7, 2), (32, 4), (100, 3)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (2, 8), (7, 2), (32, 4), (100, 3)])
 def test_every_file_gets_its_own_answer_whatever_its_neighbours_are(
-    predictor: Predictor, folder: Path, arrangement: str, batch_size: int, decode_threads: int
+    predictor: Predictor, folder: Path, arrangement: str, batch_size: int, workers: int
 ) -> None:
     paths = ARRANGEMENTS[arrangement]
-    rows = list(score(predictor, folder, paths, batch_size, decode_threads))
+    rows = list(score_files(predictor, folder, paths, batch_size, workers))
     assert [row.path for row in rows] == paths
     for row in rows:
         if row.path in BROKEN:
@@ -90,7 +97,7 @@ def test_every_file_gets_its_own_answer_whatever_its_neighbours_are(
 
 
 def test_rows_kept_are_not_overwritten_by_later_batches(predictor: Predictor, folder: Path) -> None:
-    first = next(rows := score(predictor, folder, ARRANGEMENTS["none"], 2, 2))
+    first = next(rows := score_files(predictor, folder, ARRANGEMENTS["none"], 2, 2))
     assert first.probabilities is not None
     before = first.probabilities.copy()
     list(rows)
@@ -100,185 +107,59 @@ def test_rows_kept_are_not_overwritten_by_later_batches(predictor: Predictor, fo
 def test_each_error_row_says_what_is_wrong_with_that_file(predictor: Predictor, folder: Path) -> None:
     reasons = {name: reason for name, (_, reason) in broken_files().items()}
     reasons |= {"fifo.jpg": "not a regular file", "missing.jpg": "No such file"}
-    rows = {row.path: row.error for row in score(predictor, folder, list(reasons), 4, 2)}
+    rows = {row.path: row.error for row in score_files(predictor, folder, list(reasons), 4, 2)}
     for name, reason in reasons.items():
         assert reason in rows[name]
 
 
+@pytest.fixture(autouse=True)
+def left_by_others() -> None:
+    """Threads that other tests have left hanging."""
+    LEFT_BY_OTHERS[:] = threading.enumerate()
+
+
+LEFT_BY_OTHERS: list[threading.Thread] = []
+
+
+def threads_at_work() -> int:
+    return sum(t.name == "score" and t not in LEFT_BY_OTHERS for t in threading.enumerate())
+
+
 def test_no_files_no_rows(predictor: Predictor, folder: Path) -> None:
-    assert list(score(predictor, folder, [], 8, 2)) == []
+    assert list(score_files(predictor, folder, [], 8, 2)) == []
 
 
-@pytest.mark.parametrize(("batch_size", "decode_threads"), [(0, 1), (-1, 1), (1, 0), (1, -2)])
-def test_sizes_below_one_are_refused(
-    predictor: Predictor, folder: Path, batch_size: int, decode_threads: int
+@pytest.mark.parametrize(("batch_size", "workers"), [(0, 1), (-1, 1), (1, -2)])
+def test_sizes_below_their_limits_are_refused(
+    predictor: Predictor, folder: Path, batch_size: int, workers: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"batch_size {batch_size} .*decode_threads {decode_threads} must"):
-        next(score(predictor, folder, ["0.png"], batch_size, decode_threads))
+    with pytest.raises(ValueError, match=f"batch_size {batch_size} must .*workers {workers} "):
+        next(score_files(predictor, folder, ["0.png"], batch_size, workers))
 
 
-def test_memory_is_two_batches_whatever_the_number_of_files(tmp_path: Path) -> None:
+def test_memory_is_a_batch_a_worker_whatever_the_number_of_files(tmp_path: Path) -> None:
     size, batch_size, threads = 256, 4, 2
     (tmp_path / "x.jpg").write_bytes(encode(noise(20, 20), "JPEG"))
     predictor = Predictor(build_model(tmp_path / "m.onnx", size=size), "cpu", threads=1)
     pixels = size * size * 3
     tracemalloc.start()  # sees numpy's arrays
     try:
-        rows = score(predictor, tmp_path, ["x.jpg"] * 80, batch_size, threads)
+        rows = score_files(predictor, tmp_path, ["x.jpg"] * 80, batch_size, threads)
         scored = sum(not row.error for row in rows)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert scored == 80
-    # two buffers, and what each thread is resizing; all 80 images would be 80 * pixels
+    # a batch for each thread, and what it is resizing; all 80 images would be 80 * pixels
     assert peak < (2 * batch_size + 4 * threads + 2) * pixels
 
 
 def test_a_consumer_that_stops_leaves_no_thread_behind(predictor: Predictor, folder: Path) -> None:
-    rows = score(predictor, folder, ARRANGEMENTS["none"], 4, 3)
+    rows = score_files(predictor, folder, ARRANGEMENTS["none"] * 20, 4, 3)
     next(rows)
-    assert any(thread.name.startswith("decode") for thread in threading.enumerate())
+    assert threads_at_work()
     rows.close()
-    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
-
-
-# -- writing ---------------------------------------------------------------------------------------------
-
-
-def test_a_file_appears_whole(tmp_path: Path) -> None:
-    output = tmp_path / "out.csv"
-    with atomic_writer(output) as file:
-        file.write("고양이\n")
-        file.flush()
-        assert not output.exists()
-    assert output.read_text(encoding="utf-8") == "고양이\n"
-    assert os.listdir(tmp_path) == ["out.csv"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
-def test_an_error_while_writing_leaves_nothing_new(tmp_path: Path, error: type[BaseException]) -> None:
-    (tmp_path / "old.csv").write_text("yesterday's\n")
-    for name in ("old.csv", "new.csv"):
-        with pytest.raises(error), atomic_writer(tmp_path / name) as file:  # noqa: PT012
-            file.write("half of to")
-            raise error
-    assert os.listdir(tmp_path) == ["old.csv"]
-    assert (tmp_path / "old.csv").read_text() == "yesterday's\n"
-
-
-def test_two_writers_of_one_name_do_not_mix(tmp_path: Path) -> None:
-    """Two pods can run the same job at once, on a shared folder, both with process id 1."""
-    output = tmp_path / "out.csv"
-    with atomic_writer(output) as first:
-        first.write("first, a longer text\n")
-        with atomic_writer(output) as second:
-            second.write("second\n")
-        assert output.read_text() == "second\n"
-    assert output.read_text() == "first, a longer text\n"
-    assert os.listdir(tmp_path) == ["out.csv"]
-
-
-def test_a_finished_file_can_be_read_by_others(tmp_path: Path) -> None:
-    with atomic_writer(tmp_path / "out.csv"):
-        pass
-    (tmp_path / "plain").touch()
-    assert (tmp_path / "out.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_link_is_written_through(tmp_path: Path) -> None:
-    """/dev/stdout is a link: it must not become a file."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "latest.csv").symlink_to("folder/out.csv")
-    with atomic_writer(tmp_path / "latest.csv") as file:
-        file.write("x")
-    assert (tmp_path / "latest.csv").is_symlink()
-    assert (tmp_path / "folder" / "out.csv").read_text() == "x"
-
-
-Writer = Callable[[TextIO], Iterator[Row]]
-
-
-def written(path: Path, write: Writer) -> list[list[str]]:
-    with atomic_writer(path) as file:
-        list(write(file))
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
-
-
-def row_of(path: str, *probabilities: float) -> Row:
-    return Row(path, np.array(probabilities, np.float32))
-
-
-def csv_rows(tmp_path: Path, rows: Iterable[Row], class_names: tuple[str, ...]) -> list[list[str]]:
-    return written(tmp_path / "out.csv", lambda file: write_csv(file, rows, class_names))
-
-
-def test_csv_columns(tmp_path: Path) -> None:
-    rows = [row_of("a.jpg", 0.125, 0.5, 0.375), Row("b.jpg", error="truncated")]
-    csv_rows(tmp_path, rows, CLASS_NAMES)
-    assert (tmp_path / "out.csv").read_bytes() == (
-        b"path,label,probability,probability_red,probability_green,probability_blue,error\n"
-        b"a.jpg,green,0.5,0.125,0.5,0.375,\n"
-        b"b.jpg,,,,,,truncated\n"
-    )
-
-
-STRANGE = ["a b.jpg", "a,b.jpg", 'a"b.jpg', "a\nb.jpg", "a\r\nb.jpg", "a\rb.jpg", "고양이.jpg", "=1+1.jpg"]
-
-
-def test_any_file_name_and_class_name_is_one_cell(tmp_path: Path) -> None:
-    rows = [row_of(name, 0.25, 0.75) for name in STRANGE] + [Row(name, error=name) for name in STRANGE]
-    table = csv_rows(tmp_path, rows, ("a, b", "dog\n"))
-    assert table[0] == ["path", "label", "probability", "probability_a, b", "probability_dog\n", "error"]
-    assert table[1:] == [
-        *([name, "dog\n", "0.75", "0.25", "0.75", ""] for name in STRANGE),
-        *([name, "", "", "", "", name] for name in STRANGE),
-    ]
-
-
-def test_a_file_name_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
-    rows = [row_of(os.fsdecode(b"caf\xe9.jpg"), 0, 1)]
-    assert csv_rows(tmp_path, rows, ("a", "b"))[1][0] == r"caf\udce9.jpg"
-
-
-@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=5))
-def test_probabilities_read_back_as_the_same_float32(
-    tmp_path_factory: pytest.TempPathFactory, values: list[float]
-) -> None:
-    probabilities = np.array(values, np.float32)
-    names = tuple("abcde"[: len(values)])
-    table = csv_rows(tmp_path_factory.getbasetemp(), [Row("x", probabilities)], names)
-    np.testing.assert_array_equal(np.array(table[1][3:-1], np.float32), probabilities)
-    assert table[1][1] == names[int(np.argmax(probabilities))]
-    assert np.float32(table[1][2]) == probabilities.max()
-
-
-def test_writers_pass_every_row_on(tmp_path: Path) -> None:
-    rows = [row_of("a.jpg", 0, 1), Row("b.jpg", error="no")]
-    with atomic_writer(tmp_path / "x") as file:
-        assert list(write_csv(file, rows, ("a", "b"))) == rows
-        assert list(write_kaggle(file, rows, labels=False)) == rows
-
-
-def test_kaggle_has_the_second_class_probability_or_the_class_number(tmp_path: Path) -> None:
-    rows = [row_of("test/1.jpg", 0.875, 0.125), row_of("2.b.png", 0.25, 0.75), Row("3.jpg", error="empty")]
-
-    def table(labels: bool) -> list[list[str]]:
-        return written(tmp_path / "out.csv", lambda file: write_kaggle(file, rows, labels))
-
-    assert table(labels=False) == [["id", "label"], ["1", "0.125"], ["2.b", "0.75"], ["3", ""]]
-    assert table(labels=True) == [["id", "label"], ["1", "0"], ["2.b", "1"], ["3", ""]]
-
-
-def test_kaggle_refuses_what_it_cannot_hold() -> None:
-    paths = ["a/1.jpg", "a/2.jpg"]
-    check_kaggle(paths, num_classes=2, labels=False)
-    check_kaggle(paths, num_classes=9, labels=True)
-    with pytest.raises(ValueError, match="the model has 3 classes: add --labels or use --format csv"):
-        check_kaggle(paths, num_classes=3, labels=False)
-    for twin in ("b/1.jpg", "a/1.png"):
-        with pytest.raises(ValueError, match=re.escape(f"'a/1.jpg' and '{twin}' have the same id '1'")):
-            check_kaggle([*paths, twin], num_classes=2, labels=True)
+    assert not threads_at_work()
 
 
 def test_answers_that_are_not_numbers_are_errors_not_labels(
@@ -286,14 +167,168 @@ def test_answers_that_are_not_numbers_are_errors_not_labels(
 ) -> None:
     paths = sorted(os.listdir(folder))[:4]
     honest = predictor.predict
-    broken = next(i for i, row in enumerate(score(predictor, folder, paths, 4, 2)) if not row.error)
+    # the first readable file; its place in the list is its place in the only batch
+    broken = next(i for i, row in enumerate(score_files(predictor, folder, paths, 4, 2)) if not row.error)
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         answers = honest(pixels).copy()
-        answers[0] = np.nan  # of the first readable file
+        answers[broken] = np.nan
         return answers
 
     monkeypatch.setattr(predictor, "predict", predict)
-    rows = list(score(predictor, folder, paths, 4, 2))
+    rows = list(score_files(predictor, folder, paths, 4, 2))
     assert rows[broken].error == "the model's probabilities are not finite"
     assert rows[broken].probabilities is None
+
+
+def test_batches_are_cut_at_fixed_places_and_unreadable_images_are_black_in_them(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an answer cannot depend on whether another image was readable, not even in its last bit."""
+    batches: list[tuple[int, list[int]]] = []
+    honest = predictor.predict
+
+    def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batches.append((len(pixels), [i for i, image in enumerate(pixels) if not image.any()]))
+        return honest(pixels)
+
+    monkeypatch.setattr(predictor, "predict", predict)
+    list(score_files(predictor, folder, broken_at(1, 8, 9, 39), 7, 1))
+    assert [size for size, _ in batches] == [7, 7, 7, 7, 7, 5]
+    assert [black for _, black in batches] == [[1], [1, 2], [], [], [], [4]]
+
+
+def test_an_error_of_the_model_or_of_the_list_is_raised_not_waited_for(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names() -> Iterator[Entry]:
+        yield from (Entry("0.png") for _ in range(9))
+        raise OSError("the list ended")
+
+    rows = score(predictor, names(), lambda entry: read_image_file(folder / entry.name), 4, 3)
+    with pytest.raises(OSError, match="the list ended"):
+        list(rows)
+
+    def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise MemoryError("no room for the activations")
+
+    monkeypatch.setattr(predictor, "predict", predict)
+    with pytest.raises(MemoryError, match="no room"):
+        list(score_files(predictor, folder, ARRANGEMENTS["none"], 4, 3))
+    assert not threads_at_work()
+
+
+# -- images that hang ------------------------------------------------------------------------------------
+
+
+class HangingFolder:
+    """Reads from a folder, but some names only when they are released."""
+
+    def __init__(self, root: Path, *hanging: str):
+        self.root, self.hanging = root, hanging
+        self.released = threading.Event()
+
+    def read(self, entry: Entry) -> bytes:
+        if entry.name in self.hanging:
+            self.released.wait(30)
+        return read_image_file(self.root / entry.name)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_hangs_gets_an_error_row_and_the_others_their_own_answers(
+    predictor: Predictor, folder: Path, workers: int
+) -> None:
+    paths = ARRANGEMENTS["none"]
+    hanging = (paths[0], paths[9], paths[11], paths[39])
+    storage = HangingFolder(folder, *hanging)
+    started = time.monotonic()
+    rows = []
+    for row in score(predictor, map(Entry, paths), storage.read, 4, workers, image_timeout=0.3):
+        rows.append(row)
+        if len(rows) == 20:
+            storage.released.set()  # from now on, threads that were given up come back with pixels
+    assert time.monotonic() - started < 10
+    assert [row.path for row in rows] == paths
+    assert all(row.error for row in rows if row.path in hanging[:3])
+    for row in rows:
+        if row.error:
+            assert row.path in hanging
+            assert row.error == "no pixels after 0.3 s: gave up waiting"
+        else:
+            np.testing.assert_allclose(
+                row.probabilities, probabilities_for(colour_of(int(Path(row.path).stem))), rtol=1e-5
+            )
+
+
+def test_a_thread_that_comes_back_too_late_changes_nothing(predictor: Predictor, folder: Path) -> None:
+    """Not even while another thread still works on the same batch."""
+    released = threading.Event()
+
+    def read(entry: Entry) -> bytes:
+        if entry.name == "0.png":
+            released.wait(30)
+        elif entry.name == "1.png":  # the next of the batch, so the first has been given up
+            released.set()
+            time.sleep(0.2)
+        return read_image_file(folder / entry.name)
+
+    first, second = score(predictor, map(Entry, ["0.png", "1.png"]), read, 2, 1, image_timeout=0.5)
+    assert first.error == "no pixels after 0.5 s: gave up waiting"
+    assert first.probabilities is None
+    np.testing.assert_allclose(second.probabilities, probabilities_for(colour_of(1)), rtol=1e-5)
+
+
+def test_storage_that_hangs_altogether_ends_the_job(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_STUCK", 5)
+    monkeypatch.setattr(batch, "PATIENCE", 0.1)
+    paths = ARRANGEMENTS["none"]
+    storage = HangingFolder(folder, *paths)
+    with pytest.raises(StorageHangsError, match="6 reads hang at once"):
+        list(score(predictor, map(Entry, paths), storage.read, 4, 2, image_timeout=0.1))
+    storage.released.set()
+
+
+# -- the number of workers -------------------------------------------------------------------------------
+
+
+def test_workers_are_added_when_reading_is_mostly_waiting(predictor: Predictor, folder: Path) -> None:
+    counts = []
+
+    def read(entry: Entry) -> bytes:
+        time.sleep(0.02)
+        return read_image_file(folder / entry.name)
+
+    for _ in score(predictor, map(Entry, ARRANGEMENTS["none"] * 4), read, 2):
+        counts.append(threads_at_work())
+    assert counts[0] == batch.available_processors()
+    assert 2 * batch.available_processors() < max(counts) <= batch.MAX_WORKERS
+
+
+# -- embeddings ------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_the_models_third_output(tmp_path: Path, folder: Path, predictor: Predictor) -> None:
+    model = build_model(tmp_path / "model.onnx", outputs=(*predictor_outputs(predictor), EMBEDDINGS_NAME))
+    paths = broken_at(3)[:8]
+    entries = map(Entry, paths)
+    rows = list(
+        score(
+            Predictor(model, "cpu", threads=1),
+            entries,
+            lambda e: read_image_file(folder / e.name),
+            4,
+            2,
+            embeddings=True,
+        )
+    )
+    assert rows[3].embedding is None
+    for row in (rows[0], rows[7]):  # of this model, the mean colour
+        np.testing.assert_allclose(row.embedding, colour_of(int(Path(row.path).stem)), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"no output 'embeddings': export it .* --embeddings"):
+        score(predictor, [], lambda e: b"", 1, embeddings=True)
+
+
+def predictor_outputs(predictor: Predictor) -> list[str]:
+    return [output.name for output in predictor.session.get_outputs()]

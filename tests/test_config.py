@@ -158,6 +158,21 @@ def test_a_faulty_config_file_is_an_error(tmp_path: Path, text: str) -> None:
         parse_config(["--resume", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--folds", "1", "--fold", "1"], "--folds 1 would validate on everything"),
+        (["--folds", "3"], r"--fold 0 is outside 1..3 \(--folds\)"),
+        (["--folds", "3", "--fold", "4"], r"--fold 4 is outside 1..3"),
+        (["--fold", "2"], "--fold 2 needs --folds"),
+        (["--folds", "3", "--fold", "1", "--val-data", "x"], "--val_data on other images: give one"),
+    ],
+)
+def test_folds_that_make_no_sense_are_an_error(argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_config(argv)
+
+
 def test_limits_are_of_settings_and_hold_for_the_defaults() -> None:
     assert set(LIMITS) <= set(FIELDS)
     TrainConfig()

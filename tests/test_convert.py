@@ -7,13 +7,13 @@ import onnx
 import pytest
 import torch
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe, split_head
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess
 from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.model import build_model
+from train.model import build_model, rebuild
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:
@@ -38,7 +38,7 @@ def test_served_answers_equal_pytorch(name: str, size: int, channels_last: bool,
     model.channels_last = channels_last
     path = tmp_path / "model.onnx"
     convert(model, metadata(size, ("a", "b", "c")), path)
-    predictor = Predictor(path, "cpu")
+    predictor = Predictor(path, "cpu", allow_unverified=True)
     for batch_size in (1, 2, 7):
         pixels = np.random.default_rng(batch_size).integers(0, 256, (batch_size, size, size, 3), np.uint8)
         logits, probabilities = predictor.run(pixels)
@@ -58,7 +58,52 @@ def test_the_file_is_alone_and_says_what_it_is(tmp_path: Path) -> None:
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     assert shape[0].dim_param
     assert [d.dim_value for d in shape[1:]] == [32, 32, 3]
-    assert Predictor(path, "cpu").metadata == metadata(32)
+    assert Predictor(path, "cpu", allow_unverified=True).metadata == metadata(32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [
+        ("simple_cnn", 50, 256),
+        ("resnet18", 64, 512),
+        ("googlenet", 64, 1024),
+        ("mobilenet_v3_small", 64, 1024),
+        ("vit_tiny_patch16_224", 64, 192),
+    ],
+)
+def test_embeddings_are_what_the_last_layer_sees(name: str, size: int, features: int) -> None:
+    model, _ = build_model(name, 2, size)
+    body, head = split_head(model.eval(), 2, size)
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8))
+    with torch.inference_mode():
+        logits, embeddings = model(pixels), body(pixels)
+        assert embeddings.shape == (3, features)
+        torch.testing.assert_close(embeddings, seen[0], rtol=0, atol=0)
+        torch.testing.assert_close(head(embeddings), logits, rtol=0, atol=0)
+
+
+def test_embeddings_are_a_third_output_and_change_no_other(tmp_path: Path) -> None:
+    model, _ = build_model("simple_cnn", 2, 50)
+    model.flip_tta = True
+    model.temperature.fill_(0.5)
+    convert(model.eval(), metadata(50), tmp_path / "model.onnx", embeddings=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
+    predictor = Predictor(tmp_path / "model.onnx", "cpu")
+    (embeddings,) = predictor.session.run(["embeddings"], {"images": pixels})
+    with torch.inference_mode():
+        body, _ = split_head(model, 2, 50)
+        np.testing.assert_allclose(embeddings, body(torch.from_numpy(pixels)).numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            predictor.run(pixels)[0], model(torch.from_numpy(pixels)).numpy(), atol=1e-4
+        )
+
+
+def test_a_network_without_a_linear_head_has_no_embeddings(tmp_path: Path) -> None:
+    model, _ = build_model("squeezenet1_1", 2, 64)
+    with pytest.raises(ValueError, match="does not end in a linear layer"):
+        convert(model.eval(), metadata(64), tmp_path / "model.onnx", embeddings=True)
 
 
 def test_the_moving_average_is_what_is_exported() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 from train_data import draw, flat_set, image_set, settings
 
 from train.config import TrainConfig
@@ -24,6 +25,7 @@ from train.data import (
     prepare_data,
     split,
 )
+from train.sample import draw_face
 
 
 def prepare(tmp_path: Path, data: Path | None = None, **changes: object) -> Data:
@@ -331,11 +333,122 @@ def test_images_in_both_sets_are_warned_of(tmp_path: Path) -> None:
     assert any("12 images" in note and "validation flatters the model" in note for note in data.notes)
 
 
+def test_near_duplicates_in_both_sets_are_warned_of(tmp_path: Path) -> None:
+    root = faces(tmp_path / "images")
+    faces(tmp_path / "val", first=50)
+    for i in range(3):
+        re_encode(root / f"cat.{i}.jpg", tmp_path / "val" / f"cat.{i}.jpg")
+    notes = prepare(tmp_path, val_data=str(tmp_path / "val")).notes
+    (warning,) = [note for note in notes if "flatters" in note]
+    assert "3 images" in warning
+    assert "re-encoded" in warning
+    notes = prepare(tmp_path, val_data=str(tmp_path / "val"), near_duplicates=False).notes
+    assert not any("flatters" in note for note in notes)
+
+
+# near duplicates, folds, exclude
+
+
+def faces(root: Path, per_class: int = 10, first: int = 0) -> Path:
+    root.mkdir(parents=True)
+    for label in ("cat", "dog"):
+        for i in range(first, first + per_class):
+            image = draw_face(label, np.random.default_rng([i, label == "dog"]))
+            image.save(root / f"{label}.{i}.jpg", quality=95)
+    return root
+
+
+def re_encode(file: Path, copy: Path) -> None:
+    with Image.open(file) as image:
+        image.resize((image.width - 20, image.height - 10)).save(copy, quality=60)
+
+
+def test_near_duplicates_stay_on_one_side_unless_that_is_turned_off(tmp_path: Path) -> None:
+    root = faces(tmp_path / "images")
+    for i in range(10):
+        for label in ("cat", "dog"):
+            re_encode(root / f"{label}.{i}.jpg", root / f"{label}.{i + 100}.jpg")
+
+    def divided(near_duplicates: bool) -> int:
+        data = prepare(tmp_path, near_duplicates=near_duplicates, val_fraction=0.5)
+        number = {path: int(path.split(".")[1]) % 100 for path in [*data.train.paths, *data.val.paths]}
+        sides = [{(path[:3], number[path]) for path in images.paths} for images in (data.train, data.val)]
+        assert any("20 images are near duplicates" in note for note in data.notes) == near_duplicates
+        assert len(data.val) == 20
+        return len(sides[0] & sides[1])
+
+    assert divided(True) == 0
+    assert divided(False) > 0
+
+
+def test_where_labels_differ_within_pictures_that_look_the_same_only_copies_are_grouped(
+    tmp_path: Path,
+) -> None:
+    root = faces(tmp_path / "images", per_class=6)
+    for i in range(6):
+        re_encode(root / f"cat.{i}.jpg", root / f"dog.{i + 100}.jpg")
+    data = prepare(tmp_path, val_fraction=0.5)
+    assert any("often differ in their labels" in note for note in data.notes)
+    assert data.val.counts() == {"cat": 3, "dog": 6}
+    assert len(data.near) == 12
+
+
+def test_folds_cover_the_data_once_and_share_one_content_digest(tmp_path: Path) -> None:
+    root = faces(tmp_path / "images", per_class=6)
+    re_encode(root / "cat.0.jpg", root / "cat.100.jpg")
+    folds = [prepare(tmp_path, folds=3, fold=k) for k in (1, 2, 3)]
+    assert sorted(path for data in folds for path in data.val.paths) == sorted(both(folds[0]))
+    for data in folds:
+        assert not set(data.train.paths) & set(data.val.paths)
+        assert ("cat.0.jpg" in data.val.paths) == ("cat.100.jpg" in data.val.paths)
+    assert len({data.content_digest for data in folds}) == 1
+    assert len({data.digest for data in folds}) == 3
+    (root / "cat.1.jpg").rename(root / "cat.7.jpg")
+    assert prepare(tmp_path, folds=3, fold=1).content_digest != folds[0].content_digest
+
+
+def test_excluded_images_are_left_out_and_others_keep_their_side(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images", per_class=40)
+    before = prepare(tmp_path)
+    leave = [before.val.paths[0], *before.train.paths[:2]]
+    file = manifest(tmp_path / "m", [f"{path},cat,0.3" for path in leave], "path,label,score")
+    data = prepare(tmp_path, exclude=str(file))
+    assert set(both(before)) - set(both(data)) == set(leave)
+    assert len(set(before.val.paths) - set(data.val.paths)) <= 2
+    assert any(note.startswith("3 of them are left out") for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (
+            ["cat.0.png", "nowhere.png"],
+            "path",
+            r"--exclude .* names 1 images that are not in .*nowhere.png",
+        ),
+        (["cat.0.png"], "file", r"--exclude .* needs the column path; it has \['file'\]"),
+        ([f"cat.{i}.png" for i in range(6)], "path", "class 'cat' in .* has no readable image"),
+    ],
+)
+def test_a_faulty_exclude_file_is_an_error_that_names_it(
+    tmp_path: Path, rows: list[str], header: str, message: str
+) -> None:
+    flat_set(tmp_path / "images")
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, exclude=str(manifest(tmp_path / "m", rows, header)))
+
+
+def test_an_exclude_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"--exclude nowhere.csv cannot be read: .*No such file"):
+        prepare(tmp_path, exclude="nowhere.csv")
+
+
 # split
 
 
 def halves(images: ImageSet, fraction: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    return split(images, fraction, seed, [])
+    return split(images, TrainConfig(val_fraction=fraction, seed=seed), {}, [])
 
 
 def test_the_split_is_stratified() -> None:
@@ -387,7 +500,7 @@ def test_copies_never_straddle_and_every_class_can_be_trained(
 def test_what_the_split_notices_is_noted() -> None:
     images = image_set([0, 0, 0, 1, 1, 2, 0], 3, ["a", "a", "b", "c", "b", "d", "e"])
     notes: list[str] = []
-    split(images, 0.2, 0, notes)
+    split(images, TrainConfig(val_fraction=0.2), {}, notes)
     assert "2 images are copies of others" in notes[0]
     assert "1 images occur under more than one label" in notes[1]
     assert any("class 'class2' has no image to validate on" in note for note in notes)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 
 import export.main
 from export.convert import convert
+from export.verify import verify
 from serve.predictor import Predictor
 from train.checkpoint import file_sha256
 
@@ -35,7 +37,12 @@ def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
     assert report["passed"]
     assert report["model_sha256"] == file_sha256(model)
     assert report["checkpoint_sha256"] == file_sha256(run / "checkpoints" / "best.pt")
-    assert Predictor(model, "cpu").metadata.checkpoint_sha256 == report["checkpoint_sha256"]
+    assert report["pairings"] == []
+    metadata = Predictor(model, "cpu").metadata
+    assert metadata.checkpoint_sha256 == report["checkpoint_sha256"]
+    (pairing,) = metadata.verified
+    assert (pairing.provider, pairing.precision, pairing.num_images) == ("cpu", "fp32", 24)
+    assert pairing.accuracy == report["accuracy_served"]
 
     version = mlflow.MlflowClient().get_model_version_by_alias("pets", "challenger")
     assert version.run_id == Predictor(model, "cpu").metadata.run_id
@@ -50,8 +57,8 @@ def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
     np.testing.assert_array_equal(answers["probabilities"], Predictor(model, "cpu").predict(pixels))
 
 
-def tampering(model: object, metadata: object, path: Path) -> None:
-    convert(model, metadata, path)
+def tampering(model: object, metadata: object, path: Path, embeddings: bool) -> None:
+    convert(model, metadata, path, embeddings)
     proto = onnx.load(path)
     bias = next(w for w in proto.graph.initializer if w.name.endswith("classifier.3.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias)[::-1] + np.float32(0.3), bias.name))
@@ -62,7 +69,8 @@ def test_a_failed_verification_leaves_no_model_not_even_an_older_one(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "export").mkdir()
-    (run / "export" / "model.onnx").write_text("from an earlier export")
+    for name in ("model.onnx", "model.int8.onnx", "model.fp16.onnx"):
+        (run / "export" / name).write_text("from an earlier export")
     monkeypatch.setattr(export.main, "convert", tampering)
     assert export.main.main(["--run", str(run)]) == 1
     assert [p.name for p in (run / "export").iterdir()] == ["verification.json"]
@@ -96,3 +104,109 @@ def test_without_its_mlflow_run_the_model_is_published_all_the_same(
     assert (run / "export" / "model.onnx").is_file()
     assert "warning: the model is not in MLflow" in capsys.readouterr().err
     assert export.main.main(["--run", str(run), "--register", "pets"]) == 2
+
+
+# -- further providers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(export.main, "track", lambda *_: None)
+    assert export.main.main(["--run", str(run)]) == 0
+    return run
+
+
+def add(run: Path, pairing: str, *arguments: str) -> int:
+    return export.main.main(["--run", str(run), "--verify-provider", pairing, *arguments])
+
+
+def claiming(provider: str) -> Any:
+    """A stand-in for another provider of this machine: the CPU's answers under its name."""
+
+    def verify_elsewhere(*arguments: Any) -> Any:
+        *others, _, precision, limits = arguments
+        report = verify(*others, "cpu", "fp32", limits)
+        report.provider, report.precision = provider, precision
+        return report
+
+    return verify_elsewhere
+
+
+def verified(model: Path) -> list[str]:
+    predictor = Predictor(model, "cpu", allow_unverified=True)
+    return [f"{p.provider}:{p.precision}" for p in predictor.metadata.verified]
+
+
+def test_a_provider_is_added_and_taken_away_again_when_it_fails(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, record = published / "export" / "model.onnx", published / "export" / "verification.json"
+    graph = onnx.load(model).graph
+    monkeypatch.setattr(export.main, "Predictor", lambda *_, **__: None)
+    monkeypatch.setattr(export.main, "verify", claiming("openvino"))
+    assert add(published, "openvino:bf16") == 0
+    assert verified(model) == ["cpu:fp32", "openvino:bf16"]
+    report = json.loads(record.read_text())
+    assert (report["provider"], report["precision"]) == ("cpu", "fp32")
+    (entry,) = report["pairings"]
+    assert (entry["provider"], entry["precision"], entry["passed"]) == ("openvino", "bf16", True)
+    assert entry["max_accuracy_drop"] == 0.003
+    # the file changed, so both reports carry its new digest
+    assert report["model_sha256"] == entry["model_sha256"] == file_sha256(model)
+    assert onnx.load(model).graph == graph
+
+    def failing(*arguments: Any) -> Any:
+        report = claiming("openvino")(*arguments)
+        report.passed, report.failures = False, ["another driver"]
+        return report
+
+    monkeypatch.setattr(export.main, "verify", failing)
+    assert add(published, "openvino:bf16") == 1
+    assert verified(model) == ["cpu:fp32"]
+    (entry,) = json.loads(record.read_text())["pairings"]
+    assert not entry["passed"]
+    assert json.loads(record.read_text())["model_sha256"] == file_sha256(model)
+
+
+def test_the_cpu_can_be_verified_again(published: Path) -> None:
+    """As after an update of onnxruntime."""
+    assert add(published, "cpu:fp32", "--limit", "10") == 0
+    report = json.loads((published / "export" / "verification.json").read_text())
+    assert (report["num_images"], report["pairings"]) == (10, [])
+    assert verified(published / "export" / "model.onnx") == ["cpu:fp32"]
+
+
+def test_openvino_is_verified_where_there_is_one(published: Path) -> None:
+    from test_providers import openvino_devices
+
+    openvino_devices()
+    assert add(published, "openvino:fp32") == 0
+    model = published / "export" / "model.onnx"
+    assert Predictor(model, "auto").provider == "openvino"
+    (entry,) = json.loads((published / "export" / "verification.json").read_text())["pairings"]
+    assert entry["max_difference_probabilities"] < 1e-4
+    assert entry["max_accuracy_drop"] is None
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
+@pytest.mark.parametrize(
+    ("pairing", "message"),
+    [
+        ("cuda:fp32", "provider 'cuda' is not to be had: no NVIDIA driver"),
+        ("cuda:bf16", "--verify-provider 'cuda:bf16' is none of cpu:fp32, cuda:fp32, tensorrt:fp32"),
+        ("cuda", "--verify-provider 'cuda' is none of"),
+    ],
+)
+def test_a_provider_that_cannot_be_verified_changes_nothing(
+    pairing: str, message: str, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.read_bytes() for p in (published / "export").iterdir()}
+    assert add(published, pairing) == 2
+    assert message in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in (published / "export").iterdir()} == before
+
+
+def test_validation_images_may_have_moved(published: Path, sample: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(sample / "train", tmp_path / "moved")
+    assert add(published, "cpu:fp32", "--images", str(moved)) == 0
+    assert add(published, "cpu:fp32", "--images", str(tmp_path / "nowhere")) == 2

@@ -240,3 +240,50 @@ def test_an_image_evaluated_twice_is_noticed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("train.loop.evaluation_batches", lambda *args: [[(0, 0, 1.0), (0, 0, 1.0)]])
     with pytest.raises(AssertionError, match="an image was evaluated twice or never"):
         evaluated(linear_model(), data, config, 4, Criterion(0.0, None))
+
+
+# teachers
+
+
+def test_the_teachers_share_of_the_loss_is_the_divergence_of_softened_answers() -> None:
+    logits, labels = example()
+    taught = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    targets = F.one_hot(labels, 3).float()
+    losses = Criterion(0.0, None, share=0.25, temperature=2.0)(logits, targets, taught)
+    p, q = (taught / 2).softmax(1), (logits / 2).softmax(1)
+    expected = 0.75 * F.cross_entropy(logits, labels, reduction="none")
+    expected += 0.25 * 4 * (p * (p / q).log()).sum(1)
+    assert torch.allclose(losses, expected, atol=1e-6)
+    whole = Criterion(0.0, None, share=1.0)
+    assert torch.allclose(whole(logits, targets, logits), torch.zeros(5), atol=1e-6)
+    assert whole(logits, targets).mean() > 0, "validation has no teacher"
+
+
+def test_a_student_taught_without_labels_comes_to_agree_with_its_teacher(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, **{**PLAIN_SGD, "lr": 2e-4}, flip=0.5, epochs=30)
+    teacher = linear_model(seed=7).eval()
+    student = make_trainee(config, linear_model(seed=1))
+    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
+    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    criterion, mix = Criterion(0.0, None, share=1.0), PairMix(config, 2)
+    losses = [
+        train_one_epoch(student, criterion, loader, plan, mix, config, ONE, CPU, epoch, None, teacher)[
+            "train/loss"
+        ]
+        for epoch in range(10)
+    ]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_soft_targets_replace_the_labels(tmp_path: Path) -> None:
+    """With all targets turned round, the network learns the opposite of the labels."""
+    config, data = make_data(tmp_path, **PLAIN_SGD)
+    targets = 1 - F.one_hot(torch.from_numpy(data.train.labels), 2).float()
+    trainee = make_trainee(config, linear_model())
+    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
+    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    for epoch in range(5):
+        values = train_one_epoch(
+            trainee, Criterion(0.0), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch, targets
+        )
+    assert values["train/accuracy"] < 0.2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata
+from serve.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata, Pairing
 from serve.preprocess import Preprocess
 
 # Surrogates too: a class may be named after a folder whose name is not UTF-8.
@@ -20,8 +20,13 @@ def changed(**changes: Any) -> str:
     return json.dumps(json.loads(METADATA.to_json()) | changes)
 
 
+pairings = st.builds(Pairing, names, names, st.integers(0), finite, finite, finite, names)
+
+
 @given(
     class_names=st.lists(names, min_size=2, unique=True).map(tuple),
+    precision=names,
+    verified=st.lists(pairings).map(tuple),
     size=st.integers(1, 4096),
     metrics=st.dictionaries(names, finite),
     versions=st.dictionaries(names, names),
@@ -42,11 +47,20 @@ def test_any_class_name_can_be_stored_in_an_onnx_file(class_names: tuple[str, ..
     )
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, FORMAT_VERSION - 1, None, "1"])
-def test_another_format_version_is_refused_and_the_message_says_what_to_do(version: object) -> None:
-    with pytest.raises(
-        ValueError, match=f"format_version {version}, this version reads 1.*update purebred"
-    ):
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        (FORMAT_VERSION + 1, "update purebred"),
+        (FORMAT_VERSION - 1, "export the model again"),
+        (None, "update purebred"),
+        (str(FORMAT_VERSION), "update purebred"),
+    ],
+)
+def test_another_format_version_is_refused_and_the_message_says_what_to_do(
+    version: object, remedy: str
+) -> None:
+    reads = f"this version reads {FORMAT_VERSION}"
+    with pytest.raises(ValueError, match=f"format_version {version}, {reads}: {remedy}"):
         ModelMetadata.from_json(changed(format_version=version))
 
 
@@ -91,6 +105,9 @@ def test_text_that_is_not_metadata_is_refused(text: str) -> None:
         {"class_names": None},
         {"class_names": [["cat"], ["dog"]]},
         {"preprocess": 3},
+        {"verified": None},
+        {"verified": [3]},
+        {"verified": [{"provider": "cpu", "precision": "fp32"}]},
         {"preprocess": {**METADATA.preprocess.to_dict(), "size": "96"}},
     ],
 )

@@ -1,17 +1,19 @@
 """Learning rate, weight decay and the moving average at chosen steps."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from train.config import TrainConfig
-from train.model import build_model
+from train.layers import layer_groups
+from train.model import ImageClassifier, build_model
 from train.optim import build_ema, build_optimizer, build_scheduler, lr_factor
 
 
-def model() -> nn.Module:
+def model() -> ImageClassifier:
     torch.manual_seed(0)
     return build_model("simple_cnn", 2, 16)[0]
 
@@ -34,9 +36,48 @@ def test_biases_and_normalisation_layers_do_not_decay(optimizer: str) -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     net = model()
-    for parameter in net.parameters():
-        parameter.requires_grad = False
-    assert [group["params"] for group in build_optimizer(TrainConfig(), net).param_groups] == [[], []]
+    net.freeze(-1)
+    groups = build_optimizer(TrainConfig(), net).param_groups
+    head = net.network.classifier[3]
+    assert [list(group["params"]) for group in groups] == [[head.weight], [head.bias]]
+
+
+def rates(net: ImageClassifier, **changes: Any) -> dict[str, float]:
+    names = {p: name for name, p in net.network.named_parameters()}
+    optimizer = build_optimizer(TrainConfig(**changes), net)
+    assert len(optimizer.state) == 0
+    return {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_layers_learn_slower_the_further_they_are_from_the_head(optimizer: str) -> None:
+    net = model()
+    found = rates(net, lr=0.2, layer_decay=0.5, optimizer=optimizer)
+    for depth, group in enumerate(reversed(layer_groups(net.network))):
+        assert [found[name] for name in group] == pytest.approx([0.2 * 0.5**depth] * len(group))
+    assert len(found) == len(list(net.parameters()))
+    assert set(rates(net, lr=0.2).values()) == {0.2}
+
+
+def test_layer_decay_leaves_weight_decay_and_freezing_as_they_are() -> None:
+    net = model()
+    net.freeze(2)
+    frozen = {name for group in layer_groups(net.network)[:2] for name in group}
+    assert set(rates(net, layer_decay=0.5)) == {n for n, _ in net.network.named_parameters()} - frozen
+    groups = build_optimizer(TrainConfig(layer_decay=0.5, weight_decay=0.3), net).param_groups
+    for group in groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.3}
+
+
+def test_the_schedule_is_on_top_of_the_layers_rates() -> None:
+    config = TrainConfig(lr=0.2, epochs=2, warmup_epochs=1, layer_decay=0.5)
+    optimizer = build_optimizer(config, model())
+    scheduler = build_scheduler(config, optimizer, 2)
+    first = [group["lr"] for group in optimizer.param_groups]
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * lr for lr in first])
+    assert first[0] == pytest.approx(0.1), "the head's rate comes first, which is the one that is logged"
 
 
 def test_the_warm_up_is_linear_and_the_cosine_ends_at_0() -> None:

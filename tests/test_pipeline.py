@@ -114,8 +114,12 @@ def test_the_number_of_processes_does_not_change_the_run(
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(sample: Path, tmp_path: Path) -> None:
-    """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run."""
-    settings = ["--data", sample / "train", *SMALL, "--deterministic", "--cutmix", 1.0, "--epochs", 4]
+    """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run.
+
+    Training images grow during the run, and the last epoch is one of re-tuning at a larger size.
+    """
+    settings = ["--data", sample / "train", *SMALL, "--deterministic", "--cutmix", 1.0, "--epochs", 3]
+    settings += ["--start-size", 16, "--eval-size", 40, "--retune-epochs", 1, "--flip-tta"]
     torchrun(2, *settings, "--name", "whole", "--track", "false", cwd=tmp_path)
     torchrun(2, *settings, "--name", "parts", "--stop-after", 2, cwd=tmp_path)
     torchrun(2, "--resume", "runs/parts", "--stop-after", 0, cwd=tmp_path)
@@ -136,9 +140,45 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(sample: Path, tm
         assert sorted(set(steps)) == [(1,), (2,), (3,), (4,)]
 
 
+def test_a_checkpoint_is_fine_tuned_by_two_processes_and_resumed(
+    trained: TrainedRun, sample: Path, tmp_path: Path
+) -> None:
+    """Frozen layers, rates by layer, the checkpoint's input; a stop in the middle changes no bit."""
+    weights = trained.folder / "checkpoints" / "best.pt"
+    settings = ["--data", sample / "train", "--model", "simple_cnn", "--weights", weights, "--freeze", 3]
+    settings += ["--layer-decay", 0.7, "--batch-size", 32, "--epochs", 2]
+    settings += ["--deterministic", "--track", "false"]
+    printed = torchrun(2, *settings, "--name", "whole", cwd=tmp_path)
+    assert f"input as the weights had it ({weights}): image_size 32, " in printed
+    assert "its head is kept: the classes are the same" in printed
+    assert "warning" not in printed
+    assert "frozen: 93,472 of 979,746 parameters, up to features.9.bias" in printed
+    torchrun(2, *settings, "--name", "parts", "--stop-after", 1, cwd=tmp_path)
+    torchrun(2, "--resume", "runs/parts", cwd=tmp_path)
+    whole, parts = (
+        load_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
+    )
+    start = load_checkpoint(weights)["ema"]
+    for part in ("model", "ema"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, parts[part][name]), f"{part} {name}"
+            layer = name.removeprefix("network.features.").split(".")[0]
+            if layer.isdigit() and int(layer) < 12:
+                assert torch.equal(tensor, start[name]), f"{part} {name} was frozen"
+    assert not torch.equal(
+        whole["model"]["network.features.12.weight"], start["network.features.12.weight"]
+    )
+    for index, moments in whole["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, parts["optimizer"]["state"][index][name]), name
+    for name, value in {"image_size": 32, "resize_size": 37, "interpolation": "bilinear"}.items():
+        assert whole["config"][name] == parts["config"][name] == value
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--freeze", "99"], "--freeze 99: this network has 10 layer groups"),
         (["--data", "nowhere"], "--data 'nowhere' does not exist"),
         (["--model", "resnet81"], "unknown --model 'resnet81'; the closest names are"),
         (["--batch-size", "33"], "--batch_size 33 is not divisible by 2"),

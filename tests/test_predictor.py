@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto
 from serve_model import (
     CLASS_NAMES,
+    ON_CPU,
     SIZE,
     build_model,
     colour_of,
@@ -20,8 +21,9 @@ from serve_model import (
 )
 
 from serve.metadata import METADATA_KEY, ModelMetadata
-from serve.predictor import Predictor, available_processors
+from serve.predictor import Predictor
 from serve.preprocess import Preprocess
+from serve.processors import available_processors
 
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
 
@@ -44,7 +46,9 @@ def test_each_image_of_a_batch_gets_its_own_answer(model: Path, batch_size: int)
 
 
 def test_the_file_alone_says_how_to_score(tmp_path: Path) -> None:
-    metadata = ModelMetadata(("고양이", "the dog\n"), Preprocess("pad", 5), model="resnet18", epoch=7)
+    metadata = ModelMetadata(
+        ("고양이", "the dog\n"), Preprocess("pad", 5), model="resnet18", epoch=7, verified=(ON_CPU,)
+    )
     path = build_model(tmp_path / "m.onnx", metadata.class_names, 5, metadata=metadata.to_json())
     predictor = Predictor(path, "cpu", threads=1)
     assert predictor.metadata == metadata
@@ -53,7 +57,7 @@ def test_the_file_alone_says_how_to_score(tmp_path: Path) -> None:
 
 
 def metadata_with(**changes: Any) -> str:
-    metadata = ModelMetadata(CLASS_NAMES, Preprocess("crop", SIZE, SIZE))
+    metadata = ModelMetadata(CLASS_NAMES, Preprocess("crop", SIZE, SIZE), verified=(ON_CPU,))
     return json.dumps(json.loads(metadata.to_json()) | changes)
 
 
@@ -62,7 +66,7 @@ def metadata_with(**changes: Any) -> str:
     [
         ({"metadata": ""}, f"no '{METADATA_KEY}' metadata.*not made by export/main.py"),
         ({"metadata": "{"}, "model metadata is not readable"),
-        ({"metadata": metadata_with(format_version=2)}, "format_version 2, this version reads 1"),
+        ({"metadata": metadata_with(format_version=3)}, "format_version 3, this version reads 2"),
         (
             {"metadata": metadata_with(preprocess=Preprocess("squash", 9).to_dict())},
             r"\['batch', 8, 8, 3\] is not images tensor\(uint8\) \[N, 9, 9, 3\]",
@@ -103,7 +107,7 @@ def test_half_a_model_is_refused(model: Path, tmp_path: Path) -> None:
 
 @no_gpu
 def test_cuda_without_a_gpu_is_an_error_never_the_cpu(model: Path) -> None:
-    with pytest.raises(ValueError, match="provider 'cuda' was asked for and the session got 'cpu'"):
+    with pytest.raises(ValueError, match="provider 'cuda' is not to be had: no NVIDIA driver; it needs"):
         Predictor(model, "cuda")
 
 
@@ -118,7 +122,7 @@ def test_auto_without_a_gpu_is_the_cpu_and_prints_no_alarm(
 
 
 def test_an_unknown_provider_is_refused_with_the_known_ones(model: Path) -> None:
-    with pytest.raises(ValueError, match="'tpu' is none of auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="'tpu' is none of auto, cpu, cuda, tensorrt, openvino"):
         Predictor(model, "tpu")
 
 

@@ -1,6 +1,7 @@
 """The run directory: made once, never overwritten, complete."""
 
 import csv
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,19 @@ def test_unreadable_files_are_listed(tmp_path: Path) -> None:
     assert [Path(row[0]).name for row in rows[1:]] == ["a\nb.1.png", "cat.90.png"]
     assert all("not an image file" in row[1] for row in rows[1:])
     assert any("2 unreadable files are left out" in note for note in data.notes)
+
+
+def test_duplicates_are_listed_and_drawn_when_there_are_any(tmp_path: Path) -> None:
+    config = ready(tmp_path, name="a")
+    shutil.copy(Path(config.data) / "cat.0.png", Path(config.data) / "cat.90.png")
+    _, data = opened(config)
+    folder = run_folder(config)
+    assert [row[1] for row in read_csv(folder / "duplicates.csv")[1:]] == ["cat.0.png", "cat.90.png"]
+    assert (folder / "figures" / "duplicates.png").is_file()
+    assert any(f"1 groups of duplicates, see {folder}" in note for note in data.notes)
+    _, data = opened(config.replace(name="b", exclude=str(folder / "duplicates.csv")))
+    assert len(data.train) + len(data.val) == 11
+    assert not (tmp_path / "runs" / "b" / "duplicates.csv").exists()
 
 
 def resumed(tmp_path: Path, *flags: str) -> TrainConfig:

@@ -1,6 +1,7 @@
 """Each image is read once before training; what is unreadable is named with its reason."""
 
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -8,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from train_data import draw, flat_set
 
 from train import scan as module
-from train.scan import scan
+from train.scan import ScanResult, scan
 
 
 @pytest.fixture
@@ -43,10 +46,32 @@ def cache_file(folder: Path) -> Path:
     return file
 
 
+def content(result: ScanResult) -> tuple[object, ...]:
+    return result.sha256, result.bad, result.thumbnails.tolist()
+
+
 def test_readable_files_are_hashed(root: Path, tmp_path: Path) -> None:
     result = scan(root, names(root), tmp_path / "cache")
     assert result.bad == {}
     assert result.sha256 == {n: hashlib.sha256((root / n).read_bytes()).hexdigest() for n in names(root)}
+
+
+def test_thumbnails_are_upright_grey_and_in_the_order_of_the_files(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    halves = np.zeros((64, 48, 3), np.uint8)
+    halves[:32] = (255, 0, 0)
+    Image.fromarray(halves).save(tmp_path / "b.png")
+    Image.fromarray(halves[::-1, ::-1]).save(tmp_path / "c.jpg", exif=exif, quality=95)
+    Image.fromarray(255 - halves).convert("LA").save(tmp_path / "a.png")
+    text(tmp_path / "d.png")
+    result = scan(tmp_path, ["b.png", "d.png", "c.jpg", "a.png"], tmp_path / "cache")
+    assert list(result.sha256) == ["b.png", "c.jpg", "a.png"]
+    assert result.thumbnails.shape == (3, 8, 8)
+    assert result.thumbnails[0, 0].tolist() == [76] * 8
+    assert result.thumbnails[0, 7].tolist() == [0] * 8
+    np.testing.assert_allclose(result.thumbnails[1].astype(int), result.thumbnails[0], atol=2)
+    np.testing.assert_allclose(result.thumbnails[2].astype(int), 255 - result.thumbnails[0], atol=2)
 
 
 def truncated(path: Path) -> None:
@@ -107,7 +132,7 @@ def test_a_second_scan_reads_nothing(root: Path, tmp_path: Path, reads: Counter[
     text(root / "cat.9.png")
     first = scan(root, names(root), tmp_path / "cache")
     assert set(reads.values()) == {1}
-    assert scan(root, names(root), tmp_path / "cache") == first
+    assert content(scan(root, names(root), tmp_path / "cache")) == content(first)
     assert set(reads.values()) == {1}
 
 
@@ -148,7 +173,18 @@ def test_an_error_of_the_file_system_is_not_remembered(
 def test_a_damaged_cache_is_ignored(root: Path, tmp_path: Path, damage: str) -> None:
     first = scan(root, names(root), tmp_path / "cache")
     cache_file(tmp_path / "cache").write_bytes(damage.encode("utf-8", "surrogateescape"))
-    assert scan(root, names(root), tmp_path / "cache") == first
+    assert content(scan(root, names(root), tmp_path / "cache")) == content(first)
+
+
+def test_a_cache_of_an_older_version_is_read_again_where_it_says_too_little(
+    root: Path, tmp_path: Path, reads: Counter[str]
+) -> None:
+    text(root / "cat.9.png")
+    first = scan(root, names(root), tmp_path / "cache")
+    file = cache_file(tmp_path / "cache")
+    file.write_text(json.dumps({name: entry[:3] for name, entry in json.loads(file.read_text()).items()}))
+    assert content(scan(root, names(root), tmp_path / "cache")) == content(first)
+    assert set(reads.values()) == {2}
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(

@@ -1,24 +1,21 @@
 """python serve/main.py as a user starts it: by path, from elsewhere, on folders as they are found."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import PIL
 import pytest
-from PIL import Image
+from pyarrow import parquet
 from serve_model import (
     CLASS_NAMES,
-    Colour,
     broken_files,
     build_model,
     encode,
-    probabilities_for,
     solid,
 )
 
@@ -71,92 +68,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# -- the zoo ---------------------------------------------------------------------------------------------
-
-
-def photograph(colour: Colour, orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encode(solid(colour, (64, 32)), "JPEG", exif=exif)
-
-
-def animation(*colours: Colour) -> bytes:
-    frames = [solid(colour) for colour in colours]
-    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-
-
-GOOD: dict[str, tuple[bytes, Colour]] = {
-    "red.png": (encode(solid(RED), "PNG"), RED),
-    "Green.PNG": (encode(solid(GREEN), "PNG"), GREEN),
-    "blue.jpg": (encode(solid(BLUE), "JPEG"), BLUE),
-    "cmyk.jpg": (encode(solid(GREEN, (16, 16)).convert("CMYK"), "JPEG", quality=95), GREEN),
-    "sixteen.png": (encode(Image.new("I;16", (9, 9), 0x2000), "PNG"), (0x20, 0x20, 0x20)),
-    "animated.gif": (animation(BLUE, RED, RED), BLUE),
-    "rotated.jpg": (photograph(RED, 6), RED),
-    "line.png": (encode(solid(GREEN, (30000, 1)), "PNG"), GREEN),
-    "with spaces .jpg": (encode(solid(RED), "JPEG"), RED),
-    "고양이 한\n마리.jpg": (encode(solid(GREEN), "JPEG"), GREEN),
-    os.fsdecode(b"caf\xe9.jpg"): (encode(solid(BLUE), "JPEG"), BLUE),
-    "d.jpg/inside.png": (encode(solid(GREEN), "PNG"), GREEN),
-}
-BAD = broken_files()
-BAD["._red.png"] = (b"\0\5\x16\7Mac OS X", "not an image file of a known format")
-SPECIAL = {
-    "x.jpg": "not a regular file",
-    "self.jpg": "symbolic links",
-    "loop": "linked folder, not followed",
-}
-
-
-@pytest.fixture
-def zoo(tmp_path: Path) -> Path:
-    root = tmp_path / "zoo"
-    root.mkdir()
-    (root / "d.jpg").mkdir()
-    for name, (data, _) in (GOOD | BAD).items():
-        (root / name).write_bytes(data)
-    os.mkfifo(root / "x.jpg")
-    (root / "self.jpg").symlink_to("self.jpg")
-    (root / "loop").symlink_to(".")
-    (root / "notes.txt").write_text("not mine to read")
-    return root
-
-
-@pytest.mark.parametrize(("batch_size", "decode_threads"), [(1, 2), (7, 4), (32, 0)])
-def test_a_hostile_folder_has_one_truthful_row_for_each_input(
-    tmp_path: Path, model: Path, zoo: Path, batch_size: int, decode_threads: int
-) -> None:
-    started = time.monotonic()
-    options = ("--batch-size", batch_size, "--decode-threads", decode_threads, "--output", "out.csv")
-    done = run(tmp_path, "--model", model, "--images", "zoo", *options)
-    assert time.monotonic() - started < 20
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-
-    names = sorted([*GOOD, *BAD, *SPECIAL])
-    rows = read_csv(tmp_path / "out.csv")
-    written = [name.encode(errors="backslashreplace").decode() for name in names]
-    assert [row["path"] for row in rows] == written
-    for name, row in zip(names, rows, strict=True):
-        probabilities = [row[f"probability_{c}"] for c in CLASS_NAMES]
-        if name in GOOD:
-            expected = probabilities_for(GOOD[name][1])
-            assert row["error"] == "", name
-            assert row["label"] == CLASS_NAMES[int(expected.argmax())], name
-            np.testing.assert_allclose(np.array(probabilities, float), expected, atol=0.02, err_msg=name)
-            assert row["probability"] == max(probabilities, key=float)
-        else:
-            assert (SPECIAL.get(name) or BAD[name][1]) in row["error"], name
-            assert [row["label"], row["probability"], *probabilities] == [""] * 5, name
-    assert (
-        f"{len(names)} rows in out.csv: {len(GOOD)} scored, {len(BAD) + len(SPECIAL)} errors" in done.stdout
-    )
-    assert "ignored 1 files" in done.stderr
-
-
-# -- what else a user meets ------------------------------------------------------------------------------
-
-
 def test_one_image_can_be_given_instead_of_a_folder(tmp_path: Path, model: Path, images: Path) -> None:
     done = run(tmp_path, "--model", model, "--images", images / "1.png")
     assert done.returncode == 0
@@ -166,6 +77,7 @@ def test_one_image_can_be_given_instead_of_a_folder(tmp_path: Path, model: Path,
 
 def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> None:
     (images / "3.jpg").write_bytes(b"")
+    (images / "4").symlink_to(".")  # no image, so no row
     done = run(tmp_path, "--model", two_classes, "--images", images, "--format", "kaggle")
     assert done.returncode == 0
     rows = read_csv(tmp_path / "predictions.csv")
@@ -200,7 +112,24 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
         (["--format", "kaggle"], "the model has 3 classes: add --labels"),
         (["--format", "kaggle", "--labels", "--images", "twins"], "have the same id '0'"),
         (["--batch-size", "0"], "batch_size 0"),
-        (["--decode-threads", "-1"], "decode_threads -1"),
+        (["--workers", "-1"], "workers -1"),
+        (["--image-timeout", "-1"], "image_timeout -1"),
+        (["--image-timeout", "nan"], "image_timeout nan"),
+        (["--part-size", "0"], "--part-size 0 must be 1 or more"),
+        (["--top-k", "4"], "top_k 4 is outside 0 (all) .. 3 classes"),
+        (["--top-k", "-1"], "top_k -1 is outside"),
+        (["--shard", "2/2"], "--shard '2/2' is not I/N"),
+        (["--shard", "auto/2"], "JOB_COMPLETION_INDEX is not set"),
+        (["--shard", "0/2", "--output", "images/0.png"], "'images/0.png' is not a folder"),
+        (
+            ["--shard", "0/2", "--format", "kaggle"],
+            "--shard, --resume and --top-k need --format csv, jsonl",
+        ),
+        (["--output", "out.json"], "'.json' is none of .csv, .jsonl"),
+        (["--embeddings"], "--embeddings needs --format jsonl or parquet: csv holds no vectors"),
+        (["--embeddings", "--format", "jsonl"], "has no output 'embeddings'"),
+        (["--images", "*.nothing"], "'*.nothing' matches no file"),
+        (["--images", "texts/a.txt"], "no images in 'texts/a.txt': the list is empty"),
         (["--threads", "-1"], "threads -1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -225,6 +154,37 @@ def test_unusable_arguments_are_exit_code_2_one_line_and_no_output(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_other_formats_by_their_suffix_with_embeddings(tmp_path: Path, images: Path, name: str) -> None:
+    model = build_model(tmp_path / "m.onnx", outputs=("logits", "probabilities", "embeddings"))
+    (images / "broken.png").write_bytes(b"")
+    options = ("--output", name, "--top-k", 1, "--embeddings")
+    done = run(tmp_path, "--model", model, "--images", images, *options)
+    assert done.returncode == 0, done.stderr
+    if name.endswith("jsonl"):
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+    else:
+        rows = parquet.read_table(tmp_path / name).to_pylist()
+    assert [row["label"] for row in rows] == ["red", "green", "blue", None]
+    assert [row["embedding"] for row in rows] == [[255, 0, 0], [0, 255, 0], [0, 0, 255], None]
+    assert [row["error"] for row in rows] == [None, None, None, "empty file (0 bytes)"]
+
+
+def test_a_shard_by_kubernetes_number_and_the_merged_whole(
+    tmp_path: Path, model: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        options = ("--shard", "auto/2", "--output", "parts", "--batch-size", 2)
+        done = run(tmp_path, "--model", model, "--images", images, *options)
+        assert done.returncode == 0, done.stderr
+        assert f"part-0000{index}-of-00002.csv: {2 - index} scored" in done.stdout
+    merge = (sys.executable, REPOSITORY / "serve" / "merge.py")
+    done = run(tmp_path, "parts", "--output", "merged.csv", command=merge)
+    assert done.stdout == "3 rows in merged.csv, one for each input: 3 scored, 0 errors\n"
+    assert [row["label"] for row in read_csv(tmp_path / "merged.csv")] == ["red", "green", "blue"]
+
+
 def test_a_failed_run_leaves_the_predictions_of_the_last_one(tmp_path: Path, model: Path) -> None:
     (tmp_path / "predictions.csv").write_text("yesterday's\n")
     assert run(tmp_path, "--model", model, "--images", "missing").returncode == 2
@@ -235,14 +195,14 @@ def test_a_failed_run_leaves_the_predictions_of_the_last_one(tmp_path: Path, mod
 def test_cuda_without_a_gpu_scores_nothing(tmp_path: Path, model: Path, images: Path) -> None:
     done = run(tmp_path, "--model", model, "--images", images, "--provider", "cuda")
     assert done.returncode == 2
-    assert "error: provider 'cuda' was asked for and the session got 'cpu'" in done.stderr
+    assert "error: provider 'cuda' is not to be had: no NVIDIA driver; it needs" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "predictions.csv").exists()
 
 
 def test_the_provider_is_said_aloud(tmp_path: Path, model: Path, images: Path) -> None:
     done = run(tmp_path, "--model", model, "--images", images)
-    assert "(red, green, blue) on the cpu provider" in done.stderr
+    assert "(red, green, blue) on the cpu provider at fp32, 4 of 4 nodes (auto: cuda: " in done.stderr
 
 
 def test_a_clone_started_by_path_runs_its_own_code_whatever_is_installed(tmp_path: Path) -> None:
@@ -260,7 +220,7 @@ TRAINING_ONLY = ("torch", "torchvision", "mlflow", "pandas", "onnx", "jsonargpar
 
 
 def test_serving_imports_nothing_of_training(tmp_path: Path, model: Path, images: Path) -> None:
-    unwanted = (*TRAINING_ONLY, "train", "export")
+    unwanted = (*TRAINING_ONLY, "train", "export", "onnxruntime_ep_openvino")
     program = (
         "import runpy, sys\n"
         f"sys.argv = ['main.py', '--model', {str(model)!r}, '--images', {str(images)!r}]\n"

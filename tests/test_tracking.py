@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,59 @@ def test_a_server_that_goes_away_after_opening_the_run_does_not_lose_it(
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] == "0.1"
     assert run.data.metrics["val/accuracy"] == 0.75
+
+
+def test_a_stop_in_the_middle_of_a_record_waits_until_it_is_written(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception out of a transaction leaves SQLite locked, and the run RUNNING for ever."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        log_batch(*args, **options)
+
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            t.send()
+        assert signal.getsignal(signal.SIGTERM) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
+    assert t.sent == 1
+
+
+def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tracking.open_parent("purebred", "sweep", "", {"epochs": "3"})
+    for name, value in tracking.child_environment(parent, {"sweep.trial": "4"}).items():
+        monkeypatch.setenv(name, value)
+    done = whole_run()
+    lost = tracker()
+    lost.start({}, "data/train", DIGEST)
+    tracking.end_children(parent)
+    by_id = {run.info.run_id: run for run in runs(store)}
+    for run_id, status in ((done.run_id, "FINISHED"), (lost.run_id, "KILLED")):
+        assert by_id[run_id].info.status == status
+        assert by_id[run_id].data.tags["mlflow.parentRunId"] == parent
+        assert by_id[run_id].data.tags["sweep.trial"] == "4"
+    assert by_id[parent].info.status == "RUNNING"
+    assert by_id[parent].data.params == {"epochs": "3"}
+    tracking.log_parent(parent, [("val/accuracy", 0.5, 0, 1000)] * 2, {"best.lr": "0.1"}, status="FINISHED")
+    assert history(store, parent, "val/accuracy") == [(0, 0.5)]
+    assert mlflow.MlflowClient(store).get_run(parent).info.status == "FINISHED"
+    assert tracking.open_parent("purebred", "sweep", parent, {}) == parent
+    assert mlflow.MlflowClient(store).get_run(parent).info.status == "RUNNING"
 
 
 NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]

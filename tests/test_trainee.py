@@ -23,6 +23,8 @@ RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "
 def new_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
     torch.manual_seed(seed)
     model, _ = build_model("simple_cnn", 2, config.image_size)
+    if config.freeze:
+        model.freeze(config.freeze)
     return make_trainee(config, model, EpochPlan(len(data.train), config.batch_size, 0).steps)
 
 
@@ -54,9 +56,12 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert same, name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, optimizer: str) -> None:
-    config, data = make_data(tmp_path, optimizer=optimizer, lr=0.01, **RANDOM)
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"freeze": 2, "layer_decay": 0.5}, {"freeze": -1}],
+)
+def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config, data = make_data(tmp_path, lr=0.01, **settings, **RANDOM)
     straight = new_trainee(config, data)
     train(straight, config, data, range(3))
 
@@ -87,12 +92,29 @@ def test_each_part_of_the_state_is_needed_to_continue(tmp_path: Path, part: str)
         assert_same(trained.state_dict(), resumed.state_dict())
 
 
+def test_frozen_layers_have_no_part_in_training(tmp_path: Path) -> None:
+    """Same weights, statistics and average as before; no state in the optimizer; the rest has moved."""
+    config, data = make_data(tmp_path, lr=0.01, freeze=2, weight_decay=0.1, ema=0.9)
+    trainee = new_trainee(config, data)
+    before = {name: value.clone() for name, value in trainee.model.network.state_dict().items()}
+    train(trainee, config, data, range(2))
+    assert trainee.ema is not None
+    for model in (trainee.model, trainee.ema.module):
+        moved = {k for k, v in model.network.state_dict().items() if not torch.equal(v, before[k])}
+        assert {name.split(".")[1] for name in moved} == {"3", "8", "9", "12", "13", "16", "17"}
+    trained = [p for p in trainee.model.parameters() if p.requires_grad]
+    assert set(trainee.optimizer.state) == set(trained)
+    assert len(trained) == 11
+
+
 def saved(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], TrainConfig, Data]:
     config, data = make_data(tmp_path, **changes)
     return checkpoint_state(new_trainee(config, data), History(), data, config, "run"), config, data
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.5}, {"batch_size": 8}, {"seed": 3}, {"model": "resnet18"}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.5}, {"batch_size": 8}, {"seed": 3}, {"model": "resnet18"}, {"freeze": 1}]
+)
 def test_a_changed_setting_is_refused_and_named(tmp_path: Path, change: dict[str, Any]) -> None:
     state, config, data = saved(tmp_path)
     ((name, value),) = change.items()

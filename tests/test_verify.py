@@ -8,10 +8,11 @@ import pytest
 from conftest import TrainedRun
 from onnx import numpy_helper
 
-from export.convert import convert, describe, rebuild
+from export.convert import convert, describe
 from export.verify import ValidationImages, Verification, verify
 from serve.metadata import METADATA_KEY, ModelMetadata
 from train.checkpoint import load_checkpoint
+from train.model import rebuild
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,26 @@ def test_a_graph_that_is_wrong_on_noise_alone_fails(
     proto.graph.node.insert(position, clip)
     onnx.save(proto, tmp_path / "clipped.onnx")
     assert not check(trained, tmp_path / "clipped.onnx").passed
+
+
+def test_embeddings_are_verified_too(trained: TrainedRun, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    convert(rebuild(checkpoint), describe(checkpoint, "0" * 64), good, embeddings=True)
+    report = check(trained, good, limit=4)
+    assert report.passed, report.failures
+    assert 0 < report.max_difference_embeddings < 1e-3
+
+    proto = onnx.load(good)
+    last = next(n for n in proto.graph.node if "embeddings" in n.output)
+    last.output[list(last.output).index("embeddings")] = "honest"
+    for node in proto.graph.node:  # the head goes on with the right ones
+        node.input[:] = ["honest" if name == "embeddings" else name for name in node.input]
+    proto.graph.node.append(onnx.helper.make_node("Neg", ["honest"], ["embeddings"]))
+    onnx.save(proto, bad)
+    report = check(trained, bad, limit=4)
+    assert len(report.failures) == 1
+    assert report.failures[0].startswith("embeddings differ by up to")
 
 
 def test_not_a_model_at_all_fails(trained: TrainedRun, tmp_path: Path) -> None:

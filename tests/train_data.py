@@ -12,7 +12,7 @@ from train.config import TrainConfig
 from train.data import Data, ImageSet, prepare_data
 from train.device import Precision
 from train.distributed import Ranks
-from train.model import ImageClassifier
+from train.model import ImageClassifier, build_model
 from train.trainee import Trainee, build_trainee
 
 COLORS = [(200, 40, 40), (40, 60, 200), (40, 190, 60), (210, 200, 50)]
@@ -92,3 +92,19 @@ def linear_model(seed: int = 0, num_classes: int = 2) -> ImageClassifier:
 
 def make_trainee(config: TrainConfig, model: ImageClassifier, steps_per_epoch: int = 3) -> Trainee:
     return build_trainee(config, model, steps_per_epoch, FP32, ONE, CPU)
+
+
+def build(name: str = "simple_cnn", classes: int = 3, size: int = 32, **options: Any) -> ImageClassifier:
+    torch.manual_seed(0)
+    return build_model(name, classes, size, **options)[0]
+
+
+def pixels(size: int = 32, n: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def logits(model: ImageClassifier, size: int = 32) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model.eval()(pixels(size))
+    return result

@@ -39,6 +39,8 @@ class ActivationMap(nn.Module):
         super().__init__()
         self.layer, self.head, self.rectified = layer, head, rectified
         self.threshold, self.scale, self.grid = threshold, scale, grid
+        self.kept_head: nn.Linear | None = None
+        """The linear layer, where the network has been cut short before it."""
 
     def forward(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, Tensor]:
         """float32 [N, 3, P, P] of 0..255 -> boxes [N, 4], each the span of the evidence, and logits."""
@@ -46,19 +48,20 @@ class ActivationMap(nn.Module):
         network, found = classifier.network, list[Tensor]()
         hook = network.get_submodule(self.layer).register_forward_hook(lambda *args: found.append(args[2]))
         try:
-            logits = classifier.score(crop_and_resize(pixels, whole(pixels), view))
+            scores = classifier.score(crop_and_resize(pixels, whole(pixels), view))
         finally:
             hook.remove()
         with in_float32(pixels):
-            evidence = self.evidence(network, logits, channels_first(found[0]).float())
-            return box_of_map(evidence, self.threshold), logits
+            evidence = self.evidence(network, scores, channels_first(found[0]).float())
+            return box_of_map(evidence, self.threshold), scores
 
-    def evidence(self, network: nn.Module, logits: Tensor, features: Tensor) -> Tensor:
+    def evidence(self, network: nn.Module, scores: Tensor, features: Tensor) -> Tensor:
         """[N, num_classes], [N, C, h, w] -> [N, h, w], not negative."""
         if not self.head:
             return features.square().mean(1)
-        head = network.get_submodule(self.head)
+        head = self.kept_head or network.get_submodule(self.head)
         assert isinstance(head, nn.Linear)
+        logits = scores if self.kept_head is None else head(scores)
         maps = F.conv2d(F.relu(features) if self.rectified else features, head.weight[:, :, None, None])
         maps = F.relu(maps - maps.mean(1, keepdim=True))
         return (maps * logits.softmax(1)[:, :, None, None]).sum(1)

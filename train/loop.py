@@ -28,25 +28,40 @@ AUXILIARY_WEIGHT = 0.3  # arXiv 1409.4842, section 5
 
 
 class Criterion(nn.Module):
-    """Cross-entropy of each sample, float32 [N], with label smoothing and class weights."""
+    """Loss of each sample, float32 [N]: cross-entropy with label smoothing and class weights.
+
+    With a teacher's logits, `share` of it is the divergence from the teacher's softened answers
+    (arXiv 1503.02531).
+    """
 
     weight: Tensor | None
 
-    def __init__(self, label_smoothing: float, weight: list[float] | None):
+    def __init__(
+        self,
+        label_smoothing: float,
+        weight: list[float] | None = None,
+        share: float = 0.0,
+        temperature: float = 1.0,
+    ):
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.share, self.temperature = label_smoothing, share, temperature
         self.register_buffer("weight", None if weight is None else torch.tensor(weight))
 
-    def forward(self, output: Tensor | Outputs, targets: Tensor) -> Tensor:
-        """`targets` are probabilities, float32 [N, num_classes]."""
+    def forward(self, output: Tensor | Outputs, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+        """`targets` are probabilities, float32 [N, num_classes]; `taught` a teacher's logits alike."""
         if isinstance(output, Outputs):
-            loss: Tensor = self(output.logits, targets)
+            loss: Tensor = self(output.logits, targets, taught)
             for auxiliary in output.auxiliary:
-                loss = loss + AUXILIARY_WEIGHT * self(auxiliary, targets)
+                loss = loss + AUXILIARY_WEIGHT * self(auxiliary, targets, taught)
             return loss
-        return F.cross_entropy(
+        loss = F.cross_entropy(
             output, targets, self.weight, reduction="none", label_smoothing=self.label_smoothing
         )
+        if taught is None:
+            return loss
+        student, teacher = ((x / self.temperature).log_softmax(1) for x in (output, taught))
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+        return (1 - self.share) * loss + self.share * self.temperature**2 * divergence
 
 
 def train_one_epoch(
@@ -59,10 +74,14 @@ def train_one_epoch(
     ranks: Ranks,
     device: torch.device,
     epoch: int,
+    soft_targets: Tensor | None = None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, float]:
     """One pass over the plan. Returns train/loss, train/accuracy, lr and images_per_second.
 
-    The device is not waited for inside the loop; sums are read once at the end.
+    `soft_targets` [images of the set, num_classes], on the device, replace the labels in the loss; a
+    `teacher` sees the very pixels that are trained on (arXiv 2106.05237). The device is not waited for
+    inside the loop; sums are read once at the end.
 
     Raises:
         FloatingPointError: the epoch's loss is not finite.
@@ -79,12 +98,13 @@ def train_one_epoch(
                 batch = next(batches).to(device)
                 # dropout and drop-path draw from here: the same after a resume as without one
                 torch.manual_seed(seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank))
-                images, targets = mix(
-                    batch.images, batch.labels, plan.offset(step, micro_step), config.seed, epoch
-                )
+                labels = batch.labels if soft_targets is None else soft_targets[batch.indices]
+                place = plan.offset(step, micro_step)
+                images, targets = mix(batch.images, labels, place, config.seed, epoch)
+                taught = None if teacher is None else trainee.ask(teacher, images)
                 with gradient_sync(trainee.wrapped, micro_step == plan.accumulation - 1):
                     output = trainee.forward(images)
-                    losses = criterion(output, targets) * batch.weights
+                    losses = criterion(output, targets, taught) * batch.weights
                     # DDP averages gradients over ranks: the factor makes that the mean over the whole
                     # batch, however unevenly its real samples lie on the ranks
                     trainee.backward(losses.sum() * (ranks.world_size / real))

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from serve.preprocess import Preprocess
 from train.augment import Augment, PairMix
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
-from train.data import class_weights
+from train.data import ImageSet, class_weights
 from train.device import (
     Precision,
     candidates,
@@ -36,7 +37,8 @@ from train.distributed import Ranks, on_main, process_group, ranks_from_environm
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
-from train.model import ImageClassifier, add_subject_crop, build_model, try_forward
+from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
+from train.retune import begin_retuning, head_trainee, retuning
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
@@ -53,12 +55,17 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     say(f"val   {len(data.val)} images {data.val.counts()}")
 
     state = load_checkpoint(folder / "checkpoints" / "last.pt") if config.resume else None
-    model, notes = build_everywhere(config, ranks, len(data.train.class_names), state)
+    model, notes = build_everywhere(config, ranks, data.train.class_names, state)
     model.to(device)
     for note in notes:
         say(note)
     weights = class_weights(data.train) if config.class_weights == "balanced" else None
-    criterion = Criterion(config.label_smoothing, weights).to(device)
+    share = config.teacher_share if config.teacher else 0.0
+    criterion = Criterion(config.label_smoothing, weights, share, config.teacher_temperature).to(device)
+    teacher = load_teacher(config.teacher, data.train.class_names)
+    if teacher is not None:
+        teacher.to(device)
+    soft = None if data.train.targets is None else torch.from_numpy(data.train.targets).to(device)
     plan = EpochPlan(
         len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
     )
@@ -70,6 +77,10 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
             config, model, criterion, plan.micro_batch_size, classes, ranks, device, say
         )
     trainee = build_trainee(config, model, plan.steps, precision, ranks, device)
+    stage = config
+    if state is not None and state["history"]["retuned"]:
+        stage = retuning(config)
+        trainee = head_trainee(trainee, stage, plan, ranks, device)
     history = restore(state, trainee, data, config) if state else History()
     on_main(ranks, lambda: open_folder(config, data))
     parameters = {
@@ -92,13 +103,24 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     tracker.start(parameters, config.data, data.digest)
     status = "FAILED"
     try:
-        pin = device.type == "cuda"
-        train_loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), num_workers, pin)
-        val_loader = Loader(PixelDataset(data.val, config.seed, config.preprocess()), num_workers, pin)
-        mix = PairMix(config, len(data.train.class_names))
+
+        def loader(images: ImageSet, transform: Augment | Preprocess) -> Loader:
+            dataset = PixelDataset(images, config.seed, transform)
+            return Loader(dataset, num_workers, pin_memory=device.type == "cuda")
+
+        train_loader = loader(data.train, Augment(stage))
+        val_loader = loader(data.val, config.preprocess())
         while not history.stopped(config):
+            if history.retuning(config) and stage is config:
+                stage = retuning(config)
+                train_loader = loader(data.train, Augment(stage))
+                trainee = begin_retuning(
+                    trainee, stage, train_loader, plan, history.epochs_done, ranks, device
+                )
+            mix = PairMix(stage, len(data.train.class_names))
+            epoch = history.epochs_done
             values = train_one_epoch(
-                trainee, criterion, train_loader, plan, mix, config, ranks, device, history.epochs_done
+                trainee, criterion, train_loader, plan, mix, stage, ranks, device, epoch, soft, teacher
             )
             batch_size = 2 * plan.micro_batch_size
             metrics, evaluation = evaluate(
@@ -139,20 +161,31 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
 
 
 def build_everywhere(
-    config: TrainConfig, ranks: Ranks, num_classes: int, resumed: dict[str, Any] | None
+    config: TrainConfig, ranks: Ranks, class_names: tuple[str, ...], resumed: dict[str, Any] | None
 ) -> tuple[ImageClassifier, list[str]]:
     """The same initial weights on every rank. A download happens once, on rank 0, into its cache."""
     weights = "" if resumed else config.weights
 
     def build() -> tuple[ImageClassifier, list[str]]:
         torch.manual_seed(config.seed)
-        model, notes = build_model(config.model, num_classes, config.image_size, weights, config.dropout)
+        model, notes = build_model(
+            config.model,
+            len(class_names),
+            config.image_size,
+            weights,
+            config.dropout,
+            config.drop_path,
+            class_names,
+        )
         evaluated = config.preprocess().size
-        trained = resumed and resumed["model"]
-        notes += add_subject_crop(model, config.to_dict(), evaluated, trained)
+        notes += add_subject_crop(model, config.to_dict(), evaluated, resumed and resumed["model"])
         for size in {config.input_size(config.train_size(0)), evaluated} - {config.image_size}:
-            try_forward(model, config.model, num_classes, size)
+            try_forward(model, config.model, len(class_names), size)
         model.flip_tta = config.flip_tta
+        if config.freeze:
+            notes.append(model.freeze(config.freeze))
+            if not config.weights:
+                notes.append("warning: --freeze without --weights: the frozen layers are random")
         return model, notes
 
     if weights == "default":
@@ -193,7 +226,7 @@ def fastest_precision(
 
 def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
     return (
-        f"epoch {history.epochs_done}/{config.epochs}: "
+        f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: "
         f"train/loss {values['train/loss']:.4f}, train/accuracy {values['train/accuracy']:.4f}, "
         f"val/loss {values['val/loss']:.4f}, val/accuracy {values['val/accuracy']:.4f}, "
         f"val/log_loss {values['val/log_loss']:.4f}, lr {values['lr']:.2e}, "

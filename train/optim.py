@@ -1,6 +1,7 @@
 """Optimizer, parameter groups, learning-rate schedule and the moving average of the weights."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +10,29 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
+from train.layers import layer_groups
+from train.model import ImageClassifier
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """Weight decay for weights alone: biases and normalisation layers (one dimension) are left out."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+def build_optimizer(config: TrainConfig, model: ImageClassifier) -> Optimizer:
+    """Weight decay for weights alone: biases and normalisation layers (one dimension) are left out.
+
+    With `layer_decay`, a group of layers learns at `lr` times its power of the depth below the head
+    (discriminative fine-tuning, arXiv 1801.06146). The head's parameters come first.
+    """
+    parameters = {k: p for k, p in model.network.named_parameters() if p.requires_grad}
+    by_depth = layer_groups(model.network)[::-1] if config.layer_decay != 1 else [list(parameters)]
+    groups: list[dict[str, Any]] = []
+    for depth, names in enumerate(by_depth):
+        lr = config.lr * config.layer_decay**depth
+        trained = [parameters[name] for name in names if name in parameters]
+        decayed = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        groups.append({"params": decayed, "weight_decay": config.weight_decay, "lr": lr})
+        groups.append({"params": others, "weight_decay": 0.0, "lr": lr})
+    groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
     return AdamW(groups, lr=config.lr, fused=True)

@@ -1,5 +1,5 @@
-"""The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, val_predictions.csv,
-checkpoints/{last,best}.pt, figures/}."""
+"""The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, duplicates.csv,
+val_predictions.csv, checkpoints/{last,best}.pt, figures/}."""
 
 import csv
 import time
@@ -12,9 +12,11 @@ import torch
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import Data, prepare_data
+from train.duplicate_report import list_duplicates, save_duplicates
 from train.figures import save_figures, save_subject_crops
 from train.metrics import Evaluation, write_predictions
 from train.model import ImageClassifier
+from train.pretrained import settle_input
 from train.sample import make_sample
 
 DEFAULT_DATA = Path("data/train")
@@ -36,6 +38,9 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             make_sample(SAMPLE)
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
+    if not config.resume:  # a run that goes on has its numbers
+        config, input_notes = settle_input(config)
+        notes += input_notes
     if config.resume:
         folder = Path(config.resume).resolve()
         config = config.replace(name=folder.name, output=str(folder.parent))
@@ -49,11 +54,17 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     if data.bad:
         listed = run_folder(config) / "bad_files.csv"
         data.notes.append(f"warning: {len(data.bad)} unreadable files are left out, see {listed}")
+    duplicates = list_duplicates(data)
+    if duplicates:
+        listed = run_folder(config) / "duplicates.csv"
+        data.notes.append(
+            f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png"
+        )
     return config, data
 
 
 def open_folder(config: TrainConfig, data: Data) -> Path:
-    """Make the run directory with config.yaml and bad_files.csv, once all settings proved usable.
+    """Make the run directory with what is known before training, once all settings proved usable.
 
     Raises:
         ValueError: it exists, or cannot be made.
@@ -72,6 +83,7 @@ def open_folder(config: TrainConfig, data: Data) -> Path:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", "reason"])
         writer.writerows(data.bad.items())
+    save_duplicates(folder, list_duplicates(data))
     return folder
 
 
@@ -122,5 +134,7 @@ def report_files(
 ) -> list[Path]:
     """Draw the figures of the finished run; returns what belongs in MLflow."""
     save_figures(folder / "figures", rows, evaluation, data.val, config.preprocess())
-    names = ("config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures")
+    names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
+    if (folder / "duplicates.csv").exists():
+        names.append("duplicates.csv")
     return [*(folder / name for name in names), folder / "checkpoints" / "best.pt"]

@@ -43,6 +43,11 @@ class SubjectCrop(nn.Module):
         self.locator, self.zoom, self.margin, self.average = locator, zoom, margin, average
         self.active = True
 
+    def keep_head(self, head: nn.Linear) -> None:
+        """The network has been cut short before its last linear layer: `classifier.score` gives what that
+        would see, and so does `evaluate`."""
+        self.locator.kept_head = head
+
     def size(self, pixels: Tensor) -> int:
         """Height and width of the network's input for these images."""
         return round(pixels.shape[-1] / self.zoom)

@@ -6,9 +6,12 @@ MLflow may be away, slow or broken: training goes on, and what it missed is sent
 import json
 import os
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,14 @@ import mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 
+from serve.metadata import ModelMetadata
 from train.config import TrainConfig
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SYSTEM_METRICS_SECONDS = 5
+RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
 
 
 class NullTracker:
@@ -117,10 +122,9 @@ class MlflowTracker(MetricsFile):
     def _open_run(self) -> None:
         mlflow.set_experiment(self.config.experiment)
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-        if self.run_id:
-            mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
-        else:
-            self.run_id = mlflow.start_run(run_name=self.config.name, log_system_metrics=True).info.run_id
+        which = {"run_id": self.run_id} if self.run_id else {"run_name": self.config.name}
+        tags = json.loads(os.environ.get(RUN_TAGS, "{}"))
+        self.run_id = mlflow.start_run(**which, tags=tags, log_system_metrics=True).info.run_id
 
     def _log_parameters(self, parameters: dict[str, Any]) -> None:
         """MLflow keeps a parameter's first value: a resumed run logs what changed as resume.EPOCH.NAME."""
@@ -147,14 +151,34 @@ class MlflowTracker(MetricsFile):
     def send(self) -> None:
         """Send what is pending and the new rows, in order, up to the first failure."""
         try:
-            while self.pending:
-                self.pending[0]()
-                del self.pending[0]
+            with interrupts_deferred():
+                while self.pending:
+                    self.pending[0]()
+                    del self.pending[0]
+                    self._send_rows()
                 self._send_rows()
-            self._send_rows()
         except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             print(f"warning: MLflow does not answer; its records are kept for later: {reason}", flush=True)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """SIGTERM and Ctrl-C take effect after the block: one in the middle of a transaction leaves SQLite
+    locked, and the run RUNNING for ever, for its last record is refused."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals do not come here, nor may handlers be set
+        return
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.signal(number, lambda n, frame: received.append(n)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _log_path(path: Path, folder: str | None) -> None:
@@ -224,3 +248,116 @@ def log_verified_model(
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
+
+
+# What train/promotion.py and train/sweep.py ask of MLflow. Unlike a training run they need its answers.
+
+
+@contextmanager
+def mlflow_answers() -> Iterator[None]:
+    """Turn mlflow's, requests' and SQLAlchemy's exceptions into a ValueError that names the server."""
+    connect()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # they share no base
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"MLflow at {mlflow.get_tracking_uri()}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    version: str
+    run_id: str
+    metadata: ModelMetadata
+    """What the registered ONNX file says of itself."""
+
+
+def read_aliases(model: str) -> dict[str, str]:
+    """Alias -> version of a registered model."""
+    with mlflow_answers():
+        aliases = mlflow.MlflowClient().get_registered_model(model).aliases
+    return {alias: str(version) for alias, version in aliases.items()}  # some stores give numbers
+
+
+def read_version(model: str, version: str) -> ModelVersion:
+    with mlflow_answers():
+        run_id = mlflow.MlflowClient().get_model_version(model, version).run_id
+        proto = mlflow.onnx.load_model(f"models:/{model}/{version}")
+        metadata = ModelMetadata.from_props({prop.key: prop.value for prop in proto.metadata_props})
+    return ModelVersion(version, run_id, metadata)
+
+
+def move_alias(model: str, alias: str, version: str, seen: dict[str, str]) -> None:
+    """Give the alias to this version if all aliases still are what `seen` says.
+
+    MLflow has no compare-and-set: this look just before narrows the race to milliseconds, in which the
+    later of two wins.
+    """
+    aliases = read_aliases(model)
+    if aliases != seen:
+        raise ValueError(
+            f"the aliases of {model} changed meanwhile, from {seen} to {aliases}: run it again"
+        )
+    with mlflow_answers():
+        mlflow.MlflowClient().set_registered_model_alias(model, alias, version)
+
+
+def fetch_run_file(run_id: str, name: str, folder: Path) -> Path:
+    """Download a file that the run logged."""
+    with mlflow_answers():
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=mlflow.get_tracking_uri()
+        )
+    return Path(path)
+
+
+def child_environment(parent: str, tags: dict[str, str]) -> dict[str, str]:
+    """For a training process: its run becomes a child of the run `parent`, with these tags."""
+    return {RUN_TAGS: json.dumps({**tags, "mlflow.parentRunId": parent} if parent else tags)}
+
+
+def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, str]) -> str:
+    """Begin the run of a sweep, or go on with it (`run_id`); returns its ID. The runs below do not need it
+    to be active in this process."""
+    with mlflow_answers():
+        client = mlflow.MlflowClient()
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+        else:
+            experiment_id = mlflow.set_experiment(experiment).experiment_id
+            run_id = client.create_run(experiment_id, run_name=name).info.run_id
+            client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
+    return run_id
+
+
+def end_children(parent: str) -> None:
+    """Call while no trial is at work: runs of lost processes, which MLflow shows as RUNNING, are KILLED."""
+    with mlflow_answers():
+        client = mlflow.MlflowClient()
+        experiment = client.get_run(parent).info.experiment_id
+        lost = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], lost):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def log_parent(
+    run_id: str,
+    points: Sequence[tuple[str, float, int, int]],
+    tags: dict[str, str],
+    files: Sequence[Path] = (),
+    status: str = "",
+) -> None:
+    """`points` are (metric, value, step, milliseconds), twice the same is one; `status` ends the run."""
+    with mlflow_answers():
+        client = mlflow.MlflowClient()
+        metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            client.log_batch(run_id, metrics[start : start + 1000])
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        if status:
+            client.set_terminated(run_id, status)

@@ -28,6 +28,8 @@ class History:
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the best epoch, val/NAME -> value."""
+    retuned: int = 0
+    """Of `epochs_done`, those of the last stage, that of train/retune.py."""
 
     def update(self, metrics: dict[str, float], config: TrainConfig) -> bool:
         """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins)."""
@@ -39,14 +41,22 @@ class History:
             )
             return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)
 
+        self.retuned += self.retuning(config)
         self.epochs_done += 1
         improved = not self.best or rank(metrics) > rank(self.best)
         if improved:
             self.best, self.best_epoch = metrics, self.epochs_done
         return improved
 
+    def retuning(self, config: TrainConfig) -> bool:
+        """All epochs are done or `patience` is used up, and those of re-tuning are next or have begun."""
+        stale = self.epochs_done - self.best_epoch
+        over = self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
+        return bool(config.retune_epochs) and (over or self.retuned > 0)
+
     def complete(self, config: TrainConfig) -> bool:
-        """All epochs are done, or `patience` is used up."""
+        if config.retune_epochs:
+            return self.retuned >= config.retune_epochs
         stale = self.epochs_done - self.best_epoch
         return self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
 
@@ -83,9 +93,19 @@ class Trainee:
 
     def forward(self, images: Tensor) -> Any:
         """The training forward pass: logits, or `Outputs` of a network with auxiliary heads."""
-        device, autocast = images.device.type, self.precision.autocast
-        with torch.autocast(device, self.precision.dtype, enabled=bool(autocast)):
+        with self._autocast(images):
             return self.wrapped(images)
+
+    @torch.no_grad()
+    def ask(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """A teacher's logits, in the precision of training."""
+        with self._autocast(images):
+            logits: Tensor = teacher(images)
+        return logits
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        autocast = self.precision.autocast
+        return torch.autocast(images.device.type, self.precision.dtype, enabled=bool(autocast))
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -159,8 +179,9 @@ def checkpoint_state(
         "config": config.to_dict(),
         "class_names": list(data.train.class_names),
         "preprocess": config.preprocess().to_dict(),
-        "crops_subject": config.crops_subject(history.epochs_done - 1),
+        "crops_subject": trainee.model.subject is not None and trainee.model.subject.active,
         "data_digest": data.digest,
+        "content_digest": data.content_digest,
         "val_root": str(data.val.root.resolve()),
         "run_id": run_id,
         "run_name": config.name,
@@ -170,8 +191,8 @@ def checkpoint_state(
 
 # What may differ between the start of a run and its continuation; the rest decides what is trained.
 FREE_TO_CHANGE = frozenset(
-    {"epochs", "patience", "stop_after", "num_workers", "resume", "output", "name", "max_bad", "track"}
-    | {"experiment", "device", "data", "val_data", "data_format"}
+    {"epochs", "retune_epochs", "patience", "stop_after", "num_workers", "resume", "output", "name"}
+    | {"max_bad", "track", "experiment", "device", "data", "val_data", "data_format"}
 )
 
 
@@ -195,5 +216,7 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
             f"the data of this run changed since it started (digest {state['data_digest'][:12]} -> "
             f"{data.digest[:12]}): restore the data, or start a new run from its weights with --weights"
         )
+    if state["history"]["retuned"] and config.epochs != saved["epochs"]:
+        raise ValueError("--epochs cannot change once a run is being re-tuned; start a new run")
     trainee.load_state_dict(state)
     return History(**state["history"])

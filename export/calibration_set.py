@@ -1,0 +1,69 @@
+"""Real training images for calibration: what the network saw, and nothing that it is verified on."""
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.verify import ValidationImages
+from serve.preprocess import Preprocess, list_images, load_image, read_image_file
+
+SEED = 0
+MIN_IMAGES = 8
+
+
+def training_pixels(
+    checkpoint: dict[str, Any], validation: ValidationImages, count: int, source: Path | None = None
+) -> NDArray[np.uint8]:
+    """`count` training images (or all, if fewer), drawn by a fixed seed: uint8 [N, size, size, 3].
+
+    Files with the bytes of a validation image are never taken, whatever their names. Unreadable ones are
+    passed over, as training did.
+
+    Raises:
+        ValueError: the training images are not where they were, or hardly any are left.
+    """
+    preprocess = Preprocess.from_dict(checkpoint["preprocess"])
+    source = source or Path(checkpoint["config"]["data"])
+    paths = _list(source)
+    held_back = {hashlib.sha256(read_image_file(validation.root / p)).digest() for p in validation.paths}
+    taken: list[NDArray[np.uint8]] = []
+    for i in np.random.default_rng(SEED).permutation(len(paths)):
+        if len(taken) == count:
+            break
+        try:
+            data = read_image_file(paths[i])
+            if hashlib.sha256(data).digest() not in held_back:
+                taken.append(preprocess(load_image(data)))
+        except (OSError, ValueError):
+            continue
+    if len(taken) < MIN_IMAGES:
+        raise ValueError(
+            f"only {len(taken)} readable images in {str(source)!r} that are not validation images; "
+            f"calibration needs {MIN_IMAGES} or more"
+        )
+    return np.stack(taken)
+
+
+def _list(source: Path) -> list[Path]:
+    if not source.exists():
+        raise ValueError(
+            f"the training images {str(source)!r} are not there; start from the folder that training was "
+            "started in, or name them with --training-images"
+        )
+    if source.is_file():
+        with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            return sorted(source.parent / row["path"] for row in csv.DictReader(file))
+    listing = list_images(source, recursive=False)
+    if not any(_visible(listing.paths)):  # a folder for each class
+        listing = list_images(source)
+    return [source / path for path in _visible(listing.paths)]
+
+
+def _visible(paths: list[str]) -> Iterator[str]:
+    """Training takes no ._cat.0.jpg, .thumbnails/cat.0.jpg and other litter."""
+    return (path for path in paths if not any(part.startswith(".") for part in path.split("/")))

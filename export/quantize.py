@@ -1,0 +1,165 @@
+"""Make a smaller, faster model file from a run's published model.onnx, if its answers stay good enough.
+
+    python export/quantize.py --run runs/NAME --to int8     for processors: VNNI, AMX, ARM
+    python export/quantize.py --run runs/NAME --to fp16     for GPUs
+
+Writes runs/NAME/export/model.int8.onnx (model.fp16.onnx) and an entry in verification.json. The whole
+validation set goes through the new file; when it loses more than --max-accuracy-drop points of accuracy
+against float32, the exit code is 1 and there is no such file.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not export/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.calibration_set import training_pixels
+from export.convert import save
+from export.main import MAX_ACCURACY_DROP, print_report, validation_images
+from export.quantization import Quantizer, optimise, probabilities, to_fp16
+from export.record import MODEL_FILES, RECORD, add_report, published_model, remove_model, stamp
+from export.search import choose_float_layers
+from export.verify import ValidationImages, limits_for, verify
+from train.checkpoint import file_sha256, load_checkpoint
+from train.model import rebuild
+
+# Mean |difference| of the likeliest class's probability on training images. A ResNet-18 of 20 layers has
+# 0.004 with all of them in int8.
+TARGET_ERROR = 0.01
+SEARCH_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Conversion:
+    model: onnx.ModelProto
+    notes: dict[str, Any]
+    """Goes to verification.json."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="run directory with a published model.onnx")
+    add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True)
+    add("--calibration-images", type=int, default=256, help="int8: training images; default: %(default)s")
+    add("--training-images", type=Path, help="int8: where they are; default: where training read them")
+    add("--images", type=Path, help="folder of the validation images; default: where training read them")
+    add(
+        "--max-accuracy-drop",
+        type=float,
+        default=MAX_ACCURACY_DROP,
+        help="points of validation accuracy that may be lost; default: %(default)s",
+    )
+    add(
+        "--target-error",
+        type=float,
+        default=TARGET_ERROR,
+        help="int8: mean change of the likeliest class's probability, on training images, above which "
+        "layers are searched for to keep in float32; default: %(default)s",
+    )
+    add(
+        "--search-seconds",
+        type=float,
+        default=180.0,
+        help="int8: about how long that search may take; default: %(default)s",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files."""
+    args = build_parser().parse_args(argv)
+    try:
+        return run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    source, metadata, path = published_model(args.run, "fp32")
+    folder = source.parent
+    published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
+    checkpoint = load_checkpoint(path)
+    images = validation_images(args.run, checkpoint, args.images)
+    remove_model(folder, args.to)  # from here on, such a file is one that this call verified
+    if args.to == "int8":
+        conversion = _to_int8(args, source, checkpoint, images)
+    else:
+        conversion = Conversion(to_fp16(optimise(source)), {})
+    try:
+        save(conversion.model, replace(metadata, precision=args.to, verified=()), unverified)
+        limits = limits_for(args.to, "fp32", args.max_accuracy_drop)
+        report = verify(rebuild(checkpoint), checkpoint, unverified, images, "cpu", "fp32", limits)
+        report.file, report.checkpoint_sha256 = published.name, metadata.checkpoint_sha256
+        report.conversion = conversion.notes
+        if report.passed:
+            stamp(unverified, report)
+        else:
+            report.model_sha256 = file_sha256(unverified)
+        add_report(folder, report)
+        print_report(report)
+        if not report.passed:
+            hint = (
+                ", or keep more layers in float32 with a lower --target-error" if args.to == "int8" else ""
+            )
+            print(f"error: {published.name} is not published; see {folder / RECORD}{hint}", file=sys.stderr)
+            return 1
+        unverified.replace(published)
+    finally:
+        unverified.unlink(missing_ok=True)
+    sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (published, source)]
+    print(f"verified: {published}, {sizes[0]} instead of {sizes[1]}")
+    return 0
+
+
+def _to_int8(
+    args: argparse.Namespace, source: Path, checkpoint: dict[str, Any], images: ValidationImages
+) -> Conversion:
+    if args.calibration_images < 1:
+        raise ValueError(f"--calibration-images {args.calibration_images} must be 1 or more")
+    pixels = training_pixels(checkpoint, images, args.calibration_images, args.training_images)
+    quantizer = Quantizer(optimise(source), pixels)
+    probe = pixels[:SEARCH_IMAGES]
+    expected = probabilities(quantizer.model, probe)
+
+    def error(float_layers: Sequence[str]) -> float:
+        return mean_error(expected, probabilities(quantizer.quantize(float_layers), probe))
+
+    search = choose_float_layers(quantizer.layers(), error, args.target_error, args.search_seconds)
+    print(
+        f"calibrated on {len(pixels)} training images; with all {search.layers} layers in int8, the "
+        f"likeliest class's probability changes by {search.error_of_all_int8:.4f} on average"
+    )
+    if search.tried.keys() != {0}:
+        names = ", ".join(search.float_layers) or "none"
+        print(f"kept in float32: {len(search.float_layers)} ({names}): {search.error:.4f}")
+    notes = {
+        "calibration_images": len(pixels),
+        "pixels_stay_bytes": quantizer.folded,
+        "search": asdict(search),
+    }
+    return Conversion(quantizer.quantize(search.float_layers), notes)
+
+
+def mean_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """Mean |difference| of the probability of the expected likeliest class; each [N, num_classes]."""
+    rows, best = np.arange(len(expected)), expected.argmax(axis=1)
+    return float(np.abs(expected[rows, best] - got[rows, best]).mean())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What was verified, in two places: the model file's metadata for serving, verification.json for people.
+
+verification.json is the report of model.onnx on the CPU; under "pairings" it has those of every other file,
+provider and precision, failed ones too.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from export.convert import read_metadata, write_metadata
+from export.verify import Verification
+from serve.metadata import ModelMetadata, Pairing
+from train.checkpoint import file_sha256
+
+RECORD = "verification.json"
+MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}
+"""Precision of a file's own layers -> its name in the run's export folder."""
+
+
+def stamp(file: Path, report: Verification) -> None:
+    """Enter the report's provider and precision in the file's metadata, or strike them out if it failed."""
+    metadata = read_metadata(file)
+    kept = [
+        p for p in metadata.verified if (p.provider, p.precision) != (report.provider, report.precision)
+    ]
+    if report.passed:
+        kept.append(
+            Pairing(
+                provider=report.provider,
+                precision=report.precision,
+                num_images=report.num_images,
+                accuracy=report.accuracy_served,
+                argmax_agreement=report.validation_agreement,
+                max_difference_probabilities=report.max_difference_probabilities,
+                onnxruntime=report.onnxruntime,
+            )
+        )
+    write_metadata(file, replace(metadata, verified=tuple(kept)))
+    report.model_sha256 = file_sha256(file)
+
+
+def write_report(folder: Path, report: Verification) -> None:
+    """Start verification.json anew, with the report of model.onnx on the CPU."""
+    _write(folder, [report.to_dict()])
+
+
+def add_report(folder: Path, report: Verification) -> None:
+    """Add a report, or replace that of the same file, provider and precision.
+
+    The file's digest is from now on the one of all reports about it: they differ by metadata only.
+    """
+    new = report.to_dict()
+    entries = list(_read(folder))
+    known = [i for i, entry in enumerate(entries) if _key(entry) == _key(new)]
+    if known:
+        entries[known[0]] = new
+    else:
+        entries.append(new)
+    for entry in entries:
+        if entry["file"] == new["file"]:
+            entry["model_sha256"] = new["model_sha256"]
+    _write(folder, entries)
+
+
+def remove_model(folder: Path, precision: str) -> None:
+    """Delete a derived model file and what is recorded about it."""
+    name = MODEL_FILES[precision]
+    (folder / name).unlink(missing_ok=True)
+    entries = [entry for entry in _read(folder) if entry["file"] != name]
+    _write(folder, entries)
+
+
+def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path]:
+    """(the run's model file of this precision, its metadata, the checkpoint that it was exported from).
+
+    Raises:
+        ValueError: there is none, it is not the one that was verified, or its checkpoint is gone.
+    """
+    file = run / "export" / MODEL_FILES[precision]
+    if not file.is_file():
+        command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
+        raise ValueError(f"{file} does not exist; make it with python export/{command} --run {run}")
+    digests = {e["model_sha256"] for e in _read(file.parent) if e["file"] == file.name}
+    if file_sha256(file) not in digests:
+        raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
+    metadata = read_metadata(file)
+    for checkpoint in sorted((run / "checkpoints").glob("*.pt")):
+        if file_sha256(checkpoint) == metadata.checkpoint_sha256:
+            return file, metadata, checkpoint
+    raise ValueError(
+        f"{file} was exported from a checkpoint that is no longer in {run / 'checkpoints'}: export the run "
+        "again"
+    )
+
+
+def _read(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every report, that of model.onnx on the CPU first."""
+    path = folder / RECORD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        pairings = values.pop("pairings")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}): export the run again") from error
+    yield values
+    yield from pairings
+
+
+def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
+    path = folder / RECORD
+    temporary = path.with_name(f".{path.name}.tmp")
+    values = {**entries[0], "pairings": entries[1:]}
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["file"], entry["provider"], entry["precision"]

@@ -1,0 +1,164 @@
+"""A sorted list of any number of inputs that costs next to no memory: sorted on disk, read in order.
+
+A list of a million Python strings is 100 MB, and more while it is sorted. Here the names are sorted in
+stretches, merged into one temporary file without a name, and read from it as they are needed.
+"""
+
+import hashlib
+import heapq
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+STRETCH = 50_000  # records sorted in memory at once
+STRIDE = 256  # records from one known position in the file to the next
+BLOCK = 1 << 16  # bytes read at once
+
+PROBLEM = "!"
+
+
+class Entry(NamedTuple):
+    """One input: it gets exactly one row."""
+
+    name: str
+    """What the row says: relative to what was given, with forward slashes."""
+    place: str = ""
+    """Where its source finds it, beyond the name; "!" and a reason when it is known to be unreadable."""
+
+    @property
+    def problem(self) -> str:
+        return self.place[1:] if self.place.startswith(PROBLEM) else ""
+
+
+def printable(name: str) -> str:
+    """The name as every output format writes it: bytes that are not UTF-8 become backslash escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+class NamesDigest:
+    """sha256 over names in their order, as a reader of the output can compute it again."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str) -> None:
+        self._hash.update(name.encode("utf-8", "backslashreplace") + b"\0")
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class Inventory:
+    """Entries sorted by name (code points), each name once. Made by `Inventory.sort`."""
+
+    def __init__(self, file: IO[bytes], length: int, size: int, positions: "array[int]", repeated: int):
+        self._file = file
+        self._length = length
+        self._size = size
+        self._positions = positions  # of every STRIDE-th record
+        self.repeated = repeated
+        """Entries left out because another of the same name was kept (the one whose place sorts last)."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    @classmethod
+    def sort(cls, entries: Iterable[Entry]) -> "Inventory":
+        """Raises ValueError for a name that no file can have, OSError when there is no room on disk."""
+        positions, size, length, repeated = array("Q"), 0, 0, 0
+        file = tempfile.TemporaryFile(prefix="inventory-")  # noqa: SIM115  read as long as we live
+        for record, repeats in _last_of_each_name(_sorted_records(entries)):
+            if length % STRIDE == 0:
+                positions.append(size)
+            file.write(record)
+            size += len(record)
+            length += 1
+            repeated += repeats
+        file.flush()
+        return cls(file, length, size, positions, repeated)
+
+    def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
+        """Those numbered start to stop - 1, read as they are consumed."""
+        stop = self._length if stop is None else min(stop, self._length)
+        if start >= stop:
+            return
+        number = start - start % STRIDE
+        for record in _records(self._file.fileno(), self._positions[start // STRIDE], self._size):
+            if number >= stop:
+                return
+            if number >= start:
+                name, place = record.split(b"\0")[:2]
+                yield Entry(_decode(name), _decode(place))
+            number += 1
+
+    def digest(self) -> str:
+        names = NamesDigest()
+        for entry in self.entries():
+            names.add(entry.name)
+        return names.hexdigest()
+
+
+def _encode(entry: Entry) -> bytes:
+    # surrogatepass keeps the order of code points, which surrogateescape would not
+    if "\0" in entry.name:
+        raise ValueError(f"the name {entry.name!r} has a NUL character, which no file can have")
+    return "\0".join((entry.name, entry.place.replace("\0", " "), "")).encode("utf-8", "surrogatepass")
+
+
+def _decode(field: bytes) -> str:
+    return field.decode("utf-8", "surrogatepass")
+
+
+def _sorted_records(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """External merge sort. A record sorts by its name, since NUL is below every character of a name."""
+    stretch: list[bytes] = []
+    runs: list[tuple[int, int]] = []
+    spill: IO[bytes] | None = None
+    for entry in entries:
+        stretch.append(_encode(entry))
+        if len(stretch) == STRETCH:
+            spill = spill or tempfile.TemporaryFile(prefix="inventory-")  # noqa: SIM115
+            start = runs[-1][1] if runs else 0
+            stretch.sort()
+            spill.writelines(stretch)
+            runs.append((start, start + sum(map(len, stretch))))
+            stretch = []
+    stretch.sort()
+    if spill is None:
+        yield from stretch
+        return
+    with spill:
+        spill.flush()
+        sorted_runs = (_records(spill.fileno(), start, end) for start, end in runs)
+        yield from heapq.merge(*sorted_runs, stretch)
+
+
+def _last_of_each_name(records: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+    """(record, how many of the same name were left out before it)"""
+    kept, kept_name, repeats = b"", b"", 0
+    for record in records:
+        name = record[: record.index(b"\0") + 1]
+        if name == kept_name:
+            repeats += 1
+        elif kept:
+            yield kept, repeats
+            repeats = 0
+        kept, kept_name = record, name
+    if kept:
+        yield kept, repeats
+
+
+def _records(descriptor: int, start: int, end: int) -> Iterator[bytes]:
+    """The records between two positions; `pread` shares the file with other readers."""
+    rest = b""
+    while start < end:
+        data = os.pread(descriptor, min(BLOCK, end - start), start)
+        assert data, "the file is shorter than what was written"
+        start += len(data)
+        *fields, rest = (rest + data).split(b"\0")
+        if len(fields) % 2:  # a name whose place is in the next block
+            rest = fields.pop() + b"\0" + rest
+        for i in range(0, len(fields), 2):
+            yield b"%s\0%s\0" % (fields[i], fields[i + 1])

@@ -1,0 +1,190 @@
+"""From inputs to an output file: in one go, or as a part that survives a kill."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnxruntime as ort
+import PIL
+
+from serve.batch import score
+from serve.inventory import Entry
+from serve.join import join
+from serve.predictor import Predictor
+from serve.shards import (
+    Job,
+    Manifest,
+    cut,
+    file_sha256,
+    finished,
+    pieces_folder,
+    remove_pieces,
+)
+from serve.sources import Source
+from serve.writers import Layout, atomic_writer, open_writer
+
+PROGRESS_SECONDS = 5.0
+TRIES = 3  # when another process has finished the same part and cleaned up under our hands
+
+
+@dataclass
+class Progress:
+    total: int
+    done: int = 0
+    errors: int = 0
+    resumed: int = 0
+    """Rows that were there already."""
+    started: float = field(default_factory=time.perf_counter)
+    reported: float = field(default_factory=time.perf_counter)
+
+    def add(self, is_error: bool) -> None:
+        self.done += 1
+        self.errors += is_error
+        now = time.perf_counter()
+        if now - self.reported >= PROGRESS_SECONDS:
+            rate = (self.done - self.resumed) / (now - self.started)
+            left = (self.total - self.done) / rate
+            print(f"{self.done}/{self.total} {rate:.0f} images/s {left:.0f} s left", file=sys.stderr)
+            self.reported = now
+
+    def restart(self) -> None:
+        self.done = self.errors = self.resumed = 0
+
+    def skip(self, manifest: Manifest) -> None:
+        self.done += manifest.rows
+        self.resumed += manifest.rows
+        self.errors += manifest.errors
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What stays the same over all parts and pieces."""
+
+    predictor: Predictor
+    source: Source
+    format_name: str
+    layout: Layout
+    batch_size: int
+    workers: int
+    image_timeout: float
+
+    def write(self, rows: range, file: IO[bytes], progress: Progress) -> tuple[int, int]:
+        """Score the inputs of these numbers into a file: (rows, rows with an error)."""
+        writer = open_writer(self.format_name, file, self.layout)
+        written = errors = 0
+        scored = score(
+            self.predictor,
+            self._entries(rows),
+            self.source.read,
+            self.batch_size,
+            self.workers,
+            self.image_timeout,
+            self.layout.embeddings,
+        )
+        with closing(scored):  # also when the disk is full
+            for row in scored:
+                writer.write(row)
+                written += 1
+                errors += bool(row.error)
+                progress.add(bool(row.error))
+        writer.close()
+        return written, errors
+
+    def _entries(self, rows: range) -> Iterator[Entry]:
+        entries = self.source.inventory.entries(rows.start, rows.stop)
+        if self.format_name != "kaggle":
+            return entries
+        # Kaggle counts the rows: a folder that could not be entered is none of them
+        return (entry for entry in entries if not entry.problem)
+
+    def job(self) -> Job:
+        settings = {
+            "format": self.format_name,
+            "top_k": self.layout.top_k,
+            "embeddings": self.layout.embeddings,
+            "batch_size": self.batch_size,
+        }
+        inventory = self.source.inventory
+        return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)
+
+    def made_with(self) -> dict[str, str]:
+        versions = {"numpy": np.__version__, "pillow": PIL.__version__, "onnxruntime": ort.__version__}
+        return {"provider": self.predictor.provider, **versions}
+
+
+def score_part(
+    scoring: Scoring,
+    part: Path,
+    rows: range,
+    part_size: int,
+    progress: Progress,
+    resume: bool,
+    keep_manifest: bool,
+) -> None:
+    """Write `part`, in pieces of `part_size` rows that a later call with `resume` does not score again.
+
+    Another process may do the same at the same time.
+    """
+    job = scoring.job()
+    pieces = list(cut(rows, part_size, scoring.batch_size))
+    for attempt in range(1, TRIES + 1):
+        progress.restart()
+        if resume and (manifest := finished(part, job, rows)):
+            progress.skip(manifest)
+            remove_pieces(part)
+            return
+        folder = pieces_folder(part)
+        folder.mkdir(exist_ok=True)
+        try:
+            if len(pieces) > 1:
+                manifest = _join_pieces(scoring, job, part, pieces, progress, resume)
+            else:
+                manifest = _score_piece(scoring, job, part, rows, progress, folder)
+            if keep_manifest:
+                manifest.write(part, folder)
+        except FileNotFoundError as error:  # another process has finished this part and removed the pieces
+            if attempt == TRIES:
+                raise OSError(f"{folder} was removed {TRIES} times while it was in use: {error}") from error
+            resume = True
+        else:
+            remove_pieces(part)
+            return
+
+
+def _score_piece(
+    scoring: Scoring, job: Job, path: Path, rows: range, progress: Progress, folder: Path
+) -> Manifest:
+    with atomic_writer(path, folder) as file:
+        written, errors = scoring.write(rows, file, progress)
+        assert written == len(rows), f"{written} rows for {len(rows)} inputs"
+    return Manifest(job, rows.start, len(rows), errors, file_sha256(path), scoring.made_with())
+
+
+def _join_pieces(
+    scoring: Scoring, job: Job, part: Path, pieces: list[range], progress: Progress, resume: bool
+) -> Manifest:
+    folder = pieces_folder(part)
+    paths, manifests = [], []
+    for number, rows in enumerate(pieces):
+        path = folder / f"{number:05}{part.suffix}"
+        manifest = finished(path, job, rows) if resume else None
+        if manifest is None:
+            manifest = _score_piece(scoring, job, path, rows, progress, folder)
+            manifest.write(path, folder)
+        else:
+            progress.skip(manifest)
+        paths.append(path)
+        manifests.append(manifest)
+    try:
+        with atomic_writer(part, folder) as file:
+            join(paths, manifests, file)
+    except ValueError as error:
+        raise OSError(f"{error}: does another job write to the same output?") from error
+    errors = sum(manifest.errors for manifest in manifests)
+    first, stop = pieces[0].start, pieces[-1].stop
+    return Manifest(job, first, stop - first, errors, file_sha256(part), scoring.made_with())

@@ -1,0 +1,106 @@
+"""Join the parts of a sharded job, if they prove that every input has exactly one row.
+
+python serve/merge.py predictions/ --output predictions.csv
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not serve/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+from collections.abc import Sequence
+
+from serve.join import join
+from serve.shards import PART_NAME, Manifest
+from serve.writers import atomic_writer
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the part files and their manifests are")
+    parser.add_argument("--output", type=Path, required=True, help="file that gets all rows")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code.
+
+    0: merged, 1: merged, and not one image was scored, 2: the parts do not fit, 3: a file could not be read
+    or written.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        rows, errors = merge(args.folder, args.output)
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    print(f"{rows} rows in {args.output}, one for each input: {rows - errors} scored, {errors} errors")
+    return 0 if errors < rows else 1
+
+
+def merge(folder: Path, output: Path) -> tuple[int, int]:
+    """(rows, rows with an error). Raises ValueError when the parts are not one whole job's."""
+    parts = find_parts(folder)
+    manifests = [Manifest.read(part) for part in parts]
+    check_fit(parts, manifests)
+    job = manifests[0].job
+    if output.suffix != parts[0].suffix:
+        raise ValueError(f"--output {str(output)!r} must end in {parts[0].suffix}, as the parts do")
+    with atomic_writer(output) as file:
+        if join(parts, manifests, file) != job.inputs_sha256:
+            raise ValueError(
+                f"the names in the {len(parts)} parts are not the job's {job.total} inputs in their order"
+            )
+    return job.total, sum(manifest.errors for manifest in manifests)
+
+
+def find_parts(folder: Path) -> list[Path]:
+    """One for each shard, in order. Raises ValueError when some are missing or of another job."""
+    found = {path: match for path in folder.iterdir() if (match := PART_NAME.fullmatch(path.name))}
+    if not found:
+        raise ValueError(f"no part files (part-00000-of-00001.csv, ...) in {str(folder)!r}")
+    kinds = {(match[2], match[3]) for match in found.values()}
+    if len(kinds) > 1:
+        described = ", ".join(f"of {int(count)} ({suffix})" for count, suffix in sorted(kinds))
+        raise ValueError(f"{str(folder)!r} has parts of several jobs: {described}")
+    count, parts = int(kinds.pop()[0]), sorted(found)
+    there = {int(match[1]) for match in found.values()}
+    if missing := sorted(set(range(count)) - there):
+        listed = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
+        raise ValueError(f"{len(missing)} of {count} parts are missing: {listed}")
+    return parts
+
+
+def check_fit(parts: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    first = manifests[0].job
+    position = 0
+    for part, manifest in zip(parts, manifests, strict=True):
+        for name, reason in (
+            ("model_sha256", "another model"),
+            ("inputs_sha256", "another list of inputs"),
+            ("total", "another number of inputs"),
+            ("settings", "other settings"),
+        ):
+            ours, theirs = getattr(manifest.job, name), getattr(first, name)
+            if ours != theirs:
+                raise ValueError(f"{part.name} is of {reason} than {parts[0].name}: {ours} and {theirs}")
+        if manifest.first != position:
+            kind = "overlap" if manifest.first < position else "leave a gap"
+            raise ValueError(
+                f"parts {kind}: {part.name} begins at row {manifest.first}, {position} is next"
+            )
+        position += manifest.rows
+    if position != first.total:
+        raise ValueError(f"the parts have {position} rows for {first.total} inputs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Rows to Parquet: `pip install 'purebred[parquet]'`. pyarrow is imported on first use only."""
+
+from typing import IO, Any
+
+from serve.inventory import printable
+from serve.writers import Layout, Row
+
+ROW_GROUP_BYTES = 4 << 20  # of cells held in memory
+MAX_ROW_GROUP = 20_000
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            f"--format parquet needs pyarrow ({error}): pip install 'purebred[parquet]', or use jsonl"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+class ParquetWriter:
+    """CSV's columns, typed, and embedding list<float>; written in row groups of a few megabytes."""
+
+    def __init__(self, file: IO[bytes], layout: Layout):
+        pa, parquet = import_pyarrow()
+        self.pa, self.layout = pa, layout
+        kinds = {"label": pa.string(), "probability": pa.float32()}
+        columns = [(printable(name), kinds[name.partition("_")[0]]) for name in layout.columns]
+        vector = [("embedding", pa.list_(pa.float32()))] if layout.embeddings else []
+        self.schema = pa.schema(
+            [("path", pa.string()), *kinds.items(), *columns, *vector, ("error", pa.string())]
+        )
+        self.parquet = parquet.ParquetWriter(file, self.schema, compression="zstd")
+        self.rows: list[Row] = []
+        self.bytes = 0
+
+    def write(self, row: Row) -> None:
+        self.rows.append(row)
+        arrays = (row.probabilities, row.embedding)
+        self.bytes += 200 + sum(array.nbytes for array in arrays if array is not None)
+        if len(self.rows) == MAX_ROW_GROUP or self.bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        cells: list[list[Any]] = [[] for _ in self.schema]
+        for row in self.rows:
+            for column, value in zip(cells, self._values(row), strict=True):
+                column.append(value)
+        arrays = [self.pa.array(c, f.type) for c, f in zip(cells, self.schema, strict=True)]
+        self.parquet.write_table(self.pa.table(arrays, self.schema))
+        self.rows, self.bytes = [], 0
+
+    def _values(self, row: Row) -> list[Any]:
+        if row.probabilities is None:
+            values: list[Any] = [None] * (len(self.schema) - 2)
+        else:
+            likeliest = self.layout.likeliest(row.probabilities)
+            ranked = [
+                value
+                for i in likeliest
+                for value in (printable(self.layout.class_names[i]), row.probabilities[i])
+            ]
+            values = ranked if self.layout.top_k else [*ranked, *row.probabilities]
+            if self.layout.embeddings:
+                values.append(row.embedding)
+        return [printable(row.path), *values, printable(row.error) or None]
+
+    def close(self) -> None:
+        if self.rows:
+            self._flush()
+        self.parquet.close()

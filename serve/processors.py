@@ -1,0 +1,103 @@
+"""How many processors this process may use (affinity and control groups' quota), and what they can do."""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+DEFAULT_PERIOD = 100_000  # microseconds
+
+
+def available_processors(root: Path = Path("/")) -> int:
+    """At least 1. `root` holds proc/ and what is mounted; tests lay it out themselves.
+
+    A quota of 1.5 processors counts as 2: a thread too many waits for the next period, a thread too few
+    leaves time unused.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def processor_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Instruction sets by Linux's names, such as avx512_bf16 or amx_bf16; empty where that is not known."""
+    for line in _lines(root / "proc/cpuinfo"):
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(flags.split())
+    return frozenset()
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Processors' worth of time in each period: the least along the way to the top group; None: no limit.
+
+    Container runtimes (docker --cpus, a pod's limits.cpu) set it and leave the affinity alone. Source:
+    the kernel's cgroup-v2.rst (cpu.max) and sched-bwc.rst (cpu.cfs_quota_us).
+    """
+    quotas = [quota for group in _groups(root) if (quota := _quota(group)) is not None]
+    return min(quotas, default=None)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's groups that can limit processor time, and those above them."""
+    own = _own_groups(root)
+    for mount, mounted, hierarchy in _mounts(root):
+        if hierarchy not in own:
+            continue
+        group = PurePosixPath(own[hierarchy])
+        # A container sees its own group mounted as the top, and may be told the path outside of it.
+        inside = group.relative_to(mounted).parts if group.is_relative_to(mounted) else ()
+        folder = root / mount.lstrip("/")
+        yield folder
+        for part in inside:
+            folder /= part
+            yield folder
+
+
+def _own_groups(root: Path) -> dict[str, str]:
+    """ "" (version 2) or "cpu" (version 1) -> this process's group in that hierarchy."""
+    groups = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, group = line.split(":", 2)
+        if number == "0" and not controllers:
+            groups[""] = group
+        elif "cpu" in controllers.split(","):
+            groups["cpu"] = group
+    return groups
+
+
+def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
+    """(where, the group that is its top, "" or "cpu") of the hierarchies that limit processor time."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = (rest.split(" ", 2) + ["", "", ""])[:3]
+        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
+            _, _, _, top, mount, *_ = fields.split(" ")
+            yield _unescaped(mount), _unescaped(top), "" if kind == "cgroup2" else "cpu"
+
+
+def _unescaped(path: str) -> str:
+    """mountinfo writes a space as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+def _quota(group: Path) -> float | None:
+    if limit := _lines(group / "cpu.max"):  # version 2: "QUOTA PERIOD", QUOTA may be "max"
+        quota, _, period = limit[0].partition(" ")
+    else:  # version 1: -1 is no limit
+        files = (_lines(group / "cpu.cfs_quota_us"), _lines(group / "cpu.cfs_period_us"))
+        quota, period = (lines[0] if lines else "" for lines in files)
+    try:
+        processors = int(quota) / int(period or DEFAULT_PERIOD)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return processors if processors > 0 else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # not Linux, or not mounted
+        return []

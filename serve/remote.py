@@ -1,0 +1,169 @@
+"""Objects behind s3://, gs:// and https://, through fsspec: `pip install 'purebred[cloud]'`.
+
+Reads are retried a bounded number of times. fsspec and its file systems are imported on first use only.
+"""
+
+import posixpath
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
+
+from serve.preprocess import MAX_FILE_BYTES, ImageError
+
+SCHEMES = ("s3://", "gs://", "gcs://", "https://", "http://")
+ATTEMPTS = 4
+FIRST_PAUSE = 0.5  # seconds; doubled after each attempt, and half of it drawn by chance
+READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
+
+T = TypeVar("T")
+
+
+def is_remote(name: str) -> bool:
+    return name.startswith(SCHEMES)
+
+
+def join_url(folder: str, name: str) -> str:
+    """Also of ../name: object stores know no such folder."""
+    scheme, _, path = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(f'{path}/{name}')}"
+
+
+def read_object(url: str) -> bytes:
+    """Raises ImageError when it is empty or above MAX_FILE_BYTES, OSError when it cannot be read."""
+    data = retried(lambda: _fetch(url, 0, MAX_FILE_BYTES + 1))
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"object is over the limit of {MAX_FILE_BYTES} bytes")
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    return data
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    return retried(lambda: _fetch(url, start, start + size))
+
+
+def open_seekable(url: str) -> IO[bytes]:
+    """For headers spread over a big object: seeking does not download what lies between."""
+    file = retried(lambda: _filesystem(url).open(url, "rb", block_size=READ_AHEAD, cache_type="readahead"))
+    if not file.seekable() or (_is_http(url) and type(file).__name__ == "HTTPStreamFile"):
+        raise OSError(f"{url}: this server does not read ranges of a file; download it first")
+    opened: IO[bytes] = file
+    return opened
+
+
+def download(url: str) -> IO[bytes]:
+    """A list of any length, as a temporary file."""
+
+    def copy() -> IO[bytes]:
+        file = tempfile.TemporaryFile(prefix="list-")  # noqa: SIM115  closed by the caller
+        with _filesystem(url).open(url, "rb") as stream:
+            shutil.copyfileobj(stream, file)
+        file.seek(0)
+        return file
+
+    return retried(copy)
+
+
+def list_objects(url: str) -> Iterator[str]:
+    """Names below a folder, relative to it, in no particular order."""
+    if _is_http(url):
+        raise ValueError(f"{url}: HTTP cannot list a folder; give a text file of URLs, or tar files")
+    filesystem = _filesystem(url)
+    prefix = filesystem._strip_protocol(url).rstrip("/") + "/"
+    if url.startswith("s3://"):
+        bucket, _, key = prefix.partition("/")
+        yield from (name for name in _s3_keys(filesystem, bucket, key) if not name.endswith("/"))
+        return
+    try:
+        # by default, what cannot be listed would be left out without a word
+        for folder, _, files in filesystem.walk(prefix.rstrip("/"), detail=False, on_error="raise"):
+            yield from (f"{folder}/{file}".removeprefix(prefix) for file in files)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # google's and aiohttp's own
+        raise OSError(f"{url} cannot be listed: {error}") from error
+
+
+def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:
+    """Page by page: s3fs itself would hold a dictionary for each object at once."""
+    position: dict[str, str] = {}
+    while True:
+        arguments = {"Bucket": bucket, "Prefix": prefix, **position}
+        page = retried(lambda a=arguments: filesystem.call_s3("list_objects_v2", **a))  # type: ignore[misc]
+        for item in page.get("Contents", ()):
+            yield item["Key"].removeprefix(prefix)
+        if not page.get("IsTruncated"):
+            return
+        position = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def match(pattern: str) -> list[str]:
+    """URLs that a pattern with * ? [ ] stands for."""
+    filesystem = _filesystem(pattern)
+    found = retried(lambda: filesystem.glob(pattern))
+    scheme = "" if _is_http(pattern) else pattern.partition("://")[0] + "://"
+    return [scheme + name for name in found]
+
+
+def retried(action: Callable[[], T]) -> T:
+    """Raises OSError (or what the action says about the object itself) after the last attempt."""
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except (FileNotFoundError, PermissionError, ValueError, ImportError):
+            raise
+        except Exception as error:  # aiohttp's, botocore's and google's exceptions share no base
+            if attempt == ATTEMPTS or not _may_pass(error):
+                message = str(error) or type(error).__name__
+                raise OSError(f"{message} (attempt {attempt})") from error
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause *= 2
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    """A client error (401, 403, 410, ...) will be the same next time; 408 and 429 ask for patience."""
+    status = getattr(error, "status", 0) or getattr(error, "code", 0)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in (408, 429)
+    return type(error).__name__ not in ("NoCredentialsError", "ParamValidationError", "InvalidURL")
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("https://", "http://"))
+
+
+def _filesystem(url: str) -> Any:
+    scheme = url.partition("://")[0]
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        extra = "gcs" if scheme in ("gs", "gcs") else "cloud"
+        raise ValueError(
+            f"{scheme}:// needs packages that are not installed ({error}): pip install 'purebred[{extra}]'"
+        ) from error
+
+
+def _fetch(url: str, start: int, stop: int) -> bytes:
+    """Bytes start to stop - 1, or fewer where the object ends."""
+    filesystem = _filesystem(url)
+    if not _is_http(url):
+        data: bytes = filesystem.cat_file(url, start=start, end=stop)
+        return data
+    # A stream, so that a server that sends more than was asked for cannot fill the memory; `size` saves
+    # the question for it.
+    ranged = {"headers": {"Range": f"bytes={start}-{stop - 1}"}} if start else {}
+    with filesystem.open(url, "rb", block_size=0, size=1, **ranged) as stream:
+        if start and stream.r.status != 206:
+            raise OSError("this server does not read ranges of a file; download it first")
+        parts, left = [], stop - start
+        while left > 0 and (part := stream.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,143 @@
+"""Big jobs: shards scored by many processes, parts that survive a kill, and the proof that they fit.
+
+A job's inputs, in their sorted order, are cut into N shards, and a shard's output is a part file with a
+manifest beside it:
+
+    part-00003-of-00008.csv         a finished shard
+    part-00003-of-00008.csv.json    of what: model, inputs, settings, which rows, the part's sha256
+
+A big shard is scored in pieces, which are joined when all are there. Until then they lie, each with its
+manifest, in the hidden folder .part-00003-of-00008.csv.pieces, and a killed job loses one piece at most.
+Every file appears by a rename, and the same inputs give the same bytes: two processes at the same shard
+write the same files over one another.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.writers import atomic_writer
+
+MANIFEST_VERSION = 1
+INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
+PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})(\.[a-z]+)")
+
+
+@dataclass(frozen=True)
+class Shard:
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """ "3/8", or "auto/8" for the index in JOB_COMPLETION_INDEX."""
+        index, _, count = text.partition("/")
+        if index == "auto":
+            index = os.environ.get(INDEX_VARIABLE, "")
+            if not index:
+                raise ValueError(f"--shard {text}: the environment variable {INDEX_VARIABLE} is not set")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ValueError(
+                f"--shard {text!r} is not I/N with I from 0 to N-1, or auto/N (index {index!r})"
+            )
+        return cls(int(index), int(count))
+
+    def part_name(self, suffix: str) -> str:
+        return f"part-{self.index:05}-of-{self.count:05}{suffix}"
+
+    def rows(self, total: int, batch_size: int) -> range:
+        """The inputs of this shard. Whole batches: where they are cut does not depend on N."""
+        batches = -(-total // batch_size)
+        first, last = (batches * i // self.count * batch_size for i in (self.index, self.index + 1))
+        return range(min(first, total), min(last, total))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all parts of a job have in common."""
+
+    model_sha256: str
+    inputs_sha256: str
+    """Over the names of all inputs, each followed by NUL, in their order."""
+    total: int
+    """Inputs of the whole job."""
+    settings: dict[str, Any]
+    """What else decides about the bytes: format, top_k, embeddings, batch_size."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Beside a part or a piece: what it is. Written after it."""
+
+    job: Job
+    first: int
+    """Number of the first row's input."""
+    rows: int
+    errors: int
+    sha256: str
+    """Of the file."""
+    made_with: dict[str, str]
+    """Provider and library versions, for the reader; parts may differ in them."""
+    format_version: int = MANIFEST_VERSION
+
+    @classmethod
+    def read(cls, part: Path) -> "Manifest":
+        """Raises ValueError when there is none, or none that this version understands."""
+        path = manifest_path(part)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format_version"] != MANIFEST_VERSION:
+                raise ValueError(
+                    f"{path} has format_version {values['format_version']}, this version reads "
+                    f"{MANIFEST_VERSION}"
+                )
+            return cls(**{**values, "job": Job(**values["job"])})
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read, so {part.name} is unfinished: {error}") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no manifest: {error!r}") from error
+
+    def write(self, part: Path, scratch: Path | None = None) -> None:
+        with atomic_writer(manifest_path(part), scratch) as file:
+            file.write(json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n")
+
+
+def manifest_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def pieces_folder(part: Path) -> Path:
+    return part.with_name(f".{part.name}.pieces")
+
+
+def finished(part: Path, job: Job, rows: range) -> Manifest | None:
+    """The manifest of a part that is whole and of this job; None: it must be made (again)."""
+    try:
+        manifest = Manifest.read(part)
+        if (manifest.job, manifest.first, manifest.rows) != (job, rows.start, len(rows)):
+            return None
+        return manifest if file_sha256(part) == manifest.sha256 else None
+    except (ValueError, OSError):
+        return None
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cut(rows: range, part_size: int, batch_size: int) -> Iterator[range]:
+    """Pieces of about part_size rows, of whole batches."""
+    step = -(-part_size // batch_size) * batch_size
+    for first in range(rows.start, rows.stop, step):
+        yield range(first, min(first + step, rows.stop))
+
+
+def remove_pieces(part: Path) -> None:
+    shutil.rmtree(pieces_folder(part), ignore_errors=True)  # another process may do the same

@@ -1,0 +1,236 @@
+"""Rows to a file: CSV, JSON Lines, Parquet (`pip install 'purebred[parquet]'`), or Kaggle's two columns.
+
+Whatever the format: path; label and probability of the likeliest class; the probabilities of all classes
+or, with `top_k`, of the k likeliest; the embedding if asked for; error, which is empty (in JSON and Parquet
+null) when there is a prediction.
+"""
+
+import csv
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.inventory import Entry, Inventory, printable
+
+FORMATS = ("csv", "jsonl", "parquet", "kaggle")
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The outcome for one input: probabilities or an error, never both."""
+
+    path: str
+    probabilities: NDArray[np.float32] | None = None
+    """float32 [num_classes]."""
+    error: str = ""
+    embedding: NDArray[np.float32] | None = None
+    """float32 [features], when asked for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a row holds."""
+
+    class_names: tuple[str, ...]
+    top_k: int = 0
+    """0: the probabilities of all classes, in the model's order."""
+    embeddings: bool = False
+    labels: bool = False
+    """Kaggle: the number of the likeliest class instead of the second class's probability."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top_k <= len(self.class_names):
+            raise ValueError(f"top_k {self.top_k} is outside 0 (all) .. {len(self.class_names)} classes")
+
+    @property
+    def columns(self) -> list[str]:
+        """Of CSV and Parquet, between probability and error, the embedding apart."""
+        if not self.top_k:
+            return [f"probability_{name}" for name in self.class_names]
+        return [f"{kind}_{rank}" for rank in range(2, self.top_k + 1) for kind in ("label", "probability")]
+
+    def likeliest(self, probabilities: NDArray[np.float32]) -> list[int]:
+        """Class numbers, the likeliest first; of equal ones the first class first, as argmax takes it."""
+        if self.top_k <= 1:
+            return [int(probabilities.argmax())]
+        return [int(i) for i in np.argsort(-probabilities, kind="stable")[: self.top_k]]
+
+
+class Writer(Protocol):
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None:
+        """Write what is held back. The file stays open."""
+
+
+def format_of(output: str, given: str = "") -> str:
+    """The format asked for, or the suffix's. Raises ValueError when the suffix says none."""
+    suffix = os.path.splitext(output)[1].lower()
+    if given or not suffix:
+        return given or "csv"
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"--output {output!r}: {suffix!r} is none of {', '.join(SUFFIXES)}; add --format, which decides"
+        )
+    return SUFFIXES[suffix]
+
+
+def open_writer(format_name: str, file: IO[bytes], layout: Layout) -> Writer:
+    if format_name == "kaggle":
+        return KaggleWriter(file, layout)
+    if format_name == "parquet":
+        from serve.parquet import ParquetWriter
+
+        return ParquetWriter(file, layout)
+    if layout.embeddings and format_name == "csv":
+        raise ValueError("--embeddings needs --format jsonl or parquet: a CSV cell holds no vector")
+    return CsvWriter(file, layout) if format_name == "csv" else JsonlWriter(file, layout)
+
+
+@contextmanager
+def atomic_writer(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file that appears under its name whole, or not at all. A link is written through.
+
+    `scratch` is the folder of the unfinished file, on the same file system; by default the file's own.
+    """
+    path = Path(os.path.realpath(path))
+    # Not named by process id: pods that share a folder all have the same one.
+    temporary = (scratch or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _text(file: IO[bytes]) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+class _UnixLines:
+    """Ends the lines of csv.writer with a plain newline.
+
+    Told to do so itself, it would not quote a file name with a carriage return (before Python 3.13), and
+    a reader would see two rows.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.text = _text(file)
+
+    def write(self, line: str) -> None:
+        self.text.write(line.removesuffix("\r\n") + "\n")
+
+    def close(self) -> None:
+        self.text.flush()
+        self.text.detach()
+
+
+class CsvWriter:
+    """Columns path, label, probability, then probability_CLASS or label_2, probability_2, ..., error."""
+
+    def __init__(self, file: IO[bytes], layout: Layout):
+        self.layout, self.lines = layout, _UnixLines(file)
+        self.csv = csv.writer(self.lines, lineterminator="\r\n")
+        self.csv.writerow(["path", "label", "probability", *layout.columns, "error"])
+
+    def write(self, row: Row) -> None:
+        if row.probabilities is None:
+            self.csv.writerow([row.path, "", "", *("" for _ in self.layout.columns), row.error])
+            return
+        likeliest = self.layout.likeliest(row.probabilities)
+        # str of a float32 is the shortest text that reads back as the same number
+        ranked = [(self.layout.class_names[i], str(row.probabilities[i])) for i in likeliest]
+        others = [cell for pair in ranked[1:] for cell in pair]
+        values = others if self.layout.top_k else [str(p) for p in row.probabilities]
+        self.csv.writerow([row.path, *ranked[0], *values, ""])
+
+    def close(self) -> None:
+        self.lines.close()
+
+
+class JsonlWriter:
+    """An object on each line: path, label, probability, probabilities {class: p} or top [{label,
+    probability}], embedding, error."""
+
+    def __init__(self, file: IO[bytes], layout: Layout):
+        self.layout, self.file = layout, file
+        self.names = [json.dumps(printable(name)) for name in layout.class_names]
+
+    def write(self, row: Row) -> None:
+        likeliest = [] if row.probabilities is None else self.layout.likeliest(row.probabilities)
+        field = "top" if self.layout.top_k else "probabilities"
+        cells = {"path": json.dumps(printable(row.path)), "label": "null", "probability": "null"}
+        cells[field] = "null"
+        if row.probabilities is not None:
+            values = [str(p) for p in row.probabilities]  # of a float32, the shortest; valid JSON
+            cells |= {"label": self.names[likeliest[0]], "probability": values[likeliest[0]]}
+            if self.layout.top_k:
+                pairs = (f'{{"label":{self.names[i]},"probability":{values[i]}}}' for i in likeliest)
+                cells[field] = f"[{','.join(pairs)}]"
+            else:
+                pairs = (f"{name}:{value}" for name, value in zip(self.names, values, strict=True))
+                cells[field] = f"{{{','.join(pairs)}}}"
+        if self.layout.embeddings:
+            vector = row.embedding
+            cells["embedding"] = "null" if vector is None else f"[{','.join(str(x) for x in vector)}]"
+        cells["error"] = json.dumps(printable(row.error)) if row.error else "null"
+        line = ",".join(f'"{key}":{value}' for key, value in cells.items())
+        self.file.write(f"{{{line}}}\n".encode())
+
+    def close(self) -> None:
+        pass
+
+
+class KaggleWriter:
+    """Columns id (file name without suffix) and label.
+
+    label is the probability of the second class, or with `labels` the number of the likeliest class.
+    It is empty for an unreadable file: Kaggle refuses that, where a guess would pass unseen.
+    """
+
+    def __init__(self, file: IO[bytes], layout: Layout):
+        self.labels, self.lines = layout.labels, _UnixLines(file)
+        self.csv = csv.writer(self.lines, lineterminator="\r\n")
+        self.csv.writerow(["id", "label"])
+
+    def write(self, row: Row) -> None:
+        label = ""
+        if row.probabilities is not None:
+            label = str(row.probabilities.argmax() if self.labels else row.probabilities[1])
+        self.csv.writerow([PurePosixPath(row.path).stem, label])
+
+    def close(self) -> None:
+        self.lines.close()
+
+
+def check_kaggle(names: Iterable[str], class_names: Sequence[str], labels: bool) -> None:
+    """Raises ValueError when the Kaggle format cannot hold the answers."""
+    if len(class_names) != 2 and not labels:
+        raise ValueError(
+            f"--format kaggle writes the second of two classes' probability, and the model has "
+            f"{len(class_names)} classes: add --labels or use --format csv"
+        )
+    # sorted by id; no id has a slash
+    ids = Inventory.sort(Entry(f"{PurePosixPath(name).stem}/{name}") for name in names)
+    previous = ["", ""]
+    for entry in ids.entries():
+        id_and_name = entry.name.split("/", 1)
+        if id_and_name[0] == previous[0]:
+            raise ValueError(
+                f"--format kaggle: {previous[1]!r} and {id_and_name[1]!r} have the same id "
+                f"{previous[0]!r}; rename one or use --format csv"
+            )
+        previous = id_and_name

@@ -1,0 +1,59 @@
+"""Every architecture that is named trains, exports and passes verification, at a small image size.
+
+Heavy families are represented by small members; benchmarks/architectures.py has them all.
+"""
+
+from pathlib import Path
+
+import pytest
+from train_data import CPU, ONE, make_data, make_trainee
+
+from export.convert import convert, describe
+from export.verify import ValidationImages, verify
+from train.augment import Augment, PairMix
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.loop import Criterion, train_one_epoch
+from train.model import build_model, rebuild
+from train.trainee import History, checkpoint_state
+
+SIZES = {
+    "lenet5": 32,
+    "simple_cnn": 32,
+    "alexnet": 64,
+    "vgg11_bn": 32,
+    "googlenet": 32,
+    "resnet18": 32,
+    "densenet121": 32,
+    "timm/seresnet18": 32,
+    "timm/resnext26ts": 32,
+    "mnasnet0_5": 32,
+    "efficientnet_b0": 32,
+    "mobilenet_v3_small": 32,
+    "timm/convnext_atto": 32,
+    "vit_tiny_patch16_224": 32,
+    "timm/swin_tiny_patch4_window7_224": 32,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_it_trains_exports_and_verifies(name: str, tmp_path: Path) -> None:
+    config, data = make_data(
+        tmp_path, model=name, image_size=SIZES[name], epochs=1, optimizer="sgd", ema=0.0
+    )
+    model, _ = build_model(name, 2, config.image_size)
+    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
+    trainee = make_trainee(config, model, plan.steps)
+    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    mix = PairMix(config, 2)
+    train_one_epoch(trainee, Criterion(0.0, None), loader, plan, mix, config, ONE, CPU, 0)
+    moved = trainee.optimizer.state
+    assert [k for k, p in model.named_parameters() if p not in moved] == [], "never had a gradient"
+
+    checkpoint = checkpoint_state(trainee, History(1, 1, {"val/accuracy": 0.0}), data, config, "")
+    exported = rebuild(checkpoint)
+    convert(exported, describe(checkpoint, ""), tmp_path / "model.onnx")
+    names = [data.val.class_names[label] for label in data.val.labels]
+    images = ValidationImages(data.val.root, data.val.paths, names, is_whole_set=False)
+    report = verify(exported, checkpoint, tmp_path / "model.onnx", images)
+    assert report.passed, report.failures
+    assert report.argmax_agreement == 1.0

@@ -1,0 +1,90 @@
+"""Calibration sees training images only: no validation image, whatever its name, and no unreadable file."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from train_data import draw
+
+from export.calibration_set import training_pixels
+from export.verify import ValidationImages
+from serve.preprocess import Preprocess, load_image
+
+PREPROCESS = Preprocess("squash", 8, 8)
+
+
+def checkpoint(source: Path) -> dict[str, Any]:
+    return {"preprocess": PREPROCESS.to_dict(), "config": {"data": str(source)}}
+
+
+def pixels_of(path: Path) -> bytes:
+    return PREPROCESS(load_image(path.read_bytes())).tobytes()
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> tuple[Path, ValidationImages]:
+    """20 images, 5 of them for validation; every one is different."""
+    root = tmp_path / "images"
+    for i in range(20):
+        draw(root / f"{'cat' if i % 2 else 'dog'}.{i}.png", i % 2, i)
+    paths = sorted(p.name for p in root.iterdir())[::4]
+    return root, ValidationImages(root, paths, ["cat"] * 5, is_whole_set=True)
+
+
+def test_validation_images_are_never_taken_even_as_copies(flat: tuple[Path, ValidationImages]) -> None:
+    root, validation = flat
+    for i, path in enumerate(validation.paths):
+        shutil.copy(root / path, root / f"cat.{100 + i}.png")
+    taken = training_pixels(checkpoint(root), validation, 1000)
+    assert taken.shape == (15, 8, 8, 3)
+    expected = {pixels_of(p) for p in root.iterdir()} - {pixels_of(root / p) for p in validation.paths}
+    assert {image.tobytes() for image in taken} == expected
+
+
+def test_as_many_as_asked_for_and_the_same_each_time(flat: tuple[Path, ValidationImages]) -> None:
+    root, validation = flat
+    first = training_pixels(checkpoint(root), validation, 9)
+    assert len(first) == 9
+    np.testing.assert_array_equal(training_pixels(checkpoint(root), validation, 9), first)
+
+
+def test_unreadable_files_and_litter_are_passed_over(flat: tuple[Path, ValidationImages]) -> None:
+    root, validation = flat
+    (root / "cat.50.png").write_bytes(b"no image")
+    (root / "cat.51.png").write_bytes(b"")
+    draw(root / "._cat.52.png", 3, 52)
+    assert len(training_pixels(checkpoint(root), validation, 1000)) == 15
+
+
+def test_class_folders_and_manifests_are_read_like_training_does(
+    flat: tuple[Path, ValidationImages], tmp_path: Path
+) -> None:
+    root, validation = flat
+    expected = {image.tobytes() for image in training_pixels(checkpoint(root), validation, 1000)}
+    for path in root.iterdir():
+        target = tmp_path / "folders" / path.name.split(".")[0] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["path", "label"], *(["images/" + p.name, "x"] for p in root.iterdir())]
+        )
+    for source in (tmp_path / "folders", tmp_path / "manifest.csv"):
+        taken = training_pixels(checkpoint(source), validation, 1000)
+        assert {image.tobytes() for image in taken} == expected
+
+
+def test_images_that_are_not_there_or_too_few_say_so(
+    flat: tuple[Path, ValidationImages], tmp_path: Path
+) -> None:
+    root, validation = flat
+    with pytest.raises(ValueError, match=r"'nowhere' are not there.*--training-images"):
+        training_pixels(checkpoint(Path("nowhere")), validation, 9)
+    assert len(training_pixels(checkpoint(Path("nowhere")), validation, 9, source=root)) == 9
+    few = tmp_path / "few"
+    draw(few / "cat.1.png", 0, 1000)
+    with pytest.raises(ValueError, match=r"only 1 readable images in .* calibration needs 8 or more"):
+        training_pixels(checkpoint(few), validation, 9)

@@ -1,0 +1,169 @@
+"""The comparison says what the runs' files say, and says so when they cannot be compared."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from run_folders import make_run
+from scipy.stats import binomtest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from train import compare
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def rows() -> list[dict[str, str]]:
+    with open("comparison/comparison.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def floats(row: dict[str, str], *names: str) -> list[float]:
+    return [float(row[name]) for name in names]
+
+
+def test_two_runs_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(Path("a"), seed=0, n=400)
+    make_run(Path("b"), seed=1, n=400, skill=3.0, lr=0.01)
+    assert compare.main(["a", "b"]) == 0
+    a, b = rows()
+    with open("b/val_predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    labels = [int(row["label"] == "class1") for row in table]
+    probabilities = [float(row["probability_class1"]) for row in table]
+    hits = sum(int(row["correct"]) for row in table)
+    wilson = binomtest(hits, 400).proportion_ci(0.95, "wilson")
+    assert floats(b, "accuracy", "accuracy_low", "accuracy_high") == [hits / 400, wilson.low, wilson.high]
+    assert float(b["log_loss"]) == pytest.approx(log_loss(labels, probabilities), abs=1e-5)
+    assert float(b["roc_auc"]) == pytest.approx(roc_auc_score(labels, probabilities))
+    with open("a/val_predictions.csv", newline="") as file:
+        reference = [int(row["correct"]) for row in csv.DictReader(file)]
+    pairs = list(zip((int(row["correct"]) for row in table), reference, strict=True))
+    gained, lost = pairs.count((1, 0)), pairs.count((0, 1))
+    assert floats(b, "shared_images", "gained", "lost") == [400, gained, lost]
+    assert float(b["mcnemar_p"]) == pytest.approx(binomtest(gained, gained + lost).pvalue)
+    assert float(b["accuracy_difference"]) == pytest.approx(float(b["accuracy"]) - float(a["accuracy"]))
+    assert float(b["log_loss_difference"]) == pytest.approx(float(b["log_loss"]) - float(a["log_loss"]))
+    assert float(b["log_loss"]) == pytest.approx(sum(float(row["loss"]) for row in table) / 400)
+    assert a["mcnemar_p"] == ""
+    assert (a["setting_lr"], b["setting_lr"]) == ("0.001", "0.01")
+    assert "setting_epochs" not in a
+
+    text = Path("comparison/comparison.md").read_text()
+    printed = capsys.readouterr().out
+    assert text.startswith("# Comparison of 2 runs")
+    cell = f"{hits / 400:.4f} [{wilson.low:.4f}, {wilson.high:.4f}]"
+    assert cell in text
+    assert cell in printed
+    assert "| lr " in text
+    height, width, _ = matplotlib.image.imread("comparison/curves.png").shape
+    assert 1000 < width < 4 * height
+
+
+def test_p_values_of_several_runs_are_corrected() -> None:
+    for i, skill in enumerate((1.5, 1.9, 1.0)):
+        make_run(Path(f"r{i}"), seed=i, n=300, skill=skill)
+    compare.main(["r0", "r1", "r2"])
+    _, one, two = rows()
+    p = sorted([float(one["mcnemar_p"]), float(two["mcnemar_p"])])
+    corrected = sorted([float(one["mcnemar_p_holm"]), float(two["mcnemar_p_holm"])])
+    assert corrected == pytest.approx([min(1, 2 * p[0]), max(2 * p[0], p[1])])
+
+
+def test_other_validation_images_are_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(Path("a"), n=40)
+    make_run(Path("b"), n=50, first=20)
+    assert compare.main(["a", "b"]) == 0
+    assert rows()[1]["shared_images"] == "20"
+    assert rows()[1]["num_images"] == "50"
+    assert (
+        "b is tested on the 20 images that its 50 validation images and the 40 of a have in common"
+        in capsys.readouterr().out
+    )
+
+
+def test_no_shared_image_is_an_error_after_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(Path("a"), n=40)
+    make_run(Path("b"), first=40)
+    make_run(Path("c"), n=40, seed=1)
+    assert compare.main(["a", "b", "c"]) == 2
+    printed = capsys.readouterr()
+    assert "error: no validation image in common with a: b" in printed.err
+    assert [row["mcnemar_p"] == "" for row in rows()] == [True, True, False]
+    assert "| b " in printed.out
+    assert Path("comparison/curves.png").is_file()
+
+
+def test_different_data_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(Path("a"), data="photographs")
+    make_run(Path("b"), data="drawings")
+    compare.main(["a", "b"])
+    assert "--data differs: images are taken for the same if their path" in capsys.readouterr().out
+
+
+def test_one_run_has_a_table_and_no_test() -> None:
+    make_run(Path("a"))
+    assert compare.main(["a", "--output", "x/y"]) == 0
+    text = Path("x/y/comparison.md").read_text()
+    assert "| a " in text
+    assert "Against" not in text
+
+
+def test_many_classes_have_an_auc_without_an_interval() -> None:
+    make_run(Path("a"), n=300, names=("class0", "class1", "class2"))
+    assert compare.main(["a"]) == 0
+    (row,) = rows()
+    assert 0.5 < float(row["roc_auc"]) < 1
+    assert math.isnan(float(row["roc_auc_low"]))
+    assert "(no interval)" in Path("comparison/comparison.md").read_text()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths() -> None:
+    make_run(Path("x/same"))
+    make_run(Path("y/same"), seed=1)
+    assert compare.main(["x/same", "y/same"]) == 0
+    assert [row["run"] for row in rows()] == ["x/same", "y/same"]
+
+
+def test_a_name_that_is_markup_stays_a_name() -> None:
+    make_run(Path("a|b $x$"))
+    assert compare.main(["a|b $x$"]) == 0
+    assert "| a\\|b $x$ |" in Path("comparison/comparison.md").read_text()
+
+
+def test_a_setting_that_a_run_of_another_version_lacks_is_shown_as_missing() -> None:
+    make_run(Path("a"))
+    config = make_run(Path("b"), seed=1) / "config.yaml"
+    lines = [line for line in config.read_text().splitlines(keepends=True) if not line.startswith("ema:")]
+    config.write_text("".join(lines) + "new_one: 3\n")
+    compare.main(["a", "b"])
+    first, second = rows()
+    assert (first["setting_ema"], second["setting_ema"]) == ("0.999", "-")
+    assert (first["setting_new_one"], second["setting_new_one"]) == ("-", "3")
+    assert "setting_name" not in first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "none"], "'none' is not a run directory"),
+        (["a", "./a"], "run 'a' is given twice"),
+        (["a", "damaged"], "damaged/metrics.jsonl is damaged: line 1"),
+    ],
+)
+def test_an_unusable_run_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(Path("a"))
+    (make_run(Path("damaged")) / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
+    assert compare.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""

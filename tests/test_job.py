@@ -1,0 +1,188 @@
+"""Whatever happens to the processes, resuming gives the bytes of a run that nothing happened to."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from serve_model import broken_files, build_model, encode, noise
+
+from serve import main as serve_main
+from serve.shards import Manifest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "serve" / "main.py"
+SEED = 20261124
+NUM_IMAGES = 200
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Big enough to be killed over: some milliseconds each."""
+    root = tmp_path_factory.mktemp("images")
+    for number in range(8):
+        (root / f"{number}.png").write_bytes(encode(noise(300, 300, number), "PNG"))
+    for number in range(8, NUM_IMAGES):
+        os.link(root / f"{number % 8}.png", root / f"{number}.png")
+    for name, (data, _) in broken_files().items():
+        (root / name).write_bytes(data)
+    return root
+
+
+def command(model: Path, images: Path, *arguments: object) -> list[str]:
+    fixed = ("--model", model, "--images", images, "--batch-size", 4, "--part-size", 20, "--workers", 2)
+    return [str(part) for part in (*fixed, *arguments)]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments], env=environment, stdout=quiet, stderr=quiet
+    )
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path, images: Path) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for name in ("out.csv", "out.jsonl"):
+        assert serve_main.main(command(model, images, "--output", folder / name)) == 0
+    assert serve_main.main(command(model, images, "--output", folder / "parts", "--shard", "1/2")) == 0
+    return folder
+
+
+@pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "parts"])
+def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(
+    tmp_path: Path, model: Path, images: Path, undisturbed: Path, output: str
+) -> None:
+    draw = random.Random(SEED + len(output))
+    shard = ("--shard", "1/2") if output == "parts" else ()
+    arguments = command(model, images, "--output", tmp_path / output, "--resume", *shard)
+    started = time.monotonic()
+    longest = 1.0
+    kills = 0
+    while True:
+        process = start(arguments)
+        try:
+            code = process.wait(draw.uniform(0.1, longest))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            longest *= 1.15  # a busy machine gets there too
+            continue
+        assert code == 0
+        break
+    assert kills >= 2, f"{kills} kills in {time.monotonic() - started:.0f} s: images too small"
+    name = "parts/part-00001-of-00002.csv" if shard else output
+    assert digest(tmp_path / name) == digest(undisturbed / name)
+    written = tmp_path / name
+    assert sorted(os.listdir(written.parent)) == [written.name, f"{written.name}.json"]
+
+
+# os.replace is how everything appears; this one is the last thing that the process does
+DIES_AT_A_RENAME = """
+import os, runpy, sys
+left = int(sys.argv.pop(1))
+replace = os.replace
+def dying_replace(*names):
+    global left
+    if left == 0:
+        os._exit(9)
+    left -= 1
+    replace(*names)
+os.replace = dying_replace
+sys.argv[0] = sys.argv.pop(1)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_dying_before_any_of_its_renames_loses_one_piece_at_most(
+    tmp_path: Path, model: Path, images: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(50):
+        os.link(images / f"{number}.png", few / f"{number}.png")
+    assert serve_main.main(command(model, few, "--output", tmp_path / "whole.csv")) == 0
+    arguments = command(model, few, "--output", tmp_path / "out.csv", "--resume")
+    renames = 0
+    while True:
+        for leftover in tmp_path.glob("*out.csv*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        dying = [sys.executable, "-c", DIES_AT_A_RENAME, str(renames), str(SCRIPT), *arguments]
+        code = subprocess.run(dying, capture_output=True, check=False).returncode
+        if code == 0:
+            break
+        assert code == 9
+        done = subprocess.run(
+            [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        kept = min(renames // 2, 3) * 20 if renames < 8 else 50
+        kept = min(kept, 50)
+        expected = f", {kept} of them from before" if kept else "errors; "
+        assert expected in done.stdout, (renames, done.stdout)
+        assert digest(tmp_path / "out.csv") == digest(tmp_path / "whole.csv")
+        assert not list(tmp_path.glob(".out.csv*"))
+        renames += 1
+    assert renames == 8  # three pieces, the whole, and a manifest for each
+
+
+def test_two_processes_at_the_same_shard_are_harmless(
+    tmp_path: Path, model: Path, images: Path, undisturbed: Path
+) -> None:
+    """Kubernetes may run two pods of one index; here they even race a third that is killed."""
+    arguments = command(model, images, "--output", tmp_path / "parts", "--shard", "1/2", "--resume")
+    processes = [start(arguments) for _ in range(3)]
+    time.sleep(random.Random(SEED).uniform(0.3, 1.0))
+    processes[2].kill()
+    assert [process.wait(120) for process in processes[:2]] == [0, 0]
+    processes[2].wait()
+    name = "part-00001-of-00002.csv"
+    assert digest(tmp_path / "parts" / name) == digest(undisturbed / "parts" / name)
+    assert Manifest.read(tmp_path / "parts" / name).sha256 == digest(tmp_path / "parts" / name)
+
+
+def test_what_is_finished_is_not_scored_again_and_other_settings_are(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.csv"
+    total = NUM_IMAGES + len(broken_files())
+
+    def run(*arguments: object) -> str:
+        assert serve_main.main(command(model, images, "--output", output, *arguments)) == 0
+        return capsys.readouterr().out
+
+    assert "from before" not in run("--resume")
+    assert f"{total} of them from before" in run("--resume")
+    assert "from before" not in run("--resume", "--top-k", 1)
+    assert f"{total} of them from before" in run("--resume", "--top-k", 1)
+    output.write_text("damaged")
+    assert "from before" not in run("--resume", "--top-k", 1)
+    assert "from before" not in run("--top-k", 1)  # not asked to
+
+
+def test_a_full_or_lost_disk_is_an_error_of_the_system_not_of_the_arguments(
+    tmp_path: Path, model: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    assert serve_main.main(command(model, images, "--output", tmp_path / "out.csv")) == 3
+    assert os.listdir(tmp_path) == [".out.csv.pieces"]

@@ -1,0 +1,63 @@
+"""CSV manifests with soft labels; hard ones are in test_data.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_data import flat_set, settings
+
+from train.data import prepare_data
+from train.manifest import read_manifest, read_soft_labels, soft_targets, write_manifest
+
+
+def write(path: Path, *rows: str, header: str = "path,label,probability_cat,probability_dog") -> Path:
+    path.write_text("\n".join([header, *rows]), encoding="utf-8")
+    return path
+
+
+def test_probabilities_are_targets_and_images_without_keep_their_label(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    rows = [f"images/{name}.{i}.png,{name},," for name in ("cat", "dog") for i in range(5)]
+    file = write(tmp_path / "m.csv", *rows, "images/cat.5.png,cat,0.75,0.25")
+    val = write(tmp_path / "v.csv", "images/dog.5.png,dog", header="path,label")
+    data = prepare_data(settings(tmp_path, data=str(file), val_data=str(val)))
+    assert data.train.targets is not None
+    assert data.val.targets is None
+    targets = dict(zip(data.train.paths, data.train.targets.tolist(), strict=True))
+    assert targets["images/cat.5.png"] == [0.75, 0.25]
+    assert targets["images/cat.0.png"] == [1.0, 0.0]
+    assert targets["images/dog.0.png"] == [0.0, 1.0]
+    write(tmp_path / "m.csv", *rows, "images/cat.5.png,cat,0.5,0.5")
+    other = prepare_data(settings(tmp_path, data=str(file), val_data=str(val)))
+    assert other.digest != data.digest, "another target is another data set"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (
+            {"cat": 0.5, "fox": 0.5},
+            r"probability_CLASS for \['cat', 'fox'\], its labels are",
+        ),
+        ({"cat": 0.5, "dog": 0.1}, r"m.csv: the probabilities of 'a', .* do not sum to 1"),
+        ({"cat": 1.5, "dog": -0.5}, r"do not sum to 1"),
+        ({"cat": float("nan"), "dog": 1.0}, r"do not sum to 1"),
+    ],
+)
+def test_what_is_no_distribution_over_the_classes_is_refused(cells: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_targets(["a"], {"a": "cat"}, {"a": cells}, ("cat", "dog"), "m.csv")
+
+
+def test_a_cell_that_is_no_number_is_named_with_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.csv", "a.png,cat,0.5,0.5", "b.png,cat,0.5,much")
+    with pytest.raises(ValueError, match=r"m.csv line 3: not a probability: .*much"):
+        read_soft_labels(file)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    images = ["/a/x.png", 'quote".png', "line\nbreak.png"]
+    soft = {images[1]: np.array([0.123456789, 0.876543211])}
+    write_manifest(tmp_path / "m.csv", images, ["cat", "dog", "cat"], soft, ("cat", "dog"))
+    assert read_manifest(tmp_path / "m.csv") == dict(zip(images, ["cat", "dog", "cat"], strict=True))
+    assert read_soft_labels(tmp_path / "m.csv") == {images[1]: {"cat": 0.123456789, "dog": 0.876543211}}

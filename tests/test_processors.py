@@ -1,0 +1,145 @@
+"""Processors: affinity and control groups, laid out as the kernel shows them in each kind of container."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import serve.processors
+from serve.processors import available_processors, cpu_quota, processor_flags
+
+V2 = "31 24 0:27 {top} {mount} rw,nosuid - cgroup2 cgroup rw,nsdelegate"
+V1_CPU = "33 24 0:29 {top} {mount} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
+V1_MEMORY = "34 24 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+ROOT_FS = "24 1 254:0 / / rw,relatime - ext4 /dev/vda rw"
+
+
+def lay_out(root: Path, groups: list[str], mounts: list[str], files: dict[str, str]) -> Path:
+    proc = root / "proc" / "self"
+    proc.mkdir(parents=True)
+    (proc / "cgroup").write_text("".join(line + "\n" for line in groups))
+    (proc / "mountinfo").write_text("".join(line + "\n" for line in [ROOT_FS, *mounts]))
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+def version_2(
+    root: Path, limits: dict[str, str], group: str = "/", top: str = "/", mount: str = "/sys/fs/cgroup"
+) -> Path:
+    files = {f"{mount.strip('/')}/{folder}/cpu.max": text for folder, text in limits.items()}
+    escaped = mount.replace(" ", "\\040")
+    return lay_out(root, [f"0::{group}"], [V2.format(top=top, mount=escaped)], files)
+
+
+def version_1(root: Path, limits: dict[str, tuple[int, int]], group: str = "/", top: str = "/") -> Path:
+    mount = "/sys/fs/cgroup/cpu,cpuacct"
+    files = {}
+    for folder, (quota, period) in limits.items():
+        files[f"{mount[1:]}/{folder}/cpu.cfs_quota_us"] = str(quota)
+        files[f"{mount[1:]}/{folder}/cpu.cfs_period_us"] = str(period)
+    # the memory controller's group is another one, and comes first
+    groups = ["5:memory:/elsewhere", f"4:cpu,cpuacct:{group}", "3:cpuset:/cpu"]
+    return lay_out(root, groups, [V1_MEMORY, V1_CPU.format(top=top, mount=mount)], files)
+
+
+@pytest.mark.parametrize(
+    ("text", "quota"),
+    [("150000 100000", 1.5), ("50000 100000", 0.5), ("max 100000", None), ("max", None), ("30000", 0.3)],
+)
+def test_version_2_in_a_container(tmp_path: Path, text: str, quota: float | None) -> None:
+    assert cpu_quota(version_2(tmp_path, {"": text})) == quota
+
+
+@pytest.mark.parametrize(
+    ("limit", "quota"), [((200_000, 100_000), 2.0), ((-1, 100_000), None), ((12_500, 50_000), 0.25)]
+)
+def test_version_1_in_a_container(tmp_path: Path, limit: tuple[int, int], quota: float | None) -> None:
+    assert cpu_quota(version_1(tmp_path, {"": limit})) == quota
+
+
+def test_of_nested_groups_the_smallest_holds(tmp_path: Path) -> None:
+    """A pod of 3 processors in a slice of 2.5, and a sibling's limit is nobody's business."""
+    limits = {
+        "": "max 100000",
+        "pods": "250000 100000",
+        "pods/mine": "300000 100000",
+        "pods/mine/inner": "max 100000",
+        "pods/other": "10000 100000",
+    }
+    assert cpu_quota(version_2(tmp_path / "2", limits, group="/pods/mine/inner")) == 2.5
+    numbers = {"": (-1, 100_000), "a": (400_000, 100_000), "a/b": (100_000, 25_000), "c": (1000, 100_000)}
+    assert cpu_quota(version_1(tmp_path / "1", numbers, group="/a/b")) == 4.0
+
+
+def test_a_group_mounted_as_the_top_with_the_path_of_outside(tmp_path: Path) -> None:
+    """docker on version 1: /proc/self/cgroup says /docker/abc, and /docker/abc is what is mounted."""
+    limits = {"": (150_000, 100_000), "inner": (120_000, 100_000)}
+    assert cpu_quota(version_1(tmp_path / "a", limits, "/docker/abc/inner", "/docker/abc")) == 1.2
+    assert cpu_quota(version_1(tmp_path / "b", limits, "/docker/abc", "/docker/abc")) == 1.5
+    # a path that is not below what is mounted
+    assert cpu_quota(version_2(tmp_path / "c", {"": "70000 100000"}, "/../outside", "/")) == 0.7
+    assert cpu_quota(version_2(tmp_path / "d", {"": "70000 100000"}, "/outside", "/pod")) == 0.7
+
+
+def test_both_versions_at_once(tmp_path: Path) -> None:
+    root = lay_out(
+        tmp_path,
+        ["1:cpu,cpuacct:/", "0::/"],
+        [
+            V1_CPU.format(top="/", mount="/sys/fs/cgroup/cpu"),
+            V2.format(top="/", mount="/sys/fs/cgroup/unified"),
+        ],
+        {
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+        },
+    )
+    assert cpu_quota(root) == 3.0
+
+
+def test_a_mount_point_with_a_space(tmp_path: Path) -> None:
+    assert cpu_quota(version_2(tmp_path, {"": "100000 100000"}, mount="/my groups")) == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "100000 0", "0 100000", "-5 100000"])
+def test_what_cannot_be_understood_is_no_limit(tmp_path: Path, text: str) -> None:
+    assert cpu_quota(version_2(tmp_path, {"": text})) is None
+
+
+def test_without_proc_there_is_no_limit(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path) is None
+    assert available_processors(tmp_path) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("quota", "affinity", "count"),
+    [
+        ("50000", 8, 1),
+        ("100000", 8, 1),
+        ("150000", 8, 2),
+        ("210000", 8, 3),
+        ("900000", 8, 8),
+        ("max", 3, 3),
+    ],
+)
+def test_the_lesser_of_affinity_and_quota_rounded_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, affinity: int, count: int
+) -> None:
+    monkeypatch.setattr(serve.processors.os, "sched_getaffinity", lambda _: set(range(affinity)))
+    assert available_processors(version_2(tmp_path, {"": f"{quota} 100000"})) == count
+
+
+def test_flags_of_the_first_processor(tmp_path: Path) -> None:
+    assert processor_flags(tmp_path) == frozenset()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(
+        "processor\t: 0\nflags\t\t: fpu avx512_bf16\nbugs\t: x\n\nflags\t: no\n"
+    )
+    assert processor_flags(tmp_path) == {"fpu", "avx512_bf16"}
+
+
+def test_this_very_machine_is_understood() -> None:
+    assert 1 <= available_processors() <= len(os.sched_getaffinity(0))

@@ -1,0 +1,260 @@
+"""Providers: the one asked for is the one used, verified with this file, or there is a reason why not."""
+
+import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from serve_model import ON_CPU, SIZE, build_model, colour_of, probabilities_for
+
+import serve.accelerators
+import serve.providers
+from serve.accelerators import PRECISIONS, PROVIDERS, Runtime, cuda, tensorrt
+from serve.metadata import ModelMetadata, Pairing
+from serve.predictor import Predictor
+from serve.preprocess import Preprocess
+
+needs_gpu_build = pytest.mark.skipif(
+    PROVIDERS["cuda"] not in ort.get_available_providers(), reason="this onnxruntime is no GPU build"
+)
+no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
+
+
+def model_verified_on(path: Path, *names: str) -> Path:
+    """`names` as in "openvino:bf16"."""
+    pairings = [replace(ON_CPU, provider=n.split(":")[0], precision=n.split(":")[1]) for n in names]
+    metadata = ModelMetadata(
+        ("red", "green", "blue"), Preprocess("crop", SIZE, SIZE), verified=(*pairings,)
+    )
+    return build_model(path / "model.onnx", metadata=metadata.to_json())
+
+
+def openvino_devices() -> tuple[object, ...]:
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
+        pytest.skip("onnxruntime-ep-openvino is not installed")
+    devices = serve.accelerators.openvino_devices()
+    if not devices:
+        pytest.skip("onnxruntime-ep-openvino does not take this processor")
+    return devices
+
+
+# -- what was never verified is not served ----------------------------------------------------------------
+
+
+def test_a_pairing_never_verified_is_refused_and_the_message_says_how_to_verify(tmp_path: Path) -> None:
+    model = model_verified_on(tmp_path, "cuda:fp32", "openvino:bf16")
+    with pytest.raises(
+        ValueError, match=r"verified on cuda:fp32, openvino:bf16, never on cpu:fp32"
+    ) as error:
+        Predictor(model, "cpu")
+    assert "export/main.py --run RUN --verify-provider cpu:fp32" in str(error.value)
+    assert "--allow-unverified" in str(error.value)
+    with pytest.raises(ValueError, match="never on cpu:fp32"):
+        Predictor(model, "auto")
+    assert Predictor(model, "cpu", threads=1, allow_unverified=True).provider == "cpu"
+    with pytest.raises(ValueError, match="verified on nothing"):
+        Predictor(model_verified_on(tmp_path), "cpu")
+
+
+def test_the_way_out_names_the_precision_of_the_file(tmp_path: Path) -> None:
+    metadata = ModelMetadata(("a", "b", "c"), Preprocess("crop", SIZE, SIZE), precision="int8")
+    model = build_model(tmp_path / "model.int8.onnx", ("a", "b", "c"), metadata=metadata.to_json())
+    with pytest.raises(ValueError, match="--model-precision int8 --verify-provider cpu:fp32"):
+        Predictor(model, "cpu")
+
+
+# -- precision is said, and had ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "reason"),
+    [
+        ("cpu", "bf16", "the cpu provider has no bf16 arithmetic: use --precision fp32, or --provider"),
+        ("cuda", "bf16", "the cuda provider has no bf16 arithmetic"),
+        ("openvino", "fp16", "the openvino provider has no fp16 .* --precision fp32 or bf16"),
+        ("cpu", "fp8", "precision 'fp8' is none of fp32, fp16, bf16"),
+        ("tpu", "fp32", "provider 'tpu' is none of auto, cpu, cuda, tensorrt, openvino"),
+    ],
+)
+def test_a_precision_that_a_provider_has_not_is_an_error(
+    tmp_path: Path, provider: str, precision: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Predictor(model_verified_on(tmp_path, "cpu:fp32"), provider, precision=precision)
+
+
+@no_gpu
+def test_auto_at_a_precision_that_only_absent_providers_have_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"cpu provider has no bf16.*openvino: not installed"):
+        Predictor(model_verified_on(tmp_path, "cpu:fp32", "openvino:bf16"), "auto", precision="bf16")
+
+
+# -- a provider that is not there -------------------------------------------------------------------------
+
+
+def test_openvino_not_installed_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: None)
+    model = model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32")
+    with pytest.raises(ValueError, match="not installed; pip install onnxruntime-ep-openvino"):
+        Predictor(model, "openvino")
+    predictor = Predictor(model, "auto", threads=1)
+    assert predictor.provider == "cpu"
+    assert "openvino: not installed" in predictor.reason
+
+
+def test_openvino_that_takes_no_processor_of_this_machine_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: ())
+    model = model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32")
+    with pytest.raises(ValueError, match="finds no processor that it takes"):
+        Predictor(model, "openvino")
+    predictor = Predictor(model, "auto", threads=1)
+    assert predictor.provider == "cpu"
+    assert "finds no processor" in predictor.reason
+
+
+@no_gpu
+@needs_gpu_build
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [("cuda", "the session got 'cpu': it needs an NVIDIA GPU"), ("tensorrt", "pip install tensorrt")],
+)
+def test_the_silent_fallback_of_onnxruntime_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, reason: str
+) -> None:
+    """A driver without the libraries: onnxruntime lists the provider and makes a session of the CPU's."""
+    monkeypatch.setattr(serve.providers, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = model_verified_on(tmp_path, "cpu:fp32", f"{provider}:fp32")
+    with pytest.raises(ValueError, match=reason):
+        Predictor(model, provider)
+    predictor = Predictor(model, "auto", threads=1)
+    assert predictor.provider == "cpu"
+    assert ("the session got 'cpu'" in predictor.reason) == (provider == "cuda")
+
+
+def test_a_session_that_gives_the_provider_no_node_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be registered and yet run nothing."""
+    monkeypatch.setattr(ort.InferenceSession, "get_provider_graph_assignment_info", lambda self: [])
+    with pytest.raises(ValueError, match="provider 'cpu' took none of the graph's nodes"):
+        Predictor(model_verified_on(tmp_path, "cpu:fp32"), "cpu")
+
+
+def test_how_many_nodes_run_there_is_known(tmp_path: Path) -> None:
+    assert Predictor(model_verified_on(tmp_path, "cpu:fp32"), "cpu", threads=1).share == "4 of 4 nodes"
+
+
+# -- what GPUs are told (never run here) ------------------------------------------------------------------
+
+
+def test_cuda_computes_in_float32_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    name, options = cuda(Runtime("cuda", device_id=3))
+    assert name == "CUDAExecutionProvider"
+    assert options["use_tf32"] == "0"
+    assert options["device_id"] == "3"
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", "00"), ("fp16", "10"), ("bf16", "01")])
+def test_tensorrt_gets_its_precision_and_one_range_of_batch_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, flags: str
+) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    metadata = ModelMetadata(("a", "b"), Preprocess("crop", 224, 256))
+    runtime = Runtime("tensorrt", precision, engine_cache=tmp_path / "engines")
+    _, options = tensorrt(model, runtime, metadata)
+    assert options["trt_fp16_enable"] + options["trt_bf16_enable"] == flags
+    assert options["trt_profile_min_shapes"] == "images:1x224x224x3"
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+    assert (serve.accelerators.os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (precision == "fp32")
+
+
+def test_models_of_the_same_graph_and_other_weights_share_no_tensorrt_engine(tmp_path: Path) -> None:
+    folders = set()
+    metadata = ModelMetadata(("a", "b"), Preprocess("crop", SIZE, SIZE))
+    for name, precision in (("a", "fp32"), ("b", "fp32"), ("a", "fp16")):
+        (tmp_path / name).write_text(name)
+        runtime = Runtime("tensorrt", precision, engine_cache=tmp_path / "engines")
+        folders.add(tensorrt(tmp_path / name, runtime, metadata)[1]["trt_engine_cache_path"])
+    assert len(folders) == 3
+
+
+def test_an_engine_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    runtime = Runtime("tensorrt", engine_cache=tmp_path / "file")
+    with pytest.raises(ValueError, match=r"--engine-cache: cannot make .*Not a directory"):
+        tensorrt(model, runtime, ModelMetadata(("a", "b"), Preprocess()))
+
+
+# -- OpenVINO, where it runs ------------------------------------------------------------------------------
+
+
+class _Device:
+    def __init__(self, capabilities: str):
+        self.ep_metadata = {"OPTIMIZATION_CAPABILITIES": capabilities}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "flags"),
+    [("FP32 INT8 BIN", {"avx512_bf16"}), ("BF16 FP32", {"avx2", "avx512f", "avx512_vnni"})],
+)
+def test_bf16_without_the_processor_for_it_is_an_error_not_fp32_nor_emulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: str, flags: set[str]
+) -> None:
+    monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: (_Device(capabilities),))
+    monkeypatch.setattr(serve.accelerators, "processor_flags", lambda: frozenset(flags))
+    with pytest.raises(ValueError, match="this processor has no bf16 arithmetic"):
+        Predictor(model_verified_on(tmp_path, "openvino:bf16"), "openvino", precision="bf16")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS["openvino"])
+def test_openvino_gives_each_image_its_own_answer_at_the_precision_asked_for(
+    tmp_path: Path, precision: str
+) -> None:
+    devices = openvino_devices()
+    if precision == "bf16" and not serve.accelerators.has_bf16(devices[0]):
+        pytest.skip("this processor has no bf16 arithmetic")
+    model = model_verified_on(tmp_path, f"openvino:{precision}")
+    predictor = Predictor(model, "openvino", threads=1, precision=precision)
+    assert (predictor.provider, predictor.precision) == ("openvino", precision)
+    assert predictor.share == "4 of 4 nodes"
+    for batch_size in (1, 2, 7):
+        colours = [colour_of(i) for i in range(batch_size)]
+        pixels = (
+            np.zeros((batch_size, SIZE, SIZE, 3), np.uint8) + np.array(colours, np.uint8)[:, None, None]
+        )
+        expected = [probabilities_for(colour) for colour in colours]
+        tolerance = {"fp32": 1e-5, "bf16": 0.05}[precision]
+        np.testing.assert_allclose(predictor.predict(pixels), expected, atol=tolerance)
+
+
+def test_auto_takes_openvino_where_it_was_verified_and_says_so(tmp_path: Path) -> None:
+    openvino_devices()
+    predictor = Predictor(model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32"), "auto", threads=1)
+    assert predictor.provider == "openvino"
+    assert re.search("cuda: .*; openvino: verified", predictor.reason)
+    assert Predictor(model_verified_on(tmp_path, "cpu:fp32"), "auto", threads=1).provider == "cpu"
+
+
+def test_a_pairing_is_of_provider_and_precision_both() -> None:
+    pairing = Pairing("openvino", "bf16", 9, 1.0, 1.0, 0.0, "1.31.1")
+    metadata = ModelMetadata(("a", "b"), Preprocess(), verified=(pairing,))
+    assert metadata.is_verified("openvino", "bf16")
+    assert not metadata.is_verified("openvino", "fp32")
+    assert not metadata.is_verified("cpu", "bf16")

@@ -1,0 +1,91 @@
+"""The loop teacher -> export -> score -> student, and which guesses are believed."""
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SMALL, TrainedRun, launch
+
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.manifest import read_manifest, read_soft_labels
+from train.pseudo_label import Guesses, read_guesses, select
+
+
+def guesses(rows: list[list[float]]) -> Guesses:
+    names = tuple(f"class{i}" for i in range(len(rows[0])))
+    return Guesses([f"/{i}.jpg" for i in range(len(rows))], np.array(rows), names)
+
+
+ROWS = [[0.95, 0.05], [0.6, 0.4], [0.99, 0.01], [0.91, 0.09], [0.02, 0.98], [0.3, 0.7]]
+
+
+def test_only_confident_guesses_are_taken() -> None:
+    chosen = select(guesses(ROWS), 0.9, balance=False)
+    assert chosen.paths == ["/2.jpg", "/0.jpg", "/3.jpg", "/4.jpg"]
+    assert chosen.names == ["class0", "class0", "class0", "class1"]
+    assert select(guesses(ROWS), 0.0, balance=False).counts() == {"class0": 4, "class1": 2}
+
+
+def test_balance_takes_equally_many_the_most_confident() -> None:
+    chosen = select(guesses(ROWS), 0.5, balance=True)
+    assert chosen.paths == ["/2.jpg", "/0.jpg", "/4.jpg", "/5.jpg"]
+
+
+def test_a_class_that_nobody_guesses_confidently_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'class1' with a probability of 0\.99"):
+        select(guesses(ROWS), 0.99, balance=False)
+
+
+def test_images_that_could_not_be_scored_are_left_out(tmp_path: Path) -> None:
+    text = "path,label,probability,probability_cat,probability_dog,error\n"
+    text += "a.jpg,dog,0.8,0.2,0.8,\nb.jpg,,,,,truncated\n"
+    (tmp_path / "scores.csv").write_text(text)
+    read = read_guesses(tmp_path / "scores.csv", tmp_path)
+    assert (read.paths, read.names, read.class_names) == ([f"{tmp_path}/a.jpg"], ["dog"], ("cat", "dog"))
+
+
+def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:
+    """Real commands. Copies of labelled images among the unlabelled ones are not used."""
+    unlabelled = shutil.copytree(trained.sample / "test", tmp_path / "unlabelled")
+    copies = [f"copy{i}.jpg" for i in range(10)]
+    for i, copy in enumerate(copies):
+        shutil.copy(trained.sample / "train" / f"cat.{i}.jpg", unlabelled / copy)
+    command = [sys.executable, REPOSITORY / "train" / "pseudo_label.py", "--teacher", trained.folder]
+    command += ["--unlabelled", unlabelled, "--threshold", 0.5, "--nproc_per_node", 2, "--rounds"]
+    flags = ["--", *SMALL, "--epochs", 1, "--dropout", 0.3, "--name", "student", "--track", "false"]
+    printed = launch(*command, 1, *flags, cwd=trained.cwd)
+    assert "round 1: of 30 unlabelled images 20 are used" in printed
+    runs = trained.cwd / "runs"
+    manifest = runs / "student-labels" / "train-1.csv"
+    labels, soft = read_manifest(manifest), read_soft_labels(manifest)
+    assert len(labels) == 136 + 20
+    assert sorted(Path(path).name for path in soft) == sorted(f"{i}.jpg" for i in range(1, 21))
+
+    state = load_checkpoint(runs / "student-1" / "checkpoints" / "best.pt")
+    assert state["config"]["dropout"] == 0.3
+    with (runs / "student-1" / "val_predictions.csv").open(newline="") as file:
+        validated = sorted(Path(row["path"]).name for row in csv.DictReader(file))
+    with (trained.folder / "val_predictions.csv").open(newline="") as file:
+        assert validated == sorted(row["path"] for row in csv.DictReader(file)), "teacher's and student's"
+
+    before = manifest.stat().st_mtime_ns
+    printed = launch(*command, 2, *flags, cwd=trained.cwd)
+    assert manifest.stat().st_mtime_ns == before, "the first round is not repeated"
+    assert "epoch 1/1" in printed.split("round 2:")[1]
+    assert "epoch 1/1" not in printed.split("round 2:")[0]
+    assert (runs / "student-2" / "checkpoints" / "best.pt").is_file()
+
+
+def test_unusable_requests_are_one_clear_line(trained: TrainedRun, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.folder, tmp_path / "teacher", ignore=shutil.ignore_patterns("export"))
+    command = [sys.executable, REPOSITORY / "train" / "pseudo_label.py", "--teacher", run]
+    command += ["--unlabelled", trained.sample / "test"]
+    printed = launch(*command, "--", "--data", "x", cwd=tmp_path, code=2)
+    assert "error: --data and --val_data are the teacher's and the guesses" in printed
+    state = load_checkpoint(run / "checkpoints" / "best.pt")
+    save_checkpoint({**state, "data_digest": "of other data"}, run / "checkpoints" / "best.pt")
+    printed = launch(*command, cwd=tmp_path, code=2)
+    assert "changed since it was trained" in printed

@@ -1,0 +1,349 @@
+"""Objects over real sockets: an S3 server and an HTTP server on localhost, well behaved and not."""
+
+import io
+import re
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import boto3
+import pytest
+from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+from serve_model import build_model, colour_of, encode, probabilities_for, solid
+
+from serve import main as serve_main
+from serve import remote
+from serve.inventory import Entry
+from serve.preprocess import ImageError
+from serve.sources import Source, open_source
+
+PNG = {f"{number}.png": encode(solid(colour_of(number)), "PNG") for number in range(6)}
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def contents(source: Source) -> dict[str, bytes]:
+    return {entry.name: source.read(entry) for entry in source.inventory.entries()}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+
+
+# -- S3 --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """s3://bucket of a server on localhost, with images, a list, a manifest and tar files."""
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        objects = {f"in/{name}": data for name, data in PNG.items()}
+        objects |= {"in/deep/er/6.png": PNG["0.png"], "in/notes.txt": b"x", "in/empty.png": b""}
+        objects |= {"in/고양이 1%.png": PNG["1.png"], "lists/l.txt": b"../in/0.png\ns3://bucket/in/1.png\n"}
+        objects |= {"lists/m.csv": b"path\n../in/2.png\n", "index.png": PNG["5.png"]}
+        objects |= {
+            f"tars/{n:02}.tar": tar_of({f"{n}.png": PNG[f"{n}.png"], "a.cls": b"1"}) for n in range(3)
+        }
+        for key, data in objects.items():
+            client.put_object(Bucket="bucket", Key=key, Body=data)
+        yield "s3://bucket"
+        server.stop()
+
+
+def test_a_folder_of_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (f"{bucket}/in", f"{bucket}/in/"):
+        source = open_source(url)
+        names = [entry.name for entry in source.inventory.entries()]
+        assert names == sorted([*PNG, "deep/er/6.png", "empty.png", "고양이 1%.png"])
+        assert source.ignored == 1
+    assert source.read(Entry("3.png")) == PNG["3.png"]
+    assert source.read(Entry("고양이 1%.png")) == PNG["1.png"]
+    with pytest.raises((ImageError, OSError)):
+        source.read(Entry("empty.png"))
+    with pytest.raises(FileNotFoundError):
+        source.read(Entry("gone.png"))
+
+
+def test_a_bucket_is_listed_page_by_page(bucket: str) -> None:
+    filesystem = remote._filesystem(bucket)
+    honest = filesystem.call_s3
+    pages = 0
+
+    class Pages:
+        def call_s3(self, method: str, **arguments: Any) -> Any:
+            nonlocal pages
+            pages += 1
+            return honest(method, MaxKeys=2, **arguments)
+
+    keys = list(remote._s3_keys(Pages(), "bucket", "in/"))
+    assert len(keys) == len(set(keys)) == 10
+    assert pages == 5
+
+
+def test_tar_files_in_a_bucket(bucket: str) -> None:
+    expected = {f"{n:02}.tar/{n}.png": PNG[f"{n}.png"] for n in range(3)}
+    for pattern in ("tars/*.tar", "tars/{00..02}.tar"):
+        source = open_source(f"{bucket}/{pattern}")
+        assert contents(source) == expected
+        assert source.ignored == 3
+    assert contents(open_source(f"{bucket}/tars/01.tar")) == {"01.tar/1.png": PNG["1.png"]}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("lists/l.txt", {"../in/0.png": "0.png", "s3://bucket/in/1.png": "1.png"}),
+        ("lists/m.csv", {"../in/2.png": "2.png"}),
+        ("index.png", {"index.png": "5.png"}),
+    ],
+)
+def test_lists_and_single_objects(bucket: str, url: str, expected: dict[str, str]) -> None:
+    assert contents(open_source(f"{bucket}/{url}")) == {n: PNG[png] for n, png in expected.items()}
+
+
+@pytest.mark.parametrize("url", ["s3://missing-bucket/in", "s3://bucket/nothing/here"])
+def test_a_folder_that_is_not_there_is_an_error(bucket: str, url: str, tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model.onnx")
+    output = str(tmp_path / "out.csv")
+    assert serve_main.main(["--model", str(model), "--images", url, "--output", output]) == 2
+
+
+def test_a_bucket_is_scored_like_a_folder(bucket: str, tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model.onnx")
+    (tmp_path / "in" / "deep" / "er").mkdir(parents=True)
+    for name, data in {**PNG, "deep/er/6.png": PNG["0.png"], "고양이 1%.png": PNG["1.png"]}.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    for output, images in (("remote.csv", f"{bucket}/in"), ("local.csv", str(tmp_path / "in"))):
+        arguments = ["--model", str(model), "--images", images, "--output", str(tmp_path / output)]
+        assert serve_main.main(arguments) == 0
+    rows = (tmp_path / "remote.csv").read_bytes().splitlines(keepends=True)
+    (empty,) = [row for row in rows if row.startswith(b"empty.png,")]
+    rows.remove(empty)
+    assert b"".join(rows) == (tmp_path / "local.csv").read_bytes()
+
+
+# -- HTTP ------------------------------------------------------------------------------------------------
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """/files/NAME answers with ranges; /plain/NAME without; the others as `answers` says."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[dict[str, bytes]] = {}
+    answers: ClassVar[dict[str, Answer]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        kind, _, name = self.path[1:].partition("/")
+        self.asked.append(self.path)
+        if answer := self.answers.get(name if kind == "odd" else ""):
+            answer(self)
+        elif name not in self.files:
+            self.reply(404, b"")
+        else:
+            data, wanted = self.files[name], re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if wanted is None or kind == "plain":
+                self.reply(200, data, {"Accept-Ranges": "none"} if kind == "plain" else {})
+            else:
+                first, last = int(wanted[1]), int(wanted[2] or len(data) - 1)
+                body = data[first : last + 1]
+                length = {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(data)}"}
+                self.reply(206, body, length)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (
+            {"Content-Length": str(len(body)), "Accept-Ranges": "bytes"} | (headers or {})
+        ).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Handler.files = {**PNG, "x.tar": tar_of(PNG), "l.txt": b"0.png\n1.png\n"}
+    Handler.answers, Handler.asked = {}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_images_lists_and_tar_files_over_http(server: str) -> None:
+    assert contents(open_source(f"{server}/files/0.png")) == {"0.png": PNG["0.png"]}
+    assert contents(open_source(f"{server}/plain/0.png")) == {"0.png": PNG["0.png"]}
+    assert contents(open_source(f"{server}/files/l.txt")) == {n: PNG[n] for n in ("0.png", "1.png")}
+    assert contents(open_source(f"{server}/files/x.tar")) == {f"x.tar/{n}": PNG[n] for n in PNG}
+    assert list(contents(open_source(f"{server}/files/{{3..4}}.png"))) == ["3.png", "4.png"]
+
+
+def test_a_list_on_disk_can_name_urls(server: str, tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text(f"{server}/files/2.png\n")
+    assert contents(open_source(str(tmp_path / "l.txt"))) == {f"{server}/files/2.png": PNG["2.png"]}
+
+
+def test_one_request_for_each_image(server: str) -> None:
+    source = open_source(f"{server}/files/l.txt")
+    Handler.asked.clear()
+    contents(source)
+    assert sorted(Handler.asked) == ["/files/0.png", "/files/1.png"]
+
+
+def test_a_tar_file_needs_a_server_that_reads_ranges(server: str) -> None:
+    with pytest.raises(ValueError, match="does not read ranges of a file; download it first"):
+        open_source(f"{server}/plain/x.tar")
+
+
+def test_http_has_no_folders(server: str) -> None:
+    with pytest.raises(ValueError, match="HTTP cannot list a folder"):
+        open_source(f"{server}/files/")
+
+
+def fails(times: int, status: int) -> Answer:
+    left = [times]
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        assert isinstance(handler, Handler)
+        left[0] -= 1
+        handler.reply(status, b"") if left[0] >= 0 else handler.reply(200, PNG["0.png"])
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 408])
+def test_passing_errors_are_retried_a_bounded_number_of_times(server: str, status: int) -> None:
+    Handler.answers["a.png"] = fails(remote.ATTEMPTS - 1, status)
+    assert remote.read_object(f"{server}/odd/a.png") == PNG["0.png"]
+    Handler.answers["a.png"] = fails(99, status)
+    Handler.asked.clear()
+    with pytest.raises(OSError, match=rf"{status}.*attempt {remote.ATTEMPTS}"):
+        remote.read_object(f"{server}/odd/a.png")
+    assert len(Handler.asked) == remote.ATTEMPTS
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_final_errors_are_not_retried(server: str, status: int) -> None:
+    Handler.answers["a.png"] = fails(99, status)
+    with pytest.raises(OSError, match=r"a\.png"):
+        remote.read_object(f"{server}/odd/a.png")
+    assert len(Handler.asked) == 1
+
+
+def half(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(PNG["0.png"])))
+    handler.end_headers()
+    handler.wfile.write(PNG["0.png"][:20])
+    handler.close_connection = True
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(b"100000\r\n" + b"\0" * 0x100000 + b"\r\n")
+    except OSError:
+        handler.close_connection = True
+
+
+def silent(handler: BaseHTTPRequestHandler) -> None:
+    time.sleep(20)
+
+
+def drop_by_drop(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    try:
+        for _ in range(100):
+            handler.wfile.write(b"\0")
+            handler.wfile.flush()
+            time.sleep(0.2)
+    except OSError:
+        pass
+
+
+def test_a_connection_that_breaks_off_is_an_error_not_half_an_image(server: str) -> None:
+    Handler.answers["a.png"] = half
+    with pytest.raises(OSError, match=f"attempt {remote.ATTEMPTS}"):
+        remote.read_object(f"{server}/odd/a.png")
+
+
+def test_an_endless_answer_is_cut_at_the_limit(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 5_000_000)
+    Handler.answers["a.png"] = endless
+    with pytest.raises(ImageError, match="over the limit of 5000000 bytes"):
+        remote.read_object(f"{server}/odd/a.png")
+
+
+@pytest.mark.parametrize("answer", [silent, drop_by_drop, half, endless, fails(99, 503), fails(99, 403)])
+def test_one_bad_object_costs_its_own_row_only(
+    server: str, tmp_path: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 5_000_000)
+    Handler.answers["bad.png"] = answer
+    model = build_model(tmp_path / "model.onnx")
+    urls = [f"{server}/files/{name}" for name in PNG] + [f"{server}/odd/bad.png"]
+    (tmp_path / "l.txt").write_text("\n".join(urls))
+    arguments = ["--model", model, "--images", tmp_path / "l.txt", "--output", tmp_path / "out.csv"]
+    started = time.monotonic()
+    assert serve_main.main([str(a) for a in [*arguments, "--image-timeout", 1]]) == 0
+    assert time.monotonic() - started < 15
+    header, *rows = (line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines())
+    assert [row[0] for row in rows] == sorted(urls)
+    for row in rows:
+        name = row[0].rpartition("/")[2]
+        if name == "bad.png":
+            assert row[1] == ""
+            assert row[-1]
+        else:
+            expected = probabilities_for(colour_of(int(name[0])))
+            assert row[1:3] == [
+                header[3 + expected.argmax()].removeprefix("probability_"),
+                row[3 + expected.argmax()],
+            ]
+
+
+def test_without_fsspec_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    for url, extra in (("s3://b/x", "cloud"), ("https://h/x.png", "cloud"), ("gs://b/x", "gcs")):
+        with pytest.raises(ValueError, match=rf"pip install 'purebred\[{extra}\]'"):
+            remote.read_object(url)

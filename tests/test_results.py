@@ -1,0 +1,198 @@
+"""Runs are read back as they were written, and a file that is not whole is named."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_folders import make_run
+
+from train.results import check_metrics, paired, read_predictions, read_run
+
+
+def test_a_run_is_read_back(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "a", seed=0, n=30))
+    assert run.name == "a"
+    assert run.config["lr"] == 1e-3
+    assert run.best_epoch == 2
+    assert run.best["val/accuracy"] == run.predictions.accuracy
+    assert run.predictions.paths[:2] == ["0.png", "1.png"]
+    assert run.predictions.class_names == ("class0", "class1")
+    assert run.predictions.probabilities.sum(axis=1) == pytest.approx(np.ones(30))
+    own = -np.log(
+        [
+            p[int(label[-1])]
+            for p, label in zip(run.predictions.probabilities, run.predictions.labels, strict=True)
+        ]
+    )
+    assert run.predictions.losses == pytest.approx(own, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"calibrate": False}, {"clip_probabilities": 0.05}, {"best_by": "log_loss"}]
+)
+def test_calibration_and_clipping_are_told_from_another_checkpoint(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    run = read_run(make_run(tmp_path / "a", n=200, skill=4.0, **settings))
+    assert run.best_epoch == 2
+    recorded, served = run.best["val/log_loss"], float(run.predictions.losses.mean())
+    assert (served == pytest.approx(recorded, abs=1e-5)) == (settings == {"calibrate": False})
+
+
+def test_a_run_of_before_calibration_is_read(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", calibrate=False)
+    edit(folder / "config.yaml", "calibrate: false\n", "")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text.replace("_calibrated", "_unknown"))
+    assert read_run(folder).best_epoch == 2
+
+
+def test_a_last_line_that_was_cut_off_is_not_there_yet(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "ti')
+    assert len(read_run(folder).rows) == 3
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def drop(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["val_predictions.csv", "metrics.jsonl", "config.yaml"])
+def test_a_file_that_is_missing_empty_or_binary_is_named(tmp_path: Path, name: str) -> None:
+    for i, content in enumerate([None, b"", bytes(range(256)) * 9]):
+        file = make_run(tmp_path / f"a{i}") / name
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            read_run(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("val_predictions.csv", '"loss"', '"lost"', "not a table of predictions"),
+        ("val_predictions.csv", '"4.png","class', '"3.png","class', "an image occurs twice"),
+        ("val_predictions.csv", '"4.png",', "", "row 5 has 6 of 7 values"),
+        ("val_predictions.csv", '"4.png"', '"4.png', "damaged"),
+        ("metrics.jsonl", '{"epoch": 2', '{"epoch": 7', "line 2 is of epoch 7"),
+        ("metrics.jsonl", '{"epoch": 2', '{"epoch" 2', "line 2 is no epoch's metrics"),
+        ("metrics.jsonl", '"val/temperature"', '"val/heat"', "line 1 is no epoch's metrics"),
+        ("metrics.jsonl", '"val/log_loss"', '"val/log"', "line 1 is no epoch's metrics"),
+        ("metrics.jsonl", '{"epoch": 1', '["epoch", 1', "line 1 is no epoch's metrics"),
+        ("config.yaml", 'best_by: "accuracy"', 'best_by: "luck"', "does not hold a run's settings"),
+        ("config.yaml", "lr: ", "lr: [", "damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_place(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
+    folder = make_run(tmp_path / "a")
+    edit(folder / name, old, new)
+    with pytest.raises(ValueError, match=name) as raised:
+        read_run(folder)
+    assert message in str(raised.value)
+
+
+def rewrite(folder: Path, column: str, value: str) -> None:
+    """Of the first image."""
+    path = folder / "val_predictions.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0][column] = value
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("correct", "2", "'correct' contradicts label and prediction"),
+        ("loss", "much", "could not convert"),
+        ("label", "class2", "['class2'] are no classes of it"),
+        ("probability_class1", "1e-9", "gives val/log_loss"),
+        ("probability_class1", "x", "could not convert"),
+    ],
+)
+def test_a_row_that_contradicts_itself_or_the_metrics_is_found(
+    tmp_path: Path, column: str, value: str, message: str
+) -> None:
+    folder = make_run(tmp_path / "a")
+    rewrite(folder, column, value)
+    with pytest.raises(ValueError, match=r"val_predictions\.csv") as raised:
+        read_run(folder)
+    assert message in str(raised.value)
+
+
+def test_predictions_cut_off_at_a_row_are_not_those_of_the_metrics(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", n=40)
+    lines = (folder / "val_predictions.csv").read_text().splitlines(keepends=True)
+    (folder / "val_predictions.csv").write_text("".join(lines[:20]))
+    with pytest.raises(ValueError, match=r"not of one checkpoint|val_predictions"):
+        read_run(folder)
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        read_run(tmp_path / "none")
+
+
+def test_metrics_that_are_not_numbers_match_themselves(tmp_path: Path) -> None:
+    predictions = read_predictions(make_run(tmp_path / "a") / "val_predictions.csv")
+    predictions.probabilities[0] = math.nan
+    check_metrics(
+        predictions, {"val/accuracy": predictions.accuracy, "val/log_loss": math.nan}, 1.0, 0.0, "here"
+    )
+
+
+def test_runs_are_paired_by_path_whatever_the_order(tmp_path: Path) -> None:
+    one = read_run(make_run(tmp_path / "a", seed=1, n=40)).predictions
+    folder = make_run(tmp_path / "b", seed=2, n=40)
+    other = read_run(folder).predictions
+    expected = paired(other, one)
+    path = folder / "val_predictions.csv"
+    header, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text(header + "".join(reversed(lines)))
+    again = paired(read_predictions(path), one)
+    assert expected is not None
+    assert again is not None
+    assert again[:5] == expected[:5]
+    assert again.log_loss == pytest.approx(expected.log_loss)
+    right = dict(zip(one.paths, one.correct, strict=True))
+    gained = sum(c and not right[p] for p, c in zip(other.paths, other.correct, strict=True))
+    assert expected.gained == gained > 0
+
+
+def test_runs_are_paired_on_what_they_share(tmp_path: Path) -> None:
+    one = read_run(make_run(tmp_path / "a", n=40)).predictions
+    other = read_run(make_run(tmp_path / "b", seed=1, n=40, first=30)).predictions
+    test = paired(one, other)
+    assert test is not None
+    assert test.num_images == 10
+    assert paired(one, read_run(make_run(tmp_path / "c", first=40)).predictions) is None
+
+
+def test_one_path_with_two_labels_is_not_the_same_image(tmp_path: Path) -> None:
+    one = read_run(make_run(tmp_path / "a")).predictions
+    other = read_run(make_run(tmp_path / "b", first=1, names=("class1", "class0"))).predictions
+    with pytest.raises(ValueError, match=r"are not of the same images: '1\.png' is labelled"):
+        paired(one, other)
+
+
+def test_rows_hold_every_metric(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    written = json.loads((folder / "metrics.jsonl").read_text().splitlines()[1])
+    assert read_run(folder).best == written

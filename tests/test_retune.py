@@ -1,0 +1,114 @@
+"""The last stage: statistics and head fitted to the view that is served, everything else left alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import BatchNorm2d
+from train_data import CPU, ONE, make_data, make_trainee
+
+from train.augment import Augment, PairMix
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.config import TrainConfig
+from train.data import Data
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.loop import Criterion, train_one_epoch
+from train.model import ImageClassifier, build_model
+from train.retune import begin_retuning, head_trainee, refresh_statistics, retuning
+from train.trainee import History, Trainee, checkpoint_state, restore
+
+STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.9}
+
+
+def loader(config: TrainConfig, data: Data) -> Loader:
+    return Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+
+
+def plan(config: TrainConfig, data: Data) -> EpochPlan:
+    return EpochPlan(len(data.train), config.batch_size, config.seed)
+
+
+def classifier() -> ImageClassifier:
+    torch.manual_seed(0)
+    return build_model("simple_cnn", 2, 16)[0]
+
+
+def train(trainee: Trainee, stage: TrainConfig, data: Data, epoch: int) -> None:
+    criterion, mix = Criterion(0.0), PairMix(stage, 2)
+    train_one_epoch(trainee, criterion, loader(stage, data), plan(stage, data), mix, stage, ONE, CPU, epoch)
+
+
+def begun(tmp_path: Path) -> tuple[TrainConfig, TrainConfig, Data, Trainee]:
+    config, data = make_data(tmp_path, **STAGE)
+    stage = retuning(config)
+    trainee = make_trainee(config, classifier(), plan(config, data).steps)
+    train(trainee, config, data, 0)
+    trainee = begin_retuning(trainee, stage, loader(stage, data), plan(config, data), 1, ONE, CPU)
+    return config, stage, data, trainee
+
+
+def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, flip=0.0, eval_size=24, retune_epochs=1, crop_scale=0.3)
+    batch = next(loader(retuning(config), data)(plan(config, data).batches(5)))
+    seen = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
+    expected = next(seen([[(0, int(i), 1.0) for i in batch.indices]]))
+    assert torch.equal(batch.images, expected.images)
+
+
+def test_it_goes_on_from_the_moving_average_and_changes_the_head_only(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, **STAGE)
+    stage = retuning(config)
+    trainee = make_trainee(config, classifier(), plan(config, data).steps)
+    train(trainee, config, data, 0)
+    average = {k: v.clone() for k, v in trainee.evaluated.state_dict().items()}
+    trainee = begin_retuning(trainee, stage, loader(stage, data), plan(config, data), 1, ONE, CPU)
+    statistics = {k: v.clone() for k, v in trainee.model.state_dict().items() if "running" in k}
+    train(trainee, stage, data, 1)
+    for name, value in trainee.model.state_dict().items():
+        if "running" in name:
+            assert torch.equal(value, statistics[name]), "statistics stay as they were computed"
+            assert not torch.equal(value, average[name])
+        elif "tracked" not in name:
+            is_head = name.startswith("network.classifier.3")
+            assert torch.equal(value, average[name]) != is_head, name
+
+
+def test_statistics_are_those_of_the_images_at_the_new_size(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, flip=0.0, eval_size=24, batch_size=5)
+    stage, model = retuning(config), classifier()
+    batches = list(loader(stage, data)(plan(config, data).batches(0)))
+    refresh_statistics(model, loader(stage, data), plan(config, data), 0, ONE, CPU)
+    first = model.network.features[0]
+    with torch.no_grad():
+        outputs = [first((b.images.permute(0, 3, 1, 2) - model.mean) / model.std) for b in batches]
+    mean = torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0)
+    var = torch.stack([out.var((0, 2, 3)) for out in outputs]).mean(0)
+    norm = model.network.features[1]
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert norm.momentum == BatchNorm2d(1).momentum
+    assert model.training
+
+
+def test_a_run_stopped_while_it_is_retuned_continues_bit_by_bit(tmp_path: Path) -> None:
+    config, stage, data, straight = begun(tmp_path)
+    train(straight, stage, data, 1)
+    metrics = {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7}
+    state = checkpoint_state(straight, History(2, 1, metrics, retuned=1), data, config, "run")
+    save_checkpoint(state, tmp_path / "last.pt")
+    train(straight, stage, data, 2)
+
+    other = make_trainee(config, build_model("simple_cnn", 2, 16)[0], 3)
+    other = head_trainee(other, stage, plan(config, data), ONE, CPU)
+    history = restore(load_checkpoint(tmp_path / "last.pt"), other, data, config)
+    assert history.retuned == 1
+    train(other, stage, data, 2)
+    for name, value in straight.evaluated.state_dict().items():
+        assert torch.equal(value, other.evaluated.state_dict()[name]), name
+
+
+def test_more_epochs_after_retuning_are_refused(tmp_path: Path) -> None:
+    config, _, data, trainee = begun(tmp_path)
+    state = checkpoint_state(trainee, History(2, 1, {}, retuned=1), data, config, "run")
+    with pytest.raises(ValueError, match="--epochs cannot change once a run is being re-tuned"):
+        restore(state, trainee, data, config.replace(epochs=9))

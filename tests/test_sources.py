@@ -1,0 +1,221 @@
+"""Everything that --images can name becomes sorted names and their bytes."""
+
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from serve.inventory import Entry
+from serve.preprocess import ImageError
+from serve.sources import Source, expand_braces, open_source
+
+
+def make(root: Path, *names: str) -> None:
+    """Files whose contents are their own names."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(os.fsencode(name))
+
+
+def make_tar(path: Path, folder: Path, *names: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            tar.add(folder / name, name)
+
+
+def contents(source: Source) -> dict[str, str]:
+    return {entry.name: os.fsdecode(source.read(entry)) for entry in source.inventory.entries()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_with_its_problems_at_their_places(folder: Path) -> None:
+    make(folder, "in/b.jpg", "in/a/z.png", "in/a-b.jpg", "in/notes.txt")
+    (folder / "in" / "a0").symlink_to(".")
+    source = open_source("in")
+    entries = list(source.inventory.entries())
+    assert [e.name for e in entries] == ["a-b.jpg", "a/z.png", "a0", "b.jpg"]
+    assert [e.problem for e in entries] == ["", "", "linked folder, not followed", ""]
+    assert source.ignored == 1
+    assert source.read(entries[1]) == b"in/a/z.png"
+    with pytest.raises(ImageError, match="linked folder, not followed"):
+        source.read(entries[2])
+
+
+@pytest.mark.parametrize("images", ["in/x.jpg", "./in/x.jpg", "/ABSOLUTE/in/x.jpg"])
+def test_one_image(folder: Path, images: str) -> None:
+    make(folder, "in/x.jpg")
+    assert contents(open_source(images.replace("/ABSOLUTE", str(folder)))) == {"x.jpg": "in/x.jpg"}
+
+
+def test_one_image_in_the_current_directory(folder: Path) -> None:
+    make(folder, "x.dat")
+    assert contents(open_source("x.dat")) == {"x.dat": "x.dat"}
+
+
+@pytest.mark.parametrize("name", ["lists/mine.txt", "lists/mine.lst", "lists/mine.csv"])
+def test_a_list_is_relative_to_its_own_folder(folder: Path, name: str) -> None:
+    make(folder, "lists/b.jpg", "lists/a/x.jpg", "up.jpg", "absolute.jpg")
+    paths = ["b.jpg", "a/x.jpg", "../up.jpg", f"{folder}/absolute.jpg", "b.jpg"]
+    lines = ["label,path", *(f"cat,{path}" for path in paths)] if name.endswith("csv") else [*paths, ""]
+    (folder / name).write_text("\n".join(lines))
+    source = open_source(name)
+    assert contents(source) == {
+        f"{folder}/absolute.jpg": "absolute.jpg",
+        "../up.jpg": "up.jpg",
+        "a/x.jpg": "lists/a/x.jpg",
+        "b.jpg": "lists/b.jpg",
+    }
+    assert list(contents(source)) == sorted(paths[:4])
+    assert source.inventory.repeated == 1
+
+
+def test_lists_made_on_windows_and_of_names_that_are_not_utf8(folder: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    make(folder, "a b.jpg", odd, "two\nlines.jpg", '"q".jpg')
+    (folder / "l.txt").write_bytes(b"\xef\xbb\xbfa b.jpg\r\ncaf\xe9.jpg\r\n\r\n")
+    assert contents(open_source("l.txt")) == {"a b.jpg": "a b.jpg", odd: odd}
+    (folder / "l.csv").write_bytes(
+        b'\xef\xbb\xbfpath\r\na b.jpg\r\ncaf\xe9.jpg\r\n"two\nlines.jpg"\r\n"""q"".jpg"\r\n'
+    )
+    assert set(contents(open_source("l.csv"))) == {"a b.jpg", odd, "two\nlines.jpg", '"q".jpg'}
+
+
+def test_a_listed_file_that_is_missing_is_an_input_all_the_same(folder: Path) -> None:
+    (folder / "l.txt").write_text("missing.jpg")
+    source = open_source("l.txt")
+    assert [e.name for e in source.inventory.entries()] == ["missing.jpg"]
+    with pytest.raises(FileNotFoundError):
+        source.read(Entry("missing.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("l.txt", b"", "the list is empty"),
+        ("l.txt", b"\n\n", "the list is empty"),
+        ("l.txt", b"a.jpg\n\0\1\2", "l.txt: line 2 is no path: is this a list of images"),
+        ("l.txt", b"x" * 100_000, "line 1 is no path"),
+        ("l.csv", b"", "no column 'path' among"),
+        ("l.csv", b"file,label\na.jpg,cat\n", r"no column 'path' among \['file', 'label'\]"),
+        ("l.csv", b"label,path\ncat,a.jpg\ncat\n", "line 3 has no path"),
+        ("l.csv", b"label,path\ncat,\n", "line 2 has no path"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(folder: Path, name: str, text: bytes, reason: str) -> None:
+    (folder / name).write_bytes(text)
+    with pytest.raises(ValueError, match=reason):
+        open_source(name)
+
+
+# -- tar files and patterns ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(folder: Path) -> Path:
+    make(folder, "x.jpg", "a/y.png", "t.cls")
+    for number in (8, 9, 10):
+        make_tar(folder / "shards" / f"{number:02}.tar", folder, "x.jpg", "a/y.png", "t.cls")
+    make_tar(folder / "shards" / "more" / "11.tar", folder, "x.jpg")
+    return folder
+
+
+def test_a_tar_files_images_are_named_after_it(shards: Path) -> None:
+    source = open_source("shards/08.tar")
+    assert contents(source) == {"08.tar/a/y.png": "a/y.png", "08.tar/x.jpg": "x.jpg"}
+    assert source.ignored == 1
+
+
+@pytest.mark.parametrize(
+    "pattern", ["shards/*.tar", "shards/{08..10}.tar", "shards/{08,09,10}.tar", "shards/[01]?.tar"]
+)
+def test_patterns_of_tar_files(shards: Path, pattern: str) -> None:
+    names = list(contents(open_source(pattern)))
+    assert names == [f"{n}.tar/{m}" for n in ("08", "09", "10") for m in ("a/y.png", "x.jpg")]
+
+
+def test_names_are_relative_to_the_folder_before_the_pattern(shards: Path) -> None:
+    assert list(contents(open_source(f"{shards}/*/more/*.tar"))) == ["shards/more/11.tar/x.jpg"]
+    assert "more/11.tar/x.jpg" in contents(open_source(f"{shards}/shards/**/*.tar"))
+
+
+def test_a_missing_tar_file_of_a_brace_pattern_is_an_error_row(shards: Path) -> None:
+    entries = {e.name: e.problem for e in open_source("shards/{09..12}.tar").inventory.entries()}
+    assert (
+        entries["11.tar"]
+        == entries["12.tar"]
+        == "cannot read this tar file to its end: No such file or directory"
+    )
+    assert entries["10.tar/x.jpg"] == ""
+
+
+def test_images_can_be_matched_too_and_a_name_with_brackets_is_itself(folder: Path) -> None:
+    make(folder, "in/a[1].jpg", "in/a1.jpg", "in/b.jpg")
+    assert contents(open_source("in/a[1].jpg")) == {"a[1].jpg": "in/a[1].jpg"}
+    assert list(contents(open_source("in/*.jpg"))) == ["a1.jpg", "a[1].jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expanded"),
+    [
+        ("a", ["a"]),
+        ("{1..3}", ["1", "2", "3"]),
+        ("{08..10}.tar", ["08.tar", "09.tar", "10.tar"]),
+        ("{a,b}{0..1}", ["a0", "a1", "b0", "b1"]),
+        ("x{,.jpg}", ["x", "x.jpg"]),
+        ("{3..1}", []),
+        ("a{b", ["a{b"]),
+    ],
+)
+def test_braces(pattern: str, expanded: list[str]) -> None:
+    assert expand_braces(pattern) == expanded
+
+
+def test_braces_that_stand_for_millions_are_refused() -> None:
+    with pytest.raises(ValueError, match="stands for more than 1000000 files"):
+        expand_braces("{0..99999999999}")
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        ("missing", "'missing' does not exist"),
+        ("empty", "no images in 'empty': 0 other files"),
+        ("texts", "no images in 'texts': 1 other files"),
+        ("*.nothing", r"'\*.nothing' matches no file"),
+        ("{u,v}.tar", "matches no file"),
+        ("{3..1}.tar", "matches no file"),
+        ("x.tar.gz", "is compressed, so its members have no places: decompress it"),
+        ("x.tar", "no images in 'x.tar': 0 other files, 1 problems.*cannot read this tar file"),
+        ("fifo", "'fifo' does not exist or is neither a folder nor a regular file"),
+    ],
+)
+def test_nothing_to_score_is_an_error_that_says_why(folder: Path, images: str, reason: str) -> None:
+    (folder / "empty").mkdir()
+    make(folder, "texts/a.txt", "x.tar.gz", "x.tar")
+    os.mkfifo(folder / "fifo")
+    with pytest.raises(ValueError, match=reason):
+        open_source(images)
+
+
+def test_folders_nested_more_deeply_than_pythons_calls(folder: Path) -> None:
+    depth = 1200
+    os.makedirs("deep")
+    os.chdir("deep")
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("x.jpg").write_bytes(b"deep")
+    os.chdir(folder)
+    try:
+        assert contents(open_source("deep")) == {"d/" * depth + "x.jpg": "deep"}
+    finally:
+        subprocess.run(["rm", "-rf", "deep"], check=True)  # shutil.rmtree cannot, nor can pytest

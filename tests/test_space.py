@@ -1,0 +1,110 @@
+"""Search spaces: what is no setting or no value of one is refused before the first trial."""
+
+from pathlib import Path
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from train.config import parse_config
+from train.space import AUGMENTATION, NOT_SEARCHED, TYPES, augmentation, flags, given_settings, read_space
+
+
+def space_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_default_space_is_usable_with_the_default_settings() -> None:
+    assert set(read_space(None, [])) == {"lr", "weight_decay", AUGMENTATION, "model"}
+
+
+def test_a_flag_takes_its_setting_out_of_the_default_space() -> None:
+    assert set(read_space(None, ["--model", "resnet18", "--weight-decay=0.1"])) == {"lr", AUGMENTATION}
+
+
+def test_a_space_of_ones_own_has_ranges_and_choices(tmp_path: Path) -> None:
+    text = "lr: {low: 1.0e-5, high: 1, log: true}\nbatch_size: {low: 8, high: 64}\n"
+    assert read_space(space_file(tmp_path, text + "dropout: {choices: [null, 0.2]}"), []) == {
+        "lr": FloatDistribution(1e-5, 1.0, log=True),
+        "batch_size": IntDistribution(8, 64),
+        "dropout": CategoricalDistribution([None, 0.2]),
+    }
+
+
+def test_every_kind_of_value_arrives_as_drawn() -> None:
+    drawn = {
+        "lr": 1.2345678901234567e-05,
+        "batch_size": 24,
+        "dropout": None,
+        "channels_last": True,
+        "trivial_augment": False,
+        "model": "1e3",
+        "optimizer": "sgd",
+        "weight_decay": 1,
+    }
+    config = parse_config(flags(drawn, set()))
+    assert {name: getattr(config, name) for name in drawn} == drawn
+
+
+def test_augmentation_is_off_at_0_and_grows_with_the_strength() -> None:
+    off = {"crop_scale": 1.0, "color_jitter": 0.0, "random_erasing": 0.0, "mixup": 0.0}
+    assert augmentation(0) == off
+    weak, strong = augmentation(0.3), augmentation(0.9)
+    assert 0 < strong.pop("crop_scale") < weak.pop("crop_scale") < 1
+    assert all(0 < weak[name] < strong[name] for name in weak)
+    assert parse_config(flags({AUGMENTATION: 1.0}, set())).crop_scale == pytest.approx(0.08)
+
+
+def test_augmentation_leaves_alone_what_the_command_line_fixes() -> None:
+    given = given_settings(["--color-jitter", "0.1", "--deterministic"])
+    assert given == {"color_jitter", "deterministic"}
+    names = {flag.partition("=")[0] for flag in flags({AUGMENTATION: 0.5}, given)}
+    assert names == {"--crop_scale", "--random_erasing", "--mixup"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: {low: 0.1, high: 1}", "learning_rate: is no setting"),
+        ("lr: {low: 1e-4, high: 0.1}", "write 1.0e-4"),
+        ("lr: {low: 1, high: 0.1}", "low must be less than high"),
+        ("lr: {low: 0, high: 0.1, log: true}", "lr: "),
+        ("lr: {low: 0.1}", "must be {low: , high: , log: }"),
+        ("lr: {low: 0.1, high: 1, step: 0.1}", "must be {low: , high: , log: }"),
+        ("lr: 0.1", "must be {low: , high: , log: }"),
+        ("lr: {low: 0.1, high: 5000}", "outside 0..1000"),
+        ("batch_size: {low: 1.5, high: 8}", "not a whole number"),
+        ("batch_size: {low: true, high: 8}", "not a whole number"),
+        ("model: {low: 1, high: 8}", "takes no range"),
+        ("deterministic: {low: 0, high: 1}", "takes no range"),
+        ("channels_last: {low: 0, high: 1}", "takes no range"),
+        ("schedule: {low: 0, high: 1}", "takes no range"),
+        ("schedule: {choices: [cosine, linear]}", "schedule: "),
+        ("schedule: {choices: []}", "list of different values"),
+        ("schedule: {choices: [cosine, cosine]}", "list of different values"),
+        ("dropout: {choices: [[1], 2]}", "list of different"),
+        ("seed: {low: 0, high: 9}", "cannot be searched"),
+        ("augmentation: {low: -1, high: 1}", "outside"),
+        ("augmentation: {choices: [weak]}", "augmentation: "),
+        ("augmentation: {low: 0, high: 1}\nmixup: {low: 0, high: 1}", "sets mixup too"),
+        ("epochs: {low: 1, high: 3}", "which the command line fixes"),
+        ("- lr", "must hold lines like"),
+        ("", "must hold lines like"),
+        ("lr: {low", "no YAML"),
+        ("{}", "nothing is left to search"),
+    ],
+)
+def test_an_unusable_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match="space") as raised:
+        read_space(space_file(tmp_path, text), ["--epochs", "2"])
+    assert message in str(raised.value)
+
+
+def test_a_space_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        read_space(tmp_path / "none.yaml", [])
+
+
+def test_what_cannot_be_searched_are_settings() -> None:
+    assert set(TYPES) >= NOT_SEARCHED

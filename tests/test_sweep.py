@@ -1,0 +1,351 @@
+"""Sweeps: every trial a process and a run, early ends, failures, and going on after any end.
+
+Where the training itself does not matter, a stand-in for train/main.py writes metrics.jsonl as told.
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+from conftest import REPOSITORY
+from optuna.trial import TrialState
+from train_data import flat_set
+
+from train import compare, study, sweep, trial
+from train.study_report import summary, write_report
+
+# Trial N has the accuracies of the Nth entry; a text is an error, null stands still until it is stopped.
+STAND_IN = """
+import json, pathlib, signal, sys, time
+flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+resumed = pathlib.Path(flags.get("resume", "none"))
+folder = resumed if "resume" in flags else pathlib.Path(flags["output"]) / flags["name"]
+folder.mkdir(parents=True, exist_ok="resume" in flags)
+(folder / "checkpoints").mkdir(exist_ok=True)
+with open(folder / "arguments", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + chr(10))
+metrics = folder / "metrics.jsonl"
+done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+values = json.loads(pathlib.Path("script.json").read_text())[int(folder.name.split("-")[1])]
+if isinstance(values, str):
+    sys.exit(values)
+for epoch, value in list(enumerate(values, 1))[done:]:
+    while value is None:
+        if pathlib.Path("go").exists():
+            value = 0.9
+        time.sleep(0.02)
+    with open(metrics, "a") as file:
+        row = {"epoch": epoch, "val/accuracy": value, "val/log_loss_calibrated": 1 - value}
+        file.write(json.dumps(row) + chr(10))
+    (folder / "checkpoints" / "last.pt").touch()
+"""
+SPACE = "lr: {low: 1.0e-4, high: 1.0e-1, log: true}\naugmentation: {low: 0, high: 1}\n"
+SMALL = ["--model", "simple_cnn", "--image-size", "16", "--batch-size", "4", "--precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(sweep, "TRAIN", tmp_path / "stand_in.py")
+    flat_set(tmp_path / "images", 10)
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    mlflow.set_tracking_uri(None)
+
+
+def arguments(trials: int, *own: str, track: bool = False, epochs: int = 3) -> list[str]:
+    return [
+        *("--trials", str(trials), "--study", "s", "--data", "images", "--space", "space.yaml", *own, "--"),
+        *(*SMALL, "--epochs", str(epochs), "--track", str(track).lower()),
+    ]
+
+
+def script(*values: Any) -> None:
+    Path("script.json").write_text(json.dumps(values))
+
+
+def rows(folder: str = "runs/s") -> list[dict[str, str]]:
+    with open(f"{folder}/study.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def states(folder: str = "runs/s") -> list[str]:
+    return [row["state"] for row in rows(folder)]
+
+
+def load(folder: str = "runs/s") -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/study.db")
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not appear"
+        time.sleep(0.02)
+
+
+def test_trials_are_runs_with_the_values_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    script([0.5, 0.8, 0.7], [0.5, 0.6, 0.6])
+    assert sweep.main(arguments(2)) == 0
+    printed = capsys.readouterr().out
+    assert "val/accuracy 0.8000 at epoch 2 of 3; best 0.8000, trial 0 (1/2 done)" in printed
+    assert "| s-0 | complete | 0.8 " in printed
+    first, second = rows()
+    assert (first["val/accuracy"], first["best_epoch"], first["epochs"]) == ("0.8", "2", "3")
+    assert (second["run"], second["val/accuracy"]) == ("s-1", "0.6")
+    given = json.loads(Path("runs/s/s-0/arguments").read_text())
+    assert f"--lr={first['lr']}" in given
+    assert {"--data=images", "--output=runs/s", "--name=s-0"} <= set(given)
+    assert any(flag.startswith("--crop_scale=") for flag in given)
+    assert Path("runs/s/history.png").is_file()
+    assert not Path("runs/s/importance.png").exists()
+
+
+def test_log_loss_is_minimised() -> None:
+    script([0.5, 0.8, 0.7], [0.5, 0.6, 0.6])
+    assert sweep.main([*arguments(2), "--best-by", "log_loss"]) == 0
+    assert [row["val/log_loss_calibrated"][:4] for row in rows()] == ["0.19", "0.4"]
+    assert load().best_trial.number == 0
+
+
+def test_one_worse_than_the_median_is_stopped_and_not_before_its_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = [0.5, 0.6, 0.7, 0.8, 0.9]
+    script(good, good, [0.1, 0.2, 0.3, None, None], [0.1, 0.9, 0.9, 0.9, 0.9])
+    assert sweep.main(arguments(4, "--startup", "2", "--prune-after", "2", epochs=5)) == 0
+    assert states() == ["complete", "complete", "ended early", "complete"]
+    assert rows()[2]["epochs"] == "2"
+    assert load().trials[2].state == TrialState.PRUNED
+    assert "ended early after epoch" in capsys.readouterr().out
+
+
+def test_a_trial_that_has_done_all_its_epochs_is_complete() -> None:
+    script([0.9, 0.9], [0.95, 0.1], [0.0, 0.0])
+    assert sweep.main(arguments(3, "--startup", "1", "--prune-after", "2", epochs=2)) == 0
+    assert states() == ["complete"] * 3
+
+
+def test_a_sweep_in_two_parts_is_the_sweep_in_one() -> None:
+    """Same draws, and what is done is not done again."""
+    script(*([0.5, 0.6, 0.6 + 0.1 * (i % 3)] for i in range(5)))
+    few = ("--startup", "2")  # the draws after them depend on what came before
+    assert sweep.main([*arguments(5, *few), "--output", "whole"]) == 0
+    assert sweep.main([*arguments(3, *few), "--output", "parts"]) == 0
+    assert sweep.main([*arguments(5, *few), "--output", "parts"]) == 0
+    assert sweep.main([*arguments(5, *few), "--output", "parts"]) == 0
+    assert [row["lr"] for row in rows("parts/s")] == [row["lr"] for row in rows("whole/s")]
+    assert len({row["lr"] for row in rows("parts/s")}) == 5
+    assert len(Path("parts/s/s-0/arguments").read_text().splitlines()) == 1
+
+
+def test_importance_is_shown_once_there_is_something_to_tell(tmp_path: Path) -> None:
+    plan = sweep.parse_plan(arguments(12))
+    plan.folder.mkdir(parents=True)
+    made = study.open_study(plan)
+    for number in range(12):
+        drawn = made.ask(plan.space)
+        made.tell(drawn, 1 - abs(drawn.params["augmentation"] - 0.4))
+        written = [path.name for path in write_report(plan, made)]
+        assert ("importance.png" in written) == (number >= 9)
+    assert summary(plan, made).count("complete") == 12
+
+
+def test_failed_trials_do_not_stop_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    script("error: one", "error: two", [0.5, 0.6, 0.7], "error: one", "error: one", [0.1, 0.2, 0.3])
+    assert sweep.main(arguments(6)) == 0
+    assert states() == ["failed", "failed", "complete", "failed", "failed", "complete"]
+    assert rows()[1]["error"] == "error: two"
+    assert "failed: error: two (2/6 done)" in capsys.readouterr().out
+
+
+def test_three_in_a_row_with_the_same_error_do(capsys: pytest.CaptureFixture[str]) -> None:
+    script([0.5, 0.6, 0.7], *(f"error: --lr {i} is out of memory" for i in range(4)))
+    assert sweep.main(arguments(9)) == 1
+    assert states() == ["complete", "failed", "failed", "failed"]
+    error = capsys.readouterr().err
+    assert "3 trials in a row failed: error: --lr 2 is out of memory" in error
+    assert "runs/s/s-3.log" in error
+
+
+def test_when_no_trial_succeeds_the_exit_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    script("error: one", [])
+    assert sweep.main(arguments(2)) == 1
+    assert "no trial succeeded" in capsys.readouterr().err
+    assert rows()[1]["error"] == "no epoch has a finite val/accuracy"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_goes_on_with_the_trial_it_was_at(number: signal.Signals) -> None:
+    script([0.5, 0.6, 0.7], [0.5, None, 0.8], [], [0.1, 0.2, 0.3])
+    program = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from train import sweep
+sweep.TRAIN = Path("stand_in.py")
+sys.exit(sweep.main({arguments(3)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    wait_for(Path("runs/s/s-1/checkpoints/last.pt"))
+    process.send_signal(number)
+    assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + signal.SIGTERM)
+    Path("go").touch()
+    assert sweep.main(arguments(3)) == 0
+    assert [row["run"] for row in rows()] == ["s-0", "s-1", "s-3"]
+    assert states() == ["complete"] * 3
+    first, again = (json.loads(line) for line in Path("runs/s/s-1/arguments").read_text().splitlines())
+    assert f"--lr={rows()[1]['lr']}" in first
+    assert again == ["--resume=runs/s/s-1"]
+    assert rows()[1]["val/accuracy"] == "0.9"
+    interrupted = load().trials[1]
+    assert interrupted.state == TrialState.FAIL
+    assert interrupted.params == load().trials[2].params
+
+
+def test_one_interrupted_before_its_first_checkpoint_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    script([None, 0.6], [0.4, 0.5], [0.5, 0.7])
+
+    def ctrl_c(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_trial", ctrl_c)
+    assert sweep.main(arguments(2, epochs=2)) == 143
+    monkeypatch.setattr(sweep, "run_trial", trial.run_trial)
+    assert sweep.main(arguments(2, epochs=2)) == 0
+    assert [row["run"] for row in rows()] == ["s-1", "s-2"]
+    assert load().trials[0].params == load().trials[1].params
+
+
+def test_two_sweeps_of_one_study_do_not_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "LOCK_SECONDS", 0.3)
+    Path("runs/s").mkdir(parents=True)
+    with study.locked(Path("runs/s")):
+        assert sweep.main(arguments(1)) == 2
+    assert "another sweep, or a trial of it, is at work in runs/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--weight-decay", "0.3"], "weight_decay 0.05 -> 0.3"),
+        (["--best-by", "log_loss"], "best_by 'accuracy' -> 'log_loss'"),
+        (["--output", "elsewhere"], "folder "),
+    ],
+)
+def test_a_study_keeps_its_settings(
+    change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script([0.5, 0.6, 0.7])
+    storage = ["--storage", "sqlite:///study.db"]
+    assert sweep.main(arguments(1, *storage)) == 0
+    assert sweep.main([*arguments(2, *storage), *change]) == 2
+    error = capsys.readouterr().err
+    assert "study s was begun with other settings" in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("own", "rest", "message"),
+    [
+        ([], ["--epoch", "3"], "--epoch"),
+        ([], ["--epochs", "0"], "--epochs 0 is outside"),
+        ([], ["--lr", "0.1"], "searches lr, which the command line fixes"),
+        ([], ["--name", "x"], "--name after `--`"),
+        ([], ["--resume", "x"], "--resume after `--`"),
+        ([], ["--stop-after", "1"], "--stop_after after `--`"),
+        ([], ["--data", "x"], "--data after `--`"),
+        ([], ["--model", "simple_cnm"], "unknown --model 'simple_cnm'; the closest names are simple_cnn"),
+        ([], ["--model", "alexnet"], "alexnet cannot take images of 16 pixels"),
+        (["--nproc_per_node", "3"], [], "--batch_size 4 is not divisible by 3"),
+        (["--trials", "0"], [], "--trials 0 is less than 1"),
+        (["--startup", "0"], [], "--startup 0 is less than 1"),
+        (["--study", "a/b"], [], "'a/b'"),
+        (["--study", ""], [], "--study needs a name"),
+        (["--data", "nowhere"], [], "--data 'nowhere' does not exist"),
+        (["--space", "none.yaml"], [], "none.yaml cannot be read"),
+        (["--storage", "nosuch://x"], [], "--storage nosuch://x"),
+    ],
+)
+def test_a_mistake_is_one_line_before_the_first_trial(
+    own: list[str], rest: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep.main([*arguments(1, *own), *rest]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert "trial" not in printed.out
+
+
+def test_a_study_of_someone_else_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    other = optuna.create_study(study_name="s", storage="sqlite:///other.db")
+    other.tell(other.ask(), 1.0)
+    assert sweep.main(arguments(1, "--storage", "sqlite:///other.db")) == 2
+    assert "was not made by train/sweep.py" in capsys.readouterr().err
+
+
+def test_a_sweep_does_not_need_mlflow_to_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    script([0.5, 0.6, 0.7])
+    assert sweep.main(arguments(1, track=True)) == 0
+    assert "warning: the sweep's run in MLflow is not up to date" in capsys.readouterr().out
+
+
+def test_real_trials_with_one_killed_and_resumed_are_children_of_one_mlflow_run() -> None:
+    command = [sys.executable, str(REPOSITORY / "train" / "sweep.py")]
+    command += arguments(3, track=True, epochs=2)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    with open("printed", "w") as printed:
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+        wait_for(Path("runs/s/s-1/checkpoints/last.pt"), 300)
+        process.kill()
+        process.wait()
+    client = mlflow.MlflowClient(f"sqlite:///{os.getcwd()}/mlflow.db")
+    tags = {"mlflow.parentRunId": load().user_attrs["mlflow_run"]}
+    client.create_run("1", run_name="lost with its machine", tags=tags)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "trial 1 was interrupted, and goes on as a new one" in again.stdout
+    assert [row["run"] for row in rows()] == ["s-0", "s-1", "s-3"]
+    assert states() == ["complete"] * 3
+
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert runs.pop("lost with its machine").info.status == "KILLED"
+    assert sorted(runs) == ["s", "s-0", "s-1", "s-3"]  # four: the resumed trial is one run
+    parent = runs.pop("s")
+    for row in rows():
+        child = runs[row["run"]]
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["sweep.trial"] == row["trial"]
+        assert child.data.params["lr"] == row["lr"]
+        assert len(client.get_metric_history(child.info.run_id, "val/accuracy")) >= 2
+    best = max(rows(), key=lambda row: float(row["val/accuracy"]))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["epochs"] == "2"
+    assert parent.data.tags["trials.complete"] == "3"
+    assert float(parent.data.tags["best.val/accuracy"]) == float(best["val/accuracy"])
+    assert {m.step for m in client.get_metric_history(parent.info.run_id, "val/accuracy")} == {0, 2, 3}
+    assert [f.path for f in client.list_artifacts(parent.info.run_id)] == ["history.png", "study.csv"]
+    assert compare.main([f"runs/s/{name}" for name in sorted(runs)]) == 0

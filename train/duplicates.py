@@ -1,0 +1,174 @@
+"""Which images are the same picture, though not the same file: re-encoded, resized, a little brighter.
+
+Pictures whose thumbnails are alike (see train/perceptual_hash.py) are read again and compared part by part
+at 32x32 pixels in colour; one part that differs makes two pictures. That keeps apart the digits, forms or
+boards that look alike at a glance. A picture without detail (plain, a gradient, fewer than about 16 pixels
+wide) is a copy only if its file is.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from serve.preprocess import load_image, read_image_file
+from train.perceptual_hash import similar_thumbnails
+
+DETAIL_SIZE, PART_SIZE = 32, 4  # pixels: 64 parts of 4x4
+MIN_SIMILARITY = 0.7  # of the part that differs most
+NOISE_VARIANCE = 300.0  # squared grey levels by which a part may differ without any structure in it
+MIN_DETAIL, MIN_DETAIL_CORRELATION = 2.0, 0.8  # grey levels within parts
+MAX_GAIN, MAX_SHIFT = 1.33, 40.0  # contrast ratio and difference of mean grey levels of two copies
+MAX_CONTRADICTIONS = 0.25  # share of groups with several labels
+CHUNK = 512  # pairs compared at once
+
+
+@dataclass(frozen=True)
+class Near:
+    """What an image that has near duplicates is told by."""
+
+    group: str
+    """The smallest sha256 in its group."""
+    similarity: float
+    """To the image in the group's centre, 0.7 to 1, in the part that differs most."""
+
+
+def near_duplicates(
+    files: Sequence[Path], sha256: Sequence[str], thumbnails: NDArray[np.uint8]
+) -> dict[str, Near]:
+    """sha256 -> its group, for each file that shows the same picture as another one; a function of content.
+
+    Every member of a group resembles its centre: a chain of pictures that change little by little is cut
+    into several groups.
+
+    Args:
+        files: N images to read again where their thumbnails are alike.
+        thumbnails: grey, uint8 [N, 8, 8].
+    """
+    hashes, first = np.unique(np.array(sha256, "S64"), return_index=True)
+    pairs = similar_thumbnails(thumbnails[first])
+    involved, places = np.unique(pairs, return_inverse=True)
+    details = _load_details([files[first[i]] for i in involved])
+    near: dict[str, Near] = {}
+    for members, values in _stars(places.reshape(-1, 2), details):
+        names = [hashes[involved[member]].decode() for member in members]
+        near |= {name: Near(min(names), float(v)) for name, v in zip(names, values, strict=True)}
+    return near
+
+
+def _load_details(files: Sequence[Path]) -> NDArray[np.uint8]:
+    """[N, 32, 32, 3]"""
+
+    def load(path: Path) -> NDArray[np.uint8]:
+        try:
+            image = load_image(read_image_file(path))
+        except (OSError, ValueError):  # gone since the scan: training will say so
+            return np.zeros((DETAIL_SIZE, DETAIL_SIZE, 3), np.uint8)
+        size = (DETAIL_SIZE, DETAIL_SIZE)
+        return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
+
+    if not files:
+        return np.zeros((0, DETAIL_SIZE, DETAIL_SIZE, 3), np.uint8)
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        return np.stack(list(pool.map(load, files)))
+
+
+def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Similarity of pictures, uint8 [P, 32, 32, 3] (or [1, ...]) each -> float32 [P], 0 if not copies.
+
+    The darker one is brightened to the other. Then each part's similarity is 1 - MSE / (var_a + var_b + c),
+    SSIM's structure term (Wang et al. 2004) with the difference of the means counted in.
+    """
+    x, y = (z.astype(np.float32) for z in np.broadcast_arrays(a, b))
+    swap = x.mean(axis=(1, 2, 3)) > y.mean(axis=(1, 2, 3))
+    x[swap], y[swap] = y[swap], x[swap]
+    x, plausible = _brighten(x, y)
+    parts_x, parts_y = _parts(x), _parts(y)
+    error = ((parts_x - parts_y) ** 2).mean(axis=(2, 3))
+    variance = (parts_x.var(axis=2) + parts_y.var(axis=2)).mean(axis=2)
+    lowest = (1 - error / (variance + NOISE_VARIANCE)).min(axis=1)
+    details = [parts.mean(axis=3) for parts in (parts_x, parts_y)]  # grey, [P, parts, pixels]
+    details = [d - d.mean(axis=2, keepdims=True) for d in details]
+    rms = [np.sqrt((d**2).mean(axis=(1, 2))) for d in details]
+    correlation = (details[0] * details[1]).mean(axis=(1, 2)) / np.maximum(rms[0] * rms[1], 1e-6)
+    same = plausible & (np.minimum(*rms) >= MIN_DETAIL) & (correlation >= MIN_DETAIL_CORRELATION)
+    return np.where(same, np.clip(lowest, 0, 1), 0).astype(np.float32)
+
+
+def _brighten(
+    x: NDArray[np.float32], y: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """x with the contrast and brightness of y, white staying white; and whether little was needed."""
+    middle = ((x > 5) & (y < 250)).astype(np.float32)  # what is not clipped to black or white
+    middle[middle.mean(axis=(1, 2, 3)) < 0.1] = 1
+    weight = middle / middle.sum(axis=(1, 2, 3), keepdims=True)
+
+    def moments(z: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        mean = (weight * z).sum(axis=(1, 2, 3), keepdims=True)
+        return mean, np.sqrt((weight * (z - mean) ** 2).sum(axis=(1, 2, 3), keepdims=True))
+
+    (mean_x, deviation_x), (mean_y, deviation_y) = moments(x), moments(y)
+    gain = (deviation_y + 0.1) / (deviation_x + 0.1)
+    plausible = (np.abs(np.log(gain)) <= np.log(MAX_GAIN)) & (np.abs(mean_y - mean_x) <= MAX_SHIFT)
+    return np.clip(mean_y + gain * (x - mean_x), 0, 255), plausible.ravel()
+
+
+def _parts(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[P, 32, 32, 3] -> [P, parts, pixels of a part, 3]"""
+    side = DETAIL_SIZE // PART_SIZE
+    cut = x.reshape(len(x), side, PART_SIZE, side, PART_SIZE, 3).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(len(x), side * side, PART_SIZE * PART_SIZE, 3)
+
+
+def _stars(
+    pairs: NDArray[np.int64], details: NDArray[np.uint8]
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Groups of two or more: (members, similarity of each to the group's centre).
+
+    Of the images that hang together, the one with the most copies is the centre of a group of all that
+    resemble it, and so on with those that are left.
+    """
+    values = [compare(details[part[:, 0]], details[part[:, 1]]) for part in _chunks(pairs)]
+    pairs = pairs[np.concatenate([np.zeros(0), *values]) >= MIN_SIMILARITY]
+    count = len(details)
+    copies = np.bincount(pairs.ravel(), minlength=count)
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
+    component = connected_components(links, directed=False)[1]
+    order = np.lexsort((np.arange(count), -copies, component))
+    order = order[copies[order] > 0]
+    groups = []
+    for left in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
+        while len(left) > 1:
+            centre = details[left[:1]]
+            similarity = np.concatenate([compare(details[part], centre) for part in _chunks(left)])
+            similarity[0] = 1
+            alike = similarity >= MIN_SIMILARITY
+            if alike.sum() > 1:
+                groups.append((left[alike], similarity[alike]))
+            left = left[~alike]
+    return groups
+
+
+def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+
+
+def labels_decide(groups: Sequence[str], labels: Sequence[int], near: dict[str, Near]) -> bool:
+    """Whether near duplicates have different labels so often that what tells them apart matters here.
+
+    A few contradictions are wrong labels. Many are a data set whose classes differ in less than this
+    comparison can see: then look-alikes are no copies.
+    """
+    known: dict[str, set[int]] = {near_group.group: set() for near_group in near.values()}
+    for group, label in zip(groups, labels, strict=True):
+        if group in known:
+            known[group].add(label)
+    contradictions = sum(len(values) > 1 for values in known.values())
+    return contradictions >= 5 and contradictions > MAX_CONTRADICTIONS * len(known)

@@ -1,0 +1,206 @@
+"""Find likely wrong labels: images to which models that never saw them give another class with confidence.
+
+    python train/label_issues.py --folds 3 --output label_issues -- FLAGS OF train/main.py
+    python train/label_issues.py RUN RUN RUN --output label_issues
+
+The first form trains one run for each fold, one after another, in FOLDER/fold1of3 and so on; a run that is
+finished is not repeated, one that was interrupted goes on. The second takes runs trained with --folds K and
+--fold 1 ... K. Both write label_issues.csv, the least plausible label first, and label_issues.png. Strike
+out what is right after all; train/main.py --exclude label_issues.csv leaves out what is still listed.
+
+Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+import csv
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cleanlab.count import num_label_issues
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from train.checkpoint import load_checkpoint
+from train.config import TrainConfig, parse_config
+from train.figures import Picture, contact_sheet
+from train.out_of_fold import OutOfFold, read_folds
+from train.trainee import FREE_TO_CHANGE, History
+
+MAIN = Path(__file__).resolve().with_name("main.py")
+COLUMNS = 6
+MOST_PICTURES = 42
+FILTER = "prune_by_noise_rate"  # takes as many images of each class as the counts say are wrong
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    found: NDArray[np.int64]
+    """Indices of the likely errors, the least plausible label first."""
+    scores: NDArray[np.float64]
+    """Of all images, 0 to 1: (p(label) - the largest other probability + 1) / 2; low: implausible."""
+    estimate: int
+    """How many labels are wrong, by the counts of the confident joint; they need not be those found."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", metavar="RUN", help="run directories of the folds")
+    add("--folds", type=int, default=0, help="train so many folds with the flags after --")
+    add("--nproc_per_node", type=int, default=1, help="processes of each training (default: %(default)s)")
+    add("--output", type=Path, default=Path("label_issues"), help="folder (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or that of the training that failed, or 2 for unusable arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    divider = arguments.index("--") if "--" in arguments else len(arguments)
+    args, flags = build_parser().parse_args(arguments[:divider]), arguments[divider + 1 :]
+    try:
+        if bool(args.runs) == bool(args.folds):
+            raise ValueError("give either the run directories of the folds, or --folds to train them")
+        if flags and not args.folds:
+            raise ValueError("flags after -- are for trainings, which only --folds starts")
+        runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
+        report(read_folds(runs), args.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: this training failed: {' '.join(error.cmd)}", file=sys.stderr)
+        return int(error.returncode)
+    return 0
+
+
+def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) -> list[Path]:
+    """Run train/main.py for each fold that is not finished; returns the run directories."""
+    given, plain = parse_config(list(flags)), TrainConfig()
+    for name in ("folds", "fold", "output", "name", "resume", "val_data", "stop_after"):
+        if getattr(given, name) != getattr(plain, name):
+            raise ValueError(f"--{name} is set for each fold by train/label_issues.py; leave it out")
+    runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    for fold, run in enumerate(runs, 1):
+        own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
+        config = parse_config([*flags, *own])
+        if run.exists():
+            if _finished(run, config):
+                print(f"fold {fold} of {folds}: {run} is finished", flush=True)
+                continue
+            own = ["--resume", str(run)]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
+        subprocess.run(command, check=True)
+    return runs
+
+
+def _finished(run: Path, config: TrainConfig) -> bool:
+    """
+    Raises:
+        ValueError: nothing to go on with, or trained with other settings.
+    """
+    last = run / "checkpoints" / "last.pt"
+    if not last.exists():
+        raise ValueError(f"{run} exists and has no checkpoint to go on with: remove it")
+    state = load_checkpoint(last)
+    wanted, saved = config.to_dict(), state["config"]
+    free = FREE_TO_CHANGE - ({"data"} if config.data else set()) - {"data_format"}
+    changed = [name for name in wanted if name not in free and saved.get(name) != wanted[name]]
+    if changed:
+        listed = ", ".join(f"--{name} {saved.get(name)!r} -> {wanted[name]!r}" for name in changed)
+        raise ValueError(f"{run} was trained with other settings: {listed}; choose another --output")
+    return History(**state["history"]).complete(config)
+
+
+def find_issues(data: OutOfFold) -> LabelIssues:
+    """Confident learning: class-wise thresholds are the mean probability that images of a class get for it;
+    what lies above another class's threshold is counted, and as many are taken of the least plausible."""
+    labels, probabilities = data.labels, data.probabilities
+    if len(np.unique(labels)) < 2:
+        raise ValueError("the folds hold images of one class only: nothing can be told apart")
+    scores = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    found = find_label_issues(labels, probabilities, filter_by=FILTER, n_jobs=1)
+    indices = np.flatnonzero(found)
+    return LabelIssues(
+        indices[np.argsort(scores[indices], kind="stable")],
+        scores,
+        int(num_label_issues(labels, probabilities, estimation_method="off_diagonal_calibrated")),
+    )
+
+
+def report(data: OutOfFold, output: Path) -> LabelIssues:
+    issues = find_issues(data)
+    output.mkdir(parents=True, exist_ok=True)
+    write_issues(output / "label_issues.csv", data, issues)
+    draw_issues(data, issues).savefig(output / "label_issues.png", dpi=110)
+    print(summary(data, issues))
+    print(f"written: {output}/label_issues.csv, label_issues.png")
+    return issues
+
+
+def write_issues(path: Path, data: OutOfFold, issues: LabelIssues) -> None:
+    """Columns rank, path, label, suggestion, their probabilities, score, fold."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        probabilities = ["probability_of_label", "probability_of_suggestion"]
+        writer.writerow(["rank", "path", "label", "suggestion", *probabilities, "score", "fold"])
+        for rank, i in enumerate(issues.found.tolist(), 1):
+            p, label = data.probabilities[i], int(data.labels[i])
+            names = data.class_names[label], data.class_names[p.argmax()]
+            numbers = [float(f"{value:.6g}") for value in (p[label], p.max(), issues.scores[i])]
+            writer.writerow([rank, data.paths[i], *names, *numbers, int(data.folds[i])])
+
+
+def draw_issues(data: OutOfFold, issues: LabelIssues) -> Figure:
+    pictures = []
+    for rank, i in enumerate(issues.found[:MOST_PICTURES].tolist(), 1):
+        p, label = data.probabilities[i], data.class_names[data.labels[i]]
+        name = data.paths[i].rpartition("/")[2][:24]
+        caption = f"{rank}: {name}\n{label}? rather {data.class_names[p.argmax()]} {p.max():.2f}"
+        pictures.append(Picture(data.root / data.paths[i], caption, False))
+    shown = f", {MOST_PICTURES} shown" if len(issues.found) > MOST_PICTURES else ""
+    title = f"{len(issues.found)} likely wrong labels of {len(data.paths)}{shown}: given label? prediction"
+    return contact_sheet(title, pictures, COLUMNS)
+
+
+def summary(data: OutOfFold, issues: LabelIssues) -> str:
+    lines = [
+        f"{len(data.paths)} images in {len(np.unique(data.folds))} of {data.num_folds} folds, out-of-fold "
+        f"accuracy {data.accuracy:.4f} against the given labels"
+    ]
+    for fold in np.unique(data.folds).tolist():
+        mine = data.folds == fold
+        right = data.probabilities[mine].argmax(axis=1) == data.labels[mine]
+        lines.append(f"  fold {fold}: {mine.sum()} images, accuracy {right.mean():.4f}")
+    if data.missing:
+        lines.append(
+            f"warning: no run of fold {', '.join(map(str, data.missing))}: its images are not judged"
+        )
+    kinds = Counter(
+        (data.class_names[data.labels[i]], data.class_names[data.probabilities[i].argmax()])
+        for i in issues.found.tolist()
+    )
+    lines.append(
+        f"estimated number of wrong labels: {issues.estimate} ({issues.estimate / len(data.paths):.2%}); "
+        f"likely ones listed: {len(issues.found)}"
+    )
+    lines += [f"  {label!r}, rather {other!r}: {count}" for (label, other), count in kinds.most_common(20)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

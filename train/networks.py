@@ -1,0 +1,191 @@
+"""Architectures by name: the small ones here, torchvision's, timm's. float32 [N, 3, H, W] -> logits."""
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torchvision
+from timm.layers import drop as timm_drop
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+OPTIONAL = ("img_size", "drop_path_rate")  # what only some of timm's networks can be built with
+
+
+class SimpleCNN(nn.Module):
+    """The tutorial's network with batch norm and dropout: blocks of 3x3 convolution and pooling.
+
+    Takes float32 [N, 3, H, W] of any size from 8 pixels on.
+    """
+
+    def __init__(self, num_classes: int, dropout: float = 0.2):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (32, 64, 128, 256, 256):
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998: Gradient-based learning applied to document
+    recognition): convolutions C1, C3 and C5 of 5x5 without padding, average pooling S2 and S4, tanh, F6.
+
+    As is usual now, and other than in 1998: three colours; pooling without weights of its own; C3 sees all
+    maps of S2; tanh is not scaled; a linear layer gives logits in place of radial basis functions.
+    C5 sees one position of a 32x32 image, as in 1998; of a larger one the mean over its positions is taken.
+    Takes float32 [N, 3, H, W] of any size from 32 pixels on.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 5),  # C1
+            nn.Tanh(),
+            nn.AvgPool2d(2),  # S2
+            nn.Conv2d(6, 16, 5),  # C3
+            nn.Tanh(),
+            nn.AvgPool2d(2),  # S4
+            nn.Conv2d(16, 120, 5),  # C5
+            nn.Tanh(),
+        )
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(120, 84),  # F6
+            nn.Tanh(),
+            nn.Linear(84, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+OURS: dict[str, Callable[[int], nn.Module]] = {"simple_cnn": SimpleCNN, "lenet5": LeNet5}
+
+
+def model_names() -> list[str]:
+    """Our own, torchvision's classification networks, then timm's."""
+    return [*OURS, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+
+
+def library_of(name: str) -> str:
+    """ours, torchvision or timm.
+
+    Raises:
+        ValueError: none of them has this name; the message suggests others.
+    """
+    if name in OURS:
+        return "ours"
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return "torchvision"
+    if timm.is_model(name.removeprefix("timm/")):
+        return "timm"
+    close = ", ".join(closest_names(name.removeprefix("timm/"))) or "none"
+    raise ValueError(f"unknown --model {name!r}; the closest names are {close}")
+
+
+def base_name(name: str) -> str:
+    """Without timm's prefix and the tag of its weights: the network, whatever was trained on it."""
+    return name.removeprefix("timm/").partition(".")[0]
+
+
+def closest_names(name: str, count: int = 6) -> list[str]:
+    """Names that begin with this one or contain it, whatever the separators, then similar ones."""
+    plain = {known: re.sub(r"[^a-z0-9]", "", known.lower()) for known in model_names()}
+    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
+    ranks = {
+        known: (not letters.startswith(wanted), len(letters), known)
+        for known, letters in plain.items()
+        if wanted and wanted in letters
+    }
+    containing = sorted(ranks, key=lambda known: ranks[known])[:count]
+    spelling = {letters: known for known, letters in plain.items()}
+    similar = [spelling[s] for s in difflib.get_close_matches(wanted, spelling, n=count, cutoff=0.6)]
+    return list(dict.fromkeys([*containing, *similar]))[:count]
+
+
+def create(
+    name: str, num_classes: int, image_size: int, pretrained: bool = False, drop_path: float | None = None
+) -> nn.Module:
+    """`pretrained` is for timm's, whose weights it adapts to the image size and the number of classes.
+
+    Raises:
+        ValueError: unknown name.
+        OSError, RuntimeError: the weights cannot be downloaded.
+    """
+    library = library_of(name)
+    if library == "ours":
+        return OURS[name](num_classes)
+    if library == "torchvision":
+        return _from_torchvision(name, num_classes, image_size)
+    return _from_timm(name.removeprefix("timm/"), num_classes, image_size, pretrained, drop_path)
+
+
+def _from_torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
+    network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return network
+
+
+def _from_timm(
+    name: str, num_classes: int, image_size: int, pretrained: bool, drop_path: float | None
+) -> nn.Module:
+    options: dict[str, Any] = {"img_size": image_size, "drop_path_rate": drop_path}
+    while True:
+        try:
+            network: nn.Module = timm.create_model(
+                name, pretrained=pretrained, num_classes=num_classes, **options
+            )
+        except TypeError as error:  # most convolutional networks take any size, and some have no paths
+            unknown = [option for option in OPTIONAL if f"'{option}'" in str(error) and option in options]
+            if not unknown:
+                raise
+            del options[unknown[0]]
+        else:
+            return network
+
+
+def set_dropout(network: nn.Module, dropout: float) -> int:
+    """Returns how many layers were set; some keep the probability of a functional dropout."""
+    count = 0
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+            count += 1
+        elif isinstance(getattr(module, "drop_rate", None), float | int):
+            vars(module)["drop_rate"] = dropout
+            count += 1
+    return count
+
+
+def set_drop_path(network: nn.Module, rate: float) -> int:
+    """Stochastic depth (arXiv 1603.09382): the last residual block is left out with probability `rate`,
+    those before with probabilities that fall linearly to 0. timm's networks are built with theirs.
+
+    Returns how many blocks can be left out.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, StochasticDepth)]
+    for i, block in enumerate(blocks):
+        block.p = rate * i / max(1, len(blocks) - 1)
+    return len(blocks) + sum(isinstance(module, timm_drop.DropPath) for module in network.modules())

@@ -1,0 +1,203 @@
+"""Semi-supervised training: a teacher labels images, a noised student learns from labels and guesses.
+
+python train/pseudo_label.py --teacher runs/NAME --unlabelled DIR --rounds 2 -- FLAGS OF train/main.py
+
+Each round exports the teacher, scores the unlabelled images with serve/main.py, takes the confident
+predictions and trains a student on them and the labelled images; the student is the next round's teacher
+(noisy student, arXiv 1911.04252; teacher and student on far more images, arXiv 1905.00546). The flags after
+-- are the student's: its noise is augmentation, dropout, drop path. A round that was finished is not
+repeated; one that was interrupted goes on.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+import csv
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.checkpoint import file_sha256, load_checkpoint
+from train.config import TrainConfig, parse_config
+from train.data import Data, ImageSet, prepare_data
+from train.manifest import write_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """A teacher's answers to unlabelled images."""
+
+    paths: list[str]
+    """Absolute."""
+    probabilities: NDArray[np.float64]
+    """[N, num_classes]"""
+    class_names: tuple[str, ...]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        values: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return values
+
+    def take(self, indices: NDArray[np.int64]) -> "Guesses":
+        return Guesses([self.paths[i] for i in indices], self.probabilities[indices], self.class_names)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.class_names[label] for label in self.labels]
+
+    def counts(self) -> dict[str, int]:
+        counts = Counter(self.names)
+        return {name: counts[name] for name in self.class_names}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--teacher", type=Path, required=True, help="run directory of the first teacher")
+    add("--unlabelled", type=Path, required=True, help="folder of images without labels")
+    add("--rounds", type=int, default=1, help="students trained, each the next one's teacher (%(default)s)")
+    add("--threshold", type=float, default=0.9, help="least probability of a label (default: %(default)s)")
+    add("--labels", choices=("hard", "soft"), default="soft", help="the class, or all probabilities")
+    add("--balance", action="store_true", help="take equally many of each class, the most confident ones")
+    add("--nproc_per_node", type=int, default=1, help="processes of each student (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or that of the step that failed, or 2 for unusable arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    divider = arguments.index("--") if "--" in arguments else len(arguments)
+    own, flags = arguments[:divider], arguments[divider + 1 :]
+    args = build_parser().parse_args(own)
+    try:
+        run(args, flags)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: this step failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return int(error.returncode)
+    return 0
+
+
+def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    checkpoint = load_checkpoint(args.teacher / "checkpoints" / "best.pt")
+    taught = TrainConfig(**checkpoint["config"])
+    student = parse_config(list(flags))
+    if student.data or student.val_data:
+        raise ValueError("--data and --val_data are the teacher's and the guesses; leave them out")
+    name = student.name or f"{checkpoint['run_name']}-student"
+    folder = Path(student.output) / f"{name}-labels"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    teacher, data = args.teacher, prepare_data(taught)
+    if data.digest != checkpoint["data_digest"]:
+        raise ValueError(f"the data of {args.teacher} changed since it was trained: {taught.data}")
+    val = folder / "val.csv"
+    write_manifest(val, *labelled(data.val))
+    for number in range(1, args.rounds + 1):
+        manifest = folder / f"train-{number}.csv"
+        if not manifest.exists():  # one that is there is whole: it is renamed into place
+            guesses = score(teacher, args.unlabelled, folder / f"scores-{number}.csv")
+            chosen = select(unknown(guesses, data), args.threshold, args.balance)
+            print(
+                f"round {number}: of {len(guesses.paths)} unlabelled images {len(chosen.paths)} are used, "
+                f"{chosen.counts()}",
+                flush=True,
+            )
+            paths, labels = labelled(data.train)
+            paths, labels = paths + chosen.paths, labels + chosen.names
+            soft = (
+                dict(zip(chosen.paths, chosen.probabilities, strict=True)) if args.labels == "soft" else {}
+            )
+            write_manifest(manifest, paths, labels, soft, chosen.class_names)
+        teacher = Path(student.output) / f"{name}-{number}"
+        step = ["--resume", teacher] if (teacher / "checkpoints" / "last.pt").exists() else []
+        new = ["--name", teacher.name, "--output", student.output]
+        train(args.nproc_per_node, [*flags, "--data", manifest, "--val_data", val, *(step or new)])
+    print(f"last student: {teacher}\nnext: python export/main.py --run {teacher}")
+
+
+def labelled(images: ImageSet) -> tuple[list[str], list[str]]:
+    """(absolute paths, class names)"""
+    root = images.root.resolve()
+    return [str(root / path) for path in images.paths], [images.class_names[i] for i in images.labels]
+
+
+def unknown(guesses: Guesses, data: Data) -> Guesses:
+    """Without copies of labelled images: none of validation may be trained on, and no label be doubted."""
+    known = {*data.train.sha256, *data.val.sha256}
+    new = [file_sha256(Path(path)) not in known for path in guesses.paths]
+    return guesses.take(np.flatnonzero(new))
+
+
+def score(teacher: Path, images: Path, output: Path) -> Guesses:
+    """Through the exported and verified model, as in production; unreadable images are left out."""
+    if not output.exists():
+        model = teacher / "export" / "model.onnx"
+        call("export/main.py", "--run", teacher)
+        call("serve/main.py", "--model", model, "--images", images, "--output", output)
+    return read_guesses(output, images)
+
+
+def read_guesses(path: Path, images: Path) -> Guesses:
+    """serve/main.py's CSV; rows with an error are left out."""
+    prefix = "probability_"
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        names = [column for column in reader.fieldnames or () if column.startswith(prefix)]
+        rows = [row for row in reader if not row["error"]]
+    return Guesses(
+        [str(images.resolve() / row["path"]) for row in rows],
+        np.array([[float(row[name]) for name in names] for row in rows]).reshape(len(rows), len(names)),
+        tuple(name.removeprefix(prefix) for name in names),
+    )
+
+
+def select(guesses: Guesses, threshold: float, balance: bool) -> Guesses:
+    """The confident ones, most confident first in each class.
+
+    Raises:
+        ValueError: a class has none; the student would unlearn it.
+    """
+    confidence, labels = guesses.probabilities.max(axis=1), guesses.labels
+    by_class = []
+    for label, name in enumerate(guesses.class_names):
+        members = np.flatnonzero((labels == label) & (confidence >= threshold))
+        if not len(members):
+            raise ValueError(
+                f"no unlabelled image is {name!r} with a probability of {threshold:g}: lower --threshold"
+            )
+        by_class.append(members[np.argsort(-confidence[members], kind="stable")])
+    if balance:
+        smallest = min(map(len, by_class))
+        by_class = [members[:smallest] for members in by_class]
+    return guesses.take(np.concatenate(by_class))
+
+
+def train(processes: int, flags: Sequence[object]) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    call(*(launcher if processes > 1 else []), ROOT / "train" / "main.py", *flags)
+
+
+def call(program: str | Path, *arguments: object) -> None:
+    """Run a program of ours, or `-m MODULE`, with this interpreter; its output is shown."""
+    first = program if str(program).startswith("-") else ROOT / program
+    subprocess.run([sys.executable, *map(str, (first, *arguments))], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

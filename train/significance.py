@@ -1,0 +1,135 @@
+"""How certain a metric is, and whether two runs differ: intervals and paired tests on validation images.
+
+All of it takes the images as independent draws. What it cannot see: that a run's best epoch was chosen on
+the same images (each figure is a little too good), and how much another seed would have changed.
+"""
+
+from collections.abc import Sequence
+from math import nan, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm, rankdata, t
+
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval; low and high are NaN where the data hold no interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """A run against a reference, on the images that both have; differences are run minus reference."""
+
+    num_images: int
+    gained: int
+    """Images that the run has right and the reference wrong."""
+    lost: int
+    """Images that the reference has right and the run wrong."""
+    p: float
+    """McNemar's exact two-sided test of equal accuracy."""
+    accuracy: Interval
+    """Difference of accuracy, with Tango's score interval."""
+    log_loss: Interval
+    """Mean difference of the images' losses, with Student's interval."""
+
+
+def accuracy_interval(correct: Bools) -> Interval:
+    """Wilson's score interval. `correct`: [N], N > 0."""
+    hits, n = int(correct.sum()), len(correct)
+    bounds = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(hits / n, float(bounds.low), float(bounds.high))
+
+
+def mean_interval(values: Floats) -> Interval:
+    """Student's interval of a mean, for log loss or a difference of it. `values`: [N], N > 0."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2 or not np.isfinite(values).all():
+        return Interval(mean, nan, nan)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / sqrt(n))
+    return Interval(mean, mean - half, mean + half)
+
+
+def auc_interval(positive: Bools, scores: Floats) -> Interval:
+    """ROC AUC of two classes with DeLong's variance (10.2307/2531595), its interval on the logit scale.
+
+    Classes that are separated completely leave no variance to estimate, hence no interval.
+
+    Args:
+        positive: [N], both values occur.
+        scores: [N], higher for the positive class; equal scores count half.
+    """
+    above, below = scores[positive], scores[~positive]
+    ranks = rankdata(scores)
+    # of each positive image the share of negative ones below it, and the other way round
+    wins = (ranks[positive] - rankdata(above)) / len(below)
+    losses = (ranks[~positive] - rankdata(below)) / len(above)
+    auc = float(wins.mean())
+    if min(len(above), len(below)) < 2 or not 0 < auc < 1:
+        return Interval(auc, nan, nan)
+    deviation = sqrt(wins.var(ddof=1) / len(above) + losses.var(ddof=1) / len(below))
+    half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (auc * (1 - auc))
+    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p value: with equal accuracy, discordant images fall on either side like a coin."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def paired_interval(gained: int, lost: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Tango's score interval of (gained - lost) / n (Statistics in Medicine 17:891, 1998).
+
+    It holds the differences that the score test does not reject; at 0 that test is McNemar's without
+    continuity correction. Unlike the textbook interval it has a width when no image is discordant.
+    """
+    z = float(norm.ppf((1 + confidence) / 2))
+    value = (gained - lost) / n
+
+    def excess(difference: float) -> float:
+        """The score test's numerator minus z standard errors: 0 at either bound, negative between."""
+        # most likely share of lost images, given the difference: the root of a quadratic
+        a = 2 * n
+        b = (2 * n - gained + lost) * difference - gained - lost
+        c = -lost * difference * (1 - difference)
+        share = (sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+        variance = n * max(0.0, 2 * share + difference * (1 - difference))
+        return abs(gained - lost - n * difference) - z * sqrt(variance)
+
+    beside = 1e-9  # at the value itself the excess can be exactly 0, which is no bound
+    low = -1.0 if value == -1 else brentq(excess, -1.0, value - beside)
+    high = 1.0 if value == 1 else brentq(excess, value + beside, 1.0)
+    return Interval(value, float(low), float(high))
+
+
+def paired_test(run: Bools, reference: Bools, run_losses: Floats, reference_losses: Floats) -> PairedTest:
+    """Four arrays [N] over the same images, N > 0: whether each is right, and its loss."""
+    gained, lost = int((run & ~reference).sum()), int((~run & reference).sum())
+    return PairedTest(
+        len(run),
+        gained,
+        lost,
+        mcnemar(gained, lost),
+        paired_interval(gained, lost, len(run)),
+        mean_interval(run_losses - reference_losses),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: what holds below 0.05 holds for all tests together with 95 % confidence."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for place, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -1,0 +1,119 @@
+"""Which images validate: a share of each class, or one of K folds; a function of content and seed.
+
+A group of images that show the same picture (see train/duplicates.py) stays on one side. Groups are taken
+in the order of a hash of group and seed, so that adding images moves few others.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def choose_validation(
+    labels: Sequence[int],
+    groups: Sequence[str],
+    class_names: Sequence[str],
+    fraction: float,
+    seed: int,
+    notes: list[str],
+) -> NDArray[np.bool_]:
+    """[N], true for about `fraction` of each class.
+
+    Every class keeps at least one image on the training side; one with a single group has none to
+    validate, and a group with two labels validates nothing. A group larger than what its class still
+    needs is passed over: fifty copies of a picture measure little.
+    """
+    members = _members(groups)
+    mixed = {group for group, images in members.items() if len({labels[i] for i in images}) > 1}
+    if mixed:
+        notes.append(
+            f"warning: {len(mixed)} images occur under more than one label: kept for training only"
+        )
+    chosen: list[int] = []
+    for label, ordered in enumerate(_by_class(labels, members, len(class_names), seed)):
+        clear = [group for group in ordered if group not in mixed]  # a contradiction validates nothing
+        wanted = max(1, round(fraction * sum(len(members[group]) for group in clear)))
+        taken: list[str] = []
+        for group in clear[:-1]:  # the last one stays for training
+            if len(members[group]) <= wanted:
+                taken.append(group)
+                wanted -= len(members[group])
+        if not taken and len(clear) > 1:
+            taken = [min(clear, key=lambda group: len(members[group]))]
+        if not taken:
+            notes.append(f"warning: class {class_names[label]!r} has no image to validate on")
+        chosen += [i for group in taken for i in members[group]]
+    if not chosen:
+        raise ValueError("no class has two different images: nothing is left to validate on")
+    is_val = np.zeros(len(labels), bool)
+    is_val[chosen] = True
+    return is_val
+
+
+def choose_fold(
+    labels: Sequence[int],
+    groups: Sequence[str],
+    class_names: Sequence[str],
+    folds: int,
+    fold: int,
+    seed: int,
+    notes: list[str],
+) -> NDArray[np.bool_]:
+    """[N], true for the images of part `fold`, 1 to `folds`. The parts are disjoint and cover every image.
+
+    A group with two labels is in one part like any other. A class all of whose images would be in one
+    part is in none: that part's model could not have learnt the class.
+    """
+    members = _members(groups)
+    part = np.zeros(len(labels), np.int64)
+    for ordered in _by_class(labels, members, len(class_names), seed):
+        total, before = sum(len(members[group]) for group in ordered), 0
+        for group in ordered:
+            size = len(members[group])
+            # by the group's middle: the first and the last group of a class are never in one part
+            part[members[group]] = 1 + (2 * before + size) * folds // (2 * total)
+            before += size
+    for label, name in enumerate(class_names):
+        images = np.flatnonzero(np.asarray(labels) == label).tolist()
+        if len(set(part[images].tolist())) == 1:
+            for group in {groups[i] for i in images}:
+                part[members[group]] = 0
+            notes.append(
+                f"warning: class {name!r} has no two different images: always trained on, in no fold"
+            )
+    mixed = sum(len({labels[i] for i in images}) > 1 for images in members.values())
+    if mixed:
+        notes.append(
+            f"warning: {mixed} images occur under more than one label; in a fold they are validated too"
+        )
+    is_val: NDArray[np.bool_] = part == fold
+    if not is_val.any():
+        raise ValueError(f"--fold {fold} of --folds {folds} has no image to validate on: use fewer folds")
+    present = {labels[i] for i in np.flatnonzero(is_val).tolist()}
+    notes.extend(
+        f"warning: class {name!r} has no image to validate on in fold {fold} of {folds}"
+        for label, name in enumerate(class_names)
+        if label not in present
+    )
+    return is_val
+
+
+def _members(groups: Sequence[str]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    return members
+
+
+def _by_class(
+    labels: Sequence[int], members: dict[str, list[int]], num_classes: int, seed: int
+) -> list[list[str]]:
+    """For each class its groups in hash order; one with two labels counts to the lower label."""
+    by_class: list[list[str]] = [[] for _ in range(num_classes)]
+    for group, images in members.items():
+        by_class[min(labels[i] for i in images)].append(group)
+    for groups in by_class:
+        groups.sort(key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    return by_class

@@ -1,0 +1,196 @@
+"""A sweep's plan, its Optuna study, its lock and its MLflow run: what outlives a trial."""
+
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.trial import FrozenTrial, TrialState
+
+from train.config import TrainConfig
+from train.space import Space
+from train.tracking import end_children, log_parent, open_parent
+
+LOCK_SECONDS = 90.0  # longer than a trial takes to end after its sweep was killed
+NOT_OF_THE_STUDY = ("name", "output", "num_workers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    study: str
+    trials: int
+    folder: Path
+    """Holds the trials' run directories."""
+    storage: str
+    processes: int
+    startup: int
+    prune_after: int
+    argv: list[str]
+    """Flags of train/main.py that all trials share."""
+    config: TrainConfig
+    """What they mean."""
+    space: Space
+
+    @property
+    def metric(self) -> str:
+        """What picks a run's best epoch."""
+        calibrated = self.config.best_by == "log_loss" and self.config.calibrate
+        return f"val/{self.config.best_by}{'_calibrated' if calibrated else ''}"
+
+    @property
+    def sign(self) -> int:
+        """1 when a higher metric is better."""
+        return 1 if self.config.best_by == "accuracy" else -1
+
+    def settings(self) -> dict[str, Any]:
+        """What may not change within a study, or its trials would not be comparable."""
+        config = {k: v for k, v in self.config.to_dict().items() if k not in NOT_OF_THE_STUDY}
+        space = {f"space of {name}": distribution_to_json(d) for name, d in self.space.items()}
+        return {**config, **space, "folder": str(self.folder.resolve())}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """One sweep of a folder at a time; yields the file descriptor that holds the lock.
+
+    A trial inherits it: the lock is free when a killed sweep *and* its last trial have ended.
+
+    Raises:
+        ValueError: another sweep holds it.
+    """
+    with open(folder / ".lock", "a") as file:
+        started, waiting = time.monotonic(), False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - started > LOCK_SECONDS:
+                    raise ValueError(f"another sweep, or a trial of it, is at work in {folder}") from None
+            if not waiting:
+                print(f"waiting for another sweep, or for a trial of it, to end in {folder}", flush=True)
+            waiting = True
+            time.sleep(0.2)
+        yield file.fileno()
+
+
+def open_study(plan: Plan) -> optuna.Study:
+    """Begin it or go on with it.
+
+    Raises:
+        ValueError: unusable storage, or a study of this name that was begun with other settings.
+    """
+    try:
+        study = optuna.create_study(
+            study_name=plan.study,
+            storage=plan.storage,
+            direction="maximize" if plan.sign > 0 else "minimize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(plan.startup, plan.prune_after),
+        )
+    except Exception as error:  # optuna's own and SQLAlchemy's, which share no base
+        raise ValueError(f"--storage {plan.storage}: {str(error).splitlines()[0]}") from error
+    settings, known = plan.settings(), study.user_attrs.get("settings")
+    if known is None:
+        if study.get_trials(deepcopy=False):
+            raise ValueError(f"study {plan.study} in {plan.storage} was not made by train/sweep.py")
+        study.set_user_attr("settings", settings)
+    else:
+        names = sorted(n for n in settings.keys() | known.keys() if settings.get(n) != known.get(n))
+        if names:
+            listed = "; ".join(f"{name} {known.get(name)!r} -> {settings.get(name)!r}" for name in names)
+            raise ValueError(
+                f"study {plan.study} was begun with other settings ({listed}): use another --study"
+            )
+    return study
+
+
+def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    """Draws are a function of (seed, trial number): a sweep that was stopped does not repeat itself."""
+    seed = int(np.random.SeedSequence((plan.config.seed, number)).generate_state(1)[0])
+    return optuna.samplers.TPESampler(n_startup_trials=plan.startup, seed=seed)
+
+
+def recover(study: optuna.Study, plan: Plan) -> None:
+    """Trials that were interrupted: failed in Optuna, and queued again with the same values.
+
+    The next one goes on from the checkpoint, in the same run directory, if there is one.
+    """
+    trials = study.get_trials()
+    continued = {trial.user_attrs.get("continues") for trial in trials}
+    for trial in trials:
+        if trial.state != TrialState.RUNNING:
+            continue
+        if trial.number not in continued:  # else killed between the two steps below
+            attributes = {"continues": trial.number}
+            name = trial.user_attrs.get("run", "")
+            if name and (plan.folder / name / "checkpoints" / "last.pt").exists():
+                attributes["run"] = name
+            study.enqueue_trial(trial.params, attributes)
+            print(f"trial {trial.number} was interrupted, and goes on as a new one")
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete, ended early or failed; not those that were interrupted."""
+    trials = study.get_trials(deepcopy=False)
+    continued = {trial.user_attrs.get("continues") for trial in trials}
+    return [t for t in trials if t.state.is_finished() and t.number not in continued]
+
+
+class ParentRun:
+    """The sweep's MLflow run. What MLflow misses while it is away is sent with the next trial."""
+
+    def __init__(self, plan: Plan, study: optuna.Study):
+        self.plan, self.study = plan, study
+        self.run_id: str = ""
+
+    def send(self, files: Sequence[Path] = (), status: str = "") -> None:
+        """Between trials, and at the end with its `status`."""
+        if not self.plan.config.track:
+            return
+        try:
+            if not self.run_id:
+                self._open()
+            end_children(self.run_id)
+            log_parent(self.run_id, self._points(), self._tags(), files, status)
+        except ValueError as error:
+            print(f"warning: the sweep's run in MLflow is not up to date: {error}", flush=True)
+
+    def _open(self) -> None:
+        known = self.study.user_attrs.get("mlflow_run", "")
+        fixed = {k: v for k, v in self.plan.settings().items() if k not in self.plan.space}
+        parameters = {name: str(value) for name, value in fixed.items()}
+        self.run_id = open_parent(self.plan.config.experiment, self.plan.study, known, parameters)
+        self.study.set_user_attr("mlflow_run", self.run_id)
+
+    def _points(self) -> list[tuple[str, float, int, int]]:
+        """Each complete trial's value, and the best so far, at step = trial number."""
+        points: list[tuple[str, float, int, int]] = []
+        best = -np.inf
+        for trial in finished(self.study):
+            if trial.state == TrialState.COMPLETE and trial.value is not None and trial.datetime_complete:
+                best = max(best, self.plan.sign * trial.value)
+                when = int(trial.datetime_complete.timestamp() * 1000)
+                points.append((self.plan.metric, trial.value, trial.number, when))
+                points.append((f"best/{self.plan.metric}", self.plan.sign * best, trial.number, when))
+        return points
+
+    def _tags(self) -> dict[str, str]:
+        """Tags, not parameters: a study that goes on may find a better trial."""
+        trials = finished(self.study)
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        tags = {"trials": str(len(trials)), "trials.complete": str(len(complete))}
+        for state in (TrialState.PRUNED, TrialState.FAIL):
+            tags[f"trials.{state.name.lower()}"] = str(sum(trial.state == state for trial in trials))
+        if complete:
+            best = self.study.best_trial
+            tags |= {"best.run": best.user_attrs["run"], f"best.{self.plan.metric}": str(best.value)}
+            tags |= {f"best.{name}": str(value) for name, value in best.params.items()}
+        return tags

@@ -1,0 +1,268 @@
+"""Search settings with Optuna; every trial is a real training run.
+
+    python train/sweep.py --trials 20 --study pets --data DIR -- --epochs 10 --image-size 112
+
+What follows `--` are flags of train/main.py, the same for all trials. Trials are kept in runs/pets/ as runs
+pets-0, pets-1, ... with study.csv and figures beside them, and in MLflow as children of one run `pets`.
+A trial is judged by --best-by at its best epoch, and ended early when it is worse than the median of the
+trials before it at the same epoch. The same command goes on where an earlier one stopped, however it did.
+
+Exit code: 0 done; 1 three trials in a row failed alike, or none succeeded; 2 unusable arguments or files.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+import math
+import os
+import re
+import signal
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from train.config import parse_config
+from train.loader import EpochPlan
+from train.model import build_model
+from train.pretrained import settle_input
+from train.space import flags, given_settings, read_space
+from train.study import (
+    ParentRun,
+    Plan,
+    finished,
+    locked,
+    open_study,
+    recover,
+    sampler,
+)
+from train.study_report import summary, write_report
+from train.tracking import child_environment
+from train.trial import run_trial
+
+TRAIN = Path(__file__).with_name("main.py")
+FAILURES_ALIKE = 3  # in a row: the fourth would fail too
+KEPT_BY_SWEEP = ("name", "resume", "stop_after")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--trials",
+        type=int,
+        required=True,
+        help="trials in all, with those of earlier sweeps of this study",
+    )
+    add("--study", required=True, help="name of the study, of its folder and of its MLflow run")
+    add("--data", default="", help="--data of train/main.py")
+    add(
+        "--space", type=Path, help="YAML in place of the default space: name: {low, high, log} or {choices}"
+    )
+    add("--storage", default="", help="Optuna's; default: sqlite:///runs/STUDY/study.db")
+    add("--nproc_per_node", type=int, default=1, help="processes of each trial, started by torchrun")
+    add(
+        "--startup",
+        type=int,
+        default=5,
+        help="trials drawn at random, and finished before any is ended early",
+    )
+    add(
+        "--prune-after", type=int, help="epochs before a trial can be ended early; default: a third of them"
+    )
+    return parser
+
+
+def parse_plan(argv: Sequence[str]) -> Plan:
+    """Everything that can be checked before the first trial is.
+
+    Raises:
+        ValueError: an unusable flag, space, model or number of processes.
+    """
+    argv = list(argv)
+    place = argv.index("--") if "--" in argv else len(argv)
+    args, rest = build_parser().parse_args(argv[:place]), argv[place + 1 :]
+    given = given_settings(rest)
+    taken = [name for name in KEPT_BY_SWEEP if name in given] + ["data"] * bool(
+        args.data and "data" in given
+    )
+    if taken:
+        raise ValueError(f"--{taken[0]} after `--`: the sweep gives it to its trials")
+    if args.data:
+        rest = [f"--data={args.data}", *rest]
+    for name in ("trials", "nproc_per_node", "startup"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)} is less than 1")
+    config = parse_config([*rest, f"--name={args.study}"])
+    if not args.study:
+        raise ValueError("--study needs a name")
+    if config.data and not Path(config.data).exists():
+        raise ValueError(f"--data {config.data!r} does not exist")
+    space = read_space(args.space, rest)
+    EpochPlan(1, config.batch_size, 0, 0, args.nproc_per_node, config.accumulation)
+    models = getattr(space.get("model"), "choices", (config.model,))
+    for model in models:
+        settled, _ = settle_input(config.replace(model=model))
+        build_model(model, 2, settled.image_size)
+    folder = Path(config.output) / args.study
+    return Plan(
+        study=args.study,
+        trials=args.trials,
+        folder=folder,
+        storage=args.storage or f"sqlite:///{folder}/study.db",
+        processes=args.nproc_per_node,
+        startup=args.startup,
+        prune_after=math.ceil(config.epochs / 3) if args.prune_after is None else args.prune_after,
+        argv=rest,
+        config=config,
+        space=space,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        plan = parse_plan(sys.argv[1:] if argv is None else argv)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with locked(plan.folder) as lock:
+            return run(plan, lock)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run(plan: Plan, lock: int) -> int:
+    study = open_study(plan)
+    recover(study, plan)
+    parent = ParentRun(plan, study)
+    errors: list[str] = []  # of the last trials in a row
+    status = "FAILED"
+    try:
+        while len(finished(study)) < plan.trials:
+            parent.send()
+            trial = run_one(plan, study, parent.run_id, lock)
+            print(outcome(plan, study, trial), flush=True)
+            write_report(plan, study)
+            errors = [*errors, trial.user_attrs["error"]] if trial.state == TrialState.FAIL else []
+            if len(errors) >= FAILURES_ALIKE and len({signature(e) for e in errors[-FAILURES_ALIKE:]}) == 1:
+                log = plan.folder / f"{trial.user_attrs['run']}.log"
+                print(
+                    f"error: {FAILURES_ALIKE} trials in a row failed: {errors[-1]} (see {log})",
+                    file=sys.stderr,
+                )
+                return 1
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        recover(study, plan)
+        raise
+    finally:
+        files = write_report(plan, study)
+        parent.send(files, status)
+    print(summary(plan, study))
+    print(f"written: {', '.join(str(file) for file in files)}")
+    if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
+        print("error: no trial succeeded", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTrial:
+    """Ask for a trial, train it, tell how it ended."""
+    study.sampler = sampler(plan, len(study.get_trials(deepcopy=False)))
+    trial = study.ask(plan.space)
+    name = trial.user_attrs.get("run", f"{plan.study}-{trial.number}")
+    trial.set_user_attr("run", name)
+    print(f"trial {trial.number}: {shown(trial.params)}", flush=True)
+    folder = plan.folder / name
+    if "continues" in trial.user_attrs and (folder / "checkpoints" / "last.pt").exists():
+        arguments = [f"--resume={folder}"]
+    else:
+        drawn = flags(trial.params, given_settings(plan.argv))
+        arguments = [*plan.argv, *drawn, f"--output={plan.folder}", f"--name={name}"]
+    values: dict[int, float] = {}
+
+    def on_epoch(row: dict[str, Any]) -> bool:
+        epoch, value = int(row["epoch"]), float(row[plan.metric])
+        if not math.isfinite(value):
+            return False
+        values[epoch] = value
+        trial.report(value, epoch)
+        last = plan.config.epochs + plan.config.retune_epochs
+        return plan.prune_after <= epoch < last and trial.should_prune()
+
+    tags = {"sweep.study": plan.study, "sweep.trial": str(trial.number)}
+    ended = run_trial(
+        [*launcher(plan.processes), str(TRAIN), *arguments],
+        plan.folder / f"{name}.log",
+        os.environ | child_environment(parent, tags),
+        folder / "metrics.jsonl",
+        on_epoch,
+        lock,
+    )
+    error = ended.error or ("" if values else f"no epoch has a finite {plan.metric}")
+    trial.set_user_attr("epochs", max(values, default=0))
+    if values:
+        best = max(values, key=lambda epoch: plan.sign * values[epoch])
+        trial.set_user_attr("best_epoch", best)
+        trial.set_user_attr("best", values[best])
+    if ended.stopped:
+        return study.tell(trial, state=TrialState.PRUNED)
+    if error:
+        trial.set_user_attr("error", error)
+        return study.tell(trial, state=TrialState.FAIL)
+    return study.tell(trial, values[best])
+
+
+def launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+
+
+def shown(parameters: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in parameters.items()
+    )
+
+
+def outcome(plan: Plan, study: optuna.Study, trial: FrozenTrial) -> str:
+    done = f"{len(finished(study))}/{plan.trials}"
+    if trial.state == TrialState.FAIL:
+        return f"  failed: {trial.user_attrs['error']} ({done} done)"
+    epochs = trial.user_attrs["epochs"]
+    if trial.state == TrialState.PRUNED:
+        return f"  ended early after epoch {epochs}: worse than the median ({done} done)"
+    best = study.best_trial
+    return (
+        f"  {plan.metric} {trial.value:.4f} at epoch {trial.user_attrs['best_epoch']} of {epochs}; "
+        f"best {best.value:.4f}, trial {best.number} ({done} done)"
+    )
+
+
+def signature(error: str) -> str:
+    """The same for errors that differ in numbers only."""
+    return re.sub(r"\d+", "#", error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
