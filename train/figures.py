@@ -61,7 +61,10 @@ def save_subject_crops(
     for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
         axes.imshow(image)
         left, upper, right, lower = box * preprocess.size - 0.5
-        axes.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="yellow"))
+        width, height = right - left, lower - upper
+        axes.add_patch(
+            Rectangle((left, upper), width, height, fill=False, color="yellow", linewidth=2, clip_on=False)
+        )
         name = images.paths[i].rpartition("/")[2][:24]
         axes.set_title(_printable(name), fontsize=7, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
