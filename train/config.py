@@ -80,7 +80,7 @@ class TrainConfig:
     subject_zoom: float = 1.5
     """Side of the image that the subject is cut from, as a multiple of the network's input. It bounds the
     magnification: a smaller crop would only have to be enlarged."""
-    subject_margin: float = 0.1
+    subject_margin: float = 0.125
     """Context around the subject on each side, as a share of its longer side."""
     subject_average: bool = True
     """Average the logits of the crop and of the whole image. In training each second image is cut then, the
