@@ -71,6 +71,8 @@ def split_head(
         body = copy.deepcopy(model)
         body.set_submodule(name, nn.Identity())
         body.temperature.fill_(1.0)
+        if body.subject is not None:
+            body.subject.keep_head(layer)
         embeddings = body(images)
         if embeddings.shape != (2, layer.in_features):
             continue
@@ -89,6 +91,7 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
         temperature=float((checkpoint["ema"] or checkpoint["model"])["temperature"]),
         flip_tta=checkpoint["config"]["flip_tta"],
         clip_probabilities=checkpoint["config"]["clip_probabilities"],
+        subject_crop=checkpoint["config"]["subject_crop"] if checkpoint.get("crops_subject") else "none",
         run_name=checkpoint["run_name"],
         run_id=checkpoint["run_id"],
         epoch=history["best_epoch"],
@@ -99,8 +102,8 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
 
 
 def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path, embeddings: bool = False) -> None:
-    """Write one self-contained ONNX file with a dynamic batch dimension. Mirror image, temperature and
-    clipping are part of the graph.
+    """Write one self-contained ONNX file with a dynamic batch dimension. Subject crop, mirror image,
+    temperature and clipping are part of the graph.
 
     With `embeddings` it has them as a third output.
 

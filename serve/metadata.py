@@ -51,6 +51,8 @@ class ModelMetadata:
     """Whether the graph averages the logits of an image and of its mirror image."""
     clip_probabilities: float = 0.0
     """Smallest probability that the graph gives."""
+    subject_crop: str = "none"
+    """Whether the graph finds the subject and classifies what it cuts out: none, cam or detector."""
     run_name: str = ""
     run_id: str = ""
     """MLflow run; empty when the run was not tracked."""

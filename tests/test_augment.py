@@ -167,6 +167,13 @@ def test_the_size_is_the_epochs(crop_scale: float) -> None:
     assert shapes == [(24, 24, 3), (32, 32, 3), (40, 40, 3), (48, 48, 3)]
 
 
+def test_images_are_larger_where_a_subject_is_cut_from_them() -> None:
+    """So that the network's input grows as it does without."""
+    config = TrainConfig(image_size=48, start_size=24, epochs=4, subject_crop="cam", subject_zoom=1.5)
+    shapes = [Augment(config)(picture(), 0, epoch, 0).shape for epoch in range(4)]
+    assert shapes == [(36, 36, 3), (48, 48, 3), (60, 60, 3), (72, 72, 3)]
+
+
 def test_without_crops_every_size_shows_the_part_that_evaluation_shows() -> None:
     smooth = Image.linear_gradient("L").resize((80, 60)).convert("RGB")
     config = TrainConfig(image_size=40, start_size=24, eval_size=56, resize_size=60, epochs=4, **OFF)

@@ -137,6 +137,12 @@ def test_resume_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> N
         (["--name", "a/b"], r"--name 'a/b' must be a plain folder name"),
         (["--name", ".."], r"--name '..' must be a plain folder name"),
         (["--resize-size", "100"], r"resize_size 100 is outside 128"),
+        (
+            ["--subject-crop", "detector"],
+            r"--subject_crop detector with --crop_detector '': .* belong together",
+        ),
+        (["--crop-detector", "d.pt"], r"--subject_crop none with --crop_detector 'd.pt'"),
+        (["--crop-classes", "17;18"], r"--crop_classes '17;18' must be numbers with commas, as in 17,18"),
         (["--no-such-flag", "1"], r"unrecognized arguments: --no_such_flag.*--help lists the settings"),
         (["stray"], r"unrecognized arguments: stray"),
         (["--model"], r"--model: expected one argument"),
@@ -214,3 +220,27 @@ def test_training_images_grow_in_four_parts_and_end_at_the_image_size() -> None:
 def test_training_images_cannot_shrink() -> None:
     with pytest.raises(ValueError, match="--start_size 128 is larger than --image_size 112"):
         TrainConfig(image_size=112, start_size=128)
+
+
+def test_a_subject_is_cut_from_a_larger_image_of_which_nothing_was_cut_before() -> None:
+    config = TrainConfig(image_size=96, eval_size=128, subject_crop="cam", subject_zoom=1.5)
+    assert (config.preprocess().size, config.preprocess().resize_size) == (192, 192)
+    assert config.input_size(config.train_size(0)) == 144
+    assert config.replace(subject_crop="none").input_size(96) == 96
+
+
+def test_looking_for_the_subject_starts_after_a_share_of_the_epochs() -> None:
+    config = TrainConfig(epochs=10, subject_crop="cam", subject_start=0.3)
+    assert [config.crops_subject(epoch) for epoch in range(10)] == [False] * 3 + [True] * 7
+    assert config.replace(subject_start=0.0).crops_subject(0)
+    assert not config.replace(subject_crop="none").crops_subject(9)
+    detector = config.replace(subject_crop="detector", crop_detector="d.pt")
+    assert detector.crops_subject(0), "a detector knows where to look from the start"
+
+
+@pytest.mark.parametrize("classes", ["", "17", "17,18"])
+def test_detector_classes_stay_text_in_the_yaml_file(tmp_path: Path, classes: str) -> None:
+    config = TrainConfig(crop_classes=classes)
+    save_config(config, tmp_path / "config.yaml")
+    assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
+    assert parse_config([f"--crop-classes={classes}"]) == config

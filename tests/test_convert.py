@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from export.convert import convert, describe, split_head
 from serve.metadata import ModelMetadata
@@ -13,7 +14,7 @@ from serve.predictor import Predictor
 from serve.preprocess import Preprocess
 from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.model import build_model, rebuild
+from train.model import ImageClassifier, add_subject_crop, build_model, rebuild
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:
@@ -90,7 +91,7 @@ def test_embeddings_are_a_third_output_and_change_no_other(tmp_path: Path) -> No
     model.temperature.fill_(0.5)
     convert(model.eval(), metadata(50), tmp_path / "model.onnx", embeddings=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
-    predictor = Predictor(tmp_path / "model.onnx", "cpu")
+    predictor = Predictor(tmp_path / "model.onnx", "cpu", allow_unverified=True)
     (embeddings,) = predictor.session.run(["embeddings"], {"images": pixels})
     with torch.inference_mode():
         body, _ = split_head(model, 2, 50)
@@ -123,11 +124,17 @@ def test_the_moving_average_is_what_is_exported() -> None:
 
 def test_provenance_comes_from_the_checkpoint() -> None:
     checkpoint = {
-        "config": {"model": "simple_cnn", "flip_tta": True, "clip_probabilities": 0.01},
+        "config": {
+            "model": "simple_cnn",
+            "flip_tta": True,
+            "clip_probabilities": 0.01,
+            "subject_crop": "cam",
+        },
         "model": {"temperature": torch.tensor(9.0)},
         "ema": {"temperature": torch.tensor(1.5)},
         "class_names": ["cat", "dog"],
         "preprocess": Preprocess().to_dict(),
+        "crops_subject": True,
         "history": {"best": {"val/accuracy": 0.5}, "best_epoch": 3, "epochs_done": 4},
         "run_name": "name",
         "run_id": "id",
@@ -137,6 +144,8 @@ def test_provenance_comes_from_the_checkpoint() -> None:
     assert described.epoch == 3
     assert (described.temperature, described.flip_tta, described.clip_probabilities) == (1.5, True, 0.01)
     assert described.metrics == {"val/accuracy": 0.5}
+    assert described.subject_crop == "cam"
+    assert describe({**checkpoint, "crops_subject": False}, "hash").subject_crop == "none"
     assert (described.checkpoint_sha256, described.data_digest, described.run_id) == (
         "hash",
         "digest",
@@ -158,10 +167,73 @@ def test_mirror_image_temperature_and_clipping_are_in_the_graph(tmp_path: Path) 
     path = tmp_path / "model.onnx"
     described = ModelMetadata(("a", "b", "c"), Preprocess("squash", 32, 32), clip_probabilities=0.05)
     convert(model, described, path)
-    predictor = Predictor(path, "cpu")
+    predictor = Predictor(path, "cpu", allow_unverified=True)
     logits, probabilities = predictor.run(pixels)
     np.testing.assert_allclose(logits, (plain + other) / 2 / 0.01, atol=1e-3)
     np.testing.assert_allclose(predictor.run(mirrored)[0], logits, atol=1e-3)
     expected = np.exp(log_probabilities(logits.astype(np.float64), 1.0, 0.05))
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert probabilities.min() == pytest.approx(0.05, abs=0.006)
+
+
+def cropping_model(kind: str, name: str, size: int, tmp_path: Path) -> tuple[ImageClassifier, int]:
+    torch.manual_seed(0)
+    model, _ = build_model(name, 3, size)
+    detector = tmp_path / "detector.pt"
+    if kind == "detector":
+        network = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+        torch.save(network.state_dict(), detector)
+    config = TrainConfig(
+        model=name,
+        image_size=size,
+        subject_crop=kind,
+        crop_detector=str(detector) if kind == "detector" else "",
+        crop_min_score=0.0,
+    )
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
+    return model.eval(), config.preprocess().size
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "size"),
+    [
+        ("cam", "simple_cnn", 96),  # class activation
+        ("cam", "resnet18", 64),  # energy of a layer that is not the last
+        ("cam", "mobilenet_v3_small", 96),
+        ("detector", "simple_cnn", 32),
+    ],
+)
+def test_the_subject_crop_is_in_the_graph(kind: str, name: str, size: int, tmp_path: Path) -> None:
+    """Images of one bright square each: the boxes differ, and no answer is that of the whole image."""
+    model, side = cropping_model(kind, name, size, tmp_path)
+    model.flip_tta = True
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 120, (32, side, side, 3), np.uint8)
+    for image, (x, y) in zip(pixels, random.integers(0, side // 2, (32, 2)), strict=True):
+        image[y : y + side // 3, x : x + side // 3] += 130
+    path = tmp_path / "model.onnx"
+    convert(model, metadata(side, ("a", "b", "c")), path)
+    predictor = Predictor(path, "cpu", allow_unverified=True)
+    for batch_size in (1, 2, 7, 32):
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(pixels[:batch_size])).numpy()
+        spread = 1 + np.abs(expected).max()
+        np.testing.assert_allclose(predictor.run(pixels[:batch_size])[0], expected, atol=1e-4 * spread)
+    with torch.inference_mode():
+        boxes = model.locate(torch.from_numpy(pixels)).numpy()
+        assert model.subject is not None
+        model.subject.active = False
+        uncut = model(torch.from_numpy(pixels)).numpy()
+    assert np.abs(boxes - boxes[0]).max() > 0.01
+    assert np.abs(expected - uncut).max() > 1e-3 * spread
+
+
+@pytest.mark.parametrize(("name", "size"), [("simple_cnn", 96), ("mobilenet_v3_small", 64)])
+def test_embeddings_of_subjects_lead_to_the_same_logits(name: str, size: int, tmp_path: Path) -> None:
+    """Of the average of crop and whole image, located with the head that embeddings do without."""
+    model, side = cropping_model("cam", name, size, tmp_path)
+    pixels = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8)
+    body, head = split_head(model, 3, side)
+    with torch.inference_mode():
+        torch.testing.assert_close(head(body(pixels)), model(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(body.locate(pixels), model.locate(pixels))

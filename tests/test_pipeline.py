@@ -92,6 +92,27 @@ def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: 
     assert load_checkpoint(trained.folder / "checkpoints" / "best.pt")["run_id"] == run_id
 
 
+def test_subjects_are_found_in_training_export_and_serving(sample: Path, tmp_path: Path) -> None:
+    """Two processes; the graph that serves cuts out what the trained network cut out."""
+    settings = [*SMALL, "--image-size", 48, "--epochs", 3, "--subject-crop", "cam", "--precision", "bf16"]
+    printed = torchrun(2, "--data", sample / "train", *settings, "--name", "cam", cwd=tmp_path)
+    assert "subject crop by " in printed
+    folder = tmp_path / "runs" / "cam"
+    assert (folder / "figures" / "subject_crops.png").is_file()
+    best = load_checkpoint(folder / "checkpoints" / "best.pt")
+    assert best["preprocess"]["size"] == 72
+    assert best["crops_subject"] == (best["history"]["best_epoch"] > 1)
+
+    printed = launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", folder, cwd=tmp_path)
+    assert "argmax agreement 100.00%" in printed
+    model, output = folder / "export" / "model.onnx", tmp_path / "predictions.csv"
+    arguments = ["--model", model, "--images", sample / "train", "--output", output]
+    launch(sys.executable, REPOSITORY / "serve" / "main.py", *arguments, cwd=tmp_path)
+    served = {row["path"]: float(row["probability_dog"]) for row in read_csv(output)}
+    for row in read_csv(folder / "val_predictions.csv"):
+        assert served[row["path"]] == pytest.approx(float(row["probability_dog"]), abs=1e-3)
+
+
 NO_BATCH_NORM = [
     *("--model", "squeezenet1_1", "--dropout", 0, "--image-size", 32, "--batch-size", 32),
     *("--precision", "fp32", "--deterministic", "--mixup", 0.2, "--ema", 0, "--epochs", 1),

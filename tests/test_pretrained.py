@@ -246,6 +246,13 @@ def test_what_is_given_holds_and_keeps_the_crops_share() -> None:
     assert larger.preprocess().resize_size == round(160 * 256 / 224)
 
 
+def test_a_subject_is_cut_from_the_whole_image_whatever_the_weights_cut_off() -> None:
+    given = TrainConfig(model="efficientnet_b0", weights="default", subject_crop="cam", subject_zoom=1.5)
+    config, _ = settle_input(given)
+    assert config.image_size == 224
+    assert (config.preprocess().size, config.preprocess().resize_size) == (336, 336)
+
+
 def test_settled_settings_stay_as_they_are() -> None:
     config, _ = settle_input(TrainConfig(model="efficientnet_b0", weights="default"))
     assert settle_input(config)[0] == config

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import BatchNorm2d
+from torch import Tensor
+from torch.nn import BatchNorm2d, Module
 from train_data import CPU, ONE, make_data, make_trainee
 
 from train.augment import Augment, PairMix
@@ -15,6 +16,7 @@ from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import ImageClassifier, build_model
 from train.retune import begin_retuning, head_trainee, refresh_statistics, retuning
+from train.subject import SubjectCrop, whole
 from train.trainee import History, Trainee, checkpoint_state, restore
 
 STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.9}
@@ -88,6 +90,34 @@ def test_statistics_are_those_of_the_images_at_the_new_size(tmp_path: Path) -> N
     torch.testing.assert_close(norm.running_var, var)
     assert norm.momentum == BatchNorm2d(1).momentum
     assert model.training
+
+
+def test_the_network_sees_the_size_of_validation_also_of_a_subject_cut_out(tmp_path: Path) -> None:
+    config, _ = make_data(tmp_path, eval_size=24, subject_crop="cam", subject_zoom=1.5)
+    stage = retuning(config)
+    assert stage.train_size(5) == 24
+    assert stage.input_size(24) == config.preprocess().size == 36
+    assert stage.crops_subject(1), "although the stage counts its own epochs"
+
+
+def test_a_detectors_statistics_are_left_alone(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, eval_size=24, batch_size=5)
+    stage, model = retuning(config), classifier()
+    norm = BatchNorm2d(3)
+    norm.running_mean.fill_(5.0)
+
+    class Located(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm.eval()
+
+        def forward(self, pixels: Tensor, classifier: object) -> tuple[Tensor, None]:
+            self.norm(pixels)
+            return whole(pixels), None
+
+    model.subject = SubjectCrop(Located(), zoom=1.5, margin=0.0, average=False)
+    refresh_statistics(model, loader(stage, data), plan(config, data), 0, ONE, CPU)
+    assert norm.running_mean.tolist() == [5.0] * 3
 
 
 def test_a_run_stopped_while_it_is_retuned_continues_bit_by_bit(tmp_path: Path) -> None:

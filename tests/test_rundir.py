@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from train_data import draw, flat_set, settings
 
 from train import rundir
 from train.calibration import log_probabilities
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig, parse_config
 from train.data import Data
 from train.metrics import evaluate_logits, read_predictions
-from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
+from train.model import add_subject_crop, build_model
+from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_epoch
 from train.sample import make_sample
 
 
@@ -184,3 +186,16 @@ def test_predictions_and_best_checkpoint_have_the_same_temperature(tmp_path: Pat
     written = np.exp(read_predictions(folder / "val_predictions.csv", data.val).log_probabilities)
     expected = np.exp(log_probabilities(logits, temperature, 0.01))
     np.testing.assert_allclose(written, expected, atol=1e-6)
+
+
+def test_the_squares_that_the_best_epoch_cuts_out_are_drawn(tmp_path: Path) -> None:
+    config, data = opened(ready(tmp_path, name="a", image_size=32, subject_crop="cam"))
+    model, _ = build_model("simple_cnn", 2, 32)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
+    best = {"model": build_model("simple_cnn", 2, 32)[0].state_dict(), "ema": None, "crops_subject": True}
+    save_checkpoint(best, run_folder(config) / "checkpoints" / "best.pt")
+    draw_subject_crops(run_folder(config), model, data, config)
+    assert torch.equal(model.network.features[0].weight, best["model"]["network.features.0.weight"])
+    with Image.open(run_folder(config) / "figures" / "subject_crops.png") as image:
+        colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert ((colours == [255, 255, 0]).all(1)).sum() > 100, "no yellow square"

@@ -14,7 +14,7 @@ from train.config import TrainConfig
 from train.data import Data
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
-from train.model import build_model
+from train.model import add_subject_crop, build_model, rebuild
 from train.trainee import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore
 
 RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}
@@ -213,3 +213,48 @@ def test_stop_after_stops_a_run_that_is_not_complete() -> None:
     assert history.stopped(config)
     assert not history.complete(config)
     assert not history.stopped(config.replace(stop_after=0))
+
+
+def subject_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
+    torch.manual_seed(seed)
+    model, _ = build_model("simple_cnn", 2, config.image_size)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
+    return make_trainee(config, model, EpochPlan(len(data.train), config.batch_size, 0).steps)
+
+
+def test_a_run_that_looks_for_subjects_continues_bit_by_bit_also_at_its_start(tmp_path: Path) -> None:
+    """One epoch of whole images, a stop, two of subjects = three epochs without a stop."""
+    config, data = make_data(
+        tmp_path, image_size=32, subject_crop="cam", subject_start=0.34, deterministic=True
+    )
+    straight = subject_trainee(config, data)
+    states = []
+    for epoch in range(3):
+        train(straight, config, data, range(epoch, epoch + 1))
+        states.append(copy.deepcopy(checkpoint_state(straight, History(), data, config, "run")))
+    assert [state["crops_subject"] for state in states] == [False, True, True]
+
+    resumed = subject_trainee(config, data, seed=99)
+    restore(states[0], resumed, data, config)
+    train(resumed, config, data, range(1, 3))
+    assert_same(straight.state_dict(), resumed.state_dict())
+    for model in (straight.model, straight.evaluated):
+        assert model.subject is not None
+        assert model.subject.active
+    plain = new_trainee(config.replace(subject_crop="none"), data)
+    train(plain, config.replace(subject_crop="none"), data, range(3))
+    with pytest.raises(AssertionError):
+        assert_same(straight.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_checkpoint_is_rebuilt_with_what_it_saw(tmp_path: Path, epoch: int) -> None:
+    config, data = make_data(tmp_path, image_size=32, subject_crop="cam", subject_start=0.34)
+    trainee = subject_trainee(config, data)
+    trainee.begin_epoch(epoch, config)
+    save_checkpoint(checkpoint_state(trainee, History(), data, config, "run"), tmp_path / "best.pt")
+    rebuilt = rebuild(load_checkpoint(tmp_path / "best.pt"))
+    images = torch.randint(0, 256, (4, 48, 48, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(images), trainee.evaluated.eval()(images))
+        assert torch.equal(rebuilt.locate(images), trainee.evaluated.locate(images))

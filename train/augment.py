@@ -51,7 +51,11 @@ class Augment:
             color.append(v2.ColorJitter(strength, strength, strength))
         self.on_image = v2.Compose([v2.RandomHorizontalFlip(config.flip), *color])
         self.erase = v2.RandomErasing(config.random_erasing, value=ERASED, inplace=True)
-        self.views = {size: self._view(size) for size in map(config.train_size, range(config.epochs))}
+        sizes = {self._size(epoch) for epoch in range(config.epochs)}
+        self.views = {size: self._view(size) for size in sizes}
+
+    def _size(self, epoch: int) -> int:
+        return self.config.input_size(self.config.train_size(epoch))
 
     def _view(self, size: int) -> Callable[[Image.Image], Image.Image]:
         """Cuts the square that is seen."""
@@ -67,7 +71,7 @@ class Augment:
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> NDArray[np.uint8]:
         with randomness("augment", seed, epoch, index):
-            view = self.views[self.config.train_size(epoch)]
+            view = self.views[self._size(epoch)]
             pixels = np.array(self.on_image(view(image)))
             self.erase(torch.from_numpy(pixels).permute(2, 0, 1))  # a view: erased in place
         return pixels

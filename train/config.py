@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -62,16 +63,41 @@ class TrainConfig:
     """Progressive resizing (arXiv 2104.00298): training images grow from this size to `image_size` in four
     equal parts of the run; 0: off."""
     eval_size: int = 0
-    """Height and width in validation and serving; 0: image_size. Random resized crop shows objects larger
-    than validation does, so that about 1.15 to 1.3 times image_size is often better (arXiv 1906.06423)."""
+    """The same in validation and serving; 0: image_size. Random resized crop shows objects larger than
+    validation does, so that about 1.15 to 1.3 times image_size is often better (arXiv 1906.06423)."""
     resize_mode: Literal["crop", "squash", "pad"] | None = None
     """How evaluation and serving fit an image to the input: see serve/preprocess.py; unset: as the weights
     had it, or else crop."""
     resize_size: int = 0
-    """Short side before the central crop, in pixels; 0: eval_size by the weights' own ratio, or else by
-    0.875, the field's custom."""
+    """Short side before the central crop, in pixels; 0: the crop's side by the weights' own ratio, or else
+    by 0.875, the field's custom; with `subject_crop` nothing is cut off beforehand."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
     """Resampling filter, always antialiased; unset: the weights' own, or else bilinear."""
+
+    subject_crop: Literal["none", "cam", "detector"] = "none"
+    """Find the subject, cut it out and classify that, in training, validation and serving: where the
+    network's own last feature map is active (cam), or where a detector sees it."""
+    subject_zoom: float = 1.5
+    """Side of the image that the subject is cut from, as a multiple of the network's input. It bounds the
+    magnification: a smaller crop would only have to be enlarged."""
+    subject_margin: float = 0.1
+    """Context around the subject on each side, as a share of its longer side."""
+    subject_average: bool = True
+    """Average the logits of the crop and of the whole image. In training each second image is cut then, the
+    others are whole; without, all are cut."""
+    subject_start: float = 0.3
+    """Share of the epochs before cam starts: at first the network does not know where to look, and sees the
+    whole image. 0 suits pretrained weights."""
+    cam_threshold: float = 0.2
+    """Activation below which a place is background, as a share of the image's largest."""
+    cam_zoom: float = 1.0
+    """Side of the whole image when cam looks for the subject, as a multiple of the network's input."""
+    crop_detector: str = ""
+    """Weights of a one-stage detector of torchvision (SSD, SSDLite, RetinaNet, FCOS), for detector."""
+    crop_classes: str = ""
+    """Numbers of the detector's classes that are subjects, as in 17,18; empty: all."""
+    crop_min_score: float = 0.3
+    """Score of the best detection below which the whole image is the subject."""
 
     crop_scale: float = 0.35
     """Smallest area share of random resized crop; 1 turns it off."""
@@ -178,6 +204,7 @@ class TrainConfig:
                 f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
             )
         self._check_folds()
+        self._check_subject()
         if "/" in self.name or self.name in (".", ".."):
             raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
         self.preprocess()
@@ -194,18 +221,39 @@ class TrainConfig:
                 "--folds validates on parts of --data, and --val_data on other images: give one"
             )
 
+    def _check_subject(self) -> None:
+        if (self.subject_crop == "detector") != bool(self.crop_detector):
+            raise ValueError(
+                f"--subject_crop {self.subject_crop} with --crop_detector {self.crop_detector!r}: "
+                "--subject_crop detector and a file of weights belong together"
+            )
+        if not re.fullmatch(r"(\d+(,\d+)*)?", self.crop_classes):
+            raise ValueError(
+                f"--crop_classes {self.crop_classes!r} must be numbers with commas, as in 17,18"
+            )
+
     def preprocess(self) -> Preprocess:
         """How validation images become pixels, here and wherever the model is served."""
-        size = self.eval_size or self.image_size or 128
+        size = self.input_size(self.eval_size or self.image_size or 128)
+        ratio = 0.875 if self.subject_crop == "none" else 1.0
         return Preprocess(
             mode=self.resize_mode or "crop",
             size=size,
-            resize_size=self.resize_size or round(size / 0.875),
+            resize_size=self.resize_size or round(size / ratio),
             interpolation=self.interpolation or "bilinear",
         )
 
+    def input_size(self, size: int) -> int:
+        """Height and width of the images that the model takes so that its network sees `size` pixels."""
+        return size if self.subject_crop == "none" else round(self.subject_zoom * size)
+
+    def crops_subject(self, epoch: int) -> bool:
+        """Whether the subject is looked for in an epoch, counted from 0, or the whole image is seen."""
+        started = self.subject_crop != "cam" or epoch >= round(self.subject_start * self.epochs)
+        return self.subject_crop != "none" and started
+
     def train_size(self, epoch: int) -> int:
-        """Height and width of the training images in an epoch, counted from 0."""
+        """Height and width of the network's input in training in an epoch, counted from 0."""
         part = min((RESIZING_PARTS * (epoch + 1) - 1) // self.epochs, RESIZING_PARTS - 1)
         if not self.start_size or part == RESIZING_PARTS - 1:
             return self.image_size
@@ -235,6 +283,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "start_size": (0, 2048),
     "eval_size": (0, 2048),
     "resize_size": (0, 8192),
+    "subject_zoom": (1, 4),
+    "subject_margin": (0, 1),
+    "subject_start": (0, 1),
+    "cam_threshold": (0, 0.95),
+    "cam_zoom": (0.25, 4),
+    "crop_min_score": (0, 1),
     "crop_scale": (0.01, 1),
     "flip": (0, 1),
     "color_jitter": (0, 1),

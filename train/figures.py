@@ -7,12 +7,15 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
 from train.metrics import Evaluation
+from train.model import ImageClassifier
 
 mpl.use("Agg")  # no display in a training job
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
@@ -40,6 +43,32 @@ def save_figures(
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
     return paths
+
+
+@torch.inference_mode()
+def save_subject_crops(
+    path: Path, model: ImageClassifier, images: ImageSet, preprocess: Preprocess
+) -> None:
+    """Validation images, evenly spaced, each with the square that the network sees."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
+    pixels = np.stack(
+        [preprocess(load_image(read_image_file(images.root / images.paths[i]))) for i in chosen]
+    )
+    boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
+    figure = Figure(figsize=(2 * GRID[1], 2.2 * GRID[0]))
+    for axes in figure.subplots(*GRID).flat:
+        axes.axis("off")
+    for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
+        axes.imshow(image)
+        left, upper, right, lower = box * preprocess.size - 0.5
+        width, height = right - left, lower - upper
+        axes.add_patch(
+            Rectangle((left, upper), width, height, fill=False, color="yellow", linewidth=2, clip_on=False)
+        )
+        name = images.paths[i].rpartition("/")[2][:24]
+        axes.set_title(_printable(name), fontsize=7, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:

@@ -87,6 +87,7 @@ def train_one_epoch(
         FloatingPointError: the epoch's loss is not finite.
     """
     trainee.model.train()
+    trainee.begin_epoch(epoch, config)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     started = time.perf_counter()
     batches = loader(plan.batches(epoch))

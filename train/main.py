@@ -15,6 +15,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -36,9 +37,9 @@ from train.distributed import Ranks, on_main, process_group, ranks_from_environm
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
-from train.model import ImageClassifier, build_model, load_teacher, try_forward
+from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
 from train.retune import begin_retuning, head_trainee, retuning
-from train.rundir import open_folder, prepare, report_files, run_folder, save_epoch
+from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
 from train.trainee import History, build_trainee, checkpoint_state, restore
 
@@ -54,7 +55,7 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     say(f"val   {len(data.val)} images {data.val.counts()}")
 
     state = load_checkpoint(folder / "checkpoints" / "last.pt") if config.resume else None
-    model, notes = build_everywhere(config, ranks, data.train.class_names, resumed=state is not None)
+    model, notes = build_everywhere(config, ranks, data.train.class_names, state)
     model.to(device)
     for note in notes:
         say(note)
@@ -141,6 +142,8 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
                 say(epoch_line(history, config, values | metrics, improved))
         if ranks.is_main:
             best = read_predictions(folder / "val_predictions.csv", data.val)
+            if config.subject_crop != "none":
+                draw_subject_crops(folder, trainee.evaluated, data, config)
             tracker.log_files(report_files(folder, tracker.rows, best, data, config))
         status = "FINISHED" if history.complete(config) else "KILLED"
     except KeyboardInterrupt:
@@ -158,7 +161,7 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
 
 
 def build_everywhere(
-    config: TrainConfig, ranks: Ranks, class_names: tuple[str, ...], resumed: bool
+    config: TrainConfig, ranks: Ranks, class_names: tuple[str, ...], resumed: dict[str, Any] | None
 ) -> tuple[ImageClassifier, list[str]]:
     """The same initial weights on every rank. A download happens once, on rank 0, into its cache."""
     weights = "" if resumed else config.weights
@@ -174,7 +177,9 @@ def build_everywhere(
             config.drop_path,
             class_names,
         )
-        for size in {config.train_size(0), config.preprocess().size} - {config.image_size}:
+        evaluated = config.preprocess().size
+        notes += add_subject_crop(model, config.to_dict(), evaluated, resumed and resumed["model"])
+        for size in {config.input_size(config.train_size(0)), evaluated} - {config.image_size}:
             try_forward(model, config.model, len(class_names), size)
         model.flip_tta = config.flip_tta
         if config.freeze:
@@ -199,7 +204,8 @@ def fastest_precision(
     say: Callable[[str], None],
 ) -> Precision:
     """Times whole training steps on copies of the model where the settings leave a choice."""
-    images = torch.zeros(batch_size, config.image_size, config.image_size, 3, dtype=torch.uint8).to(device)
+    size = config.input_size(config.image_size)
+    images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8).to(device)
     targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
 
     def make_step(precision: Precision) -> Callable[[], None]:

@@ -10,11 +10,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from train.activation import ActivationMap, find_activation_map
 from train.checkpoint import load_checkpoint
+from train.detector import DetectedSubject, build_detector
 from train.layers import freeze
 from train.networks import create, set_drop_path, set_dropout
-from train.pretrained import download, input_settings, read_weights
-from train.transfer import transfer
+from train.pretrained import download, input_settings, read_file, read_weights
+from train.subject import SubjectCrop
+from train.transfer import tensors_of, transfer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +35,7 @@ class ImageClassifier(nn.Module):
 
     Mean and standard deviation are buffers of the module, so no caller can forget them. In eval mode the
     logits are averaged with the mirror image's when `flip_tta` is set, and divided by `temperature`.
+    With `subject` the network sees what that cuts out of the images.
     """
 
     mean: Tensor
@@ -48,6 +52,7 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.channels_last = False
         self.flip_tta = False
+        self.subject: SubjectCrop | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
         self.register_buffer("temperature", torch.ones(()))
@@ -56,17 +61,37 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Returns logits; while training, `Outputs` for networks with auxiliary heads."""
-        x = images.permute(0, 3, 1, 2)  # bytes arrive in channels_last order already
-        x = (x.float() - self.mean) / self.std
-        if not self.channels_last:
-            x = x.contiguous()
+        pixels = images.permute(0, 3, 1, 2).float()  # bytes arrive in channels_last order already
         if not self.training:
-            return self._evaluate(x) / self.temperature
-        out = self.network(x)
+            logits = self.score(pixels) if self.subject is None else self.subject.evaluate(pixels, self)
+            return logits / self.temperature
+        if self.subject is not None:
+            pixels = self.subject(pixels, self)
+        out = self.network(self.normalise(pixels))
         if isinstance(out, Tensor):
             return out.float()
         logits, *auxiliary = out  # torchvision's GoogLeNetOutputs and InceptionOutputs are tuples
         return Outputs(logits.float(), tuple(a.float() for a in auxiliary if a is not None))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """float32 [N, 3, H, W] of 0..255 -> the network's input."""
+        x = (pixels - self.mean) / self.std
+        return x if self.channels_last else x.contiguous()
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """float32 [N, 3, H, W] of 0..255 -> logits of the network in evaluation mode."""
+        x = self.normalise(pixels)
+        logits: Tensor = self.network(x).float()
+        if self.flip_tta and not self.training:
+            mirrored: Tensor = self.network(x.flip(3)).float()
+            logits = (logits + mirrored) / 2
+        return logits
+
+    def locate(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] -> the square that is cut out of each image, float32 [N, 4]: left, upper,
+        right, lower, in shares of the side."""
+        assert self.subject is not None
+        return self.subject.locate(images.permute(0, 3, 1, 2).float(), self)[0]
 
     def freeze(self, groups: int) -> str:
         """Fix the first layer groups, -1: all but the head, with their batch-norm statistics.
@@ -95,13 +120,6 @@ class ImageClassifier(nn.Module):
         versioned = OrderedDict(state_dict)
         versioned._metadata = self.state_dict()._metadata  # type: ignore[attr-defined]
         return super().load_state_dict(versioned, strict, assign)
-
-    def _evaluate(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x).float()
-        if self.flip_tta:
-            mirrored: Tensor = self.network(x.flip(3)).float()
-            logits = (logits + mirrored) / 2
-        return logits
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
@@ -147,6 +165,46 @@ def build_model(
     return model, notes
 
 
+def add_subject_crop(
+    model: ImageClassifier,
+    config: Mapping[str, Any],
+    size: int,
+    weights: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """Put the stage of train/subject.py that the settings ask for before the network; returns notes.
+
+    Args:
+        config: settings of TrainConfig by name.
+        size: height and width of the images that are evaluated.
+        weights: of a whole ImageClassifier, to take a detector's from; None: read --crop_detector.
+
+    Raises:
+        ValueError: this network or this detector cannot do it.
+    """
+    if config["subject_crop"] == "none":
+        return []
+    locator: ActivationMap | DetectedSubject
+    if config["subject_crop"] == "cam":
+        scale = min(1, config["cam_zoom"] / config["subject_zoom"])
+        name, threshold = config["model"], config["cam_threshold"]
+        locator = find_activation_map(model.network, name, round(scale * size), threshold, scale)
+        note = f"subject crop by {'class activation' if locator.head else 'energy'} of {locator.layer}"
+    else:
+        source, prefix = config["crop_detector"], "subject.locator.detector."
+        if weights is None:
+            state = tensors_of(read_file(source, "--crop_detector"))
+        else:
+            state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        detector, architecture = build_detector(state, source)
+        classes = [int(number) for number in config["crop_classes"].split(",") if number]
+        locator = DetectedSubject(detector, classes, config["crop_min_score"])
+        megabytes = sum(4 * p.numel() for p in detector.parameters()) / 1e6
+        note = f"subject crop by {architecture}, {megabytes:.1f} MB in every checkpoint and model file"
+    zoom, margin, average = (config[f"subject_{name}"] for name in ("zoom", "margin", "average"))
+    model.subject = SubjectCrop(locator, zoom, margin, average)
+    return [note]
+
+
 def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
     """A checkpoint's evaluated weights (the moving average if there is one), in eval mode, on the CPU."""
     config = checkpoint["config"]
@@ -154,7 +212,12 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
         config["model"], len(checkpoint["class_names"]), config["image_size"], dropout=config["dropout"]
     )
     model.flip_tta = config["flip_tta"]
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    weights = checkpoint["ema"] or checkpoint["model"]
+    if config.get("subject_crop", "none") != "none":
+        add_subject_crop(model, config, checkpoint["preprocess"]["size"], weights)
+        assert model.subject is not None
+        model.subject.active = checkpoint["crops_subject"]
+    model.load_state_dict(weights)
     return model.eval()
 
 

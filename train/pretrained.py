@@ -60,9 +60,16 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
         return {}
     if weights == "package":
         return _from_package(name)
-    path = Path(weights)
-    if not path.is_file():
+    if not Path(weights).is_file():
         raise ValueError(f"--weights {weights!r} is not a file (nor one of the words default and package)")
+    return read_file(weights, "--weights")
+
+
+def read_file(source: str, flag: str) -> dict[str, Any]:
+    """What a .pt, .pth or .safetensors file holds. Raises ValueError, which names the flag."""
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"{flag} {source!r} is not a file")
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -74,11 +81,9 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"--weights {weights!r} cannot be read as tensors: {type(error).__name__}"
-        ) from error
+        raise ValueError(f"{flag} {source!r} cannot be read as tensors: {type(error).__name__}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"--weights {weights!r} holds a {type(content).__name__}, not named tensors")
+        raise ValueError(f"{flag} {source!r} holds a {type(content).__name__}, not named tensors")
     return dict(content)
 
 
@@ -233,11 +238,12 @@ def settle_input(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """
     own = input_settings(config.model, config.weights, read_weights(config.model, config.weights))
     image_size = config.image_size or own.image_size
-    served = config.eval_size or image_size
+    served = config.input_size(config.eval_size or image_size)
+    ratio = own.crop_ratio if config.subject_crop == "none" else 1.0
     settled = {
         "image_size": image_size,
         "resize_mode": config.resize_mode or own.resize_mode,
-        "resize_size": config.resize_size or round(served / own.crop_ratio),
+        "resize_size": config.resize_size or round(served / ratio),
         "interpolation": config.interpolation or own.interpolation,
     }
     if not config.weights:

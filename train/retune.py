@@ -7,12 +7,12 @@ Re-tuning them on the view and at the size of validation mends it (arXiv 1906.06
 from itertools import islice
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from train.config import TrainConfig
 from train.distributed import Ranks, sum_over_ranks
 from train.loader import EpochPlan, Loader
+from train.model import ImageClassifier
 from train.trainee import Trainee, build_trainee
 
 LR_SHARE = 0.1  # of the run's peak learning rate
@@ -22,7 +22,7 @@ MOST_BATCHES = 50  # for the statistics
 def retuning(config: TrainConfig) -> TrainConfig:
     """Settings of this stage: the view and the size of validation, flips the only augmentation."""
     return config.replace(
-        image_size=config.preprocess().size,
+        image_size=config.eval_size or config.image_size,
         start_size=0,
         crop_scale=1.0,
         color_jitter=0.0,
@@ -61,10 +61,10 @@ def head_trainee(
 
 @torch.no_grad()
 def refresh_statistics(
-    model: nn.Module, loader: Loader, plan: EpochPlan, epoch: int, ranks: Ranks, device: torch.device
+    model: ImageClassifier, loader: Loader, plan: EpochPlan, epoch: int, ranks: Ranks, device: torch.device
 ) -> None:
     """Batch-norm statistics of the epoch's first batches, the mean over all ranks; weights stay."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = [m for m in model.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

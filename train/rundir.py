@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from train.checkpoint import save_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import Data, prepare_data
 from train.duplicate_report import list_duplicates, save_duplicates
-from train.figures import save_figures
+from train.figures import save_figures, save_subject_crops
 from train.metrics import Evaluation, write_predictions
+from train.model import ImageClassifier
 from train.pretrained import settle_input
 from train.sample import make_sample
 
@@ -116,6 +117,16 @@ def save_epoch(
                 best[weights] = {**best[weights], "temperature": torch.tensor(temperature)}
         save_checkpoint(best, folder / "checkpoints" / "best.pt")
     save_checkpoint(state, folder / "checkpoints" / "last.pt")
+
+
+def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
+    """What the best epoch's weights, which `model` is given, cut out of validation images."""
+    best = load_checkpoint(folder / "checkpoints" / "best.pt")
+    model.load_state_dict(best["ema"] or best["model"])
+    assert model.subject is not None
+    model.subject.active = best["crops_subject"]
+    path = folder / "figures" / "subject_crops.png"
+    save_subject_crops(path, model, data.val, config.preprocess())
 
 
 def report_files(

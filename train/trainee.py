@@ -78,9 +78,18 @@ class Trainee:
     precision: Precision
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> ImageClassifier:
         """What is validated, and exported from the best checkpoint."""
-        return self.model if self.ema is None else self.ema.module
+        if self.ema is None:
+            return self.model
+        assert isinstance(self.ema.module, ImageClassifier)
+        return self.ema.module
+
+    def begin_epoch(self, epoch: int, config: TrainConfig) -> None:
+        """What depends on the epoch, counted from 0: whether the subject is looked for."""
+        for model in (self.model, self.evaluated):
+            if model.subject is not None:
+                model.subject.active = config.crops_subject(epoch)
 
     def forward(self, images: Tensor) -> Any:
         """The training forward pass: logits, or `Outputs` of a network with auxiliary heads."""
@@ -170,6 +179,7 @@ def checkpoint_state(
         "config": config.to_dict(),
         "class_names": list(data.train.class_names),
         "preprocess": config.preprocess().to_dict(),
+        "crops_subject": trainee.model.subject is not None and trainee.model.subject.active,
         "data_digest": data.digest,
         "content_digest": data.content_digest,
         "val_root": str(data.val.root.resolve()),

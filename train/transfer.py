@@ -22,7 +22,9 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors = {
         key.removeprefix("module.").removeprefix("network."): value
         for key, value in content.items()
-        if isinstance(value, Tensor) and key not in ("mean", "std", "temperature")
+        if isinstance(value, Tensor)
+        and key not in ("mean", "std", "temperature")
+        and not key.startswith("subject.")  # another run's detector
     }
     # torchvision's files of DenseNet are older than its names
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", k): v for k, v in tensors.items()}

@@ -1,0 +1,143 @@
+"""Locates the subject with a frozen one-stage detector of torchvision.
+
+Its heads score every anchor of every image in one batch, so that it runs inside the exported graph. A
+two-stage detector does not: it proposes as many regions as it sees fit.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
+
+from train.subject import Classifier, in_float32, whole
+
+ONE_STAGE = (
+    "ssdlite320_mobilenet_v3_large",
+    "ssd300_vgg16",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+)
+NEARLY = 0.05  # a box whose score is within this share of the best one's counts, the less the lower
+CERTAIN = 0.1  # this much above the threshold, the box counts fully
+
+
+class DetectedSubject(nn.Module):
+    """A locator of train.subject.SubjectCrop: the detector's best box, or the whole image where no score
+    reaches `min_score`.
+
+    Boxes whose scores nearly tie with the best are included with a weight that falls to 0, and just above
+    `min_score` the box grows out of the whole image: both keep the answer a continuous function of the
+    pixels. Of one subject they are nearly the same box, of several subjects they are the box around all.
+    """
+
+    detector: Any  # its parts have no types
+    anchors: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, detector: Any, classes: Sequence[int], min_score: float):
+        """
+        Args:
+            detector: a torchvision detector of one of the architectures in ONE_STAGE.
+            classes: numbers of the classes that count, as in the detector's labels; empty: all.
+            min_score: between 0 and 1.
+        """
+        super().__init__()
+        transform = detector.transform
+        self.size = int((transform.fixed_size or transform.min_size)[-1])
+        self.detector, self.classes, self.min_score = (
+            detector.eval().requires_grad_(False),
+            classes,
+            min_score,
+        )
+        for name, values in (("mean", transform.image_mean), ("std", transform.image_std)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        blank = torch.zeros(1, 3, self.size, self.size)
+        with torch.no_grad():
+            features = list(self.detector.backbone(blank).values())
+            known = self.detector.head(features)["cls_logits"].shape[2]
+        if any(number >= known for number in classes):
+            listed = ",".join(map(str, classes))
+            raise ValueError(f"--crop_classes {listed}: the detector's classes are 0 to {known - 1}")
+        (anchors,) = detector.anchor_generator(ImageList(blank, [(self.size, self.size)]), features)
+        self.register_buffer("anchors", anchors, persistent=False)
+
+    def train(self, mode: bool = True) -> "DetectedSubject":
+        """It stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, None]:
+        """float32 [N, 3, P, P] of 0..255 -> boxes [N, 4] in shares of the side."""
+        with in_float32(pixels):
+            return best_box(*self.detect(pixels), self.min_score), None
+
+    def detect(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [N, 3, P, P] of 0..255 -> scores [N, A] of all anchors and their boxes [N, A, 4]."""
+        x = (pixels - self.mean) / self.std
+        # as torchvision's own transform does it: without antialiasing
+        x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        heads = self.detector.head(list(self.detector.backbone(x).values()))
+        logits, regression = heads["cls_logits"], heads["bbox_regression"]
+        if isinstance(self.detector, SSD):
+            scores = logits.softmax(2)
+            scores = scores[:, :, list(self.classes)] if self.classes else scores[:, :, 1:]
+        else:
+            scores = (logits[:, :, list(self.classes)] if self.classes else logits).sigmoid()
+        score = scores.amax(2)
+        if "bbox_ctrness" in heads:
+            score = (score * heads["bbox_ctrness"].squeeze(2).sigmoid()).sqrt()
+        coder = self.detector.box_coder
+        decode = coder.decode_single if isinstance(coder, BoxCoder) else coder.decode
+        anchors = self.anchors.expand(pixels.shape[0], -1, -1).flatten(0, 1)
+        boxes = decode(regression.flatten(0, 1), anchors).view(-1, *self.anchors.shape)
+        return score, (boxes / self.size).clamp(0.0, 1.0)
+
+
+def best_box(scores: Tensor, boxes: Tensor, min_score: float) -> Tensor:
+    """[N, A] and [N, A, 4] -> [N, 4]: the box of the highest score, or around all nearly tied with it."""
+    best = scores.amax(1, keepdim=True)
+    weights = F.relu(1 - (best - scores) / (NEARLY * best + 1e-12))[:, :, None]
+    lower, upper = boxes[:, :, :2], boxes[:, :, 2:]
+    centre = (weights * (lower + upper) / 2).sum(1) / weights.sum(1)
+    reach = [
+        (weights * (side * (edge - centre[:, None]))).amax(1) for side, edge in ((-1, lower), (1, upper))
+    ]
+    found = torch.cat([centre - reach[0], centre + reach[1]], 1)
+    certainty = ((best - min_score) / CERTAIN).clamp(0.0, 1.0)
+    return certainty * found + (1 - certainty) * whole(boxes)
+
+
+def build_detector(state: Mapping[str, Tensor], source: str) -> tuple[nn.Module, str]:
+    """The detector whose weights these are, and its architecture's name, told from the tensors' names.
+
+    Raises:
+        ValueError: weights of a two-stage detector or of something else.
+    """
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for name in ONE_STAGE:
+        create = partial(getattr(detection, name), weights=None, weights_backbone=None)
+        with torch.device("meta"):
+            own = create(num_classes=2).state_dict()
+        own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
+        if own.keys() != state.keys():
+            continue
+        # layers of the classification head are as many times wider as there are more classes
+        widths = {len(state[key]) / len(own[key]) for key in own if state[key].shape != own[key].shape}
+        if len(widths) > 1 or (widths and (2 * max(widths)) % 1):
+            continue
+        network: nn.Module = create(num_classes=round(2 * max(widths, default=1)))
+        network.load_state_dict(state, strict=False)
+        return network, name
+    two_stage = any(key.startswith(("rpn.", "roi_heads.")) for key in state)
+    raise ValueError(
+        f"--crop_detector {source!r} holds {'a two-stage detector' if two_stage else 'no detector known'}; "
+        f"those that run inside the exported model are torchvision's {', '.join(ONE_STAGE)}"
+    )
