@@ -186,7 +186,7 @@ def verify(
         _ask(noise, model, clip, predictor, pixels, pixels)
     _compare(report, real, noise, limits)
     if EMBEDDINGS_NAME in (output.name for output in predictor.session.get_outputs()):
-        _compare_embeddings(report, model, predictor, pixels)
+        _compare_embeddings(report, model, predictor, pixels, limits)
     _score(report, real, images, class_names, list(predictor.metadata.class_names))
     report.passed = not report.failures
     return report
@@ -276,13 +276,17 @@ def _compare(report: Verification, real: _Answers, noise: _Answers, limits: Limi
 
 
 def _compare_embeddings(
-    report: Verification, model: ImageClassifier, predictor: Predictor, pixels: NDArray[np.uint8]
+    report: Verification,
+    model: ImageClassifier,
+    predictor: Predictor,
+    pixels: NDArray[np.uint8],
+    limits: Limits,
 ) -> None:
     body, _ = split_head(model, predictor.num_classes, predictor.metadata.preprocess.size)
     pytorch = body(torch.from_numpy(pixels)).numpy()
     served = predictor.session.run([EMBEDDINGS_NAME], {INPUT_NAME: pixels})[0]
     report.max_difference_embeddings = float(np.abs(pytorch - served).max())
-    limit = MAX_LOGIT_DIFFERENCE * (1 + float(np.abs(pytorch).max()))
+    limit = limits.logits * (1 + float(np.abs(pytorch).max()))
     if not report.max_difference_embeddings <= limit:  # NaN is not, either
         report.failures.append(
             f"embeddings differ by up to {report.max_difference_embeddings:.3g}, more than {limit:.3g}"

@@ -92,7 +92,7 @@ def test_embeddings_are_a_third_output_and_change_no_other(tmp_path: Path) -> No
     model.temperature.fill_(0.5)
     convert(model.eval(), metadata(50), tmp_path / "model.onnx", embeddings=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
-    predictor = Predictor(tmp_path / "model.onnx", "cpu")
+    predictor = Predictor(tmp_path / "model.onnx", "cpu", allow_unverified=True)
     (embeddings,) = predictor.session.run(["embeddings"], {"images": pixels})
     with torch.inference_mode():
         body, _ = split_head(model, 2, 50)
@@ -168,7 +168,7 @@ def test_mirror_image_temperature_and_clipping_are_in_the_graph(tmp_path: Path) 
     path = tmp_path / "model.onnx"
     described = ModelMetadata(("a", "b", "c"), Preprocess("squash", 32, 32), clip_probabilities=0.05)
     convert(model, described, path)
-    predictor = Predictor(path, "cpu")
+    predictor = Predictor(path, "cpu", allow_unverified=True)
     logits, probabilities = predictor.run(pixels)
     np.testing.assert_allclose(logits, (plain + other) / 2 / 0.01, atol=1e-3)
     np.testing.assert_allclose(predictor.run(mirrored)[0], logits, atol=1e-3)

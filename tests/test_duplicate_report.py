@@ -71,19 +71,18 @@ def test_identical_and_near_duplicates_are_listed_with_side_and_label(tmp_path: 
     assert 0.7 <= min(float(row["similarity"]) for row in rows) < 1
 
 
-def test_the_picture_shows_pairs_whatever_their_number(tmp_path: Path) -> None:
+def test_more_groups_than_the_picture_has_room_for_are_drawn(tmp_path: Path) -> None:
     root = faces(tmp_path / "images", per_class=15)
     for i in range(15):
         for label in ("cat", "dog"):
             again(root / f"{label}.{i}.png", f"{label}.{100 + i}.jpg")
     groups = list_duplicates(prepared(tmp_path))
     assert len(groups) == 30
-    for number in (1, 30):
-        save_duplicates(tmp_path, groups[:number])
-        with Image.open(tmp_path / "figures" / "duplicates.png") as image:
-            image.load()
-            assert image.width > 1000
-            assert np.asarray(image.convert("L")).std() > 10
+    save_duplicates(tmp_path, groups)
+    with Image.open(tmp_path / "figures" / "duplicates.png") as image:
+        image.load()
+        assert image.width > 1000
+        assert np.asarray(image.convert("L")).std() > 10
 
 
 def test_validation_images_of_their_own_are_listed_beside_their_copies(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import export.quantize
 from export.quantize import main, mean_error
 from export.verify import Verification
 from serve.predictor import Predictor
+from serve.preprocess import load_image
 from train.checkpoint import file_sha256
 
 
@@ -73,6 +74,22 @@ def test_publishes_a_verified_file_that_is_smaller_and_says_what_it_is(run: Path
     if to == "int8":
         assert report["conversion"]["calibration_images"] == 136
         assert report["conversion"]["pixels_stay_bytes"]
+
+
+@pytest.mark.parametrize("to", ["int8", "fp16"])
+def test_embeddings_stay_an_output_close_to_those_of_float32(
+    trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    run = Path(shutil.copytree(trained.folder, tmp_path / "small"))
+    monkeypatch.setattr(export.main, "track", lambda *_: None)
+    assert export.main.main(["--run", str(run), "--embeddings"]) == 0
+    assert quantize(run, to) == 0
+    predictors = [Predictor(run / "export" / name, "cpu") for name in ("model.onnx", f"model.{to}.onnx")]
+    images = sorted((trained.sample / "test").iterdir())[:8]  # noise would leave the calibrated ranges
+    pixels = np.stack([predictors[0].preprocess(load_image(path.read_bytes())) for path in images])
+    whole, rounded = (p.session.run(["embeddings"], {"images": pixels})[0] for p in predictors)
+    assert np.abs(whole - rounded).max() < 0.1 * np.abs(whole).max()
+    assert entries(run)[1]["max_difference_embeddings"] > 0
 
 
 def test_a_file_that_loses_too_much_is_not_published_not_even_an_older_one(

@@ -13,6 +13,7 @@ from train_data import build
 
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
+from train.layers import head_names
 from train.model import build_model
 from train.networks import create
 from train.transfer import transfer
@@ -97,6 +98,16 @@ def test_a_file_without_a_head_gets_a_new_one(tmp_path: Path) -> None:
 def test_weights_that_are_not_used_are_named(tmp_path: Path) -> None:
     file = save_plain({**trained_state(), "extra.weight": torch.ones(2)}, tmp_path)
     assert build_model("simple_cnn", 3, 32, str(file))[1][0].endswith("; not used: extra.weight")
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "timm/tf_efficientnet_lite0", "googlenet"])
+def test_a_new_head_starts_at_zero(name: str) -> None:
+    """A random one of timm's has logits of several units for few classes, and its gradients are noise."""
+    network = create(name, 2, 64)
+    transfer(network, name, dict(create(name, 10, 64).state_dict()), "w", ())
+    assert all(not network.get_parameter(parameter).any() for parameter in head_names(network))
+    others = [p for k, p in network.named_parameters() if p.ndim > 1 and k not in head_names(network)]
+    assert all(p.any() for p in others)
 
 
 def test_all_heads_of_googlenet_are_new_and_auxiliary_branches_may_be_missing() -> None:

@@ -132,7 +132,8 @@ def _readable(
                 f"--exclude {config.exclude} names {len(unknown)} images that are not in {source} "
                 f"({', '.join(map(repr, unknown[:3]))}): paths are relative to it"
             )
-        labels = {path: label for path, label in labels.items() if path not in set(excluded)}
+        left = set(labels) - set(excluded)
+        labels = {path: label for path, label in labels.items() if path in left}
         notes.append(f"{len(excluded)} of them are left out, as {config.exclude} says")
     paths = sorted(labels)
     notes.extend(f"warning: {source}: {name!r}: {why}" for name, why in problems.items())

@@ -21,8 +21,9 @@ from torch import nn
 from serve.preprocess import RESAMPLING
 from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
 from train.config import TrainConfig
+from train.layers import head_names
 from train.networks import base_name, create, library_of
-from train.transfer import transfer
+from train.transfer import transfer, zero
 
 READ_ERRORS = (OSError, RuntimeError, EOFError, KeyError, ValueError)  # torch.load's, of damaged files
 
@@ -204,6 +205,9 @@ def download(
         if library == "timm":
             _go_offline_if_unreachable()
             network = create(name, num_classes, image_size, pretrained=True, drop_path=drop_path)
+            own: Any = network.pretrained_cfg
+            if own["num_classes"] != num_classes:
+                zero(network, {parameter.rpartition(".")[0] for parameter in head_names(network)})
             return network, f"{name}: timm's pretrained weights"
         weights = torchvision.models.get_model_weights(name).DEFAULT
         state = weights.get_state_dict(progress=False, check_hash=True)

@@ -17,7 +17,7 @@ from train.config import TrainConfig
 from train.space import Space
 from train.tracking import end_children, log_parent, open_parent
 
-LOCK_SECONDS = 90.0  # longer than a trial takes to end after its sweep was killed
+LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
 NOT_OF_THE_STUDY = ("name", "output", "num_workers")
 
 

@@ -1,7 +1,7 @@
 """Pretrained tensors into a network: everything but the head must fit, and what did not is said."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ def transfer(
 ) -> str:
     """Load what fits; only heads, auxiliary branches and batch counts may be missing. Returns a note.
 
+    A new head starts at zero (arXiv 2010.11929, section 3.2): a random one would send its noise through
+    features that are good already. timm's has logits of several units when there are few classes.
+
     The head is kept when it has an output for each class, unless the weights are known to have been
     trained on other classes than `class_names`.
 
@@ -57,6 +60,7 @@ def transfer(
         raise ValueError(_misfit(name, source, missing, tensors, own))
     own.update(fitting)
     network.load_state_dict(own)
+    zero(network, new)
     note = f"{source}: {len(fitting)} of {len(own)} tensors loaded"
     if new:
         note += f"; new head: {', '.join(sorted(new))}"
@@ -72,6 +76,12 @@ def transfer(
         note += f"; not in it: {_list([k for k in absent if k not in missing])}"
     unused = [k for k in tensors if k not in own]
     return note + (f"; not used: {_list(unused)}" if unused else "")
+
+
+def zero(network: nn.Module, layers: Iterable[str]) -> None:
+    for layer in layers:
+        for parameter in network.get_submodule(layer).parameters(recurse=False):
+            nn.init.zeros_(parameter)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import psutil
 from train.tracking import read_metrics
 
 POLL_SECONDS = 0.25
-GRACE_SECONDS = 60.0  # torchrun gives its workers 30 s of it; MLflow may need some to answer
+GRACE_SECONDS = 90.0  # torchrun gives its workers 30 s of it; a busy machine and MLflow take the rest
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 EXCEPTION = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Interrupt)\b")
