@@ -233,7 +233,9 @@ def log_verified_model(
         ),
     )
     client = mlflow.MlflowClient()
-    status = client.get_run(run_id).info.status
+    info_of_run = client.get_run(run_id).info
+    status = info_of_run.status
+    mlflow.set_experiment(experiment_id=info_of_run.experiment_id)  # start_run insists on the active one
     with mlflow.start_run(run_id=run_id):
         mlflow.log_artifact(str(verification), "export")
         info = mlflow.onnx.log_model(
