@@ -14,7 +14,7 @@ from train.config import TrainConfig
 from train.data import Data
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
-from train.model import add_subject_crop, build_model, rebuild
+from train.model import add_subject_crop, build_model, load_teacher, rebuild
 from train.trainee import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore
 
 RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}
@@ -258,3 +258,14 @@ def test_a_checkpoint_is_rebuilt_with_what_it_saw(tmp_path: Path, epoch: int) ->
     with torch.no_grad():
         assert torch.equal(rebuilt(images), trainee.evaluated.eval()(images))
         assert torch.equal(rebuilt.locate(images), trainee.evaluated.locate(images))
+
+
+def test_a_teacher_that_takes_images_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Its network would see the student's larger images whole, or a part of smaller ones."""
+    config, data = make_data(tmp_path, image_size=32, subject_crop="cam", subject_zoom=1.5)
+    trainee = subject_trainee(config, data)
+    state = checkpoint_state(trainee, History(), data, config, "run")
+    save_checkpoint(state, tmp_path / "run" / "checkpoints" / "best.pt")
+    with pytest.raises(ValueError, match=r"takes images 1.5 times its network's input, this run 1 times"):
+        load_teacher(str(tmp_path / "run"), ("cat", "dog"))
+    assert load_teacher(str(tmp_path / "run"), ("cat", "dog"), 1.5) is not None

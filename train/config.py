@@ -75,8 +75,9 @@ class TrainConfig:
     """Resampling filter, always antialiased; unset: the weights' own, or else bilinear."""
 
     subject_crop: Literal["none", "cam", "detector"] = "none"
-    """Find the subject, cut it out and classify that, in training, validation and serving: where the
-    network's own last feature map is active (cam), or where a detector sees it."""
+    """Find the subject, cut it out and classify that, in validation, in serving, and in training, there of
+    what random resized crop shows: where the network's own last feature map is active (cam), or where a
+    detector sees it."""
     subject_zoom: float = 1.5
     """Side of the image that the subject is cut from, as a multiple of the network's input. It bounds the
     magnification: a smaller crop would only have to be enlarged."""

@@ -62,7 +62,7 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     weights = class_weights(data.train) if config.class_weights == "balanced" else None
     share = config.teacher_share if config.teacher else 0.0
     criterion = Criterion(config.label_smoothing, weights, share, config.teacher_temperature).to(device)
-    teacher = load_teacher(config.teacher, data.train.class_names)
+    teacher = load_teacher(config.teacher, data.train.class_names, model.zoom)
     if teacher is not None:
         teacher.to(device)
     soft = None if data.train.targets is None else torch.from_numpy(data.train.targets).to(device)

@@ -87,6 +87,11 @@ class ImageClassifier(nn.Module):
             logits = (logits + mirrored) / 2
         return logits
 
+    @property
+    def zoom(self) -> float:
+        """Side of the images as a multiple of the network's input."""
+        return 1.0 if self.subject is None else self.subject.zoom
+
     def locate(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> the square that is cut out of each image, float32 [N, 4]: left, upper,
         right, lower, in shares of the side."""
@@ -221,11 +226,11 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
     return model.eval()
 
 
-def load_teacher(run: str, class_names: tuple[str, ...]) -> ImageClassifier | None:
-    """The best checkpoint of another run of the same classes; none without a name.
+def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> ImageClassifier | None:
+    """The best checkpoint of another run of the same classes; none without a name. `zoom` is the student's.
 
     Raises:
-        ValueError: no such run, or it knows other classes.
+        ValueError: no such run, or it knows other classes, or takes images of another size.
     """
     if not run:
         return None
@@ -235,6 +240,11 @@ def load_teacher(run: str, class_names: tuple[str, ...]) -> ImageClassifier | No
             f"--teacher {run!r} knows the classes {checkpoint['class_names']}, the data have {class_names}"
         )
     teacher = rebuild(checkpoint)
+    if teacher.zoom != zoom:
+        raise ValueError(
+            f"--teacher {run!r} takes images {teacher.zoom:g} times its network's input, this run {zoom:g} "
+            "times: it would see the wrong size; give both the same --subject_zoom, or no --subject_crop"
+        )
     teacher.requires_grad_(False)
     return teacher
 
