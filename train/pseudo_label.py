@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from train.checkpoint import file_sha256, load_checkpoint
 from train.config import TrainConfig, parse_config
 from train.data import Data, ImageSet, prepare_data
-from train.manifest import write_manifest
+from train.manifest import SOFT_COLUMN, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -155,15 +155,14 @@ def score(teacher: Path, images: Path, output: Path) -> Guesses:
 
 def read_guesses(path: Path, images: Path) -> Guesses:
     """serve/main.py's CSV; rows with an error are left out."""
-    prefix = "probability_"
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        names = [column for column in reader.fieldnames or () if column.startswith(prefix)]
+        names = [column for column in reader.fieldnames or () if column.startswith(SOFT_COLUMN)]
         rows = [row for row in reader if not row["error"]]
     return Guesses(
         [str(images.resolve() / row["path"]) for row in rows],
         np.array([[float(row[name]) for name in names] for row in rows]).reshape(len(rows), len(names)),
-        tuple(name.removeprefix(prefix) for name in names),
+        tuple(name.removeprefix(SOFT_COLUMN) for name in names),
     )
 
 

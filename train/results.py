@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from train.calibration import log_probabilities
 from train.config import TrainConfig
+from train.manifest import SOFT_COLUMN
 from train.significance import PairedTest, paired_test
 from train.trainee import History
 
 COLUMNS = ("path", "label", "prediction", "correct", "loss")
-PROBABILITY = "probability_"
 LOSS_TOLERANCE = 1e-5  # the table's numbers are rounded
 SMALLEST_PROBABILITY = 1e-40  # below, the table's numbers are not exact
 
@@ -142,8 +142,8 @@ def read_predictions(path: Path) -> Predictions:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except csv.Error as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    names = tuple(column.removeprefix(PROBABILITY) for column in header[len(COLUMNS) :])
-    if tuple(header) != (*COLUMNS, *(PROBABILITY + name for name in names)) or len(names) < 2:
+    names = tuple(column.removeprefix(SOFT_COLUMN) for column in header[len(COLUMNS) :])
+    if tuple(header) != (*COLUMNS, *(SOFT_COLUMN + name for name in names)) or len(names) < 2:
         raise ValueError(f"{path} is not a table of predictions: its columns are {header}")
     if not rows:
         raise ValueError(f"{path} is damaged: it has no rows")
