@@ -1,7 +1,5 @@
 """Locating with the classifier's own feature map: the right map, the right evidence, the right box."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -175,8 +173,8 @@ def test_a_short_training_finds_the_subject() -> None:
         return torch.stack(images), colours, places + 12
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(25):
-        images, colours, _ = batch(16)
+    for _ in range(80):
+        images, colours, _ = batch(8)
         nn.functional.cross_entropy(model(images), colours).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -186,4 +184,4 @@ def test_a_short_training_finds_the_subject() -> None:
     held = ((boxes[:, :2] <= centres) & (centres <= boxes[:, 2:])).all(1).float().mean()
     share = float(((boxes[:, 2] - boxes[:, 0]) / 96).square().mean())
     assert held > share + 0.5 * (1 - share), (held, share)  # `share` is what chance gives
-    assert not math.isclose(share, 1.0, abs_tol=0.1)
+    assert share < 0.9
