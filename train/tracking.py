@@ -20,9 +20,9 @@ import mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
 
-from serve.metadata import ModelMetadata
+from serve.metadata import CHECKPOINT_TAG, ModelMetadata
 from train.config import TrainConfig
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -212,7 +212,13 @@ def connect() -> None:
 
 
 def log_verified_model(
-    run_id: str, model: Path, verification: Path, image_size: int, num_classes: int, register: str
+    run_id: str,
+    model: Path,
+    verification: Path,
+    image_size: int,
+    num_classes: int,
+    register: str,
+    checkpoint_sha256: str = "",
 ) -> str:
     """Log the ONNX file with its signature to the run that trained it; returns the model's URI.
 
@@ -246,10 +252,52 @@ def log_verified_model(
             save_as_external_data=False,
             registered_model_name=register or None,
         )
+    client.set_logged_model_tags(info.model_id, {CHECKPOINT_TAG: checkpoint_sha256})
     client.set_terminated(run_id, status)  # reopening must not make a failed run a finished one
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
+
+
+def find_model(run_id: str, checkpoint_sha256: str) -> tuple[str, str, list[str]]:
+    """The model that was exported from this checkpoint of this run: (experiment ID, model ID, registered
+    versions as in pets/3), each empty where the store knows nothing."""
+    connect()
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except mlflow.MlflowException:  # another store's
+        return "", "", []
+    outputs = run.outputs.model_outputs if run.outputs else []
+    models = [client.get_logged_model(output.model_id) for output in outputs]
+    same = [m.model_id for m in models if m.tags.get(CHECKPOINT_TAG) == checkpoint_sha256]
+    versions = client.search_model_versions(f"run_id = '{run_id}'") if same else []
+    names = sorted(f"{v.name}/{v.version}" for v in versions if v.source == f"models:/{same[-1]}")
+    return run.info.experiment_id, same[-1] if same else "", names
+
+
+def log_scoring_run(
+    name: str,
+    experiment_id: str,
+    parameters: dict[str, str],
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    model_id: str,
+    milliseconds: tuple[int, int],
+) -> str:
+    """A finished run with the model as its input; `milliseconds` since 1970 of start and end."""
+    connect()
+    client = mlflow.MlflowClient()
+    started, ended = milliseconds
+    if not experiment_id:
+        experiment_id = mlflow.set_experiment(TrainConfig.experiment).experiment_id
+    run_id: str = client.create_run(experiment_id, started, tags, name).info.run_id
+    points = [Metric(key, value, ended, 0) for key, value in metrics.items()]
+    client.log_batch(run_id, points, [Param(key, value) for key, value in parameters.items()])
+    if model_id:
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+    client.set_terminated(run_id, "FINISHED", ended)
+    return run_id
 
 
 # What train/promotion.py and train/sweep.py ask of MLflow. Unlike a training run they need its answers.
