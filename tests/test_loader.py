@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.preprocess import load_image
-from train.augment import Augment
+from train.augment import View
 from train.loader import Batch, EpochPlan, Key, Loader, PixelDataset, evaluation_batches
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
@@ -126,7 +126,7 @@ def load_epochs(dataset: PixelDataset, plan: EpochPlan, num_workers: int) -> lis
 
 def test_the_number_of_workers_cannot_change_a_batch(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **AUGMENTED)
-    dataset = PixelDataset(data.train, config.seed, Augment(config))
+    dataset = PixelDataset(data.train, config.seed, View(config))
     plan = EpochPlan(len(data.train), 4, config.seed)
     runs = [load_epochs(dataset, plan, num_workers) for num_workers in (0, 1, 2)]
     assert len(runs[0]) == 2 * plan.steps

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.augment import PairMix, seed_of
+from train.augment import Colour, PairMix
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.distributed import (
@@ -18,6 +18,7 @@ from train.distributed import (
     on_main,
     sum_over_ranks,
 )
+from train.draws import seed_of
 from train.loader import EpochPlan, Loader, evaluation_batches
 from train.metrics import Evaluation, evaluate_logits
 from train.model import Outputs
@@ -77,7 +78,8 @@ def train_one_epoch(
     soft_targets: Tensor | None = None,
     teacher: nn.Module | None = None,
 ) -> dict[str, float]:
-    """One pass over the plan. Returns train/loss, train/accuracy, lr and images_per_second.
+    """One pass over the plan. Returns train/loss, train/accuracy, lr, images_per_second and
+    data_share, the share of the time in which this rank waited for data or changed their colours.
 
     `soft_targets` [images of the set, num_classes], on the device, replace the labels in the loss; a
     `teacher` sees the very pixels that are trained on (arXiv 2106.05237). The device is not waited for
@@ -89,18 +91,24 @@ def train_one_epoch(
     trainee.model.train()
     trainee.begin_epoch(epoch, config)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
+    colour = Colour(config)
+    waited = 0.0
     started = time.perf_counter()
     batches = loader(plan.batches(epoch))
     with Progress(f"epoch {epoch + 1}", plan.num_samples, ranks.is_main) as progress:
         for step in range(plan.steps):
             real = plan.real_size(step)
             for micro_step in range(plan.accumulation):
-                batch = next(batches).to(device)
+                before = time.perf_counter()
+                loaded = next(batches)
+                batch = loaded.to(device)
+                pixels = colour(batch.images, loaded.indices, config.seed, epoch)
+                waited += time.perf_counter() - before
                 # dropout and drop-path draw from here: the same after a resume as without one
                 torch.manual_seed(seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank))
                 labels = batch.labels if soft_targets is None else soft_targets[batch.indices]
                 place = plan.offset(step, micro_step)
-                images, targets = mix(batch.images, labels, place, config.seed, epoch)
+                images, targets = mix(pixels, labels, place, config.seed, epoch)
                 taught = None if teacher is None else trainee.ask(teacher, images)
                 with gradient_sync(trainee.wrapped, micro_step == plan.accumulation - 1):
                     output = trainee.forward(images)
@@ -127,6 +135,7 @@ def train_one_epoch(
         "train/accuracy": total[1] / plan.num_samples,
         "lr": lr,
         "images_per_second": plan.num_samples / seconds,
+        "data_share": waited / seconds,
     }
 
 

@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from serve.preprocess import Preprocess
-from train.augment import Augment, PairMix
+from train.augment import PairMix, View
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
-from train.data import ImageSet, class_weights
+from train.data import Data, class_weights
 from train.device import (
     Precision,
     candidates,
@@ -38,6 +37,7 @@ from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, evaluate, train_one_epoch
 from train.metrics import read_predictions
 from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
+from train.pixels import PixelCache, open_cache, training_entries, validation_entries
 from train.retune import begin_retuning, head_trainee, retuning
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_epoch
 from train.tracking import build_tracker
@@ -103,17 +103,19 @@ def run(config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: in
     tracker.start(parameters, config.data, data.digest)
     status = "FAILED"
     try:
+        cache, val_cache = open_caches(config, data, ranks, say)
+        pin = device.type == "cuda"
 
-        def loader(images: ImageSet, transform: Augment | Preprocess) -> Loader:
-            dataset = PixelDataset(images, config.seed, transform)
-            return Loader(dataset, num_workers, pin_memory=device.type == "cuda")
+        def train_loader_of(stage: TrainConfig) -> Loader:
+            return Loader(PixelDataset(data.train, config.seed, View(stage), cache), num_workers, pin)
 
-        train_loader = loader(data.train, Augment(stage))
-        val_loader = loader(data.val, config.preprocess())
+        train_loader = train_loader_of(stage)
+        transform = config.preprocess() if val_cache is None else None
+        val_loader = Loader(PixelDataset(data.val, config.seed, transform, val_cache), num_workers, pin)
         while not history.stopped(config):
             if history.retuning(config) and stage is config:
                 stage = retuning(config)
-                train_loader = loader(data.train, Augment(stage))
+                train_loader = train_loader_of(stage)
                 trainee = begin_retuning(
                     trainee, stage, train_loader, plan, history.epochs_done, ranks, device
                 )
@@ -191,6 +193,26 @@ def build_everywhere(
     if weights == "default":
         on_main(ranks, lambda: build()[1])
     return build()
+
+
+def open_caches(
+    config: TrainConfig, data: Data, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[PixelCache | None, PixelCache | None]:
+    """Of training and validation images. Rank 0 builds them and says so; the ranks of another machine
+    build their own if they do not see its files."""
+    mode = config.pixel_cache
+    if mode == "off" or (mode == "auto" and config.epochs + config.retune_epochs == 1):
+        return None, None
+    folder = Path(config.output) / ".cache"
+
+    def open_both() -> tuple[PixelCache | None, PixelCache | None]:
+        return (
+            open_cache(folder, data.train, training_entries(config), mode, say),
+            open_cache(folder, data.val, validation_entries(config), mode, say),
+        )
+
+    on_main(ranks, lambda: open_both() and None)
+    return open_both()
 
 
 def fastest_precision(
