@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.augment import Augment, seed_of
 from train.data import ImageSet
+from train.preemption import ignore_stops
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
 
@@ -72,6 +73,12 @@ class EpochPlan:
                 yield [
                     (epoch, int(order[p % self.num_samples]), float(p < self.num_samples)) for p in places
                 ]
+
+    def samples(self, epoch: int, step: int) -> list[int]:
+        """Indices of the samples of weight 1 in the whole batch of this step, of all ranks."""
+        start = step * self.batch_size
+        samples: list[int] = self.order(epoch)[start : start + self.real_size(step)].tolist()
+        return samples
 
     def real_size(self, step: int) -> int:
         """Samples of weight 1 in the whole batch of this step."""
@@ -137,6 +144,7 @@ class Loader:
     """Loads the batches asked for, in worker processes that live as long as the loader."""
 
     def __init__(self, dataset: PixelDataset, num_workers: int, pin_memory: bool):
+        self.images = dataset.images
         self.keys = _Keys()
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -145,6 +153,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_stops,
         )
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
