@@ -1,10 +1,13 @@
 """The epoch plan and the loader: every image once, whatever the processes, workers or point of resume."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_data import make_data
@@ -159,3 +162,19 @@ def test_a_file_that_vanished_is_an_error_that_names_it(tmp_path: Path, num_work
     loader = Loader(PixelDataset(data.train, 0, config.preprocess()), num_workers, pin_memory=False)
     with pytest.raises(RuntimeError, match=rf"{gone.name} was readable before training and is not now"):
         list(loader([[(0, 2, 1.0)]]))
+
+
+def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
+    """They ignore the signals that stop a job, and must not outlive it."""
+    make_data(tmp_path)
+    program = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "from train_data import make_data\n"
+        "from train.loader import Loader, PixelDataset\n"
+        "config, data = make_data(Path(sys.argv[1]))\n"
+        "loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 2, False)\n"
+        "next(loader([[(0, 0, 1.0)], [(0, 1, 1.0)]]))\n"
+        "sys.modules['kept'] = loader\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=240)

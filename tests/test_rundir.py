@@ -19,7 +19,7 @@ from train.config import TrainConfig, parse_config
 from train.data import Data
 from train.metrics import evaluate_logits, read_predictions
 from train.model import add_subject_crop, build_model
-from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_epoch
+from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_best
 from train.sample import make_sample
 
 
@@ -55,15 +55,23 @@ def test_without_a_name_it_is_time_and_model(tmp_path: Path) -> None:
     assert run_folder(config).is_dir()
 
 
-def test_an_existing_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_name_that_something_else_has_is_refused(tmp_path: Path) -> None:
     config = ready(tmp_path, name="a")
     opened(config)
     (run_folder(config) / "config.yaml").write_text("mine")
-    with pytest.raises(
-        ValueError, match=r"runs/a' exists: choose another --name, or go on with --resume .*runs/a"
-    ):
+    with pytest.raises(ValueError, match=r"runs/a' exists and is not a run directory: choose another"):
         prepare(config)
     assert (run_folder(config) / "config.yaml").read_text() == "mine"
+
+
+def test_an_unfinished_run_of_the_same_name_and_settings_is_gone_on_with(tmp_path: Path) -> None:
+    config = ready(tmp_path, name="a")
+    opened(config)
+    again, _ = prepare(config.replace(num_workers=3, epochs=9))
+    assert Path(again.resume).resolve() == run_folder(config).resolve()
+    assert prepare(config.replace(name="b"))[0].resume == ""
+    with pytest.raises(ValueError, match=r"runs/a' exists with other settings \(--lr 0.001 -> 0.5\)"):
+        prepare(config.replace(lr=0.5))
 
 
 def test_an_output_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -148,18 +156,16 @@ def test_without_data_data_train_is_taken_when_it_is_there(
     assert data.train.class_names == ("ant", "bee")
 
 
-def test_an_epoch_leaves_its_checkpoints_and_predictions(tmp_path: Path) -> None:
+def test_the_best_epoch_leaves_its_checkpoint_and_predictions(tmp_path: Path) -> None:
     config, data = opened(ready(tmp_path, name="a"))
     folder = run_folder(config)
     logits = np.eye(2)[data.val.labels]
     result = evaluate_logits(logits, data.val.labels, data.val.class_names)
     state = {"model": {}, "ema": None, "optimizer": {"x": 1}, "scheduler": {}, "scaler": {}, "epoch": 1}
-    save_epoch(folder, state, data, result, True, config)
-    save_epoch(folder, {**state, "epoch": 2}, data, result, False, config)
-    best, last = (load_checkpoint(folder / "checkpoints" / f"{name}.pt") for name in ("best", "last"))
-    assert (best["epoch"], last["epoch"]) == (1, 2)
+    save_best(folder, state, data, result, config)
+    best = load_checkpoint(folder / "checkpoints" / "best.pt")
+    assert best["epoch"] == 1
     assert "optimizer" not in best
-    assert last["optimizer"] == {"x": 1}
     assert read_predictions(folder / "val_predictions.csv", data.val).values["accuracy"] == 1.0
 
     row = {"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "train/accuracy": 0.5, "val/accuracy": 0.5}
@@ -177,12 +183,12 @@ def test_predictions_and_best_checkpoint_have_the_same_temperature(tmp_path: Pat
     result = evaluate_logits(logits, data.val.labels, data.val.class_names)
     weights = {"temperature": torch.ones(())}
     state = {"model": weights, "ema": weights, "optimizer": {}, "scheduler": {}, "scaler": {}}
-    save_epoch(folder, state, data, result, True, config)
-    best, last = (load_checkpoint(folder / "checkpoints" / f"{name}.pt") for name in ("best", "last"))
+    save_best(folder, state, data, result, config)
+    best = load_checkpoint(folder / "checkpoints" / "best.pt")
     temperature = float(best["ema"]["temperature"])
     assert temperature == float(best["model"]["temperature"])
     assert (temperature < 0.5) if calibrate else (temperature == 1.0)
-    assert float(last["ema"]["temperature"]) == 1.0, "training goes on without"
+    assert float(state["ema"]["temperature"]) == 1.0, "training goes on without"
     written = np.exp(read_predictions(folder / "val_predictions.csv", data.val).log_probabilities)
     expected = np.exp(log_probabilities(logits, temperature, 0.01))
     np.testing.assert_allclose(written, expected, atol=1e-6)

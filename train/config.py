@@ -190,7 +190,17 @@ class TrainConfig:
     track: bool = True
     """Log to MLflow; metrics.jsonl is written in any case."""
     resume: str = ""
-    """Run directory to go on with; its settings hold unless given again."""
+    """Run directory to go on with; its settings hold unless given again. `auto`: the run of this `name`, or
+    without one the newest unfinished run of these settings in `output`, and a new run if there is none."""
+    snapshot_minutes: float = 10.0
+    """Minutes between snapshots within an epoch, written in the background; 0: only after each epoch."""
+    snapshot_steps: int = 0
+    """Optimizer steps between snapshots within an epoch; 0: as `snapshot_minutes` says."""
+    hang_minutes: float = 10.0
+    """A process that does not take part in training for so long is given up, and the job fails (torchrun
+    restarts it with --max-restarts)."""
+    max_skipped: int = 20
+    """Steps in a row whose gradients are not finite, and which are skipped; one more ends the run."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
@@ -317,6 +327,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "retune_epochs": (0, 1000),
     "clip_probabilities": (0, 0.1),
     "stop_after": (0, 100_000),
+    "snapshot_minutes": (0, 100_000),
+    "snapshot_steps": (0, 1_000_000_000),
+    "hang_minutes": (0.05, 100_000),
+    "max_skipped": (0, 1_000_000),
     "seed": (0, 2**32 - 1),
     "num_workers": (-1, 256),
     "cache_size": (0, 8192),
@@ -345,7 +359,7 @@ def parse_config(argv: list[str]) -> TrainConfig:
         ValueError: an unknown flag or an unusable value; the message names it and the limit.
     """
     config = _parse(argv, None)
-    if not config.resume:
+    if config.resume in ("", "auto"):
         return config
     saved = Path(config.resume) / "config.yaml"
     if not saved.is_file():

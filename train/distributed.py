@@ -10,7 +10,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
+
+from train.attempt import agree_on_attempt
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # the first scan of a large data set happens while ranks wait
@@ -42,18 +46,66 @@ def ranks_from_environment() -> Ranks:
 
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """nccl on CUDA with gloo for CPU tensors, gloo elsewhere; nothing for a single process."""
+    """nccl on CUDA with gloo for CPU tensors, gloo elsewhere; nothing for a single process.
+
+    Its addresses are exchanged under a name that is this attempt's own: torchrun's store outlives the
+    processes that it restarts, and still has those of the dead.
+    """
     if ranks.world_size == 1:
         yield
         return
-    if device.type == "cuda":
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+    shared, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    store = PrefixStore(f"purebred/{agree_on_attempt(shared, ranks.rank, ranks.world_size)}", shared)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def limit_waiting(minutes: float) -> None:
+    """From here on, a rank that does not take part for so long is given up: the others raise."""
+    if dist.is_initialized():
+        set_timeout = getattr(dist, "set_timeout", _set_pg_timeout)  # its older name
+        set_timeout(timedelta(minutes=minutes))
+
+
+class Agreement:
+    """Numbers that every rank contributes to, summed over the ranks, one call later.
+
+    The sum that a call returns was begun by the call before, and has been under way meanwhile: nobody
+    waits, and no device is synchronised. Every rank must make the same calls.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.world_size = ranks.world_size
+        self.pending: tuple[Any, Tensor] | None = None
+
+    def exchange(self, *mine: int) -> list[int]:
+        """Sums of what was given to the previous call, or zeros; a single process gets its own at once."""
+        if self.world_size == 1:
+            return list(mine)
+        agreed = self.settle() or [0] * len(mine)
+        numbers = torch.tensor(mine, dtype=torch.int64)
+        self.pending = (dist.all_reduce(numbers, async_op=True), numbers)
+        return agreed
+
+    def settle(self) -> list[int]:
+        """End what is under way, and return its sums; empty if there is nothing."""
+        if self.pending is None:
+            return []
+        work, numbers = self.pending
+        self.pending = None
+        work.wait()
+        result: list[int] = numbers.tolist()
+        return result
 
 
 def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
@@ -118,6 +170,15 @@ def max_over_ranks(value: float) -> float:
     tensor = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return float(tensor)
+
+
+def gather_list(values: list[T], ranks: Ranks) -> list[list[T]]:
+    """Plain values of each rank, in the order of ranks, for every rank."""
+    if ranks.world_size == 1:
+        return [values]
+    parts: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(parts, values)
+    return parts
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor | None:

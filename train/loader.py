@@ -1,5 +1,8 @@
 """Plan an epoch and load its batches; both are functions of (seed, epoch), whatever the processes."""
 
+import atexit
+import multiprocessing
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,7 @@ from train.augment import View
 from train.data import ImageSet
 from train.draws import seed_of
 from train.pixels import PixelCache
+from train.preemption import ignore_stops
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
 
@@ -75,6 +79,12 @@ class EpochPlan:
                 yield [
                     (epoch, int(order[p % self.num_samples]), float(p < self.num_samples)) for p in places
                 ]
+
+    def samples(self, epoch: int, step: int) -> list[int]:
+        """Indices of the samples of weight 1 in the whole batch of this step, of all ranks."""
+        start = step * self.batch_size
+        samples: list[int] = self.order(epoch)[start : start + self.real_size(step)].tolist()
+        return samples
 
     def real_size(self, step: int) -> int:
         """Samples of weight 1 in the whole batch of this step."""
@@ -160,6 +170,8 @@ class Loader:
     """Loads the batches asked for, in worker processes that live as long as the loader."""
 
     def __init__(self, dataset: PixelDataset, num_workers: int, pin_memory: bool):
+        _open_loaders.add(self)
+        self.images = dataset.images
         self.keys = _Keys()
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -168,11 +180,24 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_stops,
         )
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
         self.keys.batches = batches
         return iter(self.loader)
+
+
+_open_loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """They ignore the SIGTERM by which multiprocessing ends its children, and would be waited for."""
+    for loader in list(_open_loaders):
+        del loader.loader  # its iterator tells the workers to end
+    for child in multiprocessing.active_children():  # of an iterator that an error's traceback holds
+        child.kill()
 
 
 def evaluation_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:

@@ -1,6 +1,7 @@
 """train_one_epoch and evaluate."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from train.data import ImageSet
 from train.distributed import (
     Ranks,
     broadcast_buffers,
+    gather_list,
     gather_rows,
     gradient_sync,
     on_main,
@@ -23,9 +25,12 @@ from train.loader import EpochPlan, Loader, evaluation_batches
 from train.metrics import Evaluation, evaluate_logits
 from train.model import Outputs
 from train.progress import Progress
+from train.snapshots import Position
 from train.trainee import Trainee
 
 AUXILIARY_WEIGHT = 0.3  # arXiv 1409.4842, section 5
+STEPS_BETWEEN_LOOKS = 50  # at a device that is not waited for otherwise
+CURE = "lower --lr, lengthen --warmup_epochs or use --precision fp32"
 
 
 class Criterion(nn.Module):
@@ -65,6 +70,41 @@ class Criterion(nn.Module):
         return (1 - self.share) * loss + self.share * self.temperature**2 * divergence
 
 
+class Running:
+    """The epoch that is under way, on this rank: an interrupted one goes on with it."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, position: Position | None = None):
+        position = position or Position()
+        self.step = position.step
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        """Of this rank: loss, correct answers."""
+        self.skipped = torch.zeros(3, dtype=torch.int64, device=device)
+        """The same on all ranks: steps skipped, images in them, steps skipped in a row up to here."""
+        if len(position.sums) == ranks.world_size:
+            self.sums += torch.tensor(position.sums[ranks.rank], dtype=torch.float64, device=device)
+        elif position.sums and ranks.is_main:  # of another number of processes
+            self.sums += torch.tensor(position.sums, dtype=torch.float64, device=device).sum(0)
+        if position.skipped:
+            self.skipped += torch.tensor(position.skipped, device=device)
+
+    def count(self, sums: Tensor, finite: Tensor, images: int) -> None:
+        """A step that is done; one without finite gradients changed nothing and counts as skipped."""
+        self.sums += torch.where(finite, sums, 0)
+        bad = (~finite).long()
+        self.skipped[:2] += torch.stack([bad, images * bad])
+        self.skipped[2] = (self.skipped[2] + 1) * bad
+        self.step += 1
+
+    def position(self, ranks: Ranks, retuning: bool) -> Position:
+        """Every rank must call it."""
+        sums = gather_list(self.sums.tolist(), ranks)
+        return Position(self.step, sums, self.skipped.tolist(), retuning)
+
+
+def no_wish() -> None:
+    """After a step nothing is to be done."""
+
+
 def train_one_epoch(
     trainee: Trainee,
     criterion: Criterion,
@@ -77,27 +117,34 @@ def train_one_epoch(
     epoch: int,
     soft_targets: Tensor | None = None,
     teacher: nn.Module | None = None,
+    running: Running | None = None,
+    after_step: Callable[[], None] = no_wish,
 ) -> dict[str, float]:
-    """One pass over the plan. Returns train/loss, train/accuracy, lr, images_per_second and
-    data_share, the share of the time in which this rank waited for data or changed their colours.
+    """One pass over the plan, from where `running` is. Returns train/loss, train/accuracy, lr,
+    images_per_second, data_share (of the time in which this rank waited for data or changed colours),
+    and train/skipped_steps if there were any.
 
     `soft_targets` [images of the set, num_classes], on the device, replace the labels in the loss; a
     `teacher` sees the very pixels that are trained on (arXiv 2106.05237). The device is not waited for
-    inside the loop; sums are read once at the end.
+    inside the loop but to look for divergence now and then; sums are read once at the end.
 
     Raises:
-        FloatingPointError: the epoch's loss is not finite.
+        FloatingPointError: more than `max_skipped` steps in a row, or all of the epoch's, have gradients
+            that are not finite.
     """
     trainee.model.train()
     trainee.begin_epoch(epoch, config)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
     colour = Colour(config)
     waited = 0.0
+    running = running or Running(ranks, device)
+    first, lr = running.step, trainee.optimizer.param_groups[0]["lr"]
     started = time.perf_counter()
-    batches = loader(plan.batches(epoch))
+    batches = loader(plan.batches(epoch, first))
     with Progress(f"epoch {epoch + 1}", plan.num_samples, ranks.is_main) as progress:
-        for step in range(plan.steps):
+        for step in range(first, plan.steps):
             real = plan.real_size(step)
+            sums = torch.zeros(2, dtype=torch.float64, device=device)
+            trainee.begin_step()
             for micro_step in range(plan.accumulation):
                 before = time.perf_counter()
                 loaded = next(batches)
@@ -120,23 +167,43 @@ def train_one_epoch(
                 correct = (logits.argmax(1) == batch.labels) * batch.weights
                 sums += torch.stack([losses.detach().sum(), correct.sum()])
             lr = trainee.optimizer.param_groups[0]["lr"]
-            trainee.update(config.clip_grad)
+            running.count(sums, trainee.update(config.clip_grad), real)
+            if device.type == "cpu" or step % STEPS_BETWEEN_LOOKS == 0 or step == plan.steps - 1:
+                _check_divergence(running, loader, plan, config, epoch, lr)
             progress.advance(real)
-    total = sum_over_ranks(sums).tolist()
+            after_step()
+    total = sum_over_ranks(running.sums.clone()).tolist()
     seconds = time.perf_counter() - started
-    loss_mean = total[0] / plan.num_samples
-    if not np.isfinite(loss_mean):
+    skipped, lost = running.skipped.tolist()[:2]
+    counted = plan.num_samples - lost
+    if not counted or not np.isfinite(total[0]):
         raise FloatingPointError(
-            f"the training loss of epoch {epoch + 1} is {loss_mean} (learning rate {lr:.3g}): lower --lr, "
-            "lengthen --warmup_epochs or use --precision fp32"
+            f"the training loss of epoch {epoch + 1} is not finite in {skipped} of {plan.steps} steps "
+            f"(learning rate {lr:.3g}): {CURE}"
         )
-    return {
-        "train/loss": loss_mean,
-        "train/accuracy": total[1] / plan.num_samples,
+    values = {
+        "train/loss": total[0] / counted,
+        "train/accuracy": total[1] / counted,
         "lr": lr,
-        "images_per_second": plan.num_samples / seconds,
+        "images_per_second": (plan.num_samples - first * plan.batch_size) / seconds,
         "data_share": waited / seconds,
     }
+    return values | ({"train/skipped_steps": float(skipped)} if skipped else {})
+
+
+def _check_divergence(
+    running: Running, loader: Loader, plan: EpochPlan, config: TrainConfig, epoch: int, lr: float
+) -> None:
+    in_a_row = int(running.skipped[2])
+    if in_a_row <= config.max_skipped:
+        return
+    images = loader.images
+    names = [images.paths[index] for index in plan.samples(epoch, running.step - 1)]
+    raise FloatingPointError(
+        f"the gradients of {in_a_row} steps in a row are not finite, of step {running.step} of epoch "
+        f"{epoch + 1} as well (learning rate {lr:.3g}): {CURE}. Its images in {images.root}: "
+        + ", ".join(map(repr, names))
+    )
 
 
 @torch.inference_mode()
@@ -149,22 +216,26 @@ def evaluate(
     ranks: Ranks,
     device: torch.device,
     clip: float = 0.0,
+    after_batch: Callable[[], None] = no_wish,
 ) -> tuple[dict[str, float], Evaluation | None]:
     """Every image once, in float32, sharded over the ranks without padding.
 
     Returns metrics with the prefix val/ (the same on every rank), and on rank 0 the whole evaluation.
     val/loss is the training criterion, val/log_loss plain cross-entropy; `clip` bounds the probabilities of
-    the calibrated metrics.
+    the calibrated metrics. `after_batch` is called equally often on all ranks.
     """
     broadcast_buffers(model)
     model.eval()
     rows: list[Tensor] = []
     batches = evaluation_batches(len(images), batch_size, ranks.rank, ranks.world_size)
-    for batch in loader(batches):
+    whole_batches = len(images) // ranks.world_size // batch_size  # every rank has at least as many
+    for number, batch in enumerate(loader(batches)):
         part = batch.to(device)
         logits = model(part.images)
         loss = criterion(logits, F.one_hot(part.labels, logits.shape[1]).float())
         rows.append(torch.cat([part.indices[:, None].double(), loss[:, None].double(), logits.double()], 1))
+        if number < whole_batches:
+            after_batch()
     width = 2 + len(images.class_names)
     mine = torch.cat(rows).cpu() if rows else torch.zeros(0, width, dtype=torch.float64)
     gathered = gather_rows(mine, ranks)

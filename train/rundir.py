@@ -1,5 +1,5 @@
 """The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, duplicates.csv,
-val_predictions.csv, checkpoints/{last,best}.pt, figures/}."""
+val_predictions.csv, checkpoints/{last,best,epoch-...-step-...}.pt, figures/}."""
 
 import csv
 import time
@@ -17,6 +17,7 @@ from train.figures import save_figures, save_subject_crops
 from train.metrics import Evaluation, write_predictions
 from train.model import ImageClassifier
 from train.pretrained import settle_input
+from train.resume import settle_run, started_at
 from train.sample import make_sample
 
 DEFAULT_DATA = Path("data/train")
@@ -27,8 +28,10 @@ INFERENCE_KEYS_LEFT_OUT = ("optimizer", "scheduler", "scaler")
 def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     """Settle the data and the run's name; writes nothing in the run directory. Rank 0 alone calls this.
 
+    An unfinished run of the same name and settings is gone on with.
+
     Raises:
-        ValueError: unusable data, or a run of this name exists.
+        ValueError: unusable data, or a run of this name exists that is finished or has other settings.
     """
     notes = []
     if not config.data:
@@ -38,17 +41,16 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             make_sample(SAMPLE)
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
-    if not config.resume:  # a run that goes on has its numbers
+    if config.resume in ("", "auto"):  # a run that is named has its numbers
         config, input_notes = settle_input(config)
         notes += input_notes
+        if not config.resume:
+            config = named(config)
+        config = settle_run(config)
     if config.resume:
         folder = Path(config.resume).resolve()
         config = config.replace(name=folder.name, output=str(folder.parent))
-    elif not config.name:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        config = config.replace(name=f"{stamp}-{config.model.replace('/', '-')}")
-    if not config.resume and run_folder(config).exists():
-        raise _exists(run_folder(config))
+    config = named(config)
     data = prepare_data(config)
     data.notes[:0] = notes
     if data.bad:
@@ -63,6 +65,12 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     return config, data
 
 
+def named(config: TrainConfig) -> TrainConfig:
+    """With the default name, if it has none: time and model."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", started_at())
+    return config.replace(name=config.name or f"{stamp}-{config.model.replace('/', '-')}")
+
+
 def open_folder(config: TrainConfig, data: Data) -> Path:
     """Make the run directory with what is known before training, once all settings proved usable.
 
@@ -72,8 +80,8 @@ def open_folder(config: TrainConfig, data: Data) -> Path:
     folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=bool(config.resume))
-    except FileExistsError as error:
-        raise _exists(folder) from error
+    except FileExistsError as error:  # since `prepare` looked
+        raise ValueError(f"run {str(folder)!r} exists: choose another --name") from error
     except OSError as error:
         raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
@@ -91,32 +99,25 @@ def run_folder(config: TrainConfig) -> Path:
     return Path(config.output) / config.name
 
 
-def _exists(folder: Path) -> ValueError:
-    return ValueError(f"run {str(folder)!r} exists: choose another --name, or go on with --resume {folder}")
-
-
-def save_epoch(
+def save_best(
     folder: Path,
     state: dict[str, Any],
     data: Data,
     evaluation: Evaluation,
-    improved: bool,
     config: TrainConfig,
 ) -> None:
-    """The last checkpoint, and when this epoch is the best one its checkpoint and predictions.
+    """Checkpoint and predictions of an epoch that is the best one.
 
-    The best checkpoint has the temperature that its predictions were made with; training goes on without.
+    The checkpoint has the temperature that its predictions were made with; training goes on without.
     """
-    if improved:
-        temperature = evaluation.values["temperature"] if config.calibrate else 1.0
-        clip = config.clip_probabilities
-        write_predictions(folder / "val_predictions.csv", data.val, evaluation, temperature, clip)
-        best = {key: value for key, value in state.items() if key not in INFERENCE_KEYS_LEFT_OUT}
-        for weights in ("model", "ema"):
-            if best[weights] is not None:
-                best[weights] = {**best[weights], "temperature": torch.tensor(temperature)}
-        save_checkpoint(best, folder / "checkpoints" / "best.pt")
-    save_checkpoint(state, folder / "checkpoints" / "last.pt")
+    temperature = evaluation.values["temperature"] if config.calibrate else 1.0
+    clip = config.clip_probabilities
+    write_predictions(folder / "val_predictions.csv", data.val, evaluation, temperature, clip)
+    best = {key: value for key, value in state.items() if key not in INFERENCE_KEYS_LEFT_OUT}
+    for weights in ("model", "ema"):
+        if best[weights] is not None:
+            best[weights] = {**best[weights], "temperature": torch.tensor(temperature)}
+    save_checkpoint(best, folder / "checkpoints" / "best.pt")
 
 
 def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
@@ -16,6 +17,7 @@ from train.device import Precision, to_memory_format
 from train.distributed import Ranks, wrap
 from train.model import ImageClassifier
 from train.optim import build_ema, build_optimizer, build_scheduler
+from train.snapshots import Position
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -77,6 +79,16 @@ class Trainee:
     ema: AveragedModel | None
     precision: Precision
 
+    def __post_init__(self) -> None:
+        self.statistics = [
+            buffer
+            for module in self.model.modules()
+            if isinstance(module, _BatchNorm)
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
+        self.kept = [buffer.clone() for buffer in self.statistics]
+
     @property
     def evaluated(self) -> ImageClassifier:
         """What is validated, and exported from the best checkpoint."""
@@ -90,6 +102,12 @@ class Trainee:
         for model in (self.model, self.evaluated):
             if model.subject is not None:
                 model.subject.active = config.crops_subject(epoch)
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Keep batch-norm statistics, in case that this step turns out not to count."""
+        if self.statistics:
+            torch._foreach_copy_(self.kept, self.statistics)
 
     def forward(self, images: Tensor) -> Any:
         """The training forward pass: logits, or `Outputs` of a network with auxiliary heads."""
@@ -110,17 +128,41 @@ class Trainee:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def update(self, clip_grad: float) -> None:
-        """One optimizer step with the gradients gathered, then the schedule's and the average's."""
+    def update(self, clip_grad: float) -> Tensor:
+        """One optimizer step with the gradients gathered, then the schedule's and the average's.
+
+        Returns whether the gradients were finite, a bool [] on the device that nobody waits for here. When
+        they were not, weights, moments and batch-norm statistics stay as they were before the step.
+        Gradients are sums over all ranks, so that all ranks decide alike.
+        """
         if clip_grad:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        finite = norm.isfinite()
+        if self.scaler.is_enabled():  # it finds out by itself, and lowers its scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            fused: Any = self.optimizer  # fused optimizers leave out a step by this mark, on the device
+            fused.grad_scale, fused.found_inf = None, (~finite).float()
+            self.optimizer.step()
+        self._restore_statistics(finite)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+        return finite
+
+    @torch.no_grad()
+    def _restore_statistics(self, finite: Tensor) -> None:
+        if finite.device.type == "cpu":
+            if self.statistics and not finite:
+                torch._foreach_copy_(self.statistics, self.kept)
+            return
+        for buffer, kept in zip(self.statistics, self.kept, strict=True):
+            torch.where(finite, buffer, kept, out=buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """Names without prefixes of wrappers."""
@@ -169,13 +211,19 @@ def build_trainee(
 
 
 def checkpoint_state(
-    trainee: Trainee, history: History, data: Data, config: TrainConfig, run_id: str
+    trainee: Trainee,
+    history: History,
+    data: Data,
+    config: TrainConfig,
+    run_id: str,
+    position: Position | None = None,
 ) -> dict[str, Any]:
     """Tensors and plain types: all that a run needs to go on, and all that an export needs."""
     return {
         **trainee.state_dict(),
         "history": asdict(history),
         "epoch": history.epochs_done,
+        "position": asdict(position or Position()),
         "config": config.to_dict(),
         "class_names": list(data.train.class_names),
         "preprocess": config.preprocess().to_dict(),
@@ -203,7 +251,17 @@ FREE_TO_CHANGE = frozenset(
         "name",
     }
     | {"max_bad", "track", "experiment", "device", "data", "val_data", "data_format"}
+    | {"snapshot_minutes", "snapshot_steps", "hang_minutes", "max_skipped"}
 )
+
+
+def changed_settings(saved: dict[str, Any], config: TrainConfig) -> str:
+    """What would make it another run, as "--NAME OLD -> NEW, ..."."""
+    return ", ".join(
+        f"--{name} {saved[name]!r} -> {value!r}"
+        for name, value in config.to_dict().items()
+        if name not in FREE_TO_CHANGE and saved.get(name, value) != value
+    )
 
 
 def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainConfig) -> History:
@@ -213,20 +271,20 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
         ValueError: the data or a setting changed, so that this would be another run.
     """
     saved = state["config"]
-    changed = {
-        name: (saved[name], value)
-        for name, value in config.to_dict().items()
-        if name not in FREE_TO_CHANGE and saved.get(name, value) != value
-    }
+    changed = changed_settings(saved, config)
     if changed:
-        listed = ", ".join(f"--{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
-        raise ValueError(f"a resumed run keeps its settings, and these differ: {listed}; start a new run")
+        raise ValueError(f"a resumed run keeps its settings, and these differ: {changed}; start a new run")
     if state["data_digest"] != data.digest:
         raise ValueError(
             f"the data of this run changed since it started (digest {state['data_digest'][:12]} -> "
             f"{data.digest[:12]}): restore the data, or start a new run from its weights with --weights"
         )
-    if state["history"]["retuned"] and config.epochs != saved["epochs"]:
+    if is_retuning(state) and config.epochs != saved["epochs"]:
         raise ValueError("--epochs cannot change once a run is being re-tuned; start a new run")
     trainee.load_state_dict(state)
     return History(**state["history"])
+
+
+def is_retuning(state: dict[str, Any]) -> bool:
+    """A checkpoint of the last stage, whose optimizer has the head's parameters alone."""
+    return bool(state["history"]["retuned"] or state.get("position", {}).get("retuning"))

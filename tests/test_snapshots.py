@@ -1,0 +1,158 @@
+"""Snapshots: the newest two are kept, a damaged one is named and passed over, a full disk stops nothing."""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train import snapshots
+from train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from train.snapshots import Snapshots, copy_to_cpu, list_snapshots, newest_whole
+
+
+def state(epoch: int, step: int = 0, value: float = 0.0) -> dict[str, Any]:
+    return {"epoch": epoch, "position": {"step": step}, "model": {"w": torch.full((3,), value)}}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_two_are_kept_and_last_is_the_end_of_an_epoch(tmp_path: Path) -> None:
+    writer = Snapshots(tmp_path, 0, print)
+    for epoch, step in ((1, 0), (1, 7), (2, 0), (2, 10), (2, 200)):
+        assert writer.write(state(epoch, step))
+    assert names(tmp_path) == [
+        "epoch-000002-step-00000010.pt",
+        "epoch-000002-step-00000200.pt",
+        "last.pt",
+    ]
+    assert load_checkpoint(tmp_path / "last.pt")["position"]["step"] == 0
+    newest = newest_whole(tmp_path, print)
+    assert newest is not None
+    assert load_checkpoint(newest)["position"]["step"] == 200
+
+
+def test_what_is_written_in_the_background_is_what_it_was(tmp_path: Path, monkeypatch: Any) -> None:
+    def slow(*arguments: Any) -> str:
+        time.sleep(0.3)
+        return save_checkpoint(*arguments)
+
+    monkeypatch.setattr(snapshots, "save_checkpoint", slow)
+    writer, current = Snapshots(tmp_path, 1e-9, print), state(0, 5, value=1.0)
+    started = time.monotonic()
+    assert writer.begin(current)
+    current["model"]["w"].fill_(9)
+    assert not writer.due(), "one at a time"
+    assert not writer.begin(current)
+    assert time.monotonic() - started < 0.25, "training waited"
+    writer.finish()
+    assert writer.due()
+    (path,) = list_snapshots(tmp_path)
+    assert load_checkpoint(path)["model"]["w"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_damaged_newest_one_is_named_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, kept: int
+) -> None:
+    writer, said = Snapshots(tmp_path, 0, print), []
+    writer.write(state(1))
+    writer.write(state(1, 3))
+    newest = list_snapshots(tmp_path)[0]
+    newest.write_bytes(newest.read_bytes()[:kept])
+    assert newest_whole(tmp_path, said.append) == tmp_path / "epoch-000001-step-00000000.pt"
+    assert newest.name in said[0]
+    assert "damaged or truncated" in said[0]
+    assert (tmp_path / f"{newest.name}.damaged").exists()
+    assert newest not in list_snapshots(tmp_path)
+
+
+def test_no_flipped_bit_is_ever_resumed_from(tmp_path: Path) -> None:
+    writer = Snapshots(tmp_path, 0, print)
+    writer.write(state(1))
+    writer.write(state(2))
+    newest, older = list_snapshots(tmp_path)
+    data = newest.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for bit in torch.randint(0, 8 * len(data), (200,), generator=generator).tolist():
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        newest.write_bytes(damaged)
+        assert newest_whole(tmp_path, lambda _: None) == older
+
+
+def test_when_all_are_damaged_nothing_is_begun_anew_in_silence(tmp_path: Path) -> None:
+    Snapshots(tmp_path, 0, print).write(state(1))
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged .*--name"):
+        newest_whole(tmp_path, lambda _: None)
+    assert newest_whole(tmp_path / "none", print) is None
+
+
+def test_a_checkpoint_of_before_snapshots_is_gone_on_from(tmp_path: Path) -> None:
+    save_checkpoint({"epoch": 3}, tmp_path / "last.pt")
+    assert newest_whole(tmp_path, print) == tmp_path / "last.pt"
+
+
+def test_a_full_disk_is_said_loudly_and_leaves_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    writer = Snapshots(tmp_path, 0, said.append)
+    writer.write(state(1))
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert not writer.write(state(2))
+        writer.begin(state(2, 4))
+        writer.finish()
+    assert len(said) == 2
+    assert "NO SNAPSHOT WAS WRITTEN: [Errno 28] No space left on device" in said[0]
+    assert newest_whole(tmp_path, print) == tmp_path / "epoch-000001-step-00000000.pt"
+    assert names(tmp_path) == ["epoch-000001-step-00000000.pt", "last.pt"]
+    assert writer.write(state(3)), "there is room again"
+
+
+def test_what_a_snapshot_refers_to_is_written_before_it_however_late(tmp_path: Path) -> None:
+    """A best checkpoint that did not fit: no snapshot may say that it is there."""
+    writer, attempts = Snapshots(tmp_path, 0, lambda _: None), []
+
+    def best() -> None:
+        attempts.append(len(attempts))
+        if len(attempts) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert not writer.write(state(1), best)
+    assert not writer.write(state(2))
+    assert list_snapshots(tmp_path) == []
+    assert writer.write(state(3))
+    assert writer.write(state(4))
+    assert len(attempts) == 3
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    Snapshots(tmp_path, 0, print).write(state(1))
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_copies_share_nothing() -> None:
+    source = {"a": [torch.ones(2), {"b": (torch.zeros(1), "x", None)}]}
+    copied = copy_to_cpu(source)
+    source["a"][0].fill_(5)  # type: ignore[union-attr]
+    assert copied["a"][0].tolist() == [1, 1]
+    assert copied["a"][1]["b"][1:] == ("x", None)

@@ -1,0 +1,213 @@
+"""Put together what a run trains: model, criterion, plan, optimizer; anew or as a checkpoint has them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve.preprocess import Preprocess
+from train.augment import View
+from train.config import TrainConfig
+from train.data import Data, ImageSet, class_weights
+from train.device import Precision, candidates, choose_precision
+from train.distributed import Ranks, on_main
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.loop import Criterion
+from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
+from train.pixels import PixelCache, open_cache, training_entries, validation_entries
+from train.retune import head_trainee, retuning
+from train.snapshots import Position, Say
+from train.trainee import History, Trainee, build_trainee, is_retuning, restore
+
+
+@dataclass
+class Job:
+    """Everything that one rank trains with. Only `trainee`, `history` and `stage` change."""
+
+    config: TrainConfig
+    stage: TrainConfig
+    """The settings of the epochs that are under way: the run's, or those of re-tuning."""
+    data: Data
+    ranks: Ranks
+    device: torch.device
+    num_workers: int
+    plan: EpochPlan
+    criterion: Criterion
+    teacher: ImageClassifier | None
+    soft_targets: Tensor | None
+    trainee: Trainee
+    history: History
+    position: Position
+    """Where the first epoch begins; later ones begin at their start."""
+
+    cache: PixelCache | None
+    """Of the training images; None: they are decoded in each epoch."""
+    val_cache: PixelCache | None
+
+    def train_loader(self) -> Loader:
+        """Of the stage's view."""
+        return self._loader(self.data.train, View(self.stage), self.cache)
+
+    def val_loader(self) -> Loader:
+        transform = self.config.preprocess() if self.val_cache is None else None
+        return self._loader(self.data.val, transform, self.val_cache)
+
+    def _loader(
+        self, images: ImageSet, transform: View | Preprocess | None, cache: PixelCache | None
+    ) -> Loader:
+        dataset = PixelDataset(images, self.config.seed, transform, cache)
+        return Loader(dataset, self.num_workers, pin_memory=self.device.type == "cuda")
+
+    def parameters(self) -> dict[str, Any]:
+        """What a comparison of runs wants to know."""
+        return {
+            **self.config.to_dict(),
+            "world_size": self.ranks.world_size,
+            "precision_used": str(self.trainee.precision),
+            "num_parameters": sum(p.numel() for p in self.trainee.model.parameters()),
+            "num_classes": len(self.data.train.class_names),
+            "num_train": len(self.data.train),
+            "num_val": len(self.data.val),
+            "data_digest": self.data.digest,
+        }
+
+
+def assemble(
+    config: TrainConfig,
+    data: Data,
+    state: dict[str, Any] | None,
+    ranks: Ranks,
+    device: torch.device,
+    num_workers: int,
+    say: Say,
+) -> Job:
+    """On every rank alike; with `state`, a checkpoint's, what it describes."""
+    classes = data.train.class_names
+    model, notes = build_everywhere(config, ranks, classes, state)
+    model.to(device)
+    for note in notes:
+        say(note)
+    weights = class_weights(data.train) if config.class_weights == "balanced" else None
+    share = config.teacher_share if config.teacher else 0.0
+    criterion = Criterion(config.label_smoothing, weights, share, config.teacher_temperature).to(device)
+    teacher = load_teacher(config.teacher, classes, model.zoom)
+    plan = EpochPlan(
+        len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
+    )
+    if state is not None:
+        precision = Precision(**state["precision"])
+    else:
+        precision = fastest_precision(
+            config, model, criterion, plan.micro_batch_size, len(classes), ranks, device, say
+        )
+    stage, trainee = config, build_trainee(config, model, plan.steps, precision, ranks, device)
+    if state is not None and is_retuning(state):
+        stage = retuning(config)
+        trainee = head_trainee(trainee, stage, plan, ranks, device)
+    soft = data.train.targets
+    cache, val_cache = open_caches(config, data, ranks, say)
+    return Job(
+        config,
+        stage,
+        data,
+        ranks,
+        device,
+        num_workers,
+        plan,
+        criterion,
+        teacher=None if teacher is None else teacher.to(device),
+        soft_targets=None if soft is None else torch.from_numpy(soft).to(device),
+        trainee=trainee,
+        history=restore(state, trainee, data, config) if state else History(),
+        position=Position(**state["position"]) if state and "position" in state else Position(),
+        cache=cache,
+        val_cache=val_cache,
+    )
+
+
+def build_everywhere(
+    config: TrainConfig, ranks: Ranks, class_names: tuple[str, ...], resumed: dict[str, Any] | None
+) -> tuple[ImageClassifier, list[str]]:
+    """The same initial weights on every rank. A download happens once, on rank 0, into its cache."""
+    weights = "" if resumed else config.weights
+
+    def build() -> tuple[ImageClassifier, list[str]]:
+        torch.manual_seed(config.seed)
+        model, notes = build_model(
+            config.model,
+            len(class_names),
+            config.image_size,
+            weights,
+            config.dropout,
+            config.drop_path,
+            class_names,
+        )
+        evaluated = config.preprocess().size
+        notes += add_subject_crop(model, config.to_dict(), evaluated, resumed and resumed["model"])
+        for size in {config.input_size(config.train_size(0)), evaluated} - {config.image_size}:
+            try_forward(model, config.model, len(class_names), size)
+        model.flip_tta = config.flip_tta
+        if config.freeze:
+            notes.append(model.freeze(config.freeze))
+            if not config.weights:
+                notes.append("warning: --freeze without --weights: the frozen layers are random")
+        return model, notes
+
+    if weights == "default":
+        on_main(ranks, lambda: build()[1])
+    return build()
+
+
+def open_caches(
+    config: TrainConfig, data: Data, ranks: Ranks, say: Say
+) -> tuple[PixelCache | None, PixelCache | None]:
+    """Of training and validation images. Rank 0 builds them and says so; the ranks of another machine
+    build their own if they do not see its files."""
+    mode = config.pixel_cache
+    if mode == "off" or (mode == "auto" and config.epochs + config.retune_epochs == 1):
+        return None, None
+    folder = Path(config.output) / ".cache"
+
+    def open_both() -> tuple[PixelCache | None, PixelCache | None]:
+        return (
+            open_cache(folder, data.train, training_entries(config), mode, say),
+            open_cache(folder, data.val, validation_entries(config), mode, say),
+        )
+
+    on_main(ranks, lambda: bool(open_both()))
+    return open_both()
+
+
+def fastest_precision(
+    config: TrainConfig,
+    model: ImageClassifier,
+    criterion: Criterion,
+    batch_size: int,
+    num_classes: int,
+    ranks: Ranks,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Precision:
+    """Times whole training steps on copies of the model where the settings leave a choice."""
+    size = config.input_size(config.image_size)
+    images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8).to(device)
+    targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
+
+    def make_step(precision: Precision) -> Callable[[], None]:
+        trainee = build_trainee(config, copy.deepcopy(model), 1, precision, ranks, device)
+        trainee.model.train()
+
+        def step() -> None:
+            trainee.backward(criterion(trainee.forward(images), targets).mean())
+            trainee.update(config.clip_grad)
+
+        return step
+
+    precision, seconds = choose_precision(candidates(config, device), make_step, device)
+    if seconds:
+        say("seconds a step: " + "; ".join(f"{name} {s:.3f}" for name, s in seconds.items()))
+    return precision

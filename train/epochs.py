@@ -1,0 +1,140 @@
+"""The epochs of a run, with a snapshot now and then, and an end in order when told to stop."""
+
+from functools import partial
+from pathlib import Path
+
+from train.assemble import Job
+from train.augment import PairMix
+from train.config import TrainConfig
+from train.distributed import Agreement
+from train.loop import Running, evaluate, train_one_epoch
+from train.metrics import Evaluation
+from train.preemption import Preempted, StopRequest
+from train.retune import begin_retuning, retuning
+from train.rundir import save_best
+from train.snapshots import Position, Say, Snapshots, copy_to_cpu
+from train.tracking import NullTracker
+from train.trainee import History, checkpoint_state
+
+
+class Epochs:
+    """Trains until the run is complete, at `stop_after`, or told to stop."""
+
+    def __init__(self, job: Job, folder: Path, tracker: NullTracker, stop: StopRequest, say: Say):
+        self.job, self.folder, self.tracker, self.stop, self.say = job, folder, tracker, stop, say
+        self.snapshots = Snapshots(folder / "checkpoints", job.config.snapshot_minutes, say)
+        self.agreement = Agreement(job.ranks)
+        self.val_loader = job.val_loader()
+        self.train_loader = job.train_loader()
+        self.running = Running(job.ranks, job.device, job.position)
+
+    def run(self) -> None:
+        """
+        Raises:
+            Preempted: a rank was told to stop; a snapshot is written.
+        """
+        self.stop.noted = True
+        try:
+            while not self.job.history.stopped(self.job.config):
+                self._one_epoch()
+                self.running = Running(self.job.ranks, self.job.device)
+        except Preempted:
+            position = self.running.position(self.job.ranks, self.job.stage is not self.job.config)
+            if self.job.ranks.is_main:
+                self.snapshots.write(self._state(position))
+            raise
+        finally:
+            self.stop.noted = False
+            self.snapshots.finish()
+        self.agreement.settle()
+        if self.snapshots.owed is not None:
+            self.snapshots.owed()  # the last chance: now the error counts
+
+    def _one_epoch(self) -> None:
+        job = self.job
+        if job.history.retuning(job.config) and job.stage is job.config:
+            self._begin_retuning()
+        values = train_one_epoch(
+            job.trainee,
+            job.criterion,
+            self.train_loader,
+            job.plan,
+            PairMix(job.stage, len(job.data.train.class_names)),
+            job.stage,
+            job.ranks,
+            job.device,
+            job.history.epochs_done,
+            job.soft_targets,
+            job.teacher,
+            self.running,
+            self._after_step,
+        )
+        metrics, evaluation = evaluate(
+            job.trainee.evaluated,
+            job.criterion,
+            self.val_loader,
+            job.data.val,
+            2 * job.plan.micro_batch_size,
+            job.ranks,
+            job.device,
+            job.config.clip_probabilities,
+            self._after_batch,
+        )
+        improved = job.history.update(metrics, job.config)
+        if evaluation is not None:  # rank 0
+            self._save(values | metrics, evaluation, improved)
+
+    def _begin_retuning(self) -> None:
+        job = self.job
+        job.stage = retuning(job.config)
+        self.train_loader = job.train_loader()
+        epoch = job.history.epochs_done
+        job.trainee = begin_retuning(
+            job.trainee, job.stage, self.train_loader, job.plan, epoch, job.ranks, job.device
+        )
+
+    def _after_step(self) -> None:
+        """At most two steps after a signal, or after a snapshot is due, all ranks know and act alike."""
+        job, step = self.job, self.running.step
+        due = self._stop_if_told(job.ranks.is_main and self.snapshots.due())
+        every = job.config.snapshot_steps
+        done = job.history.epochs_done * job.plan.steps + step
+        if step < job.plan.steps and (due or (every and done % every == 0)):
+            position = self.running.position(job.ranks, job.stage is not job.config)
+            if job.ranks.is_main:
+                self.snapshots.begin(self._state(position))
+
+    def _after_batch(self) -> None:
+        self._stop_if_told()
+
+    def _stop_if_told(self, due: bool = False) -> bool:
+        told, due_on_main = self.agreement.exchange(bool(self.stop.received), due)
+        if told:
+            raise Preempted
+        return bool(due_on_main)
+
+    def _state(self, position: Position | None = None) -> dict[str, object]:
+        job = self.job
+        return checkpoint_state(
+            job.trainee, job.history, job.data, job.config, self.tracker.run_id, position
+        )
+
+    def _save(self, values: dict[str, float], evaluation: Evaluation, improved: bool) -> None:
+        """What an epoch leaves behind: metrics, the best checkpoint, a snapshot."""
+        job = self.job
+        self.tracker.log_metrics(job.history.epochs_done, values)
+        state = copy_to_cpu(self._state())  # of this epoch, also when it can be written only later
+        best = partial(save_best, self.folder, state, job.data, evaluation, job.config)
+        self.snapshots.write(state, best if improved else None)
+        self.tracker.send()
+        self.say(epoch_line(job.history, job.config, values, improved))
+
+
+def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
+    return (
+        f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: "
+        f"train/loss {values['train/loss']:.4f}, train/accuracy {values['train/accuracy']:.4f}, "
+        f"val/loss {values['val/loss']:.4f}, val/accuracy {values['val/accuracy']:.4f}, "
+        f"val/log_loss {values['val/log_loss']:.4f}, lr {values['lr']:.2e}, "
+        f"{values['images_per_second']:.0f} images/s{' *best*' if improved else ''}"
+    )

@@ -1,0 +1,137 @@
+"""Which run the same command goes on with, and that one process at a time writes in it."""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from train.checkpoint import CheckpointError, load_checkpoint
+from train.config import TrainConfig, parse_config
+from train.snapshots import Say, list_snapshots
+from train.trainee import History, changed_settings
+
+WAIT_FOR_LOCK_SECONDS = 60.0  # torchrun gives the processes of an earlier start 30 s to end
+LOCK = ".lock"
+
+
+def started_at() -> time.struct_time:
+    """When the job began: torchrun's start, which a restart of its processes does not change."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(psutil.Error):
+            return time.localtime(psutil.Process(os.getppid()).create_time())
+    return time.localtime()
+
+
+def settle_run(config: TrainConfig) -> TrainConfig:
+    """Set `resume` to the run directory that this command goes on with, or to "" for a new one.
+
+    `config` has a name unless `resume` is auto. An unfinished run of the same name and settings is gone on
+    with: what a job that was killed needs is the same command.
+
+    Raises:
+        ValueError: the name is taken by a finished run (unless `resume` is auto), by a run of other
+            settings, or by something else.
+    """
+    if config.resume not in ("", "auto"):
+        return config
+    asked = config.resume == "auto"
+    output = Path(config.output)
+    if config.name:
+        folder = output / config.name
+        if not folder.exists():
+            return config.replace(resume="")
+        if folder.is_dir() and not any(folder.iterdir()):  # killed between two instructions
+            return config.replace(resume=str(folder))
+        saved = read_settings(folder)
+        if saved is None:
+            raise ValueError(f"{str(folder)!r} exists and is not a run directory: choose another --name")
+        changed = changed_settings(saved.to_dict(), config)
+        if changed:
+            raise ValueError(
+                f"run {str(folder)!r} exists with other settings ({changed}): choose another --name, or "
+                f"go on with it by --resume {folder}"
+            )
+        if not asked and is_finished(folder, config):
+            raise ValueError(
+                f"run {str(folder)!r} exists and is finished: choose another --name, or give "
+                f"--resume {folder} and more --epochs"
+            )
+        return config.replace(resume=str(folder))
+    for folder in sorted(output.iterdir() if output.is_dir() else (), key=_age):
+        saved = read_settings(folder)
+        if saved is None or changed_settings(saved.to_dict(), config) or saved.data != config.data:
+            continue
+        if not is_finished(folder, config) and not is_locked(folder):
+            return config.replace(resume=str(folder), name=folder.name)
+    return config.replace(resume="")
+
+
+def read_settings(folder: Path) -> TrainConfig | None:
+    """None if there are none, or none that this version understands."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return parse_config(["--config", str(path)])
+    except ValueError:
+        return None
+
+
+def is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Its epochs are done, by its newest whole checkpoint, and its report is drawn."""
+    if not (folder / "figures" / "worst_mistakes.png").exists():
+        return False
+    checkpoints = folder / "checkpoints"
+    for path in [*list_snapshots(checkpoints), checkpoints / "last.pt"]:
+        try:
+            return History(**load_checkpoint(path, "meta")["history"]).complete(config)
+        except CheckpointError:
+            continue
+    return False
+
+
+@contextmanager
+def only_writer(folder: Path, say: Say) -> Iterator[None]:
+    """Hold the run directory's lock, waiting a minute for a process that is about to end.
+
+    It goes with the process, however that ends. A file system without locks is trusted.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        deadline, told = time.monotonic() + WAIT_FOR_LOCK_SECONDS, False
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                raise ValueError(f"run {str(folder)!r} is being trained by another process: end that first")
+            if not told:
+                say(f"waiting for another process to leave {folder}")
+                told = True
+            time.sleep(0.2)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    with suppress(OSError), open(folder / LOCK, "r+", encoding="utf-8") as file:
+        return not _lock(file)
+    return False
+
+
+def _lock(file: Any) -> bool:
+    """Record locks, unlike those of flock, are not inherited by loader processes, which may live on."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+    return True
+
+
+def _age(folder: Path) -> float:
+    return -folder.stat().st_mtime
