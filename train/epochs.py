@@ -10,6 +10,7 @@ from train.distributed import Agreement
 from train.loop import Running, evaluate, train_one_epoch
 from train.metrics import Evaluation
 from train.preemption import Preempted, StopRequest
+from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
 from train.rundir import save_best
 from train.snapshots import Position, Say, Snapshots, copy_to_cpu
@@ -27,6 +28,8 @@ class Epochs:
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()
         self.running = Running(job.ranks, job.device, job.position)
+        steps = job.config.profile if job.ranks.is_main else 0
+        self.profiler = StepProfiler(steps, folder / "profile", job.device)
 
     def run(self) -> None:
         """
@@ -54,6 +57,7 @@ class Epochs:
         job = self.job
         if job.history.retuning(job.config) and job.stage is job.config:
             self._begin_retuning()
+        self.profiler.start()
         values = train_one_epoch(
             job.trainee,
             job.criterion,
@@ -69,6 +73,7 @@ class Epochs:
             self.running,
             self._after_step,
         )
+        self.profiler.stop()
         metrics, evaluation = evaluate(
             job.trainee.evaluated,
             job.criterion,
@@ -95,6 +100,7 @@ class Epochs:
 
     def _after_step(self) -> None:
         """At most two steps after a signal, or after a snapshot is due, all ranks know and act alike."""
+        self.profiler.step()
         job, step = self.job, self.running.step
         due = self._stop_if_told(job.ranks.is_main and self.snapshots.due())
         every = job.config.snapshot_steps
