@@ -3,7 +3,7 @@
     python benchmarks/restarts.py --jobs 20
 
 Each job is a plain `torchrun --nproc_per_node=2 --max-restarts=3 train/main.py`, on drawn images. Prints a
-line for each: the step of the kill, seconds from the kill to the first new step, steps that were done twice.
+line for each: the step of the kill, seconds from the kill to the first new step, how much was done twice.
 Exit code: 0 when all finished with the weights of the quiet run.
 """
 
