@@ -34,16 +34,9 @@ def common(args: argparse.Namespace, model: str) -> list[str]:
 
 def run_other(loop: str, data: Path, args: argparse.Namespace, model: str) -> tuple[float, float]:
     """(images/s, share of waiting for data, here unknown)"""
-    command = [sys.executable, str(ROOT / "benchmarks" / "training_loops.py"), loop, "--data", str(data)]
-    command += [
-        "--model",
-        model,
-        "--image-size",
-        str(args.image_size),
-        "--batch-size",
-        str(args.batch_size),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, str(ROOT / "benchmarks" / "training_loops.py"), loop]
+    command += [*common(args, model), "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{loop}: {done.stderr}")
     values = json.loads(done.stdout.splitlines()[-1])
@@ -56,26 +49,10 @@ def run_purebred(
     """(images/s, share of waiting for data) of the second epoch."""
     name = f"run{len(list(folder.iterdir()))}"
     torchrun = Path(sys.executable).with_name("torchrun")
-    command = [
-        str(torchrun),
-        "--standalone",
-        f"--nproc_per_node={processes}",
-        str(ROOT / "train" / "main.py"),
-    ]
-    command += [
-        "--data",
-        str(data),
-        "--model",
-        model,
-        "--output",
-        str(folder),
-        "--name",
-        name,
-        "--epochs",
-        "2",
-    ]
-    command += ["--image-size", str(args.image_size), "--batch-size", str(args.batch_size), *flags]
-    command += ["--track", "false", "--val-fraction", "0.02", "--near-duplicates", "false"]
+    command = [str(torchrun), "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(ROOT / "train" / "main.py"), *common(args, model), "--data", str(data), *flags]
+    command += ["--output", str(folder), "--name", name, "--epochs", "2", "--track", "false"]
+    command += ["--val-fraction", "0.02", "--near-duplicates", "false"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout)
@@ -90,12 +67,8 @@ def middle(values: Sequence[float]) -> str:
 
 def table(name: str, speeds: dict[str, list[tuple[float, float]]]) -> str:
     best_other = [max(turn) for turn in zip(*([s for s, _ in speeds[o]] for o in OTHERS[1:]), strict=True)]
-    lines = [
-        f"### {name}",
-        "",
-        "| loop | images/s | times tutorial | times the best of references and timm | data share |",
-    ]
-    lines.append("|---|---|---|---|---|")
+    header = "| loop | images/s | times tutorial | times the best of references and timm | data share |"
+    lines = [f"### {name}", "", header, "|---|---|---|---|---|"]
     for loop, turns in speeds.items():
         values = [speed for speed, _ in turns]
         first = middle([v / base for v, (base, _) in zip(values, speeds[BASELINE], strict=True)])

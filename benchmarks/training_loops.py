@@ -100,7 +100,7 @@ def references(args: argparse.Namespace) -> tuple[Iterable[Any], Step]:
 
 
 def timm_like(args: argparse.Namespace) -> tuple[Iterable[Any], Step]:
-    """As timm's training script with --amp --amp-dtype bfloat16 --channels-last, its loader and optimizer."""
+    """As timm's training script with --amp --amp-dtype bfloat16 --channels-last: its loader and SGD."""
     from timm.data import create_loader
     from timm.optim import create_optimizer_v2
 

@@ -2,9 +2,11 @@
 
 import json
 import os
-import signal
+import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from train import tracking
+from train import registry, sync, tracking
 from train.config import TrainConfig
-from train.tracking import MetricsFile, MlflowTracker, NullTracker, build_tracker, metric_name, read_metrics
+from train.metrics_file import MetricsFile, NullTracker, read_metrics
+from train.tracking import MlflowTracker, build_tracker, metric_name, read_record
 
 DIGEST = "0123456789abcdef" * 4
 PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}
@@ -36,6 +39,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 60)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     use(monkeypatch, uri)
@@ -106,17 +110,19 @@ def test_the_status_is_the_one_given(store: str, status: str) -> None:
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
     first = whole_run("KILLED")
+    mlflow.MlflowClient(store).log_metric(first.run_id, "images_per_second", 7.0, step=2)
     t = tracker(1, first.run_id)  # the second epoch is done again
     t.start({**PARAMETERS, "lr": 0.5}, "data/train", DIGEST)
-    t.log_metrics(2, {"train/loss": 0.3, "val/accuracy": 0.8})
+    t.log_metrics(2, {"train/loss": 0.4, "val/accuracy": 0.75, "images_per_second": 9.0})
     t.log_metrics(3, {"train/loss": 0.2, "val/accuracy": 0.9})
     t.end("FINISHED")
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] == "0.1"
     assert run.data.params["resume.1.lr"] == "0.5"
-    assert dict(history(store, t.run_id, "val/accuracy")) == {1: 0.5, 2: 0.8, 3: 0.9}
-    assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.8, 0.9]
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75), (3, 0.9)]
+    assert history(store, t.run_id, "images_per_second") == [(2, 7.0)]
+    assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.75, 0.9]
 
 
 def test_a_server_that_refuses_costs_seconds_and_no_metrics(
@@ -143,12 +149,21 @@ def test_a_server_that_refuses_costs_seconds_and_no_metrics(
     assert "metrics.jsonl" in printed
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_what_a_server_missed_is_sent_when_it_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     t = tracker()
     use(monkeypatch, REFUSES)
     t.start(PARAMETERS, "data/train", DIGEST)
     t.log_metrics(1, METRICS[0])
+    assert t.run_id == ""
     use(monkeypatch, store)
+    wait_until(lambda: t.run_id != "")
     t.log_metrics(2, METRICS[1])
     t.end("FINISHED")
     (run,) = runs(store)
@@ -174,45 +189,126 @@ def test_a_server_that_goes_away_after_opening_the_run_does_not_lose_it(
     assert run.data.metrics["val/accuracy"] == 0.75
 
 
-def test_a_stop_in_the_middle_of_a_record_waits_until_it_is_written(
+def test_a_run_that_was_made_while_nobody_listened_is_found_again(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception out of a transaction leaves SQLite locked, and the run RUNNING for ever."""
+    """The answer came too late: asking once more must not make a second run."""
+    start_run = mlflow.start_run
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def too_late(**options: Any) -> None:
+        monkeypatch.setattr(mlflow, "start_run", start_run)
+        mlflow.MlflowClient().create_run("1", run_name=options["run_name"], tags=options["tags"])
+        raise TimeoutError("no answer")
 
-    log_batch = mlflow.MlflowClient.log_batch
+    mlflow.set_experiment("purebred")
+    monkeypatch.setattr(mlflow, "start_run", too_late)
+    whole_run()
+    assert [run.info.status for run in runs(store)] == ["FINISHED"]
 
-    def interrupted(*args: Any, **options: Any) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        log_batch(*args, **options)
 
+def test_a_server_that_hangs_holds_nobody_up(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("START_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(tracking, name, 0.3)
+    released = threading.Event()
+    set_experiment = mlflow.set_experiment
+
+    def hangs(*arguments: Any, **options: Any) -> Any:
+        released.wait(30)
+        return set_experiment(*arguments, **options)
+
+    monkeypatch.setattr(mlflow, "set_experiment", hangs)
+    t, slowest = tracker(), 0.0
+    t.start(PARAMETERS, "data/train", DIGEST)
+    for epoch in range(1, 101):
+        started = time.perf_counter()
+        t.log_metrics(epoch, METRICS[0])
+        t.send()
+        slowest = max(slowest, time.perf_counter() - started)
+    started = time.perf_counter()
+    t.end("FINISHED")
+    assert time.perf_counter() - started < 2
+    assert slowest < 0.1
+    assert "python train/sync.py" in capsys.readouterr().out
+    released.set()
+    t.over.wait(30)
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert len(history(store, t.run_id, "val/accuracy")) == 100
+
+
+def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) -> None:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        t.log_metrics(1, METRICS[0])
+        t.send()
+        time.sleep(0.5)
+        other.execute("commit")
+    t.log_metrics(2, METRICS[1])
+    t.end("FINISHED")
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
+
+
+def test_sync_sends_all_that_was_missed_once(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text("lr: 0.1")
+    use(monkeypatch, REFUSES)
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    for epoch, values in enumerate(METRICS, 1):
+        t.log_metrics(epoch, values)
+    t.log_files([Path("config.yaml")])
+    t.end("FINISHED")
+    assert sync.main(["."]) == 1
+    assert "MLflow does not answer" in capsys.readouterr().err
+    use(monkeypatch, store)
+    for _ in range(2):
+        assert sync.main(["."]) == 0
+        (run,) = runs(store)
+        assert run.info.status == "FINISHED"
+        assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
+        assert history(store, run.info.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
+        assert [f.path for f in mlflow.MlflowClient(store).list_artifacts(run.info.run_id)] == [
+            "config.yaml"
+        ]
+    record = read_record(Path("tracking.json"))
+    assert record is not None
+    assert record.run_id == run.info.run_id
+
+
+def test_sync_ends_the_run_of_a_process_that_was_killed(store: str) -> None:
     t = tracker()
     t.start(PARAMETERS, "data/train", DIGEST)
     t.log_metrics(1, METRICS[0])
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            t.send()
-        assert signal.getsignal(signal.SIGTERM) is interrupt
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert runs(store)[0].info.status == "RUNNING"
+    assert sync.main(["."]) == 0  # that thread never says how it ended
+    (run,) = runs(store)
+    assert run.info.status == "KILLED"
     assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
-    assert t.sent == 1
+
+
+def test_sync_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sync.main([str(tmp_path / "nothing")]) == 2
+    assert "has no readable tracking.json" in capsys.readouterr().err
 
 
 def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent = tracking.open_parent("purebred", "sweep", "", {"epochs": "3"})
+    parent = registry.open_parent("purebred", "sweep", "", {"epochs": "3"})
     for name, value in tracking.child_environment(parent, {"sweep.trial": "4"}).items():
         monkeypatch.setenv(name, value)
     done = whole_run()
+    Path("tracking.json").unlink()  # another run directory
     lost = tracker()
     lost.start({}, "data/train", DIGEST)
-    tracking.end_children(parent)
+    registry.end_children(parent)
     by_id = {run.info.run_id: run for run in runs(store)}
     for run_id, status in ((done.run_id, "FINISHED"), (lost.run_id, "KILLED")):
         assert by_id[run_id].info.status == status
@@ -220,10 +316,10 @@ def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
         assert by_id[run_id].data.tags["sweep.trial"] == "4"
     assert by_id[parent].info.status == "RUNNING"
     assert by_id[parent].data.params == {"epochs": "3"}
-    tracking.log_parent(parent, [("val/accuracy", 0.5, 0, 1000)] * 2, {"best.lr": "0.1"}, status="FINISHED")
+    registry.log_parent(parent, [("val/accuracy", 0.5, 0, 1000)] * 2, {"best.lr": "0.1"}, status="FINISHED")
     assert history(store, parent, "val/accuracy") == [(0, 0.5)]
     assert mlflow.MlflowClient(store).get_run(parent).info.status == "FINISHED"
-    assert tracking.open_parent("purebred", "sweep", parent, {}) == parent
+    assert registry.open_parent("purebred", "sweep", parent, {}) == parent
     assert mlflow.MlflowClient(store).get_run(parent).info.status == "RUNNING"
 
 
@@ -277,6 +373,20 @@ def test_without_tracking_metrics_are_in_the_file_alone(store: str) -> None:
     (row,) = read_metrics(Path("metrics.jsonl"))
     assert row == {"epoch": 1, "time": row["time"], **METRICS[0]}
     assert abs(row["time"] - time.time()) < 60
+
+
+def test_a_full_disk_stops_nothing_and_the_file_is_whole_again_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("metrics.jsonl")
+    t = MetricsFile(path, 0)
+    t.log_metrics(1, METRICS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+        t.log_metrics(2, METRICS[1])
+    assert "WARNING: metrics.jsonl was not written: [Errno 28] No space left" in capsys.readouterr().out
+    t.log_metrics(3, METRICS[1])
+    assert [row["epoch"] for row in read_metrics(path)] == [1, 2, 3]
 
 
 def test_lines_of_work_that_is_done_again_are_dropped() -> None:

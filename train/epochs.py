@@ -9,12 +9,12 @@ from train.config import TrainConfig
 from train.distributed import Agreement
 from train.loop import Running, evaluate, train_one_epoch
 from train.metrics import Evaluation
+from train.metrics_file import NullTracker
 from train.preemption import Preempted, StopRequest
 from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
 from train.rundir import save_best
 from train.snapshots import Position, Say, Snapshots, copy_to_cpu
-from train.tracking import NullTracker
 from train.trainee import History, checkpoint_state
 
 

@@ -25,11 +25,12 @@ from train.distributed import Ranks, limit_waiting, on_main, process_group, rank
 from train.epochs import Epochs
 from train.loader import EpochPlan
 from train.metrics import read_predictions
+from train.metrics_file import NullTracker
 from train.preemption import EXIT_CODE, Preempted, StopRequest, end_with_agent
 from train.resume import only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
-from train.tracking import NullTracker, build_tracker
+from train.tracking import build_tracker
 
 
 def run(

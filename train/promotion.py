@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.checkpoint import file_sha256, load_checkpoint
+from train.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.results import Predictions, RunResult, check_metrics, paired, read_predictions
 from train.significance import CONFIDENCE, PairedTest, paired_interval
-from train.tracking import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 

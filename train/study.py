@@ -14,8 +14,8 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import TrainConfig
+from train.registry import end_children, log_parent, open_parent
 from train.space import Space
-from train.tracking import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
 NOT_OF_THE_STUDY = ("name", "output", "num_workers")

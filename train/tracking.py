@@ -1,18 +1,17 @@
-"""The only importer of mlflow. Metrics are always written to metrics.jsonl first.
+"""A training run in MLflow. Metrics are always written to metrics.jsonl first.
 
-MLflow may be away, slow or broken: training goes on, and what it missed is sent with the next epoch.
+MLflow may be away, slow or broken: a thread of its own talks to it, training goes on, and what MLflow
+missed is sent later, by the thread or by train/sync.py. tracking.json in the run directory says what.
 """
 
 import json
 import os
 import re
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +19,21 @@ import mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
+from mlflow.entities import LoggedModelInput, Metric, Param
 
-from serve.metadata import CHECKPOINT_TAG, ModelMetadata
+from serve.metadata import CHECKPOINT_TAG
 from train.config import TrainConfig
+from train.metrics_file import MetricsFile, NullTracker
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SYSTEM_METRICS_SECONDS = 5
+START_SECONDS = 20.0  # training waits so long for the run's ID, which its checkpoints name
+END_SECONDS = 10.0  # and so long at its end; torchrun gives a process that is told to stop 30 s
+RETRY_SECONDS = 15.0
+LAST_TRIES = 3  # a locked database is free in a moment
 RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
-
-
-class NullTracker:
-    """The interface, and what ranks other than 0 have."""
-
-    run_id: str = ""
-    rows: Sequence[dict[str, Any]] = ()
-    """One for each epoch so far: {"epoch", "time", metric: value, ...}."""
-
-    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None: ...
-    def log_metrics(self, epoch: int, values: dict[str, float]) -> None: ...
-    def send(self) -> None: ...
-    def log_files(self, paths: list[Path]) -> None: ...
-    def end(self, status: str) -> None: ...
-
-
-class MetricsFile(NullTracker):
-    """metrics.jsonl alone: a row a line."""
-
-    rows: list[dict[str, Any]]
-
-    def __init__(self, path: Path, epochs_done: int):
-        """Lines after `epochs_done` belong to work that is done again, and are dropped."""
-        self.path = path
-        self.rows = [row for row in read_metrics(path) if row["epoch"] <= epochs_done]
-        if path.exists():
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-            temporary.replace(path)
-
-    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
-        row = {"epoch": epoch, "time": time.time(), **values}
-        self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+KEY_TAG = "purebred.key"
+OF_ITS_EXECUTION = ("images_per_second",)  # an epoch that is done again has other values, and no better
 
 
 def build_tracker(
@@ -76,65 +47,105 @@ def build_tracker(
     return MlflowTracker(config, path, epochs_done, run_id)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is done again
-            rows.append(json.loads(line))
-    return rows
+@dataclass
+class Record:
+    """What MLflow should have of a run, but for its metrics; kept in tracking.json."""
+
+    name: str
+    experiment: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """A tag by which the run is found again when its ID never reached us."""
+    tags: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
+    asked: bool = False
+    """MLflow was asked to make the run, and may have done so."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    data_source: str = ""
+    data_digest: str = ""
+    dataset_logged: bool = False
+    files: list[str] = field(default_factory=list)
+    """Files and folders that are still to be logged."""
+    status: str = "RUNNING"
+    complete: bool = False
+    """MLflow has all of it, the final status too."""
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        temporary.replace(path)
 
 
-class MlflowTracker(MetricsFile):
-    """Exactly one MLflow run for a training run, also after a resume (`run_id`)."""
+def read_record(path: Path) -> Record | None:
+    """None if there is none, or none that can be read."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
-    def __init__(self, config: TrainConfig, path: Path, epochs_done: int, run_id: str):
-        super().__init__(path, epochs_done)
-        self.config, self.run_id = config, run_id
-        self.resumed = bool(run_id)
-        self.sent = 0  # rows that MLflow has; after a resume all are sent again, which changes nothing
-        self.pending: list[Callable[[], object]] = []
 
-    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None:
-        connect()
-        # separate steps: one that fails is tried again, one that was done is not
-        self.pending.append(self._open_run)
-        self.pending.append(partial(self._log_parameters, parameters))
-        if not self.resumed:
-            self.pending.append(partial(_log_dataset, data_source, data_digest))
-        self.send()
+class Sender:
+    """Brings MLflow's run up to date with a record and rows; what fails is tried again by the next call.
 
-    def log_files(self, paths: list[Path]) -> None:
-        """Files go to the run's root, folders below their own name."""
-        for path in paths:
-            folder = path.name if path.is_dir() else None
-            self.pending.append(partial(_log_path, path, folder))
-        self.send()
+    Everything may be repeated and is logged once. Use it in one thread: MLflow's active run is of one.
+    """
 
-    def end(self, status: str) -> None:
-        """`status` is FINISHED, FAILED or KILLED."""
-        self.pending.append(lambda: mlflow.end_run(status))
-        self.send()
-        if self.pending:
-            print(f"warning: MLflow missed {len(self.pending)} records; metrics are in {self.path}")
+    def __init__(self, record: Record, path: Path, rows: list[dict[str, Any]], system_metrics: bool = True):
+        self.record, self.path, self.rows, self.system_metrics = record, path, rows, system_metrics
+        self.resumed = record.asked or bool(record.run_id)
+        self.opened = self.parameters_logged = self.ended = False
+        self.sent = 0
+        self.known: dict[str, dict[int, float]] = {}
+        """Of a run that goes on, what MLflow has of each metric: step -> value."""
+
+    def update(self) -> None:
+        """Raises whatever mlflow, requests or SQLAlchemy do."""
+        status = self.record.status  # looked at before the rows: the last of them comes before the end
+        if not self.opened:
+            self._open_run()
+        if not self.parameters_logged:
+            self._log_parameters()
+        if not self.record.dataset_logged:
+            _log_dataset(self.record.data_source, self.record.data_digest)
+            self.record.dataset_logged = True
+        self._send_rows()
+        while self.record.files:
+            _log_path(Path(self.record.files[0]))
+            del self.record.files[0]
+        if status != "RUNNING" and not self.ended:
+            mlflow.end_run(status)
+            self.ended = self.record.complete = True
+        self.record.save(self.path)
 
     def _open_run(self) -> None:
-        mlflow.set_experiment(self.config.experiment)
+        connect()
+        record = self.record
+        experiment = mlflow.set_experiment(record.experiment).experiment_id
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-        which = {"run_id": self.run_id} if self.run_id else {"run_name": self.config.name}
-        tags = json.loads(os.environ.get(RUN_TAGS, "{}"))
-        self.run_id = mlflow.start_run(**which, tags=tags, log_system_metrics=True).info.run_id
+        if not record.run_id and record.asked:
+            asked_for = f"tags.`{KEY_TAG}` = '{record.key}'"
+            found = mlflow.MlflowClient().search_runs([experiment], asked_for, max_results=1)
+            record.run_id = found[0].info.run_id if found else ""
+        which: dict[str, Any] = {"run_id": record.run_id} if record.run_id else {"run_name": record.name}
+        if not record.run_id:
+            which["tags"] = {**record.tags, KEY_TAG: record.key}
+            record.asked = True
+            record.save(self.path)
+        record.run_id = mlflow.start_run(**which, log_system_metrics=self.system_metrics).info.run_id
+        record.save(self.path)
+        self.opened = True
 
-    def _log_parameters(self, parameters: dict[str, Any]) -> None:
+    def _log_parameters(self) -> None:
         """MLflow keeps a parameter's first value: a resumed run logs what changed as resume.EPOCH.NAME."""
-        values = {key: str(value) for key, value in parameters.items()}
+        values = {key: str(value) for key, value in self.record.parameters.items()}
         if self.resumed:
-            known = mlflow.get_run(self.run_id).data.params
-            values = {f"resume.{len(self.rows)}.{k}": v for k, v in values.items() if known.get(k, v) != v}
+            known = mlflow.get_run(self.record.run_id).data.params
+            changed = {k: v for k, v in values.items() if known.get(k, v) != v}
+            values = {k: v for k, v in values.items() if k not in known}
+            values |= {f"resume.{len(self.rows)}.{k}": v for k, v in changed.items()}
         params = [Param(key, value) for key, value in values.items()]
         for start in range(0, len(params), 100):  # MLflow's limit for one call
-            mlflow.MlflowClient().log_batch(self.run_id, params=params[start : start + 100])
+            mlflow.MlflowClient().log_batch(self.record.run_id, params=params[start : start + 100])
+        self.parameters_logged = True
 
     def _send_rows(self) -> None:
         rows = self.rows[self.sent :]
@@ -142,48 +153,108 @@ class MlflowTracker(MetricsFile):
             Metric(metric_name(name), value, int(row["time"] * 1000), row["epoch"])
             for row in rows
             for name, value in row.items()
-            if name not in ("epoch", "time")
+            if name not in ("epoch", "time") and not self._has(name, value, row["epoch"])
         ]
         for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
-            mlflow.MlflowClient().log_batch(self.run_id, metrics[start : start + 1000])
+            mlflow.MlflowClient().log_batch(self.record.run_id, metrics[start : start + 1000])
         self.sent += len(rows)
 
+    def _has(self, name: str, value: float, epoch: int) -> bool:
+        """Whether MLflow knows this already; an epoch that was done again may have another time."""
+        if not self.resumed:
+            return False
+        key = metric_name(name)
+        if key not in self.known:
+            history = mlflow.MlflowClient().get_metric_history(self.record.run_id, key)
+            self.known[key] = {metric.step: metric.value for metric in history}
+        if epoch not in self.known[key]:
+            return False
+        return name in OF_ITS_EXECUTION or np.array_equal(self.known[key][epoch], value, equal_nan=True)
+
+
+class MlflowTracker(MetricsFile):
+    """Exactly one MLflow run for a training run, also after a resume (`run_id`)."""
+
+    def __init__(self, config: TrainConfig, path: Path, epochs_done: int, run_id: str):
+        super().__init__(path, epochs_done)
+        place = path.with_name("tracking.json")
+        self.record = read_record(place) or Record(config.name, config.experiment)
+        self.record.run_id = self.record.run_id or run_id
+        self.record.dataset_logged = self.record.dataset_logged or bool(run_id)
+        self.record.status, self.record.complete = "RUNNING", False
+        self.sender = Sender(self.record, place, self.rows)
+        self.wake, self.tried, self.over = threading.Event(), threading.Event(), threading.Event()
+        self.ending = False
+        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    @property
+    def run_id(self) -> str:  # type: ignore[override]
+        return self.record.run_id
+
+    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None:
+        """Waits START_SECONDS at most for the run to be opened."""
+        self.record.parameters = {key: str(value) for key, value in parameters.items()}
+        self.record.data_source, self.record.data_digest = data_source, data_digest
+        self.record.tags |= json.loads(os.environ.get(RUN_TAGS, "{}"))
+        self.record.save(self.sender.path)
+        self.thread.start()
+        if not self.tried.wait(START_SECONDS):
+            print("warning: MLflow is slow; training begins meanwhile", flush=True)
+
     def send(self) -> None:
-        """Send what is pending and the new rows, in order, up to the first failure."""
-        try:
-            with interrupts_deferred():
-                while self.pending:
-                    self.pending[0]()
-                    del self.pending[0]
-                    self._send_rows()
-                self._send_rows()
-        except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            print(f"warning: MLflow does not answer; its records are kept for later: {reason}", flush=True)
+        self.wake.set()
+
+    def log_files(self, paths: list[Path]) -> None:
+        """Files go to the run's root, folders below their own name."""
+        self.record.files += [str(path) for path in paths]
+        self.wake.set()
+
+    def end(self, status: str) -> None:
+        """`status` is FINISHED, FAILED or KILLED. Waits END_SECONDS at most."""
+        self.record.status, self.ending = status, True
+        with suppress(OSError):  # a full disk, perhaps
+            self.record.save(self.sender.path)
+        self.wake.set()
+        self.over.wait(END_SECONDS)
+        if not self.record.complete:
+            folder = self.path.parent
+            print(
+                f"warning: MLflow missed something of this run; metrics are in {self.path}, and\n"
+                f"python train/sync.py {folder} sends all of it when MLflow is back",
+                flush=True,
+            )
+
+    def _work(self) -> None:
+        behind, left = False, LAST_TRIES
+        while True:
+            try:
+                self.sender.update()
+                if behind:
+                    print("MLflow answers again, and has what it missed", flush=True)
+                behind = False
+            except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
+                if not behind:
+                    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                    print(
+                        f"warning: MLflow does not answer; its records are kept for later: {reason}",
+                        flush=True,
+                    )
+                behind = True
+            self.tried.set()
+            if self.ending:
+                left -= 1
+                if self.record.complete or not left:
+                    break
+                time.sleep(1)
+                continue
+            self.wake.wait(RETRY_SECONDS if behind else None)
+            self.wake.clear()
+        self.over.set()
 
 
-@contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """SIGTERM and Ctrl-C take effect after the block: one in the middle of a transaction leaves SQLite
-    locked, and the run RUNNING for ever, for its last record is refused."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals do not come here, nor may handlers be set
-        return
-    received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    handlers = [signal.signal(number, lambda n, frame: received.append(n)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-        if received:
-            signal.raise_signal(received[0])
-
-
-def _log_path(path: Path, folder: str | None) -> None:
-    if folder:
-        mlflow.log_artifacts(str(path), folder)
+def _log_path(path: Path) -> None:
+    if path.is_dir():
+        mlflow.log_artifacts(str(path), path.name)
     else:
         mlflow.log_artifact(str(path))
 
@@ -204,11 +275,19 @@ def metric_name(name: str) -> str:
 
 
 def connect() -> None:
-    """Tracking URI, and bounds on how long a server that does not answer may hold us up."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    """Tracking URI, and bounds on how long a server that does not answer may hold us up.
+
+    No retries below ours: a request to make a run that was answered too late would be made twice.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         mlflow.set_tracking_uri(DEFAULT_URI)
+
+
+def child_environment(parent: str, tags: dict[str, str]) -> dict[str, str]:
+    """For a training process: its run becomes a child of the run `parent`, with these tags."""
+    return {RUN_TAGS: json.dumps({**tags, "mlflow.parentRunId": parent} if parent else tags)}
 
 
 def log_verified_model(
@@ -298,116 +377,3 @@ def log_scoring_run(
         client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
     client.set_terminated(run_id, "FINISHED", ended)
     return run_id
-
-
-# What train/promotion.py and train/sweep.py ask of MLflow. Unlike a training run they need its answers.
-
-
-@contextmanager
-def mlflow_answers() -> Iterator[None]:
-    """Turn mlflow's, requests' and SQLAlchemy's exceptions into a ValueError that names the server."""
-    connect()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    try:
-        yield
-    except ValueError:
-        raise
-    except Exception as error:  # they share no base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"MLflow at {mlflow.get_tracking_uri()}: {reason}") from error
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    version: str
-    run_id: str
-    metadata: ModelMetadata
-    """What the registered ONNX file says of itself."""
-
-
-def read_aliases(model: str) -> dict[str, str]:
-    """Alias -> version of a registered model."""
-    with mlflow_answers():
-        aliases = mlflow.MlflowClient().get_registered_model(model).aliases
-    return {alias: str(version) for alias, version in aliases.items()}  # some stores give numbers
-
-
-def read_version(model: str, version: str) -> ModelVersion:
-    with mlflow_answers():
-        run_id = mlflow.MlflowClient().get_model_version(model, version).run_id
-        proto = mlflow.onnx.load_model(f"models:/{model}/{version}")
-        metadata = ModelMetadata.from_props({prop.key: prop.value for prop in proto.metadata_props})
-    return ModelVersion(version, run_id, metadata)
-
-
-def move_alias(model: str, alias: str, version: str, seen: dict[str, str]) -> None:
-    """Give the alias to this version if all aliases still are what `seen` says.
-
-    MLflow has no compare-and-set: this look just before narrows the race to milliseconds, in which the
-    later of two wins.
-    """
-    aliases = read_aliases(model)
-    if aliases != seen:
-        raise ValueError(
-            f"the aliases of {model} changed meanwhile, from {seen} to {aliases}: run it again"
-        )
-    with mlflow_answers():
-        mlflow.MlflowClient().set_registered_model_alias(model, alias, version)
-
-
-def fetch_run_file(run_id: str, name: str, folder: Path) -> Path:
-    """Download a file that the run logged."""
-    with mlflow_answers():
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=mlflow.get_tracking_uri()
-        )
-    return Path(path)
-
-
-def child_environment(parent: str, tags: dict[str, str]) -> dict[str, str]:
-    """For a training process: its run becomes a child of the run `parent`, with these tags."""
-    return {RUN_TAGS: json.dumps({**tags, "mlflow.parentRunId": parent} if parent else tags)}
-
-
-def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, str]) -> str:
-    """Begin the run of a sweep, or go on with it (`run_id`); returns its ID. The runs below do not need it
-    to be active in this process."""
-    with mlflow_answers():
-        client = mlflow.MlflowClient()
-        if run_id:
-            client.update_run(run_id, status="RUNNING")
-        else:
-            experiment_id = mlflow.set_experiment(experiment).experiment_id
-            run_id = client.create_run(experiment_id, run_name=name).info.run_id
-            client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
-    return run_id
-
-
-def end_children(parent: str) -> None:
-    """Call while no trial is at work: runs of lost processes, which MLflow shows as RUNNING, are KILLED."""
-    with mlflow_answers():
-        client = mlflow.MlflowClient()
-        experiment = client.get_run(parent).info.experiment_id
-        lost = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
-        for run in client.search_runs([experiment], lost):
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
-def log_parent(
-    run_id: str,
-    points: Sequence[tuple[str, float, int, int]],
-    tags: dict[str, str],
-    files: Sequence[Path] = (),
-    status: str = "",
-) -> None:
-    """`points` are (metric, value, step, milliseconds), twice the same is one; `status` ends the run."""
-    with mlflow_answers():
-        client = mlflow.MlflowClient()
-        metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
-            client.log_batch(run_id, metrics[start : start + 1000])
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        for file in files:
-            client.log_artifact(run_id, str(file))
-        if status:
-            client.set_terminated(run_id, status)

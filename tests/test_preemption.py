@@ -1,0 +1,103 @@
+"""A signal is noted while ranks can agree on it, and ends the process elsewhere."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import REPOSITORY
+from torch.utils.data import DataLoader
+
+from train import preemption
+from train.preemption import StopRequest, ignore_stops
+
+
+@pytest.fixture
+def stop() -> StopRequest:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    request = StopRequest()
+    request.install()
+    yield request
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_nobody_looks_a_signal_ends_the_process(stop: StopRequest, number: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_somebody_looks_it_is_noted_also_when_it_comes_twice(stop: StopRequest, number: int) -> None:
+    """Ctrl-C reaches a rank from the terminal and from torchrun."""
+    stop.noted = True
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert stop.received == number
+
+
+def test_a_user_who_insists_is_obeyed(stop: StopRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "SECONDS_TO_INSIST", 0.0)
+    stop.noted = True
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_loader_processes_ignore_the_signal() -> None:
+    loader = DataLoader(range(8), num_workers=1, worker_init_fn=ignore_stops, persistent_workers=True)
+    batches = iter(loader)
+    assert int(next(batches)) == 0
+    (worker,) = psutil.Process().children()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        worker.send_signal(number)
+    assert [int(batch) for batch in batches] == list(range(1, 8))
+
+
+AGENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+RANK = """
+import time
+from train.preemption import StopRequest, end_with_agent
+StopRequest().install()
+end_with_agent()
+open("ready", "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_a_rank_does_not_outlive_torchrun_but_outlives_a_shell(torchrun: bool, tmp_path: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment |= {"TORCHELASTIC_RUN_ID": "none"} if torchrun else {}
+    agent = subprocess.Popen(
+        [sys.executable, "-c", AGENT, RANK],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert agent.stdout is not None
+    rank = psutil.Process(int(agent.stdout.readline()))
+    while not os.path.exists(os.path.join(tmp_path, "ready")):
+        assert rank.is_running()
+        time.sleep(0.05)
+    agent.kill()
+    agent.wait()
+    try:
+        rank.wait(20 if torchrun else 0.5)
+        assert torchrun, "it ended with its shell"
+    except psutil.TimeoutExpired:
+        assert not torchrun, "it trains on beside a new start"
+        rank.kill()

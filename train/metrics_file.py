@@ -1,0 +1,65 @@
+"""metrics.jsonl: what a run measured, whatever else is told of it."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+class NullTracker:
+    """The interface, and what ranks other than 0 have."""
+
+    run_id: str = ""
+    rows: Sequence[dict[str, Any]] = ()
+    """One for each epoch so far: {"epoch", "time", metric: value, ...}."""
+
+    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None: ...
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None: ...
+    def send(self) -> None: ...
+    def log_files(self, paths: list[Path]) -> None: ...
+    def end(self, status: str) -> None: ...
+
+
+class MetricsFile(NullTracker):
+    """metrics.jsonl alone: a row a line."""
+
+    rows: list[dict[str, Any]]
+
+    def __init__(self, path: Path, epochs_done: int):
+        """Lines after `epochs_done` belong to work that is done again, and are dropped."""
+        self.path = path
+        self.rows = [row for row in read_metrics(path) if row["epoch"] <= epochs_done]
+        self.whole = True
+        if path.exists():
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
+        row = {"epoch": epoch, "time": time.time(), **values}
+        self.rows.append(row)
+        try:
+            if not self.whole:
+                self._rewrite()
+            else:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            self.whole = True
+        except OSError as error:
+            self.whole = False
+            print(f"WARNING: {self.path} was not written: {error}; the next epoch tries again", flush=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is done again
+            rows.append(json.loads(line))
+    return rows

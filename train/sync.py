@@ -1,0 +1,64 @@
+"""Send MLflow what it missed of training runs.
+
+    python train/sync.py runs/NAME [runs/OTHER ...]
+
+What MLflow has already stays as it is, so that this can be done twice. A run whose processes are gone
+without saying how becomes KILLED. The server is MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db.
+
+Exit code: 0 MLflow has everything; 1 it does not answer; 2 not a run directory, or it is being trained.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+from collections.abc import Sequence
+
+from train.metrics_file import read_metrics
+from train.resume import is_locked
+from train.tracking import Sender, read_record
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    worst = 0
+    for folder in parser.parse_args(argv).runs:
+        try:
+            print(f"{folder}: MLflow run {sync(folder)} is complete")
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            worst = max(worst, 2)
+        except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            print(f"error: {folder}: MLflow does not answer: {reason}", file=sys.stderr)
+            worst = max(worst, 1)
+    return worst
+
+
+def sync(folder: Path) -> str:
+    """Returns the run's ID.
+
+    Raises:
+        ValueError: `folder` is no run that MLflow should have, or is being trained.
+    """
+    place = folder / "tracking.json"
+    record = read_record(place)
+    if record is None:
+        raise ValueError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
+    if is_locked(folder):
+        raise ValueError(f"{folder} is being trained: that process sends what is missing")
+    if record.status == "RUNNING":
+        record.status = "KILLED"
+    Sender(record, place, read_metrics(folder / "metrics.jsonl"), system_metrics=False).update()
+    return record.run_id
+
+
+if __name__ == "__main__":
+    sys.exit(main())
