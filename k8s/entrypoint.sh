@@ -6,12 +6,13 @@ action=${1:?one of train, export, score, merge, doctor}
 shift
 case $action in
 train)
-  # A pod that replaces another has the same arguments: it goes on with the run ($RUN) if that has a checkpoint.
+  # A pod that replaces another has the same arguments: it goes on with the run if that has a checkpoint.
   # A run directory without one holds no epoch and would be refused: it is moved aside, not deleted.
-  if [ -n "${RUN:-}" ] && [ -e "$RUN/checkpoints/last.pt" ]; then
-    set -- "$@" --resume "$RUN"
-  elif [ -n "${RUN:-}" ] && [ -d "$RUN" ]; then
-    mv "$RUN" "$RUN.unfinished.$(date +%s)" || [ ! -d "$RUN" ] # another node's pod may have been first
+  run=${RUNS:-/runs}/${RUN_NAME:?the name of the run}
+  if [ -e "$run/checkpoints/last.pt" ]; then
+    set -- "$@" --resume "$run"
+  elif [ -d "$run" ]; then
+    mv "$run" "$run.unfinished.$(date +%s)" || [ ! -d "$run" ] # another node's pod may have been first
   fi
   exec python -m torch.distributed.run "$@"
   ;;
