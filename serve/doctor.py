@@ -110,7 +110,7 @@ def examine(args: argparse.Namespace, deadline: float) -> Iterator[Finding]:
 
 
 def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
-    """`wanted` in MiB. Loader processes and nccl pass data through it, and die of SIGBUS when it is full."""
+    """`wanted` in MiB. Loader processes and nccl pass data through it: SIGBUS when it is full."""
     try:
         size = shutil.disk_usage(path).total / 2**20
     except OSError as error:
@@ -141,7 +141,7 @@ def processors(threads: int, processes: int, root: Path = Path("/")) -> Finding:
 
 
 def onnxruntime_provider(provider: str, precision: str, model: Path | None) -> Finding:
-    """With a model the session is asked: onnxruntime itself lists what it was built for, not what is there."""
+    """With a model its session is asked: onnxruntime lists what it was built for, not what is there."""
     try:
         import onnxruntime as ort
 
