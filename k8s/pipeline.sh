@@ -38,7 +38,9 @@ wait_for() {
   while ((SECONDS < deadline)) && ! conditions "$job" | grep -qEx 'Complete|Failed'; do
     waiting=()
     for condition in Complete Failed; do
-      in_namespace wait --for "condition=$condition" "$job" --timeout "$((deadline - SECONDS))s" >/dev/null 2>&1 &
+      # Not in_namespace: of a function in the background, kill would end the shell around kubectl.
+      kubectl --namespace "$namespace" wait --for "condition=$condition" "$job" \
+        --timeout "$((deadline - SECONDS))s" >/dev/null 2>&1 &
       waiting+=($!)
     done
     wait -n "${waiting[@]}" || sleep 1

@@ -1,7 +1,7 @@
 """Kubernetes manifests for the tests: rendered, read strictly, and judged as an API server would.
 
-`refusals` and `restricted` know part of what schemas cannot say (Kubernetes' validation.go of core, batch and
-apps; the Pod Security Standards).
+`refusals` and `restricted` know part of what schemas cannot say (Kubernetes' validation.go of core, batch
+and apps; the Pod Security Standards).
 """
 
 import re
