@@ -1,4 +1,4 @@
-"""The permutation that takes no memory: each index exactly once, and no pattern that training could feel."""
+"""The permutation that takes no memory: each index exactly once, and no pattern to be felt in training."""
 
 import numpy as np
 import pytest
