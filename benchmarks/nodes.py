@@ -2,18 +2,18 @@
 
     sudo python benchmarks/nodes.py --nodes 2
 
-Each node is a network namespace with a torchrun agent, started through k8s/entrypoint.sh as in a pod; they meet
-through c10d rendezvous over virtual cables (veth) and a bridge, and share the file system. As the Job controller
-does, a node whose agent failed is started again with the same arguments. One run is left alone; in the other,
-faults strike after given epochs:
+Each node is a network namespace with a torchrun agent, started through k8s/entrypoint.sh as in a pod. They
+meet through c10d rendezvous over virtual cables (veth) and a bridge, and share the file system. As the Job
+controller does, a node whose agent failed is started again with the same arguments. One run is left alone;
+in the other, faults strike after given epochs:
 
     killed      every process of the last node, with SIGKILL
     first       the same with the node that hosts the rendezvous
     cut         the last node's cable is out for some seconds
-    power       the cable is out, the node's processes are gone without a word to the others, the cable is back
+    power       the cable is out, the processes are gone without a word to the others, the cable is in
 
-Prints for each fault the time until the next epoch was done and the epochs that were done again, and compares
-the weights of the two runs. Needs root and iproute2; says so and does nothing without.
+Prints for each fault the time until the next epoch was done and how many nodes were started again, and
+compares the weights of the two runs. Needs root and iproute2; says so and does nothing without.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def ip(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def network(nodes: int) -> Iterator[None]:
-    """Namespaces PREFIX-0, ... with the addresses 10.77.0.1, ... on one bridge; the machine's own is untouched."""
+    """Namespaces PREFIX-0, ... with the addresses 10.77.0.1, ... on a bridge."""
     names = [HUB, *(f"{PREFIX}-{node}" for node in range(nodes))]
     try:
         for name in names:

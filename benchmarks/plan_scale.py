@@ -3,8 +3,8 @@
     python benchmarks/plan_scale.py --samples 1000000000 --ranks 1024
 
 Each rank plans for itself and alone, so a few ranks stand for all; each is a process of its own. Memory is
-what planning adds to the process's peak, after torch and numpy are imported. Fails when a rank needs more than
-50 MB or when the start of an epoch or a resume takes more than a second.
+what planning adds to the process's peak, after torch and numpy are imported. Fails when a rank needs more
+than 50 MB or when the start of an epoch or a resume takes more than a second.
 """
 
 import argparse
