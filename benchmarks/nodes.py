@@ -136,6 +136,8 @@ class Job:
 
     def command(self, node: int) -> list[str]:
         return [
+            # a core each: two nodes that both start a thread for every core would wait for one another
+            *("taskset", "--cpu-list", str(node % (os.cpu_count() or 1))),
             *("ip", "netns", "exec", f"{PREFIX}-{node}", str(ROOT / "k8s" / "entrypoint.sh"), "train"),
             *(f"--nnodes={self.nodes}", "--nproc-per-node=1", "--max-restarts=0", "--rdzv-backend=c10d"),
             *(f"--rdzv-id={self.name}", f"--rdzv-endpoint={address(0)}:{PORT}"),
@@ -241,6 +243,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=900, help="seconds for a run; default: %(default)g")
     parser.add_argument("--keep", type=Path, help="folder for runs and logs; default: a temporary one")
     args = parser.parse_args()
+    for ending in (signal.SIGTERM, signal.SIGINT):  # the namespaces go in any case
+        signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     if reason := why_not():
         print(f"skipped: no network namespaces here: {reason}")
         return 0
@@ -252,7 +256,7 @@ def main() -> int:
         make_sample(folder / "sample", train_per_class=100, num_test=2)
         data = folder / "sample" / "train"
         quiet = Job(data, folder, "quiet", args.nodes, args.epochs)
-        print(f"quiet run: {quiet.run({}, args.limit):.1f} s\n")
+        print(f"quiet run: {quiet.run({}, args.limit):.1f} s\n", flush=True)
         print(
             "| fault | after epoch | seconds to the next epoch | nodes started again |\n|---|---|---|---|"
         )

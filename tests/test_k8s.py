@@ -28,6 +28,7 @@ from manifests import (
     render,
     restricted,
 )
+from mlflow.server.security_utils import is_allowed_host_header
 from torch.distributed.run import get_args_parser
 
 import export.main
@@ -440,7 +441,9 @@ def test_the_tracking_server_understands_its_arguments_and_answers_to_its_servic
     context = mlflow.cli.cli.commands[action].make_context(action, arguments)
     hosts = context.params["allowed_hosts"].split(",")
     uri = named(documents, "ConfigMap", "pipeline")["data"]["MLFLOW_TRACKING_URI"]
-    assert uri.removeprefix("http://") in hosts
+    for host in (uri.removeprefix("http://"), "mlflow.purebred.svc.cluster.local:5000", "localhost:5000"):
+        assert is_allowed_host_header(hosts, host)
+    assert not is_allowed_host_header(hosts, "evil.example:5000")
     assert context.params["port"] == server["ports"][0]["containerPort"]
 
 
