@@ -406,6 +406,7 @@ def test_numbers_that_belong_together_agree(overlay: str, tmp_path: Path) -> Non
         assert pod.job.get("completions", 1) == pod.job.get("parallelism", 1) == nodes
         if nodes > 1:
             assert torchrun.max_restarts == 0
+            assert pod.job["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
             host, _, port = torchrun.rdzv_endpoint.partition(":")
             service = pod.spec["subdomain"]
             assert host == f"{pod.owner.removeprefix('Job/')}-0.{service}"
