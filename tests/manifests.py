@@ -292,3 +292,21 @@ def expand(container: Manifest, documents: list[Manifest]) -> list[str]:
         re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], argument)
         for argument in [*container.get("command", []), *container.get("args", [])]
     ]
+
+
+def jobs(overlay: str) -> list[Pod]:
+    """The pods of this project's own programs."""
+    return [pod for pod in pods(render(overlay)) if pod.job]
+
+
+def first_words(pod: Pod) -> set[str]:
+    return {each["args"][0] for each in pod.spec["containers"] if each.get("args")}
+
+
+def container(job: Manifest) -> Manifest:
+    first: Manifest = job["spec"]["template"]["spec"]["containers"][0]
+    return first
+
+
+def deployment(documents: list[Manifest]) -> Manifest:
+    return container(named(documents, "Deployment", "mlflow"))
