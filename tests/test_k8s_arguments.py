@@ -56,6 +56,7 @@ def test_every_containers_arguments_are_understood_by_the_program_it_starts(
             if action == "train":
                 _, config = parse_torchrun(arguments, settings)
                 assert (config.output, config.name) == ("/runs", "first")
+                assert config.resume == "auto"  # a pod that replaces another goes on with its run
                 assert config.data.startswith("/data/")
             else:
                 parsers[action]().parse_args(arguments)

@@ -18,12 +18,10 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def entrypoint(tmp_path: Path, *arguments: str, code: int = 0, run_name: str = "first") -> list[str]:
+def entrypoint(tmp_path: Path, *arguments: str, code: int = 0) -> list[str]:
     """What it starts python with."""
     program(tmp_path / "bin" / "python", PYTHON)
-    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RUNS": str(tmp_path / "runs")}
-    if run_name:
-        environment["RUN_NAME"] = run_name
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(
         [K8S / "entrypoint.sh", *arguments], env=environment, capture_output=True, text=True
     )
@@ -32,6 +30,8 @@ def entrypoint(tmp_path: Path, *arguments: str, code: int = 0, run_name: str = "
 
 
 def test_each_action_is_one_command_with_its_arguments_untouched(tmp_path: Path) -> None:
+    train = ["--standalone", "train/main.py", "--name=first"]
+    assert entrypoint(tmp_path, "train", *train) == ["-m", "torch.distributed.run", *train]
     assert entrypoint(tmp_path, "export", "--run", "a b") == ["export/main.py", "--run", "a b"]
     assert entrypoint(tmp_path, "score", "*") == ["serve/main.py", "*"]
     assert entrypoint(tmp_path, "merge", "x") == ["serve/merge.py", "x"]
@@ -40,32 +40,6 @@ def test_each_action_is_one_command_with_its_arguments_untouched(tmp_path: Path)
 
 def test_another_action_is_refused_with_the_code_that_is_not_tried_again(tmp_path: Path) -> None:
     assert entrypoint(tmp_path, "serve", code=2) == []
-
-
-def test_a_first_training_pod_starts_the_run_and_a_later_one_resumes_it(tmp_path: Path) -> None:
-    arguments = ["train", "--standalone", "train/main.py", "--name=first"]
-    started = ["-m", "torch.distributed.run", *arguments[1:]]
-    assert entrypoint(tmp_path, *arguments) == started
-    checkpoint = tmp_path / "runs" / "first" / "checkpoints" / "last.pt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
-    resume = ["--resume", str(tmp_path / "runs" / "first")]
-    assert entrypoint(tmp_path, *arguments) == started + resume
-    assert checkpoint.exists()
-
-
-def test_a_run_without_a_checkpoint_is_moved_aside_and_begun_again(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "first"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("x")
-    assert "--resume" not in entrypoint(tmp_path, "train", "train/main.py")
-    (aside,) = (tmp_path / "runs").iterdir()
-    assert aside.name.startswith("first.unfinished.")
-    assert (aside / "config.yaml").read_text() == "x"
-
-
-def test_training_without_a_run_name_is_refused(tmp_path: Path) -> None:
-    entrypoint(tmp_path, "train", "train/main.py", code=2, run_name="")
 
 
 # A cluster of one file: it knows what was applied, and how each Job ends.
