@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.run import get_args_parser
@@ -244,3 +245,13 @@ def test_detector_classes_stay_text_in_the_yaml_file(tmp_path: Path, classes: st
     save_config(config, tmp_path / "config.yaml")
     assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
     assert parse_config([f"--crop-classes={classes}"]) == config
+
+
+RECIPES = sorted((REPOSITORY / "train" / "recipes").iterdir())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_valid_configuration(recipe: Path) -> None:
+    config = parse_config(["--config", str(recipe), "--data", "images"])
+    assert config.data == "images"
+    assert config.model != TrainConfig.model

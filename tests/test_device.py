@@ -11,7 +11,14 @@ import torch
 from train_data import CPU
 
 from train.config import TrainConfig
-from train.device import Precision, candidates, choose_device, choose_precision, choose_workers
+from train.device import (
+    Precision,
+    candidates,
+    choose_device,
+    choose_precision,
+    choose_workers,
+    compile_note,
+)
 from train.distributed import Ranks
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -122,3 +129,10 @@ def test_the_ranks_of_a_machine_divide_its_processors() -> None:
     assert done.stdout.split() == [
         word for on in ("True", "False") for n in threads for word in (str(n), on)
     ]
+
+
+def test_what_compiling_is_worth_is_said() -> None:
+    assert compile_note(0.4, 60.0, 0.3, 100) == (
+        "compiled in 60 s: 0.300 s a step, 0.400 without: it pays after 6.0 epochs of each image size"
+    )
+    assert "it does not pay here, leave --compile out" in compile_note(0.3, 60.0, 0.4, 100)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_data import CPU, ONE, draw, make_data, make_trainee
+from train_data import CPU, ONE, draw, linear_model, make_data, make_trainee
 
 from train.augment import PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -269,3 +269,18 @@ def test_a_teacher_that_takes_images_of_another_size_is_refused(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"takes images 1.5 times its network's input, this run 1 times"):
         load_teacher(str(tmp_path / "run"), ("cat", "dog"))
     assert load_teacher(str(tmp_path / "run"), ("cat", "dog"), 1.5) is not None
+
+
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, epochs=1, optimizer="sgd", lr=0.01)
+    weights = []
+    for compiled in (False, True):
+        chosen = config.replace(compile=compiled)
+        torch.manual_seed(0)
+        trainee = make_trainee(chosen, linear_model())
+        train(trainee, chosen, data, range(1))
+        weights.append(trainee.model.state_dict())
+        assert (trainee.model.network._compiled_call_impl is not None) == compiled
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value)

@@ -13,7 +13,7 @@ from serve.preprocess import Preprocess
 from train.augment import View
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
-from train.device import Precision, candidates, choose_precision
+from train.device import Precision, candidates, choose_precision, compile_note, time_step
 from train.distributed import Ranks, on_main
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
@@ -102,7 +102,7 @@ def assemble(
         precision = Precision(**state["precision"])
     else:
         precision = fastest_precision(
-            config, model, criterion, plan.micro_batch_size, len(classes), ranks, device, say
+            config, model, criterion, plan.micro_batch_size, len(classes), plan.steps, ranks, device, say
         )
     stage, trainee = config, build_trainee(config, model, plan.steps, precision, ranks, device)
     if state is not None and is_retuning(state):
@@ -188,17 +188,24 @@ def fastest_precision(
     criterion: Criterion,
     batch_size: int,
     num_classes: int,
+    steps_per_epoch: int,
     ranks: Ranks,
     device: torch.device,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Precision:
-    """Times whole training steps on copies of the model where the settings leave a choice."""
+    """Times whole training steps on copies of the model where the settings leave a choice, and says what
+    compiling is worth.
+
+    Raises:
+        ValueError: the network cannot be compiled.
+    """
     size = config.input_size(config.image_size)
     images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8).to(device)
     targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
 
-    def make_step(precision: Precision) -> Callable[[], None]:
-        trainee = build_trainee(config, copy.deepcopy(model), 1, precision, ranks, device)
+    def make_step(precision: Precision, compiled: bool = False) -> Callable[[], None]:
+        timed = config.replace(compile=compiled)
+        trainee = build_trainee(timed, copy.deepcopy(model), 1, precision, ranks, device)
         trainee.model.train()
 
         def step() -> None:
@@ -210,4 +217,14 @@ def fastest_precision(
     precision, seconds = choose_precision(candidates(config, device), make_step, device)
     if seconds:
         say("seconds a step: " + "; ".join(f"{name} {s:.3f}" for name, s in seconds.items()))
+    if config.compile:
+        plain = seconds.get(str(precision)) or time_step(make_step(precision), device)[1]
+        try:
+            first, later = time_step(make_step(precision, compiled=True), device)
+        except Exception as error:  # the compiler's and its backends' share no base
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"--compile: {config.model} cannot be compiled here ({reason}); leave it out"
+            ) from error
+        say(compile_note(plain, first, later, steps_per_epoch))
     return precision

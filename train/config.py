@@ -169,6 +169,8 @@ class TrainConfig:
     """Autocast type; auto times a few steps and takes the fastest (fp32 in deterministic mode)."""
     channels_last: bool | None = None
     """Memory format of convolutions; unset: decided with the precision."""
+    compile: bool = False
+    """Compile the network (torch.compile); says after how many epochs that pays, if at all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is one."""
     seed: int = 0

@@ -123,20 +123,30 @@ def choose_precision(
     """
     if len(options) == 1:
         return options[0], {}
-    seconds: dict[str, float] = {}
-    for option in options:
-        step = make_step(option)
-        step()  # allocation, kernel selection
-        times = []
-        for _ in range(TIMED_STEPS):
-            synchronize(device)
-            started = time.perf_counter()
-            step()
-            synchronize(device)
-            times.append(time.perf_counter() - started)
-        # every rank takes part, since the ranks share processors and must agree
-        seconds[str(option)] = max_over_ranks(sorted(times)[TIMED_STEPS // 2])
+    seconds = {str(option): time_step(make_step(option), device)[1] for option in options}
     return min(options, key=lambda option: seconds[str(option)]), seconds
+
+
+def time_step(step: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Seconds of the first call, with allocation, kernel selection and compilation, and of a later one."""
+    times = []
+    for _ in range(1 + TIMED_STEPS):
+        synchronize(device)
+        started = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    # every rank takes part, since the ranks share processors and must agree
+    return max_over_ranks(times[0]), max_over_ranks(sorted(times[1:])[TIMED_STEPS // 2])
+
+
+def compile_note(plain: float, first: float, compiled: float, steps_per_epoch: int) -> str:
+    """When compiling pays; all in seconds, of a step."""
+    note = f"compiled in {first:.0f} s: {compiled:.3f} s a step, {plain:.3f} without: "
+    if compiled >= plain:
+        return f"warning: {note}it does not pay here, leave --compile out"
+    epochs = first / (plain - compiled) / steps_per_epoch
+    return f"{note}it pays after {epochs:.1f} epochs of each image size"
 
 
 def synchronize(device: torch.device) -> None:

@@ -199,6 +199,8 @@ def build_trainee(
     model.channels_last = precision.channels_last
     to_memory_format(model, precision)
     optimizer = build_optimizer(config, model)
+    if config.compile:  # in place: names, copies and the averaged model stay as they are
+        model.network.compile(dynamic=False)
     return Trainee(
         model=model,
         wrapped=wrap(model, ranks, device),
@@ -246,6 +248,7 @@ FREE_TO_CHANGE = frozenset(
         "stop_after",
         "num_workers",
         "pixel_cache",
+        "compile",
         "profile",
         "resume",
         "output",
