@@ -159,6 +159,7 @@ def track(metadata: ModelMetadata, model: Path, verification: Path, register: st
             metadata.preprocess.size,
             len(metadata.class_names),
             register,
+            metadata.checkpoint_sha256,
         )
     except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
         if register:

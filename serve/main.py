@@ -13,6 +13,7 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
 
 import argparse
 import os
+import subprocess
 import time
 from collections.abc import Sequence
 
@@ -21,13 +22,16 @@ import PIL
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
 from serve.job import Progress, Scoring, score_part
+from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
 from serve.predictor import Predictor
 from serve.processors import available_processors
-from serve.shards import Shard
+from serve.shards import Shard, file_sha256
 from serve.sources import Source, open_source
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
+
+PARAMETER_CHARACTERS = 6000  # MLflow's limit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,6 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ROWS",
         help="what a killed call loses at most; default: %(default)s",
     )
+    add(
+        "--track",
+        action="store_true",
+        help="log the scoring run to MLflow (MLFLOW_TRACKING_URI), with the model and its training run",
+    )
     return parser
 
 
@@ -120,6 +129,10 @@ def run(args: argparse.Namespace) -> int:
     format_name = args.format or ("csv" if shard else format_of(args.output))
     check_options(args, format_name, shard)
     output = output_path(args.output, format_name, shard)
+    uri = tracking_uri()
+    if args.track:
+        check_lineage(uri)
+    started = time.time()
     source = open_source(args.images)
     scoring = open_scoring(args, format_name, source)
     total = len(source.inventory)
@@ -137,6 +150,8 @@ def run(args: argparse.Namespace) -> int:
         with atomic_writer(part) as file:
             scoring.write(rows, file, progress)
     report(output, scoring, progress)
+    if args.track:
+        track(uri, describe_run(args, scoring, progress, shard, output, started))
     # The images of one small shard may well be all broken: merge.py judges the whole job.
     return 0 if shard or progress.done > progress.errors else 1
 
@@ -225,6 +240,52 @@ def report(output: Path, scoring: Scoring, progress: Progress) -> None:
     )
     if scoring.source.ignored:
         print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
+
+
+def describe_run(
+    args: argparse.Namespace,
+    scoring: Scoring,
+    progress: Progress,
+    shard: Shard | None,
+    output: Path,
+    started: float,
+) -> ScoringRun:
+    predictor, ended, shard = scoring.predictor, time.time(), shard or Shard(0, 1)
+    metadata = predictor.metadata
+    return ScoringRun(
+        name=f"score {metadata.run_name or args.model.stem}"
+        + (f" {shard.index}/{shard.count}" if shard else ""),
+        training_run_id=metadata.run_id,
+        checkpoint_sha256=metadata.checkpoint_sha256,
+        parameters={
+            "model": str(args.model),
+            "model_sha256": file_sha256(args.model),
+            "model_precision": metadata.precision,
+            "provider": predictor.provider,
+            "precision": predictor.precision,
+            "images": args.images[:PARAMETER_CHARACTERS],
+            "output": str(output),
+            "batch_size": str(scoring.batch_size),
+        },
+        metrics={
+            "rows": progress.done,
+            "errors": progress.errors,
+            "resumed": progress.resumed,
+            "seconds": ended - started,
+            "images_per_second": (progress.done - progress.resumed) / (ended - started),
+        },
+        tags={"purebred.kind": "scoring"},
+        started=int(started * 1000),
+        ended=int(ended * 1000),
+    )
+
+
+def track(uri: str, run: ScoringRun) -> None:
+    """The scores are there by now: a store that fails costs a warning, not the job."""
+    try:
+        print(f"in MLflow: scoring run {log_scoring_run(uri, run)}")
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        print(f"warning: the scoring run is not in MLflow: {error}", file=sys.stderr)
 
 
 def resampling_warning(metadata: ModelMetadata) -> str:

@@ -10,7 +10,7 @@ from train_data import CPU, ONE, make_data, make_trainee
 
 from export.convert import convert, describe
 from export.verify import ValidationImages, verify
-from train.augment import Augment, PairMix
+from train.augment import PairMix, View
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import build_model, rebuild
@@ -43,7 +43,7 @@ def test_it_trains_exports_and_verifies(name: str, tmp_path: Path) -> None:
     model, _ = build_model(name, 2, config.image_size)
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
     trainee = make_trainee(config, model, plan.steps)
-    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
     mix = PairMix(config, 2)
     train_one_epoch(trainee, Criterion(0.0, None), loader, plan, mix, config, ONE, CPU, 0)
     moved = trainee.optimizer.state

@@ -1,16 +1,19 @@
 """The epoch plan and the loader: every image once, whatever the processes, workers or point of resume."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.preprocess import load_image
-from train.augment import Augment
+from train.augment import View
 from train.loader import Batch, EpochPlan, Key, Loader, PixelDataset, evaluation_batches
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
@@ -126,7 +129,7 @@ def load_epochs(dataset: PixelDataset, plan: EpochPlan, num_workers: int) -> lis
 
 def test_the_number_of_workers_cannot_change_a_batch(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **AUGMENTED)
-    dataset = PixelDataset(data.train, config.seed, Augment(config))
+    dataset = PixelDataset(data.train, config.seed, View(config))
     plan = EpochPlan(len(data.train), 4, config.seed)
     runs = [load_epochs(dataset, plan, num_workers) for num_workers in (0, 1, 2)]
     assert len(runs[0]) == 2 * plan.steps
@@ -159,3 +162,19 @@ def test_a_file_that_vanished_is_an_error_that_names_it(tmp_path: Path, num_work
     loader = Loader(PixelDataset(data.train, 0, config.preprocess()), num_workers, pin_memory=False)
     with pytest.raises(RuntimeError, match=rf"{gone.name} was readable before training and is not now"):
         list(loader([[(0, 2, 1.0)]]))
+
+
+def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
+    """They ignore the signals that stop a job, and must not outlive it."""
+    make_data(tmp_path)
+    program = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "from train_data import make_data\n"
+        "from train.loader import Loader, PixelDataset\n"
+        "config, data = make_data(Path(sys.argv[1]))\n"
+        "loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 2, False)\n"
+        "next(loader([[(0, 0, 1.0)], [(0, 1, 1.0)]]))\n"
+        "sys.modules['kept'] = loader\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=240)

@@ -11,7 +11,7 @@ from torch import Tensor
 from train_data import CPU, ONE, linear_model, make_data, make_trainee
 
 from serve.preprocess import load_image
-from train.augment import Augment, PairMix
+from train.augment import PairMix, View
 from train.config import TrainConfig
 from train.data import Data, ImageSet
 from train.loader import EpochPlan, Loader, PixelDataset
@@ -26,7 +26,7 @@ def train(
     config: TrainConfig, data: Data, trainee: Trainee, epochs: int = 1, weights: list[float] | None = None
 ) -> list[dict[str, float]]:
     plan = EpochPlan(len(data.train), config.batch_size, config.seed, accumulation=config.accumulation)
-    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
     mix = PairMix(config, len(data.train.class_names))
     criterion = Criterion(config.label_smoothing, weights)
     return [
@@ -264,7 +264,7 @@ def test_a_student_taught_without_labels_comes_to_agree_with_its_teacher(tmp_pat
     teacher = linear_model(seed=7).eval()
     student = make_trainee(config, linear_model(seed=1))
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
     criterion, mix = Criterion(0.0, None, share=1.0), PairMix(config, 2)
     losses = [
         train_one_epoch(student, criterion, loader, plan, mix, config, ONE, CPU, epoch, None, teacher)[
@@ -281,7 +281,7 @@ def test_soft_targets_replace_the_labels(tmp_path: Path) -> None:
     targets = 1 - F.one_hot(torch.from_numpy(data.train.labels), 2).float()
     trainee = make_trainee(config, linear_model())
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
     for epoch in range(5):
         values = train_one_epoch(
             trainee, Criterion(0.0), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch, targets

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 from train_data import CPU, ONE, make_data, make_trainee
 
-from train.augment import Augment, PairMix
+from train.augment import PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
 from train.data import Data
@@ -23,7 +23,7 @@ STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.
 
 
 def loader(config: TrainConfig, data: Data) -> Loader:
-    return Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    return Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
 
 
 def plan(config: TrainConfig, data: Data) -> EpochPlan:

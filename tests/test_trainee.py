@@ -8,7 +8,7 @@ import pytest
 import torch
 from train_data import CPU, ONE, draw, make_data, make_trainee
 
-from train.augment import Augment, PairMix
+from train.augment import PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
 from train.data import Data
@@ -30,7 +30,7 @@ def new_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
 
 def train(trainee: Trainee, config: TrainConfig, data: Data, epochs: range) -> None:
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, Augment(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
     for epoch in epochs:
         train_one_epoch(
             trainee, Criterion(0.0, None), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch

@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from serve.preprocess import Preprocess
-from train.augment import Augment
+from train.augment import View
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
 from train.device import Precision, candidates, choose_precision
@@ -17,6 +18,7 @@ from train.distributed import Ranks, on_main
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
 from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
+from train.pixels import PixelCache, open_cache, training_entries, validation_entries
 from train.retune import head_trainee, retuning
 from train.snapshots import Position, Say
 from train.trainee import History, Trainee, build_trainee, is_retuning, restore
@@ -42,8 +44,22 @@ class Job:
     position: Position
     """Where the first epoch begins; later ones begin at their start."""
 
-    def loader(self, images: ImageSet, transform: Augment | Preprocess) -> Loader:
-        dataset = PixelDataset(images, self.config.seed, transform)
+    cache: PixelCache | None
+    """Of the training images; None: they are decoded in each epoch."""
+    val_cache: PixelCache | None
+
+    def train_loader(self) -> Loader:
+        """Of the stage's view."""
+        return self._loader(self.data.train, View(self.stage), self.cache)
+
+    def val_loader(self) -> Loader:
+        transform = self.config.preprocess() if self.val_cache is None else None
+        return self._loader(self.data.val, transform, self.val_cache)
+
+    def _loader(
+        self, images: ImageSet, transform: View | Preprocess | None, cache: PixelCache | None
+    ) -> Loader:
+        dataset = PixelDataset(images, self.config.seed, transform, cache)
         return Loader(dataset, self.num_workers, pin_memory=self.device.type == "cuda")
 
     def parameters(self) -> dict[str, Any]:
@@ -93,6 +109,7 @@ def assemble(
         stage = retuning(config)
         trainee = head_trainee(trainee, stage, plan, ranks, device)
     soft = data.train.targets
+    cache, val_cache = open_caches(config, data, ranks, say)
     return Job(
         config,
         stage,
@@ -107,6 +124,8 @@ def assemble(
         trainee=trainee,
         history=restore(state, trainee, data, config) if state else History(),
         position=Position(**state["position"]) if state and "position" in state else Position(),
+        cache=cache,
+        val_cache=val_cache,
     )
 
 
@@ -141,6 +160,26 @@ def build_everywhere(
     if weights == "default":
         on_main(ranks, lambda: build()[1])
     return build()
+
+
+def open_caches(
+    config: TrainConfig, data: Data, ranks: Ranks, say: Say
+) -> tuple[PixelCache | None, PixelCache | None]:
+    """Of training and validation images. Rank 0 builds them and says so; the ranks of another machine
+    build their own if they do not see its files."""
+    mode = config.pixel_cache
+    if mode == "off" or (mode == "auto" and config.epochs + config.retune_epochs == 1):
+        return None, None
+    folder = Path(config.output) / ".cache"
+
+    def open_both() -> tuple[PixelCache | None, PixelCache | None]:
+        return (
+            open_cache(folder, data.train, training_entries(config), mode, say),
+            open_cache(folder, data.val, validation_entries(config), mode, say),
+        )
+
+    on_main(ranks, lambda: bool(open_both()))
+    return open_both()
 
 
 def fastest_precision(

@@ -1,33 +1,34 @@
-"""Training-time augmentation. Every draw is a function of (seed, epoch, sample or pair)."""
+"""Training-time augmentation. Every draw is a function of (seed, epoch, sample or pair).
 
-import zlib
-from collections.abc import Callable, Iterator
+`View` cuts what is seen of one image, where the image is decoded. `Colour` and `PairMix` change whole
+batches on the device that trains.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import betaincinv
 from torch import Tensor
 from torchvision.transforms import v2
 
-from serve.preprocess import Preprocess
+from serve.preprocess import RESAMPLING
 from train.config import TrainConfig
+from train.draws import seed_of, uniforms
 
-ERASED = [124.0, 116.0, 104.0]  # ImageNet's mean colour
-INTERPOLATION = {
-    "bilinear": v2.InterpolationMode.BILINEAR,
-    "bicubic": v2.InterpolationMode.BICUBIC,
-    "lanczos": v2.InterpolationMode.LANCZOS,
-}
+Pixels = NDArray[np.uint8]  # [H, W, 3]
 
-
-def seed_of(purpose: str, *key: int) -> int:
-    """A 64-bit seed that is a function of purpose and key; neighbouring keys give unrelated seeds."""
-    entropy = (zlib.crc32(purpose.encode()), len(key), *key)  # SeedSequence takes (1,) and (1, 0) for one
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+ERASED = (124, 116, 104)  # ImageNet's mean colour
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts
+TRIES = 10  # for a rectangle that fits
+ASPECT = (3 / 4, 4 / 3)  # of random resized crops (arXiv 1409.4842)
+ERASED_AREA, ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)  # arXiv 1708.04896
 
 
 @contextmanager
@@ -38,70 +39,148 @@ def randomness(purpose: str, *key: int) -> Iterator[None]:
         yield
 
 
-class Augment:
-    """RGB image of any size -> uint8 [size, size, 3], randomly changed; the size is the epoch's."""
+class View:
+    """What is seen of an image in an epoch: a random resized crop, mirrored or not, and with
+    `trivial_augment` a distortion; uint8 [size, size, 3]. The size is the epoch's."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
-        color: list[v2.Transform] = []
-        if config.trivial_augment:
-            color.append(v2.TrivialAugmentWide())
-        elif config.color_jitter:
-            strength = config.color_jitter
-            color.append(v2.ColorJitter(strength, strength, strength))
-        self.on_image = v2.Compose([v2.RandomHorizontalFlip(config.flip), *color])
-        self.erase = v2.RandomErasing(config.random_erasing, value=ERASED, inplace=True)
-        sizes = {self._size(epoch) for epoch in range(config.epochs)}
-        self.views = {size: self._view(size) for size in sizes}
+        self.trivial = v2.TrivialAugmentWide() if config.trivial_augment else None
+        self.evaluated = config.preprocess()
 
-    def _size(self, epoch: int) -> int:
+    def size(self, epoch: int) -> int:
         return self.config.input_size(self.config.train_size(epoch))
 
-    def _view(self, size: int) -> Callable[[Image.Image], Image.Image]:
-        """Cuts the square that is seen."""
+    def __call__(self, images: Sequence[Pixels], seed: int, epoch: int, indices: Sequence[int]) -> Pixels:
+        """uint8 [H, W, 3] of any sizes -> uint8 [N, size, size, 3]."""
+        size = self.size(epoch)
+        draws = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)
+        views = np.empty((len(images), size, size, 3), np.uint8)
+        for view, image, index, draw in zip(views, images, indices, draws, strict=True):
+            seen = self._cut(image, size, draw[1:])
+            view[...] = seen[:, ::-1] if draw[0] < self.config.flip else seen
+            if self.trivial is not None:
+                with randomness("trivial", seed, epoch, index):
+                    distorted = self.trivial(torch.from_numpy(view).permute(2, 0, 1))
+                view[...] = distorted.permute(1, 2, 0).numpy()
+        return views
+
+    def _cut(self, image: Pixels, size: int, draws: NDArray[np.float64]) -> Pixels:
         if self.config.crop_scale < 1:
-            interpolation = INTERPOLATION[self.config.preprocess().interpolation]
-            crop: Callable[[Image.Image], Image.Image] = v2.RandomResizedCrop(
-                size, scale=(self.config.crop_scale, 1.0), interpolation=interpolation
+            left, upper, width, height = random_box(
+                image.shape[1], image.shape[0], (self.config.crop_scale, 1.0), ASPECT, draws
             )
-            return crop
-        evaluated = self.config.preprocess()
-        resize_size = round(evaluated.resize_size * size / evaluated.size)
-        return WholeView(replace(evaluated, size=size, resize_size=resize_size))
-
-    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> NDArray[np.uint8]:
-        with randomness("augment", seed, epoch, index):
-            view = self.views[self._size(epoch)]
-            pixels = np.array(self.on_image(view(image)))
-            self.erase(torch.from_numpy(pixels).permute(2, 0, 1))  # a view: erased in place
-        return pixels
+            return resize(
+                image[upper : upper + height, left : left + width], size, self.evaluated.interpolation
+            )
+        resize_size = round(self.evaluated.resize_size * size / self.evaluated.size)
+        preprocess = replace(self.evaluated, size=size, resize_size=resize_size)
+        return preprocess(Image.fromarray(image))
 
 
-@dataclass(frozen=True)
-class WholeView:
-    """What evaluation sees of an image."""
+def random_box(
+    width: int,
+    height: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    draws: NDArray[np.float64],
+) -> tuple[int, int, int, int]:
+    """(left, upper, width, height): its share of the area is uniform, its aspect log-uniform. When no try
+    fits, the middle of the image, as wide or as high as `aspect` allows.
 
-    preprocess: Preprocess
+    Args:
+        draws: [4 * TRIES] uniform numbers.
+    """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for share, shape, x, y in draws.reshape(-1, 4):
+        pixels = width * height * (area[0] + (area[1] - area[0]) * share)
+        ratio = math.exp(low + (high - low) * shape)
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w = min(width, max(1, round(height * aspect[1])))
+    h = min(height, max(1, round(width / aspect[0])))
+    return (width - w) // 2, (height - h) // 2, w, h
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return Image.fromarray(self.preprocess(image))
+
+def resize(image: Pixels, size: int, interpolation: str) -> Pixels:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], antialiased; within one level of Pillow's."""
+    if interpolation == "lanczos":  # torch has none
+        return np.asarray(Image.fromarray(image).resize((size, size), RESAMPLING[interpolation]))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+class Colour:
+    """Brightness, contrast, saturation and random erasing of a batch.
+
+    The three are linear maps of a pixel's colour (contrast and saturation blend with a grey), so they are
+    one, without rounding or clipping in between.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.strength = 0.0 if config.trivial_augment else config.color_jitter
+        self.erasing = config.random_erasing
+
+    def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """uint8 [N, H, W, 3] on any device -> the same, changed; `indices` [N] are the samples', on the
+        CPU."""
+        if self.strength or self.erasing:
+            draws = uniforms(seed_of("colour", seed, epoch), indices.numpy(), 4 + 4 * TRIES)
+            if self.strength:
+                images = self._jitter(images, draws[:, :3])
+            self._erase(images, draws[:, 3:])
+        return images
+
+    def _jitter(self, images: Tensor, draws: NDArray[np.float64]) -> Tensor:
+        factors = np.maximum(0.0, 1 + self.strength * (2 * draws - 1)).astype(np.float32)
+        brightness, contrast, saturation = (
+            torch.from_numpy(column).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+            for column in np.ascontiguousarray(factors.T)
+        )
+        weights = torch.tensor(GREY, device=images.device)
+        pixels = images.float()
+        grey = (pixels @ weights)[..., None]
+        mean = grey.mean((1, 2), keepdim=True)
+        # b: x -> b x; c: x -> c x + (1 - c) mean; s: x -> s x + (1 - s) grey(x), of which grey(mean) = mean
+        pixels = pixels.mul_(brightness * contrast * saturation)
+        pixels.add_(grey.mul_(brightness * contrast * (1 - saturation)))
+        pixels.add_(brightness * (1 - contrast) * mean)
+        return pixels.clamp_(0, 255).round_().to(torch.uint8)
+
+    def _erase(self, images: Tensor, draws: NDArray[np.float64]) -> None:
+        height, width = images.shape[1:3]
+        for i in np.flatnonzero(draws[:, 0] < self.erasing).tolist():
+            left, upper, w, h = random_box(width, height, ERASED_AREA, ERASED_ASPECT, draws[i, 1:])
+            box = images[i, upper : upper + h, left : left + w]
+            for channel, value in enumerate(ERASED):
+                box[..., channel] = value
+
+
+class Augment:
+    """All that happens to one image, in one call."""
+
+    def __init__(self, config: TrainConfig):
+        self.view, self.colour = View(config), Colour(config)
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> Pixels:
+        """RGB -> uint8 [size, size, 3]"""
+        views = torch.from_numpy(self.view([np.asarray(image)], seed, epoch, [index]))
+        return self.colour(views, torch.tensor([index]), seed, epoch)[0].numpy()
 
 
 class PairMix:
     """mixup and CutMix between neighbours (0, 1), (2, 3), ... of a batch.
 
     Neighbours in a shuffled order are random pairs. Unlike mixing with a rolled or reversed batch this
-    does not depend on how the batch is divided over processes, as long as no pair is divided.
+    does not depend on how the batch is divided over processes, as long as no pair is divided. With both,
+    each pair draws which of the two it gets.
     """
 
     def __init__(self, config: TrainConfig, num_classes: int):
         self.num_classes = num_classes
-        choices: list[v2.Transform] = []
-        if config.mixup:
-            choices.append(v2.MixUp(alpha=config.mixup))
-        if config.cutmix:
-            choices.append(v2.CutMix(alpha=config.cutmix))
-        self.mix = v2.RandomChoice(choices) if choices else None
+        self.mixup, self.cutmix = config.mixup, config.cutmix
 
     def __call__(self, images: Tensor, labels: Tensor, first: int, *key: int) -> tuple[Tensor, Tensor]:
         """
@@ -118,18 +197,36 @@ class PairMix:
         """
         if labels.ndim == 1:
             labels = F.one_hot(labels, self.num_classes).float()
-        if self.mix is None:
+        if not (self.mixup or self.cutmix):
             return images, labels
         if len(images) % 2 or first % 2:
             raise ValueError(
                 f"mixup and cutmix need an even number of images in each forward pass, and there are "
                 f"{len(images)}: choose another --batch_size, --accumulation or number of processes"
             )
-        channels_first = images.permute(0, 3, 1, 2).float()
-        mixed, targets = [], []
-        for i in range(0, len(images), 2):
-            with randomness("mix", *key, first + i):
-                pair, target = self.mix(channels_first[i : i + 2], labels[i : i + 2])
-            mixed.append(pair)
-            targets.append(target)
-        return torch.cat(mixed).permute(0, 2, 3, 1), torch.cat(targets)
+        pairs = np.arange(first // 2, (first + len(images)) // 2)
+        choice, share, x, y = uniforms(seed_of("mix", *key), pairs, 4).T
+        cuts = choice < (0.5 if self.mixup else 1.0) if self.cutmix else np.zeros(len(pairs), bool)
+        alphas = np.where(cuts, self.cutmix or 1.0, self.mixup or 1.0)
+        own = betaincinv(alphas, alphas, share)  # Beta(alpha, alpha) by its inverse
+        mixed = images.float().view(-1, 2, *images.shape[1:])
+        other = mixed.flip(1)
+        blend = torch.tensor(np.where(cuts, 1.0, own), dtype=torch.float32, device=images.device)
+        mixed = torch.lerp(other, mixed, blend.view(-1, 1, 1, 1, 1))
+        height, width = images.shape[1:3]
+        for i in np.flatnonzero(cuts).tolist():
+            rows, columns = (_span(n, at, own[i]) for n, at in ((height, y[i]), (width, x[i])))
+            mixed[i, :, rows, columns] = other[i, :, rows, columns]
+            cut = (rows.stop - rows.start) * (columns.stop - columns.start)
+            own[i] = 1 - cut / (height * width)
+        shares = torch.tensor(own, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        two = labels.view(-1, 2, labels.shape[1])
+        targets = torch.lerp(two.flip(1), two, shares)
+        return mixed.flatten(0, 1), targets.flatten(0, 1)
+
+
+def _span(length: int, at: float, own: float) -> slice:
+    """A side of CutMix's rectangle: sqrt(1 - own) of the length around a uniform place, cut at the edges
+    (arXiv 1905.04899)."""
+    half, centre = round(math.sqrt(1 - own) * length) // 2, int(at * length)
+    return slice(max(0, centre - half), min(length, centre + half))

@@ -174,6 +174,12 @@ class TrainConfig:
     """Bit-identical results on the same machine and number of processes; slower on CUDA."""
     num_workers: int = -1
     """Loader processes of each rank; -1: from the processors, 0: load in the training process."""
+    pixel_cache: Literal["auto", "on", "off"] = "auto"
+    """Decode images once, into a file below `output`; auto: if it takes no more than a quarter of the free
+    disk and the run has more than one epoch."""
+    cache_size: int = 0
+    """Longest shorter side of cached images, in pixels; larger ones are made smaller. 0: what random crops
+    of `crop_scale` need, at most twice the input size."""
 
     output: str = "runs"
     """Folder of the run directories."""
@@ -327,6 +333,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_skipped": (0, 1_000_000),
     "seed": (0, 2**32 - 1),
     "num_workers": (-1, 256),
+    "cache_size": (0, 8192),
 }
 
 

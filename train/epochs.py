@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from train.assemble import Job
-from train.augment import Augment, PairMix
+from train.augment import PairMix
 from train.config import TrainConfig
 from train.distributed import Agreement
 from train.loop import Running, evaluate, train_one_epoch
@@ -24,8 +24,8 @@ class Epochs:
         self.job, self.folder, self.tracker, self.stop, self.say = job, folder, tracker, stop, say
         self.snapshots = Snapshots(folder / "checkpoints", job.config.snapshot_minutes, say)
         self.agreement = Agreement(job.ranks)
-        self.val_loader = job.loader(job.data.val, job.config.preprocess())
-        self.train_loader = job.loader(job.data.train, Augment(job.stage))
+        self.val_loader = job.val_loader()
+        self.train_loader = job.train_loader()
         self.running = Running(job.ranks, job.device, job.position)
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class Epochs:
     def _begin_retuning(self) -> None:
         job = self.job
         job.stage = retuning(job.config)
-        self.train_loader = job.loader(job.data.train, Augment(job.stage))
+        self.train_loader = job.train_loader()
         epoch = job.history.epochs_done
         job.trainee = begin_retuning(
             job.trainee, job.stage, self.train_loader, job.plan, epoch, job.ranks, job.device

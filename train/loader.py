@@ -1,18 +1,24 @@
 """Plan an epoch and load its batches; both are functions of (seed, epoch), whatever the processes."""
 
-from collections.abc import Iterable, Iterator
+import atexit
+import multiprocessing
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from serve.preprocess import Preprocess, load_image, read_image_file
-from train.augment import Augment, seed_of
+from train.augment import View
 from train.data import ImageSet
+from train.draws import seed_of
+from train.pixels import PixelCache
 from train.preemption import ignore_stops
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
@@ -100,34 +106,54 @@ class Batch:
         return Batch(*(t.pin_memory() for t in (self.images, self.labels, self.weights, self.indices)))
 
 
-class PixelDataset(Dataset[tuple[NDArray[np.uint8], int, float, int]]):
-    """(epoch, index, weight) -> (pixels, label, weight, index)."""
+class PixelDataset(Dataset[Batch]):
+    """Batches of (epoch, index, weight) -> pixels and labels.
 
-    def __init__(self, images: ImageSet, seed: int, transform: Augment | Preprocess):
-        self.images, self.seed, self.transform = images, seed, transform
+    Args:
+        transform: None takes what the cache holds as it is.
+        cache: of these images; without one, files are decoded.
+    """
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], int, float, int]:
-        epoch, index, weight = key
+    def __init__(
+        self,
+        images: ImageSet,
+        seed: int,
+        transform: View | Preprocess | None,
+        cache: PixelCache | None = None,
+    ):
+        assert transform is not None or cache is not None
+        assert cache is None or len(cache) == len(images)
+        self.images, self.seed, self.transform, self.cache = images, seed, transform, cache
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        epochs, indices, weights = zip(*keys, strict=True)
+        originals = [self._original(index) for index in indices]
+        if isinstance(self.transform, View):
+            assert len(set(epochs)) == 1
+            pixels = self.transform(originals, self.seed, epochs[0], indices)
+        elif self.transform is not None:
+            pixels = np.stack([self.transform(Image.fromarray(image)) for image in originals])
+        else:
+            pixels = np.stack(originals)
+        return Batch(
+            torch.from_numpy(pixels),
+            torch.from_numpy(self.images.labels[list(indices)]),
+            torch.tensor(weights, dtype=torch.float32),
+            torch.tensor(indices),
+        )
+
+    def _original(self, index: int) -> NDArray[np.uint8]:
+        if self.cache is not None:
+            return self.cache[index]
         path = self.images.root / self.images.paths[index]
         try:
-            image = load_image(read_image_file(path))
+            return np.asarray(load_image(read_image_file(path)))
         except (OSError, ValueError) as error:
             raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
-        if isinstance(self.transform, Augment):
-            pixels = self.transform(image, self.seed, epoch, index)
-        else:
-            pixels = self.transform(image)
-        return pixels, int(self.images.labels[index]), weight, index
 
 
-def collate(samples: list[tuple[NDArray[np.uint8], int, float, int]]) -> Batch:
-    pixels, labels, weights, indices = zip(*samples, strict=True)
-    return Batch(
-        torch.from_numpy(np.stack(pixels)),
-        torch.tensor(labels),
-        torch.tensor(weights, dtype=torch.float32),
-        torch.tensor(indices),
-    )
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Keys:
@@ -144,12 +170,13 @@ class Loader:
     """Loads the batches asked for, in worker processes that live as long as the loader."""
 
     def __init__(self, dataset: PixelDataset, num_workers: int, pin_memory: bool):
+        _open_loaders.add(self)
         self.images = dataset.images
         self.keys = _Keys()
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=self.keys,
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -159,6 +186,18 @@ class Loader:
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
         self.keys.batches = batches
         return iter(self.loader)
+
+
+_open_loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """They ignore the SIGTERM by which multiprocessing ends its children, and would be waited for."""
+    for loader in list(_open_loaders):
+        del loader.loader  # its iterator tells the workers to end
+    for child in multiprocessing.active_children():  # of an iterator that an error's traceback holds
+        child.kill()
 
 
 def evaluation_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.augment import PairMix, seed_of
+from train.augment import Colour, PairMix
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.distributed import (
@@ -20,6 +20,7 @@ from train.distributed import (
     on_main,
     sum_over_ranks,
 )
+from train.draws import seed_of
 from train.loader import EpochPlan, Loader, evaluation_batches
 from train.metrics import Evaluation, evaluate_logits
 from train.model import Outputs
@@ -119,8 +120,9 @@ def train_one_epoch(
     running: Running | None = None,
     after_step: Callable[[], None] = no_wish,
 ) -> dict[str, float]:
-    """One pass over the plan, from where `running` is. Returns train/loss, train/accuracy, lr and
-    images_per_second, and train/skipped_steps if there were any.
+    """One pass over the plan, from where `running` is. Returns train/loss, train/accuracy, lr,
+    images_per_second, data_share (of the time in which this rank waited for data or changed colours),
+    and train/skipped_steps if there were any.
 
     `soft_targets` [images of the set, num_classes], on the device, replace the labels in the loss; a
     `teacher` sees the very pixels that are trained on (arXiv 2106.05237). The device is not waited for
@@ -132,6 +134,8 @@ def train_one_epoch(
     """
     trainee.model.train()
     trainee.begin_epoch(epoch, config)
+    colour = Colour(config)
+    waited = 0.0
     running = running or Running(ranks, device)
     first, lr = running.step, trainee.optimizer.param_groups[0]["lr"]
     started = time.perf_counter()
@@ -142,12 +146,16 @@ def train_one_epoch(
             sums = torch.zeros(2, dtype=torch.float64, device=device)
             trainee.begin_step()
             for micro_step in range(plan.accumulation):
-                batch = next(batches).to(device)
+                before = time.perf_counter()
+                loaded = next(batches)
+                batch = loaded.to(device)
+                pixels = colour(batch.images, loaded.indices, config.seed, epoch)
+                waited += time.perf_counter() - before
                 # dropout and drop-path draw from here: the same after a resume as without one
                 torch.manual_seed(seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank))
                 labels = batch.labels if soft_targets is None else soft_targets[batch.indices]
                 place = plan.offset(step, micro_step)
-                images, targets = mix(batch.images, labels, place, config.seed, epoch)
+                images, targets = mix(pixels, labels, place, config.seed, epoch)
                 taught = None if teacher is None else trainee.ask(teacher, images)
                 with gradient_sync(trainee.wrapped, micro_step == plan.accumulation - 1):
                     output = trainee.forward(images)
@@ -178,6 +186,7 @@ def train_one_epoch(
         "train/accuracy": total[1] / counted,
         "lr": lr,
         "images_per_second": (plan.num_samples - first * plan.batch_size) / seconds,
+        "data_share": waited / seconds,
     }
     return values | ({"train/skipped_steps": float(skipped)} if skipped else {})
 

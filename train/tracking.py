@@ -19,8 +19,9 @@ import mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import Metric, Param
+from mlflow.entities import LoggedModelInput, Metric, Param
 
+from serve.metadata import CHECKPOINT_TAG
 from train.config import TrainConfig
 from train.metrics_file import MetricsFile, NullTracker
 
@@ -32,7 +33,10 @@ RETRY_SECONDS = 15.0
 LAST_TRIES = 3  # a locked database is free in a moment
 RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
 KEY_TAG = "purebred.key"
-OF_ITS_EXECUTION = ("images_per_second",)  # an epoch that is done again has other values, and no better
+OF_ITS_EXECUTION = (
+    "images_per_second",
+    "data_share",
+)  # an epoch that is done again has other values, and no better
 
 
 def build_tracker(
@@ -290,7 +294,13 @@ def child_environment(parent: str, tags: dict[str, str]) -> dict[str, str]:
 
 
 def log_verified_model(
-    run_id: str, model: Path, verification: Path, image_size: int, num_classes: int, register: str
+    run_id: str,
+    model: Path,
+    verification: Path,
+    image_size: int,
+    num_classes: int,
+    register: str,
+    checkpoint_sha256: str = "",
 ) -> str:
     """Log the ONNX file with its signature to the run that trained it; returns the model's URI.
 
@@ -324,7 +334,49 @@ def log_verified_model(
             save_as_external_data=False,
             registered_model_name=register or None,
         )
+    client.set_logged_model_tags(info.model_id, {CHECKPOINT_TAG: checkpoint_sha256})
     client.set_terminated(run_id, status)  # reopening must not make a failed run a finished one
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
+
+
+def find_model(run_id: str, checkpoint_sha256: str) -> tuple[str, str, list[str]]:
+    """The model that was exported from this checkpoint of this run: (experiment ID, model ID, registered
+    versions as in pets/3), each empty where the store knows nothing."""
+    connect()
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except mlflow.MlflowException:  # another store's
+        return "", "", []
+    outputs = run.outputs.model_outputs if run.outputs else []
+    models = [client.get_logged_model(output.model_id) for output in outputs]
+    same = [m.model_id for m in models if m.tags.get(CHECKPOINT_TAG) == checkpoint_sha256]
+    versions = client.search_model_versions(f"run_id = '{run_id}'") if same else []
+    names = sorted(f"{v.name}/{v.version}" for v in versions if v.source == f"models:/{same[-1]}")
+    return run.info.experiment_id, same[-1] if same else "", names
+
+
+def log_scoring_run(
+    name: str,
+    experiment_id: str,
+    parameters: dict[str, str],
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    model_id: str,
+    milliseconds: tuple[int, int],
+) -> str:
+    """A finished run with the model as its input; `milliseconds` since 1970 of start and end."""
+    connect()
+    client = mlflow.MlflowClient()
+    started, ended = milliseconds
+    if not experiment_id:
+        experiment_id = mlflow.set_experiment(TrainConfig.experiment).experiment_id
+    run_id: str = client.create_run(experiment_id, started, tags, name).info.run_id
+    points = [Metric(key, value, ended, 0) for key, value in metrics.items()]
+    client.log_batch(run_id, points, [Param(key, value) for key, value in parameters.items()])
+    if model_id:
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+    client.set_terminated(run_id, "FINISHED", ended)
+    return run_id

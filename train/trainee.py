@@ -239,7 +239,17 @@ def checkpoint_state(
 
 # What may differ between the start of a run and its continuation; the rest decides what is trained.
 FREE_TO_CHANGE = frozenset(
-    {"epochs", "retune_epochs", "patience", "stop_after", "num_workers", "resume", "output", "name"}
+    {
+        "epochs",
+        "retune_epochs",
+        "patience",
+        "stop_after",
+        "num_workers",
+        "pixel_cache",
+        "resume",
+        "output",
+        "name",
+    }
     | {"max_bad", "track", "experiment", "device", "data", "val_data", "data_format"}
     | {"snapshot_minutes", "snapshot_steps", "hang_minutes", "max_skipped"}
 )

@@ -1,0 +1,119 @@
+"""Write an exported model into a Triton model repository.
+
+    python export/triton.py --run runs/NAME --repository models/
+    tritonserver --model-repository models/
+
+writes models/NAME/config.pbtxt, models/NAME/labels.txt and models/NAME/1/model.onnx; the next call adds
+version 2 of the same classes and input, which Triton then serves. Clients send uint8 pixels prepared with
+serve/preprocess.py (the file's metadata say how) and get logits and probabilities.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not export/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Sequence
+
+from export.record import MODEL_FILES, published_model
+from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
+
+MAX_BATCH_SIZE = 64
+QUEUE_MICROSECONDS = 2000  # how long a request waits for others to share its batch
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="run directory with an exported model")
+    add("--repository", type=Path, required=True, help="model repository; made if it does not exist")
+    add("--name", default="", help="of the model in Triton; default: the run's name")
+    add("--model-precision", choices=MODEL_FILES, default="fp32", help="which file; default: %(default)s")
+    add("--max-batch-size", type=int, default=MAX_BATCH_SIZE, help="default: %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 written, 2 unusable arguments or files."""
+    args = build_parser().parse_args(argv)
+    try:
+        version = write(
+            args.run, args.repository, args.name or args.run.name, args.model_precision, args.max_batch_size
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"in the model repository: {version}")
+    return 0
+
+
+def write(run: Path, repository: Path, name: str, precision: str, max_batch_size: int) -> Path:
+    """Add the run's verified model of this precision as the newest version; returns its folder.
+
+    Raises:
+        ValueError: no such model, a name that Triton or a file system cannot take, or the repository holds
+            a model of this name with other classes or another input.
+    """
+    if not MODEL_NAME.fullmatch(name):
+        raise ValueError(f"--name {name!r} may hold letters, digits, '.', '_' and '-' only")
+    if max_batch_size < 1:
+        raise ValueError(f"--max-batch-size {max_batch_size} must be 1 or more")
+    file, metadata, _ = published_model(run, precision)
+    if any("\n" in label or "\r" in label for label in metadata.class_names):
+        raise ValueError(f"class names {metadata.class_names} hold line breaks: labels.txt has one a line")
+    model = repository / name
+    texts = {
+        "config.pbtxt": config(name, metadata, max_batch_size),
+        "labels.txt": "".join(f"{label}\n" for label in metadata.class_names),
+    }
+    for other, text in texts.items():
+        path = model / other
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"{path} describes another model; take another --name, or remove {model} and its versions"
+            )
+    model.mkdir(parents=True, exist_ok=True)
+    for other, text in texts.items():
+        (model / other).write_text(text, encoding="utf-8")
+    numbers = [int(folder.name) for folder in model.iterdir() if folder.name.isdecimal()]
+    version = model / str(max(numbers, default=0) + 1)
+    temporary = model / f".{version.name}.tmp"  # Triton looks at folders with a number only
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    shutil.copyfile(file, temporary / "model.onnx")
+    temporary.rename(version)
+    return version
+
+
+def config(name: str, metadata: ModelMetadata, max_batch_size: int) -> str:
+    """The text of config.pbtxt (Triton's model_config.proto); batches are put together by the server."""
+    size, classes = metadata.preprocess.size, len(metadata.class_names)
+    outputs = ",\n".join(
+        f'  {{ name: "{output}", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}'
+        for output in (LOGITS_NAME, PROBABILITIES_NAME)
+    )
+    return f"""name: {json.dumps(name)}
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input [
+  {{ name: "{INPUT_NAME}", data_type: TYPE_UINT8, dims: [ {size}, {size}, 3 ] }}
+]
+output [
+{outputs}
+]
+dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}
+version_policy: {{ latest: {{ num_versions: 1 }} }}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

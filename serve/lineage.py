@@ -1,0 +1,208 @@
+"""Log a scoring run to MLflow: which model scored what, and the training run that the model came from.
+
+A tracking server is spoken to over its REST API, so that scoring images need no mlflow. A local store
+(a SQLite file, a folder) has no such API: there mlflow, installed with training, is started beside us.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.metadata import CHECKPOINT_TAG
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run this store does not know
+REQUEST_SECONDS = 20.0
+LOCAL_STORE_SECONDS = 300.0
+LOCAL_LOGGER = Path(__file__).resolve().parents[1] / "export" / "lineage.py"
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    name: str
+    training_run_id: str
+    checkpoint_sha256: str
+    """With the training run, what finds the logged model and its registered version."""
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    started: int
+    """Milliseconds since 1970."""
+    ended: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where in the store the model came from; empty where the store knows nothing."""
+
+    experiment_id: str = ""
+    model_id: str = ""
+    versions: tuple[str, ...] = ()
+    """Registered ones, as in pets/3."""
+
+    def tags(self, run: ScoringRun) -> dict[str, str]:
+        tags = {
+            **run.tags,
+            "purebred.training_run_id": run.training_run_id,
+            "purebred.model_id": self.model_id,
+            "purebred.model_version": ", ".join(self.versions),
+            CHECKPOINT_TAG: run.checkpoint_sha256,
+        }
+        return {key: value for key, value in tags.items() if value}
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def check_lineage(uri: str) -> None:
+    """Raises ValueError when a scoring run cannot be logged there, before anything is scored."""
+    if is_server(uri):
+        Server(uri).call("experiments/search", {"max_results": 1})
+    elif not LOCAL_LOGGER.is_file():
+        raise ValueError(
+            f"--track: {uri} is a local store, which needs mlflow; set MLFLOW_TRACKING_URI to a server's "
+            "http address"
+        )
+
+
+def log_scoring_run(uri: str, run: ScoringRun) -> str:
+    """Returns the ID of the new MLflow run.
+
+    Raises:
+        ValueError: the store does not answer or refuses; the message says what it said.
+    """
+    if is_server(uri):
+        return Server(uri).log(run)
+    done = subprocess.run(
+        [sys.executable, str(LOCAL_LOGGER)],
+        input=json.dumps(asdict(run)),
+        capture_output=True,
+        text=True,
+        timeout=LOCAL_STORE_SECONDS,
+        check=False,
+        env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ValueError(f"{LOCAL_LOGGER.name} could not log to {uri}: {last[0]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+class Server:
+    """What we need of MLflow's REST API 2.0."""
+
+    def __init__(self, uri: str):
+        self.uri = uri.rstrip("/")
+        self.headers = {"Content-Type": "application/json", **_authorization()}
+
+    def log(self, run: ScoringRun) -> str:
+        source = self.find_source(run)
+        experiment = source.experiment_id or self.find_experiment(DEFAULT_EXPERIMENT)
+        created = self.call(
+            "runs/create",
+            body={
+                "experiment_id": experiment,
+                "run_name": run.name,
+                "start_time": run.started,
+                "tags": _pairs(source.tags(run)),
+            },
+        )
+        run_id: str = created["run"]["info"]["run_id"]
+        metrics = [
+            {"key": key, "value": value, "timestamp": run.ended, "step": 0}
+            for key, value in run.metrics.items()
+        ]
+        body = {"run_id": run_id, "params": _pairs(run.parameters), "metrics": metrics}
+        self.call("runs/log-batch", body=body)
+        if source.model_id:
+            self.call("runs/log-inputs", body={"run_id": run_id, "models": [{"model_id": source.model_id}]})
+        self.call("runs/update", body={"run_id": run_id, "status": "FINISHED", "end_time": run.ended})
+        return run_id
+
+    def find_source(self, run: ScoringRun) -> Source:
+        if not run.training_run_id:
+            return Source()
+        trained = self.find("runs/get", {"run_id": run.training_run_id})
+        if trained is None:
+            return Source()
+        found = trained["run"]
+        model_id = ""
+        for output in found.get("outputs", {}).get("model_outputs", []):
+            model = self.find(f"logged-models/{output['model_id']}", {}) or {"model": {"info": {}}}
+            tags = {tag["key"]: tag["value"] for tag in model["model"]["info"].get("tags", [])}
+            if tags.get(CHECKPOINT_TAG) == run.checkpoint_sha256:
+                model_id = output["model_id"]
+        search = {"filter": f"run_id = '{run.training_run_id}'"}
+        versions = self.call("model-versions/search", search).get("model_versions", [])
+        names = [
+            f"{v['name']}/{v['version']}"
+            for v in versions
+            if model_id and v.get("source") == f"models:/{model_id}"
+        ]
+        return Source(found["info"]["experiment_id"], model_id, tuple(sorted(names)))
+
+    def find_experiment(self, name: str) -> str:
+        found = self.find("experiments/get-by-name", {"experiment_name": name})
+        if found is None:
+            experiment_id: str = self.call("experiments/create", body={"name": name})["experiment_id"]
+            return experiment_id
+        return str(found["experiment"]["experiment_id"])
+
+    def find(self, endpoint: str, query: dict[str, Any]) -> dict[str, Any] | None:
+        """None: the server says that there is no such thing."""
+        try:
+            return self.call(endpoint, query)
+        except _AbsentError:
+            return None
+
+    def call(
+        self, endpoint: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """GET, or POST when there is a body."""
+        url = f"{self.uri}/api/2.0/mlflow/{endpoint}"
+        if query:
+            url += "?" + urllib.parse.urlencode(query)
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            request = urllib.request.Request(url, data, self.headers)
+            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
+                values: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode(errors="replace")
+            kind = _AbsentError if error.code == 404 else ValueError
+            raise kind(f"MLflow at {self.uri} refused {endpoint} with {error.code}: {said}") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"MLflow at {self.uri} does not answer: {error}") from error
+        return values
+
+
+class _AbsentError(ValueError):
+    pass
+
+
+def _authorization() -> dict[str, str]:
+    """MLflow's own environment variables."""
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return {"Authorization": f"Bearer {token}"}
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    if user:
+        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        return {"Authorization": f"Basic {encoded}"}
+    return {}
+
+
+def _pairs(values: dict[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]

@@ -1,0 +1,178 @@
+"""Decoding once: the pixels of every epoch, built once whoever asks, never half a file."""
+
+import pickle
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from train_data import make_data
+
+import train.pixels as module
+from serve.preprocess import load_image
+from train.augment import View
+from train.config import TrainConfig
+from train.data import ImageSet
+from train.loader import EpochPlan, Loader, PixelDataset
+from train.pixels import PixelCache, open_cache, training_entries, validation_entries
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def silent(_: str) -> None: ...
+
+
+def open_training(folder: Path, images: ImageSet, config: TrainConfig) -> PixelCache:
+    cache = open_cache(folder, images, training_entries(config), "on", silent)
+    assert cache is not None
+    return cache
+
+
+def image_set(root: Path, *pictures: Image.Image, **options: object) -> ImageSet:
+    root.mkdir()
+    for i, picture in enumerate(pictures):
+        picture.save(root / f"{i}.png", **options)
+    n = len(pictures)
+    names = [f"{i}.png" for i in range(n)]
+    return ImageSet(root, names, np.zeros(n, np.int64), ("a", "b"), [f"{i:064x}" for i in range(n)])
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def test_batches_are_the_same_with_and_without_the_cache(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, image_size=16, epochs=2)
+    cache = open_training(tmp_path / "cache", data.train, config.replace(cache_size=512))
+    val = open_cache(tmp_path / "cache", data.val, validation_entries(config), "on", silent)
+    plan = EpochPlan(len(data.train), 4, 0)
+    for images, transform, stored, theirs in (
+        (data.train, View(config), cache, View(config)),
+        (data.val, config.preprocess(), val, None),
+    ):
+        decoded = Loader(PixelDataset(images, 0, transform), 0, False)
+        cached = Loader(PixelDataset(images, 0, theirs, stored), 0, False)
+        batches = (
+            list(plan.batches(1)) if images is data.train else [[(0, i, 1.0) for i in range(len(images))]]
+        )
+        for a, b in zip(decoded(batches), cached(batches), strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+
+
+def test_only_images_above_the_size_are_made_smaller(tmp_path: Path) -> None:
+    pictures = [noise(40, 30), noise(90, 60), noise(30, 200), noise(8, 4)]
+    images = image_set(tmp_path / "images", *pictures)
+    cache = open_training(tmp_path / "cache", images, TrainConfig(cache_size=30))
+    assert cache.sizes.tolist() == [[40, 30], [45, 30], [30, 200], [8, 4]]
+    for i in (0, 2, 3):
+        assert np.array_equal(cache[i], np.asarray(pictures[i]))
+    smaller = np.asarray(pictures[1].resize((45, 30), Image.Resampling.BILINEAR))
+    assert np.array_equal(cache[1], smaller)
+
+
+@pytest.mark.parametrize(("crop_scale", "side"), [(0.25, 64), (0.5, 46), (0.01, 64), (1.0, 37)])
+def test_the_smallest_random_crop_is_not_enlarged_up_to_twice_the_input(
+    crop_scale: float, side: int
+) -> None:
+    config = TrainConfig(image_size=32, crop_scale=crop_scale)
+    assert training_entries(config).settings["short_side"] == side
+
+
+def test_an_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[module.ORIENTATION] = 6
+    images = image_set(tmp_path / "images", noise(40, 30), exif=exif)
+    cache = open_training(tmp_path / "cache", images, TrainConfig(image_size=32))
+    assert cache[0].shape == (40, 30, 3)
+    upright = load_image((images.root / "0.png").read_bytes())
+    assert np.array_equal(cache[0], np.asarray(upright))
+
+
+def test_other_splits_share_the_cache_and_other_contents_do_not(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, image_size=16)
+    order = np.arange(len(data.train))[::-1]
+    first = open_training(tmp_path / "cache", data.train, config)
+    turned = open_training(tmp_path / "cache", data.train.take(order), config)
+    assert first.file == turned.file
+    assert np.array_equal(first[0], turned[len(order) - 1])
+    changed = data.train.take(np.arange(len(data.train)))
+    changed.sha256[0] = "f" * 64
+    assert open_training(tmp_path / "cache", changed, config).file != first.file
+    assert open_training(tmp_path / "cache", data.train, config.replace(cache_size=9)).file != first.file
+
+
+@pytest.mark.parametrize("damage", ["no index", "truncated", "index of another"])
+def test_half_a_cache_is_built_again(tmp_path: Path, damage: str) -> None:
+    config, data = make_data(tmp_path, image_size=16)
+    cache = open_training(tmp_path / "cache", data.train, config)
+    whole = cache.file.read_bytes()
+    if damage == "no index":
+        (cache.file.parent / "sizes.npy").unlink()
+    elif damage == "truncated":
+        cache.file.write_bytes(whole[:-1])
+    else:
+        np.save(cache.file.parent / "sizes.npy", cache.sizes[:-1])
+    again = open_training(tmp_path / "cache", data.train, config)
+    assert again.file.read_bytes() == whole
+
+
+def test_processes_that_ask_at_once_build_it_once(tmp_path: Path) -> None:
+    make_data(tmp_path, image_size=16)
+    program = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "from train.config import TrainConfig\n"
+        "from train.data import prepare_data\n"
+        "from train.pixels import open_cache, training_entries\n"
+        "config = TrainConfig(data=sys.argv[1], output=sys.argv[2], image_size=16)\n"
+        "data = prepare_data(config)\n"
+        "cache = open_cache(Path(sys.argv[2]), data.train, training_entries(config), 'on', print)\n"
+        "print(sum(int(cache[i].sum()) for i in range(len(cache))))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "images"), str(tmp_path / "out")]
+    jobs = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    printed = [job.communicate(timeout=120)[0] for job in jobs]
+    assert all(job.returncode == 0 for job in jobs)
+    assert "".join(printed).count("decoding once") == 1
+    assert len({text.splitlines()[-1] for text in printed}) == 1
+
+
+def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = image_set(tmp_path / "images", noise(40, 30))
+    stored = training_entries(TrainConfig(image_size=32))
+    monkeypatch.setattr(
+        module, "shutil", SimpleNamespace(disk_usage=lambda _: Usage(0, 0, 3700), rmtree=None)
+    )
+    said: list[str] = []
+    with pytest.raises(
+        ValueError, match=r"0\.00 GB .* free some, lower --cache_size, or use --pixel_cache off"
+    ):
+        open_cache(tmp_path / "cache", images, stored, "on", said.append)
+    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
+    assert "images are decoded in every epoch" in said[0]
+    assert not list((tmp_path / "cache").glob("*/*"))
+
+
+def test_a_file_that_vanished_is_an_error_that_names_it(tmp_path: Path) -> None:
+    images = image_set(tmp_path / "images", noise(40, 30))
+    (images.root / "0.png").unlink()
+    with pytest.raises(RuntimeError, match=r"0\.png was readable before training and is not now"):
+        open_training(tmp_path / "cache", images, TrainConfig(image_size=32))
+
+
+def test_loader_processes_get_the_index_and_not_the_pixels(tmp_path: Path) -> None:
+    images = image_set(tmp_path / "images", *[noise(200, 200)] * 3)
+    cache = open_training(tmp_path / "cache", images, TrainConfig(image_size=128))
+    assert cache[2].sum() > 0  # mapped
+    sent = pickle.dumps(cache)
+    assert len(sent) < 2000
+    assert np.array_equal(pickle.loads(sent)[2], cache[2])
+    with pytest.raises(ValueError, match="read-only"):
+        cache[0][0, 0, 0] = 1

@@ -1,0 +1,80 @@
+"""The model repository is one that Triton would read: checked with its own message type."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import TrainedRun
+from google.protobuf import text_format
+from test_export_main import run as run
+from tritonclient.grpc import model_config_pb2
+
+import export.main
+import export.triton
+from serve.predictor import Predictor
+
+TYPES = {model_config_pb2.TYPE_UINT8: "tensor(uint8)", model_config_pb2.TYPE_FP32: "tensor(float)"}
+
+
+@pytest.fixture
+def exported(run: Path, trained: TrainedRun) -> Path:
+    assert export.main.main(["--run", str(run), "--limit", "4"]) == 0
+    return run
+
+
+def test_the_repository_describes_the_model_that_is_in_it(exported: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "deep" / "models"
+    assert export.triton.main(["--run", str(exported), "--repository", str(repository)]) == 0
+    folder = repository / "small"
+    config = model_config_pb2.ModelConfig()
+    text_format.Parse((folder / "config.pbtxt").read_text(), config)
+    assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 64)
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    described = [*config.input, *config.output]
+    for tensor, real in zip(described, [*session.get_inputs(), *session.get_outputs()], strict=True):
+        assert tensor.name == real.name
+        assert TYPES[tensor.data_type] == real.type
+        assert list(tensor.dims) == real.shape[1:]  # Triton puts the batch in front
+        assert isinstance(real.shape[0], str)
+    predictor = Predictor(folder / "1" / "model.onnx", "cpu")
+    assert (folder / "labels.txt").read_text().splitlines() == list(predictor.metadata.class_names)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = Predictor(exported / "export" / "model.onnx", "cpu").predict(pixels)
+    np.testing.assert_array_equal(predictor.predict(pixels), expected)
+
+
+def test_the_next_model_is_the_next_version(exported: Path, tmp_path: Path) -> None:
+    arguments = ["--run", str(exported), "--repository", str(tmp_path / "models"), "--name", "pets"]
+    assert export.triton.main(arguments) == 0
+    (tmp_path / "models" / "pets" / ".2.tmp").mkdir()  # a call that was killed
+    assert export.triton.main(arguments) == 0
+    assert sorted(p.name for p in (tmp_path / "models" / "pets").iterdir()) == [
+        "1",
+        "2",
+        "config.pbtxt",
+        "labels.txt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "../pets"], "--name '../pets' may hold"),
+        (["--max-batch-size", "0"], "--max-batch-size 0 must be 1 or more"),
+        (["--model-precision", "int8"], "model.int8.onnx does not exist"),
+        (["--name", "other"], "config.pbtxt describes another model"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    other = tmp_path / "models" / "other"
+    other.mkdir(parents=True)
+    (other / "config.pbtxt").write_text('name: "other"\n')
+    code = export.triton.main(
+        ["--run", str(exported), "--repository", str(tmp_path / "models"), *arguments]
+    )
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert [p.name for p in other.iterdir()] == ["config.pbtxt"]

@@ -1,0 +1,223 @@
+"""Decode once: a file of uint8 pixels that every rank maps into memory, so that loading is a slice.
+
+An entry is an image by the sha256 of its file, whatever its name and split: folds, seeds and runs on the
+same images share one cache. Only what is larger than the cache's size is made smaller; other images are
+stored as they decode, and are the same pixels with and without the cache.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve.preprocess import FORMATS, RESAMPLING, load_image, read_image_file
+from train.config import TrainConfig
+from train.data import ImageSet
+
+Pixels = NDArray[np.uint8]  # [H, W, 3]
+Size = tuple[int, int]  # width, height
+
+FORMAT = 1
+ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side
+MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
+LARGEST_ENLARGED = 2.0  # times the input: what the smallest random crops are cut from
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How an image becomes an entry."""
+
+    settings: Mapping[str, Any]
+    """All that decides the pixels, plain values."""
+    size: Callable[[Size], Size]
+    """Of an entry, from the image's upright size."""
+    pixels: Callable[[Image.Image], Pixels]
+
+
+@dataclass(frozen=True)
+class PixelCache:
+    file: Path
+    offsets: NDArray[np.int64]
+    """[N] of an image's first byte."""
+    sizes: NDArray[np.int32]
+    """[N, 2] width, height."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int) -> Pixels:
+        """Read-only, uint8 [H, W, 3]; not a copy."""
+        offset, (width, height) = int(self.offsets[index]), self.sizes[index].tolist()
+        return self._bytes[offset : offset + 3 * width * height].reshape(height, width, 3)
+
+    @cached_property
+    def _bytes(self) -> NDArray[np.uint8]:
+        return np.memmap(self.file, np.uint8, "r").view(np.ndarray)
+
+    def __getstate__(self) -> dict[str, Any]:  # a loader process maps the file anew
+        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+
+
+def training_entries(config: TrainConfig) -> Stored:
+    """Images whose shorter side is at most `cache_size`, or else so large that the smallest random crop is
+    not enlarged (to at most twice the input)."""
+    preprocess = config.preprocess()
+    needed = max(preprocess.resize_size, preprocess.size)
+    if config.crop_scale < 1:
+        enlarged = min(LARGEST_ENLARGED, 1 / math.sqrt(config.crop_scale))
+        needed = max(needed, math.ceil(config.input_size(config.image_size) * enlarged))
+    short = config.cache_size or needed
+
+    def size(original: Size) -> Size:
+        width, height = original
+        if min(original) <= short:
+            return original
+        scale = short / min(original)
+        return max(short, round(width * scale)), max(short, round(height * scale))
+
+    def pixels(image: Image.Image) -> Pixels:
+        smaller = size(image.size)
+        if smaller != image.size:
+            image = image.resize(smaller, RESAMPLING[preprocess.interpolation])
+        return np.asarray(image)
+
+    return Stored({"short_side": short, "interpolation": preprocess.interpolation}, size, pixels)
+
+
+def validation_entries(config: TrainConfig) -> Stored:
+    """The very pixels that are validated."""
+    preprocess = config.preprocess()
+    side = (preprocess.size, preprocess.size)
+    return Stored({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess)
+
+
+def open_cache(
+    folder: Path, images: ImageSet, stored: Stored, mode: str, say: Callable[[str], None]
+) -> PixelCache | None:
+    """The cache of these images, built first if need be; None when `mode` is off, or auto and the disk is
+    too full. Processes that want the same one at the same time build it once.
+
+    Raises:
+        ValueError: mode is on and there is no room for it.
+        RuntimeError: an image cannot be read.
+    """
+    if mode == "off":
+        return None
+    sha256s, first = np.unique(np.array(images.sha256), return_index=True)
+    home = folder / f"pixels-{_key(sha256s, stored)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(home.with_suffix(".lock")):
+        index = _read_index(home)
+        if index is None:
+            paths = [images.root / images.paths[i] for i in first]
+            index = _build(home, paths, stored, mode, say)
+            if index is None:
+                return None
+    slots = np.searchsorted(sha256s, np.array(images.sha256))
+    offsets, sizes = index
+    return PixelCache(home / "pixels.u8", offsets[slots], sizes[slots])
+
+
+def _key(sha256s: NDArray[np.str_], stored: Stored) -> str:
+    settings = json.dumps({"format": FORMAT, **stored.settings}, sort_keys=True)
+    return hashlib.sha256("\n".join([settings, *sha256s]).encode()).hexdigest()[:16]
+
+
+def _read_index(home: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """None: not there, or not whole."""
+    try:
+        sizes = np.load(home / "sizes.npy", allow_pickle=False)
+        offsets = _offsets(sizes)
+        return (offsets[:-1], sizes) if (home / "pixels.u8").stat().st_size == max(1, offsets[-1]) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _offsets(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """[N + 1]"""
+    bytes_of = 3 * sizes.astype(np.int64).prod(axis=1)
+    return np.concatenate([np.zeros(1, np.int64), bytes_of.cumsum()])
+
+
+def _build(
+    home: Path, paths: Sequence[Path], stored: Stored, mode: str, say: Callable[[str], None]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    started = time.perf_counter()
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        sizes = np.array([stored.size(size) for size in pool.map(_upright_size, paths)], np.int32)
+        offsets = _offsets(sizes.reshape(-1, 2))
+        total, free = int(offsets[-1]), shutil.disk_usage(home.parent).free
+        what = f"the pixel cache of {len(paths)} images needs {total / 1e9:.2f} GB in {home.parent}"
+        if total > MOST_OF_FREE_SPACE[mode] * free:
+            room = f"{what}, which has {free / 1e9:.2f} GB free"
+            if mode == "on":
+                raise ValueError(f"{room}: free some, lower --cache_size, or use --pixel_cache off")
+            say(f"{room}: images are decoded in every epoch; --pixel_cache on takes more than a quarter")
+            return None
+        say(f"{what}: decoding once")
+        shutil.rmtree(home, ignore_errors=True)  # of a build that was killed
+        home.mkdir()
+        with (home / "pixels.u8").open("w+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(1, total))
+            except OSError as error:
+                shutil.rmtree(home, ignore_errors=True)
+                raise ValueError(f"{what}: {error.strerror}") from error
+            pixels = np.memmap(file, np.uint8, "r+")
+
+            def write(i: int) -> None:
+                entry = stored.pixels(_load(paths[i]))
+                if entry.shape != (sizes[i, 1], sizes[i, 0], 3):
+                    raise RuntimeError(f"{paths[i]} changed while it was read")
+                pixels[offsets[i] : offsets[i + 1]] = entry.reshape(-1)
+
+            for _ in pool.map(write, range(len(paths))):
+                pass
+            pixels.flush()
+        with (home / "sizes.tmp").open("wb") as index:
+            np.save(index, sizes)
+            os.fsync(index.fileno())
+        (home / "sizes.tmp").rename(home / "sizes.npy")  # from here on it is whole
+    say(f"decoded in {time.perf_counter() - started:.0f} s")
+    return offsets[:-1], sizes
+
+
+def _upright_size(path: Path) -> Size:
+    """Without decoding."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            on_its_side = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
+        raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
+    return (height, width) if on_its_side else (width, height)
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        return load_image(read_image_file(path))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; a process that is killed leaves no lock behind."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
