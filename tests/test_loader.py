@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.preprocess import load_image
+from train import reading
 from train.augment import View
 from train.loader import Batch, EpochPlan, Key, Loader, PixelDataset, evaluation_batches
 
@@ -155,13 +156,19 @@ def test_a_batch_holds_pixels_labels_weights_and_indices_of_its_images(tmp_path:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_vanished_is_an_error_that_names_it(tmp_path: Path, num_workers: int) -> None:
+def test_a_file_that_vanished_counts_for_nothing_and_is_named(
+    tmp_path: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reading, "PAUSES", (0.01,))
     config, data = make_data(tmp_path)
     gone = data.train.root / data.train.paths[2]
     gone.unlink()
     loader = Loader(PixelDataset(data.train, 0, config.preprocess()), num_workers, pin_memory=False)
-    with pytest.raises(RuntimeError, match=rf"{gone.name} was readable before training and is not now"):
-        list(loader([[(0, 2, 1.0)]]))
+    for _ in range(2):
+        (batch,) = loader([[(0, 2, 1.0), (0, 3, 1.0)]])
+        assert batch.weights.tolist() == [0, 1]
+    assert list(loader.lost) == [str(gone)]
+    assert capsys.readouterr().out.count(f"{gone} was readable before training and is not now") == 1
 
 
 def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
