@@ -78,6 +78,25 @@ def test_the_number_of_processes_cannot_change_a_steps_batch(sizes: tuple[int, i
     assert many == step_batches(plans(num_samples, batch_size, 1), epoch=1)
 
 
+@given(st.integers(1, 200), st.integers(1, 5), st.data())
+@settings(max_examples=200, deadline=None)
+def test_an_epoch_that_goes_on_with_other_processes_again_and_again_is_the_same_epoch(
+    num_samples: int, share: int, data: st.DataObject
+) -> None:
+    """Stopped at any steps, gone on with any number of processes and accumulation that divide the batch."""
+    batch_size = 24 * share
+    whole = step_batches(plans(num_samples, batch_size, 1), epoch=2)
+    done: list[list[Key]] = []
+    while len(done) < len(whole):
+        world_size = data.draw(st.sampled_from([1, 2, 3, 4, 6]))
+        accumulation = data.draw(st.sampled_from([1, 2]))
+        ranks = plans(num_samples, batch_size, world_size, accumulation)
+        steps = data.draw(st.integers(1, len(whole) - len(done)))
+        assert ranks[0].samples(2, len(done)) == [i for _, i, weight in whole[len(done)] if weight]
+        done += step_batches(ranks, 2, len(done))[:steps]
+    assert done == whole
+
+
 @given(sizes)
 @settings(max_examples=50, deadline=None)
 def test_real_size_counts_the_samples_of_weight_1(sizes: tuple[int, int, int, int]) -> None:
