@@ -87,7 +87,7 @@ def lost_contact(error: Exception) -> bool:
     """Another rank ended or hangs: not this one's fault, and its traceback would hide the true cause."""
     if not dist.is_initialized() or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, dist.DistError) or ("gloo" in str(error) and bool(LOST.search(str(error))))
+    return isinstance(error, dist.DistError) or bool(LOST.search(str(error)))
 
 
 class Agreement:
