@@ -78,7 +78,7 @@ def limit_waiting(minutes: float) -> None:
         set_timeout(timedelta(minutes=minutes))
 
 
-LOST = re.compile(
+LOST = re.compile(r"gloo/transport|(closed|reset) by peer|pair closure|Timed out waiting")  # gloo's words
     r"closed by peer|reset by peer|Broken pipe|Connection refused|[Tt]imed ?out|NCCL", re.DOTALL
 )
 
