@@ -118,7 +118,7 @@ def main() -> int:
     )
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=40, help="enough that all faults find it training")
     parser.add_argument("--data", type=Path, help="labelled images; default: 80 drawn ones")
     args = parser.parse_args()
     draw = random.Random(args.seed)

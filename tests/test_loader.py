@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from train_data import make_data
 from serve.preprocess import load_image
 from train import reading
 from train.augment import View
-from train.loader import Batch, EpochPlan, Key, Loader, PixelDataset, evaluation_batches
+from train.loader import LISTED_ORDER, Batch, EpochPlan, Key, Loader, PixelDataset, evaluation_batches
+from train.permutation import Permutation
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
 
@@ -42,16 +44,17 @@ sizes = st.tuples(
 )
 
 
-@given(sizes, st.integers(0, 3), st.data())
+@given(sizes, st.integers(0, 3), st.sampled_from([0, LISTED_ORDER]), st.data())
 @settings(max_examples=200, deadline=None)
 def test_every_sample_counts_exactly_once_in_an_epoch(
-    sizes: tuple[int, int, int, int], epoch: int, data: st.DataObject
+    sizes: tuple[int, int, int, int], epoch: int, listed: int, data: st.DataObject
 ) -> None:
     num_samples, micro, world_size, accumulation = sizes
     ranks = plans(num_samples, micro * world_size * accumulation, world_size, accumulation)
     first_step = data.draw(st.integers(0, ranks[0].steps))
-    skipped = step_batches(ranks, epoch)[:first_step]
-    resumed = step_batches(ranks, epoch, first_step)
+    with patch("train.loader.LISTED_ORDER", listed):
+        skipped = step_batches(ranks, epoch)[:first_step]
+        resumed = step_batches(ranks, epoch, first_step)
     seen = [index for batch in skipped + resumed for _, index, weight in batch if weight == 1]
     assert sorted(seen) == list(range(num_samples))
     assert all(weight in (0, 1) for batch in resumed for _, _, weight in batch)
@@ -120,6 +123,18 @@ def test_the_order_differs_by_epoch_and_by_seed_and_is_reproducible() -> None:
     orders = [EpochPlan(100, 10, seed).order(epoch).tolist() for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     assert EpochPlan(100, 10, 2).order(2).tolist() == orders[-1]
+
+
+def test_a_billion_samples_take_no_list_and_a_resume_sees_what_all_see() -> None:
+    plan = EpochPlan(10**9, 2**15, 0, rank=1023, world_size=1024)
+    assert isinstance(plan.order(0), Permutation)
+    assert isinstance(EpochPlan(LISTED_ORDER, 2**15, 0).order(0), np.ndarray)
+    batches = plan.batches(3, first_step=plan.steps - 2)
+    resumed = next(plan.batches(3, first_step=plan.steps - 1))
+    next(batches)
+    assert next(batches) == resumed
+    assert {weight for _, _, weight in resumed} == {0.0}  # 10**9 is no multiple of 2**15
+    assert next(batches, None) is None
 
 
 def test_an_indivisible_batch_size_is_an_error_that_names_both_numbers() -> None:

@@ -159,6 +159,9 @@ class TrainConfig:
     """Divide the logits by a temperature fitted on the validation images (arXiv 1706.04599)."""
     clip_probabilities: float = 0.0
     """Smallest probability that the exported model gives, for a bounded log loss; 0: no bound."""
+    profile: int = 0
+    """Record this many steps of rank 0 with PyTorch's profiler: a trace and a table of where a step's time
+    goes, in the run's folder profile; 0: none."""
     stop_after: int = 0
     """Stop, as if interrupted, once this many epochs are done in all; `resume` goes on. 0: never."""
 
@@ -326,6 +329,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "patience": (0, 100_000),
     "retune_epochs": (0, 1000),
     "clip_probabilities": (0, 0.1),
+    "profile": (0, 1000),
     "stop_after": (0, 100_000),
     "snapshot_minutes": (0, 100_000),
     "snapshot_steps": (0, 1_000_000_000),

@@ -79,8 +79,6 @@ def limit_waiting(minutes: float) -> None:
 
 
 LOST = re.compile(r"gloo/transport|(closed|reset) by peer|pair closure|Timed out waiting")  # gloo's words
-    r"closed by peer|reset by peer|Broken pipe|Connection refused|[Tt]imed ?out|NCCL", re.DOTALL
-)
 
 
 def lost_contact(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from train.loop import Running, evaluate, train_one_epoch
 from train.metrics import Evaluation
 from train.metrics_file import NullTracker
 from train.preemption import Preempted, StopRequest
+from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
 from train.rundir import save_best, write_bad_files
 from train.snapshots import Position, Say, Snapshots, copy_to_cpu
@@ -29,6 +30,8 @@ class Epochs:
         self.running = Running(job.ranks, job.device, job.position)
         self.lost: dict[str, str] = {}
         """Files that were readable before training and are not now, of all ranks."""
+        steps = job.config.profile if job.ranks.is_main else 0
+        self.profiler = StepProfiler(steps, folder / "profile", job.device)
 
     def run(self) -> None:
         """
@@ -56,6 +59,7 @@ class Epochs:
         job = self.job
         if job.history.retuning(job.config) and job.stage is job.config:
             self._begin_retuning()
+        self.profiler.start()
         values = train_one_epoch(
             job.trainee,
             job.criterion,
@@ -71,6 +75,7 @@ class Epochs:
             self.running,
             self._after_step,
         )
+        self.profiler.stop()
         metrics, evaluation = evaluate(
             job.trainee.evaluated,
             job.criterion,
@@ -98,6 +103,7 @@ class Epochs:
 
     def _after_step(self) -> None:
         """At most two steps after a signal, or after a snapshot is due, all ranks know and act alike."""
+        self.profiler.step()
         job, step = self.job, self.running.step
         due = self._stop_if_told(job.ranks.is_main and self.snapshots.due())
         every = job.config.snapshot_steps

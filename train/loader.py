@@ -18,11 +18,13 @@ from serve.preprocess import Preprocess
 from train.augment import View
 from train.data import ImageSet
 from train.draws import seed_of
+from train.permutation import Permutation
 from train.pixels import PixelCache
 from train.preemption import ignore_stops
 from train.reading import read_image
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
+LISTED_ORDER = 2**20  # samples up to which an epoch's order is a list; beyond, ranks would hold gigabytes
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ class EpochPlan:
         """Images in one forward pass of this rank."""
         return self.batch_size // (self.world_size * self.accumulation)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """[num_samples], a permutation."""
-        return np.random.default_rng(seed_of("order", self.seed, epoch)).permutation(self.num_samples)
+    def order(self, epoch: int) -> NDArray[np.int64] | Permutation:
+        """Place in the epoch -> index: a permutation of num_samples, listed or (for many) computed."""
+        seed = seed_of("order", self.seed, epoch)
+        if self.num_samples > LISTED_ORDER:
+            return Permutation(self.num_samples, seed)
+        return np.random.default_rng(seed).permutation(self.num_samples)
 
     def offset(self, step: int, micro_step: int) -> int:
         """Place in the epoch of the first image of this rank's micro batch."""
@@ -76,15 +81,15 @@ class EpochPlan:
         for step in range(first_step, self.steps):
             for micro_step in range(self.accumulation):
                 start = self.offset(step, micro_step)
-                places = range(start, start + self.micro_batch_size)
-                yield [
-                    (epoch, int(order[p % self.num_samples]), float(p < self.num_samples)) for p in places
-                ]
+                places = np.arange(start, start + self.micro_batch_size)
+                indices = order[places % self.num_samples].tolist()
+                weights = (places < self.num_samples).astype(float).tolist()
+                yield [(epoch, index, weight) for index, weight in zip(indices, weights, strict=True)]
 
     def samples(self, epoch: int, step: int) -> list[int]:
         """Indices of the samples of weight 1 in the whole batch of this step, of all ranks."""
-        start = step * self.batch_size
-        samples: list[int] = self.order(epoch)[start : start + self.real_size(step)].tolist()
+        places = np.arange(self.real_size(step)) + step * self.batch_size
+        samples: list[int] = self.order(epoch)[places].tolist()
         return samples
 
     def real_size(self, step: int) -> int:

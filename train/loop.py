@@ -24,6 +24,7 @@ from train.draws import seed_of
 from train.loader import EpochPlan, Loader, evaluation_batches
 from train.metrics import Evaluation, evaluate_logits
 from train.model import Outputs
+from train.profiler import phase
 from train.progress import Progress
 from train.snapshots import Position
 from train.trainee import Trainee
@@ -147,9 +148,10 @@ def train_one_epoch(
             trainee.begin_step()
             for micro_step in range(plan.accumulation):
                 before = time.perf_counter()
-                loaded = next(batches)
-                batch = loaded.to(device)
-                pixels = colour(batch.images, loaded.indices, config.seed, epoch)
+                with phase("data"):
+                    loaded = next(batches)
+                    batch = loaded.to(device)
+                    pixels = colour(batch.images, loaded.indices, config.seed, epoch)
                 waited += time.perf_counter() - before
                 # dropout and drop-path draw from here: the same after a resume as without one
                 torch.manual_seed(seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank))
@@ -158,16 +160,19 @@ def train_one_epoch(
                 images, targets = mix(pixels, labels, place, config.seed, epoch)
                 taught = None if teacher is None else trainee.ask(teacher, images)
                 with gradient_sync(trainee.wrapped, micro_step == plan.accumulation - 1):
-                    output = trainee.forward(images)
-                    losses = criterion(output, targets, taught) * batch.weights
+                    with phase("forward"):
+                        output = trainee.forward(images)
+                        losses = criterion(output, targets, taught) * batch.weights
                     # DDP averages gradients over ranks: the factor makes that the mean over the whole
                     # batch, however unevenly its real samples lie on the ranks
-                    trainee.backward(losses.sum() * (ranks.world_size / real))
+                    with phase("backward"):
+                        trainee.backward(losses.sum() * (ranks.world_size / real))
                 logits = output.logits if isinstance(output, Outputs) else output
                 correct = (logits.argmax(1) == batch.labels) * batch.weights
                 sums += torch.stack([losses.detach().sum(), correct.sum()])
             lr = trainee.optimizer.param_groups[0]["lr"]
-            running.count(sums, trainee.update(config.clip_grad), real)
+            with phase("update"):
+                running.count(sums, trainee.update(config.clip_grad), real)
             if device.type == "cpu" or step % STEPS_BETWEEN_LOOKS == 0 or step == plan.steps - 1:
                 _check_divergence(running, loader, plan, config, epoch, lr)
             progress.advance(real)

@@ -246,6 +246,7 @@ FREE_TO_CHANGE = frozenset(
         "stop_after",
         "num_workers",
         "pixel_cache",
+        "profile",
         "resume",
         "output",
         "name",

@@ -1,0 +1,267 @@
+"""Look before the work starts: is this machine or container what the job needs?
+
+    python -m serve.doctor --write /runs --read /data --free 5 --shm 512 --mlflow http://mlflow:5000
+
+A line for each check: ok, warning (slower, or less is kept) or error (the job would fail).
+"""
+
+import argparse
+import base64
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from serve.accelerators import ALL_PRECISIONS, PROVIDERS
+from serve.processors import available_processors, cpu_quota
+
+CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks
+HTTP_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+# The server answers /health whatever the Host header, other paths only to hosts of its --allowed-hosts.
+MLFLOW_PATHS = ("/health", "/api/2.0/mlflow/experiments/search?max_results=1")
+
+
+@dataclass(frozen=True)
+class Finding:
+    level: Literal["ok", "warning", "error"]
+    about: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.level:7} {self.about}: {self.message}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="serve.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--write", type=Path, action="append", default=[], metavar="DIR", help="the job writes here")
+    add("--read", action="append", default=[], metavar="PATH", help="the job reads this folder or file")
+    add(
+        "--free",
+        type=float,
+        default=1.0,
+        metavar="GIB",
+        help="free disk below --write; default: %(default)g",
+    )
+    add("--shm", type=float, default=0.0, metavar="MIB", help="shared memory that the job needs")
+    add(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads of each process; 0: as many as it finds",
+    )
+    add("--processes", type=int, default=1, metavar="N", help="processes of the job; default: %(default)s")
+    add(
+        "--provider",
+        choices=("auto", *PROVIDERS),
+        default="auto",
+        help="onnxruntime's; default: %(default)s",
+    )
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--model", type=Path, help="open this model on the provider")
+    add("--mlflow", default="", metavar="URI", help="tracking server that should answer")
+    add("--resolve", action="append", default=[], metavar="HOST", help="this name should have an address")
+    add(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="for the server and names; default: no wait",
+    )
+    add("--strict", action="store_true", help="a warning is an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 nothing stands against the job, 1 something does, 2 unusable arguments."""
+    args = build_parser().parse_args(argv)
+    deadline = time.monotonic() + args.wait
+    worst = 0
+    for finding in examine(args, deadline):
+        print(finding, flush=True)
+        worst |= finding.level == "error" or (args.strict and finding.level == "warning")
+    return int(worst)
+
+
+def examine(args: argparse.Namespace, deadline: float) -> Iterator[Finding]:
+    yield shared_memory(args.shm)
+    yield processors(args.threads, args.processes)
+    yield onnxruntime_provider(args.provider, args.precision, args.model)
+    for folder in args.write:
+        yield writable(folder, args.free)
+    for path in args.read:
+        yield readable(path)
+    for host in args.resolve:
+        yield resolves(host, deadline)
+    if args.mlflow:
+        yield mlflow_server(args.mlflow, deadline)
+
+
+def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
+    """`wanted` in MiB. Loader processes and nccl pass data through it: SIGBUS when it is full."""
+    try:
+        size = shutil.disk_usage(path).total / 2**20
+    except OSError as error:
+        level: Literal["warning", "error"] = "error" if wanted else "warning"
+        return Finding(level, "shared memory", f"{path}: {error.strerror}")
+    if size < wanted:
+        way_out = "mount an emptyDir with medium: Memory there, or docker run --shm-size"
+        return Finding("error", "shared memory", f"{size:.0f} MiB, {wanted:.0f} are needed: {way_out}")
+    if not wanted and size <= CONTAINER_DEFAULT_SHM:
+        return Finding("warning", "shared memory", f"{size:.0f} MiB, too little for loader processes")
+    return Finding("ok", "shared memory", f"{size:.0f} MiB")
+
+
+def processors(threads: int, processes: int, root: Path = Path("/")) -> Finding:
+    """More threads than processors wait for each other: with a quota, until the next period."""
+    available, quota = available_processors(root), cpu_quota(root)
+    limit = "" if quota is None else f" (quota {quota:g})"
+    if not threads:
+        variable = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(variable) if variable.isdecimal() and int(variable) else 1
+    running = threads * processes
+    if running > available:
+        text = (
+            f"{available} available{limit}, and {processes} processes x {threads} threads: they will wait"
+        )
+        return Finding("warning", "processors", text)
+    return Finding("ok", "processors", f"{available} available{limit}")
+
+
+def onnxruntime_provider(provider: str, precision: str, model: Path | None) -> Finding:
+    """With a model its session is asked: onnxruntime lists what it was built for, not what is there."""
+    try:
+        import onnxruntime as ort
+
+        from serve.predictor import Predictor
+    except ImportError as error:
+        return Finding("error", "onnxruntime", f"cannot be imported: {error}")
+    listed = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
+    if model is None:
+        return Finding(
+            "ok", "onnxruntime", f"{ort.__version__}, built for {listed} (not tried: no --model)"
+        )
+    try:
+        predictor = Predictor(model, provider, 1, precision)
+    except (ValueError, OSError) as error:
+        return Finding("error", "onnxruntime", str(error))
+    where = f"{predictor.provider} at {predictor.precision}, {predictor.share}"
+    return Finding("ok", "onnxruntime", f"{ort.__version__}, {model} runs on {where}")
+
+
+def writable(folder: Path, free: float) -> Finding:
+    """Does what every output of the project does: write a temporary file, flush it, rename it.
+
+    A folder that is not there yet is looked at through the nearest folder above it. `free` in GiB.
+    """
+    about = f"write {folder}"
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as scratch:
+            temporary = Path(scratch, "a.tmp")
+            with temporary.open("wb") as file:
+                file.write(b"doctor")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(Path(scratch, "a"))
+        gib = shutil.disk_usage(there).free / 2**30
+    except OSError as error:
+        who = f"user {os.getuid()}, groups {','.join(map(str, os.getgroups()))}"
+        return Finding("error", about, f"{error.strerror} ({who}): mount a volume, and set fsGroup")
+    if gib < free:
+        return Finding("error", about, f"{gib:.1f} GiB free, {free:g} are needed")
+    return Finding(
+        "ok", about, f"{gib:.1f} GiB free" + ("" if there == folder.absolute() else f" in {there}")
+    )
+
+
+def readable(path: str) -> Finding:
+    """A folder must hold something, a file a byte. URLs are left to the job."""
+    about = f"read {path}"
+    if "://" in path:
+        return Finding("ok", about, "remote, not tried")
+    try:
+        if os.path.isdir(path):
+            with os.scandir(path) as entries:
+                empty = next(entries, None) is None
+        else:
+            with open(path, "rb") as file:
+                empty = not file.read(1)
+    except OSError as error:
+        return Finding("error", about, f"{error.strerror} (user {os.getuid()})")
+    return Finding("error", about, "it is empty") if empty else Finding("ok", about, "readable")
+
+
+def resolves(host: str, deadline: float) -> Finding:
+    """Until the deadline: in a cluster a name follows its pod by seconds."""
+
+    def attempt() -> Finding:
+        try:
+            addresses = sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None)})
+        except OSError as error:
+            text = f"{error}: it needs a headless Service, and the pod's subdomain must name it"
+            return Finding("error", f"name {host}", text)
+        return Finding("ok", f"name {host}", ", ".join(addresses))
+
+    return until(deadline, attempt)
+
+
+def mlflow_server(uri: str, deadline: float) -> Finding:
+    """Only ever a warning: training goes on without the server and sends later what was missed."""
+
+    def attempt() -> Finding:
+        for path in MLFLOW_PATHS:
+            try:
+                with urllib.request.urlopen(mlflow_request(uri, path), timeout=HTTP_SECONDS):
+                    continue
+            except urllib.error.HTTPError as error:
+                way_out = {
+                    401: "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
+                    403: "start the server with --allowed-hosts that name this one",
+                }.get(error.code, "see the server's log")
+                return Finding("warning", f"MLflow {uri}", f"{path} answers {error.code}: {way_out}")
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "reason", error)
+                return Finding(
+                    "warning", f"MLflow {uri}", f"no answer: {reason}; what it misses is sent later"
+                )
+        return Finding("ok", f"MLflow {uri}", "answers")
+
+    if not uri.startswith(("http://", "https://")):
+        return Finding("ok", f"MLflow {uri}", "no server, nothing to ask")
+    return until(deadline, attempt)
+
+
+def mlflow_request(uri: str, path: str) -> urllib.request.Request:
+    """With the credentials that MLflow's client would send."""
+    request = urllib.request.Request(uri.rstrip("/") + path)
+    get = os.environ.get
+    if user := get("MLFLOW_TRACKING_USERNAME"):
+        pair = f"{user}:{get('MLFLOW_TRACKING_PASSWORD', '')}".encode()
+        request.add_header("Authorization", "Basic " + base64.b64encode(pair).decode())
+    elif token := get("MLFLOW_TRACKING_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    return request
+
+
+def until(deadline: float, attempt: Callable[[], Finding]) -> Finding:
+    """The first ok, or what was found last when time is up."""
+    while (finding := attempt()).level != "ok" and time.monotonic() < deadline:
+        time.sleep(RETRY_SECONDS)
+    return finding
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The doctor: each thing that would make a job fail is an error beforehand, and says the way out."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from serve_model import build_model
+
+from serve import doctor
+from serve.doctor import main, mlflow_server, processors, readable, resolves, shared_memory, writable
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_a_healthy_machine_is_ok_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").write_text("x")
+    model = build_model(tmp_path / "model.onnx")
+    code = run(
+        *("--write", tmp_path, "--read", tmp_path, "--free", "0.001", "--shm", "0.001"),
+        *("--model", model, "--provider", "cpu", "--resolve", "localhost", "--mlflow", "sqlite:///m.db"),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0, lines
+    assert len(lines) == 7
+    assert all(line.startswith(("ok ", "warning processors")) for line in lines)
+
+
+def test_it_imports_neither_torch_nor_mlflow_and_runs_as_a_module() -> None:
+    code = (
+        "import runpy, sys\nsys.argv = ['doctor', '--write', '/tmp', '--free', '0']\n"
+        "try: runpy.run_module('serve.doctor', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code)\n"
+        "print({'torch', 'torchvision', 'mlflow', 'train'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == ["0", "set()"], done.stdout + done.stderr
+
+
+def test_too_little_shared_memory_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    finding = shared_memory(1e12, tmp_path)
+    assert finding.level == "error"
+    assert "1000000000000 are needed" in finding.message
+    assert "emptyDir" in finding.message
+    assert shared_memory(1, tmp_path).level == "ok"
+    assert shared_memory(1, tmp_path / "absent").level == "error"
+    assert shared_memory(0, tmp_path / "absent").level == "warning"
+
+
+def test_the_64_mib_of_a_container_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = doctor.shutil.disk_usage(tmp_path)._replace(total=64 * 2**20)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert shared_memory(0, tmp_path).level == "warning"
+    assert shared_memory(64, tmp_path).level == "ok"
+
+
+def test_more_threads_than_the_quota_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "proc/self/mountinfo").write_text("1 2 0:1 / /cg rw - cgroup2 cgroup rw\n")
+    (tmp_path / "cg").mkdir()
+    (tmp_path / "cg/cpu.max").write_text("100000 100000")
+    assert processors(1, 1, tmp_path).level == "ok"
+    assert processors(0, 1, tmp_path).level == "ok"
+    assert processors(2, 1, tmp_path).level == "warning"
+    finding = processors(1, 4, tmp_path)
+    assert finding.level == "warning"
+    assert "1 available (quota 1), and 4 processes x 1 threads" in finding.message
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert processors(0, 1, tmp_path).level == "warning"
+
+
+def test_a_provider_that_is_not_there_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_model(tmp_path / "model.onnx")
+    assert run("--model", model, "--provider", "cuda") == 1
+    assert "error   onnxruntime: " in capsys.readouterr().out
+    assert run("--model", tmp_path / "absent.onnx") == 1
+    (tmp_path / "text.onnx").write_text("no model")
+    assert run("--model", tmp_path / "text.onnx") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    finding = writable(Path("/proc/sys"), 0)
+    assert finding.level == "error"
+    assert f"user {os.getuid()}" in finding.message
+    file = tmp_path / "file"
+    file.touch()
+    assert writable(file / "below", 0).level == "error"
+
+
+def test_a_folder_to_come_is_judged_by_the_one_above_it_and_nothing_is_left(tmp_path: Path) -> None:
+    finding = writable(tmp_path / "runs" / "first", 0)
+    assert finding.level == "ok"
+    assert str(tmp_path) in finding.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_full_is_an_error(tmp_path: Path) -> None:
+    finding = writable(tmp_path, 1e9)
+    assert finding.level == "error"
+    assert "1e+09 are needed" in finding.message
+
+
+def test_what_is_read_must_be_there_and_hold_something(tmp_path: Path) -> None:
+    assert readable(str(tmp_path)).level == "error"
+    assert readable(str(tmp_path / "absent")).level == "error"
+    (tmp_path / "a").write_text("x")
+    assert readable(str(tmp_path)).level == "ok"
+    assert readable(str(tmp_path / "a")).level == "ok"
+    (tmp_path / "a").write_text("")
+    assert readable(str(tmp_path / "a")).level == "error"
+    assert "not tried" in readable("s3://bucket/photos").message
+
+
+def test_a_name_without_an_address_is_an_error_that_names_the_service() -> None:
+    assert resolves("localhost", 0).level == "ok"
+    finding = resolves("train-multinode-0.invalid", 0)
+    assert finding.level == "error"
+    assert "headless Service" in finding.message
+
+
+def test_it_waits_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "RETRY_SECONDS", 0.01)
+    tries = []
+
+    def getaddrinfo(host: str, port: None) -> list[object]:
+        tries.append(host)
+        if len(tries) < 3:
+            raise OSError("not yet")
+        return [(2, 1, 6, "", ("10.0.0.1", 0))]
+
+    monkeypatch.setattr(doctor.socket, "getaddrinfo", getaddrinfo)
+    assert resolves("pod-0.service", time.monotonic() + 30).level == "ok"
+    assert len(tries) == 3
+
+
+class Server(BaseHTTPRequestHandler):
+    codes: dict[str, int]
+    seen: list[tuple[str, str]]
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers.get("Authorization", "")))
+        self.send_response(self.codes.get(self.path.partition("?")[0], 200))
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@contextmanager
+def serving(**codes: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    paths = {"health": "/health", "api": "/api/2.0/mlflow/experiments/search"}
+    seen: list[tuple[str, str]] = []
+    handler = type("Handler", (Server,), {"codes": {paths[k]: v for k, v in codes.items()}, "seen": seen})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_mlflow_server_that_answers_is_ok_with_or_without_a_slash_at_the_end() -> None:
+    with serving() as (uri, seen):
+        assert mlflow_server(uri, 0).level == "ok"
+        assert mlflow_server(uri + "/", 0).level == "ok"
+    assert [path.partition("?")[0] for path, _ in seen] == 2 * [
+        "/health",
+        "/api/2.0/mlflow/experiments/search",
+    ]
+
+
+def test_a_server_that_knows_only_other_host_names_is_found_out_though_it_is_healthy() -> None:
+    with serving(api=403) as (uri, _):
+        finding = mlflow_server(uri, 0)
+    assert finding.level == "warning"
+    assert "--allowed-hosts" in finding.message
+
+
+def test_the_clients_credentials_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (uri, seen):
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+        mlflow_server(uri, 0)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "u")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "p")
+        mlflow_server(uri, 0)
+    assert [sent for _, sent in seen] == ["Bearer t", "Bearer t", "Basic dTpw", "Basic dTpw"]
+    with serving(health=401) as (uri, _):
+        assert "MLFLOW_TRACKING_TOKEN" in mlflow_server(uri, 0).message
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "http://name.invalid:5000", "http://["])
+def test_no_server_is_a_warning_because_training_goes_on_without_it(
+    uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--mlflow", uri) == 0
+    assert "warning MLflow" in capsys.readouterr().out
+    assert run("--mlflow", uri, "--strict") == 1
+
+
+def test_unusable_arguments_are_exit_code_2() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("--free", "much")
