@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.preprocess import load_image
+from train import reading
 from train.augment import View
 from train.loader import LISTED_ORDER, Batch, EpochPlan, Key, Loader, PixelDataset, evaluation_batches
 from train.permutation import Permutation
@@ -78,6 +79,25 @@ def test_the_number_of_processes_cannot_change_a_steps_batch(sizes: tuple[int, i
     batch_size = micro * world_size * accumulation
     many = step_batches(plans(num_samples, batch_size, world_size, accumulation), epoch=1)
     assert many == step_batches(plans(num_samples, batch_size, 1), epoch=1)
+
+
+@given(st.integers(1, 200), st.integers(1, 5), st.data())
+@settings(max_examples=200, deadline=None)
+def test_an_epoch_that_goes_on_with_other_processes_again_and_again_is_the_same_epoch(
+    num_samples: int, share: int, data: st.DataObject
+) -> None:
+    """Stopped at any steps, gone on with any number of processes and accumulation that divide the batch."""
+    batch_size = 24 * share
+    whole = step_batches(plans(num_samples, batch_size, 1), epoch=2)
+    done: list[list[Key]] = []
+    while len(done) < len(whole):
+        world_size = data.draw(st.sampled_from([1, 2, 3, 4, 6]))
+        accumulation = data.draw(st.sampled_from([1, 2]))
+        ranks = plans(num_samples, batch_size, world_size, accumulation)
+        steps = data.draw(st.integers(1, len(whole) - len(done)))
+        assert ranks[0].samples(2, len(done)) == [i for _, i, weight in whole[len(done)] if weight]
+        done += step_batches(ranks, 2, len(done))[:steps]
+    assert done == whole
 
 
 @given(sizes)
@@ -170,13 +190,19 @@ def test_a_batch_holds_pixels_labels_weights_and_indices_of_its_images(tmp_path:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_vanished_is_an_error_that_names_it(tmp_path: Path, num_workers: int) -> None:
+def test_a_file_that_vanished_counts_for_nothing_and_is_named(
+    tmp_path: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reading, "PAUSES", (0.01,))
     config, data = make_data(tmp_path)
     gone = data.train.root / data.train.paths[2]
     gone.unlink()
     loader = Loader(PixelDataset(data.train, 0, config.preprocess()), num_workers, pin_memory=False)
-    with pytest.raises(RuntimeError, match=rf"{gone.name} was readable before training and is not now"):
-        list(loader([[(0, 2, 1.0)]]))
+    for _ in range(2):
+        (batch,) = loader([[(0, 2, 1.0), (0, 3, 1.0)]])
+        assert batch.weights.tolist() == [0, 1]
+    assert list(loader.lost) == [str(gone)]
+    assert capsys.readouterr().out.count(f"{gone} was readable before training and is not now") == 1
 
 
 def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Training and evaluation: each real sample counts once, sums are exact, the loss is torch's own."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +145,50 @@ def test_training_lowers_the_loss_and_separates_colours(tmp_path: Path) -> None:
     values = train(config, data, make_trainee(config, model), epochs=8)
     assert values[-1]["train/loss"] < 0.5 * values[0]["train/loss"]
     assert values[-1]["train/accuracy"] == 1.0
+
+
+def poisoned(
+    tmp_path: Path, images: list[int], **changes: Any
+) -> tuple[Trainee, Callable[[], dict[str, float]]]:
+    """Targets of these images are not finite, as losses of a network that overflows are."""
+    config, data = make_data(tmp_path, 8, batch_size=4, lr=1e-2, warmup_epochs=0.0, **changes)
+    trainee = make_trainee(config, build_model("simple_cnn", 2, 16)[0])
+    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    targets = F.one_hot(torch.from_numpy(data.train.labels), 2).float()
+    targets[images] = float("inf")
+    mix = PairMix(config, 2)
+
+    def epoch() -> dict[str, float]:
+        return train_one_epoch(
+            trainee, Criterion(0.0), loader, plan, mix, config, ONE, CPU, 0, soft_targets=targets
+        )
+
+    return trainee, epoch
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
+    trainee, epoch = poisoned(tmp_path, [3])
+    values = epoch()
+    assert values["train/skipped_steps"] == 1
+    assert np.isfinite(values["train/loss"])
+    for name, tensor in trainee.state_dict()["model"].items():
+        assert tensor.isfinite().all(), name
+    for moments in trainee.optimizer.state.values():
+        assert moments["exp_avg"].isfinite().all()
+        assert int(moments["step"]) == 3, "of 4 steps one was skipped"
+    assert trainee.scheduler.last_epoch == 4
+
+
+def test_too_many_such_steps_in_a_row_end_the_run_with_step_rate_and_files(tmp_path: Path) -> None:
+    trainee, epoch = poisoned(tmp_path, list(range(14)), max_skipped=1)
+    before = weights_of(trainee.model)
+    with pytest.raises(
+        FloatingPointError, match=r"2 steps in a row .* step 2 of epoch 1 .*rate 0\.0.*'(cat|dog)\.\d\.png'"
+    ) as raised:
+        epoch()
+    assert str(raised.value).count(".png'") == 4
+    assert torch.equal(before, weights_of(trainee.model))
 
 
 def test_accuracy_counts_images_once(tmp_path: Path) -> None:

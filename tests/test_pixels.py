@@ -160,11 +160,15 @@ def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: py
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
-def test_a_file_that_vanished_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_file_that_vanished_is_named_and_there_is_no_cache(tmp_path: Path) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
     (images.root / "0.png").unlink()
-    with pytest.raises(RuntimeError, match=r"0\.png was readable before training and is not now"):
-        open_training(tmp_path / "cache", images, TrainConfig(image_size=32))
+    said: list[str] = []
+    stored = training_entries(TrainConfig(image_size=32))
+    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
+    assert "0.png was readable before training and is not now" in said[-1]
+    assert "images are decoded in every epoch" in said[-1]
+    assert not list((tmp_path / "cache").glob("*/*"))
 
 
 def test_loader_processes_get_the_index_and_not_the_pixels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The only place that knows ranks and process groups."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,16 @@ def limit_waiting(minutes: float) -> None:
     if dist.is_initialized():
         set_timeout = getattr(dist, "set_timeout", _set_pg_timeout)  # its older name
         set_timeout(timedelta(minutes=minutes))
+
+
+LOST = re.compile(r"gloo/transport|(closed|reset) by peer|pair closure|Timed out waiting")  # gloo's words
+
+
+def lost_contact(error: Exception) -> bool:
+    """Another rank ended or hangs: not this one's fault, and its traceback would hide the true cause."""
+    if not dist.is_initialized() or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or bool(LOST.search(str(error)))
 
 
 class Agreement:

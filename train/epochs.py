@@ -6,14 +6,14 @@ from pathlib import Path
 from train.assemble import Job
 from train.augment import PairMix
 from train.config import TrainConfig
-from train.distributed import Agreement
+from train.distributed import Agreement, gather_list
 from train.loop import Running, evaluate, train_one_epoch
 from train.metrics import Evaluation
 from train.metrics_file import NullTracker
 from train.preemption import Preempted, StopRequest
 from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
-from train.rundir import save_best
+from train.rundir import save_best, write_bad_files
 from train.snapshots import Position, Say, Snapshots, copy_to_cpu
 from train.trainee import History, checkpoint_state
 
@@ -28,6 +28,8 @@ class Epochs:
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()
         self.running = Running(job.ranks, job.device, job.position)
+        self.lost: dict[str, str] = {}
+        """Files that were readable before training and are not now, of all ranks."""
         steps = job.config.profile if job.ranks.is_main else 0
         self.profiler = StepProfiler(steps, folder / "profile", job.device)
 
@@ -92,7 +94,8 @@ class Epochs:
     def _begin_retuning(self) -> None:
         job = self.job
         job.stage = retuning(job.config)
-        self.train_loader = job.train_loader()
+        lost, self.train_loader = self.train_loader.lost, job.train_loader()
+        self.train_loader.lost = lost
         epoch = job.history.epochs_done
         job.trainee = begin_retuning(
             job.trainee, job.stage, self.train_loader, job.plan, epoch, job.ranks, job.device
@@ -114,10 +117,34 @@ class Epochs:
         self._stop_if_told()
 
     def _stop_if_told(self, due: bool = False) -> bool:
-        told, due_on_main = self.agreement.exchange(bool(self.stop.received), due)
+        lost = self.train_loader.lost | self.val_loader.lost
+        new = len(lost.keys() - self.lost.keys())
+        told, due_on_main, new_anywhere = self.agreement.exchange(bool(self.stop.received), due, new)
         if told:
             raise Preempted
+        if new_anywhere:
+            self._count_lost(lost)
         return bool(due_on_main)
+
+    def _count_lost(self, lost: dict[str, str]) -> None:
+        """Every rank calls it at the same step.
+
+        Raises:
+            ValueError: too many files cannot be read any more.
+        """
+        data, config = self.job.data, self.job.config
+        for part in gather_list(list(lost.items()), self.job.ranks):
+            self.lost |= dict(part)
+        if self.job.ranks.is_main:
+            write_bad_files(self.folder, data.bad | self.lost)
+        images = len(data.train) + len(data.val) + len(data.bad)
+        if len(data.bad) + len(self.lost) > config.max_bad * images:
+            first = "; ".join(f"{path}: {why}" for path, why in list(self.lost.items())[:3])
+            raise ValueError(
+                f"{len(data.bad) + len(self.lost)} of {images} images cannot be read, {len(self.lost)} of "
+                f"them since training began, more than --max_bad {config.max_bad:g} allows ({first}): "
+                "restore them, and the same command goes on"
+            )
 
     def _state(self, position: Position | None = None) -> dict[str, object]:
         job = self.job

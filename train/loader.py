@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from serve.preprocess import Preprocess, load_image, read_image_file
+from serve.preprocess import Preprocess
 from train.augment import View
 from train.data import ImageSet
 from train.draws import seed_of
 from train.permutation import Permutation
 from train.pixels import PixelCache
 from train.preemption import ignore_stops
+from train.reading import read_image
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
 LISTED_ORDER = 2**20  # samples up to which an epoch's order is a list; beyond, ranks would hold gigabytes
@@ -102,13 +103,18 @@ class Batch:
     labels: Tensor  # int64 [N]
     weights: Tensor  # float32 [N], 0 or 1
     indices: Tensor  # int64 [N], in the ImageSet
+    lost: tuple[tuple[str, str], ...] = ()
+    """Files that cannot be read any more, and why; their weight is 0."""
 
     def to(self, device: torch.device) -> "Batch":
         parts = (self.images, self.labels, self.weights, self.indices)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        images, labels, weights, indices = (part.to(device, non_blocking=True) for part in parts)
+        return Batch(images, labels, weights, indices, self.lost)
 
     def pin_memory(self) -> "Batch":
-        return Batch(*(t.pin_memory() for t in (self.images, self.labels, self.weights, self.indices)))
+        parts = (self.images, self.labels, self.weights, self.indices)
+        images, labels, weights, indices = (part.pin_memory() for part in parts)
+        return Batch(images, labels, weights, indices, self.lost)
 
 
 class PixelDataset(Dataset[Batch]):
@@ -132,7 +138,9 @@ class PixelDataset(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         epochs, indices, weights = zip(*keys, strict=True)
-        originals = [self._original(index) for index in indices]
+        lost: dict[int, tuple[str, str]] = {}
+        originals = [self._original(index, lost) for index in indices]
+        weights = tuple(0.0 if i in lost else w for i, w in zip(indices, weights, strict=True))
         if isinstance(self.transform, View):
             assert len(set(epochs)) == 1
             pixels = self.transform(originals, self.seed, epochs[0], indices)
@@ -145,16 +153,19 @@ class PixelDataset(Dataset[Batch]):
             torch.from_numpy(self.images.labels[list(indices)]),
             torch.tensor(weights, dtype=torch.float32),
             torch.tensor(indices),
+            tuple(lost.values()),
         )
 
-    def _original(self, index: int) -> NDArray[np.uint8]:
+    def _original(self, index: int, lost: dict[int, tuple[str, str]]) -> NDArray[np.uint8]:
+        """A file that cannot be read any more is noted in `lost`, and a grey picture takes its place."""
         if self.cache is not None:
             return self.cache[index]
         path = self.images.root / self.images.paths[index]
         try:
-            return np.asarray(load_image(read_image_file(path)))
+            return np.asarray(read_image(path))
         except (OSError, ValueError) as error:
-            raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
+            lost[index] = (str(path), str(error))
+            return np.full((64, 64, 3), 128, np.uint8)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -177,6 +188,8 @@ class Loader:
     def __init__(self, dataset: PixelDataset, num_workers: int, pin_memory: bool):
         _open_loaders.add(self)
         self.images = dataset.images
+        self.lost: dict[str, str] = {}
+        """Files that this rank could not read any more, and why."""
         self.keys = _Keys()
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -190,7 +203,12 @@ class Loader:
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
         self.keys.batches = batches
-        return iter(self.loader)
+        for batch in self.loader:
+            for path, why in batch.lost:
+                if path not in self.lost:
+                    print(f"warning: {path} was readable before training and is not now: {why}", flush=True)
+                    self.lost[path] = why
+            yield batch
 
 
 _open_loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()

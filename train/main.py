@@ -10,6 +10,8 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+import os
+import time
 import traceback
 from contextlib import ExitStack
 from typing import Any
@@ -21,7 +23,14 @@ from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
 from train.device import choose_device, choose_workers, configure
-from train.distributed import Ranks, limit_waiting, on_main, process_group, ranks_from_environment
+from train.distributed import (
+    Ranks,
+    limit_waiting,
+    lost_contact,
+    on_main,
+    process_group,
+    ranks_from_environment,
+)
 from train.epochs import Epochs
 from train.loader import EpochPlan
 from train.metrics import read_predictions
@@ -31,6 +40,8 @@ from train.resume import only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
 from train.tracking import build_tracker
+
+LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
 
 
 def run(
@@ -107,6 +118,15 @@ def report(job: Job, folder: Path, tracker: NullTracker) -> None:
     tracker.log_files(report_files(folder, tracker.rows, best, job.data, job.config))
 
 
+def give_up(ranks: Ranks, error: RuntimeError) -> None:
+    """End one line after another rank did, so that its traceback is what is seen first."""
+    reason = str(error).splitlines()[0][:200]
+    print(f"rank {ranks.rank} lost contact to another rank, which has the cause: {reason}", flush=True)
+    time.sleep(LET_THE_CAUSE_BE_SEEN_SECONDS)
+    sys.stdout.flush()
+    os._exit(1)  # not by way of the group's end, which could wait for the lost one
+
+
 @record
 def main() -> None:
     ranks = ranks_from_environment()
@@ -120,7 +140,12 @@ def main() -> None:
         configure(config, ranks, device, num_workers)
         EpochPlan(1, config.batch_size, 0, 0, ranks.world_size, config.accumulation)
         with process_group(ranks, device):
-            run(config, ranks, device, num_workers, stop)
+            try:
+                run(config, ranks, device, num_workers, stop)
+            except RuntimeError as error:
+                if not lost_contact(error):
+                    raise
+                give_up(ranks, error)
     except (ValueError, FloatingPointError) as error:
         root = Path(__file__).resolve().parents[1]
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.preprocess import FORMATS, RESAMPLING, load_image, read_image_file
+from serve.preprocess import FORMATS, RESAMPLING
 from train.config import TrainConfig
 from train.data import ImageSet
+from train.reading import read_image
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Size = tuple[int, int]  # width, height
@@ -110,11 +111,11 @@ def open_cache(
     folder: Path, images: ImageSet, stored: Stored, mode: str, say: Callable[[str], None]
 ) -> PixelCache | None:
     """The cache of these images, built first if need be; None when `mode` is off, or auto and the disk is
-    too full. Processes that want the same one at the same time build it once.
+    too full, or an image cannot be read any more. Processes that want the same one at the same time build
+    it once.
 
     Raises:
         ValueError: mode is on and there is no room for it.
-        RuntimeError: an image cannot be read.
     """
     if mode == "off":
         return None
@@ -125,7 +126,12 @@ def open_cache(
         index = _read_index(home)
         if index is None:
             paths = [images.root / images.paths[i] for i in first]
-            index = _build(home, paths, stored, mode, say)
+            try:
+                index = _build(home, paths, stored, mode, say)
+            except RuntimeError as error:
+                shutil.rmtree(home, ignore_errors=True)
+                say(f"warning: no pixel cache, images are decoded in every epoch: {error}")
+                return None
             if index is None:
                 return None
     slots = np.searchsorted(sha256s, np.array(images.sha256))
@@ -210,7 +216,7 @@ def _upright_size(path: Path) -> Size:
 
 def _load(path: Path) -> Image.Image:
     try:
-        return load_image(read_image_file(path))
+        return read_image(path)
     except (OSError, ValueError) as error:
         raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
 

@@ -85,14 +85,18 @@ def open_folder(config: TrainConfig, data: Data) -> Path:
     except OSError as error:
         raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
+    write_bad_files(folder, data.bad)
+    save_duplicates(folder, list_duplicates(data))
+    return folder
+
+
+def write_bad_files(folder: Path, bad: dict[str, str]) -> None:
     with open(
         folder / "bad_files.csv", "w", newline="", encoding="utf-8", errors="backslashreplace"
     ) as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", "reason"])
-        writer.writerows(data.bad.items())
-    save_duplicates(folder, list_duplicates(data))
-    return folder
+        writer.writerows(bad.items())
 
 
 def run_folder(config: TrainConfig) -> Path:

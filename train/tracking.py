@@ -33,7 +33,10 @@ RETRY_SECONDS = 15.0
 LAST_TRIES = 3  # a locked database is free in a moment
 RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
 KEY_TAG = "purebred.key"
-OF_ITS_EXECUTION = ("images_per_second",)  # an epoch that is done again has other values, and no better
+OF_ITS_EXECUTION = (
+    "images_per_second",
+    "data_share",
+)  # an epoch that is done again has other values, and no better
 
 
 def build_tracker(
