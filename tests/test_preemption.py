@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ from train.preemption import StopRequest, ignore_stops
 
 
 @pytest.fixture
-def stop() -> StopRequest:
+def stop() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     request = StopRequest()
     request.install()
@@ -77,7 +79,7 @@ time.sleep(60)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 @pytest.mark.parametrize("torchrun", [True, False])
-def test_a_rank_does_not_outlive_torchrun_but_outlives_a_shell(torchrun: bool, tmp_path: str) -> None:
+def test_a_rank_does_not_outlive_torchrun_but_outlives_a_shell(torchrun: bool, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     environment |= {"TORCHELASTIC_RUN_ID": "none"} if torchrun else {}
     agent = subprocess.Popen(
@@ -90,7 +92,7 @@ def test_a_rank_does_not_outlive_torchrun_but_outlives_a_shell(torchrun: bool, t
     )
     assert agent.stdout is not None
     rank = psutil.Process(int(agent.stdout.readline()))
-    while not os.path.exists(os.path.join(tmp_path, "ready")):
+    while not (tmp_path / "ready").exists():
         assert rank.is_running()
         time.sleep(0.05)
     agent.kill()
