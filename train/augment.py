@@ -107,7 +107,7 @@ def resize(image: Pixels, size: int, interpolation: str) -> Pixels:
     """uint8 [H, W, 3] -> uint8 [size, size, 3], antialiased; within one level of Pillow's."""
     if interpolation == "lanczos":  # torch has none
         return np.asarray(Image.fromarray(image).resize((size, size), RESAMPLING[interpolation]))
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # torch warns of read-only memory
     resized = F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
