@@ -33,10 +33,8 @@ RETRY_SECONDS = 15.0
 LAST_TRIES = 3  # a locked database is free in a moment
 RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
 KEY_TAG = "purebred.key"
-OF_ITS_EXECUTION = (
-    "images_per_second",
-    "data_share",
-)  # an epoch that is done again has other values, and no better
+# an epoch that is done again has other values, and no better
+OF_ITS_EXECUTION = ("images_per_second", "data_share")
 
 
 def build_tracker(
@@ -130,10 +128,11 @@ class Sender:
             record.run_id = found[0].info.run_id if found else ""
         which: dict[str, Any] = {"run_id": record.run_id} if record.run_id else {"run_name": record.name}
         if not record.run_id:
-            which["tags"] = {**record.tags, KEY_TAG: record.key}
             record.asked = True
             record.save(self.path)
-        record.run_id = mlflow.start_run(**which, log_system_metrics=self.system_metrics).info.run_id
+        tags = {**record.tags, KEY_TAG: record.key}  # also of a run that goes on, as another trial
+        opened = mlflow.start_run(**which, tags=tags, log_system_metrics=self.system_metrics)
+        record.run_id = opened.info.run_id
         record.save(self.path)
         self.opened = True
 
