@@ -219,9 +219,12 @@ def test_bad_settings_are_one_clear_line_and_no_rank_waits(
 
 def test_with_no_arguments_it_trains_on_data_train(sample: Path, tmp_path: Path) -> None:
     """The README's command, as it stands, from another directory than the repository."""
-    shutil.copytree(sample / "train", tmp_path / "data" / "train")
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    for path in (sample / "train").glob("*.[12]?.jpg"):
+        shutil.copy(path, folder)
     printed = torchrun(4, cwd=tmp_path)
-    assert "data/train: 160 images" in printed
+    assert "data/train: 40 images" in printed
     assert "epoch 15/15" in printed
     assert len(list((tmp_path / "runs").glob("*-resnet18/checkpoints/best.pt"))) == 1
 
