@@ -6,6 +6,7 @@ What is imported and opened before the first image is not timed; a few images ar
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -125,12 +126,16 @@ def timm_like(model: Path) -> Scorer:
 
 
 def one_by_one(model: Path) -> Scorer:
-    """As ultralytics predicts: image after image, batch norm fused into the convolutions."""
+    """As ultralytics predicts: image after image, batch norm fused into the convolutions where torch.fx can
+    trace the network."""
     import torch
     from PIL import Image
     from torch.fx.experimental.optimization import fuse
+    from torch.fx.proxy import TraceError
 
-    network, transform = fuse(load_network(model)), usual_transform()
+    network, transform = load_network(model), usual_transform()
+    with contextlib.suppress(TraceError):
+        network = fuse(network)
 
     @torch.inference_mode()
     def score(paths: list[str]) -> int:
