@@ -24,17 +24,22 @@ def tree_bytes(root: psutil.Process) -> int:
     return total
 
 
-def main() -> int:
-    started = time.perf_counter()
-    child = subprocess.Popen(sys.argv[1:])
-    root = psutil.Process(child.pid)
-    peak = 0
+def peak_bytes(child: subprocess.Popen[str], seconds: float = SECONDS_BETWEEN_READINGS) -> int:
+    """Waits for its end, reading so often."""
+    root, peak = psutil.Process(child.pid), 0
     while child.poll() is None:
         try:
             peak = max(peak, tree_bytes(root))
         except psutil.NoSuchProcess:
             break
-        time.sleep(SECONDS_BETWEEN_READINGS)
+        time.sleep(seconds)
+    return peak
+
+
+def main() -> int:
+    started = time.perf_counter()
+    child = subprocess.Popen(sys.argv[1:], text=True)
+    peak = peak_bytes(child)
     seconds = time.perf_counter() - started
     print(f"{' '.join(sys.argv[1:])}: {seconds:.0f} s, peak memory {peak / 2**20:.0f} MiB")
     return child.wait()

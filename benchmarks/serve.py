@@ -22,13 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import tree_bytes  # noqa: E402
+from benchmarks.measure import peak_bytes  # noqa: E402
 from benchmarks.scoring_loops import LOOPS, RESIZE, SIZE  # noqa: E402
 from export.convert import convert, save  # noqa: E402
 from export.quantization import Quantizer, optimise  # noqa: E402
@@ -72,13 +71,7 @@ def run(loop: str, model: Path, images: Path, limit: int) -> Pass:
     command = [sys.executable, str(ROOT / "benchmarks" / "scoring_loops.py"), loop]
     command += ["--model", str(model), "--images", str(images), "--limit", str(limit)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        root, peak = psutil.Process(child.pid), 0
-        while child.poll() is None:
-            try:
-                peak = max(peak, tree_bytes(root))
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(SECONDS_BETWEEN_READINGS)
+        peak = peak_bytes(child, SECONDS_BETWEEN_READINGS)
         assert child.stdout is not None
         output = child.stdout.read()
     if child.returncode:

@@ -7,11 +7,22 @@ import pytest
 import torch
 from PIL import Image
 
-from train.augment import Augment, PairMix, randomness
+from train.augment import Colour, PairMix, View, randomness
 from train.config import TrainConfig
 
 STRONG = {"crop_scale": 0.3, "flip": 0.5, "color_jitter": 0.5, "random_erasing": 0.8}
 OFF = {"crop_scale": 1.0, "flip": 0.0, "color_jitter": 0.0, "random_erasing": 0.0}
+
+
+class Augment:
+    """All that happens to one image, in one call."""
+
+    def __init__(self, config: TrainConfig):
+        self.view, self.colour = View(config), Colour(config)
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> np.ndarray:
+        views = torch.from_numpy(self.view([np.asarray(image)], seed, epoch, [index]))
+        return self.colour(views, torch.tensor([index]), seed, epoch)[0].numpy()
 
 
 def picture(size: tuple[int, int] = (50, 37), seed: int = 0) -> Image.Image:

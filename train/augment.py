@@ -158,18 +158,6 @@ class Colour:
                 box[..., channel] = value
 
 
-class Augment:
-    """All that happens to one image, in one call."""
-
-    def __init__(self, config: TrainConfig):
-        self.view, self.colour = View(config), Colour(config)
-
-    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> Pixels:
-        """RGB -> uint8 [size, size, 3]"""
-        views = torch.from_numpy(self.view([np.asarray(image)], seed, epoch, [index]))
-        return self.colour(views, torch.tensor([index]), seed, epoch)[0].numpy()
-
-
 class PairMix:
     """mixup and CutMix between neighbours (0, 1), (2, 3), ... of a batch.
 

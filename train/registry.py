@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
-from mlflow.entities import Metric, Param, RunTag
-
 from serve.metadata import ModelMetadata
-from train.tracking import connect
+from train.tracking import connect, mlflow
+
+Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
 
 
 @contextmanager
