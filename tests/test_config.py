@@ -218,6 +218,11 @@ def test_training_images_grow_in_four_parts_and_end_at_the_image_size() -> None:
     assert {TrainConfig(image_size=100, epochs=9).train_size(epoch) for epoch in range(12)} == {100}
 
 
+def test_patience_that_ends_before_the_next_validation_is_an_error() -> None:
+    with pytest.raises(ValueError, match="--patience 2 is less than --val_interval 3"):
+        TrainConfig(patience=2, val_interval=3)
+
+
 def test_training_images_cannot_shrink() -> None:
     with pytest.raises(ValueError, match="--start_size 128 is larger than --image_size 112"):
         TrainConfig(image_size=112, start_size=128)

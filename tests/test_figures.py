@@ -57,6 +57,12 @@ def test_a_confusion_matrix_too_large_to_read_is_left_out(tmp_path: Path) -> Non
     assert set(figures(tmp_path, data, wrong=7)) == {"curves", "worst_mistakes"}
 
 
+def test_epochs_without_a_validation_leave_a_gap_in_one_curve(tmp_path: Path) -> None:
+    data = images(tmp_path, ("cat", "dog"), ["0.png", "1.png"])
+    rows = [{name: value for name, value in row.items() if not name.startswith("val/")} for row in ROWS]
+    figures(tmp_path, data, 1, [ROWS[0], rows[1], ROWS[2]])
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_odd_names_are_drawn_and_never_read_as_formulas(tmp_path: Path) -> None:
     class_names = (r"$\frac$", "고양이", "a\nb", os.fsdecode(b"\xff"), "_" * 80)

@@ -18,7 +18,7 @@ def model() -> ImageClassifier:
     return build_model("simple_cnn", 2, 16)[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_biases_and_normalisation_layers_do_not_decay(optimizer: str) -> None:
     net = model()
     decayed, others = build_optimizer(TrainConfig(optimizer=optimizer, weight_decay=0.3), net).param_groups
@@ -49,7 +49,7 @@ def rates(net: ImageClassifier, **changes: Any) -> dict[str, float]:
     return {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_layers_learn_slower_the_further_they_are_from_the_head(optimizer: str) -> None:
     net = model()
     found = rates(net, lr=0.2, layer_decay=0.5, optimizer=optimizer)
@@ -151,3 +151,21 @@ def test_the_average_includes_batch_norm_statistics() -> None:
 
 def test_the_average_can_be_off() -> None:
     assert build_ema(TrainConfig(ema=0.0), model()) is None
+
+
+def test_muon_steps_equally_far_in_every_direction_of_a_convolution() -> None:
+    """And as far as AdamW would: 0.2 times the learning rate, root mean square."""
+    net = model()
+    weight = next(p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 3)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    rows = weight.shape[0]
+    strengths = torch.logspace(0, -1, rows)[:, None]  # directions differ tenfold
+    weight.grad = (strengths * torch.randn(rows, weight[0].numel(), generator=generator)).view_as(weight)
+    before = weight.detach().clone()
+    build_optimizer(TrainConfig(optimizer="muon", lr=0.1, weight_decay=0.0), net).step()
+    step = (weight.detach() - before).flatten(1)
+    values = torch.linalg.svdvals(step)
+    assert values.min() > 0.4 * values.max()
+    assert step.square().mean().sqrt() == pytest.approx(0.02, rel=0.3)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from run_folders import make_run
 
+from train.figures import comparison_curves
 from train.results import check_metrics, paired, read_predictions, read_run
 
 
@@ -49,6 +50,17 @@ def test_a_run_of_before_calibration_is_read(tmp_path: Path) -> None:
     text = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(text.replace("_calibrated", "_unknown"))
     assert read_run(folder).best_epoch == 2
+
+
+def test_an_epoch_without_a_validation_is_read(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({"epoch": 1, "time": 0.0, "train/loss": 1.0})
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(folder)
+    assert "val/accuracy" not in run.rows[0]
+    assert run.best["val/accuracy"] == run.predictions.accuracy
+    assert comparison_curves({"a": run.rows}, [run.best_epoch]).axes
 
 
 def test_a_last_line_that_was_cut_off_is_not_there_yet(tmp_path: Path) -> None:

@@ -58,7 +58,13 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"freeze": 2, "layer_decay": 0.5}, {"freeze": -1}],
+    [
+        {"optimizer": "adamw"},
+        {"optimizer": "sgd"},
+        {"optimizer": "muon"},
+        {"freeze": 2, "layer_decay": 0.5},
+        {"freeze": -1},
+    ],
 )
 def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
     config, data = make_data(tmp_path, lr=0.01, **settings, **RANDOM)
@@ -284,3 +290,16 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value)
+
+
+def test_the_first_the_last_and_every_second_epoch_before_it_are_validated() -> None:
+    config, history = TrainConfig(epochs=6, val_interval=2, retune_epochs=2), History()
+    validated = []
+    while not history.complete(config):
+        due = history.validates(config)
+        metrics = {"val/accuracy": 0.5, "val/log_loss": 1.0, "val/log_loss_calibrated": 1.0}
+        history.update(metrics if due else {}, config)
+        if due:
+            validated.append(history.epochs_done)
+    assert validated == [1, 2, 4, 6, 7, 8]
+    assert history.best_epoch == 1

@@ -121,10 +121,11 @@ class TrainConfig:
     """Images in one optimizer step, over all processes and accumulation steps together."""
     accumulation: int = 1
     """Forward and backward passes that make up one optimizer step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd has Nesterov momentum 0.9."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """sgd has Nesterov momentum 0.9. muon orthogonalises the steps of convolutions and matrices: each takes
+    longer, and from random weights far fewer are needed."""
     lr: float = 1e-3
-    """Peak learning rate. About 1e-3 suits adamw, 0.1 sgd, at batch size 128."""
+    """Peak learning rate. About 1e-3 suits adamw, 0.1 sgd, 0.01 muon, at batch size 128."""
     weight_decay: float = 0.05
     """Not applied to biases and normalisation layers. About 5e-4 suits sgd."""
     warmup_epochs: float = 1.0
@@ -146,6 +147,8 @@ class TrainConfig:
     """Largest gradient norm; 0 turns clipping off."""
     ema: float = 0.999
     """Decay of the weights' moving average, which is what is evaluated and exported; 0: off."""
+    val_interval: int = 1
+    """Epochs between validations; the first epoch and the last ones are validated in any case."""
     patience: int = 0
     """Stop after this many epochs without a better `best_by`; 0: never."""
     best_by: Literal["accuracy", "log_loss"] = "accuracy"
@@ -224,6 +227,11 @@ class TrainConfig:
         if self.start_size > self.image_size > 0:
             raise ValueError(
                 f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
+            )
+        if 0 < self.patience < self.val_interval:
+            raise ValueError(
+                f"--patience {self.patience} is less than --val_interval {self.val_interval}: the run "
+                "would stop before it can get better"
             )
         self._check_folds()
         self._check_subject()
@@ -318,6 +326,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "epochs": (1, 100_000),
+    "val_interval": (1, 100_000),
     "batch_size": (1, 1_000_000),
     "accumulation": (1, 10_000),
     "lr": (0, 1000),

@@ -76,7 +76,14 @@ class Epochs:
             self._after_step,
         )
         self.profiler.stop()
-        metrics, evaluation = evaluate(
+        metrics, evaluation = self._validate() if job.history.validates(job.config) else ({}, None)
+        improved = job.history.update(metrics, job.config)
+        if job.ranks.is_main:
+            self._save(values | metrics, evaluation, improved)
+
+    def _validate(self) -> tuple[dict[str, float], Evaluation | None]:
+        job = self.job
+        return evaluate(
             job.trainee.evaluated,
             job.criterion,
             self.val_loader,
@@ -87,9 +94,6 @@ class Epochs:
             job.config.clip_probabilities,
             self._after_batch,
         )
-        improved = job.history.update(metrics, job.config)
-        if evaluation is not None:  # rank 0
-            self._save(values | metrics, evaluation, improved)
 
     def _begin_retuning(self) -> None:
         job = self.job
@@ -152,22 +156,23 @@ class Epochs:
             job.trainee, job.history, job.data, job.config, self.tracker.run_id, position
         )
 
-    def _save(self, values: dict[str, float], evaluation: Evaluation, improved: bool) -> None:
+    def _save(self, values: dict[str, float], evaluation: Evaluation | None, improved: bool) -> None:
         """What an epoch leaves behind: metrics, the best checkpoint, a snapshot."""
         job = self.job
         self.tracker.log_metrics(job.history.epochs_done, values)
         state = copy_to_cpu(self._state())  # of this epoch, also when it can be written only later
-        best = partial(save_best, self.folder, state, job.data, evaluation, job.config)
-        self.snapshots.write(state, best if improved else None)
+        best = None
+        if improved and evaluation is not None:
+            best = partial(save_best, self.folder, state, job.data, evaluation, job.config)
+        self.snapshots.write(state, best)
         self.tracker.send()
         self.say(epoch_line(job.history, job.config, values, improved))
 
 
 def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
+    names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/log_loss")
+    shown = "".join(f"{name} {values[name]:.4f}, " for name in names if name in values)
     return (
-        f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: "
-        f"train/loss {values['train/loss']:.4f}, train/accuracy {values['train/accuracy']:.4f}, "
-        f"val/loss {values['val/loss']:.4f}, val/accuracy {values['val/accuracy']:.4f}, "
-        f"val/log_loss {values['val/log_loss']:.4f}, lr {values['lr']:.2e}, "
-        f"{values['images_per_second']:.0f} images/s{' *best*' if improved else ''}"
+        f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: {shown}"
+        f"lr {values['lr']:.2e}, {values['images_per_second']:.0f} images/s{' *best*' if improved else ''}"
     )

@@ -78,13 +78,15 @@ def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs:
     panels = figure.subplots(1, 3)
     for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
         for i, ((name, rows), best) in enumerate(zip(runs.items(), best_epochs, strict=True)):
+            measured = [row for row in rows if quantity in row]
+            epochs = [row["epoch"] for row in measured]
             axes.plot(
-                [row["epoch"] for row in rows],
-                [row[quantity] for row in rows],
+                epochs,
+                [row[quantity] for row in measured],
                 color=COLORS[i % len(COLORS)],
                 linestyle=DASHES[i // len(COLORS) % len(DASHES)],
                 marker="o",
-                markevery=[best - 1],
+                markevery=[epochs.index(best)],
                 label=_printable(name),
             )
         axes.set(xlabel="epoch", title=quantity)
@@ -134,11 +136,12 @@ def sweep_importance(importances: Mapping[str, float], metric: str, complete: in
 def _curves(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(10, 3.6))
     left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
         for side, color in (("train", "tab:gray"), ("val", "tab:blue")):
-            values = [row[f"{side}/{quantity}"] for row in rows]
-            axes.plot(epochs, values, color=color, marker=".", label=side)
+            points = [
+                (row["epoch"], row[f"{side}/{quantity}"]) for row in rows if f"{side}/{quantity}" in row
+            ]
+            axes.plot(*zip(*points, strict=True), color=color, marker=".", label=side)
         axes.set(xlabel="epoch", ylabel=quantity, title=quantity)
         axes.grid(alpha=0.3)
         axes.legend()

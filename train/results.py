@@ -166,21 +166,23 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
-    """Epochs 1, 2, ...; a last line that a crash cut off is not there yet."""
+    """Epochs 1, 2, ..., some of them without a validation; a last line that a crash cut off is not there
+    yet."""
     try:
         *lines, rest = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    names = ["train/loss", "val/accuracy", "val/log_loss"]
+    names = ["val/accuracy", "val/log_loss"]
     names += ["val/temperature", "val/log_loss_calibrated"] if calibrate else []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             whole = row["epoch"] == number
-            row |= {name: float(row[name]) for name in names}
+            validated = any(name.startswith("val/") for name in row)
+            row |= {name: float(row[name]) for name in ("train/loss", *(names if validated else ()))}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: line {number} is no epoch's metrics") from error
         if not whole:

@@ -201,7 +201,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTr
     values: dict[int, float] = {}
 
     def on_epoch(row: dict[str, Any]) -> bool:
-        epoch, value = int(row["epoch"]), float(row[plan.metric])
+        epoch, value = int(row["epoch"]), float(row.get(plan.metric, math.nan))  # not each is validated
         if not math.isfinite(value):
             return False
         values[epoch] = value

@@ -33,8 +33,14 @@ class History:
     retuned: int = 0
     """Of `epochs_done`, those of the last stage, that of train/retune.py."""
 
+    def validates(self, config: TrainConfig) -> bool:
+        """Whether the next epoch ends with a validation."""
+        left = config.epochs - self.epochs_done - 1
+        return not self.best or left <= 0 or left % config.val_interval == 0 or self.retuning(config)
+
     def update(self, metrics: dict[str, float], config: TrainConfig) -> bool:
-        """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins)."""
+        """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins). Without a
+        validation, `metrics` lacks val/accuracy."""
 
         def rank(m: dict[str, float]) -> tuple[float, float]:
             accuracy, loss = (
@@ -45,7 +51,7 @@ class History:
 
         self.retuned += self.retuning(config)
         self.epochs_done += 1
-        improved = not self.best or rank(metrics) > rank(self.best)
+        improved = "val/accuracy" in metrics and (not self.best or rank(metrics) > rank(self.best))
         if improved:
             self.best, self.best_epoch = metrics, self.epochs_done
         return improved
@@ -131,9 +137,10 @@ class Trainee:
     def update(self, clip_grad: float) -> Tensor:
         """One optimizer step with the gradients gathered, then the schedule's and the average's.
 
-        Returns whether the gradients were finite, a bool [] on the device that nobody waits for here. When
-        they were not, weights, moments and batch-norm statistics stay as they were before the step.
-        Gradients are sums over all ranks, so that all ranks decide alike.
+        Returns whether the gradients were finite, a bool [] on the device that nobody waits for here (but
+        muon and the scaler of fp16, which leave out a step no other way). When they were not, weights,
+        moments and batch-norm statistics stay as they were before the step. Gradients are sums over all
+        ranks, so that all ranks decide alike.
         """
         if clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -144,9 +151,11 @@ class Trainee:
         if self.scaler.is_enabled():  # it finds out by itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:
+        elif self.optimizer.defaults.get("fused"):
             fused: Any = self.optimizer  # fused optimizers leave out a step by this mark, on the device
             fused.grad_scale, fused.found_inf = None, (~finite).float()
+            self.optimizer.step()
+        elif finite:
             self.optimizer.step()
         self._restore_statistics(finite)
         self.optimizer.zero_grad(set_to_none=True)
