@@ -18,6 +18,7 @@ from serve.processors import available_processors
 
 ONNXRUNTIME_VERSION: str = ort.__version__
 AUTO = ("cuda", "openvino", "cpu")  # TensorRT builds its engines for minutes: only when asked for
+NOWHERE = "/nonexistent"  # as in Debian's passwd: a folder that is never made
 INSTALL = {
     "cpu": "",
     "cuda": "it needs an NVIDIA GPU with its driver, onnxruntime-gpu, and CUDA and cuDNN of the major "
@@ -183,6 +184,8 @@ def _session_options(threads: int) -> ort.SessionOptions:
     # onnxruntime would size its pool by the host's processors, not by those this process may use.
     options.intra_op_num_threads = threads or available_processors()
     options.log_severity_level = 3
+    # A model from elsewhere could name any file beside it as its weights; ours are whole files.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     return options
 
 

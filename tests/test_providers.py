@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from serve_model import ON_CPU, SIZE, build_model, colour_of, probabilities_for
@@ -63,6 +64,17 @@ def test_the_way_out_names_the_precision_of_the_file(tmp_path: Path) -> None:
     metadata = ModelMetadata(("a", "b", "c"), Preprocess("crop", SIZE, SIZE), precision="int8")
     model = build_model(tmp_path / "model.int8.onnx", ("a", "b", "c"), metadata=metadata.to_json())
     with pytest.raises(ValueError, match="--model-precision int8 --verify-provider cpu:fp32"):
+        Predictor(model, "cpu")
+
+
+# -- a model is one file ----------------------------------------------------------------------------------
+
+
+def test_a_model_that_names_a_file_beside_it_as_its_weights_is_refused(tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model.onnx")
+    onnx.save(onnx.load(model), model, save_as_external_data=True, location="another.bin", size_threshold=0)
+    assert ort.InferenceSession(model, providers=["CPUExecutionProvider"]).get_inputs(), "it would load"
+    with pytest.raises(ValueError, match=r"model\.onnx: onnxruntime cannot load this model: .*[Ee]xternal"):
         Predictor(model, "cpu")
 
 
