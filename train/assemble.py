@@ -20,6 +20,7 @@ from train.loop import Criterion
 from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
 from train.pixels import PixelCache, open_cache, training_entries, validation_entries
 from train.retune import head_trainee, retuning
+from train.shared import share
 from train.snapshots import Position, Say
 from train.trainee import History, Trainee, build_trainee, is_retuning, restore
 
@@ -179,7 +180,14 @@ def open_caches(
         )
 
     on_main(ranks, lambda: bool(open_both()))
-    return open_both()
+    cache, val_cache = open_both()
+    return share_index(cache, ranks, folder), share_index(val_cache, ranks, folder)
+
+
+def share_index(cache: PixelCache | None, ranks: Ranks, folder: Path) -> PixelCache | None:
+    """Every rank must call it."""
+    arrays = share([] if cache is None else [cache.offsets, cache.sizes], ranks, folder)
+    return None if cache is None else PixelCache(cache.file, *arrays)
 
 
 def fastest_precision(

@@ -5,17 +5,21 @@ import hashlib
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.preprocess import list_images
 from train.config import TrainConfig
+from train.distributed import Ranks
 from train.duplicates import Near, labels_decide, near_duplicates
 from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_targets
 from train.scan import scan
+from train.shared import Texts, share
 from train.split import choose_fold, choose_validation
 
 # The label is what stands before the running number: cat.0.jpg, american_bulldog_12.jpg
@@ -27,12 +31,12 @@ class ImageSet:
     """Labelled images; `labels[i]` is the index in `class_names` of `paths[i]`."""
 
     root: Path
-    paths: list[str]
+    paths: Sequence[str]
     """Relative to root (a manifest may name absolute ones)."""
     labels: NDArray[np.int64]
     """[N]"""
     class_names: tuple[str, ...]
-    sha256: list[str]
+    sha256: Sequence[str]
     """Of each file's bytes."""
     targets: NDArray[np.float32] | None = None
     """[N, num_classes], probabilities to be trained towards in place of the labels; None: the labels."""
@@ -48,6 +52,20 @@ class ImageSet:
             self.class_names,
             [self.sha256[i] for i in indices],
             None if self.targets is None else self.targets[indices],
+        )
+
+    def shared(self, ranks: Ranks, folder: Path) -> "ImageSet":
+        """The same, without an object for each image, and once on each machine. Every rank must call it."""
+        paths, sha256 = Texts.of(self.paths), Texts.of(self.sha256)
+        arrays: list[NDArray[Any]] = [paths.data, paths.ends, self.labels, sha256.data, sha256.ends]
+        arrays += [] if self.targets is None else [self.targets]
+        names, ends, labels, hashes, hash_ends, *targets = share(arrays, ranks, folder)
+        return replace(
+            self,
+            paths=Texts(names, ends),
+            labels=labels,
+            sha256=Texts(hashes, hash_ends),
+            targets=targets[0] if targets else None,
         )
 
     def counts(self) -> dict[str, int]:
@@ -69,6 +87,10 @@ class Data:
     """The same however the images are split: folds of one data set have one."""
     near: dict[str, Near] = field(default_factory=dict)
     """sha256 -> group, of images that look the same and are different files."""
+
+    def shared(self, ranks: Ranks, folder: Path) -> "Data":
+        """The same, with its lists once on each machine. Every rank must call it."""
+        return replace(self, train=self.train.shared(ranks, folder), val=self.val.shared(ranks, folder))
 
 
 def prepare_data(config: TrainConfig) -> Data:
@@ -274,7 +296,7 @@ def split(
             "warning: images that look the same often differ in their labels; only identical files stay on "
             "one side of the split"
         )
-        groups = images.sha256
+        groups = list(images.sha256)
     elif alike:
         notes.append(
             f"{alike} images are near duplicates of others (re-encoded, resized, a little brighter); they "

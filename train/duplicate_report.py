@@ -31,7 +31,7 @@ def list_duplicates(data: Data) -> list[list[Duplicate]]:
     """Groups of images that show the same picture: contradictions first, then the least alike."""
     sets = [(side, s, groups_of(s, data.near)) for side, s in (("train", data.train), ("val", data.val))]
     sizes = Counter(group for _, _, groups in sets for group in groups)
-    files = Counter(data.train.sha256 + data.val.sha256)
+    files = Counter([*data.train.sha256, *data.val.sha256])
     found: dict[str, list[Duplicate]] = {}
     for side, images, groups in sets:
         for i, group in enumerate(groups):

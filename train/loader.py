@@ -24,7 +24,7 @@ from train.preemption import ignore_stops
 from train.reading import read_image
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
-LISTED_ORDER = 2**20  # samples up to which an epoch's order is a list; beyond, ranks would hold gigabytes
+LISTED_ORDER = 2**16  # samples up to which an epoch's order is a list; beyond, it is computed
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,10 @@ def _end_workers() -> None:
         child.kill()
 
 
-def evaluation_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+def evaluation_batches(
+    num_samples: int, batch_size: int, rank: int, world_size: int
+) -> Iterator[list[Key]]:
     """Every sample once over all ranks, none twice: no padding, so that sums are exact."""
     mine = range(rank, num_samples, world_size)
-    return [
-        [(0, index, 1.0) for index in mine[start : start + batch_size]]
-        for start in range(0, len(mine), batch_size)
-    ]
+    for start in range(0, len(mine), batch_size):
+        yield [(0, index, 1.0) for index in mine[start : start + batch_size]]

@@ -55,6 +55,7 @@ def run(
     """The whole training run, read downwards. Call inside a process group."""
     say: Say = print if ranks.is_main else lambda _: None
     config, data = on_main(ranks, lambda: prepare(config))
+    data = data.shared(ranks, Path(config.output) / ".cache")
     folder = run_folder(config)
     for note in data.notes:
         say(note)
