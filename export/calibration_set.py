@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.verify import ValidationImages
-from serve.preprocess import Preprocess, list_images, load_image, read_image_file
+from serve.archive import SUFFIX, list_tars, member_names
+from serve.preprocess import Preprocess, has_image_suffix, list_images, load_image, read_image_file
 
 SEED = 0
 MIN_IMAGES = 8
@@ -55,15 +56,17 @@ def _list(source: Path) -> list[Path]:
             f"the training images {str(source)!r} are not there; start from the folder that training was "
             "started in, or name them with --training-images"
         )
-    if source.is_file():
+    if source.is_file() and source.suffix != SUFFIX:
         with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             return sorted(source.parent / row["path"] for row in csv.DictReader(file))
-    listing = list_images(source, recursive=False)
-    if not any(_visible(listing.paths)):  # a folder for each class
-        listing = list_images(source)
-    return [source / path for path in _visible(listing.paths)]
+    for recursive in (False, True) if source.is_dir() else ():  # the second is a folder for each class
+        if images := list(_visible(list_images(source, recursive).paths)):
+            return [source / path for path in images]
+    return [
+        tar / n for tar in list_tars(source) for n in _visible(member_names(tar)) if has_image_suffix(n)
+    ]
 
 
-def _visible(paths: list[str]) -> Iterator[str]:
+def _visible(paths: Iterable[str]) -> Iterator[str]:
     """Training takes no ._cat.0.jpg, .thumbnails/cat.0.jpg and other litter."""
     return (path for path in paths if not any(part.startswith(".") for part in path.split("/")))

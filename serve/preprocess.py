@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from serve.archive import read_member, split_member
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 )
@@ -43,13 +45,20 @@ class ImageError(ValueError):
 
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file, never blocking on a FIFO or a device.
+    """Read a regular file, never blocking on a FIFO or a device, or a member of a tar file.
 
     Raises:
         ImageError: not a regular file, empty, or above MAX_FILE_BYTES.
         OSError: it cannot be opened or read.
     """
-    with open(path, "rb", opener=open_nonblocking) as file:
+    try:
+        file = open(path, "rb", opener=open_nonblocking)  # noqa: SIM115
+    except NotADirectoryError:
+        inside = split_member(path)
+        if inside is None:
+            raise
+        return _read_member(*inside)
+    with file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise ImageError("not a regular file")
@@ -58,6 +67,18 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         if info.st_size > MAX_FILE_BYTES:
             raise ImageError(f"file of {info.st_size} bytes is over the limit of {MAX_FILE_BYTES}")
         return file.read(info.st_size)
+
+
+def _read_member(tar: str, name: str) -> bytes:
+    try:
+        data = read_member(tar, name, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"file is over the limit of {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def open_nonblocking(path: str, flags: int) -> int:

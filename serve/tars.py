@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from serve.archive import identity, members
 from serve.inventory import PROBLEM, Entry
 from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking
 from serve.remote import is_remote, open_seekable, read_range
-
-MAX_HEADER_BYTES = 1 << 15
-"""Of a member's name and attributes. Linux allows a path 4,096 bytes; a damaged header claims anything."""
-BLOCK_BYTES = tarfile.BLOCKSIZE
 
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -77,11 +74,7 @@ def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:
     if not stat.S_ISREG(info.st_mode):
         file.close()
         raise ImageError("not a regular file")
-    return file, _identity(info)
-
-
-def _identity(info: os.stat_result) -> tuple[int, ...]:
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+    return file, identity(file)
 
 
 def _read_remote(tar: _Tar, offset: int, size: int) -> bytes:
@@ -90,27 +83,14 @@ def _read_remote(tar: _Tar, offset: int, size: int) -> bytes:
 
 def _read_local(tar: _Tar, offset: int, size: int) -> bytes:
     with open(tar.path, "rb", opener=open_nonblocking) as file:
-        if _identity(os.fstat(file.fileno())) != tar.identity:  # the place may hold another image now
+        if identity(file) != tar.identity:  # the place may hold another image now
             raise ImageError("the tar file has changed since it was listed")
         file.seek(offset)
         return file.read(size)
 
 
 def _members(file: IO[bytes], name: str, number: int) -> Iterator[Entry | None]:
-    previous = -1
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # it would keep them all
-            if member.offset <= previous or member.size < 0:
-                raise ValueError(f"the header at byte {member.offset} leads backwards")
-            previous = member.offset
-            if not member.isdir():
-                yield _entry(member, name, number)
-        end = tar.offset
-    file.seek(end)
-    if file.read(BLOCK_BYTES).strip(b"\0") or not file.tell() > end:
-        # tarfile takes a damaged header, and the end of a file cut short, for the end
-        raise ValueError(f"no end mark at byte {end}: cut short or damaged, what follows is not scored")
+    return (_entry(member, name, number) for member in members(file))
 
 
 def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | None:
@@ -127,21 +107,3 @@ def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | None:
     if member.size > MAX_FILE_BYTES:
         return Entry(name, f"{PROBLEM}file of {member.size} bytes is over the limit of {MAX_FILE_BYTES}")
     return Entry(name, f"{number}:{member.offset_data:020}:{member.size}")
-
-
-class _Headers:
-    """What tarfile may read of a file: headers, of a sane size, and not for ever at its end."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._empty_reads = 0
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if size > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {size} bytes is over the limit of {MAX_HEADER_BYTES}")
-        data = self._file.read(size)
-        self._empty_reads += not data
-        if self._empty_reads > 9:  # in a damaged sparse map, tarfile would go on reading nothing
-            raise ValueError("it ends inside a header")
-        return data

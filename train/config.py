@@ -20,9 +20,10 @@ class TrainConfig:
     """Train an image classifier with DistributedDataParallel."""
 
     data: str = ""
-    """Training images: a folder of `cat.0.jpg`, a folder per class, or a CSV with columns path,label.
+    """Training images: a folder of `cat.0.jpg`, a folder per class, a CSV with columns path,label, or tar
+    files (WebDataset's shards) or a folder of them; s3:// and https:// are copied to `output` first.
     Default: data/train if it is there, else the drawn sample set in data/sample (made when absent)."""
-    data_format: Literal["auto", "flat", "folders", "csv"] = "auto"
+    data_format: Literal["auto", "flat", "folders", "csv", "tar"] = "auto"
     """How `data` names its labels."""
     val_data: str = ""
     """Validation images, in any of the same formats; empty: split them off `data`."""

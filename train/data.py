@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.archive import SUFFIX, list_tars
 from serve.preprocess import list_images
 from train.config import TrainConfig
 from train.distributed import Ranks
@@ -21,9 +22,7 @@ from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_
 from train.scan import scan
 from train.shared import Texts, share
 from train.split import choose_fold, choose_validation
-
-# The label is what stands before the running number: cat.0.jpg, american_bulldog_12.jpg
-FLAT_NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)
+from train.webdataset import FLAT_NAME, tar_labels, tar_root
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,8 @@ def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], s
     try:
         if data_format == "csv":
             return source.parent, read_manifest(source), "labels from a CSV manifest", {}
+        if data_format == "tar":
+            return tar_root(source), tar_labels(source), "images in tar files", {}
         if data_format == "folders":
             labels, problems = _folder_labels(source)
             return source, labels, "one folder for each class", problems
@@ -204,7 +205,7 @@ def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], s
 
 def _recognise(source: Path) -> str:
     if source.is_file():
-        return "csv"
+        return "tar" if source.suffix == SUFFIX else "csv"
     try:
         top = [p for p in list_images(source, recursive=False).paths if not p.startswith(".")]
     except PermissionError as error:
@@ -216,7 +217,9 @@ def _recognise(source: Path) -> str:
             "--data_format flat or --data_format folders"
         )
     if not top and not folders:
-        raise ValueError(f"{source} holds no images and no class folders")
+        if list_tars(source):
+            return "tar"
+        raise ValueError(f"{source} holds no images, no class folders and no tar files")
     return "folders" if folders else "flat"
 
 

@@ -8,6 +8,7 @@ stored as they decode, and are the same pixels with and without the cache.
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.preprocess import FORMATS, RESAMPLING
+from serve.preprocess import FORMATS, RESAMPLING, read_image_file
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.reading import read_image
@@ -206,12 +207,19 @@ def _build(
 def _upright_size(path: Path) -> Size:
     """Without decoding."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _open(path) as image:
             width, height = image.size
             on_its_side = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
     return (height, width) if on_its_side else (width, height)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=FORMATS)
+    except NotADirectoryError:  # a member of a tar file
+        return Image.open(io.BytesIO(read_image_file(path)), formats=FORMATS)
 
 
 def _load(path: Path) -> Image.Image:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.archive import split_member
 from serve.preprocess import load_image, read_image_file
 
 Entry = list[str]  # [size and time of change, sha256, error, thumbnail in base64]
@@ -77,6 +78,9 @@ def _examine(path: Path) -> tuple[str, str, str]:
 def _stamp(path: Path) -> str:
     try:
         info = os.stat(path)
+    except NotADirectoryError:  # a member of a tar file changes with the whole
+        inside = split_member(path)
+        return _stamp(Path(inside[0])) if inside else ""
     except OSError:
         return ""
     return f"{info.st_size}:{info.st_mtime_ns}"

@@ -1,0 +1,169 @@
+"""Tar files as folders: shard.tar/member.jpg names a member, which is read in place.
+
+Tar files must not be compressed: a compressed one has no places, only a beginning.
+"""
+
+import hashlib
+import os
+import stat
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUFFIX = ".tar"
+MAX_HEADER_BYTES = 1 << 15
+"""Of a member's name and attributes. Linux allows a path 4,096 bytes; a damaged header claims anything."""
+BLOCK_BYTES = tarfile.BLOCKSIZE
+Identity = tuple[int, int, int, int]  # of a local file, until somebody changes it
+
+
+class Places(NamedTuple):
+    """Where the regular members of a tar file are: three numbers a member, sorted by the first."""
+
+    names: NDArray[np.uint64]
+    """Hashes."""
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def list_tars(source: Path) -> list[Path]:
+    """The tar file itself, or those of a folder, sorted."""
+    return [source] if source.is_file() else sorted(source.glob(f"*{SUFFIX}"))
+
+
+def split_member(path: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """(tar file, member) of a path that leads into one; None for any other path."""
+    text = os.fspath(path)
+    start = text.find(SUFFIX + "/")
+    while start >= 0:
+        tar = text[: start + len(SUFFIX)]
+        if os.path.isfile(tar):
+            return tar, text[start + len(SUFFIX) + 1 :]
+        start = text.find(SUFFIX + "/", start + 1)
+    return None
+
+
+def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """All but folders.
+
+    Raises:
+        ValueError, OSError, tarfile.TarError: the file is damaged; what stands before has been yielded.
+    """
+    previous = -1
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # it would keep them all
+            if member.offset <= previous or member.size < 0:
+                raise ValueError(f"the header at byte {member.offset} leads backwards")
+            previous = member.offset
+            if not member.isdir():
+                yield member
+        end = tar.offset
+    file.seek(end)
+    if file.read(BLOCK_BYTES).strip(b"\0") or not file.tell() > end:
+        # tarfile takes a damaged header, and the end of a file cut short, for the end
+        raise ValueError(f"no end mark at byte {end}: cut short or damaged, what follows is not read")
+
+
+def member_names(tar: str | os.PathLike[str]) -> list[str]:
+    """Of the regular members, in their order; of two of one name the last one counts, as for tar itself.
+
+    Raises:
+        ValueError: damaged; the message names the tar file.
+    """
+    names = dict.fromkeys(name for name, _, _ in _regular(os.fspath(tar)))
+    return list(names)
+
+
+def read_member(tar: str, name: str, most: int) -> bytes:
+    """At most `most` bytes of it, and one more if it is longer.
+
+    Raises:
+        FileNotFoundError: no such member. ValueError: the tar file is damaged. OSError: it cannot be read.
+    """
+    info = os.stat(tar)
+    places = _places(tar, _identity(info))
+    key = _hash(plain(name))
+    index = int(np.searchsorted(places.names, key))
+    if index == len(places.names) or places.names[index] != key:
+        raise FileNotFoundError(2, "no such member", f"{tar}/{name}")
+    size = int(places.sizes[index])
+    with open(tar, "rb") as file:
+        file.seek(int(places.offsets[index]))
+        data = file.read(min(size, most + 1))
+    if len(data) < min(size, most + 1):
+        raise ValueError(f"truncated: the tar file has {len(data)} of its {size} bytes")
+    return data
+
+
+def plain(name: str) -> str:
+    """As pathlib has it: without the parts of ./a//b that say nothing."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def identity(file: IO[bytes]) -> Identity:
+    return _identity(os.fstat(file.fileno()))
+
+
+def _identity(info: os.stat_result) -> Identity:
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _hash(name: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little"))
+
+
+def _regular(tar: str) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size)"""
+    try:
+        with open(tar, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("not a regular file")
+            for member in members(file):
+                if member.isreg() and not member.issparse():
+                    yield plain(member.name), member.offset_data, member.size
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises nearly anything on damaged bytes
+        raise ValueError(f"{tar} cannot be read as a tar file: {error}") from error
+
+
+_building = threading.Lock()
+
+
+def _places(tar: str, identity: Identity) -> Places:
+    with _building:  # threads that need the same one would each read it through
+        return _cached_places(tar, identity)
+
+
+@lru_cache(maxsize=100_000)
+def _cached_places(tar: str, identity: Identity) -> Places:
+    found = {_hash(name): place for name, *place in _regular(tar)}
+    names = np.array(list(found), np.uint64)
+    numbers = np.array(list(found.values()), np.int64).reshape(-1, 2)
+    order = np.argsort(names)
+    return Places(names[order], numbers[order, 0], numbers[order, 1])
+
+
+class _Headers:
+    """What tarfile may read of a file: headers, of a sane size, and not for ever at its end."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._empty_reads = 0
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes is over the limit of {MAX_HEADER_BYTES}")
+        data = self._file.read(size)
+        self._empty_reads += not data
+        if self._empty_reads > 9:  # in a damaged sparse map, tarfile would go on reading nothing
+            raise ValueError("it ends inside a header")
+        return data

@@ -1,0 +1,115 @@
+"""Images in tar files are labelled and trained as the same images in folders are."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, SMALL, launch, torchrun
+from test_archive import make_tar
+from train_data import flat_set, settings
+
+from train.data import Data, ImageSet, find_labels, prepare_data
+
+
+def labels(source: Path) -> dict[str, str]:
+    _, found, layout, problems = find_labels(source, "auto")
+    assert layout == "images in tar files"
+    assert not problems
+    return found
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"000.jpg": "", "000.cls": "7\n", "a/b.big.png": "", "a/b.cls": "red fox"}, ["7", "red fox"]),
+        ({"cat/1.jpg": "", "./dog/deep/1.jpg": "", "README": ""}, ["cat", "dog"]),
+        ({"cat.0.jpg": "", "big_dog_12.png": "", "._cat.0.jpg": "litter"}, ["cat", "big_dog"]),
+    ],
+    ids=["WebDataset", "folders", "names"],
+)
+def test_labels_are_members_or_folders_or_names(
+    tmp_path: Path, members: Mapping[str, str], expected: list[str]
+) -> None:
+    tar = make_tar(tmp_path / "shard-0.tar", {name: text.encode() for name, text in members.items()})
+    assert list(labels(tar).values()) == expected
+    assert list(labels(tmp_path).values()) == expected
+    assert all(path.startswith("shard-0.tar/") for path in labels(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        (
+            {"0.jpg": b"", "1.jpg": b"", "0.cls": b"cat"},
+            r"x\.tar: '1\.jpg' has no label: .* no 1\.cls",
+        ),
+        ({"0.jpg": b"", "0.cls": b" \n"}, r"x\.tar: '0\.cls' is no label: it is empty"),
+        ({"0.jpg": b"", "0.cls": b"c" * 2000}, r"x\.tar: '0\.cls' is no label: .* above 1000 bytes"),
+        ({"photo.jpg": b""}, r"x\.tar: no label for 'photo\.jpg': give it a member .*\.cls, a folder"),
+        ({"README": b""}, "the tar files of .* hold no images"),
+    ],
+)
+def test_an_image_without_a_label_is_an_error(
+    tmp_path: Path, members: Mapping[str, bytes], reason: str
+) -> None:
+    make_tar(tmp_path / "x.tar", members)
+    with pytest.raises(ValueError, match=reason):
+        find_labels(tmp_path, "auto")
+
+
+def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
+    make_tar(tmp_path / "a.tar", {"cat.0.jpg": b"x" * 999})
+    whole = make_tar(tmp_path / "b.tar", {"cat.1.jpg": b"x" * 999})
+    whole.write_bytes(whole.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"b\.tar cannot be read as a tar file"):
+        find_labels(tmp_path, "auto")
+
+
+def shards_of(folder: Path, into: Path, count: int) -> Path:
+    files = sorted(folder.iterdir())
+    for shard in range(count):
+        part = {path.name: path.read_bytes() for path in files[shard::count]}
+        make_tar(into / f"shard-{shard}.tar", part)
+    return into
+
+
+def contents(images: ImageSet) -> dict[str, tuple[str, str]]:
+    """Name -> class, hash"""
+    names = [Path(path).name for path in images.paths]
+    classes = [images.class_names[label] for label in images.labels]
+    return dict(zip(names, zip(classes, images.sha256, strict=True), strict=True))
+
+
+def test_the_split_is_that_of_the_same_images_in_a_folder(tmp_path: Path) -> None:
+    folder = flat_set(tmp_path / "images", per_class=10)
+    shards = shards_of(folder, tmp_path / "shards", 3)
+
+    def prepared(data: Path) -> Data:
+        return prepare_data(settings(tmp_path, data=str(data)))
+
+    flat, packed = prepared(folder), prepared(shards)
+    assert contents(flat.train) == contents(packed.train)
+    assert contents(flat.val) == contents(packed.val)
+
+
+def test_an_unreadable_member_is_listed_and_left_out(tmp_path: Path) -> None:
+    folder = flat_set(tmp_path / "images", per_class=8)
+    (folder / "cat.99.jpg").write_bytes(b"no image")
+    shards = shards_of(folder, tmp_path / "shards", 1)
+    data = prepare_data(settings(tmp_path, data=str(shards), max_bad=0.2))
+    assert data.bad == {str(shards / "shard-0.tar" / "cat.99.jpg"): "not an image file of a known format"}
+
+
+def test_shards_are_trained_exported_and_quantised_from(sample: Path, tmp_path: Path) -> None:
+    shards = shards_of(sample / "train", tmp_path / "shards", 3)
+    printed = torchrun(
+        2, "--data", shards, *SMALL, "--epochs", 2, "--name", "tar", "--track", "false", cwd=tmp_path
+    )
+    assert "160 images, images in tar files" in printed
+    run = tmp_path / "runs" / "tar"
+    exported = launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", run, cwd=tmp_path)
+    assert "argmax agreement 100.00%" in exported
+    quantise = [REPOSITORY / "export" / "quantize.py", "--to", "int8", "--max-accuracy-drop", 100]
+    launch(sys.executable, *quantise, "--run", run, cwd=tmp_path)
+    assert (run / "export" / "model.int8.onnx").is_file()
