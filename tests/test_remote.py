@@ -11,9 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import boto3
 import pytest
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+from s3 import s3_server
 from serve_model import build_model, colour_of, encode, probabilities_for, solid
 
 from serve import main as serve_main
@@ -50,19 +49,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """s3://bucket of a server on localhost, with images, a list, a manifest and tar files."""
-    with pytest.MonkeyPatch.context() as patch:
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
+    with s3_server() as client:
         objects = {f"in/{name}": data for name, data in PNG.items()}
         objects |= {"in/deep/er/6.png": PNG["0.png"], "in/notes.txt": b"x", "in/empty.png": b""}
         objects |= {"in/고양이 1%.png": PNG["1.png"], "lists/l.txt": b"../in/0.png\ns3://bucket/in/1.png\n"}
@@ -73,7 +60,6 @@ def bucket() -> Iterator[str]:
         for key, data in objects.items():
             client.put_object(Bucket="bucket", Key=key, Body=data)
         yield "s3://bucket"
-        server.stop()
 
 
 def test_a_folder_of_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import os
 import time
 import traceback
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from train.distributed import (
     ranks_from_environment,
 )
 from train.epochs import Epochs
+from train.fetch import fetch
 from train.loader import EpochPlan
 from train.metrics import read_predictions
 from train.metrics_file import NullTracker
@@ -54,6 +56,8 @@ def run(
 ) -> None:
     """The whole training run, read downwards. Call inside a process group."""
     say: Say = print if ranks.is_main else lambda _: None
+    asked = config
+    config = fetch(asked, ranks, partial(print, flush=True))
     config, data = on_main(ranks, lambda: prepare(config))
     data = data.shared(ranks, Path(config.output) / ".cache")
     folder = run_folder(config)
@@ -82,7 +86,7 @@ def run(
         run_id = state["run_id"] if state else ""
         epochs_done = job.history.epochs_done
         tracker = build_tracker(config, ranks.is_main, folder / "metrics.jsonl", epochs_done, run_id)
-        tracker.start(job.parameters(), config.data, data.digest)
+        tracker.start(job.parameters(), asked.data or config.data, data.digest)
         status = "FAILED"
         try:
             Epochs(job, folder, tracker, stop, say).run()

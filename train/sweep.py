@@ -30,6 +30,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import parse_config
+from train.fetch import is_remote
 from train.loader import EpochPlan
 from train.model import build_model
 from train.pretrained import settle_input
@@ -105,7 +106,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     config = parse_config([*rest, f"--name={args.study}"])
     if not args.study:
         raise ValueError("--study needs a name")
-    if config.data and not Path(config.data).exists():
+    if config.data and not is_remote(config.data) and not Path(config.data).exists():
         raise ValueError(f"--data {config.data!r} does not exist")
     space = read_space(args.space, rest)
     EpochPlan(1, config.batch_size, 0, 0, args.nproc_per_node, config.accumulation)

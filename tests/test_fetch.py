@@ -1,0 +1,135 @@
+"""A data set in an object store is trained on as a folder is; what is copied once is not copied again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, torchrun
+from s3 import s3_server
+from test_archive import make_tar
+from train_data import flat_set
+
+import train.fetch
+from train.fetch import INDEX, Remote, _copy_file, copy
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with s3_server() as client:
+        yield client
+
+
+def put(client: Any, key: str, data: bytes) -> None:
+    client.put_object(Bucket="bucket", Key=key, Body=data)
+
+
+def copied(url: str, cache: Path, look_again: bool = True) -> tuple[dict[str, bytes], str]:
+    """(the files, what was said)"""
+    said: list[str] = []
+    home = copy(url, cache, look_again, said.append)
+    files = [path for path in home.rglob("*") if path.is_file() and path.name != INDEX]
+    return {path.relative_to(home).as_posix(): path.read_bytes() for path in files}, " ".join(said)
+
+
+def test_what_is_there_is_not_copied_again_and_what_changed_is(client: Any, tmp_path: Path) -> None:
+    url = "s3://bucket/changing"
+    for name in ("cat/1.jpg", "dog/deep/1.jpg", "cat/2 %.jpg"):
+        put(client, f"changing/{name}", name.encode())
+    put(client, "changing-not/3.jpg", b"another prefix")
+    expected = {name: name.encode() for name in ("cat/1.jpg", "dog/deep/1.jpg", "cat/2 %.jpg")}
+    files, said = copied(url, tmp_path)
+    assert files == expected
+    assert "copying s3://bucket/changing: 3 of 3 files" in said
+    assert copied(url, tmp_path) == (expected, "")
+
+    put(client, "changing/cat/1.jpg", b"CAT/1.jpg")  # as many bytes
+    client.delete_object(Bucket="bucket", Key="changing/dog/deep/1.jpg")
+    assert copied(url, tmp_path, look_again=False) == (expected, "")
+    files, said = copied(url, tmp_path)
+    assert files == {"cat/1.jpg": b"CAT/1.jpg", "cat/2 %.jpg": b"cat/2 %.jpg"}
+    assert "1 of 2 files" in said
+
+
+def test_a_copy_that_was_stopped_goes_on(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(9):
+        put(client, f"stopped/{i}.jpg", bytes([i]))
+    real = train.fetch._copy_file
+
+    def fails_at_seven(files: Any, remote: Any, target: Path) -> None:
+        if target.name == "7.jpg":
+            raise OSError("the network is gone")
+        real(files, remote, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.fetch, "_copy_file", fails_at_seven)
+        with pytest.raises(ValueError, match="s3://bucket/stopped cannot be copied: the network is gone"):
+            copied("s3://bucket/stopped", tmp_path)
+    files, said = copied("s3://bucket/stopped", tmp_path, look_again=False)
+    assert files == {f"{i}.jpg": bytes([i]) for i in range(9)}
+    assert "1 of 9 files" in said
+
+
+class ShortAtFirst:
+    """A file system whose first answer is cut off."""
+
+    calls = 0
+
+    def get_file(self, name: str, target: str) -> None:
+        self.calls += 1
+        Path(target).write_bytes(b"who" if self.calls == 1 else b"whole")
+
+
+def test_a_short_answer_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.fetch, "PAUSES", (0.0,))
+    files = ShortAtFirst()
+    _copy_file(files, Remote("1.jpg", 5, ""), tmp_path / "1.jpg")
+    assert (tmp_path / "1.jpg").read_bytes() == b"whole"
+    assert files.calls == 2
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(train.fetch, "PAUSES", ())
+    with pytest.raises(OSError, match=r"2\.jpg: 3 bytes arrived of 5"):
+        _copy_file(ShortAtFirst(), Remote("2.jpg", 5, ""), tmp_path / "2.jpg")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://bucket/nothing", "s3://bucket/nothing: there is nothing"),
+        ("s3://no-such-bucket/a", "s3://no-such-bucket/a(: there is nothing| cannot be copied)"),
+        ("https://localhost:1/images/", "HTTP cannot list a folder"),
+        ("nope://a/b", "nope://a/b: Protocol not known"),
+        ("s3://bucket/escape", r"the object 'bucket/escape/\.\./x\.jpg' cannot be a file below a folder"),
+    ],
+)
+def test_what_cannot_be_copied_is_named(client: Any, tmp_path: Path, url: str, reason: str) -> None:
+    put(client, "escape/../x.jpg", b"x")
+    with pytest.raises(ValueError, match=reason):
+        copied(url, tmp_path)
+
+
+def test_no_room_is_said_before_anything_is_copied(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(client, "room/1.jpg", b"x" * 1000)
+    monkeypatch.setattr(train.fetch.shutil, "disk_usage", lambda _: type("usage", (), {"free": 999}))
+    with pytest.raises(ValueError, match=r"which has 0\.00 GB free: free some or choose another --output"):
+        copied("s3://bucket/room", tmp_path)
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_two_processes_train_on_shards_of_a_bucket(client: Any, tmp_path: Path) -> None:
+    images = sorted(flat_set(tmp_path / "images", per_class=16).iterdir())
+    for shard in range(2):
+        part = {path.name: path.read_bytes() for path in images[shard::2]}
+        put(client, f"set/{shard}.tar", make_tar(tmp_path / f"{shard}.tar", part).read_bytes())
+    settings = ["--data", "s3://bucket/set", *SMALL, "--batch-size", 8, "--epochs", 1, "--track", "false"]
+    printed = torchrun(2, *settings, "--name", "a", cwd=tmp_path)
+    assert "copying s3://bucket/set: 2 of 2 files" in printed
+    assert "32 images, images in tar files" in printed
+    missing = ["--data", "s3://bucket/typo", *settings[2:], "--name", "b"]
+    printed = torchrun(2, *missing, cwd=tmp_path, code=1)
+    assert "error: --data s3://bucket/typo: there is nothing" in printed

@@ -1,0 +1,204 @@
+"""Copy a data set from an object store to local disk, once on each machine, and go on after a stop."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.config import TrainConfig
+from train.distributed import Ranks, gather_list
+
+Say = Callable[[str], None]
+THREADS = 32  # they wait for the network
+PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and last attempt
+INDEX = ".copied.json"
+
+
+@dataclass(frozen=True)
+class Remote:
+    name: str
+    """As the file system has it."""
+    size: int | None
+    stamp: str
+    """Another one when the content is another."""
+
+
+def is_remote(source: str) -> bool:
+    return "://" in source
+
+
+def fetch(config: TrainConfig, ranks: Ranks, say: Say) -> TrainConfig:
+    """Settings whose `data` and `val_data` are local; the first rank of a machine copies, all must call it.
+
+    Raises:
+        ValueError: it cannot be copied; the message names the URL.
+    """
+    changes, error = {}, ""
+    for name in ("data", "val_data"):
+        url = getattr(config, name)
+        if not error and is_remote(url):
+            try:
+                changes[name] = str(copy(url, Path(config.output) / ".cache", ranks.local_rank == 0, say))
+            except (OSError, ValueError) as reason:
+                error = f"--{name} {reason}"
+    errors = [text for part in gather_list([error], ranks) for text in part if text]
+    if errors:
+        raise ValueError(errors[0])
+    return config.replace(**changes)
+
+
+def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
+    """A folder with all objects below `url`, or the one file that it names.
+
+    Processes that want the same one wait for the first. `look_again`: what has changed since an earlier
+    copy is copied again, and what is gone is deleted.
+
+    Raises:
+        ValueError: nothing there, no room, not readable, or packages are missing.
+    """
+    home = cache / f"data-{hashlib.sha256(os.fsencode(url)).hexdigest()[:16]}"
+    with _locked(home):
+        known = _read_index(home)
+        if known is None or look_again:
+            try:
+                known = _bring(url, home, known, say)
+            except ImportError as error:
+                raise ValueError(
+                    f"{url} needs packages that are not installed ({error}): pip install 'purebred[cloud]'"
+                ) from error
+            except ValueError:
+                raise
+            except Exception as error:  # botocore's, aiohttp's and google's exceptions share no base
+                raise ValueError(f"{url} cannot be copied: {error or type(error).__name__}") from error
+    single = url.rstrip("/").rpartition("/")[2]
+    return home / single if list(known) == [single] else home
+
+
+def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -> dict[str, list[Any]]:
+    import fsspec
+
+    files, found = _list(fsspec, url)
+    wanted = {path: [remote.size, remote.stamp] for path, remote in found.items()}
+    missing = [
+        path
+        for path, entry in wanted.items()
+        if not (known is None or known.get(path) == entry) or not _is_whole(home / path, found[path].size)
+    ]
+    total = sum(found[path].size or 0 for path in missing)
+    what = f"{url}: {len(missing)} of {len(found)} files, {total / 1e9:.2f} GB, to {home}"
+    free = shutil.disk_usage(home).free
+    if total > free:
+        room = f"which has {free / 1e9:.2f} GB free"
+        raise ValueError(f"{what}, {room}: free some or choose another --output")
+    if missing:
+        say(f"copying {what}")
+    started = time.perf_counter()
+    _clear(home, wanted.keys() - set(missing))
+
+    def one(path: str) -> None:
+        _copy_file(files, found[path], home / path)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(one, missing):
+            pass
+    _write_index(home, wanted)
+    if missing:
+        say(f"copied in {time.perf_counter() - started:.0f} s")
+    return wanted
+
+
+def _list(fsspec: Any, url: str) -> tuple[Any, dict[str, Remote]]:
+    """(file system, relative path -> object)"""
+    try:
+        files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ValueError as error:  # an unknown scheme
+        raise ValueError(f"{url}: {error}") from error
+    if url.startswith(("http://", "https://")):
+        if not url.endswith(".tar"):
+            raise ValueError(f"{url}: HTTP cannot list a folder; give a tar file, or an object store")
+        details = {root: files.info(root)}
+    else:
+        details = files.find(root, detail=True)
+    prefix = root.rstrip("/") + "/"
+    found: dict[str, Remote] = {}
+    for name, info in details.items():
+        if name.endswith("/"):  # stands for a folder
+            continue
+        path = name.removeprefix(prefix) if name != root else name.rpartition("/")[2]
+        if any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"{url}: the object {name!r} cannot be a file below a folder: rename it")
+        stamps = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated"))
+        found[path] = Remote(name, info.get("size"), str(next(filter(None, stamps), "")))
+    if not found:
+        raise ValueError(f"{url}: there is nothing")
+    return files, found
+
+
+def _clear(home: Path, keep: set[str]) -> None:
+    """From here on, until all is copied, there is no index, and what has its name is whole and wanted."""
+    (home / INDEX).unlink(missing_ok=True)
+    for folder, _, names in os.walk(home):
+        for name in names:
+            path = Path(folder, name)
+            if path.relative_to(home).as_posix() not in keep:
+                path.unlink()
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    """Without an index it comes from a start that was stopped; since it has its name, it is whole."""
+    try:
+        return path.stat().st_size == size or (size is None and path.is_file())
+    except OSError:
+        return False
+
+
+def _copy_file(files: Any, remote: Remote, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    for pause in (*PAUSES, None):
+        try:
+            files.get_file(remote.name, str(temporary))
+            size = temporary.stat().st_size
+            if remote.size not in (None, size):
+                raise OSError(f"{remote.name}: {size} bytes arrived of {remote.size}")
+            temporary.replace(target)
+            return
+        except FileNotFoundError:
+            raise
+        except Exception:
+            temporary.unlink(missing_ok=True)
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+def _read_index(home: Path) -> dict[str, list[Any]] | None:
+    """What is copied, once all of it was; None before."""
+    try:
+        known = json.loads((home / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def _write_index(home: Path, files: dict[str, list[Any]]) -> None:
+    temporary = home / f"{INDEX}.tmp"
+    temporary.write_text(json.dumps(files), encoding="utf-8", errors="surrogatepass")
+    temporary.replace(home / INDEX)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """One process at a time; a process that is killed leaves no lock behind."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home.with_suffix(".lock")).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
