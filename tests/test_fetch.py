@@ -72,6 +72,21 @@ def test_a_copy_that_was_stopped_goes_on(
     assert "1 of 9 files" in said
 
 
+def test_a_store_that_is_away_does_not_stop_a_job_that_has_its_copy(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(client, "away/1.jpg", b"x")
+    assert copied("s3://bucket/away", tmp_path)[0] == {"1.jpg": b"x"}
+
+    def refused(fsspec: Any, url: str) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(train.fetch, "_list", refused)
+    files, said = copied("s3://bucket/away", tmp_path)
+    assert files == {"1.jpg": b"x"}
+    assert said == "warning: s3://bucket/away cannot be listed, an earlier copy is used: refused"
+
+
 class ShortAtFirst:
     """A file system whose first answer is cut off."""
 

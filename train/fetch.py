@@ -77,7 +77,10 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
             except ValueError:
                 raise
             except Exception as error:  # botocore's, aiohttp's and google's exceptions share no base
-                raise ValueError(f"{url} cannot be copied: {error or type(error).__name__}") from error
+                known = _read_index(home)
+                if known is None:
+                    raise ValueError(f"{url} cannot be copied: {error or type(error).__name__}") from error
+                say(f"warning: {url} cannot be listed, an earlier copy is used: {error}")
     single = url.rstrip("/").rpartition("/")[2]
     return home / single if list(known) == [single] else home
 
