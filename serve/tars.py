@@ -45,9 +45,9 @@ class Tars:
         the members before the damage are listed all the same.
         """
         try:
-            file, identity = _open(path)
+            file, mark = _open(path)
             with file:
-                self._tars.append(_Tar(path, identity))
+                self._tars.append(_Tar(path, mark))
                 yield from _members(file, name, len(self._tars) - 1)
         except Exception as error:  # tarfile raises nearly anything on damaged bytes
             message = str(error) or type(error).__name__
