@@ -7,6 +7,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 
 @contextmanager
@@ -25,5 +26,6 @@ def s3_server() -> Iterator[Any]:
             patch.setenv(name, value)
         client = boto3.client("s3")
         client.create_bucket(Bucket="bucket")
+        S3FileSystem.clear_instance_cache()  # whose instances know the server of another test
         yield client
         server.stop()
