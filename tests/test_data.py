@@ -191,7 +191,7 @@ def broken_class(root: Path) -> Path:
     [
         (one_class, "images has the one class 'cat'; a classifier needs two or more"),
         (empty_class, "class folder '.*bird' holds no images; remove it"),
-        (empty, "images holds no images and no class folders"),
+        (empty, "images holds no images, no class folders and no tar files"),
         (missing, "images' does not exist; name a folder of images or a CSV manifest"),
         (
             broken,
