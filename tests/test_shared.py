@@ -51,7 +51,7 @@ import numpy as np
 import psutil
 import torch
 
-from train.distributed import process_group, ranks_from_environment
+from train.distributed import gather_list, process_group, ranks_from_environment
 from train.shared import share
 
 SIZE = 50_000_000
@@ -64,8 +64,10 @@ with process_group(ranks, torch.device("cpu")):
     kept = own()
     arrays = share(arrays, ranks, Path(sys.argv[1]))
     assert arrays[0].sum(dtype=np.int64) == 7 * SIZE and arrays[1].shape == (0, 2)
-    line = json.dumps([(kept - before) / SIZE, (own() - before) / SIZE])
-    os.write(1, f"{line}\n".encode())  # whole: the other process writes to the same pipe
+    gather_list([True], ranks)  # a page is shared once the other process has read it too
+    found = (kept - before) / SIZE, (own() - before) / SIZE
+    gather_list([True], ranks)  # and while it lives
+    os.write(1, f"{json.dumps(found)}\n".encode())  # whole lines: both write to one pipe
 """
 
 
