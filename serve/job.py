@@ -22,10 +22,12 @@ from serve.shards import (
     cut,
     file_sha256,
     finished,
+    manifest_path,
     pieces_folder,
     remove_pieces,
 )
 from serve.sources import Source
+from serve.staging import Staging
 from serve.writers import Layout, atomic_writer, open_writer
 
 PROGRESS_SECONDS = 5.0
@@ -125,35 +127,49 @@ def score_part(
     progress: Progress,
     resume: bool,
     keep_manifest: bool,
+    staging: Staging | None = None,
 ) -> None:
     """Write `part`, in pieces of `part_size` rows that a later call with `resume` does not score again.
 
-    Another process may do the same at the same time.
+    Another process may do the same at the same time. With `staging`, a later call may be on another
+    machine: what is finished is published at once.
     """
     job = scoring.job()
+    staging = staging or Staging(part.parent)
+    if resume:
+        staging.bring(part, manifest_path(part))
     pieces = list(cut(rows, part_size, scoring.batch_size))
     for attempt in range(1, TRIES + 1):
         progress.restart()
         if resume and (manifest := finished(part, job, rows)):
             progress.skip(manifest)
-            remove_pieces(part)
+            _clean(part, staging)
             return
         folder = pieces_folder(part)
         folder.mkdir(exist_ok=True)
+        if resume and len(pieces) > 1:
+            staging.bring_folder(folder)
         try:
             if len(pieces) > 1:
-                manifest = _join_pieces(scoring, job, part, pieces, progress, resume)
+                manifest = _join_pieces(scoring, job, part, pieces, progress, resume, staging)
             else:
                 manifest = _score_piece(scoring, job, part, rows, progress, folder)
+            staging.publish(part)
             if keep_manifest:
                 manifest.write(part, folder)
+                staging.publish(manifest_path(part))
         except FileNotFoundError as error:  # another process has finished this part and removed the pieces
             if attempt == TRIES:
                 raise OSError(f"{folder} was removed {TRIES} times while it was in use: {error}") from error
             resume = True
         else:
-            remove_pieces(part)
+            _clean(part, staging)
             return
+
+
+def _clean(part: Path, staging: Staging) -> None:
+    remove_pieces(part)
+    staging.remove_folder(pieces_folder(part))
 
 
 def _score_piece(
@@ -166,7 +182,13 @@ def _score_piece(
 
 
 def _join_pieces(
-    scoring: Scoring, job: Job, part: Path, pieces: list[range], progress: Progress, resume: bool
+    scoring: Scoring,
+    job: Job,
+    part: Path,
+    pieces: list[range],
+    progress: Progress,
+    resume: bool,
+    staging: Staging,
 ) -> Manifest:
     folder = pieces_folder(part)
     paths, manifests = [], []
@@ -176,6 +198,7 @@ def _join_pieces(
         if manifest is None:
             manifest = _score_piece(scoring, job, path, rows, progress, folder)
             manifest.write(path, folder)
+            staging.publish(path, manifest_path(path))
         else:
             progress.skip(manifest)
         paths.append(path)

@@ -16,6 +16,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import PIL
 
@@ -29,6 +30,7 @@ from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.shards import Shard, file_sha256
 from serve.sources import Source, open_source
+from serve.staging import open_model, open_output
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
@@ -39,14 +41,18 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="ONNX file written by export/main.py")
+    add("--model", required=True, help="ONNX file written by export/main.py; also s3://, gs://, https://")
     add(
         "--images",
         required=True,
         help="folder (searched recursively), image, .tar, pattern ('*.tar', '{000..099}.tar'), .txt list "
         "of paths, .csv with a column path; also s3://, gs://, https://",
     )
-    add("--output", default="", help="default: predictions.FORMAT; with --shard a folder, predictions")
+    add(
+        "--output",
+        default="",
+        help="default: predictions.FORMAT; with --shard a folder, predictions; also s3://, gs://",
+    )
     add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
     add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")
     add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
@@ -125,30 +131,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        return run_staged(args, stack)
+
+
+def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
+    """`stack` ends what stands here for files elsewhere."""
     shard = Shard.parse(args.shard) if args.shard else None
     format_name = args.format or ("csv" if shard else format_of(args.output))
     check_options(args, format_name, shard)
-    output = output_path(args.output, format_name, shard)
+    path, staging = stack.enter_context(open_output(args.output, format_name, shard))
+    output = f"{staging.url}/{path.name}" if staging.url else str(path)
+    part = Path(os.path.realpath(path))  # a link is written through
+    model = stack.enter_context(open_model(args.model))
     uri = tracking_uri()
     if args.track:
         check_lineage(uri)
     started = time.time()
     source = open_source(args.images)
-    scoring = open_scoring(args, format_name, source)
+    scoring = open_scoring(args, model, format_name, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
     if shard:
-        output.parent.mkdir(exist_ok=True)
+        part.parent.mkdir(exist_ok=True)
     describe(args, scoring, rows, shard)
-    part = Path(os.path.realpath(output))  # a link is written through
-
     progress = Progress(len(rows))
     if shard or args.resume or (len(rows) > args.part_size and format_name != "kaggle"):
         keep_manifest = bool(shard or args.resume)
-        score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest)
+        score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, staging)
     else:
         with atomic_writer(part) as file:
             scoring.write(rows, file, progress)
+        staging.publish(part)
     report(output, scoring, progress)
     if args.track:
         track(uri, describe_run(args, scoring, progress, shard, output, started))
@@ -169,27 +183,12 @@ def check_options(args: argparse.Namespace, format_name: str, shard: Shard | Non
         import_pyarrow()
 
 
-def output_path(output: str, format_name: str, shard: Shard | None) -> Path:
-    """The file to write; with a shard, a part in the folder `output`."""
-    suffix = ".csv" if format_name == "kaggle" else f".{format_name}"
-    path = Path(output or ("predictions" if shard else f"predictions{suffix}"))
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
-    if shard:
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
-        return path / shard.part_name(suffix)
-    if path.exists() and not path.is_file():  # replaced at the end, so found out too late
-        raise ValueError(f"--output {str(path)!r} is not a regular file")
-    return path
-
-
-def open_scoring(args: argparse.Namespace, format_name: str, source: Source) -> Scoring:
+def open_scoring(args: argparse.Namespace, model: Path, format_name: str, source: Source) -> Scoring:
     threads = args.threads
     if not threads and args.provider in ("auto", "cpu"):  # the workers together use every processor
         threads = max(1, available_processors() // (args.workers or available_processors()))
     predictor = Predictor(
-        args.model,
+        model,
         args.provider,
         threads,
         args.precision,
@@ -229,7 +228,7 @@ def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Sha
         print(f"warning: {inventory.repeated} inputs are named twice and scored once", file=sys.stderr)
 
 
-def report(output: Path, scoring: Scoring, progress: Progress) -> None:
+def report(output: str, scoring: Scoring, progress: Progress) -> None:
     seconds = time.perf_counter() - progress.started
     scored = progress.done - progress.errors
     new = progress.done - progress.resumed
@@ -247,24 +246,24 @@ def describe_run(
     scoring: Scoring,
     progress: Progress,
     shard: Shard | None,
-    output: Path,
+    output: str,
     started: float,
 ) -> ScoringRun:
     predictor, ended, shard = scoring.predictor, time.time(), shard or Shard(0, 1)
     metadata = predictor.metadata
     return ScoringRun(
-        name=f"score {metadata.run_name or args.model.stem}"
+        name=f"score {metadata.run_name or Path(args.model).stem}"
         + (f" {shard.index}/{shard.count}" if shard else ""),
         training_run_id=metadata.run_id,
         checkpoint_sha256=metadata.checkpoint_sha256,
         parameters={
-            "model": str(args.model),
-            "model_sha256": file_sha256(args.model),
+            "model": args.model,
+            "model_sha256": file_sha256(predictor.path),
             "model_precision": metadata.precision,
             "provider": predictor.provider,
             "precision": predictor.precision,
             "images": args.images[:PARAMETER_CHARACTERS],
-            "output": str(output),
+            "output": output,
             "batch_size": str(scoring.batch_size),
         },
         metrics={

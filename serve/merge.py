@@ -1,6 +1,7 @@
 """Join the parts of a sharded job, if they prove that every input has exactly one row.
 
 python serve/merge.py predictions/ --output predictions.csv
+python serve/merge.py s3://bucket/predictions --output s3://bucket/predictions.csv
 """
 
 import sys
@@ -15,15 +16,18 @@ from collections.abc import Sequence
 
 from serve.join import join
 from serve.shards import PART_NAME, Manifest
-from serve.writers import atomic_writer
+from serve.staging import open_folder, open_output
+from serve.writers import atomic_writer, format_of
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where the part files and their manifests are")
-    parser.add_argument("--output", type=Path, required=True, help="file that gets all rows")
+    parser.add_argument(
+        "folder", help="where the part files and their manifests are; also s3://, gs:// (copied to TMPDIR)"
+    )
+    parser.add_argument("--output", required=True, help="file that gets all rows; also s3://, gs://")
     return parser
 
 
@@ -35,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        rows, errors = merge(args.folder, args.output)
+        format_name = format_of(args.output)
+        with (
+            open_folder(args.folder) as folder,
+            open_output(args.output, format_name, None) as (path, there),
+        ):
+            rows, errors = merge(folder, path)
+            there.publish(path)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,10 +5,13 @@ Reads are retried a bounded number of times. fsspec and its file systems are imp
 
 import posixpath
 import random
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from serve.preprocess import MAX_FILE_BYTES, ImageError
@@ -65,6 +68,44 @@ def download(url: str) -> IO[bytes]:
         return file
 
     return retried(copy)
+
+
+def get_file(url: str, path: Path) -> None:
+    """Copy an object to a file, which appears whole or not at all. Raises FileNotFoundError, OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        retried(lambda: _filesystem(url).get_file(url, str(temporary)))
+        temporary.replace(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_file(path: Path, url: str) -> None:
+    """Copy a file to an object, which appears whole or not at all: object stores see to that."""
+    retried(lambda: _filesystem(url).put_file(str(path), url))
+
+
+def check_bucket(url: str) -> None:
+    """Raises ValueError or FileNotFoundError when nothing can be written below `url`, as far as can be told
+    without writing."""
+    if _is_http(url) or not is_remote(url):
+        raise ValueError(f"{url}: results are written to a folder, s3:// or gs://")
+    if url.startswith("s3://"):
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        with suppress(PermissionError):  # to list; to write may be allowed
+            next(_s3_keys(_filesystem(url), bucket, ""), None)
+
+
+def remove_folder(url: str) -> None:
+    """All objects below a folder; none is no error."""
+    try:
+        names = list(list_objects(url))
+    except FileNotFoundError:  # Google's answer
+        return
+    for name in names:
+        retried(lambda name=name: _filesystem(url).rm_file(f"{url}/{name}"))  # type: ignore[misc]
 
 
 def list_objects(url: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from train.device import (
     choose_precision,
     choose_workers,
     compile_note,
+    has_bf16,
 )
 from train.distributed import Ranks
 
@@ -62,11 +63,32 @@ def test_more_processes_than_gpus_is_an_error_that_names_both(monkeypatch: pytes
         ({"deterministic": True, "precision": "bf16", "channels_last": False}, ["bf16, contiguous"]),
     ],
 )
-def test_candidates_are_what_the_settings_leave_open(settings: dict, names: list[str]) -> None:
+def test_candidates_are_what_the_settings_leave_open(
+    settings: dict, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.device.has_bf16", lambda: True)
     assert [str(option) for option in candidates(TrainConfig(**settings), CPU)] == names
 
 
-def test_the_fastest_candidate_is_chosen_and_each_is_timed() -> None:
+def test_what_the_processor_only_emulates_is_no_candidate_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step of emulated bf16 can take a minute."""
+    monkeypatch.setattr("train.device.has_bf16", lambda: False)
+    assert [str(o) for o in candidates(TrainConfig(), CPU)] == ["fp32, channels_last", "fp32, contiguous"]
+    asked = candidates(TrainConfig(precision="bf16", channels_last=True), CPU)
+    assert [str(option) for option in asked] == ["bf16, channels_last"]
+
+
+def test_bf16_is_a_candidate_where_the_kernels_are() -> None:
+    capable = {"avx512_bf16", "amx_bf16", "bf16"}
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else capable
+    if capable & flags:
+        assert has_bf16()
+
+
+def test_the_fastest_candidate_is_chosen_and_each_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.device.has_bf16", lambda: True)
     options = candidates(TrainConfig(), CPU)
     steps: list[str] = []
 

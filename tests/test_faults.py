@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -92,6 +93,60 @@ def test_a_rank_that_hangs_is_given_up_and_the_group_goes_on(
     assert weights_sha256(job.folder) == weights_sha256(quiet)
 
 
+RAISES_ONCE = """
+import ctypes, os, pathlib, threading, time
+
+def raise_in_main_thread():
+    while not list(pathlib.Path("runs").glob("raises/checkpoints/epoch-*1-step-*3.pt")):
+        time.sleep(0.01)
+    main = ctypes.c_ulong(threading.main_thread().ident)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(MemoryError))
+
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    threading.Thread(target=raise_in_main_thread, daemon=True).start()
+"""
+
+
+def test_a_rank_that_raises_is_the_cause_that_is_shown_first_and_the_group_goes_on(
+    settings: list[str], quiet: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(RAISES_ONCE)
+    command = [*settings, "--name", "raises", "--track", "false"]
+    with TrainingJob(tmp_path, *command, restarts=1, environment={"PYTHONPATH": str(tmp_path)}) as job:
+        assert job.wait() == 0, job.printed()
+    printed = job.printed()
+    assert printed.index("MemoryError") < printed.index("lost contact to another rank, which has the cause")
+    assert printed.count("Traceback") == 1, printed
+    assert "going on from " in printed
+    assert weights_sha256(job.folder) == weights_sha256(quiet)
+
+
+def test_files_that_vanish_beyond_max_bad_end_the_run_which_goes_on_when_they_are_back(
+    settings: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "images"
+    shutil.copytree(settings[1], data)
+    gone = sorted(data.iterdir())[::4]
+    command = [*settings[2:], "--data", str(data), "--pixel-cache", "off", "--max-bad", "0.1"]
+    command += ["--name", "vanish", "--track", "false"]
+    with TrainingJob(tmp_path, *command) as job:
+        job.wait_for(0, 2)
+        (tmp_path / "elsewhere").mkdir()
+        for path in gone:
+            path.rename(tmp_path / "elsewhere" / path.name)
+        assert job.wait() == 1
+    printed = job.printed()
+    assert "more than --max_bad 0.1 allows" in printed
+    assert "restore them, and the same command goes on" in printed
+    assert printed.count("Traceback") == 1, "torchrun's own"
+    listed = (job.folder / "bad_files.csv").read_text()
+    assert sum(path.name in listed for path in gone) > 8
+    for path in gone:
+        (tmp_path / "elsewhere" / path.name).rename(path)
+    with TrainingJob(tmp_path, *command) as job:
+        assert job.wait() == 0, job.printed()
+
+
 def test_killed_torchrun_and_a_damaged_snapshot_cost_nothing(
     settings: list[str], quiet: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +170,7 @@ def test_killed_torchrun_and_a_damaged_snapshot_cost_nothing(
     assert same_metrics(job.folder, quiet)
 
 
-def test_a_run_of_two_processes_goes_on_with_one(settings: list[str], tmp_path: Path) -> None:
+def test_a_run_of_two_processes_goes_on_with_four_and_one(settings: list[str], tmp_path: Path) -> None:
     """The same global batches; without batch norm the same weights up to the order of sums."""
     plain = [*settings, "--model", "squeezenet1_1", "--dropout", "0", "--optimizer", "sgd", "--lr", "0.01"]
     plain += ["--track", "false", "--epochs", "2"]
@@ -124,6 +179,10 @@ def test_a_run_of_two_processes_goes_on_with_one(settings: list[str], tmp_path: 
     two = load_checkpoint(job.folder / "checkpoints" / "last.pt")
     with TrainingJob(tmp_path, *plain, "--name", "changing") as job:
         job.wait_for(0, 4)
+        job.agent.terminate()
+        job.wait(60)
+    with TrainingJob(tmp_path, *plain, "--name", "changing", processes=4) as job:
+        job.wait_for(1, 2)
         job.agent.terminate()
         job.wait(60)
     with TrainingJob(tmp_path, *plain, "--name", "changing", processes=1) as job:

@@ -13,7 +13,7 @@ from serve.preprocess import Preprocess
 from train.augment import View
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
-from train.device import Precision, candidates, choose_precision, compile_note, time_step
+from train.device import Precision, candidates, choose_precision, compile_note, has_bf16, time_step
 from train.distributed import Ranks, on_main
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
@@ -222,7 +222,10 @@ def fastest_precision(
 
         return step
 
-    precision, seconds = choose_precision(candidates(config, device), make_step, device)
+    if config.precision == "bf16" and device.type == "cpu" and not has_bf16():
+        say("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
+    options = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
+    precision, seconds = choose_precision(options, make_step, device)
     if seconds:
         say("seconds a step: " + "; ".join(f"{name} {s:.3f}" for name, s in seconds.items()))
     if config.compile:

@@ -103,6 +103,8 @@ def candidates(config: TrainConfig, device: torch.device) -> list[Precision]:
         dtypes = [""]  # a timing must not decide a result
     elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         dtypes = ["", "float16"]
+    elif device.type == "cpu" and not has_bf16():
+        dtypes = [""]
     else:
         dtypes = ["", "bfloat16"]
     if config.channels_last is not None:
@@ -110,6 +112,11 @@ def candidates(config: TrainConfig, device: torch.device) -> list[Precision]:
     else:
         formats = [True] if config.deterministic else [True, False]
     return [Precision(dtype, channels_last) for dtype in dtypes for channels_last in formats]
+
+
+def has_bf16() -> bool:
+    """The processor multiplies bf16; elsewhere that is emulated, and a step can take minutes."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_precision(

@@ -1,0 +1,122 @@
+"""Models and outputs in object stores: files of a folder here, each a copy of an object there.
+
+A file that is published appears there whole or not at all, so that what holds for files on a disk holds for
+objects: a part has its manifest only when it is whole.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from serve.shards import Shard
+
+
+@dataclass(frozen=True)
+class Staging:
+    """`folder` stands for `url`, which names a folder; without a URL it is the place itself."""
+
+    folder: Path
+    url: str = ""
+
+    def bring(self, *paths: Path) -> None:
+        """Those of the files that are there, replacing what is here."""
+        for path in paths if self.url else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            try:
+                _remote().get_file(self._url_of(path), path)
+            except FileNotFoundError:
+                continue
+
+    def bring_folder(self, folder: Path) -> None:
+        """All files of a folder, those of its folders not."""
+        if self.url:
+            names = _remote().list_objects(self._url_of(folder))
+            self.bring(*(folder / name for name in names if "/" not in name and name.strip(".")))
+
+    def publish(self, *paths: Path) -> None:
+        """In this order. Raises OSError; what was published before stays."""
+        for path in paths if self.url else ():
+            _remote().put_file(path, self._url_of(path))
+
+    def remove_folder(self, folder: Path) -> None:
+        if self.url:
+            _remote().remove_folder(self._url_of(folder))
+
+    def _url_of(self, path: Path) -> str:
+        return f"{self.url}/{path.relative_to(self.folder).as_posix()}".removesuffix("/.")
+
+
+@contextmanager
+def open_model(model: str) -> Iterator[Path]:
+    """The model's file, or a copy of the object that it names for as long as it is needed."""
+    if not _is_url(model):
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="purebred-") as folder:
+        path = Path(folder) / "model.onnx"
+        _remote().get_file(model, path)
+        yield path
+
+
+@contextmanager
+def open_folder(folder: str) -> Iterator[Path]:
+    """The folder, or a copy of the objects in it for as long as it is needed."""
+    if not _is_url(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="purebred-") as here:
+        Staging(Path(here), folder.rstrip("/")).bring_folder(Path(here))
+        yield Path(here)
+
+
+@contextmanager
+def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[tuple[Path, Staging]]:
+    """The file to write, with a shard a part in the folder `output`; and where it is published.
+
+    Raises ValueError and FileNotFoundError for what cannot be written, before anything is scored.
+    """
+    suffix = ".csv" if format_name == "kaggle" else f".{format_name}"
+    output = output or ("predictions" if shard else f"predictions{suffix}")
+    if not _is_url(output):
+        path = _local_output(Path(output), suffix, shard)
+        yield path, Staging(path.parent)
+        return
+    folder, name = (output.rstrip("/"), shard.part_name(suffix)) if shard else _split(output)
+    _remote().check_bucket(folder)
+    with tempfile.TemporaryDirectory(prefix="purebred-") as here:
+        yield Path(here).resolve() / name, Staging(Path(here).resolve(), folder)
+
+
+def _remote() -> ModuleType:
+    """On first use: it imports Pillow, which merging does without."""
+    from serve import remote
+
+    return remote
+
+
+def _is_url(name: str) -> bool:
+    return "://" in name
+
+
+def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
+    if shard:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
+        return path / shard.part_name(suffix)
+    if path.exists() and not path.is_file():  # replaced at the end, so found out too late
+        raise ValueError(f"--output {str(path)!r} is not a regular file")
+    return path
+
+
+def _split(url: str) -> tuple[str, str]:
+    """(folder, name)"""
+    folder, _, name = url.rpartition("/")
+    if folder.endswith("/") or name in ("", ".", ".."):
+        raise ValueError(f"--output {url} names no object in a bucket, such as s3://bucket/predictions.csv")
+    return folder, name
