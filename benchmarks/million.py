@@ -1,14 +1,20 @@
-"""Score a million file names: is memory flat?
+"""Score a million file names: is memory flat? Do the parts of killed shards make a whole?
 
     python benchmarks/million.py --rows 1000000
+    python benchmarks/million.py --rows 1000000 --shards 8 --kill 3
 
 The names are hard links to 64 small drawings; the network is that of the tests (the mean colour), at 32
 pixels, so that names and rows are what costs. Prints the resident memory of the scoring process while it
 lists, at 1, 10 and 100 % of the rows, and its peak.
+
+With --shards, as many processes play an Indexed Job's pods, a few at a time; --kill of them are ended with
+SIGKILL at a random moment and started again. The merged file must have a row for each name, once.
 """
 
 import argparse
+import csv
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -40,11 +46,67 @@ def make_names(root: Path, count: int) -> None:
         os.link(originals / f"{number % NUM_FILES}.jpg", folder / f"photograph-{number:08}.jpg")
 
 
+def score_shards(args: argparse.Namespace, folder: Path, model: Path) -> None:
+    draw, started = random.Random(args.seed), time.perf_counter()
+    output = folder / f"parts-{args.format}"
+    to_kill = set(draw.sample(range(args.shards), args.kill))
+    command = [sys.executable, str(ROOT / "serve" / "main.py"), "--model", str(model), "--resume"]
+    command += ["--images", str(folder / "images"), "--output", str(output), "--format", args.format]
+    command += ["--shard", f"auto/{args.shards}", "--workers", "1", "--part-size", "20000"]
+
+    def pod(index: int) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"JOB_COMPLETION_INDEX": str(index)}
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+
+    waiting, running, seconds = list(range(args.shards)), {}, {}
+    while waiting or running:
+        while waiting and len(running) < args.at_a_time:
+            index = waiting.pop(0)
+            running[index] = pod(index)
+            seconds[index] = time.perf_counter()
+        time.sleep(0.1)
+        for index, process in list(running.items()):
+            if index in to_kill and pieces_done(output, index) and draw.random() < 0.05:
+                process.kill()
+                process.wait()
+                to_kill.remove(index)
+                kept = pieces_done(output, index)
+                print(f"shard {index} killed with {kept} finished pieces, started again", flush=True)
+                running[index] = pod(index)
+            elif process.poll() is not None:
+                assert process.returncode == 0, f"shard {index}: exit code {process.returncode}"
+                print(f"shard {index} done after {time.perf_counter() - seconds[index]:.0f} s", flush=True)
+                del running[index]
+    assert not to_kill, f"{to_kill} ended before they could be killed"
+    merged = folder / f"merged.{args.format}"
+    merge = [sys.executable, str(ROOT / "serve" / "merge.py"), str(output), "--output", str(merged)]
+    done = subprocess.run(merge, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout.replace(str(folder), ""), end="")
+    with merged.open(newline="", encoding="utf-8") as file:
+        previous, rows, wrong = "", 0, 0
+        for row in csv.DictReader(file):
+            assert row["path"] > previous, "rows are sorted, each name once"
+            previous, rows = row["path"], rows + 1
+            wrong += bool(row["error"]) or not row["label"]
+    assert rows == args.rows, f"{rows} rows for {args.rows} names"
+    print(f"{rows} rows, each name once, {wrong} without an answer; {time.perf_counter() - started:.0f} s")
+
+
+def pieces_done(output: Path, index: int) -> int:
+    return len(list(output.glob(f".part-{index:05}-*.pieces/*.json")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--format", default="csv")
+    parser.add_argument("--shards", type=int, default=0)
+    parser.add_argument("--kill", type=int, default=3)
+    parser.add_argument("--at-a-time", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path, help="folder for the names and the output")
     args = parser.parse_args()
 
@@ -52,6 +114,9 @@ def main() -> None:
         folder = Path(temporary)
         make_names(folder / "images", args.rows)
         model = build_model(folder / "model.onnx", size=32)
+        if args.shards:
+            score_shards(args, folder, model)
+            return
         command = [sys.executable, str(ROOT / "serve" / "main.py"), "--model", str(model)]
         command += ["--images", str(folder / "images"), "--output", str(folder / f"out.{args.format}")]
         command += ["--workers", str(args.workers)]

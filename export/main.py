@@ -24,6 +24,7 @@ from typing import Any
 
 from export.convert import convert, describe
 from export.record import MODEL_FILES, RECORD, add_report, published_model, stamp, write_report
+from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
 from serve.metadata import ModelMetadata
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="run directory written by train/main.py")
+    add("--run", required=True, help="run directory written by train/main.py; also s3://, gs://")
     add("--checkpoint", choices=("best", "last"), default="best", help="default: %(default)s")
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
     add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        return verify_provider(args) if args.verify_provider else run(args)
+        with open_run(args.run) as args.run:
+            return verify_provider(args) if args.verify_provider else run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -30,6 +30,7 @@ from export.main import MAX_ACCURACY_DROP, print_report, validation_images
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
 from export.record import MODEL_FILES, RECORD, add_report, published_model, remove_model, stamp
 from export.search import choose_float_layers
+from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="run directory with a published model.onnx")
+    add("--run", required=True, help="run directory with a published model.onnx; also s3://, gs://")
     add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True)
     add("--calibration-images", type=int, default=256, help="int8: training images; default: %(default)s")
     add("--training-images", type=Path, help="int8: where they are; default: where training read them")
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        return run(args)
+        with open_run(args.run) as args.run:
+            return run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Sequence
 
 from export.record import MODEL_FILES, published_model
+from export.staged import open_run
 from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
 
 MAX_BATCH_SIZE = 64
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="run directory with an exported model")
+    add("--run", required=True, help="run directory with an exported model; also s3://, gs://")
     add("--repository", type=Path, required=True, help="model repository; made if it does not exist")
     add("--name", default="", help="of the model in Triton; default: the run's name")
     add("--model-precision", choices=MODEL_FILES, default="fp32", help="which file; default: %(default)s")
@@ -46,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        version = write(
-            args.run, args.repository, args.name or args.run.name, args.model_precision, args.max_batch_size
-        )
+        with open_run(args.run) as run:
+            name = args.name or run.name
+            version = write(run, args.repository, name, args.model_precision, args.max_batch_size)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

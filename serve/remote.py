@@ -105,7 +105,11 @@ def remove_folder(url: str) -> None:
     except FileNotFoundError:  # Google's answer
         return
     for name in names:
-        retried(lambda name=name: _filesystem(url).rm_file(f"{url}/{name}"))  # type: ignore[misc]
+        remove(f"{url}/{name}")
+
+
+def remove(url: str) -> None:
+    retried(lambda: _filesystem(url).rm_file(url))
 
 
 def list_objects(url: str) -> Iterator[str]:

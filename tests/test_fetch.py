@@ -11,7 +11,7 @@ from test_archive import make_tar
 from train_data import flat_set
 
 import train.fetch
-from train.fetch import INDEX, Remote, _copy_file, copy
+from train.fetch import INDEX, Remote, copy, copy_file
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_copy_that_was_stopped_goes_on(
 ) -> None:
     for i in range(9):
         put(client, f"stopped/{i}.jpg", bytes([i]))
-    real = train.fetch._copy_file
+    real = train.fetch.copy_file
 
     def fails_at_seven(files: Any, remote: Any, target: Path) -> None:
         if target.name == "7.jpg":
@@ -64,7 +64,7 @@ def test_a_copy_that_was_stopped_goes_on(
         real(files, remote, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.fetch, "_copy_file", fails_at_seven)
+        patch.setattr(train.fetch, "copy_file", fails_at_seven)
         with pytest.raises(ValueError, match="s3://bucket/stopped cannot be copied: the network is gone"):
             copied("s3://bucket/stopped", tmp_path)
     files, said = copied("s3://bucket/stopped", tmp_path, look_again=False)
@@ -78,7 +78,7 @@ def test_a_store_that_is_away_does_not_stop_a_job_that_has_its_copy(
     put(client, "away/1.jpg", b"x")
     assert copied("s3://bucket/away", tmp_path)[0] == {"1.jpg": b"x"}
 
-    def refused(fsspec: Any, url: str) -> None:
+    def refused(url: str) -> None:
         raise ConnectionError("refused")
 
     monkeypatch.setattr(train.fetch, "_list", refused)
@@ -100,13 +100,13 @@ class ShortAtFirst:
 def test_a_short_answer_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.fetch, "PAUSES", (0.0,))
     files = ShortAtFirst()
-    _copy_file(files, Remote("1.jpg", 5, ""), tmp_path / "1.jpg")
+    copy_file(files, Remote("1.jpg", 5, ""), tmp_path / "1.jpg")
     assert (tmp_path / "1.jpg").read_bytes() == b"whole"
     assert files.calls == 2
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(train.fetch, "PAUSES", ())
     with pytest.raises(OSError, match=r"2\.jpg: 3 bytes arrived of 5"):
-        _copy_file(ShortAtFirst(), Remote("2.jpg", 5, ""), tmp_path / "2.jpg")
+        copy_file(ShortAtFirst(), Remote("2.jpg", 5, ""), tmp_path / "2.jpg")
     assert len(list(tmp_path.iterdir())) == 1
 
 

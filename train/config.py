@@ -191,7 +191,7 @@ class TrainConfig:
     of `crop_scale` need, at most twice the input size."""
 
     output: str = "runs"
-    """Folder of the run directories."""
+    """Folder of the run directories. s3:// and gs:// need a `name`; the run is copied there as it grows."""
     name: str = ""
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = "purebred"

@@ -1,5 +1,6 @@
 """The epochs of a run, with a snapshot now and then, and an end in order when told to stop."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from train.assemble import Job
 from train.augment import PairMix
 from train.config import TrainConfig
 from train.distributed import Agreement, gather_list
-from train.loop import Running, evaluate, train_one_epoch
+from train.loop import Running, evaluate, no_wish, train_one_epoch
 from train.metrics import Evaluation
 from train.metrics_file import NullTracker
 from train.preemption import Preempted, StopRequest
@@ -21,9 +22,18 @@ from train.trainee import History, checkpoint_state
 class Epochs:
     """Trains until the run is complete, at `stop_after`, or told to stop."""
 
-    def __init__(self, job: Job, folder: Path, tracker: NullTracker, stop: StopRequest, say: Say):
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        tracker: NullTracker,
+        stop: StopRequest,
+        say: Say,
+        publish: Callable[[], None] = no_wish,
+    ):
+        """`publish` is called when the folder has a new snapshot."""
         self.job, self.folder, self.tracker, self.stop, self.say = job, folder, tracker, stop, say
-        self.snapshots = Snapshots(folder / "checkpoints", job.config.snapshot_minutes, say)
+        self.snapshots = Snapshots(folder / "checkpoints", job.config.snapshot_minutes, say, publish)
         self.agreement = Agreement(job.ranks)
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()

@@ -86,9 +86,7 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
 
 
 def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -> dict[str, list[Any]]:
-    import fsspec
-
-    files, found = _list(fsspec, url)
+    files, found = _list(url)
     wanted = {path: [remote.size, remote.stamp] for path, remote in found.items()}
     missing = [
         path
@@ -107,7 +105,7 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
     _clear(home, wanted.keys() - set(missing))
 
     def one(path: str) -> None:
-        _copy_file(files, found[path], home / path)
+        copy_file(files, found[path], home / path)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(one, missing):
@@ -118,28 +116,48 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
     return wanted
 
 
-def _list(fsspec: Any, url: str) -> tuple[Any, dict[str, Remote]]:
-    """(file system, relative path -> object)"""
+def open_store(url: str) -> tuple[Any, str]:
+    """(fsspec's file system, path in it). Raises ImportError, ValueError."""
+    import fsspec
+
     try:
         files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ValueError as error:  # an unknown scheme
         raise ValueError(f"{url}: {error}") from error
-    if url.startswith(("http://", "https://")):
-        if not url.endswith(".tar"):
-            raise ValueError(f"{url}: HTTP cannot list a folder; give a tar file, or an object store")
-        details = {root: files.info(root)}
-    else:
-        details = files.find(root, detail=True)
-    prefix = root.rstrip("/") + "/"
+    return files, root.rstrip("/")
+
+
+def list_objects(files: Any, root: str) -> dict[str, Remote]:
+    """By their path below `root`; an object that is `root` itself by its own name.
+
+    Raises:
+        ValueError: a name that cannot be a file's.
+    """
     found: dict[str, Remote] = {}
-    for name, info in details.items():
+    for name, info in files.find(root, detail=True).items():
         if name.endswith("/"):  # stands for a folder
             continue
-        path = name.removeprefix(prefix) if name != root else name.rpartition("/")[2]
+        path = name.removeprefix(f"{root}/") if name != root else name.rpartition("/")[2]
         if any(part in ("", ".", "..") for part in path.split("/")):
-            raise ValueError(f"{url}: the object {name!r} cannot be a file below a folder: rename it")
-        stamps = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated"))
-        found[path] = Remote(name, info.get("size"), str(next(filter(None, stamps), "")))
+            raise ValueError(f"the object {name!r} cannot be a file below a folder: rename it")
+        found[path] = _remote(name, info)
+    return found
+
+
+def _remote(name: str, info: dict[str, Any]) -> Remote:
+    stamps = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated"))
+    return Remote(name, info.get("size"), str(next(filter(None, stamps), "")))
+
+
+def _list(url: str) -> tuple[Any, dict[str, Remote]]:
+    """(file system, relative path -> object)"""
+    files, root = open_store(url)
+    if not url.startswith(("http://", "https://")):
+        found = list_objects(files, root)
+    elif url.endswith(".tar"):
+        found = {root.rpartition("/")[2]: _remote(root, files.info(root))}
+    else:
+        raise ValueError(f"{url}: HTTP cannot list a folder; give a tar file, or an object store")
     if not found:
         raise ValueError(f"{url}: there is nothing")
     return files, found
@@ -163,7 +181,8 @@ def _is_whole(path: Path, size: int | None) -> bool:
         return False
 
 
-def _copy_file(files: Any, remote: Remote, target: Path) -> None:
+def copy_file(files: Any, remote: Remote, target: Path) -> None:
+    """It appears under its name whole. Raises what the file system does, after the last attempt."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     for pause in (*PAUSES, None):

@@ -42,6 +42,7 @@ from train.fetch import fetch
 from train.loader import EpochPlan
 from train.metrics import read_predictions
 from train.metrics_file import NullTracker
+from train.mirror import localise, mirrored
 from train.preemption import EXIT_CODE, Preempted, StopRequest, end_with_agent
 from train.resume import only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
@@ -57,7 +58,8 @@ def run(
     """The whole training run, read downwards. Call inside a process group."""
     say: Say = print if ranks.is_main else lambda _: None
     asked = config
-    config = fetch(asked, ranks, partial(print, flush=True))
+    local, url = localise(asked, ranks, say)
+    config = fetch(local, ranks, partial(print, flush=True))
     config, data = on_main(ranks, lambda: prepare(config))
     data = data.shared(ranks, Path(config.output) / ".cache")
     folder = run_folder(config)
@@ -87,9 +89,11 @@ def run(
         epochs_done = job.history.epochs_done
         tracker = build_tracker(config, ranks.is_main, folder / "metrics.jsonl", epochs_done, run_id)
         tracker.start(job.parameters(), asked.data or config.data, data.digest)
+        there = f"{url}/{config.name}" if url and ranks.is_main else ""
+        publish = stack.enter_context(mirrored(folder, there, say))
         status = "FAILED"
         try:
-            Epochs(job, folder, tracker, stop, say).run()
+            Epochs(job, folder, tracker, stop, say, publish).run()
             report(job, folder, tracker)
             status = "FINISHED" if job.history.complete(config) else "KILLED"
         except (KeyboardInterrupt, Preempted):
@@ -102,8 +106,8 @@ def run(
         f"best epoch {history.best_epoch}: val/accuracy {history.best['val/accuracy']:.4f}, "
         f"val/log_loss {history.best['val/log_loss']:.4f} (calibrated "
         f"{history.best['val/log_loss_calibrated']:.4f}); {len(data.val)} validation images\n"
-        f"run directory {folder}\n"
-        f"next: python export/main.py --run {folder}"
+        f"run directory {there or folder}\n"
+        f"next: python export/main.py --run {there or folder}"
     )
 
 

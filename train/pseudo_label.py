@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from train.checkpoint import file_sha256, load_checkpoint
 from train.config import TrainConfig, parse_config
 from train.data import Data, ImageSet, prepare_data
+from train.fetch import is_remote
 from train.manifest import SOFT_COLUMN, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     student = parse_config(list(flags))
     if student.data or student.val_data:
         raise ValueError("--data and --val_data are the teacher's and the guesses; leave them out")
+    if is_remote(student.output):
+        raise ValueError(f"--output {student.output}: rounds need a local folder; copy it afterwards")
     name = student.name or f"{checkpoint['run_name']}-student"
     folder = Path(student.output) / f"{name}-labels"
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,8 +43,9 @@ class Snapshots:
     A write that fails is said loudly and costs nothing but that snapshot: those before it stay.
     """
 
-    def __init__(self, folder: Path, minutes: float, say: Say):
-        self.folder, self.seconds, self.say = folder, 60 * minutes, say
+    def __init__(self, folder: Path, minutes: float, say: Say, written: Callable[[], None] = lambda: None):
+        """`written` is called after each one."""
+        self.folder, self.seconds, self.say, self.written = folder, 60 * minutes, say, written
         self.began = time.monotonic()
         self.writing: threading.Thread | None = None
         self.owed: Callable[[], None] | None = None
@@ -91,6 +92,7 @@ class Snapshots:
                 _link(path, self.folder / "last.pt")
             for old in list_snapshots(self.folder)[KEPT:]:
                 old.unlink()
+            self.written()
         except OSError as error:
             self.say(
                 f"WARNING: NO SNAPSHOT WAS WRITTEN: {error}. Training goes on; when it is interrupted, "

@@ -108,6 +108,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         raise ValueError("--study needs a name")
     if config.data and not is_remote(config.data) and not Path(config.data).exists():
         raise ValueError(f"--data {config.data!r} does not exist")
+    if is_remote(config.output):
+        raise ValueError(f"--output {config.output}: a study needs a local folder; copy it afterwards")
     space = read_space(args.space, rest)
     EpochPlan(1, config.batch_size, 0, 0, args.nproc_per_node, config.accumulation)
     models = getattr(space.get("model"), "choices", (config.model,))

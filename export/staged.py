@@ -1,0 +1,47 @@
+"""A run directory in an object store: a copy here, whose export folder is copied back."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
+
+SNAPSHOTS = "checkpoints/epoch-"  # not needed here
+
+
+@contextmanager
+def open_run(run: str) -> Iterator[Path]:
+    """The run directory; of one in an object store a copy, from which export/ is published at the end.
+
+    What is no longer in export/ goes first, and the record of verification comes before the models: a model
+    that is there is one that was verified.
+    """
+    if not is_remote(run):
+        yield Path(run)
+        return
+    url = run.rstrip("/")
+    check_bucket(url)
+    with tempfile.TemporaryDirectory(prefix="purebred-") as temporary:
+        folder = Path(temporary) / url.rpartition("/")[2]
+        names = [name for name in list_objects(url) if ".." not in name.split("/")]
+        if not names:
+            raise ValueError(f"--run {run}: there is nothing")
+        for name in names:
+            if not name.startswith(SNAPSHOTS):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                get_file(f"{url}/{name}", folder / name)
+        before = {path: path.stat().st_mtime_ns for path in _files(folder)}
+        try:
+            yield folder
+        finally:
+            after = _files(folder)
+            for path in before.keys() - set(after):
+                remove(f"{url}/{path.relative_to(folder).as_posix()}")
+            for path in sorted(after, key=lambda path: (path.suffix == ".onnx", path)):
+                if before.get(path) != path.stat().st_mtime_ns:
+                    put_file(path, f"{url}/{path.relative_to(folder).as_posix()}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in (folder / "export").rglob("*") if path.is_file()]

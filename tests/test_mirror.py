@@ -1,0 +1,197 @@
+"""A run directory in an object store can be gone on from on any machine, at any moment."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import REPOSITORY, SMALL
+from s3 import s3_server
+
+from export.main import main as export_main
+from serve.main import main as serve_main
+from train.config import TrainConfig
+from train.distributed import Ranks
+from train.mirror import UNPUBLISHED, Mirror, localise, mirrored
+from train.sample import make_sample
+from train.snapshots import list_snapshots
+
+EXACT = [*SMALL, "--precision", "fp32", "--deterministic", "--snapshot-steps", "1", "--track", "false"]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with s3_server() as client:
+        yield client
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the local copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "purebred"
+
+
+def names(client: Any, prefix: str) -> set[str]:
+    found = client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", [])
+    return {item["Key"].removeprefix(prefix) for item in found}
+
+
+def silent(text: str) -> None: ...
+
+
+def a_run(folder: Path, *snapshots: str) -> Path:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("{}\n" * len(snapshots))
+    for name in snapshots:
+        (folder / "checkpoints" / name).write_text(name)
+    return folder
+
+
+def test_killed_on_one_machine_it_goes_on_on_another_exported_and_scored_from_the_store(
+    client: Any, home: Path, tmp_path: Path
+) -> None:
+    """torchrun with two processes; each machine starts with an empty disk."""
+    make_sample(tmp_path / "sample", train_per_class=40, num_test=4)
+    program = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2"]
+    data = str(tmp_path / "sample" / "train")
+    command = [*program, str(REPOSITORY / "train" / "main.py"), "--data", data, *EXACT, "--epochs", "8"]
+    command += ["--output", "s3://bucket/runs", "--name", "pets"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while (
+        not any("epoch-00000" in name for name in names(client, "runs/pets/"))
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    ranks = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    psutil.wait_procs(ranks, 60)
+    assert any("epoch-00000" in name for name in names(client, "runs/pets/"))
+    shutil.rmtree(home)
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "going on from " in second.stdout
+    assert "next: python export/main.py --run s3://bucket/runs/pets" in second.stdout
+    (local,) = home.glob("runs-*/pets")
+    there = names(client, "runs/pets/")
+    here = {
+        str(p.relative_to(local)) for p in local.rglob("*") if p.is_file() and not p.name.startswith(".")
+    }
+    assert there == here
+    assert {"config.yaml", "metrics.jsonl", "checkpoints/best.pt", "figures/curves.png"} <= there
+    shutil.rmtree(home)
+
+    assert export_main(["--run", "s3://bucket/runs/pets"]) == 0
+    assert {"export/model.onnx", "export/verification.json"} <= names(client, "runs/pets/")
+    scores = ["--model", "s3://bucket/runs/pets/export/model.onnx", "--output", "s3://bucket/scores.csv"]
+    assert serve_main([*scores, "--images", str(tmp_path / "sample" / "test")]) == 0
+
+
+def test_a_folder_that_is_deleted_under_a_run_takes_nothing_from_the_store(
+    client: Any, tmp_path: Path
+) -> None:
+    folder = a_run(tmp_path / "run", "epoch-000000-step-00000001.pt")
+    mirror = Mirror(folder, "s3://bucket/deleted", silent)
+    mirror.publish()
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match="run"):
+        mirror.publish()
+    folder.mkdir()
+    mirror.publish()
+    assert len(names(client, "deleted/")) == 2
+
+
+def test_the_snapshot_comes_last_and_older_ones_go(client: Any, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", "epoch-000000-step-00000001.pt", "epoch-000000-step-00000002.pt")
+    mirror = Mirror(folder, "s3://bucket/order", silent)
+    put: list[str] = []
+    honest = mirror.store.put_file
+    mirror.store.put_file = lambda here, there: (put.append(Path(here).name), honest(here, there))
+    mirror.publish()
+    del mirror.store.put_file
+    assert put == ["metrics.jsonl", "epoch-000000-step-00000001.pt", "epoch-000000-step-00000002.pt"]
+    (folder / "checkpoints" / "epoch-000000-step-00000001.pt").unlink()
+    (folder / ".hidden").touch()
+    mirror.publish()
+    assert names(client, "order/") == {"metrics.jsonl", "checkpoints/epoch-000000-step-00000002.pt"}
+    assert not (folder / UNPUBLISHED).exists()
+
+
+@pytest.mark.parametrize(("marked", "here", "wins"), [(True, 3, 3), (True, 1, 2), (False, 3, 2)])
+def test_work_that_was_not_published_is_not_lost_unless_the_store_is_further(
+    client: Any, home: Path, tmp_path: Path, marked: bool, here: int, wins: int
+) -> None:
+    url = f"s3://bucket/both-{marked}-{here}"
+    Mirror(a_run(tmp_path / "there", "epoch-000000-step-00000002.pt"), f"{url}/pets", silent).publish()
+    config = TrainConfig(output=url, name="pets")
+    local, _ = localise(config, Ranks(), silent)
+    folder = Path(local.output) / "pets"
+    shutil.rmtree(folder)
+    a_run(folder, f"epoch-000000-step-0000000{here}.pt")
+    if marked:
+        (folder / UNPUBLISHED).touch()
+    localise(config, Ranks(), silent)
+    (newest,) = list_snapshots(folder / "checkpoints")
+    assert newest.name == f"epoch-000000-step-0000000{wins}.pt"
+    expected = {f"checkpoints/{newest.name}", "metrics.jsonl"}
+    assert names(client, f"{url.removeprefix('s3://bucket/')}/pets/") == expected
+
+
+def test_a_store_that_goes_away_stops_nothing_and_gets_all_of_it_later(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.mirror.RETRY_SECONDS", 0.05)
+    folder, said = a_run(tmp_path / "run", "epoch-000000-step-00000001.pt"), []
+    away = True
+    honest = Mirror.publish
+
+    def publish(self: Mirror) -> None:
+        if away:
+            raise OSError("Connection refused")
+        honest(self)
+
+    monkeypatch.setattr(Mirror, "publish", publish)
+    with mirrored(folder, "s3://bucket/later", said.append) as wanted:
+        wanted()
+        time.sleep(0.5)
+        assert said == ["warning: s3://bucket/later takes nothing, later again: Connection refused"]
+        away = False
+        time.sleep(0.5)
+    assert "takes files again" in said[-1]
+    assert len(names(client, "later/")) == 2
+    away = True
+    with (
+        pytest.raises(ValueError, match=r"does not take the run: Connection refused. It is whole in .*run"),
+        mirrored(folder, "s3://bucket/later", said.append),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output": "s3://bucket/runs"}, "needs a --name"),
+        ({"output": "https://host/runs", "name": "a"}, "HTTP servers take no files"),
+        ({"output": "s3://no-such-bucket/runs", "name": "a", "seed": 1}, "no-such-bucket"),
+        ({"output": "nonsense://host/runs", "name": "a"}, "nonsense"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_an_error_before_training(
+    client: Any, home: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        localise(TrainConfig(**settings), Ranks(), silent)
+
+
+def test_a_local_folder_is_left_alone(tmp_path: Path) -> None:
+    config = TrainConfig(output=str(tmp_path))
+    assert localise(config, Ranks(), silent) == (config, "")
+    with mirrored(tmp_path, "", silent) as wanted:
+        wanted()

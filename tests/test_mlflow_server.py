@@ -1,0 +1,144 @@
+"""Several runs at once against a real MLflow server, as a team has it: on PostgreSQL, and on SQLite."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import requests
+from conftest import REPOSITORY, SMALL
+
+RUNS = 2
+EPOCHS = 2
+USER = "postgres"  # whom Debian's package makes; a server refuses to run as root
+PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=Path("/no")).parent
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """URI of an empty database in a cluster of its own."""
+    if not (PROGRAMS / "initdb").exists():
+        pytest.skip("PostgreSQL's server is not installed")
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install 'purebred[server]'")
+    user = USER if os.geteuid() == 0 else None
+    manifest = (REPOSITORY / "k8s" / "base" / "mlflow.yaml").read_text()
+    (scheme,) = re.findall(
+        r"value: (postgresql\S*?)://", manifest
+    )  # with the driver that is installed there
+    with tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True) as folder:
+        if user:
+            shutil.chown(folder, user)
+        data, port = Path(folder) / "data", free_port()
+        command = [
+            PROGRAMS / "initdb",
+            "--pgdata",
+            data,
+            "--username",
+            "mlflow",
+            "--auth",
+            "trust",
+            "--no-sync",
+        ]
+        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        settings = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        server = subprocess.Popen(
+            [PROGRAMS / "postgres", "-D", data, *settings],
+            user=user,
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            ready = [PROGRAMS / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
+            deadline = time.monotonic() + 60
+            while subprocess.run(ready, check=False).returncode and time.monotonic() < deadline:
+                time.sleep(0.1)
+            yield f"{scheme}://mlflow@127.0.0.1:{port}/postgres"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path, store: str) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--serve-artifacts"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "2"]
+    with (folder / "server.log").open("wb") as log:
+        server = psutil.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+        while True:
+            try:
+                if requests.get(f"{address}/health", timeout=5).ok:
+                    break
+            except requests.RequestException:
+                pass
+            running = server.poll() is None and time.monotonic() < deadline
+            assert running, (folder / "server.log").read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        for process in [*server.children(recursive=True), server]:
+            process.kill()
+        server.wait()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+def test_runs_at_the_same_time_are_whole_and_apart(database: str, sample: Path, tmp_path: Path) -> None:
+    @contextmanager
+    def sqlite() -> Iterator[str]:
+        yield f"sqlite:///{tmp_path}/server.db"
+
+    with (
+        {"postgresql": postgresql, "sqlite": sqlite}[database]() as store,
+        mlflow_server(tmp_path, store) as address,
+    ):
+        command = [
+            sys.executable,
+            str(REPOSITORY / "train" / "main.py"),
+            "--data",
+            str(sample / "train"),
+            *SMALL,
+        ]
+        command += ["--epochs", str(EPOCHS), "--precision", "fp32"]
+        jobs = [
+            subprocess.Popen(
+                [*command, "--name", f"run{number}", "--seed", str(number)],
+                cwd=tmp_path,
+                env=os.environ | {"MLFLOW_TRACKING_URI": address, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(RUNS)
+        ]
+        for job in jobs:
+            printed, _ = job.communicate(timeout=300)
+            assert job.returncode == 0, printed
+            assert "warning: MLflow" not in printed
+        client = mlflow.MlflowClient(address)
+        runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        assert sorted(run.info.run_name for run in runs) == [f"run{number}" for number in range(RUNS)]
+        for run in runs:
+            assert run.info.status == "FINISHED"
+            assert run.data.params["seed"] == run.info.run_name.removeprefix("run")
+            for name in ("train/loss", "val/loss", "val/accuracy", "lr"):
+                steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+                assert steps == list(range(1, EPOCHS + 1)), name
+            assert "best.pt" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
