@@ -17,7 +17,7 @@ SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "32", "-
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def launch(*command: object, cwd: Path, code: int = 0, timeout: float = 300) -> str:
+def launch(*command: object, cwd: Path, code: int = 0, timeout: float = 900) -> str:
     """Run a command, check its exit code, return what it printed."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTHONPATH"))}
     done = subprocess.run(

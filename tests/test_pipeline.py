@@ -280,11 +280,15 @@ def test_without_data_the_drawn_sample_set_is_made_and_said_so(tmp_path: Path) -
 
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="PUREBRED_PHOTOGRAPHS names no folder of photographs")
 def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
-    """Three short epochs on real photographs are enough for well above 75 % on images never seen."""
+    """Three short epochs on a part of them are enough for above 70 % on images never seen."""
     data = Path(PHOTOGRAPHS)
-    arguments = ["--model", "simple_cnn", "--image-size", 64, "--epochs", 3, "--ema", 0.98]
+    photographs = sorted((data / "kaggle" / "train").iterdir())
+    files = photographs[::5] + photographs[1::5]
+    rows = "".join(f"{path},{path.name.partition('.')[0]}\n" for path in files)
+    (tmp_path / "part.csv").write_text(f"path,label\n{rows}")
+    arguments = ["--model", "simple_cnn", "--image-size", 48, "--epochs", 3, "--ema", 0.98]
     arguments += ["--optimizer", "muon", "--lr", 0.01, "--val-interval", 3]
-    torchrun(2, "--data", data / "kaggle" / "train", *arguments, "--name", "photographs", cwd=tmp_path)
+    torchrun(2, "--data", tmp_path / "part.csv", *arguments, "--name", "photographs", cwd=tmp_path)
     folder = tmp_path / "runs" / "photographs"
     launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", folder, cwd=tmp_path)
     images = data / "kaggle" / "test1"
@@ -296,5 +300,5 @@ def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
     assert sorted(int(row["id"]) for row in rows) == list(range(1, 501))
     assert all(0 < float(row["label"]) < 1 for row in rows)
     predictions = read_csv(folder / "val_predictions.csv")
-    assert len(predictions) == 2250
-    assert sum(int(row["correct"]) for row in predictions) / len(predictions) > 0.75
+    assert len(predictions) == len(files) * 0.15
+    assert sum(int(row["correct"]) for row in predictions) / len(predictions) > 0.7

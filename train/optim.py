@@ -1,5 +1,6 @@
 """Optimizer, parameter groups, learning-rate schedule and the moving average of the weights."""
 
+import functools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
+from train.device import has_bf16
 from train.layers import layer_groups
 from train.model import ImageClassifier
 
@@ -45,9 +47,13 @@ def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:
     """Orthogonalised momentum for matrices and convolutions (flattened to [out, in * height * width]),
     scaled to the size of AdamW's steps (arXiv 2502.16982); NAdamW for the rest, depthwise convolutions and
     heads of few classes among it."""
-    from timm.optim.muon import Muon
+    from timm.optim import muon
 
-    return Muon(
+    if groups[0]["params"][0].device.type == "cpu" and not has_bf16():
+        # timm orthogonalises in bf16, which such a processor emulates: a step took five times as long
+        exact = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
+        muon.zeropower_via_newtonschulz = exact
+    return muon.Muon(
         groups,
         lr=lr,
         momentum=0.95,
