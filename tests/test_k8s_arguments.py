@@ -80,10 +80,10 @@ def test_a_step_reads_what_the_step_before_it_writes(overlay: str) -> None:
         return parsers[action]().parse_args(arguments)
 
     export_args, verify_args, score_args, merge_args = map(parsed, ("export", "verify", "score", "merge"))
-    assert export_args.run == Path("/runs/first")
+    assert export_args.run == "/runs/first"
     assert verify_args.verify_provider == f"{score_args.provider}:{score_args.precision}"
-    assert score_args.model == export_args.run / "export" / "model.onnx"
-    assert Path(score_args.output) == merge_args.folder
+    assert score_args.model == f"{export_args.run}/export/model.onnx"
+    assert score_args.output == merge_args.folder
     assert score_args.resume
 
 
