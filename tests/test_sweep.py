@@ -280,7 +280,7 @@ def test_a_study_keeps_its_settings(
         (["--study", "a/b"], [], "'a/b'"),
         (["--study", ""], [], "--study needs a name"),
         (["--data", "nowhere"], [], "--data 'nowhere' does not exist"),
-        (["--output", "s3://bucket/runs"], [], "a study needs a local folder"),
+        ([], ["--output", "s3://bucket/runs"], "a study needs a local folder"),
         (["--space", "none.yaml"], [], "none.yaml cannot be read"),
         (["--storage", "nosuch://x"], [], "--storage nosuch://x"),
     ],
