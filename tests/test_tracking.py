@@ -16,8 +16,8 @@ from mlflow.entities import Run
 
 from train import registry, sync, tracking
 from train.config import TrainConfig
-from train.metrics_file import MetricsFile, NullTracker, read_metrics
-from train.tracking import MlflowTracker, build_tracker, metric_name, read_record
+from train.metrics_file import MetricsFile, NullTracker, build_tracker, read_metrics
+from train.tracking import MlflowTracker, metric_name, read_record
 
 DIGEST = "0123456789abcdef" * 4
 PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}

@@ -41,13 +41,12 @@ from train.epochs import Epochs
 from train.fetch import fetch
 from train.loader import EpochPlan
 from train.metrics import read_predictions
-from train.metrics_file import NullTracker
+from train.metrics_file import NullTracker, build_tracker
 from train.mirror import localise, mirrored
 from train.preemption import EXIT_CODE, Preempted, StopRequest, end_with_agent
 from train.resume import only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
-from train.tracking import build_tracker
 
 LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from train.calibration import cross_fitted, expected_calibration_error, fit_temperature, log_probabilities
 from train.data import ImageSet
@@ -44,6 +43,9 @@ def evaluate_logits(
     on the other half, so that they do not flatter. log_loss and ece are without. ROC AUC is of the second
     of two classes, or the mean over one-against-rest; it is left out when a class has no validation image.
     """
+    # a second and a half to import, which the ranks other than 0 need not spend
+    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+
     classes = list(range(len(class_names)))
     rows = np.arange(len(labels))
     log_probs, calibrated = log_probabilities(logits), cross_fitted(logits, labels, clip)

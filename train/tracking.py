@@ -23,7 +23,7 @@ from mlflow.entities import LoggedModelInput, Metric, Param
 
 from serve.metadata import CHECKPOINT_TAG
 from train.config import TrainConfig
-from train.metrics_file import MetricsFile, NullTracker
+from train.metrics_file import MetricsFile
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SYSTEM_METRICS_SECONDS = 5
@@ -35,17 +35,6 @@ RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's 
 KEY_TAG = "purebred.key"
 # an epoch that is done again has other values, and no better
 OF_ITS_EXECUTION = ("images_per_second", "data_share")
-
-
-def build_tracker(
-    config: TrainConfig, is_main: bool, path: Path, epochs_done: int, run_id: str
-) -> NullTracker:
-    """Only rank 0 has one that does anything."""
-    if not is_main:
-        return NullTracker()
-    if not config.track:
-        return MetricsFile(path, epochs_done)
-    return MlflowTracker(config, path, epochs_done, run_id)
 
 
 @dataclass
