@@ -1,6 +1,5 @@
 """MLflow has exactly one truthful run, and training neither waits for it nor loses a number to it."""
 
-import json
 import os
 import sqlite3
 import threading
@@ -16,7 +15,7 @@ from mlflow.entities import Run
 
 from train import registry, sync, tracking
 from train.config import TrainConfig
-from train.metrics_file import MetricsFile, NullTracker, build_tracker, read_metrics
+from train.metrics_file import read_metrics
 from train.tracking import MlflowTracker, metric_name, read_record
 
 DIGEST = "0123456789abcdef" * 4
@@ -350,57 +349,6 @@ def test_metrics_that_are_not_finite_are_logged(store: str) -> None:
     t.end("FINISHED")
     assert runs(store)[0].data.metrics["val/accuracy"] == 0.5
     assert len(read_metrics(Path("metrics.jsonl"))) == 1
-
-
-def test_other_ranks_touch_nothing(tmp_path: Path) -> None:
-    before = sorted(os.listdir(tmp_path))
-    t = build_tracker(TrainConfig(), False, tmp_path / "metrics.jsonl", 0, "")
-    assert type(t) is NullTracker
-    t.start(PARAMETERS, "data", DIGEST)
-    t.log_metrics(1, METRICS[0])
-    t.log_files([tmp_path])
-    t.end("FINISHED")
-    assert sorted(os.listdir(tmp_path)) == before
-    assert t.run_id == ""
-
-
-def test_without_tracking_metrics_are_in_the_file_alone(store: str) -> None:
-    t = build_tracker(TrainConfig(track=False), True, Path("metrics.jsonl"), 0, "")
-    t.start(PARAMETERS, "data", DIGEST)
-    t.log_metrics(1, METRICS[0])
-    t.end("FINISHED")
-    assert runs(store) == []
-    (row,) = read_metrics(Path("metrics.jsonl"))
-    assert row == {"epoch": 1, "time": row["time"], **METRICS[0]}
-    assert abs(row["time"] - time.time()) < 60
-
-
-def test_a_full_disk_stops_nothing_and_the_file_is_whole_again_later(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Path("metrics.jsonl")
-    t = MetricsFile(path, 0)
-    t.log_metrics(1, METRICS[0])
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-        t.log_metrics(2, METRICS[1])
-    assert "WARNING: metrics.jsonl was not written: [Errno 28] No space left" in capsys.readouterr().out
-    t.log_metrics(3, METRICS[1])
-    assert [row["epoch"] for row in read_metrics(path)] == [1, 2, 3]
-
-
-def test_lines_of_work_that_is_done_again_are_dropped() -> None:
-    path = Path("metrics.jsonl")
-    path.write_text("".join(json.dumps({"epoch": e, "time": 0.0, "x": e}) + "\n" for e in (1, 2, 3)))
-    assert [row["epoch"] for row in MetricsFile(path, 2).rows] == [1, 2]
-    assert [row["epoch"] for row in read_metrics(path)] == [1, 2]
-
-
-def test_a_line_that_was_cut_off_is_dropped_on_resume() -> None:
-    """The power went while it was written; its epoch, without a checkpoint, is done again."""
-    path = Path("metrics.jsonl")
-    path.write_text(json.dumps({"epoch": 1, "time": 0.0}) + '\n{"epoch": 2, "ti')
-    assert [row["epoch"] for row in MetricsFile(path, 1).rows] == [1]
 
 
 def test_the_default_store_is_sqlite_in_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,164 @@
+"""Processes act as one: errors, results and sums reach all, and a lost peer is told from a bug."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from train.distributed import (
+    Agreement,
+    Ranks,
+    gather_list,
+    gather_rows,
+    gradient_sync,
+    lost_contact,
+    max_over_ranks,
+    on_main,
+    process_group,
+    ranks_from_environment,
+    sum_over_ranks,
+    wrap,
+)
+
+CPU = torch.device("cpu")
+WORLD = 3
+
+
+def test_without_torchrun_it_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks_from_environment() == Ranks()
+    with process_group(Ranks(), CPU):
+        assert not dist.is_initialized()
+
+
+def test_one_process_needs_no_group() -> None:
+    rows = torch.arange(3)
+    assert on_main(Ranks(), lambda: 7) == 7
+    assert gather_rows(rows, Ranks()) is rows
+    assert gather_list([1], Ranks()) == [[1]]
+    assert max_over_ranks(2.5) == 2.5
+    assert Agreement(Ranks()).exchange(3, 4) == [3, 4]
+    model = torch.nn.Linear(1, 1)
+    assert wrap(model, Ranks(), CPU) is model
+
+
+def test_an_error_of_this_process_is_no_lost_contact() -> None:
+    assert not lost_contact(RuntimeError("Connection closed by peer"))  # there is no group
+
+
+def as_rank(scenario: Callable[[Ranks], Any], rank: int, port: int, results: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    ranks = Ranks(rank, rank, WORLD, WORLD)
+    with process_group(ranks, CPU):
+        results.put((rank, scenario(ranks)))
+        results.close()
+        results.join_thread()
+        if scenario is contact:  # the group cannot be left in order
+            os._exit(0)
+
+
+def on_ranks(scenario: Callable[[Ranks], Any]) -> list[Any]:
+    """What each rank returned."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = [(scenario, rank, port, results) for rank in range(WORLD)]
+    processes = [context.Process(target=as_rank, args=a, daemon=True) for a in arguments]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [found[rank] for rank in range(WORLD)]
+
+
+def exchanges(ranks: Ranks) -> dict[str, Any]:
+    def fails() -> None:
+        raise ValueError("no such folder")
+
+    try:
+        on_main(ranks, fails)
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    agreement = Agreement(ranks)
+    rows = gather_rows(torch.full((ranks.rank, 2), ranks.rank), ranks)  # none of rank 0, two of rank 2
+    return {
+        "error": message,
+        "result": on_main(ranks, os.getpid) == on_main(ranks, os.getpid),
+        "agreed": [agreement.exchange(1, ranks.rank), agreement.exchange(5, 5), agreement.settle()],
+        "nothing left": agreement.settle(),
+        "rows": None if rows is None else rows.tolist(),
+        "list": gather_list([ranks.rank] * ranks.rank, ranks),
+        "sum": sum_over_ranks(torch.tensor([1.0, ranks.rank])).tolist(),
+        "max": max_over_ranks(float(-ranks.rank)),
+    }
+
+
+def test_errors_results_and_sums_reach_every_rank() -> None:
+    found = on_ranks(exchanges)
+    for rank, values in enumerate(found):
+        assert values["error"] == "no such folder"
+        assert values["result"]
+        assert values["agreed"] == [[0, 0], [3, 3], [15, 15]]  # one call later
+        assert values["nothing left"] == []
+        assert values["rows"] == ([[1, 1], [2, 2], [2, 2]] if rank == 0 else None)
+        assert values["list"] == [[], [1], [2, 2]]
+        assert values["sum"] == [3.0, 3.0]
+        assert values["max"] == 0.0
+
+
+def accumulated(ranks: Ranks) -> list[float]:
+    """Gradients of two micro-batches, of which only the second is reduced."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    wrapped = wrap(model, ranks, CPU)
+    for number in range(2):
+        with gradient_sync(wrapped, number == 1):
+            wrapped(torch.full((1, 1), 10.0 * number + ranks.rank)).sum().backward()
+            if number == 0:
+                local = model.weight.grad.item()
+    return [local, model.weight.grad.item()]
+
+
+def test_gradients_are_reduced_with_the_last_micro_batch_only() -> None:
+    assert on_ranks(accumulated) == [[float(rank), 12.0] for rank in range(WORLD)]
+
+
+def contact(ranks: Ranks) -> list[bool]:
+    """Rank 2 goes without a word; a bug of a rank's own is none of that."""
+    bug = lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    if ranks.rank == 2:
+        return [bug, True]
+    try:
+        sum_over_ranks(torch.zeros(1))
+    except RuntimeError as error:
+        return [bug, lost_contact(error)]
+    return [bug, False]
+
+
+def test_a_peer_that_is_gone_is_told_from_a_bug() -> None:
+    assert on_ranks(contact) == [[False, True]] * WORLD
+
+
+def test_the_module_alone_asks_for_ranks() -> None:
+    """No other part of training reads torchrun's variables."""
+    root = Path(__file__).resolve().parents[1]
+    readers = {
+        path.name
+        for path in (root / "train").glob("*.py")
+        if any(name in path.read_text() for name in ('"RANK"', '"WORLD_SIZE"', '"LOCAL_RANK"'))
+    }
+    assert readers == {"distributed.py"}
