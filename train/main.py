@@ -160,6 +160,7 @@ def main() -> None:
                     raise
                 give_up(ranks, error)
     except (ValueError, FloatingPointError) as error:
+        stop.noted = True  # it ends already: torchrun, which tells it to, need not be obeyed
         root = Path(__file__).resolve().parents[1]
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent
         if raised_in not in (root / "train", root / "serve"):
@@ -168,6 +169,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except (KeyboardInterrupt, Preempted):
+        stop.noted = True
         if ranks.is_main:
             print("stopped as told to; the same command goes on", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODE)
