@@ -36,7 +36,7 @@ imports: .venv/.test
 	$(BIN)/lint-imports
 
 pytest: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "purebred needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -1,6 +1,5 @@
 """Kill anything, lose nothing: real torchrun, real signals, weights bit for bit those of a quiet run."""
 
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,8 @@ from train.metrics_file import read_metrics
 from train.sample import make_sample
 
 EPOCHS = 3
+# so that another number of processes makes the same run
+NO_BATCH_NORM = ["--model", "squeezenet1_1", "--dropout", "0", "--optimizer", "sgd", "--lr", "0.01"]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("faults")
     make_sample(root / "sample", train_per_class=40, num_test=4)
     data = ["--data", str(root / "sample" / "train"), "--output", "runs"]
-    return [*data, *SMALL, *EXACT, "--epochs", str(EPOCHS), "--num-workers", "1", "--dropout", "0.2"]
+    return [*data, *SMALL, *EXACT, "--epochs", str(EPOCHS), "--num-workers", "1", *NO_BATCH_NORM]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,6 @@ def test_told_to_stop_all_ranks_take_a_snapshot_and_the_same_command_goes_on(
         for key in ("train/loss", "val/accuracy"):
             steps = db.execute("select step from metrics where key = ? order by step", (key,)).fetchall()
             assert steps == [(1,), (2,), (3,)], key
-    with TrainingJob(tmp_path, *command) as job:
-        assert job.wait() == 1
-        assert "preempted' exists and is finished" in job.printed()
 
 
 def test_a_rank_that_hangs_is_given_up_and_the_group_goes_on(
@@ -170,28 +168,23 @@ def test_killed_torchrun_and_a_damaged_snapshot_cost_nothing(
     assert same_metrics(job.folder, quiet)
 
 
-def test_a_run_of_two_processes_goes_on_with_four_and_one(settings: list[str], tmp_path: Path) -> None:
-    """The same global batches; without batch norm the same weights up to the order of sums."""
-    plain = [*settings, "--model", "squeezenet1_1", "--dropout", "0", "--optimizer", "sgd", "--lr", "0.01"]
-    plain += ["--track", "false", "--epochs", "2"]
-    with TrainingJob(tmp_path, *plain, "--name", "two") as job:
-        assert job.wait() == 0, job.printed()
-    two = load_checkpoint(job.folder / "checkpoints" / "last.pt")
-    with TrainingJob(tmp_path, *plain, "--name", "changing") as job:
+def test_a_run_of_two_processes_goes_on_with_four_and_one(
+    settings: list[str], quiet: Path, tmp_path: Path
+) -> None:
+    """The same global batches, and the same weights up to the order of sums."""
+    command = [*settings, "--name", "changing", "--track", "false"]
+    with TrainingJob(tmp_path, *command) as job:
         job.wait_for(0, 4)
         job.agent.terminate()
         job.wait(60)
-    with TrainingJob(tmp_path, *plain, "--name", "changing", processes=4) as job:
+    with TrainingJob(tmp_path, *command, processes=4) as job:
         job.wait_for(1, 2)
         job.agent.terminate()
         job.wait(60)
-    with TrainingJob(tmp_path, *plain, "--name", "changing", processes=1) as job:
+    with TrainingJob(tmp_path, *command, processes=1) as job:
         assert job.wait() == 0, job.printed()
     changing = load_checkpoint(job.folder / "checkpoints" / "last.pt")
-    for name, tensor in two["model"].items():
+    for name, tensor in load_checkpoint(quiet / "checkpoints" / "last.pt")["model"].items():
         assert (changing["model"][name] - tensor).abs().max() < 1e-4, name
-    losses = [
-        [json.loads(line)["train/loss"] for line in (tmp_path / "runs" / n / "metrics.jsonl").open()]
-        for n in ("two", "changing")
-    ]
+    losses = [[row["train/loss"] for row in read_metrics(f / "metrics.jsonl")] for f in (quiet, job.folder)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

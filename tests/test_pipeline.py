@@ -96,7 +96,7 @@ def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: 
 
 def test_subjects_are_found_in_training_export_and_serving(sample: Path, tmp_path: Path) -> None:
     """Two processes; the graph that serves cuts out what the trained network cut out."""
-    settings = [*SMALL, "--image-size", 48, "--epochs", 3, "--subject-crop", "cam", "--precision", "bf16"]
+    settings = [*SMALL, "--image-size", 48, "--epochs", 2, "--subject-crop", "cam", "--precision", "bf16"]
     printed = torchrun(2, "--data", sample / "train", *settings, "--name", "cam", cwd=tmp_path)
     assert "subject crop by " in printed
     folder = tmp_path / "runs" / "cam"
@@ -122,37 +122,36 @@ NO_BATCH_NORM = [
 ]
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_the_number_of_processes_does_not_change_the_run(
-    processes: int, sample: Path, tmp_path: Path
-) -> None:
+def test_the_number_of_processes_does_not_change_the_run(sample: Path, tmp_path: Path) -> None:
     """Same global batch, model without batch norm: same validation set, same weights up to rounding."""
-    for count in (1, processes):
+    for count in (1, 2, 4):
         torchrun(count, "--data", sample / "train", *NO_BATCH_NORM, "--name", f"n{count}", cwd=tmp_path)
-    one, many = (weights_of(tmp_path / "runs" / f"n{count}") for count in (1, processes))
-    for name, tensor in one.items():
-        torch.testing.assert_close(many[name], tensor, rtol=1e-5, atol=1e-6)
-    rows = [read_csv(tmp_path / "runs" / f"n{count}" / "val_predictions.csv") for count in (1, processes)]
-    assert [row["path"] for row in rows[0]] == [row["path"] for row in rows[1]]
+    one, two, four = (tmp_path / "runs" / f"n{count}" for count in (1, 2, 4))
+    validated = [row["path"] for row in read_csv(one / "val_predictions.csv")]
+    for many in (two, four):
+        for name, tensor in weights_of(one).items():
+            torch.testing.assert_close(weights_of(many)[name], tensor, rtol=1e-5, atol=1e-6)
+        assert [row["path"] for row in read_csv(many / "val_predictions.csv")] == validated
 
 
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(sample: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
+    trained: TrainedRun, sample: Path, tmp_path: Path
+) -> None:
     """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run.
 
-    Training images grow during the run, the last epoch is one of re-tuning at a larger size, and the second
-    one is not validated.
+    Training images grow during the run, the last epoch is one of re-tuning at a larger size, the second one
+    is not validated, the first layers are frozen and the others have their own learning rates.
     """
     settings = ["--data", sample / "train", *SMALL, "--deterministic", "--cutmix", 1.0, "--epochs", 3]
+    settings += ["--start-size", 16, "--eval-size", 40, "--retune-epochs", 1, "--flip-tta"]
+    settings += ["--val-interval", 2, "--dropout", 0.2]
     settings += [
-        "--start-size",
-        16,
-        "--eval-size",
-        40,
-        "--retune-epochs",
+        "--weights",
+        trained.folder / "checkpoints" / "best.pt",
+        "--freeze",
         1,
-        "--flip-tta",
-        "--val-interval",
-        2,
+        "--layer-decay",
+        0.7,
     ]
     torchrun(2, *settings, "--name", "whole", "--track", "false", cwd=tmp_path)
     torchrun(2, *settings, "--name", "parts", "--stop-after", 2, cwd=tmp_path)
@@ -174,39 +173,29 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(sample: Path, tm
         assert sorted(set(steps)) == [(1,), (3,), (4,)]
 
 
-def test_a_checkpoint_is_fine_tuned_by_two_processes_and_resumed(
+def test_a_checkpoint_is_fine_tuned_by_two_processes(
     trained: TrainedRun, sample: Path, tmp_path: Path
 ) -> None:
-    """Frozen layers, rates by layer, the checkpoint's input; a stop in the middle changes no bit."""
+    """Frozen layers stay bit for bit; the input is the checkpoint's."""
     weights = trained.folder / "checkpoints" / "best.pt"
     settings = ["--data", sample / "train", "--model", "simple_cnn", "--weights", weights, "--freeze", 3]
-    settings += ["--layer-decay", 0.7, "--batch-size", 32, "--epochs", 2]
-    settings += ["--deterministic", "--track", "false"]
-    printed = torchrun(2, *settings, "--name", "whole", cwd=tmp_path)
+    settings += ["--layer-decay", 0.7, "--batch-size", 32, "--epochs", 2, "--track", "false"]
+    printed = torchrun(2, *settings, "--name", "tuned", cwd=tmp_path)
     assert f"input as the weights had it ({weights}): image_size 32, " in printed
     assert "its head is kept: the classes are the same" in printed
     assert "warning" not in printed
     assert "frozen: 93,472 of 979,746 parameters, up to features.9.bias" in printed
-    torchrun(2, *settings, "--name", "parts", "--stop-after", 1, cwd=tmp_path)
-    torchrun(2, "--resume", "runs/parts", cwd=tmp_path)
-    whole, parts = (
-        load_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
-    )
+    tuned = load_checkpoint(tmp_path / "runs" / "tuned" / "checkpoints" / "last.pt")
     start = load_checkpoint(weights)["ema"]
     for part in ("model", "ema"):
-        for name, tensor in whole[part].items():
-            assert torch.equal(tensor, parts[part][name]), f"{part} {name}"
+        for name, tensor in tuned[part].items():
             layer = name.removeprefix("network.features.").split(".")[0]
             if layer.isdigit() and int(layer) < 12:
                 assert torch.equal(tensor, start[name]), f"{part} {name} was frozen"
-    assert not torch.equal(
-        whole["model"]["network.features.12.weight"], start["network.features.12.weight"]
-    )
-    for index, moments in whole["optimizer"]["state"].items():
-        for name, tensor in moments.items():
-            assert torch.equal(tensor, parts["optimizer"]["state"][index][name]), name
+    learnt = "network.features.12.weight"
+    assert not torch.equal(tuned["model"][learnt], start[learnt])
     for name, value in {"image_size": 32, "resize_size": 37, "interpolation": "bilinear"}.items():
-        assert whole["config"][name] == parts["config"][name] == value
+        assert tuned["config"][name] == value
 
 
 @pytest.mark.parametrize(
@@ -214,10 +203,7 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes_and_resumed(
     [
         (["--freeze", "99"], "--freeze 99: this network has 10 layer groups"),
         (["--data", "nowhere"], "--data 'nowhere' does not exist"),
-        (["--model", "resnet81"], "unknown --model 'resnet81'; the closest names are"),
         (["--batch-size", "33"], "--batch_size 33 is not divisible by 2"),
-        (["--epochs", "0"], "--epochs 0 is outside 1.."),
-        (["--epoch", "3"], "--epoch"),
     ],
 )
 def test_bad_settings_are_one_clear_line_and_no_rank_waits(
@@ -246,34 +232,26 @@ def test_with_no_arguments_it_trains_on_data_train(sample: Path, tmp_path: Path)
             stderr=subprocess.STDOUT,
         )
     deadline = time.monotonic() + 300
-    while "epoch 2/15: " not in log.read_text() and job.poll() is None and time.monotonic() < deadline:
+    while "epoch 1/15: " not in log.read_text() and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    job.terminate()  # two of fifteen epochs show it
+    job.terminate()  # one of fifteen epochs shows it
     job.wait(60)
     printed = log.read_text()
     assert "data/train: 40 images" in printed
-    assert "epoch 2/15" in printed
+    assert "epoch 1/15" in printed
     assert len(list((tmp_path / "runs").glob("*-resnet18/checkpoints/best.pt"))) == 1
 
 
-def test_the_code_beside_the_script_runs_whatever_is_installed(sample: Path, tmp_path: Path) -> None:
-    """Its modules are those next to the script started."""
+def test_without_data_the_drawn_sample_set_is_made_and_said_so(tmp_path: Path) -> None:
+    """By the modules next to the script that is started, whatever is installed."""
     copy = tmp_path / "copy"
     for package in ("train", "serve"):
         shutil.copytree(REPOSITORY / package, copy / package)
     with (copy / "train" / "distributed.py").open("a") as file:
         file.write("\nprint('this is the copy')\n")
-    work = tmp_path / "work"
-    shutil.copytree(sample / "train", work / "data" / "train")
-    (work / "config.yaml").write_text("epochs: 1\nimage_size: 32\nmodel: simple_cnn\nbatch_size: 16\n")
-    printed = torchrun(1, "--config", "config.yaml", cwd=work, root=copy)
+    (tmp_path / "config.yaml").write_text("epochs: 1\nimage_size: 32\nmodel: simple_cnn\ntrack: false\n")
+    printed = torchrun(2, "--config", "config.yaml", cwd=tmp_path, root=copy)
     assert "this is the copy" in printed
-    assert "data/train: 160 images" in printed
-
-
-def test_without_data_the_drawn_sample_set_is_made_and_said_so(tmp_path: Path) -> None:
-    arguments = ["--epochs", 1, "--image-size", 32, "--model", "simple_cnn", "--track", "false"]
-    printed = torchrun(2, *arguments, cwd=tmp_path)
     assert "training on the drawn sample set (made now)" in printed
     assert (tmp_path / "data" / "sample" / "train" / "dog.0.jpg").is_file()
 

@@ -54,7 +54,7 @@ def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:
     for i, copy in enumerate(copies):
         shutil.copy(trained.sample / "train" / f"cat.{i}.jpg", unlabelled / copy)
     command = [sys.executable, REPOSITORY / "train" / "pseudo_label.py", "--teacher", trained.folder]
-    command += ["--unlabelled", unlabelled, "--threshold", 0.5, "--nproc_per_node", 2, "--rounds"]
+    command += ["--unlabelled", unlabelled, "--threshold", 0.5, "--nproc_per_node", 1, "--rounds"]
     flags = ["--", *SMALL, "--epochs", 1, "--dropout", 0.3, "--name", "student", "--track", "false"]
     printed = launch(*command, 1, *flags, cwd=trained.cwd)
     assert "round 1: of 30 unlabelled images 20 are used" in printed
