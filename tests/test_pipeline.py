@@ -96,7 +96,7 @@ def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: 
 
 def test_subjects_are_found_in_training_export_and_serving(sample: Path, tmp_path: Path) -> None:
     """Two processes; the graph that serves cuts out what the trained network cut out."""
-    settings = [*SMALL, "--image-size", 48, "--epochs", 2, "--subject-crop", "cam", "--precision", "bf16"]
+    settings = [*SMALL, "--image-size", 48, "--epochs", 2, "--subject-crop", "cam"]
     printed = torchrun(2, "--data", sample / "train", *settings, "--name", "cam", cwd=tmp_path)
     assert "subject crop by " in printed
     folder = tmp_path / "runs" / "cam"
