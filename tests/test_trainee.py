@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from train_data import CPU, ONE, draw, linear_model, make_data, make_trainee
 
 from train.augment import PairMix, View
@@ -111,6 +112,27 @@ def test_frozen_layers_have_no_part_in_training(tmp_path: Path) -> None:
     trained = [p for p in trainee.model.parameters() if p.requires_grad]
     assert set(trainee.optimizer.state) == set(trained)
     assert len(trained) == 11
+
+
+@pytest.mark.parametrize(("weights", "momentum"), [("", 0.1), ("w.pt", 0.01)])
+def test_from_random_weights_batch_norm_statistics_follow_within_tens_of_steps(
+    tmp_path: Path, weights: str, momentum: float
+) -> None:
+    """mobilenet_v3_small has a momentum of 0.01, and validated at chance for hundreds of steps."""
+    config, _ = make_data(tmp_path, weights=weights)
+    trainee = make_trainee(config, build_model("mobilenet_v3_small", 2, 32)[0], 3)
+    found = [module for module in trainee.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(found) == 34
+    assert {module.momentum for module in found} == {momentum}
+
+
+def test_a_larger_momentum_stays(tmp_path: Path) -> None:
+    config, _ = make_data(tmp_path)
+    model, _ = build_model("simple_cnn", 2, 16)
+    model.network.features[1].momentum = 0.5
+    model.network.features[5].momentum = None  # the plain mean
+    make_trainee(config, model, 3)
+    assert [model.network.features[i].momentum for i in (1, 5)] == [0.5, None]
 
 
 def saved(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], TrainConfig, Data]:

@@ -19,6 +19,7 @@ from train.model import ImageClassifier
 from train.optim import build_ema, build_optimizer, build_scheduler
 from train.snapshots import Position
 
+LEAST_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -205,6 +206,8 @@ def build_trainee(
     ranks: Ranks,
     device: torch.device,
 ) -> Trainee:
+    if not config.weights:
+        _quicken_statistics(model)
     model.channels_last = precision.channels_last
     to_memory_format(model, precision)
     optimizer = build_optimizer(config, model)
@@ -219,6 +222,15 @@ def build_trainee(
         ema=build_ema(config, model),
         precision=precision,
     )
+
+
+def _quicken_statistics(model: nn.Module) -> None:
+    """MobileNet, MNASNet, EfficientNet and NASNet come with a momentum of 0.01 or less, meant for tens of
+    thousands of steps: in a run of hundreds, statistics that began at 0 and 1 never catch up with weights
+    that began at random. What is evaluated is an average over the last steps in any case."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.momentum:
+            module.momentum = max(module.momentum, LEAST_MOMENTUM)
 
 
 def checkpoint_state(
