@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--image-size", type=int, default=64, help="default: %(default)s")
     add("--epochs", type=int, default=5, help="default: %(default)s")
     add("--batch-size", type=int, default=64, help="default: %(default)s")
-    add("--lr", type=float, default=1e-3, help="default: %(default)s")
+    add("--lr", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
     add("--per-class", type=int, default=1000, help="training images of each class (default: %(default)s)")
     add("--val-per-class", type=int, default=500, help="validation images of each class (%(default)s)")
     add("--processes", type=int, default=1, help="default: %(default)s")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table, end="", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        settings = draw(args.data, args.per_class, args.val_per_class, folder)
+        settings = draw(args.data, args.per_class, args.val_per_class, folder) + ["--optimizer=adamw"]
         for name in ("image_size", "epochs", "batch_size", "lr"):
             settings.append(f"--{name}={getattr(args, name)}")
         for model in args.models:

@@ -21,7 +21,8 @@ if str(ROOT) not in sys.path:
 from train.checkpoint import load_checkpoint  # noqa: E402
 from train.snapshots import list_snapshots  # noqa: E402
 
-SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "8", "--lr", "2e-3"]
+SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "8"]
+SMALL += ["--optimizer", "adamw", "--lr", "2e-3"]
 EXACT = ["--precision", "fp32", "--deterministic", "--snapshot-steps", "1", "--ema", "0.99"]
 
 

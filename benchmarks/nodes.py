@@ -52,6 +52,8 @@ SETTINGS = [
         "32",
         "--batch-size",
         "32",
+        "--optimizer",
+        "adamw",
         "--lr",
         "2e-3",
         "--precision",

@@ -12,7 +12,8 @@ import pytest
 from train.sample import make_sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "32", "--lr", "2e-3"]
+SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "32"]
+SMALL += ["--optimizer", "adamw", "--lr", "2e-3"]
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -96,6 +97,22 @@ def test_flags_override_the_config_file(tmp_path: Path) -> None:
     assert (config.lr, config.epochs) == (0.25, 7)
 
 
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ({}, ("muon", 0.01, 0.05)),
+        ({"weights": "w.pt"}, ("adamw", 1e-3, 0.05)),
+        ({"optimizer": "sgd"}, ("sgd", 0.1, 5e-4)),
+        ({"optimizer": "sgd", "weights": "w.pt", "lr": 0.0}, ("sgd", 0.0, 5e-4)),
+        ({"lr": 0.3, "weight_decay": 0.0}, ("muon", 0.3, 0.0)),
+    ],
+)
+def test_an_optimizer_has_its_usual_rates_unless_others_are_given(
+    given: dict[str, Any], settings: tuple[str, float, float]
+) -> None:
+    assert TrainConfig(**given).optimizer_settings() == settings
+
+
 def saved_run(tmp_path: Path, **changes: object) -> str:
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
@@ -130,7 +147,7 @@ def test_resume_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> N
         (["--dropout", "1"], r"--dropout 1.0 is outside 0..0.95"),
         (["--lr", "fast"], r"lr(.|\n)*fast"),
         (["--lr", "nan"], r"lr(.|\n)*nan"),
-        (["--optimizer", "adam"], r"'adamw', 'sgd'(.|\n)*adam"),
+        (["--optimizer", "adam"], r"'auto', 'adamw', 'sgd'(.|\n)*adam"),
         (["--epochs", "1.5"], r"epochs(.|\n)*1.5"),
         (["--mixup", "0.2", "--batch-size", "7"], r"--batch_size 7 .* must be a multiple of 2"),
         (["--cutmix", "1", "--batch-size", "10", "--accumulation", "2"], r"must be a multiple of 4"),

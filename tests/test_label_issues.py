@@ -140,7 +140,8 @@ def test_all_folds_with_one_command_and_again_without_training(
         (root / f"dog.{i}.png").rename(root / f"cat.{i + 100}.png")
     out = tmp_path / "out"
     command = ["--folds", "2", "--output", str(out), "--", "--data", str(root), "--model", "simple_cnn"]
-    command += ["--image-size", "16", "--epochs", "12", "--batch-size", "8", "--lr", "3e-3", "--ema", "0"]
+    command += ["--image-size", "16", "--epochs", "12", "--batch-size", "8", "--ema", "0"]
+    command += ["--optimizer", "adamw", "--lr", "3e-3"]
     command += ["--color-jitter", "0", "--random-erasing", "0", "--num-workers", "0", "--track", "false"]
     command += ["--precision", "fp32", "--channels-last", "false", "--deterministic"]
     assert main(command) == 0

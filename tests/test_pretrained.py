@@ -17,7 +17,7 @@ from train_data import build
 from serve.preprocess import load_image
 from train.config import TrainConfig
 from train.model import build_model
-from train.pretrained import InputSettings, input_settings, read_weights, settle_input
+from train.pretrained import InputSettings, input_settings, read_weights, settle
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
 LITE = "tf_efficientnet_lite0"
@@ -149,7 +149,7 @@ def test_the_packages_network_tells_cats_from_dogs_as_it_comes() -> None:
     """ImageNet's 118 breeds of dogs and 5 of cats, each breed as likely; normalisation, padding, epsilon,
     crop or filter other than in training cost log loss."""
     packaged()
-    config, _ = settle_input(TrainConfig(model=LITE, weights="package"))
+    config, _ = settle(TrainConfig(model=LITE, weights="package"))
     model, _ = build_model(LITE, 1000, config.image_size, "package")
     folder = Path(PHOTOGRAPHS) / "native"
     labels = np.repeat([0, 1], 150)
@@ -220,7 +220,7 @@ def test_a_checkpoints_normalisation_goes_on(tmp_path: Path) -> None:
 
 
 def test_without_weights_the_input_is_the_projects() -> None:
-    config, notes = settle_input(TrainConfig(model="timm/resnet50.a1_in1k"))
+    config, notes = settle(TrainConfig(model="timm/resnet50.a1_in1k"))
     assert (config.image_size, config.resize_mode, config.resize_size) == (128, "crop", 146)
     assert config.interpolation == "bilinear"
     assert notes == []
@@ -228,7 +228,7 @@ def test_without_weights_the_input_is_the_projects() -> None:
 
 
 def test_what_is_not_given_is_taken_from_the_weights_and_said() -> None:
-    config, notes = settle_input(TrainConfig(model="efficientnet_b0", weights="default"))
+    config, notes = settle(TrainConfig(model="efficientnet_b0", weights="default"))
     assert (config.image_size, config.resize_size, config.interpolation) == (224, 256, "bicubic")
     assert notes == [
         "input as the weights had it (torchvision's EfficientNet_B0_Weights.IMAGENET1K_V1): "
@@ -239,30 +239,37 @@ def test_what_is_not_given_is_taken_from_the_weights_and_said() -> None:
 
 def test_what_is_given_holds_and_keeps_the_crops_share() -> None:
     given = TrainConfig(model="efficientnet_b0", weights="default", image_size=128, interpolation="lanczos")
-    config, notes = settle_input(given)
+    config, notes = settle(given)
     assert (config.image_size, config.resize_size, config.interpolation) == (128, 146, "lanczos")
     assert notes[0].endswith("; as given: image_size 128, interpolation lanczos")
-    larger, _ = settle_input(given.replace(eval_size=160))
+    larger, _ = settle(given.replace(eval_size=160))
     assert larger.preprocess().resize_size == round(160 * 256 / 224)
 
 
 def test_a_subject_is_cut_from_the_whole_image_whatever_the_weights_cut_off() -> None:
     given = TrainConfig(model="efficientnet_b0", weights="default", subject_crop="cam", subject_zoom=1.5)
-    config, _ = settle_input(given)
+    config, _ = settle(given)
     assert config.image_size == 224
     assert (config.preprocess().size, config.preprocess().resize_size) == (336, 336)
 
 
+def test_the_optimizer_and_its_rates_are_settled_too() -> None:
+    config, _ = settle(TrainConfig(model="simple_cnn", weight_decay=0.2))
+    assert (config.optimizer, config.lr, config.weight_decay) == ("muon", 0.01, 0.2)
+    config, _ = settle(TrainConfig(model="efficientnet_b0", weights="default"))
+    assert (config.optimizer, config.lr, config.weight_decay) == ("adamw", 1e-3, 0.05)
+
+
 def test_settled_settings_stay_as_they_are() -> None:
-    config, _ = settle_input(TrainConfig(model="efficientnet_b0", weights="default"))
-    assert settle_input(config)[0] == config
+    config, _ = settle(TrainConfig(model="efficientnet_b0", weights="default"))
+    assert settle(config)[0] == config
 
 
 def test_weights_of_an_unknown_model_or_file_are_errors_before_any_data_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown --model"):
-        settle_input(TrainConfig(model="resnet81"))
+        settle(TrainConfig(model="resnet81"))
     with pytest.raises(ValueError, match="is not a file"):
-        settle_input(TrainConfig(weights="nowhere.pt"))
+        settle(TrainConfig(weights="nowhere.pt"))
     file = save_plain({"x": torch.ones(1)}, tmp_path)
     with pytest.raises(ValueError, match="do not fit"):
         build(weights=str(file))

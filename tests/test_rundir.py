@@ -70,7 +70,7 @@ def test_an_unfinished_run_of_the_same_name_and_settings_is_gone_on_with(tmp_pat
     again, _ = prepare(config.replace(num_workers=3, epochs=9))
     assert Path(again.resume).resolve() == run_folder(config).resolve()
     assert prepare(config.replace(name="b"))[0].resume == ""
-    with pytest.raises(ValueError, match=r"runs/a' exists with other settings \(--lr 0.001 -> 0.5\)"):
+    with pytest.raises(ValueError, match=r"runs/a' exists with other settings \(--lr 0.01 -> 0.5\)"):
         prepare(config.replace(lr=0.5))
 
 

@@ -19,6 +19,18 @@ def test_the_default_space_is_usable_with_the_default_settings() -> None:
     assert set(read_space(None, [])) == {"lr", "weight_decay", AUGMENTATION, "model"}
 
 
+@pytest.mark.parametrize(
+    ("argv", "low", "high"),
+    [([], 1e-3, 0.1), (["--weights", "w.pt"], 1e-4, 1e-2), (["--optimizer=sgd"], 0.01, 1.0)],
+)
+def test_the_default_space_looks_around_the_optimizers_usual_learning_rate(
+    argv: list[str], low: float, high: float
+) -> None:
+    found = read_space(None, argv)["lr"]
+    assert isinstance(found, FloatDistribution)
+    assert (found.low, found.high, found.log) == (pytest.approx(low), pytest.approx(high), True)
+
+
 def test_a_flag_takes_its_setting_out_of_the_default_space() -> None:
     assert set(read_space(None, ["--model", "resnet18", "--weight-decay=0.1"])) == {"lr", AUGMENTATION}
 

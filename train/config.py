@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -122,13 +122,13 @@ class TrainConfig:
     """Images in one optimizer step, over all processes and accumulation steps together."""
     accumulation: int = 1
     """Forward and backward passes that make up one optimizer step."""
-    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """sgd has Nesterov momentum 0.9. muon orthogonalises the steps of convolutions and matrices: each takes
-    longer, and from random weights far fewer are needed."""
-    lr: float = 1e-3
-    """Peak learning rate. About 1e-3 suits adamw, 0.1 sgd, 0.01 muon, at batch size 128."""
-    weight_decay: float = 0.05
-    """Not applied to biases and normalisation layers. About 5e-4 suits sgd."""
+    optimizer: Literal["auto", "adamw", "sgd", "muon"] = "auto"
+    """auto: adamw with `weights`, muon without. sgd has Nesterov momentum 0.9. muon orthogonalises the
+    steps of convolutions and matrices: each takes longer, and from random weights far fewer are needed."""
+    lr: float | None = None
+    """Peak learning rate; unset: 1e-3 with adamw, 0.1 with sgd, 0.01 with muon, as suits batches of 128."""
+    weight_decay: float | None = None
+    """Not applied to biases and normalisation layers; unset: 0.05, with sgd 5e-4."""
     warmup_epochs: float = 1.0
     """Linear warm-up, in epochs."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -291,6 +291,16 @@ class TrainConfig:
         size = self.start_size + (self.image_size - self.start_size) * part / (RESIZING_PARTS - 1)
         return round(size / 8) * 8  # networks halve the size several times
 
+    def optimizer_settings(self) -> "OptimizerSettings":
+        """What `auto` stands for, and the usual numbers where none are given."""
+        name = self.optimizer if self.optimizer != "auto" else "adamw" if self.weights else "muon"
+        lr, weight_decay = USUAL_RATES[name]
+        return OptimizerSettings(
+            name,
+            lr if self.lr is None else self.lr,
+            weight_decay if self.weight_decay is None else self.weight_decay,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -299,6 +309,15 @@ class TrainConfig:
 
 
 RESIZING_PARTS = 4
+
+
+class OptimizerSettings(NamedTuple):
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+
+USUAL_RATES = {"adamw": (1e-3, 0.05), "sgd": (0.1, 5e-4), "muon": (0.01, 0.05)}  # of batches of 128
 
 # Lowest and highest accepted value; the message names them.
 LIMITS: dict[str, tuple[float, float]] = {

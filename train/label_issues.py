@@ -36,7 +36,7 @@ from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
 from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
-from train.pretrained import settle_input
+from train.pretrained import settle
 from train.trainee import FREE_TO_CHANGE, History
 
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -98,7 +98,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     for fold, run in enumerate(runs, 1):
         own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
-        config, _ = settle_input(parse_config([*flags, *own]))  # as the run has saved it
+        config, _ = settle(parse_config([*flags, *own]))  # as the run has saved it
         if run.exists():
             if _finished(run, config):
                 print(f"fold {fold} of {folds}: {run} is finished", flush=True)

@@ -25,22 +25,23 @@ def build_optimizer(config: TrainConfig, model: ImageClassifier) -> Optimizer:
     With `layer_decay`, a group of layers learns at `lr` times its power of the depth below the head
     (discriminative fine-tuning, arXiv 1801.06146). The head's parameters come first.
     """
+    name, peak, weight_decay = config.optimizer_settings()
     parameters = {k: p for k, p in model.network.named_parameters() if p.requires_grad}
     by_depth = layer_groups(model.network)[::-1] if config.layer_decay != 1 else [list(parameters)]
     groups: list[dict[str, Any]] = []
-    for depth, names in enumerate(by_depth):
-        lr = config.lr * config.layer_decay**depth
-        trained = [parameters[name] for name in names if name in parameters]
+    for depth, group in enumerate(by_depth):
+        lr = peak * config.layer_decay**depth
+        trained = [parameters[key] for key in group if key in parameters]
         decayed = [p for p in trained if p.ndim > 1]
         others = [p for p in trained if p.ndim <= 1]
-        groups.append({"params": decayed, "weight_decay": config.weight_decay, "lr": lr})
+        groups.append({"params": decayed, "weight_decay": weight_decay, "lr": lr})
         groups.append({"params": others, "weight_decay": 0.0, "lr": lr})
-    groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
-    if config.optimizer == "muon":
-        return _muon(groups, config.lr)
-    return AdamW(groups, lr=config.lr, fused=True)
+    groups = [g for g in groups if g["params"]]
+    if name == "sgd":
+        return SGD(groups, lr=peak, momentum=0.9, nesterov=True, fused=True)
+    if name == "muon":
+        return _muon(groups, peak)
+    return AdamW(groups, lr=peak, fused=True)
 
 
 def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:

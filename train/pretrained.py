@@ -230,12 +230,14 @@ def _go_offline_if_unreachable() -> None:
         huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-def settle_input(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """Numbers for the input settings that were not given: the weights' own, or else the defaults.
+def settle(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Values for the settings that were not given: of the input, the weights' own or else the defaults; of
+    the optimizer, the usual ones.
 
     Raises:
         ValueError: unknown model, or weights that are not there.
     """
+    config = config.replace(**config.optimizer_settings()._asdict())
     own = input_settings(config.model, config.weights, read_weights(config.model, config.weights))
     image_size = config.image_size or own.image_size
     served = config.input_size(config.eval_size or image_size)

@@ -32,7 +32,7 @@ def retuning(config: TrainConfig) -> TrainConfig:
         cutmix=0.0,
         epochs=max(1, config.retune_epochs),
         warmup_epochs=0.0,
-        lr=config.lr * LR_SHARE,
+        lr=config.optimizer_settings().lr * LR_SHARE,
     )
 
 

@@ -16,7 +16,7 @@ from train.duplicate_report import list_duplicates, save_duplicates
 from train.figures import save_figures, save_subject_crops
 from train.metrics import Evaluation, write_predictions
 from train.model import ImageClassifier
-from train.pretrained import settle_input
+from train.pretrained import settle
 from train.resume import settle_run, started_at
 from train.sample import make_sample
 
@@ -42,7 +42,7 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
     if config.resume in ("", "auto"):  # a run that is named has its numbers
-        config, input_notes = settle_input(config)
+        config, input_notes = settle(config)
         notes += input_notes
         if not config.resume:
             config = named(config)

@@ -19,8 +19,8 @@ AUGMENTATION = "augmentation"
 """Not a setting: one strength in 0..1 for several, for a sweep cannot afford a dimension for each (the
 argument of RandAugment, arXiv 1909.13719)."""
 
+# And the learning rate, from a tenth to ten times the optimizer's usual one.
 DEFAULT_SPACE: dict[str, dict[str, Any]] = {
-    "lr": {"low": 1e-4, "high": 1e-2, "log": True},
     "weight_decay": {"low": 1e-4, "high": 0.3, "log": True},
     AUGMENTATION: {"low": 0.0, "high": 1.0},
     "model": {"choices": ["simple_cnn", "resnet18", "mobilenet_v3_small"]},
@@ -63,7 +63,9 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
     """
     given = given_settings(argv)
     if path is None:
-        described = {name: entry for name, entry in DEFAULT_SPACE.items() if name not in given}
+        lr = parse_config([*argv, "--lr=null"]).optimizer_settings().lr
+        usual = {"lr": {"low": lr / 10, "high": lr * 10, "log": True}} | DEFAULT_SPACE
+        described = {name: entry for name, entry in usual.items() if name not in given}
         source = "the default space"
     else:
         described, source = _read_yaml(path), f"--space {path}"

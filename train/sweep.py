@@ -33,7 +33,7 @@ from train.config import parse_config
 from train.fetch import is_remote
 from train.loader import EpochPlan
 from train.model import build_model
-from train.pretrained import settle_input
+from train.pretrained import settle
 from train.space import flags, given_settings, read_space
 from train.study import (
     ParentRun,
@@ -114,7 +114,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     EpochPlan(1, config.batch_size, 0, 0, args.nproc_per_node, config.accumulation)
     models = getattr(space.get("model"), "choices", (config.model,))
     for model in models:
-        settled, _ = settle_input(config.replace(model=model))
+        settled, _ = settle(config.replace(model=model))
         build_model(model, 2, settled.image_size)
     folder = Path(config.output) / args.study
     return Plan(
