@@ -10,7 +10,7 @@ run: .venv/.train
 	@rm -rf $(RUN)
 	$(BIN)/python train/sample.py --output data/sample
 	$(BIN)/torchrun --nproc_per_node=2 train/main.py --data data/sample/train --model simple_cnn \
-	  --image-size 64 --epochs 15 --lr 2e-3 --crop-scale 0.6 --name sample
+	  --image-size 64 --epochs 15 --crop-scale 0.6 --name sample
 	$(BIN)/python export/main.py --run $(RUN)
 	$(BIN)/python serve/main.py --model $(RUN)/export/model.onnx --images data/sample/test \
 	  --output $(RUN)/predictions.csv

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 32
 FLAGS = ["--model", "simple_cnn", "--image-size", str(SIDE), "--epochs", "20", "--batch-size", "64"]
-FLAGS += ["--flip", "0", "--crop-scale", "0.7", "--lr", "2e-3", "--ema", "0.99"]  # a mirrored 2 is no 2
+FLAGS += ["--flip", "0", "--crop-scale", "0.7", "--ema", "0.99"]  # a mirrored 2 is no 2
 
 
 def write_digits(folder: Path) -> None:
