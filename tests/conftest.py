@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +79,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> TrainedRu
         cwd=cwd,
     )
     return TrainedRun(cwd, cwd / "runs" / "small", sample, printed)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new SQLite store of MLflow takes seconds to make: once."""
+    import mlflow
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[str]:
+    """The working directory with an empty store in it; its URI."""
+    import mlflow
+    from mlflow_store import use
+
+    from train import tracking
+
+    monkeypatch.chdir(tmp_path)  # the default store and its artifacts are in the working directory
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 60)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    use(monkeypatch, uri)
+    yield uri
+    mlflow.end_run()
+    mlflow.set_tracking_uri(None)

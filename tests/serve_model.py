@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,12 @@ def open_descriptors_unchanged() -> Iterator[None]:
     before = sorted(Path("/proc/self/fd").iterdir())
     yield
     assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def model_verified_on(path: Path, *names: str) -> Path:
+    """`names` as in "openvino:bf16"."""
+    pairings = [replace(ON_CPU, provider=n.split(":")[0], precision=n.split(":")[1]) for n in names]
+    metadata = ModelMetadata(
+        ("red", "green", "blue"), Preprocess("crop", SIZE, SIZE), verified=(*pairings,)
+    )
+    return build_model(path / "model.onnx", metadata=metadata.to_json())

@@ -74,13 +74,6 @@ def onnx_file(path: Path, metadata: ModelMetadata) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.chdir(tmp_path)

@@ -4,74 +4,20 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Run
+from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use, whole_run
 
-from train import registry, sync, tracking
-from train.config import TrainConfig
+from train import tracking
 from train.metrics_file import read_metrics
-from train.tracking import MlflowTracker, metric_name, read_record
+from train.tracking import metric_name
 
-DIGEST = "0123456789abcdef" * 4
-PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}
-REFUSES = "http://127.0.0.1:9"
-METRICS = [{"train/loss": 0.9, "val/accuracy": 0.5}, {"train/loss": 0.4, "val/accuracy": 0.75}]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new SQLite store takes seconds to make: once."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)  # the default store and its artifacts are in the working directory
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 60)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
-    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    use(monkeypatch, uri)
-    yield uri
-    mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
-
-
-def tracker(epochs_done: int = 0, run_id: str = "") -> MlflowTracker:
-    return MlflowTracker(TrainConfig(name="small"), Path("metrics.jsonl"), epochs_done, run_id)
-
-
-def runs(uri: str) -> list[Run]:
-    client = mlflow.MlflowClient(uri)
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
-
-
-def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
-
-
-def whole_run(status: str = "FINISHED") -> MlflowTracker:
-    t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
-    for epoch, values in enumerate(METRICS, 1):
-        t.log_metrics(epoch, values)
-    t.end(status)
-    return t
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
@@ -251,75 +197,6 @@ def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) 
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
     assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
-
-
-def test_sync_sends_all_that_was_missed_once(
-    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("config.yaml").write_text("lr: 0.1")
-    use(monkeypatch, REFUSES)
-    t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
-    for epoch, values in enumerate(METRICS, 1):
-        t.log_metrics(epoch, values)
-    t.log_files([Path("config.yaml")])
-    t.end("FINISHED")
-    assert sync.main(["."]) == 1
-    assert "MLflow does not answer" in capsys.readouterr().err
-    use(monkeypatch, store)
-    for _ in range(2):
-        assert sync.main(["."]) == 0
-        (run,) = runs(store)
-        assert run.info.status == "FINISHED"
-        assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
-        assert history(store, run.info.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
-        assert [f.path for f in mlflow.MlflowClient(store).list_artifacts(run.info.run_id)] == [
-            "config.yaml"
-        ]
-    record = read_record(Path("tracking.json"))
-    assert record is not None
-    assert record.run_id == run.info.run_id
-
-
-def test_sync_ends_the_run_of_a_process_that_was_killed(store: str) -> None:
-    t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
-    t.log_metrics(1, METRICS[0])
-    assert runs(store)[0].info.status == "RUNNING"
-    assert sync.main(["."]) == 0  # that thread never says how it ended
-    (run,) = runs(store)
-    assert run.info.status == "KILLED"
-    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
-
-
-def test_sync_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sync.main([str(tmp_path / "nothing")]) == 2
-    assert "has no readable tracking.json" in capsys.readouterr().err
-
-
-def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parent = registry.open_parent("purebred", "sweep", "", {"epochs": "3"})
-    for name, value in tracking.child_environment(parent, {"sweep.trial": "4"}).items():
-        monkeypatch.setenv(name, value)
-    done = whole_run()
-    Path("tracking.json").unlink()  # another run directory
-    lost = tracker()
-    lost.start({}, "data/train", DIGEST)
-    registry.end_children(parent)
-    by_id = {run.info.run_id: run for run in runs(store)}
-    for run_id, status in ((done.run_id, "FINISHED"), (lost.run_id, "KILLED")):
-        assert by_id[run_id].info.status == status
-        assert by_id[run_id].data.tags["mlflow.parentRunId"] == parent
-        assert by_id[run_id].data.tags["sweep.trial"] == "4"
-    assert by_id[parent].info.status == "RUNNING"
-    assert by_id[parent].data.params == {"epochs": "3"}
-    registry.log_parent(parent, [("val/accuracy", 0.5, 0, 1000)] * 2, {"best.lr": "0.1"}, status="FINISHED")
-    assert history(store, parent, "val/accuracy") == [(0, 0.5)]
-    assert mlflow.MlflowClient(store).get_run(parent).info.status == "FINISHED"
-    assert registry.open_parent("purebred", "sweep", parent, {}) == parent
-    assert mlflow.MlflowClient(store).get_run(parent).info.status == "RUNNING"
 
 
 NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]

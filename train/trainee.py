@@ -227,7 +227,7 @@ def build_trainee(
 def _quicken_statistics(model: nn.Module) -> None:
     """torchvision's MobileNetV3 and EfficientNet-B5 come with a momentum of 0.01, its MNASNet with 0.0003,
     meant for tens of thousands of steps: in a run of hundreds, statistics that began at 0 and 1 never catch
-    up with weights that began at random. What is evaluated is an average over the last steps in any case."""
+    up with random weights. What is evaluated is an average over the last steps in any case."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.momentum:
             module.momentum = max(module.momentum, LEAST_MOMENTUM)

@@ -1,0 +1,43 @@
+"""For tests of what MLflow is told: a tracker, and what a store has of its runs."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from train.config import TrainConfig
+from train.tracking import MlflowTracker
+
+DIGEST = "0123456789abcdef" * 4
+PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}
+REFUSES = "http://127.0.0.1:9"
+METRICS = [{"train/loss": 0.9, "val/accuracy": 0.5}, {"train/loss": 0.4, "val/accuracy": 0.75}]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+
+
+def tracker(epochs_done: int = 0, run_id: str = "") -> MlflowTracker:
+    return MlflowTracker(TrainConfig(name="small"), Path("metrics.jsonl"), epochs_done, run_id)
+
+
+def runs(uri: str) -> list[Run]:
+    client = mlflow.MlflowClient(uri)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
+
+
+def whole_run(status: str = "FINISHED") -> MlflowTracker:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    for epoch, values in enumerate(METRICS, 1):
+        t.log_metrics(epoch, values)
+    t.end(status)
+    return t

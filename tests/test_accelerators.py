@@ -1,0 +1,74 @@
+"""What CUDA, TensorRT and OpenVINO are told: the precision asked for, and nothing faster in silence."""
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+from serve_model import SIZE, model_verified_on
+
+import serve.accelerators
+import serve.providers
+from serve.accelerators import Runtime, cuda, tensorrt
+from serve.metadata import ModelMetadata
+from serve.predictor import Predictor
+from serve.preprocess import Preprocess
+
+
+def test_cuda_computes_in_float32_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    name, options = cuda(Runtime("cuda", device_id=3))
+    assert name == "CUDAExecutionProvider"
+    assert options["use_tf32"] == "0"
+    assert options["device_id"] == "3"
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", "00"), ("fp16", "10"), ("bf16", "01")])
+def test_tensorrt_gets_its_precision_and_one_range_of_batch_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, flags: str
+) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    metadata = ModelMetadata(("a", "b"), Preprocess("crop", 224, 256))
+    runtime = Runtime("tensorrt", precision, engine_cache=tmp_path / "engines")
+    _, options = tensorrt(model, runtime, metadata)
+    assert options["trt_fp16_enable"] + options["trt_bf16_enable"] == flags
+    assert options["trt_profile_min_shapes"] == "images:1x224x224x3"
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+    assert (serve.accelerators.os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (precision == "fp32")
+
+
+def test_models_of_the_same_graph_and_other_weights_share_no_tensorrt_engine(tmp_path: Path) -> None:
+    folders = set()
+    metadata = ModelMetadata(("a", "b"), Preprocess("crop", SIZE, SIZE))
+    for name, precision in (("a", "fp32"), ("b", "fp32"), ("a", "fp16")):
+        (tmp_path / name).write_text(name)
+        runtime = Runtime("tensorrt", precision, engine_cache=tmp_path / "engines")
+        folders.add(tensorrt(tmp_path / name, runtime, metadata)[1]["trt_engine_cache_path"])
+    assert len(folders) == 3
+
+
+def test_an_engine_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    runtime = Runtime("tensorrt", engine_cache=tmp_path / "file")
+    with pytest.raises(ValueError, match=r"--engine-cache: cannot make .*Not a directory"):
+        tensorrt(model, runtime, ModelMetadata(("a", "b"), Preprocess()))
+
+
+class _Device:
+    def __init__(self, capabilities: str):
+        self.ep_metadata = {"OPTIMIZATION_CAPABILITIES": capabilities}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "flags"),
+    [("FP32 INT8 BIN", {"avx512_bf16"}), ("BF16 FP32", {"avx2", "avx512f", "avx512_vnni"})],
+)
+def test_bf16_without_the_processor_for_it_is_an_error_not_fp32_nor_emulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: str, flags: set[str]
+) -> None:
+    monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: (_Device(capabilities),))
+    monkeypatch.setattr(serve.accelerators, "processor_flags", lambda: frozenset(flags))
+    with pytest.raises(ValueError, match="this processor has no bf16 arithmetic"):
+        Predictor(model_verified_on(tmp_path, "openvino:bf16"), "openvino", precision="bf16")

@@ -1,0 +1,56 @@
+"""train/sync.py sends what MLflow missed, once, and says how the run ended."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use
+
+from train import sync
+from train.tracking import read_record
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def test_sync_sends_all_that_was_missed_once(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text("lr: 0.1")
+    use(monkeypatch, REFUSES)
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    for epoch, values in enumerate(METRICS, 1):
+        t.log_metrics(epoch, values)
+    t.log_files([Path("config.yaml")])
+    t.end("FINISHED")
+    assert sync.main(["."]) == 1
+    assert "MLflow does not answer" in capsys.readouterr().err
+    use(monkeypatch, store)
+    for _ in range(2):
+        assert sync.main(["."]) == 0
+        (run,) = runs(store)
+        assert run.info.status == "FINISHED"
+        assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
+        assert history(store, run.info.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
+        assert [f.path for f in mlflow.MlflowClient(store).list_artifacts(run.info.run_id)] == [
+            "config.yaml"
+        ]
+    record = read_record(Path("tracking.json"))
+    assert record is not None
+    assert record.run_id == run.info.run_id
+
+
+def test_sync_ends_the_run_of_a_process_that_was_killed(store: str) -> None:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    assert runs(store)[0].info.status == "RUNNING"
+    assert sync.main(["."]) == 0  # that thread never says how it ended
+    (run,) = runs(store)
+    assert run.info.status == "KILLED"
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
+
+
+def test_sync_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sync.main([str(tmp_path / "nothing")]) == 2
+    assert "has no readable tracking.json" in capsys.readouterr().err
