@@ -102,7 +102,7 @@ def _read(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         pairings = values.pop("pairings")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}): export the run again") from error
     yield values
     yield from pairings

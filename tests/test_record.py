@@ -1,0 +1,107 @@
+"""A file counts as verified only while it is the very file that was, of a checkpoint that is there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_model import SIZE, build_model
+
+from export.convert import read_metadata
+from export.record import add_report, published_model, remove_model, stamp, write_report
+from export.verify import Verification
+from serve.metadata import ModelMetadata
+from serve.preprocess import Preprocess
+from train.checkpoint import file_sha256
+
+ON_THE_CPU: dict[str, Any] = {"passed": True, "provider": "cpu", "num_images": 9, "accuracy_served": 0.9}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with a published model.onnx and its checkpoint."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "export").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "best.pt"
+    checkpoint.write_bytes(b"weights")
+    metadata = ModelMetadata(
+        ("red", "green", "blue"),
+        Preprocess("crop", SIZE, SIZE),
+        checkpoint_sha256=file_sha256(checkpoint),
+    )
+    build_model(tmp_path / "export" / "model.onnx", metadata=metadata.to_json())
+    write_report(tmp_path / "export", stamped(tmp_path, **ON_THE_CPU))
+    return tmp_path
+
+
+def stamped(run: Path, **values: Any) -> Verification:
+    report = Verification(**values)
+    stamp(run / "export" / report.file, report)
+    return report
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "export" / "verification.json").read_text())
+    return values
+
+
+def pairings(run: Path) -> list[str]:
+    verified = read_metadata(run / "export" / "model.onnx").verified
+    return [f"{pairing.provider}:{pairing.precision}" for pairing in verified]
+
+
+def test_what_was_verified_is_in_the_file_and_beside_it(run: Path) -> None:
+    file, metadata, checkpoint = published_model(run, "fp32")
+    assert (file, checkpoint) == (run / "export" / "model.onnx", run / "checkpoints" / "best.pt")
+    assert metadata.is_verified("cpu", "fp32")
+    assert recorded(run)["model_sha256"] == file_sha256(file)
+    assert recorded(run)["accuracy_served"] == 0.9
+
+
+def test_a_second_provider_is_added_and_struck_out_when_it_fails_later(run: Path) -> None:
+    add_report(run / "export", stamped(run, passed=True, provider="openvino", precision="bf16"))
+    assert pairings(run) == ["cpu:fp32", "openvino:bf16"]
+    published_model(run, "fp32")  # the file has changed, and its record with it
+    failed = stamped(run, provider="openvino", precision="bf16", failures=["accuracy dropped"])
+    add_report(run / "export", failed)
+    assert pairings(run) == ["cpu:fp32"]
+    (entry,) = recorded(run)["pairings"]
+    assert (entry["passed"], entry["failures"]) == (False, ["accuracy dropped"])
+    published_model(run, "fp32")
+
+
+def test_a_file_that_is_not_the_verified_one_is_refused(run: Path) -> None:
+    with (run / "export" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match=r"is not the file that verification.json beside it describes"):
+        published_model(run, "fp32")
+
+
+def test_a_model_whose_checkpoint_is_gone_is_refused(run: Path) -> None:
+    (run / "checkpoints" / "best.pt").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="from a checkpoint that is no longer in"):
+        published_model(run, "fp32")
+
+
+def test_a_model_that_was_never_made_is_an_error_with_the_command(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"make it with python export/quantize.py --to int8 --run"):
+        published_model(run, "int8")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"passed": true}'])
+def test_a_record_that_cannot_be_read_is_an_error_that_names_it(run: Path, text: str) -> None:
+    (run / "export" / "verification.json").write_text(text)
+    with pytest.raises(ValueError, match=r"verification.json cannot be read .*: export the run again"):
+        published_model(run, "fp32")
+
+
+def test_a_derived_file_is_removed_with_its_record(run: Path) -> None:
+    model = (run / "export" / "model.onnx").read_bytes()
+    (run / "export" / "model.int8.onnx").write_bytes(model)
+    report = stamped(run, passed=True, provider="cpu", file="model.int8.onnx", model_precision="int8")
+    add_report(run / "export", report)
+    assert published_model(run, "int8")[0].name == "model.int8.onnx"
+    remove_model(run / "export", "int8")
+    assert not (run / "export" / "model.int8.onnx").exists()
+    assert recorded(run)["pairings"] == []
+    published_model(run, "fp32")
