@@ -34,7 +34,7 @@ def make_run(
     images = ImageSet(
         Path("nowhere"), [f"{i}.png" for i in numbers], labels, names, [str(i) for i in numbers]
     )
-    config = TrainConfig(name=folder.name, **settings)
+    config = TrainConfig(name=folder.name, **{"lr": 1e-3, **settings})
     save_config(config, folder / "config.yaml")
     temperature = evaluation.values["temperature"] if config.calibrate else 1.0
     predictions = folder / "val_predictions.csv"

@@ -245,7 +245,7 @@ def test_two_sweeps_of_one_study_do_not_run_at_once(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--weight-decay", "0.3"], "weight_decay 0.05 -> 0.3"),
+        (["--weight-decay", "0.3"], "weight_decay None -> 0.3"),
         (["--best-by", "log_loss"], "best_by 'accuracy' -> 'log_loss'"),
         (["--output", "elsewhere"], "folder "),
     ],
