@@ -22,6 +22,7 @@ from train.permutation import Permutation
 from train.pixels import PixelCache
 from train.preemption import ignore_stops
 from train.reading import read_image
+from train.threads import in_threads
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
 LISTED_ORDER = 2**16  # samples up to which an epoch's order is a list; beyond, it is computed
@@ -139,13 +140,13 @@ class PixelDataset(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         epochs, indices, weights = zip(*keys, strict=True)
         lost: dict[int, tuple[str, str]] = {}
-        originals = [self._original(index, lost) for index in indices]
+        originals = self._originals(indices, lost)
         weights = tuple(0.0 if i in lost else w for i, w in zip(indices, weights, strict=True))
         if isinstance(self.transform, View):
             assert len(set(epochs)) == 1
             pixels = self.transform(originals, self.seed, epochs[0], indices)
         elif self.transform is not None:
-            pixels = np.stack([self.transform(Image.fromarray(image)) for image in originals])
+            pixels = np.stack(in_threads(self.transform, map(Image.fromarray, originals)))
         else:
             pixels = np.stack(originals)
         return Batch(
@@ -153,19 +154,25 @@ class PixelDataset(Dataset[Batch]):
             torch.from_numpy(self.images.labels[list(indices)]),
             torch.tensor(weights, dtype=torch.float32),
             torch.tensor(indices),
-            tuple(lost.values()),
+            tuple(lost[index] for index in sorted(lost)),
         )
 
-    def _original(self, index: int, lost: dict[int, tuple[str, str]]) -> NDArray[np.uint8]:
+    def _originals(
+        self, indices: Sequence[int], lost: dict[int, tuple[str, str]]
+    ) -> list[NDArray[np.uint8]]:
         """A file that cannot be read any more is noted in `lost`, and a grey picture takes its place."""
         if self.cache is not None:
-            return self.cache[index]
-        path = self.images.root / self.images.paths[index]
-        try:
-            return np.asarray(read_image(path))
-        except (OSError, ValueError) as error:
-            lost[index] = (str(path), str(error))
-            return np.full((64, 64, 3), 128, np.uint8)
+            return [self.cache[index] for index in indices]
+
+        def decode(index: int) -> NDArray[np.uint8]:
+            path = self.images.root / self.images.paths[index]
+            try:
+                return np.asarray(read_image(path))
+            except (OSError, ValueError) as error:
+                lost[index] = (str(path), str(error))
+                return np.full((64, 64, 3), 128, np.uint8)
+
+        return in_threads(decode, indices)
 
 
 def _as_it_is(batch: Any) -> Any:
