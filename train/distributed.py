@@ -139,14 +139,16 @@ def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """DistributedDataParallel, or the model itself in a single process.
 
-    Buffers (batch-norm statistics) are rank 0's: they are broadcast before each forward pass, so that
-    what rank 0 saves is what all ranks use.
+    While training, each rank gathers batch-norm statistics of its own, which no gradient depends on; rank
+    0's are evaluated and saved. A model that finds its subject looks with them while training too: then they
+    are broadcast before each forward pass.
     """
     if ranks.world_size == 1:
         return model
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=getattr(model, "subject", None) is not None,
         gradient_as_bucket_view=True,
     )
 
