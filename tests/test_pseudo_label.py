@@ -77,6 +77,8 @@ def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:
     assert "epoch 1/1" in printed.split("round 2:")[1]
     assert "epoch 1/1" not in printed.split("round 2:")[0]
     assert (runs / "student-2" / "checkpoints" / "best.pt").is_file()
+    printed = launch(*command, 2, "--threshold", 0.6, *flags, cwd=trained.cwd, code=2)
+    assert "student-labels holds rounds with other settings (--threshold 0.5 -> 0.6)" in printed
 
 
 def test_unusable_requests_are_one_clear_line(trained: TrainedRun, tmp_path: Path) -> None:

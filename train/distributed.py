@@ -140,8 +140,8 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """DistributedDataParallel, or the model itself in a single process.
 
     While training, each rank gathers batch-norm statistics of its own, which no gradient depends on; rank
-    0's are evaluated and saved. A model that finds its subject looks with them while training too: then they
-    are broadcast before each forward pass.
+    0's are evaluated and saved. A model that finds its subject looks with them while training too: then
+    they are broadcast before each forward pass.
     """
     if ranks.world_size == 1:
         return model

@@ -18,6 +18,7 @@ if not __package__:  # started by path: the repository root, not train/, belongs
 
 import argparse
 import csv
+import json
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     name = student.name or f"{checkpoint['run_name']}-student"
     folder = Path(student.output) / f"{name}-labels"
     folder.mkdir(parents=True, exist_ok=True)
+    check_settings(folder / "settings.json", args)
 
     teacher, data = args.teacher, prepare_data(taught)
     if data.digest != checkpoint["data_digest"]:
@@ -132,6 +134,27 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         new = ["--name", teacher.name, "--output", student.output]
         train(args.nproc_per_node, [*flags, "--data", manifest, "--val_data", val, *(step or new)])
     print(f"last student: {teacher}\nnext: python export/main.py --run {teacher}")
+
+
+def check_settings(file: Path, args: argparse.Namespace) -> None:
+    """Of how images are labelled: noted in the first call, the same in later ones.
+
+    Raises:
+        ValueError: a setting changed, and rounds that are finished would not follow it.
+    """
+    settings = {name: getattr(args, name) for name in ("threshold", "labels", "balance")}
+    settings |= {name: str(getattr(args, name).resolve()) for name in ("teacher", "unlabelled")}
+    if not file.exists():
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+        temporary.replace(file)
+    before = json.loads(file.read_text())
+    changed = [f"--{name} {before[name]} -> {new}" for name, new in settings.items() if before[name] != new]
+    if changed:
+        raise ValueError(
+            f"{file.parent} holds rounds with other settings ({', '.join(changed)}): give those, or the "
+            "student another --name"
+        )
 
 
 def labelled(images: ImageSet) -> tuple[list[str], list[str]]:
