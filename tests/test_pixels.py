@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from PIL import Image
+from PIL import Image, ImageFilter
 from train_data import make_data
 
 import train.pixels as module
@@ -73,8 +73,25 @@ def test_only_images_above_the_size_are_made_smaller(tmp_path: Path) -> None:
     assert cache.sizes.tolist() == [[40, 30], [45, 30], [30, 200], [8, 4]]
     for i in (0, 2, 3):
         assert np.array_equal(cache[i], np.asarray(pictures[i]))
-    smaller = np.asarray(pictures[1].resize((45, 30), Image.Resampling.BILINEAR))
+    smaller = np.asarray(pictures[1].resize((45, 30), Image.Resampling.LANCZOS))
     assert np.array_equal(cache[1], smaller)
+
+
+def test_crops_from_the_cache_are_as_sharp_as_from_the_file(tmp_path: Path) -> None:
+    """Else training would see blurred images, and validation sharp ones."""
+    config = TrainConfig(image_size=32)
+    soft = [noise(200, 200).filter(ImageFilter.GaussianBlur(radius)) for radius in (0.7, 1, 1.5, 2, 3, 4)]
+    images = image_set(tmp_path / "images", *soft)
+    cache = open_training(tmp_path / "cache", images, config)
+    assert cache.sizes.max() < 60
+
+    def sharpness(pixels: list[np.ndarray]) -> float:
+        """Mean squared difference of neighbours."""
+        crops = View(config)(pixels, 0, 0, range(len(soft))).astype(float)
+        return float((np.diff(crops, axis=1) ** 2).mean() + (np.diff(crops, axis=2) ** 2).mean())
+
+    ratio = sharpness([cache[i] for i in range(len(soft))]) / sharpness([np.asarray(i) for i in soft])
+    assert 0.95 < ratio < 1.05
 
 
 @pytest.mark.parametrize(("crop_scale", "side"), [(0.25, 64), (0.5, 46), (0.01, 64), (1.0, 37)])

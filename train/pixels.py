@@ -37,6 +37,7 @@ Size = tuple[int, int]  # width, height
 FORMAT = 1
 ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side
 MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
+SHARP = "lanczos"
 LARGEST_ENLARGED = 2.0  # times the input: what the smallest random crops are cut from
 
 
@@ -77,7 +78,11 @@ class PixelCache:
 
 def training_entries(config: TrainConfig) -> Stored:
     """Images whose shorter side is at most `cache_size`, or else so large that the smallest random crop is
-    not enlarged (to at most twice the input)."""
+    not enlarged (to at most twice the input).
+
+    They are made smaller by Lanczos' filter, whatever the preprocessing's: each crop is resized once more,
+    and two passes of a softer one would train on blurred images and validate on sharp ones.
+    """
     preprocess = config.preprocess()
     needed = max(preprocess.resize_size, preprocess.size)
     if config.crop_scale < 1:
@@ -95,10 +100,10 @@ def training_entries(config: TrainConfig) -> Stored:
     def pixels(image: Image.Image) -> Pixels:
         smaller = size(image.size)
         if smaller != image.size:
-            image = image.resize(smaller, RESAMPLING[preprocess.interpolation])
+            image = image.resize(smaller, RESAMPLING[SHARP])
         return np.asarray(image)
 
-    return Stored({"short_side": short, "interpolation": preprocess.interpolation}, size, pixels)
+    return Stored({"short_side": short, "interpolation": SHARP}, size, pixels)
 
 
 def validation_entries(config: TrainConfig) -> Stored:
