@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import muon
 from torch import nn
 
 from train.config import TrainConfig
+from train.device import Precision
+from train.distributed import Ranks
 from train.layers import layer_groups
 from train.model import ImageClassifier, build_model
 from train.optim import build_ema, build_optimizer, build_scheduler, lr_factor
+from train.trainee import build_trainee
 
 
 def model() -> ImageClassifier:
@@ -45,7 +49,6 @@ def test_frozen_parameters_are_left_out() -> None:
 def rates(net: ImageClassifier, **changes: Any) -> dict[str, float]:
     names = {p: name for name, p in net.network.named_parameters()}
     optimizer = build_optimizer(TrainConfig(**changes), net)
-    assert len(optimizer.state) == 0
     return {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -151,6 +154,47 @@ def test_the_average_includes_batch_norm_statistics() -> None:
 
 def test_the_average_can_be_off() -> None:
     assert build_ema(TrainConfig(ema=0.0), model()) is None
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_first_step_that_is_skipped_leaves_nothing_behind(name: str) -> None:
+    """torch's fused SGD would start from uninitialised memory."""
+    config = TrainConfig(optimizer=name, lr=0.01, schedule="constant", warmup_epochs=0)
+    weights = []
+    for skip_first in (False, True):
+        torch.manual_seed(0)
+        net = model()
+        trainee = build_trainee(config, net, 10, Precision(), Ranks(), torch.device("cpu"))
+        junk = [torch.full_like(p, 1e30) for p in net.parameters()]
+        del junk  # what uninitialised memory is likely to be now
+        for finite in ([False] if skip_first else []) + [True]:
+            for parameter in net.parameters():
+                parameter.grad = torch.full_like(parameter, 0.1 if finite else torch.nan)
+            trainee.begin_step()
+            assert bool(trainee.update(0.0)) == finite
+        weights.append([p.detach().clone() for p in net.parameters()])
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("autocast", ["", "bfloat16"])
+def test_muon_orthogonalises_in_the_precision_of_training(
+    autocast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever processor a rank has: all must change the weights alike."""
+    usual, seen = muon.zeropower_via_newtonschulz, set()
+
+    def watched(*arguments: Any, dtype: torch.dtype = torch.bfloat16, **rest: Any) -> torch.Tensor:
+        seen.add(dtype)
+        return usual(*arguments, dtype=dtype, **rest)
+
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", watched)
+    net = model()
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    build_optimizer(TrainConfig(optimizer="muon"), net, Precision(autocast)).step()
+    assert seen == {torch.bfloat16 if autocast else torch.float32}
+    assert muon.zeropower_via_newtonschulz is watched
 
 
 def test_muon_steps_equally_far_in_every_direction_of_a_convolution() -> None:

@@ -124,6 +124,7 @@ class Colour:
     def __init__(self, config: TrainConfig):
         self.strength = 0.0 if config.trivial_augment else config.color_jitter
         self.erasing = config.random_erasing
+        self.weights = torch.tensor(GREY)
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """uint8 [N, H, W, 3] on any device -> the same, changed; `indices` [N] are the samples', on the
@@ -141,9 +142,9 @@ class Colour:
             torch.from_numpy(column).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
             for column in np.ascontiguousarray(factors.T)
         )
-        weights = torch.tensor(GREY, device=images.device)
+        self.weights = self.weights.to(images.device)  # once: the device is waited for
         pixels = images.float()
-        grey = (pixels @ weights)[..., None]
+        grey = (pixels @ self.weights)[..., None]
         mean = grey.mean((1, 2), keepdim=True)
         # b: x -> b x; c: x -> c x + (1 - c) mean; s: x -> s x + (1 - s) grey(x), of which grey(mean) = mean
         pixels = pixels.mul_(brightness * contrast * saturation)
@@ -201,7 +202,8 @@ class PairMix:
         own = betaincinv(alphas, alphas, share)  # Beta(alpha, alpha) by its inverse
         mixed = images.float().view(-1, 2, *images.shape[1:])
         other = mixed.flip(1)
-        blend = torch.tensor(np.where(cuts, 1.0, own), dtype=torch.float32, device=images.device)
+        blend = torch.tensor(np.where(cuts, 1.0, own), dtype=torch.float32)
+        blend = blend.to(images.device, non_blocking=True)
         mixed = torch.lerp(other, mixed, blend.view(-1, 1, 1, 1, 1))
         height, width = images.shape[1:3]
         for i in np.flatnonzero(cuts).tolist():
@@ -209,7 +211,7 @@ class PairMix:
             mixed[i, :, rows, columns] = other[i, :, rows, columns]
             cut = (rows.stop - rows.start) * (columns.stop - columns.start)
             own[i] = 1 - cut / (height * width)
-        shares = torch.tensor(own, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        shares = torch.tensor(own, dtype=torch.float32).to(images.device, non_blocking=True).view(-1, 1, 1)
         two = labels.view(-1, 2, labels.shape[1])
         targets = torch.lerp(two.flip(1), two, shares)
         return mixed.flatten(0, 1), targets.flatten(0, 1)

@@ -2,24 +2,26 @@
 
 import functools
 import math
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
-from train.device import has_bf16
+from train.device import Precision
 from train.layers import layer_groups
 from train.model import ImageClassifier
 
 NEWTON_SCHULZ_STEPS = 3  # of muon; the usual 5 cost ResNet-18 at 64 px a sixth of its speed
-TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
-def build_optimizer(config: TrainConfig, model: ImageClassifier) -> Optimizer:
+def build_optimizer(
+    config: TrainConfig, model: ImageClassifier, precision: Precision | None = None
+) -> Optimizer:
     """Weight decay for weights alone: biases and normalisation layers (one dimension) are left out.
 
     With `layer_decay`, a group of layers learns at `lr` times its power of the depth below the head
@@ -38,23 +40,42 @@ def build_optimizer(config: TrainConfig, model: ImageClassifier) -> Optimizer:
         groups.append({"params": others, "weight_decay": 0.0, "lr": lr})
     groups = [g for g in groups if g["params"]]
     if name == "sgd":
-        return SGD(groups, lr=peak, momentum=0.9, nesterov=True, fused=True)
+        return _sgd(groups, peak)
     if name == "muon":
-        return _muon(groups, peak)
+        return _muon(groups, peak, precision or Precision())
     return AdamW(groups, lr=peak, fused=True)
 
 
-def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:
+def _sgd(groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+    # torch makes these in the first step, and leaves them as uninitialised memory if that one is skipped
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _muon(groups: list[dict[str, Any]], lr: float, precision: Precision) -> Optimizer:
     """Orthogonalised momentum for matrices and convolutions (flattened to [out, in * height * width]),
     scaled to the size of AdamW's steps (arXiv 2502.16982); NAdamW for the rest, depthwise convolutions and
-    heads of few classes among it."""
+    heads of few classes among it.
+
+    timm orthogonalises in bf16. On a processor that is done in float32 unless the whole step is in bf16:
+    one without bf16 arithmetic emulates it, five times as slowly, and all ranks must do the same.
+    """
     from timm.optim import muon
 
-    if groups[0]["params"][0].device.type == "cpu" and not has_bf16():
-        # timm orthogonalises in bf16, which such a processor emulates: a step took five times as long
-        exact = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
-        muon.zeropower_via_newtonschulz = exact
-    return muon.Muon(
+    class Float32Muon(muon.Muon):
+        def step(self, closure: Any = None) -> Any:
+            usual = muon.zeropower_via_newtonschulz
+            muon.zeropower_via_newtonschulz = functools.partial(usual, dtype=torch.float32)
+            try:
+                return super().step(closure)  # type: ignore[no-untyped-call]
+            finally:
+                muon.zeropower_via_newtonschulz = usual
+
+    in_float32 = groups[0]["params"][0].device.type == "cpu" and precision.autocast != "bfloat16"
+    optimizer: Optimizer = (Float32Muon if in_float32 else muon.Muon)(
         groups,
         lr=lr,
         momentum=0.95,
@@ -62,6 +83,7 @@ def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:
         ns_coefficients="original",  # of all that timm has the nearest to orthogonal after so few
         adjust_lr_fn="match_rms_adamw",
     )
+    return optimizer
 
 
 def lr_factor(step: int, config: TrainConfig, steps_per_epoch: int) -> float:
@@ -82,21 +104,32 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: 
     return LambdaLR(optimizer, lambda step: lr_factor(step, config, steps_per_epoch))
 
 
-def build_ema(config: TrainConfig, model: nn.Module) -> AveragedModel | None:
-    """Moving average of weights and batch-norm statistics; its decay grows with the steps taken, as in
-    TensorFlow's ExponentialMovingAverage, so that a short run's average has left the initial weights."""
-    if not config.ema:
-        return None
+class MovingAverage(AveragedModel):
+    """Of weights and batch-norm statistics; its decay grows with the steps taken, as in TensorFlow's
+    ExponentialMovingAverage, so that a short run's average has left the initial weights.
+
+    The number of steps is on the CPU, and torch's own `update_parameters` would copy it to the device, and
+    wait for that, for every kind of tensor.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+        self.n_averaged = self.n_averaged.cpu()
 
     @torch.no_grad()
-    def update(averaged: TensorList, current: TensorList, num_averaged: Tensor | int) -> None:
-        steps = int(ema.n_averaged)  # `num_averaged` is its copy on the device
-        decay = min(config.ema, (1 + steps) / (10 + steps))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # num_batches_tracked
-            torch._foreach_copy_(averaged, current)
+    def update_parameters(self, model: nn.Module) -> None:
+        steps = int(self.n_averaged)
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        ours, theirs = (list(chain(m.parameters(), m.buffers())) for m in (self.module, model))
+        copied = [i for i, tensor in enumerate(ours) if not steps or not tensor.is_floating_point()]
+        mixed = sorted(set(range(len(ours))) - set(copied))
+        if copied:  # num_batches_tracked; in the first step all
+            torch._foreach_copy_([ours[i] for i in copied], [theirs[i] for i in copied])
+        if mixed:
+            torch._foreach_lerp_([ours[i] for i in mixed], [theirs[i] for i in mixed], 1 - decay)
+        self.n_averaged += 1
 
-    ema = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    ema.n_averaged = ema.n_averaged.cpu()  # read each step: must not make the device wait
-    return ema
+
+def build_ema(config: TrainConfig, model: nn.Module) -> MovingAverage | None:
+    return MovingAverage(model, config.ema) if config.ema else None

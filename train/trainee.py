@@ -1,6 +1,7 @@
 """Everything that a run changes while it trains, and how it is saved and restored."""
 
 import importlib.metadata
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
 from train.data import Data
 from train.device import Precision, to_memory_format
 from train.distributed import Ranks, wrap
 from train.model import ImageClassifier
-from train.optim import build_ema, build_optimizer, build_scheduler
+from train.optim import MovingAverage, build_ema, build_optimizer, build_scheduler
 from train.snapshots import Position
 
 LEAST_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default
@@ -48,6 +48,7 @@ class History:
                 m["val/accuracy"],
                 -m[f"val/log_loss{'_calibrated' if config.calibrate else ''}"],
             )
+            loss = loss if loss == loss else -math.inf  # NaN would stay the best for ever
             return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)
 
         self.retuned += self.retuning(config)
@@ -83,7 +84,7 @@ class Trainee:
     optimizer: Optimizer
     scheduler: LambdaLR
     scaler: torch.amp.GradScaler
-    ema: AveragedModel | None
+    ema: MovingAverage | None
     precision: Precision
 
     def __post_init__(self) -> None:
@@ -210,7 +211,7 @@ def build_trainee(
         _quicken_statistics(model)
     model.channels_last = precision.channels_last
     to_memory_format(model, precision)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config, model, precision)
     if config.compile:  # in place: names, copies and the averaged model stay as they are
         model.network.compile(dynamic=False)
     return Trainee(
