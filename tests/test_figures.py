@@ -52,6 +52,15 @@ def test_curves_confusion_matrix_and_mistakes_are_drawn(tmp_path: Path, wrong: i
     assert set(figures(tmp_path, data, wrong)) == {"curves", "confusion_matrix", "worst_mistakes"}
 
 
+def test_a_picture_that_vanished_is_grey_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = images(tmp_path, ("cat", "dog"), [f"{i}.png" for i in range(4)])
+    (tmp_path / "1.png").unlink()
+    assert "worst_mistakes" in figures(tmp_path, data, 2)
+    assert "1.png cannot be shown" in capsys.readouterr().out
+
+
 def test_a_confusion_matrix_too_large_to_read_is_left_out(tmp_path: Path) -> None:
     data = images(tmp_path, tuple(f"breed {i}" for i in range(50)), [f"{i}.png" for i in range(50)])
     assert set(figures(tmp_path, data, wrong=7)) == {"curves", "worst_mistakes"}

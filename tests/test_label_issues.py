@@ -159,7 +159,14 @@ def test_all_folds_with_one_command_and_again_without_training(
     assert "fold1of2 was trained with other settings: --lr 0.003 -> 0.1; choose" in capfd.readouterr().err
 
 
-def test_a_fold_without_a_checkpoint_is_an_error_that_says_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "fold1of2").mkdir()
-    with pytest.raises(ValueError, match=r"fold1of2 exists and has no checkpoint to go on with: remove it"):
-        train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
+def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has snapshots, but no last.pt yet: train/main.py finds them by itself."""
+    checkpoints = tmp_path / "fold1of2" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "epoch-000000-step-00000003.pt").write_bytes(b"")
+    started: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: started.append(command))
+    train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
+    assert [command[-2:] for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]

@@ -1,5 +1,6 @@
 """Decoding once: the pixels of every epoch, built once whoever asks, never half a file."""
 
+import errno
 import pickle
 import subprocess
 import sys
@@ -48,15 +49,19 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def test_batches_are_the_same_with_and_without_the_cache(tmp_path: Path) -> None:
-    config, data = make_data(tmp_path, image_size=16, epochs=2)
-    cache = open_training(tmp_path / "cache", data.train, config.replace(cache_size=512))
+    """Of images that the cache makes smaller, too."""
+    config, data = make_data(tmp_path, image_size=8, crop_scale=0.5, epochs=2)
+    cache = open_training(tmp_path / "cache", data.train, config)
+    assert cache.sizes.min() == 12
+    shrunk = training_entries(config).pixels
     val = open_cache(tmp_path / "cache", data.val, validation_entries(config), "on", silent)
     plan = EpochPlan(len(data.train), 4, 0)
     for images, transform, stored, theirs in (
         (data.train, View(config), cache, View(config)),
         (data.val, config.preprocess(), val, None),
     ):
-        decoded = Loader(PixelDataset(images, 0, transform), 0, False)
+        entry = shrunk if images is data.train else np.asarray
+        decoded = Loader(PixelDataset(images, 0, transform, None, entry), 0, False)
         cached = Loader(PixelDataset(images, 0, theirs, stored), 0, False)
         batches = (
             list(plan.batches(1)) if images is data.train else [[(0, i, 1.0) for i in range(len(images))]]
@@ -175,6 +180,20 @@ def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: py
     assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
     assert "images are decoded in every epoch" in said[0]
     assert not list((tmp_path / "cache").glob("*/*"))
+
+
+def test_a_quota_is_found_out_when_room_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = image_set(tmp_path / "images", noise(40, 30))
+    stored, said = training_entries(TrainConfig(image_size=32)), []
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    with pytest.raises(ValueError, match="Disk quota exceeded"):
+        open_cache(tmp_path / "cache", images, stored, "on", said.append)
+    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
+    assert "Disk quota exceeded; images are decoded in every epoch" in said[-1]
 
 
 def test_a_file_that_vanished_is_named_and_there_is_no_cache(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, TrainedRun, launch
+from PIL import Image
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.manifest import read_manifest, read_soft_labels
@@ -48,16 +49,18 @@ def test_images_that_could_not_be_scored_are_left_out(tmp_path: Path) -> None:
 
 
 def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:
-    """Real commands. Copies of labelled images among the unlabelled ones are not used."""
+    """Real commands. Copies of labelled images among the unlabelled ones, re-encoded ones too, are not
+    used."""
     unlabelled = shutil.copytree(trained.sample / "test", tmp_path / "unlabelled")
-    copies = [f"copy{i}.jpg" for i in range(10)]
-    for i, copy in enumerate(copies):
-        shutil.copy(trained.sample / "train" / f"cat.{i}.jpg", unlabelled / copy)
+    for i in range(10):
+        shutil.copy(trained.sample / "train" / f"cat.{i}.jpg", unlabelled / f"copy{i}.jpg")
+        with Image.open(trained.sample / "train" / f"dog.{i}.jpg") as image:
+            image.save(unlabelled / f"encoded{i}.jpg", quality=80)
     command = [sys.executable, REPOSITORY / "train" / "pseudo_label.py", "--teacher", trained.folder]
     command += ["--unlabelled", unlabelled, "--threshold", 0.5, "--nproc_per_node", 1, "--rounds"]
     flags = ["--", *SMALL, "--epochs", 1, "--dropout", 0.3, "--name", "student", "--track", "false"]
     printed = launch(*command, 1, *flags, cwd=trained.cwd)
-    assert "round 1: of 30 unlabelled images 20 are used" in printed
+    assert "round 1: of 40 unlabelled images 20 are used" in printed
     runs = trained.cwd / "runs"
     manifest = runs / "student-labels" / "train-1.csv"
     labels, soft = read_manifest(manifest), read_soft_labels(manifest)

@@ -70,6 +70,21 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
     assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.75, 0.9]
 
 
+def test_a_data_set_that_mlflow_never_heard_of_is_logged_by_the_resumed_run(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_log_dataset", lambda *_: 1 / 0)
+        first = whole_run("KILLED")
+    (run,) = runs(store)
+    assert not run.inputs.dataset_inputs
+    t = tracker(1, first.run_id)
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.end("FINISHED")
+    (run,) = runs(store)
+    assert [item.dataset.digest for item in run.inputs.dataset_inputs] == [DIGEST[:36]]
+
+
 def test_a_server_that_refuses_costs_seconds_and_no_metrics(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

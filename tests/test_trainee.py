@@ -224,6 +224,13 @@ def test_a_log_loss_of_nan_is_never_an_improvement() -> None:
     assert improved == [True, False]
 
 
+def test_a_log_loss_of_nan_is_soon_no_longer_the_best() -> None:
+    rows = [(0.5, float("nan")), (0.6, 0.7), (0.6, 0.8)]
+    history, improved = update_all(rows, TrainConfig(best_by="log_loss"))
+    assert improved == [True, True, False]
+    assert history.best_epoch == 2
+
+
 def test_patience_ends_the_run() -> None:
     config = TrainConfig(epochs=10, patience=2)
     history, _ = update_all([(0.5, 1), (0.6, 1), (0.5, 1)], config)

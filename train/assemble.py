@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.preprocess import Preprocess
 from train.augment import View
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
@@ -18,7 +17,7 @@ from train.distributed import Ranks, on_main
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
 from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
-from train.pixels import PixelCache, open_cache, training_entries, validation_entries
+from train.pixels import PixelCache, Stored, open_cache, training_entries, validation_entries
 from train.retune import head_trainee, retuning
 from train.shared import share
 from train.snapshots import Position, Say
@@ -51,16 +50,15 @@ class Job:
 
     def train_loader(self) -> Loader:
         """Of the stage's view."""
-        return self._loader(self.data.train, View(self.stage), self.cache)
+        entry = training_entries(self.config).pixels
+        dataset = PixelDataset(self.data.train, self.config.seed, View(self.stage), self.cache, entry)
+        return self._loader(dataset)
 
     def val_loader(self) -> Loader:
         transform = self.config.preprocess() if self.val_cache is None else None
-        return self._loader(self.data.val, transform, self.val_cache)
+        return self._loader(PixelDataset(self.data.val, self.config.seed, transform, self.val_cache))
 
-    def _loader(
-        self, images: ImageSet, transform: View | Preprocess | None, cache: PixelCache | None
-    ) -> Loader:
-        dataset = PixelDataset(images, self.config.seed, transform, cache)
+    def _loader(self, dataset: PixelDataset) -> Loader:
         return Loader(dataset, self.num_workers, pin_memory=self.device.type == "cuda")
 
     def parameters(self) -> dict[str, Any]:
@@ -173,15 +171,15 @@ def open_caches(
         return None, None
     folder = Path(config.output) / ".cache"
 
-    def open_both() -> tuple[PixelCache | None, PixelCache | None]:
-        return (
-            open_cache(folder, data.train, training_entries(config), mode, say),
-            open_cache(folder, data.val, validation_entries(config), mode, say),
-        )
+    caches = []
+    for images, stored in ((data.train, training_entries(config)), (data.val, validation_entries(config))):
 
-    on_main(ranks, lambda: bool(open_both()))
-    cache, val_cache = open_both()
-    return share_index(cache, ranks, folder), share_index(val_cache, ranks, folder)
+        def of_this(images: ImageSet = images, stored: Stored = stored) -> PixelCache | None:
+            return open_cache(folder, images, stored, mode, say)
+
+        built = on_main(ranks, lambda opened=of_this: opened() is not None)  # type: ignore[misc]
+        caches.append(share_index(of_this() if built else None, ranks, folder))
+    return caches[0], caches[1]
 
 
 def share_index(cache: PixelCache | None, ranks: Ranks, folder: Path) -> PixelCache | None:

@@ -180,7 +180,8 @@ class TrainConfig:
     seed: int = 0
     """Order, augmentation, initial weights and split are functions of it."""
     deterministic: bool = False
-    """Bit-identical results on the same machine and number of processes; slower on CUDA."""
+    """Bit-identical results on the same machine and number of processes; slower on CUDA, where torch has no
+    such backward pass for the pooling of AlexNet, VGG and GoogLeNet and says so."""
     num_workers: int = -1
     """Loader processes of each rank; -1: from the processors, 0: load in the training process."""
     pixel_cache: Literal["auto", "on", "off"] = "auto"

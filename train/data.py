@@ -24,6 +24,8 @@ from train.shared import Texts, share
 from train.split import choose_fold, choose_validation
 from train.webdataset import FLAT_NAME, tar_labels, tar_root
 
+MANIFEST = "labels from a CSV manifest"
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -143,7 +145,7 @@ def _readable(
 ) -> tuple[ImageSet, NDArray[np.uint8], dict[str, str]]:
     """(images, their thumbnails, unreadable files -> why)"""
     root, labels, layout, problems = find_labels(Path(source), config.data_format)
-    soft = read_soft_labels(Path(source)) if Path(source).is_file() else {}
+    soft = read_soft_labels(Path(source)) if layout == MANIFEST else {}
     class_names = tuple(sorted(set(labels.values()), key=natural_key))
     notes.append(f"{source}: {len(labels)} images, {layout}")
     if excluded:
@@ -191,7 +193,7 @@ def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], s
         data_format = _recognise(source)
     try:
         if data_format == "csv":
-            return source.parent, read_manifest(source), "labels from a CSV manifest", {}
+            return source.parent, read_manifest(source), MANIFEST, {}
         if data_format == "tar":
             return tar_root(source), tar_labels(source), "images in tar files", {}
         if data_format == "folders":

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from train.attempt import agree_on_attempt
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # the first scan of a large data set happens while ranks wait
+TIMEOUT = timedelta(minutes=30)  # to come together
+PREPARATION_MINUTES = 24 * 60.0  # rank 0 reads, copies and decodes a data set while the others wait
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         timeout=TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
+    limit_waiting(PREPARATION_MINUTES)
     try:
         yield
     finally:

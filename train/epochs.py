@@ -38,6 +38,8 @@ class Epochs:
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()
         self.running = Running(job.ranks, job.device, job.position)
+        self.asked = False
+        """For a snapshot, in the last step."""
         self.lost: dict[str, str] = {}
         """Files that were readable before training and are not now, of all ranks."""
         steps = job.config.profile if job.ranks.is_main else 0
@@ -119,7 +121,9 @@ class Epochs:
         """At most two steps after a signal, or after a snapshot is due, all ranks know and act alike."""
         self.profiler.step()
         job, step = self.job, self.running.step
-        due = self._stop_if_told(job.ranks.is_main and self.snapshots.due())
+        # the answer comes one step later: what was asked then is not asked again meanwhile
+        self.asked = job.ranks.is_main and not self.asked and self.snapshots.due()
+        due = self._stop_if_told(self.asked)
         every = job.config.snapshot_steps
         done = job.history.epochs_done * job.plan.steps + step
         if step < job.plan.steps and (due or (every and done % every == 0)):

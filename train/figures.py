@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
@@ -51,9 +52,7 @@ def save_subject_crops(
 ) -> None:
     """Validation images, evenly spaced, each with the square that the network sees."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
-    pixels = np.stack(
-        [preprocess(load_image(read_image_file(images.root / images.paths[i]))) for i in chosen]
-    )
+    pixels = np.stack([_look_at(images.root / images.paths[i], preprocess) for i in chosen])
     boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
     figure = Figure(figsize=(2 * GRID[1], 2.2 * GRID[0]))
     for axes in figure.subplots(*GRID).flat:
@@ -177,7 +176,7 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
     for axes in figure.subplots(*GRID).flat:
         axes.axis("off")
     for axes, i in zip(figure.axes, worst, strict=False):
-        axes.imshow(preprocess(load_image(read_image_file(images.root / images.paths[i]))))
+        axes.imshow(_look_at(images.root / images.paths[i], preprocess))
         predicted = int(log_probabilities[i].argmax())
         true, guess = images.class_names[evaluation.labels[i]], images.class_names[predicted]
         verdict = true if true == guess else f"{true}, not {guess}"
@@ -187,6 +186,15 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
         title = _printable(f"{name}\n{verdict} ({probability:.2f})")
         axes.set_title(title, fontsize=7, color=color, parse_math=False)
     return figure
+
+
+def _look_at(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """A file that cannot be read any more is shown as grey: a finished run must not fail for a picture."""
+    try:
+        return preprocess(load_image(read_image_file(path)))
+    except (OSError, ValueError) as error:
+        print(f"warning: {path} cannot be shown: {error}", flush=True)
+        return np.full((preprocess.size, preprocess.size, 3), 128, np.uint8)
 
 
 def _printable(text: str) -> str:
@@ -211,7 +219,7 @@ def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figu
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, picture in zip(figure.axes, pictures, strict=False):
-        axes.imshow(whole(load_image(read_image_file(picture.file))))
+        axes.imshow(_look_at(picture.file, whole))
         color = "tab:red" if picture.marked else "black"
         axes.set_title(_printable(picture.caption), fontsize=7, color=color, parse_math=False)
     return figure

@@ -99,24 +99,21 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
     for fold, run in enumerate(runs, 1):
         own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
         config, _ = settle(parse_config([*flags, *own]))  # as the run has saved it
-        if run.exists():
-            if _finished(run, config):
-                print(f"fold {fold} of {folds}: {run} is finished", flush=True)
-                continue
-            own = ["--resume", str(run)]
+        if run.exists() and _finished(run, config):
+            print(f"fold {fold} of {folds}: {run} is finished", flush=True)
+            continue
+        if (run / "checkpoints" / "last.pt").exists():
+            own = ["--resume", str(run)]  # else train/main.py goes on by the name, with what there is
         command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
         subprocess.run(command, check=True)
     return runs
 
 
 def _finished(run: Path, config: TrainConfig) -> bool:
-    """
-    Raises:
-        ValueError: nothing to go on with, or trained with other settings.
-    """
+    """Raises ValueError when it was trained with other settings."""
     last = run / "checkpoints" / "last.pt"
-    if not last.exists():
-        raise ValueError(f"{run} exists and has no checkpoint to go on with: remove it")
+    if not last.exists():  # not one epoch is done
+        return False
     state = load_checkpoint(last)
     wanted, saved = config.to_dict(), state["config"]
     free = FREE_TO_CHANGE - ({"data"} if config.data else set()) - {"data_format"}

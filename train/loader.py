@@ -3,7 +3,7 @@
 import atexit
 import multiprocessing
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,7 @@ class PixelDataset(Dataset[Batch]):
     Args:
         transform: None takes what the cache holds as it is.
         cache: of these images; without one, files are decoded.
+        entry: makes of a decoded file what the cache would hold: a cache must not change what is learnt.
     """
 
     def __init__(
@@ -132,10 +133,12 @@ class PixelDataset(Dataset[Batch]):
         seed: int,
         transform: View | Preprocess | None,
         cache: PixelCache | None = None,
+        entry: Callable[[Image.Image], NDArray[np.uint8]] = np.asarray,
     ):
         assert transform is not None or cache is not None
         assert cache is None or len(cache) == len(images)
-        self.images, self.seed, self.transform, self.cache = images, seed, transform, cache
+        self.images, self.seed, self.transform = images, seed, transform
+        self.cache, self.entry = cache, entry
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         epochs, indices, weights = zip(*keys, strict=True)
@@ -167,7 +170,7 @@ class PixelDataset(Dataset[Batch]):
         def decode(index: int) -> NDArray[np.uint8]:
             path = self.images.root / self.images.paths[index]
             try:
-                return np.asarray(read_image(path))
+                return self.entry(read_image(path))
             except (OSError, ValueError) as error:
                 lost[index] = (str(path), str(error))
                 return np.full((64, 64, 3), 128, np.uint8)

@@ -141,7 +141,8 @@ def train_one_epoch(
     first, lr = running.step, trainee.optimizer.param_groups[0]["lr"]
     started = time.perf_counter()
     batches = loader(plan.batches(epoch, first))
-    with Progress(f"epoch {epoch + 1}", plan.num_samples, ranks.is_main) as progress:
+    done = min(plan.num_samples, first * plan.batch_size)
+    with Progress(f"epoch {epoch + 1}", plan.num_samples, ranks.is_main, done) as progress:
         for step in range(first, plan.steps):
             real = plan.real_size(step)
             sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -190,7 +191,7 @@ def train_one_epoch(
         "train/loss": total[0] / counted,
         "train/accuracy": total[1] / counted,
         "lr": lr,
-        "images_per_second": (plan.num_samples - first * plan.batch_size) / seconds,
+        "images_per_second": (plan.num_samples - done) / seconds,
         "data_share": waited / seconds,
     }
     return values | ({"train/skipped_steps": float(skipped)} if skipped else {})

@@ -165,8 +165,9 @@ def main() -> None:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent
         if raised_in not in (root / "train", root / "serve"):
             raise  # a library's error, not a message of ours: show where it comes from
-        if ranks.is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if ranks.local_rank == 0:  # once a machine: what is wrong may be wrong on that one alone
+            where = "" if ranks.is_main else f" (rank {ranks.rank})"
+            print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except (KeyboardInterrupt, Preempted):
         stop.noted = True

@@ -53,6 +53,24 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Shrunk:
+    """Images with a longer shorter side than that are made smaller."""
+
+    short_side: int
+
+    def size(self, original: Size) -> Size:
+        width, height = original
+        if min(original) <= self.short_side:
+            return original
+        scale = self.short_side / min(original)
+        return max(self.short_side, round(width * scale)), max(self.short_side, round(height * scale))
+
+    def __call__(self, image: Image.Image) -> Pixels:
+        smaller = self.size(image.size)
+        return np.asarray(image if smaller == image.size else image.resize(smaller, RESAMPLING[SHARP]))
+
+
+@dataclass(frozen=True)
 class PixelCache:
     file: Path
     offsets: NDArray[np.int64]
@@ -88,22 +106,8 @@ def training_entries(config: TrainConfig) -> Stored:
     if config.crop_scale < 1:
         enlarged = min(LARGEST_ENLARGED, 1 / math.sqrt(config.crop_scale))
         needed = max(needed, math.ceil(config.input_size(config.image_size) * enlarged))
-    short = config.cache_size or needed
-
-    def size(original: Size) -> Size:
-        width, height = original
-        if min(original) <= short:
-            return original
-        scale = short / min(original)
-        return max(short, round(width * scale)), max(short, round(height * scale))
-
-    def pixels(image: Image.Image) -> Pixels:
-        smaller = size(image.size)
-        if smaller != image.size:
-            image = image.resize(smaller, RESAMPLING[SHARP])
-        return np.asarray(image)
-
-    return Stored({"short_side": short, "interpolation": SHARP}, size, pixels)
+    entry = Shrunk(config.cache_size or needed)
+    return Stored({"short_side": entry.short_side, "interpolation": SHARP}, entry.size, entry)
 
 
 def validation_entries(config: TrainConfig) -> Stored:
@@ -189,7 +193,10 @@ def _build(
                 os.posix_fallocate(file.fileno(), 0, max(1, total))
             except OSError as error:
                 shutil.rmtree(home, ignore_errors=True)
-                raise ValueError(f"{what}: {error.strerror}") from error
+                if mode == "on":
+                    raise ValueError(f"{what}: {error.strerror}") from error
+                say(f"{what}: {error.strerror}; images are decoded in every epoch")
+                return None
             pixels = np.memmap(file, np.uint8, "r+")
 
             def write(i: int) -> None:

@@ -11,14 +11,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts images of one epoch. `enabled` is rank 0's."""
+    """Counts images of one epoch, of which `count` are done. `enabled` is rank 0's."""
 
-    def __init__(self, title: str, total: int, enabled: bool):
+    def __init__(self, title: str, total: int, enabled: bool, count: int = 0):
         self.title, self.total, self.enabled = title, total, enabled
-        self.count = 0
+        self.count = self.before = count
         self.started = self.reported = time.perf_counter()
         terminal = enabled and sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=title, unit="image", leave=False) if terminal else None
+        bar = {"total": total, "initial": count, "desc": title, "unit": "image", "leave": False}
+        self.bar = tqdm(**bar) if terminal else None
 
     def __enter__(self) -> Self:
         return self
@@ -38,7 +39,7 @@ class Progress:
         if not self.enabled or now - self.reported < SECONDS_BETWEEN_LINES:
             return
         self.reported = now
-        rate = self.count / (now - self.started)
+        rate = (self.count - self.before) / (now - self.started)
         left = (self.total - self.count) / rate
         print(
             f"{self.title}: {self.count}/{self.total}, {rate:.0f} images/s, {left:.0f} s left", flush=True

@@ -27,11 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.checkpoint import file_sha256, load_checkpoint
+from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
-from train.data import Data, ImageSet, prepare_data
+from train.data import Data, ImageSet, groups_of, prepare_data
+from train.duplicates import Near, labels_decide, near_duplicates
 from train.fetch import is_remote
 from train.manifest import SOFT_COLUMN, write_manifest
+from train.scan import scan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         manifest = folder / f"train-{number}.csv"
         if not manifest.exists():  # one that is there is whole: it is renamed into place
             guesses = score(teacher, args.unlabelled, folder / f"scores-{number}.csv")
-            chosen = select(unknown(guesses, data), args.threshold, args.balance)
+            chosen = select(unknown(guesses, data, taught), args.threshold, args.balance)
             print(
                 f"round {number}: of {len(guesses.paths)} unlabelled images {len(chosen.paths)} are used, "
                 f"{chosen.counts()}",
@@ -163,11 +165,33 @@ def labelled(images: ImageSet) -> tuple[list[str], list[str]]:
     return [str(root / path) for path in images.paths], [images.class_names[i] for i in images.labels]
 
 
-def unknown(guesses: Guesses, data: Data) -> Guesses:
-    """Without copies of labelled images: none of validation may be trained on, and no label be doubted."""
-    known = {*data.train.sha256, *data.val.sha256}
-    new = [file_sha256(Path(path)) not in known for path in guesses.paths]
-    return guesses.take(np.flatnonzero(new))
+def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
+    """Without images that show what a labelled one does, re-encoded or resized too: none of validation may
+    be trained on, and no label be doubted."""
+    cache = Path(config.output) / ".cache"
+    labelled = [scan(images.root, images.paths, cache) for images in (data.train, data.val)]
+    new = scan(Path("/"), guesses.paths, cache)
+    known = {sha256 for result in labelled for sha256 in result.sha256.values()}
+    near: dict[str, Near] = {}
+    if config.near_duplicates:
+        roots = (data.train.root, data.val.root, Path("/"))
+        scans = [*labelled, new]
+        files = [root / path for root, result in zip(roots, scans, strict=True) for path in result.sha256]
+        hashes = [sha256 for result in scans for sha256 in result.sha256.values()]
+        near = near_duplicates(files, hashes, np.concatenate([result.thumbnails for result in scans]))
+        sets = (data.train, data.val)
+        labels = [label for images in sets for label in images.labels.tolist()]
+        if labels_decide([group for images in sets for group in groups_of(images, near)], labels, near):
+            near = {}  # what looks alike is often not the same here
+    taken = known | {near[sha256].group for sha256 in known if sha256 in near}
+
+    def is_new(path: str) -> bool:
+        sha256 = new.sha256.get(path)
+        if sha256 is None:  # it cannot be read any more
+            return False
+        return sha256 not in taken and (sha256 not in near or near[sha256].group not in taken)
+
+    return guesses.take(np.flatnonzero([is_new(path) for path in guesses.paths]))
 
 
 def score(teacher: Path, images: Path, output: Path) -> Guesses:

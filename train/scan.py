@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from serve.preprocess import load_image, read_image_file
 
 Entry = list[str]  # [size and time of change, sha256, error, thumbnail in base64]
 THUMBNAIL = (8, 8)  # pixels
+SECONDS_BETWEEN_SAVES = 300.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class ScanResult:
 def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
     """Decode, hash and shrink all files with one thread a processor.
 
-    What is known of a file is kept in `cache_folder` and used again while its size and time of
-    change stay the same. A file that could not be read at all is tried again: permissions and mounts
-    are mended without changing either.
+    What is known of a file is kept in `cache_folder`, every few minutes, and used again while its size and
+    time of change stay the same. A file that could not be read at all is tried again: permissions and
+    mounts are mended without changing either.
     """
     cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
     known = _load_cache(cache_file)
@@ -50,8 +52,14 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
         except OSError as error:
             return path, ["", "", error.strerror or str(error), ""]
 
+    entries: dict[str, Entry] = {}
+    saved = time.monotonic()
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        entries = dict(pool.map(examine, paths))
+        for path, entry in pool.map(examine, paths):
+            entries[path] = entry
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                _save_cache(cache_file, {**known, **entries})
+                saved = time.monotonic()
     if any(known.get(path) != entry for path, entry in entries.items()):
         _save_cache(cache_file, {**known, **entries})
     good = {path: entry for path, entry in entries.items() if not entry[2]}

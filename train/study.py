@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train.config import TrainConfig
 from train.registry import end_children, log_parent, open_parent
+from train.snapshots import list_snapshots
 from train.space import Space
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
@@ -130,7 +131,7 @@ def recover(study: optuna.Study, plan: Plan) -> None:
         if trial.number not in continued:  # else killed between the two steps below
             attributes = {"continues": trial.number}
             name = trial.user_attrs.get("run", "")
-            if name and (plan.folder / name / "checkpoints" / "last.pt").exists():
+            if name and list_snapshots(plan.folder / name / "checkpoints"):
                 attributes["run"] = name
             study.enqueue_trial(trial.params, attributes)
             print(f"trial {trial.number} was interrupted, and goes on as a new one")

@@ -169,9 +169,9 @@ class MlflowTracker(MetricsFile):
     def __init__(self, config: TrainConfig, path: Path, epochs_done: int, run_id: str):
         super().__init__(path, epochs_done)
         place = path.with_name("tracking.json")
-        self.record = read_record(place) or Record(config.name, config.experiment)
+        known = read_record(place)
+        self.record = known or Record(config.name, config.experiment, dataset_logged=bool(run_id))
         self.record.run_id = self.record.run_id or run_id
-        self.record.dataset_logged = self.record.dataset_logged or bool(run_id)
         self.record.status, self.record.complete = "RUNNING", False
         self.sender = Sender(self.record, place, self.rows)
         self.wake, self.tried, self.over = threading.Event(), threading.Event(), threading.Event()
