@@ -2,10 +2,9 @@
 
     python benchmarks/curves.py --data photographs/
 
-The same run without the pixel cache, with one that holds images at their own size and with the usual one,
-which holds them no larger than random crops need; in bf16; and with another seed, which shows how far apart
-runs are that differ by chance alone. Processors without bf16 arithmetic emulate it: slowly, but with the
-same roundings.
+The same run without the pixel cache and with it; in bf16; from images at their own size, where usually they
+are made no larger than random crops need; and with another seed, which shows how far apart runs are that
+differ by chance alone. Processors without bf16 arithmetic emulate it: slowly, but with the same roundings.
 """
 
 import argparse
@@ -22,10 +21,10 @@ FP32, BF16 = ["--precision", "fp32"], ["--precision", "bf16"]
 CACHE = ["--pixel-cache", "on"]
 RUNS = {
     FIRST: ["--pixel-cache", "off", *FP32],
-    "cache of whole images": [*CACHE, "--cache-size", "4096", *FP32],
-    "usual cache": [*CACHE, *FP32],
-    "usual cache, bf16": [*CACHE, *BF16],
-    "no cache, seed 1": ["--pixel-cache", "off", *FP32, "--seed", "1"],
+    "cache, fp32": [*CACHE, *FP32],
+    "cache, bf16": [*CACHE, *BF16],
+    "whole images, fp32": [*CACHE, "--cache-size", "4096", *FP32],
+    "cache, fp32, seed 1": [*CACHE, *FP32, "--seed", "1"],
 }
 METRICS = ("train/loss", "val/log_loss", "val/accuracy")
 
