@@ -19,6 +19,7 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,14 @@ from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild
 
 MAX_ACCURACY_DROP = 0.3
+
+
+def not_negative(text: str) -> float:
+    """For argparse: a finite number from 0 on. NaN would pass every gate."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--max-accuracy-drop",
-        type=float,
+        type=not_negative,
         default=MAX_ACCURACY_DROP,
         help="points of accuracy that arithmetic below float32 may lose; default: %(default)s",
     )
@@ -75,9 +84,6 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run / "export"
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
-    for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
-        (folder / name).unlink(missing_ok=True)
-
     model = rebuild(checkpoint)
     metadata = describe(checkpoint, file_sha256(path))
     images = validation_images(args.run, checkpoint, args.images, args.limit)
@@ -87,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         report.checkpoint_sha256 = metadata.checkpoint_sha256
         if report.passed:
             stamp(unverified, report)
+        for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
+            (folder / name).unlink(missing_ok=True)
         write_report(folder, report)
         print_report(report)
         if not report.passed:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from export.calibration_set import training_pixels
 from export.convert import save
-from export.main import MAX_ACCURACY_DROP, print_report, validation_images
+from export.main import MAX_ACCURACY_DROP, not_negative, print_report, validation_images
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
-from export.record import MODEL_FILES, RECORD, add_report, published_model, remove_model, stamp
+from export.record import MODEL_FILES, RECORD, add_report, remove_model, stamp, verified_model
 from export.search import choose_float_layers
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
@@ -60,20 +60,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", type=Path, help="folder of the validation images; default: where training read them")
     add(
         "--max-accuracy-drop",
-        type=float,
+        type=not_negative,
         default=MAX_ACCURACY_DROP,
         help="points of validation accuracy that may be lost; default: %(default)s",
     )
     add(
         "--target-error",
-        type=float,
+        type=not_negative,
         default=TARGET_ERROR,
         help="int8: mean change of the likeliest class's probability, on training images, above which "
         "layers are searched for to keep in float32; default: %(default)s",
     )
     add(
         "--search-seconds",
-        type=float,
+        type=not_negative,
         default=180.0,
         help="int8: about how long that search may take; default: %(default)s",
     )
@@ -92,12 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    source, metadata, path = published_model(args.run, "fp32")
+    source, metadata, path = verified_model(args.run, "fp32")
     folder = source.parent
     published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images)
-    remove_model(folder, args.to)  # from here on, such a file is one that this call verified
     if args.to == "int8":
         conversion = _to_int8(args, source, checkpoint, images)
     else:
@@ -112,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             stamp(unverified, report)
         else:
             report.model_sha256 = file_sha256(unverified)
+        remove_model(folder, args.to)  # from here on, such a file is one that this call verified
         add_report(folder, report)
         print_report(report)
         if not report.passed:

@@ -96,12 +96,36 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     )
 
 
+def verified_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path]:
+    """`published_model`, if it may still be served somewhere: later verification can strike it out.
+
+    Raises:
+        ValueError: it may not, or there is none.
+    """
+    file, metadata, checkpoint = published_model(run, precision)
+    passed = {
+        (entry["provider"], entry["precision"])
+        for entry in _read(file.parent)
+        if entry["file"] == file.name and entry.get("passed") is True
+    }
+    if not any(metadata.is_verified(*pairing) for pairing in passed):
+        raise ValueError(
+            f"{file} failed verification and is not to be used: see {RECORD} beside it, and export the run "
+            "again"
+        )
+    return file, metadata, checkpoint
+
+
 def _read(folder: Path) -> Iterator[dict[str, Any]]:
     """Every report, that of model.onnx on the CPU first."""
     path = folder / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        pairings = values.pop("pairings")
+        pairings = list(values.pop("pairings"))
+        for entry in (values, *pairings):
+            for key in ("file", "provider", "precision", "model_sha256"):
+                if not isinstance(entry[key], str):
+                    raise TypeError(f"{key} is {entry[key]!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}): export the run again") from error
     yield values

@@ -21,7 +21,7 @@ import re
 import shutil
 from collections.abc import Sequence
 
-from export.record import MODEL_FILES, published_model
+from export.record import MODEL_FILES, verified_model
 from export.staged import open_run
 from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
 
@@ -68,9 +68,9 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
         raise ValueError(f"--name {name!r} may hold letters, digits, '.', '_' and '-' only")
     if max_batch_size < 1:
         raise ValueError(f"--max-batch-size {max_batch_size} must be 1 or more")
-    file, metadata, _ = published_model(run, precision)
-    if any("\n" in label or "\r" in label for label in metadata.class_names):
-        raise ValueError(f"class names {metadata.class_names} hold line breaks: labels.txt has one a line")
+    file, metadata, _ = verified_model(run, precision)
+    if broken := [label for label in metadata.class_names if "\n" in label or "\r" in label]:
+        raise ValueError(f"class names hold line breaks, and labels.txt has one a line: {broken[:3]}")
     model = repository / name
     texts = {
         "config.pbtxt": config(name, metadata, max_batch_size),

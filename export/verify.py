@@ -117,6 +117,10 @@ class ValidationImages:
         except OSError as error:
             raise ValueError(f"{predictions} cannot be read: {error.strerror}") from error
         total = len(rows)
+        if not rows or any(row.get("path") is None or row.get("label") is None for row in rows):
+            raise ValueError(f"{predictions} holds no validation images (columns path and label)")
+        if limit < 0:
+            raise ValueError(f"--limit {limit} must be 0 or more")
         if limit and limit < total:
             rows = [rows[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
         return cls(root, [r["path"] for r in rows], [r["label"] for r in rows], len(rows) == total)

@@ -16,6 +16,7 @@ from serve.batch import score
 from serve.inventory import Entry
 from serve.join import join
 from serve.predictor import Predictor
+from serve.preprocess import has_image_suffix
 from serve.shards import (
     Job,
     Manifest,
@@ -63,6 +64,11 @@ class Progress:
         self.errors += manifest.errors
 
 
+def is_an_image(entry: Entry) -> bool:
+    """Kaggle counts rows: a folder that could not be entered, or a tar file that is cut, is none."""
+    return not entry.problem or has_image_suffix(entry.name)
+
+
 @dataclass(frozen=True)
 class Scoring:
     """What stays the same over all parts and pieces."""
@@ -99,10 +105,7 @@ class Scoring:
 
     def _entries(self, rows: range) -> Iterator[Entry]:
         entries = self.source.inventory.entries(rows.start, rows.stop)
-        if self.format_name != "kaggle":
-            return entries
-        # Kaggle counts the rows: a folder that could not be entered is none of them
-        return (entry for entry in entries if not entry.problem)
+        return filter(is_an_image, entries) if self.format_name == "kaggle" else entries
 
     def job(self) -> Job:
         settings = {
@@ -110,6 +113,7 @@ class Scoring:
             "top_k": self.layout.top_k,
             "embeddings": self.layout.embeddings,
             "batch_size": self.batch_size,
+            "precision": self.predictor.precision,
         }
         inventory = self.source.inventory
         return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)

@@ -16,11 +16,14 @@ MAX_FIELD = 1 << 24  # a name may be longer than the csv module's own limit
 def join(parts: Sequence[Path], manifests: Sequence[Manifest], file: IO[bytes]) -> str:
     """Copy the rows of all parts into `file`; the digest of their names. Memory is one row (group).
 
-    Raises ValueError when a part is not what its manifest says.
+    Raises ValueError when a part is not what its manifest says, or its format cannot be joined.
     """
+    format_name = manifests[0].job.settings.get("format")  # a piece may have any suffix
+    if format_name not in JOINERS:
+        raise ValueError(f"{parts[0]}: the format {format_name!r} cannot be joined")
     before = csv.field_size_limit(MAX_FIELD)
     try:
-        return _join(parts, manifests, JOINERS[parts[0].suffix](file))
+        return _join(parts, manifests, JOINERS[format_name](file))
     finally:
         csv.field_size_limit(before)
 
@@ -114,4 +117,4 @@ class _Parquet:
         self.writer.close()
 
 
-JOINERS: dict[str, type[_Joiner]] = {".csv": _Csv, ".jsonl": _Jsonl, ".parquet": _Parquet}
+JOINERS: dict[str, type[_Joiner]] = {"csv": _Csv, "jsonl": _Jsonl, "parquet": _Parquet}

@@ -12,17 +12,18 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
+import io
 import os
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import PIL
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
-from serve.job import Progress, Scoring, score_part
+from serve.job import Progress, Scoring, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
@@ -120,8 +121,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     succeed.
     """
     args = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name must not fail a job that is done
     try:
         return run(args)
+    except MemoryError as error:
+        print(f"error: {error or 'out of memory'}: lower --batch-size or --workers", file=sys.stderr)
+        return 2
     except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -201,8 +208,13 @@ def open_scoring(args: argparse.Namespace, model: Path, format_name: str, source
         batch_size = default_batch_size(predictor)
     layout = Layout(predictor.metadata.class_names, args.top_k, args.embeddings, args.labels)
     if format_name == "kaggle":
-        names = (entry.name for entry in source.inventory.entries() if not entry.problem)
+        names = (entry.name for entry in source.inventory.entries() if is_an_image(entry))
         check_kaggle(names, layout.class_names, args.labels)
+        for entry in source.inventory.entries():
+            if not is_an_image(entry):
+                print(
+                    f"warning: {entry.name!r} has no row in Kaggle's form: {entry.problem}", file=sys.stderr
+                )
     check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
     return Scoring(predictor, source, format_name, layout, batch_size, args.workers, args.image_timeout)
 
@@ -233,10 +245,12 @@ def report(output: str, scoring: Scoring, progress: Progress) -> None:
     scored = progress.done - progress.errors
     new = progress.done - progress.resumed
     resumed = f", {progress.resumed} of them from before" if progress.resumed else ""
-    print(
-        f"{progress.done} rows in {output}: {scored} scored, {progress.errors} errors"
-        f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s"
-    )
+    with suppress(OSError):  # the rows are written, whoever still listens
+        print(
+            f"{progress.done} rows in {output}: {scored} scored, {progress.errors} errors"
+            f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s",
+            flush=True,
+        )
     if scoring.source.ignored:
         print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
 

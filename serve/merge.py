@@ -64,6 +64,8 @@ def merge(folder: Path, output: Path) -> tuple[int, int]:
     job = manifests[0].job
     if output.suffix != parts[0].suffix:
         raise ValueError(f"--output {str(output)!r} must end in {parts[0].suffix}, as the parts do")
+    if output.resolve() in {part.resolve() for part in parts}:
+        raise ValueError(f"--output {str(output)!r} is one of the parts: choose another name")
     with atomic_writer(output) as file:
         if join(parts, manifests, file) != job.inputs_sha256:
             raise ValueError(

@@ -66,6 +66,8 @@ class ModelMetadata:
     """Library versions at export."""
 
     def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise TypeError(f"class_names {self.class_names}")
         if len(self.class_names) < 2:
             raise ValueError(f"a classifier needs two classes or more, not {self.class_names}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -98,7 +100,11 @@ class ModelMetadata:
         if set(values) != known:
             raise ValueError(f"model metadata fields {sorted(values)} are not {sorted(known)}")
         try:
+            for name, kind in (("class_names", list), ("versions", dict), ("metrics", dict)):
+                if not isinstance(values[name], kind):
+                    raise TypeError(f"{name} {values[name]!r}")
             values["class_names"] = tuple(values["class_names"])
+            values["versions"] = {str(name): str(version) for name, version in values["versions"].items()}
             values["preprocess"] = Preprocess.from_dict(values["preprocess"])
             values["verified"] = tuple(Pairing(**pairing) for pairing in values["verified"])
             return cls(**values)

@@ -149,6 +149,8 @@ class Preprocess:
     """bilinear, bicubic or lanczos; always antialiased."""
 
     def __post_init__(self) -> None:
+        if type(self.size) is not int or type(self.resize_size) is not int:
+            raise TypeError(f"preprocess sizes {self.size!r} and {self.resize_size!r}")
         if self.mode not in MODES:
             raise ValueError(f"preprocess mode {self.mode!r} is none of {', '.join(MODES)}")
         if self.interpolation not in RESAMPLING:

@@ -3,6 +3,7 @@
 Reads are retried a bounded number of times. fsspec and its file systems are imported on first use only.
 """
 
+import errno
 import posixpath
 import random
 import secrets
@@ -22,6 +23,10 @@ FIRST_PAUSE = 0.5  # seconds; doubled after each attempt, and half of it drawn b
 READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
 
 T = TypeVar("T")
+
+
+class NoRangesError(OSError):
+    """The server sends whole files only."""
 
 
 def is_remote(name: str) -> bool:
@@ -50,9 +55,9 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 def open_seekable(url: str) -> IO[bytes]:
     """For headers spread over a big object: seeking does not download what lies between."""
+    if _is_http(url):
+        retried(lambda: _fetch(url, 1, 2))
     file = retried(lambda: _filesystem(url).open(url, "rb", block_size=READ_AHEAD, cache_type="readahead"))
-    if not file.seekable() or (_is_http(url) and type(file).__name__ == "HTTPStreamFile"):
-        raise OSError(f"{url}: this server does not read ranges of a file; download it first")
     opened: IO[bytes] = file
     return opened
 
@@ -159,7 +164,9 @@ def retried(action: Callable[[], T]) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except (FileNotFoundError, PermissionError, ValueError, ImportError):
+        except FileNotFoundError as error:  # fsspec's says no more than the URL
+            raise FileNotFoundError(f"not found: {error}") from error
+        except (PermissionError, ValueError, ImportError, NoRangesError):
             raise
         except Exception as error:  # aiohttp's, botocore's and google's exceptions share no base
             if attempt == ATTEMPTS or not _may_pass(error):
@@ -199,14 +206,19 @@ def _fetch(url: str, start: int, stop: int) -> bytes:
     """Bytes start to stop - 1, or fewer where the object ends."""
     filesystem = _filesystem(url)
     if not _is_http(url):
-        data: bytes = filesystem.cat_file(url, start=start, end=stop)
+        try:
+            data: bytes = filesystem.cat_file(url, start=start, end=stop)
+        except OSError as error:
+            if start == 0 and error.errno == errno.EINVAL:  # S3's answer for an empty object
+                return b""
+            raise
         return data
     # A stream, so that a server that sends more than was asked for cannot fill the memory; `size` saves
     # the question for it.
     ranged = {"headers": {"Range": f"bytes={start}-{stop - 1}"}} if start else {}
     with filesystem.open(url, "rb", block_size=0, size=1, **ranged) as stream:
         if start and stream.r.status != 206:
-            raise OSError("this server does not read ranges of a file; download it first")
+            raise NoRangesError(f"{url}: this server does not read ranges of a file; download it first")
         parts, left = [], stop - start
         while left > 0 and (part := stream.read(left)):
             parts.append(part)

@@ -25,6 +25,7 @@ from typing import Any
 from serve.writers import atomic_writer
 
 MANIFEST_VERSION = 1
+MAX_SHARDS = 1_000_000
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
 PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})(\.[a-z]+)")
 
@@ -42,9 +43,10 @@ class Shard:
             index = os.environ.get(INDEX_VARIABLE, "")
             if not index:
                 raise ValueError(f"--shard {text}: the environment variable {INDEX_VARIABLE} is not set")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) <= MAX_SHARDS):
             raise ValueError(
-                f"--shard {text!r} is not I/N with I from 0 to N-1, or auto/N (index {index!r})"
+                f"--shard {text!r} is not I/N with I from 0 to N-1, or auto/N (index {index!r}), and N at "
+                f"most {MAX_SHARDS}"
             )
         return cls(int(index), int(count))
 
@@ -97,10 +99,16 @@ class Manifest:
                     f"{path} has format_version {values['format_version']}, this version reads "
                     f"{MANIFEST_VERSION}"
                 )
-            return cls(**{**values, "job": Job(**values["job"])})
+            manifest = cls(**{**values, "job": Job(**values["job"])})
+            numbers = (manifest.first, manifest.rows, manifest.errors, manifest.job.total)
+            if not all(type(n) is int and n >= 0 for n in numbers) or manifest.errors > manifest.rows:
+                raise TypeError(f"first, rows, errors, total are {numbers}")
+            if not isinstance(manifest.job.settings, dict):
+                raise TypeError(f"settings are {manifest.job.settings!r}")
+            return manifest
         except OSError as error:
             raise ValueError(f"{path} cannot be read, so {part.name} is unfinished: {error}") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no manifest: {error!r}") from error
 
     def write(self, part: Path, scratch: Path | None = None) -> None:

@@ -112,6 +112,8 @@ def _files(paths: list[str], base: str) -> Source:
     def entries() -> Iterator[Entry | None]:
         for path in paths:
             name = path.removeprefix(prefix)
+            if not is_remote(path):
+                name = name.lstrip("/")  # a doubled slash is none; in an object's key it is one
             if path.lower().endswith(TAR_SUFFIX):
                 yield from tars.index(path, name)
             elif path.lower().endswith(COMPRESSED_TARS):
@@ -196,7 +198,7 @@ def _pattern(pattern: str) -> Source:
         elif is_remote(expanded):
             paths += remote.match(expanded)
         else:
-            paths += glob.glob(expanded, recursive=True)
+            paths += (path for path in glob.glob(expanded, recursive=True) if not os.path.isdir(path))
     if not paths or not any(is_remote(path) or os.path.exists(path) for path in paths):
         raise ValueError(f"--images {pattern!r} matches no file")
     found = WILDCARDS.search(pattern)

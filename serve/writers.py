@@ -6,6 +6,7 @@ null) when there is a prediction.
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -112,6 +113,10 @@ def atomic_writer(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            error.filename = str(path)  # of what has no room, the system says the reason alone
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
