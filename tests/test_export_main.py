@@ -206,6 +206,29 @@ def test_a_provider_that_cannot_be_verified_changes_nothing(
     assert {p.name: p.read_bytes() for p in (published / "export").iterdir()} == before
 
 
+@pytest.mark.parametrize("arguments", [("--images", "/nonexistent"), ("--limit", "-5")])
+def test_an_export_that_cannot_begin_changes_nothing(published: Path, arguments: tuple[str, ...]) -> None:
+    before = {p.name: p.read_bytes() for p in (published / "export").iterdir()}
+    assert export.main.main(["--run", str(published), *arguments]) == 2
+    assert {p.name: p.read_bytes() for p in (published / "export").iterdir()} == before
+
+
+@pytest.mark.parametrize("drop", ["nan", "-1", "inf"])
+def test_a_gate_has_a_limit(run: Path, drop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export.main.main(["--run", str(run), "--max-accuracy-drop", drop])
+    assert f"{drop} is not a number of 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["path,label\n", "", "a,b\n1,2\n"])
+def test_predictions_without_rows_are_named(
+    run: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "val_predictions.csv").write_text(text)
+    assert export.main.main(["--run", str(run)]) == 2
+    assert "val_predictions.csv holds no validation images" in capsys.readouterr().err
+
+
 def test_validation_images_may_have_moved(published: Path, sample: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(sample / "train", tmp_path / "moved")
     assert add(published, "cpu:fp32", "--images", str(moved)) == 0

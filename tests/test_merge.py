@@ -74,6 +74,36 @@ def test_merged_shards_are_the_bytes_of_one_process(
     assert merged.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("x.ndjson", ()),
+        ("x", ()),
+        ("X.CSV", ()),
+        ("x.txt", ("--format", "csv")),
+        ("x.csv", ("--format", "jsonl")),
+    ],
+)
+def test_pieces_are_joined_by_their_format_whatever_the_name(
+    tmp_path: Path, model: Path, images: Path, name: str, arguments: tuple[str, ...]
+) -> None:
+    whole, pieces = tmp_path / f"whole-{name}", tmp_path / name
+    assert score(model, images, "--output", whole, *arguments) == 0
+    assert score(model, images, "--output", pieces, *arguments, "--part-size", 8) == 0
+    assert pieces.read_bytes() == whole.read_bytes()
+
+
+def test_a_part_is_not_written_over(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = score_shards(model, images, tmp_path / "parts", 2)
+    part = folder / "part-00000-of-00002.csv"
+    before = part.read_bytes()
+    assert merge(folder, part) == 2
+    assert "is one of the parts" in capsys.readouterr().err
+    assert part.read_bytes() == before
+
+
 def test_parquet_shards_hold_the_rows_of_one_process(tmp_path: Path, model: Path, images: Path) -> None:
     arguments = ("--format", "parquet")
     assert score(model, images, "--output", tmp_path / "whole.parquet", *arguments) == 0

@@ -43,6 +43,14 @@ def quantize(run: Path, to: str, *arguments: str) -> int:
     return main(["--run", str(run), "--to", to, "--max-accuracy-drop", "5", *arguments])
 
 
+def test_what_cannot_begin_changes_nothing(run: Path) -> None:
+    assert quantize(run, "int8") == 0
+    before = {p.name: p.read_bytes() for p in (run / "export").iterdir()}
+    assert quantize(run, "int8", "--calibration-images", "0") == 2
+    assert quantize(run, "int8", "--training-images", "/nonexistent") == 2
+    assert {p.name: p.read_bytes() for p in (run / "export").iterdir()} == before
+
+
 @pytest.mark.parametrize("to", ["int8", "fp16"])
 def test_publishes_a_verified_file_that_is_smaller_and_says_what_it_is(run: Path, to: str) -> None:
     before = file_sha256(run / "export" / "model.onnx")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import PIL
@@ -85,6 +86,43 @@ def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> N
     assert [float(row["label"]) > 0.4 for row in rows[:3]] == [False, True, True]
     assert rows[3]["label"] == ""
     assert "4 rows in predictions.csv: 3 scored, 1 errors" in done.stdout
+
+
+def test_kaggle_counts_the_broken_images_of_a_tar_file(
+    tmp_path: Path, two_classes: Path, images: Path
+) -> None:
+    with tarfile.open(tmp_path / "k.tar", "w") as tar:
+        for path in sorted(images.iterdir()):
+            tar.add(path, path.name)
+        link = tarfile.TarInfo("8.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        tar.addfile(link)
+    done = run(tmp_path, "--model", two_classes, "--images", "k.tar", "--format", "kaggle")
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert [(row["id"], bool(row["label"])) for row in rows] == [
+        ("0", True),
+        ("1", True),
+        ("2", True),
+        ("8", False),
+    ]
+    assert "3 scored, 1 errors" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
+def test_nobody_who_listens_costs_no_finished_job(
+    tmp_path: Path, model: Path, images: Path, closed: bool
+) -> None:
+    command = [sys.executable, str(SCRIPT), "--model", str(model), "--images", str(images)]
+    with open("/dev/full", "w") as full:
+        code = subprocess.run(
+            [*command, "--output", "prédiction.csv"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL if closed else full,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            check=False,
+        ).returncode
+    assert code == 0
+    assert (tmp_path / "prédiction.csv").is_file()
 
 
 def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Path, model: Path) -> None:

@@ -57,6 +57,17 @@ def test_the_next_model_is_the_next_version(exported: Path, tmp_path: Path) -> N
     ]
 
 
+def test_a_model_that_was_struck_out_is_not_handed_on(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = exported / "export" / "verification.json"
+    record.write_text(record.read_text().replace('"passed": true', '"passed": false'))
+    code = export.triton.main(["--run", str(exported), "--repository", str(tmp_path / "models")])
+    assert code == 2
+    assert "model.onnx failed verification and is not to be used" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
