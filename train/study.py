@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train.config import TrainConfig
 from train.registry import end_children, log_parent, open_parent
-from train.snapshots import list_snapshots
 from train.space import Space
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
@@ -118,6 +117,11 @@ def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(n_startup_trials=plan.startup, seed=seed)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """The run in this folder can be gone on with, in its first epoch too."""
+    return any((folder / "checkpoints").glob("*.pt"))
+
+
 def recover(study: optuna.Study, plan: Plan) -> None:
     """Trials that were interrupted: failed in Optuna, and queued again with the same values.
 
@@ -131,7 +135,7 @@ def recover(study: optuna.Study, plan: Plan) -> None:
         if trial.number not in continued:  # else killed between the two steps below
             attributes = {"continues": trial.number}
             name = trial.user_attrs.get("run", "")
-            if name and list_snapshots(plan.folder / name / "checkpoints"):
+            if name and has_checkpoint(plan.folder / name):
                 attributes["run"] = name
             study.enqueue_trial(trial.params, attributes)
             print(f"trial {trial.number} was interrupted, and goes on as a new one")

@@ -34,12 +34,12 @@ from train.fetch import is_remote
 from train.loader import EpochPlan
 from train.model import build_model
 from train.pretrained import settle
-from train.snapshots import list_snapshots
 from train.space import flags, given_settings, read_space
 from train.study import (
     ParentRun,
     Plan,
     finished,
+    has_checkpoint,
     locked,
     open_study,
     recover,
@@ -197,7 +197,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTr
     trial.set_user_attr("run", name)
     print(f"trial {trial.number}: {shown(trial.params)}", flush=True)
     folder = plan.folder / name
-    if "continues" in trial.user_attrs and list_snapshots(folder / "checkpoints"):
+    if "continues" in trial.user_attrs and has_checkpoint(folder):
         arguments = [f"--resume={folder}"]
     else:
         drawn = flags(trial.params, given_settings(plan.argv))
