@@ -63,7 +63,7 @@ def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
             if any(cells.values()):
                 try:
                     soft[row["path"]] = {name: float(cell) for name, cell in cells.items()}
-                except ValueError as error:
+                except (TypeError, ValueError) as error:
                     raise ValueError(
                         f"{path} line {reader.line_num}: not a probability: {error}"
                     ) from error
