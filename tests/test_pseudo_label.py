@@ -12,7 +12,7 @@ from PIL import Image
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.manifest import read_manifest, read_soft_labels
-from train.pseudo_label import Guesses, read_guesses, select
+from train.pseudo_label import Guesses, build_parser, check_settings, read_guesses, select
 
 
 def guesses(rows: list[list[float]]) -> Guesses:
@@ -46,6 +46,23 @@ def test_images_that_could_not_be_scored_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text(text)
     read = read_guesses(tmp_path / "scores.csv", tmp_path)
     assert (read.paths, read.names, read.class_names) == ([f"{tmp_path}/a.jpg"], ["dog"], ("cat", "dog"))
+
+
+def test_settings_can_change_until_a_round_is_labelled(tmp_path: Path) -> None:
+    """Or an error that says to lower --threshold could not be followed."""
+
+    def check(threshold: float) -> None:
+        given = ["--teacher", "t", "--unlabelled", "u", "--threshold", str(threshold)]
+        check_settings(tmp_path / "settings.json", build_parser().parse_args(given))
+
+    check(0.9)
+    (tmp_path / "scores-1.csv").touch()
+    check(0.8)
+    assert not (tmp_path / "scores-1.csv").exists()
+    (tmp_path / "train-1.csv").touch()
+    check(0.8)
+    with pytest.raises(ValueError, match=r"--threshold 0\.8 -> 0\.7"):
+        check(0.7)
 
 
 def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:

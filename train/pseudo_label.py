@@ -152,7 +152,11 @@ def check_settings(file: Path, args: argparse.Namespace) -> None:
         temporary.replace(file)
     before = json.loads(file.read_text())
     changed = [f"--{name} {before[name]} -> {new}" for name, new in settings.items() if before[name] != new]
-    if changed:
+    if changed and not any(file.parent.glob("train-*.csv")):  # no round is labelled: begin anew
+        for path in (file, *file.parent.glob("scores-*.csv")):
+            path.unlink()
+        check_settings(file, args)
+    elif changed:
         raise ValueError(
             f"{file.parent} holds rounds with other settings ({', '.join(changed)}): give those, or the "
             "student another --name"
