@@ -14,13 +14,25 @@ BINS = 15
 
 
 def log_probabilities(logits: Floats, temperature: float = 1.0, clip: float = 0.0) -> Floats:
-    """[N, num_classes] -> the same shape; `clip` is the smallest probability before rows are made to sum
-    to 1 again. `train.model.probabilities` is the same in torch."""
+    """[N, num_classes] -> the same shape. Each class gets `clip`, and the softmax the rest: no probability
+    is below `clip`, and none changes its place. `train.model.probabilities` is the same in torch."""
     values: Floats = log_softmax(logits / temperature, axis=1)
     if clip:
-        raised = np.maximum(np.exp(values), clip)
-        values = np.log(raised / raised.sum(axis=1, keepdims=True))
+        values = np.log(clip + (1 - clip * logits.shape[1]) * np.exp(values))
     return values
+
+
+def check_clip(clip: float, num_classes: int) -> None:
+    """
+    Raises:
+        ValueError: nothing would be left for the answer.
+    """
+    most = 0.5 / num_classes
+    if clip > most:
+        raise ValueError(
+            f"--clip_probabilities {clip:g} is too much for {num_classes} classes: together they would get "
+            f"{clip * num_classes:g} whatever the image; at most {most:g}"
+        )
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:

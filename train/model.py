@@ -128,11 +128,10 @@ class ImageClassifier(nn.Module):
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
-    """Softmax, no value below `clip`, rows summing to 1; `train.calibration.log_probabilities` in torch."""
+    """Softmax, no value below `clip`, rows summing to 1: see `train.calibration.log_probabilities`."""
     values = logits.softmax(dim=1)
     if clip:
-        values = values.clamp(min=clip)
-        values = values / values.sum(dim=1, keepdim=True)
+        values = clip + (1 - clip * logits.shape[1]) * values
     return values
 
 
@@ -226,6 +225,11 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
     return model.eval()
 
 
+def best_checkpoint(run: str) -> Path:
+    """Of a run directory."""
+    return Path(run) / "checkpoints" / "best.pt"
+
+
 def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> ImageClassifier | None:
     """The best checkpoint of another run of the same classes; none without a name. `zoom` is the student's.
 
@@ -234,7 +238,7 @@ def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> I
     """
     if not run:
         return None
-    checkpoint = load_checkpoint(Path(run) / "checkpoints" / "best.pt")
+    checkpoint = load_checkpoint(best_checkpoint(run))
     if list(checkpoint["class_names"]) != list(class_names):
         raise ValueError(
             f"--teacher {run!r} knows the classes {checkpoint['class_names']}, the data have {class_names}"

@@ -88,7 +88,8 @@ def check_metrics(
 ) -> None:
     """The table and the recorded metrics must tell of one checkpoint.
 
-    Recorded is the log loss before `temperature` and `clip`, the table has both; clipping cannot be undone.
+    Recorded is the log loss before `temperature` and `clip`, the table has both. With a clip accuracy alone
+    is compared: earlier versions clipped in a way that cannot be undone.
 
     Raises:
         ValueError: they differ by more than rounding.
