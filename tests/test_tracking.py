@@ -234,6 +234,12 @@ def test_class_names_of_any_kind_are_metric_names(store: str, classes: list[str]
     assert set(run.data.metrics) >= {metric_name(name) for name in names}
 
 
+def test_classes_that_mlflow_would_call_alike_stay_apart() -> None:
+    classes = ["a,b", "a;b", "a_b", "a//b", "a/_/b", *(("x" * 300) + end for end in "yz")]
+    assert len({metric_name(f"f1/{name}") for name in classes}) == len(classes)
+    assert metric_name("f1/a_b") == "f1/a_b"
+
+
 def test_metrics_that_are_not_finite_are_logged(store: str) -> None:
     t = tracker()
     t.start({}, "data", DIGEST)

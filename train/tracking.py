@@ -4,6 +4,7 @@ MLflow may be away, slow or broken: a thread of its own talks to it, training go
 missed is sent later, by the thread or by train/sync.py. tracking.json in the run directory says what.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,7 @@ RETRY_SECONDS = 15.0
 LAST_TRIES = 3  # a locked database is free in a moment
 RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
 KEY_TAG = "purebred.key"
+LONGEST_METRIC_NAME = 240  # MLflow takes 250, and a hash may follow
 # an epoch that is done again has other values, and no better
 OF_ITS_EXECUTION = ("images_per_second", "data_share")
 
@@ -260,9 +262,13 @@ def _log_dataset(source: str, digest: str) -> None:
 
 
 def metric_name(name: str) -> str:
-    """Class names can hold characters that MLflow refuses, or look like paths that it refuses."""
-    parts = re.sub(r"[^/\w.\- :]", "_", name)[:250].split("/")
-    return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
+    """Class names can hold characters that MLflow refuses, or look like paths that it refuses. A name that
+    had to be changed ends with a hash of the original, so that different names stay different."""
+    parts = re.sub(r"[^/\w.\- :]", "_", name)[:LONGEST_METRIC_NAME].split("/")
+    known = "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
+    if known == name:
+        return name
+    return f"{known}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def connect() -> None:
