@@ -18,10 +18,12 @@ import mlflow
 import optuna
 import pytest
 from conftest import REPOSITORY
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 from train_data import flat_set
 
 from train import compare, study, sweep, trial
+from train.config import TrainConfig
 from train.study_report import summary, write_report
 
 # Trial N has the accuracies of the Nth entry; a text is an error, null stands still until it is stopped.
@@ -62,6 +64,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     flat_set(tmp_path / "images", 10)
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "mixes.yaml").write_text("mixup: {choices: [0.0, 0.2]}\n")
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -275,6 +278,8 @@ def test_a_study_keeps_its_settings(
         ([], ["--model", "simple_cnm"], "unknown --model 'simple_cnm'; the closest names are simple_cnn"),
         ([], ["--model", "alexnet"], "alexnet cannot take images of 16 pixels"),
         (["--nproc_per_node", "3"], [], "--batch_size 4 is not divisible by 3"),
+        (["--nproc_per_node", "4"], ["--mixup", "0.2"], "--batch_size 4 with mixup or cutmix must be"),
+        (["--space", "mixes.yaml"], ["--batch-size", "5"], "--batch_size 5 with mixup or cutmix"),
         (["--trials", "0"], [], "--trials 0 is less than 1"),
         (["--startup", "0"], [], "--startup 0 is less than 1"),
         (["--study", "a/b"], [], "'a/b'"),
@@ -294,6 +299,17 @@ def test_a_mistake_is_one_line_before_the_first_trial(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert "trial" not in printed.out
+
+
+@pytest.mark.parametrize(("mixup", "processes"), [(0.2, 1), (0.0, 2)])
+def test_a_range_of_batch_sizes_must_not_hold_any_that_cannot_be_divided(
+    mixup: float, processes: int
+) -> None:
+    config = TrainConfig(mixup=mixup)
+    sweep.check_batches(TrainConfig(), {"batch_size": IntDistribution(2, 8)}, set(), 1)
+    sweep.check_batches(config, {"batch_size": CategoricalDistribution([2, 8])}, set(), processes)
+    with pytest.raises(ValueError, match="a range of batch_size holds numbers by which batches cannot be"):
+        sweep.check_batches(config, {"batch_size": IntDistribution(2, 8)}, set(), processes)
 
 
 def test_a_study_of_someone_else_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import os
+import shlex
 import time
 import traceback
 from contextlib import ExitStack
@@ -39,7 +40,7 @@ from train.distributed import (
 )
 from train.epochs import Epochs
 from train.fetch import fetch
-from train.loader import EpochPlan
+from train.loader import check_batch_size
 from train.metrics import read_predictions
 from train.metrics_file import NullTracker, build_tracker
 from train.mirror import localise, mirrored
@@ -106,7 +107,7 @@ def run(
         f"val/log_loss {history.best['val/log_loss']:.4f} (calibrated "
         f"{history.best['val/log_loss_calibrated']:.4f}); {len(data.val)} validation images\n"
         f"run directory {there or folder}\n"
-        f"next: python export/main.py --run {there or folder}"
+        f"next: python export/main.py --run {shlex.quote(there or str(folder))}"
     )
 
 
@@ -151,7 +152,7 @@ def main() -> None:
         device = choose_device(config, ranks)
         num_workers = choose_workers(config, ranks, device)
         configure(config, ranks, device, num_workers)
-        EpochPlan(1, config.batch_size, 0, 0, ranks.world_size, config.accumulation)
+        check_batch_size(config, ranks.world_size)
         with process_group(ranks, device):
             try:
                 run(config, ranks, device, num_workers, stop)

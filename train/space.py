@@ -86,7 +86,7 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
     for name, entry in described.items():
         try:
             space[name] = _distribution(name, entry)
-            for value in _extremes(space[name]):
+            for value in extremes(space[name]):
                 parse_config([*argv, *flags({name: value}, given)])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{source}, {name}: {error}") from error
@@ -155,7 +155,8 @@ def _distribution(name: str, entry: Any) -> BaseDistribution:
     return FloatDistribution(float(low), float(high), log=log)
 
 
-def _extremes(distribution: BaseDistribution) -> list[Any]:
+def extremes(distribution: BaseDistribution) -> list[Any]:
+    """All choices, or the ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))

@@ -27,14 +27,15 @@ from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from train.config import parse_config
+from train.config import TrainConfig, parse_config
 from train.fetch import is_remote
-from train.loader import EpochPlan
+from train.loader import check_batch_size
 from train.model import build_model
 from train.pretrained import settle
-from train.space import flags, given_settings, read_space
+from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
 from train.study import (
     ParentRun,
     Plan,
@@ -112,7 +113,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     if is_remote(config.output):
         raise ValueError(f"--output {config.output}: a study needs a local folder; copy it afterwards")
     space = read_space(args.space, rest)
-    EpochPlan(1, config.batch_size, 0, 0, args.nproc_per_node, config.accumulation)
+    check_batches(config, space, given_settings(rest), args.nproc_per_node)
     models = getattr(space.get("model"), "choices", (config.model,))
     for model in models:
         settled, _ = settle(config.replace(model=model))
@@ -130,6 +131,27 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         config=config,
         space=space,
     )
+
+
+def check_batches(config: TrainConfig, space: Space, given: set[str], processes: int) -> None:
+    """Every batch size that can be drawn must suit the processes, and mixing if that can be drawn.
+
+    Raises:
+        ValueError: one does not; the message names it.
+    """
+    searched = space.keys() | ({"mixup"} if AUGMENTATION in space and "mixup" not in given else set())
+    mixes = config.mixup + config.cutmix > 0 or bool({"mixup", "cutmix"} & searched)
+    drawn = {name: extremes(space[name]) for name in ("batch_size", "accumulation") if name in space}
+    ranges = [name for name in drawn if isinstance(space[name], IntDistribution)]
+    if ranges and (mixes or processes > 1 or len(drawn) > 1 or config.accumulation > 1):
+        raise ValueError(
+            f"--space: a range of {ranges[0]} holds numbers by which batches cannot be divided here; give "
+            "its choices"
+        )
+    for batch_size in drawn.get("batch_size", [config.batch_size]):
+        for accumulation in drawn.get("accumulation", [config.accumulation]):
+            changes = {"batch_size": batch_size, "accumulation": accumulation}
+            check_batch_size(config.replace(**changes, mixup=1.0 if mixes else 0.0), processes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
