@@ -168,6 +168,32 @@ def test_changed_data_are_refused_with_both_digests(tmp_path: Path) -> None:
         restore(state, new_trainee(config, data), other, config)
 
 
+def test_more_epochs_than_were_planned_follow_the_schedule_that_has_them(tmp_path: Path) -> None:
+    """The rate at the end of the plan was 0; the next step's must not be."""
+    config, data = make_data(tmp_path, epochs=2, layer_decay=0.5)
+    trainee = new_trainee(config, data)
+    train(trainee, config, data, range(2))
+    history = History(epochs_done=2, best_epoch=1, best={"val/accuracy": 1.0})
+    state = checkpoint_state(trainee, history, data, config, "run")
+    assert {group["lr"] for group in trainee.optimizer.param_groups} == {0.0}
+    longer = config.replace(epochs=4)
+    gone_on = new_trainee(longer, data)
+    restore(state, gone_on, data, longer)
+    planned = new_trainee(longer, data)
+    train(planned, longer, data, range(2))
+    for ours, theirs in zip(gone_on.optimizer.param_groups, planned.optimizer.param_groups, strict=True):
+        assert ours["lr"] == theirs["lr"] > 0
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+    history = History(epochs_done=2, best_epoch=1, best={"val/accuracy": 1.0})
+    state = checkpoint_state(new_trainee(config, data), history, data, config, "run")
+    with pytest.raises(ValueError, match=r"--epochs 1 is less than the 2 that this run has done; give 2"):
+        restore(state, new_trainee(config, data), data, config.replace(epochs=1))
+    restore(state, new_trainee(config, data), data, config.replace(epochs=2))
+
+
 def test_turning_the_average_on_or_off_is_refused(tmp_path: Path) -> None:
     state, config, data = saved(tmp_path)
     with pytest.raises(ValueError, match="--ema"):

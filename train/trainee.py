@@ -197,6 +197,20 @@ class Trainee:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        self._follow_schedule()
+
+    def _follow_schedule(self) -> None:
+        """Set the learning rates of the next step by the schedule of now: with more epochs than were
+        planned, it is not the one that set those which were saved."""
+        rates = self.rates(self.scheduler.last_epoch)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler._last_lr = list(rates)
+
+    def rates(self, step: int) -> list[float]:
+        """Learning rates of the parameter groups at an optimizer step of the run."""
+        of_groups = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        return [float(base) * share(step) for base, share in of_groups]
 
 
 def build_trainee(
@@ -307,6 +321,11 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
         )
     if is_retuning(state) and config.epochs != saved["epochs"]:
         raise ValueError("--epochs cannot change once a run is being re-tuned; start a new run")
+    if config.epochs < min(state["epoch"], saved["epochs"]):
+        raise ValueError(
+            f"--epochs {config.epochs} is less than the {state['epoch']} that this run has done; give "
+            f"{state['epoch']} to end it as it is"
+        )
     trainee.load_state_dict(state)
     return History(**state["history"])
 
