@@ -274,6 +274,23 @@ def test_the_order_in_which_ranks_deliver_cannot_change_the_result(
     assert np.array_equal(logits, expected[1])
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_an_image_that_cannot_be_read_any_more_counts_as_wrong(tmp_path: Path, right: int) -> None:
+    """Whatever its class, and though the network would answer that one."""
+    config, data = make_data(tmp_path, 12, val_fraction=0.45)
+    model = linear_model()
+    with torch.no_grad():
+        model.network.layer.weight.zero_()
+        model.network.layer.bias.copy_(torch.eye(2)[right] * 5)
+    before, _ = evaluated(model, data, config, 4, Criterion(0.0, None))
+    lost = int(np.flatnonzero(data.val.labels == right)[0])
+    (data.val.root / data.val.paths[lost]).unlink()
+    after, logits = evaluated(model, data, config, 4, Criterion(0.0, None))
+    assert after["val/accuracy"] == pytest.approx(before["val/accuracy"] - 1 / len(data.val))
+    assert logits[lost].argmax() != right
+    assert np.ptp(logits[lost]) < 1e-3
+
+
 def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     config, data = make_data(tmp_path)
     model, _ = build_model("simple_cnn", 2, 16)

@@ -31,6 +31,7 @@ from train.trainee import Trainee
 
 AUXILIARY_WEIGHT = 0.3  # arXiv 1409.4842, section 5
 STEPS_BETWEEN_LOOKS = 50  # at a device that is not waited for otherwise
+UNKNOWN = 1e-4  # by so much other logits are above that of the right class
 CURE = "lower --lr, lengthen --warmup_epochs or use --precision fp32"
 
 
@@ -138,7 +139,8 @@ def train_one_epoch(
     colour = Colour(config)
     waited = 0.0
     running = running or Running(ranks, device)
-    first, lr = running.step, trainee.optimizer.param_groups[0]["lr"]
+    first = running.step
+    lr = trainee.rates(max(0, trainee.scheduler.last_epoch - 1))[0]  # of the last step, if none is left
     started = time.perf_counter()
     batches = loader(plan.batches(epoch, first))
     done = min(plan.num_samples, first * plan.batch_size)
@@ -228,7 +230,8 @@ def evaluate(
 
     Returns metrics with the prefix val/ (the same on every rank), and on rank 0 the whole evaluation.
     val/loss is the training criterion, val/log_loss plain cross-entropy; `clip` bounds the probabilities of
-    the calibrated metrics. `after_batch` is called equally often on all ranks.
+    the calibrated metrics. An image that cannot be read any more counts as wrong. `after_batch` is called
+    equally often on all ranks.
     """
     broadcast_buffers(model)
     model.eval()
@@ -237,9 +240,11 @@ def evaluate(
     whole_batches = len(images) // ranks.world_size // batch_size  # every rank has at least as many
     for number, batch in enumerate(loader(batches)):
         part = batch.to(device)
-        # an image that cannot be read any more is answered with equal probabilities
-        logits = torch.where(part.weights[:, None] > 0, model(part.images), 0.0)
-        loss = criterion(logits, F.one_hot(part.labels, logits.shape[1]).float())
+        logits = model(part.images)
+        labels = F.one_hot(part.labels, logits.shape[1]).float()
+        # an image that cannot be read any more counts as wrong, with all but equal probabilities
+        logits = torch.where(part.weights[:, None] > 0, logits, -UNKNOWN * labels)
+        loss = criterion(logits, labels)
         rows.append(torch.cat([part.indices[:, None].double(), loss[:, None].double(), logits.double()], 1))
         if number < whole_batches:
             after_batch()
