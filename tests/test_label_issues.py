@@ -157,6 +157,9 @@ def test_all_folds_with_one_command_and_again_without_training(
     assert "epoch 1/12" not in printed
     assert main([*command, "--lr", "0.1"]) == 2
     assert "fold1of2 was trained with other settings: --lr 0.003 -> 0.1; choose" in capfd.readouterr().err
+    (root / "dog.103.png").rename(root / "cat.3.png")  # one label is corrected
+    assert main(command) == 2
+    assert f"fold1of2 was trained before {root} changed" in capfd.readouterr().err
 
 
 def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(

@@ -22,8 +22,9 @@ import argparse
 import csv
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from cleanlab.count import num_label_issues
@@ -34,6 +35,8 @@ from numpy.typing import NDArray
 
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig, parse_config
+from train.data import prepare_data
+from train.fetch import copy, is_remote
 from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
 from train.pretrained import settle
@@ -95,11 +98,12 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
         if getattr(given, name) != getattr(plain, name):
             raise ValueError(f"--{name} is set for each fold by train/label_issues.py; leave it out")
     runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
+    digest = cache(partial(_content_digest, output=output))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     for fold, run in enumerate(runs, 1):
         own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
         config, _ = settle(parse_config([*flags, *own]))  # as the run has saved it
-        if run.exists() and _finished(run, config):
+        if run.exists() and _finished(run, config, digest):
             print(f"fold {fold} of {folds}: {run} is finished", flush=True)
             continue
         if (run / "checkpoints" / "last.pt").exists():
@@ -109,8 +113,8 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
     return runs
 
 
-def _finished(run: Path, config: TrainConfig) -> bool:
-    """Raises ValueError when it was trained with other settings."""
+def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], str]) -> bool:
+    """Raises ValueError when it was trained with other settings or data."""
     last = run / "checkpoints" / "last.pt"
     if not last.exists():  # not one epoch is done
         return False
@@ -121,7 +125,28 @@ def _finished(run: Path, config: TrainConfig) -> bool:
     if changed:
         listed = ", ".join(f"--{name} {saved.get(name)!r} -> {wanted[name]!r}" for name in changed)
         raise ValueError(f"{run} was trained with other settings: {listed}; choose another --output")
-    return History(**state["history"]).complete(config)
+    if not History(**state["history"]).complete(config):
+        return False  # train/main.py itself compares the data
+    source = TrainConfig(
+        data=config.data or saved["data"],
+        data_format=config.data_format,
+        exclude=config.exclude,
+        max_bad=config.max_bad,
+        near_duplicates=False,
+    )
+    if digest(source) != state["content_digest"]:
+        raise ValueError(
+            f"{run} was trained before {source.data} changed (images, labels or --exclude): choose another "
+            "--output to judge the data as they are"
+        )
+    return True
+
+
+def _content_digest(config: TrainConfig, output: Path) -> str:
+    """Of the data as they are now."""
+    if is_remote(config.data):
+        config = config.replace(data=str(copy(config.data, output / ".cache", True, print)))
+    return prepare_data(config.replace(output=str(output))).content_digest
 
 
 def find_issues(data: OutOfFold) -> LabelIssues:
