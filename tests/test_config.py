@@ -154,6 +154,10 @@ def test_resume_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> N
         (["--device", "cpu", "--precision", "fp16"], r"--precision fp16 is for CUDA; .* use bf16 or fp32"),
         (["--name", "a/b"], r"--name 'a/b' must be a plain folder name"),
         (["--name", ".."], r"--name '..' must be a plain folder name"),
+        (["--name", 101 * "é"], r"--name '.*' is longer than 200 bytes"),
+        (["--data", "d\udce9"], r"--data 'd.*' is not UTF-8, .*: rename that, or give a link to it"),
+        (["--start-size", "3"], r"--start_size 3 is outside 8..2048"),
+        (["--eval-size", "7"], r"--eval_size 7 is outside 8..2048"),
         (["--resize-size", "100"], r"resize_size 100 is outside 128"),
         (
             ["--subject-crop", "detector"],

@@ -209,6 +209,12 @@ def test_unusable_data_is_an_error_that_names_it_and_the_way_out(
         prepare(tmp_path)
 
 
+def test_validation_data_that_are_missing_are_called_by_their_flag(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"^--val_data 'nowhere' does not exist"):
+        prepare(tmp_path, val_data="nowhere")
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
@@ -427,7 +433,7 @@ def test_excluded_images_are_left_out_and_others_keep_their_side(tmp_path: Path)
             r"--exclude .* names 1 images that are not in .*nowhere.png",
         ),
         (["cat.0.png"], "file", r"--exclude .* needs the column path; it has \['file'\]"),
-        ([f"cat.{i}.png" for i in range(6)], "path", "class 'cat' in .* has no readable image"),
+        ([f"cat.{i}.png" for i in range(6)], "path", r"--exclude .* leaves no image of class 'cat'"),
     ],
 )
 def test_a_faulty_exclude_file_is_an_error_that_names_it(

@@ -182,6 +182,17 @@ def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: py
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
+def test_where_nothing_can_be_written_it_is_an_error_or_not_done(tmp_path: Path) -> None:
+    images = image_set(tmp_path / "images", noise(40, 30))
+    stored = training_entries(TrainConfig(image_size=32))
+    (tmp_path / "cache").write_text("a file in its place")
+    said: list[str] = []
+    with pytest.raises(ValueError, match=r"no pixel cache can be kept in .*cache: File exists; choose"):
+        open_cache(tmp_path / "cache", images, stored, "on", said.append)
+    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
+    assert "File exists; images are decoded in every epoch" in said[-1]
+
+
 def test_a_quota_is_found_out_when_room_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
     stored, said = training_entries(TrainConfig(image_size=32)), []

@@ -105,6 +105,8 @@ def test_unusable_requests_are_one_clear_line(trained: TrainedRun, tmp_path: Pat
     run = shutil.copytree(trained.folder, tmp_path / "teacher", ignore=shutil.ignore_patterns("export"))
     command = [sys.executable, REPOSITORY / "train" / "pseudo_label.py", "--teacher", run]
     command += ["--unlabelled", trained.sample / "test"]
+    printed = launch(*command, "--rounds", 0, cwd=tmp_path, code=2)
+    assert "error: --rounds 0 is outside 1..1000" in printed
     printed = launch(*command, "--", "--data", "x", cwd=tmp_path, code=2)
     assert "error: --data and --val_data are the teacher's and the guesses" in printed
     state = load_checkpoint(run / "checkpoints" / "best.pt")

@@ -129,3 +129,12 @@ def test_under_torchrun_the_time_of_a_run_is_that_of_its_agent(monkeypatch: pyte
     assert started_at() == time.localtime(began)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert time.mktime(started_at()) == pytest.approx(time.time(), abs=2)
+
+
+def test_a_run_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(ValueError, match=f"run '{tmp_path}' cannot be written: Is a directory"),
+        only_writer(tmp_path, print),
+    ):
+        pass

@@ -162,7 +162,8 @@ class TrainConfig:
     calibrate: bool = True
     """Divide the logits by a temperature fitted on the validation images (arXiv 1706.04599)."""
     clip_probabilities: float = 0.0
-    """Smallest probability that the exported model gives, for a bounded log loss; 0: no bound."""
+    """Probability that the exported model gives to each class whatever the image, for a bounded log loss;
+    at most half of 1 / the number of classes; 0: none."""
     profile: int = 0
     """Record this many steps of rank 0 with PyTorch's profiler: a trace and a table of where a step's time
     goes, in the run's folder profile; 0: none."""
@@ -224,8 +225,9 @@ class TrainConfig:
             )
         if self.device != "cuda" and self.precision == "fp16" and self.device == "cpu":
             raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
-        if 0 < self.image_size < 8:
-            raise ValueError(f"--image_size {self.image_size} is outside 8..2048")
+        for name in ("image_size", "start_size", "eval_size"):
+            if 0 < getattr(self, name) < SMALLEST_IMAGE:
+                raise ValueError(f"--{name} {getattr(self, name)} is outside {SMALLEST_IMAGE}..2048")
         if self.start_size > self.image_size > 0:
             raise ValueError(
                 f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
@@ -237,9 +239,22 @@ class TrainConfig:
             )
         self._check_folds()
         self._check_subject()
+        self._check_texts()
+        self.preprocess()
+
+    def _check_texts(self) -> None:
         if "/" in self.name or self.name in (".", ".."):
             raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
-        self.preprocess()
+        if len(self.name.encode(errors="surrogateescape")) > LONGEST_NAME:
+            raise ValueError(
+                f"--name {self.name!r} is longer than {LONGEST_NAME} bytes: file systems take few more"
+            )
+        for name, value in self.to_dict().items():
+            if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+                raise ValueError(
+                    f"--{name} {value!r} is not UTF-8, and neither YAML nor MLflow can keep it: rename "
+                    "that, or give a link to it"
+                )
 
     def _check_folds(self) -> None:
         if self.folds == 1:
@@ -310,6 +325,8 @@ class TrainConfig:
 
 
 RESIZING_PARTS = 4
+SMALLEST_IMAGE = 8  # pixels
+LONGEST_NAME = 200  # bytes; a sweep adds to it, and file systems take 255
 
 
 class OptimizerSettings(NamedTuple):

@@ -102,7 +102,7 @@ def prepare_data(config: TrainConfig) -> Data:
     """
     notes: list[str] = []
     excluded = read_excluded(config.exclude)
-    train, thumbnails, bad = _readable(config.data, config, excluded, notes)
+    train, thumbnails, bad = _readable(config.data, "--data", config, excluded, notes)
     if len(train.class_names) < 2:
         raise ValueError(
             f"{config.data} has the one class {train.class_names[0]!r}; a classifier needs two or more"
@@ -112,7 +112,7 @@ def prepare_data(config: TrainConfig) -> Data:
         content = _digest(train)
         train, val = split(train, config, near, notes)
         return Data(train, val, bad, _digest(train, val), notes, content, near)
-    val, val_thumbnails, bad_val = _readable(config.val_data, config, [], notes)
+    val, val_thumbnails, bad_val = _readable(config.val_data, "--val_data", config, [], notes)
     val = _map_classes(val, train.class_names, config.val_data)
     near = _near_duplicates([train, val], np.concatenate([thumbnails, val_thumbnails]), config)
     shared = set(train.sha256) & set(val.sha256)
@@ -141,10 +141,10 @@ def _near_duplicates(
 
 
 def _readable(
-    source: str, config: TrainConfig, excluded: list[str], notes: list[str]
+    source: str, flag: str, config: TrainConfig, excluded: list[str], notes: list[str]
 ) -> tuple[ImageSet, NDArray[np.uint8], dict[str, str]]:
     """(images, their thumbnails, unreadable files -> why)"""
-    root, labels, layout, problems = find_labels(Path(source), config.data_format)
+    root, labels, layout, problems = find_labels(Path(source), config.data_format, flag)
     soft = read_soft_labels(Path(source)) if layout == MANIFEST else {}
     class_names = tuple(sorted(set(labels.values()), key=natural_key))
     notes.append(f"{source}: {len(labels)} images, {layout}")
@@ -157,6 +157,12 @@ def _readable(
             )
         left = set(labels) - set(excluded)
         labels = {path: label for path, label in labels.items() if path in left}
+        empty = sorted(set(class_names) - set(labels.values()), key=natural_key)
+        if empty:
+            raise ValueError(
+                f"--exclude {config.exclude} leaves no image of class {empty[0]!r}: strike some out of "
+                f"that list, or take the class out of {source}"
+            )
         notes.append(f"{len(excluded)} of them are left out, as {config.exclude} says")
     paths = sorted(labels)
     notes.extend(f"warning: {source}: {name!r}: {why}" for name, why in problems.items())
@@ -183,11 +189,13 @@ def _readable(
     return image_set, result.thumbnails, {str(root / path): why for path, why in result.bad.items()}
 
 
-def find_labels(source: Path, data_format: str) -> tuple[Path, dict[str, str], str, dict[str, str]]:
+def find_labels(
+    source: Path, data_format: str, flag: str = "--data"
+) -> tuple[Path, dict[str, str], str, dict[str, str]]:
     """(root, path -> label, description of the layout, folders not entered -> why)."""
     if not source.exists():
         raise ValueError(
-            f"--data {str(source)!r} does not exist; name a folder of images or a CSV manifest"
+            f"{flag} {str(source)!r} does not exist; name a folder of images or a CSV manifest"
         )
     if data_format == "auto":
         data_format = _recognise(source)

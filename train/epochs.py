@@ -49,6 +49,7 @@ class Epochs:
         """
         Raises:
             Preempted: a rank was told to stop; a snapshot is written.
+            ValueError: the best checkpoint cannot be written.
         """
         self.stop.noted = True
         try:
@@ -65,7 +66,13 @@ class Epochs:
             self.snapshots.finish()
         self.agreement.settle()
         if self.snapshots.owed is not None:
-            self.snapshots.owed()  # the last chance: now the error counts
+            try:
+                self.snapshots.owed()  # the last chance: now the error counts
+            except OSError as error:
+                raise ValueError(
+                    f"the best checkpoint cannot be written: {error}. Make room in {self.folder}, and the "
+                    "same command goes on from the newest snapshot"
+                ) from error
 
     def _one_epoch(self) -> None:
         job = self.job

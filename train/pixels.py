@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import joblib
 import numpy as np
@@ -121,18 +121,26 @@ def open_cache(
     folder: Path, images: ImageSet, stored: Stored, mode: str, say: Callable[[str], None]
 ) -> PixelCache | None:
     """The cache of these images, built first if need be; None when `mode` is off, or auto and the disk is
-    too full, or an image cannot be read any more. Processes that want the same one at the same time build
-    it once.
+    too full or not ours to write, or an image cannot be read any more. Processes that want the same one at
+    the same time build it once.
 
     Raises:
-        ValueError: mode is on and there is no room for it.
+        ValueError: mode is on and there is no room for it, or nothing can be written.
     """
     if mode == "off":
         return None
     sha256s, first = np.unique(np.array(images.sha256), return_index=True)
     home = folder / f"pixels-{_key(sha256s, stored)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(home.with_suffix(".lock")):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = home.with_suffix(".lock").open("a")
+    except OSError as error:
+        refused = f"no pixel cache can be kept in {folder}: {error.strerror}"
+        if mode == "on":
+            raise ValueError(f"{refused}; choose another --output, or use --pixel_cache off") from error
+        say(f"warning: {refused}; images are decoded in every epoch")
+        return None
+    with _locked(lock):
         index = _read_index(home)
         if index is None:
             paths = [images.root / images.paths[i] for i in first]
@@ -242,8 +250,8 @@ def _load(path: Path) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(lock: TextIO) -> Iterator[None]:
     """One process at a time; a process that is killed leaves no lock behind."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -19,6 +19,7 @@ if not __package__:  # started by path: the repository root, not train/, belongs
 import argparse
 import csv
 import json
+import shlex
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from train.manifest import SOFT_COLUMN, write_manifest
 from train.scan import scan
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, flags = arguments[:divider], arguments[divider + 1 :]
     args = build_parser().parse_args(own)
     try:
+        for name, (lowest, highest) in LIMITS.items():
+            value = getattr(args, name)
+            if not lowest <= value <= highest:
+                raise ValueError(f"--{name} {value} is outside {lowest}..{highest}")
         run(args, flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -135,7 +141,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         step = ["--resume", teacher] if (teacher / "checkpoints" / "last.pt").exists() else []
         new = ["--name", teacher.name, "--output", student.output]
         train(args.nproc_per_node, [*flags, "--data", manifest, "--val_data", val, *(step or new)])
-    print(f"last student: {teacher}\nnext: python export/main.py --run {teacher}")
+    print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
 
 
 def check_settings(file: Path, args: argparse.Namespace) -> None:

@@ -103,9 +103,13 @@ def only_writer(folder: Path, say: Say) -> Iterator[None]:
     It goes with the process, however that ends. A file system without locks is trusted.
 
     Raises:
-        ValueError: another process has it.
+        ValueError: another process has it, or nothing can be written there.
     """
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+    try:
+        opened = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ValueError(f"run {str(folder)!r} cannot be written: {error.strerror}") from error
+    with opened as file:
         deadline, told = time.monotonic() + WAIT_FOR_LOCK_SECONDS, False
         while not _lock(file):
             if time.monotonic() > deadline:

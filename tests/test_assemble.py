@@ -1,0 +1,39 @@
+"""What is noticed while a run is put together, before it trains."""
+
+from pathlib import Path
+
+import pytest
+from train_data import build, linear_model, make_data, make_trainee
+
+from train.assemble import check_single_image, trained_on_validation
+from train.checkpoint import save_checkpoint
+from train.config import TrainConfig
+from train.data import prepare_data
+from train.trainee import History, checkpoint_state
+
+
+def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, 20, seed=1)
+    state = checkpoint_state(make_trainee(config, linear_model()), History(), data, config, "run")
+    best = tmp_path / "other" / "checkpoints" / "best.pt"
+    save_checkpoint(state, best)
+    for changes in ({"weights": str(best)}, {"teacher": str(tmp_path / "other")}):
+        same = config.replace(**changes)
+        assert trained_on_validation(same, prepare_data(same)) == []
+        other = same.replace(seed=2)
+        (warning,) = trained_on_validation(other, prepare_data(other))
+        assert warning.startswith(f"warning: --{next(iter(changes))} {next(iter(changes.values()))} was")
+        assert "--seed 1 --val_fraction 0.15 --folds 0 --fold 0" in warning
+
+
+def test_weights_of_other_kinds_are_nobodys_run(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+    (tmp_path / "w.pt").write_bytes(b"not ours")
+    for weights in ("", "default", "package", str(tmp_path / "w.pt")):
+        assert trained_on_validation(config.replace(weights=weights), data) == []
+
+
+def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match=r"resnet18 cannot .* single images of 32 pixels .*--batch_size"):
+        check_single_image(build("resnet18"), TrainConfig(model="resnet18", image_size=32))
+    check_single_image(build("resnet18", size=64), TrainConfig(model="resnet18", image_size=64))
