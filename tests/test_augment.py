@@ -22,7 +22,9 @@ class Augment:
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> np.ndarray:
         views = torch.from_numpy(self.view([np.asarray(image)], seed, epoch, [index]))
-        return self.colour(views, torch.tensor([index]), seed, epoch)[0].numpy()
+        changed = self.colour(views, torch.tensor([index]), seed, epoch)[0].numpy()
+        assert (changed == changed.astype(np.uint8)).all(), "whole numbers of 0..255"
+        return changed.astype(np.uint8)
 
 
 def picture(size: tuple[int, int] = (50, 37), seed: int = 0) -> Image.Image:
