@@ -142,7 +142,10 @@ def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:
     position: dict[str, str] = {}
     while True:
         arguments = {"Bucket": bucket, "Prefix": prefix, **position}
-        page = retried(lambda a=arguments: filesystem.call_s3("list_objects_v2", **a))  # type: ignore[misc]
+        try:
+            page = retried(lambda a=arguments: filesystem.call_s3("list_objects_v2", **a))  # type: ignore[misc]
+        except (FileNotFoundError, PermissionError) as error:
+            raise type(error)(f"s3://{bucket}/{prefix}: {error}") from error
         for item in page.get("Contents", ()):
             yield item["Key"].removeprefix(prefix)
         if not page.get("IsTruncated"):

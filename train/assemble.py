@@ -11,21 +11,14 @@ from torch import Tensor
 
 from train.augment import View
 from train.calibration import check_clip
-from train.checkpoint import has_checksum, load_checkpoint
+from train.checks import check_single_image, few_steps, trained_on_validation
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
 from train.device import Precision, candidates, choose_precision, compile_note, has_bf16, time_step
 from train.distributed import Ranks, on_main
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
-from train.model import (
-    ImageClassifier,
-    add_subject_crop,
-    best_checkpoint,
-    build_model,
-    load_teacher,
-    try_forward,
-)
+from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
 from train.pixels import PixelCache, Stored, open_cache, training_entries, validation_entries
 from train.retune import head_trainee, retuning
 from train.shared import share
@@ -98,17 +91,17 @@ def assemble(
     check_clip(config.clip_probabilities, len(classes))
     model, notes = build_everywhere(config, ranks, classes, state)
     model.to(device)
+    plan = EpochPlan(
+        len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
+    )
     if state is None and ranks.is_main:
-        notes += trained_on_validation(config, data)
+        notes += [*trained_on_validation(config, data), *few_steps(config, plan)]
     for note in notes:
         say(note)
     weights = class_weights(data.train) if config.class_weights == "balanced" else None
     share = config.teacher_share if config.teacher else 0.0
     criterion = Criterion(config.label_smoothing, weights, share, config.teacher_temperature).to(device)
     teacher = load_teacher(config.teacher, classes, model.zoom)
-    plan = EpochPlan(
-        len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
-    )
     if plan.micro_batch_size == 1:
         check_single_image(model, config)
     if state is not None:
@@ -140,42 +133,6 @@ def assemble(
         cache=cache,
         val_cache=val_cache,
     )
-
-
-def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
-    """Warnings of weights or a teacher from a run that split the same images otherwise."""
-    warnings = []
-    teacher = str(best_checkpoint(config.teacher)) if config.teacher else ""
-    for flag, file in (("--weights", config.weights), ("--teacher", teacher)):
-        path = Path(file)
-        if not path.is_file() or not has_checksum(path):
-            continue
-        state = load_checkpoint(path, "meta")
-        if state.get("content_digest") == data.content_digest and state["data_digest"] != data.digest:
-            other = state["config"]
-            warnings.append(
-                f"warning: {flag} {getattr(config, flag[2:])} was trained on images that validate here: "
-                "validation flatters the model. Give the split of that run: "
-                f"--seed {other['seed']} --val_fraction {other['val_fraction']} "
-                f"--folds {other['folds']} --fold {other['fold']}"
-            )
-    return warnings
-
-
-def check_single_image(model: ImageClassifier, config: TrainConfig) -> None:
-    """Batch norm cannot be trained on one image whose last features are one pixel.
-
-    Raises:
-        ValueError: so it is.
-    """
-    size = config.input_size(config.train_size(0))
-    try:
-        copy.deepcopy(model).cpu().train()(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-    except ValueError as error:
-        raise ValueError(
-            f"{config.model} cannot be trained on single images of {size} pixels ({error}): give each "
-            "process two or more by a larger --batch_size, or larger images"
-        ) from error
 
 
 def build_everywhere(

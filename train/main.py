@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -48,6 +49,7 @@ from train.preemption import EXIT_CODE, Preempted, StopRequest, end_with_agent
 from train.resume import only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
+from train.trainee import History
 
 LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
 
@@ -101,14 +103,8 @@ def run(
             raise
         finally:
             tracker.end(status)
-    history = job.history
-    say(
-        f"best epoch {history.best_epoch}: val/accuracy {history.best['val/accuracy']:.4f}, "
-        f"val/log_loss {history.best['val/log_loss']:.4f} (calibrated "
-        f"{history.best['val/log_loss_calibrated']:.4f}); {len(data.val)} validation images\n"
-        f"run directory {there or folder}\n"
-        f"next: python export/main.py --run {shlex.quote(there or str(folder))}"
-    )
+    if ranks.is_main:
+        say(summary(job.history, len(data.val), there or str(folder)))
 
 
 def newest_state(folder: Path, ranks: Ranks, say: Say) -> dict[str, Any] | None:
@@ -130,6 +126,22 @@ def report(job: Job, folder: Path, tracker: NullTracker) -> None:
     if job.config.subject_crop != "none":
         draw_subject_crops(folder, job.trainee.evaluated, job.data, job.config)
     tracker.log_files(report_files(folder, tracker.rows, best, job.data, job.config))
+
+
+def summary(history: History, num_val: int, folder: str) -> str:
+    """What the best epoch's validation says, and how certainly."""
+    from train.significance import accuracy_interval  # which the other ranks need not import
+
+    best = history.best
+    correct = np.arange(num_val) < round(best["val/accuracy"] * num_val)
+    accuracy = accuracy_interval(correct)
+    return (
+        f"best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
+        f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), val/log_loss "
+        f"{best['val/log_loss']:.4f} (calibrated {best['val/log_loss_calibrated']:.4f})\n"
+        f"run directory {folder}\n"
+        f"next: python export/main.py --run {shlex.quote(folder)}"
+    )
 
 
 def give_up(ranks: Ranks, error: RuntimeError) -> None:

@@ -1,14 +1,15 @@
-"""What is noticed while a run is put together, before it trains."""
+"""What is noticed of settings and data before a run trains."""
 
 from pathlib import Path
 
 import pytest
 from train_data import build, linear_model, make_data, make_trainee
 
-from train.assemble import check_single_image, trained_on_validation
 from train.checkpoint import save_checkpoint
+from train.checks import check_single_image, few_steps, trained_on_validation
 from train.config import TrainConfig
 from train.data import prepare_data
+from train.loader import EpochPlan
 from train.trainee import History, checkpoint_state
 
 
@@ -37,3 +38,10 @@ def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so
     with pytest.raises(ValueError, match=r"resnet18 cannot .* single images of 32 pixels .*--batch_size"):
         check_single_image(build("resnet18"), TrainConfig(model="resnet18", image_size=32))
     check_single_image(build("resnet18", size=64), TrainConfig(model="resnet18", image_size=64))
+
+
+def test_a_run_of_few_steps_is_warned_of() -> None:
+    config = TrainConfig(epochs=15, batch_size=128)
+    (warning,) = few_steps(config, EpochPlan(700, 128, 0))
+    assert "90 optimizer steps in all (6 an epoch)" in warning
+    assert few_steps(config, EpochPlan(800, 128, 0)) == []
