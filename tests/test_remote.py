@@ -114,10 +114,13 @@ def test_lists_and_single_objects(bucket: str, url: str, expected: dict[str, str
 
 
 @pytest.mark.parametrize("url", ["s3://missing-bucket/in", "s3://bucket/nothing/here"])
-def test_a_folder_that_is_not_there_is_an_error(bucket: str, url: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_an_error_that_names_it(
+    bucket: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = build_model(tmp_path / "model.onnx")
     output = str(tmp_path / "out.csv")
     assert serve_main.main(["--model", str(model), "--images", url, "--output", output]) == 2
+    assert url in capsys.readouterr().err
 
 
 def test_a_bucket_is_scored_like_a_folder(bucket: str, tmp_path: Path) -> None:
