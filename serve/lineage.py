@@ -9,9 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +169,10 @@ class Server:
         self, endpoint: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """GET, or POST when there is a body."""
+        import urllib.error  # a tenth of the time to the first row, and most calls need none
+        import urllib.parse
+        import urllib.request
+
         url = f"{self.uri}/api/2.0/mlflow/{endpoint}"
         if query:
             url += "?" + urllib.parse.urlencode(query)
