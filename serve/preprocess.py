@@ -8,7 +8,7 @@ Training evaluates with it, export verifies with it, serving runs it. It needs n
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -86,8 +86,13 @@ def open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def load_image(data: bytes) -> Image.Image:
-    """Decode an image file to RGB, upright.
+def _whole(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
+
+
+def load_image(data: bytes, decode: Callable[[Image.Image], Image.Image] = _whole) -> Image.Image:
+    """Decode an image file to RGB, upright. `decode` reads the pixels of the opened file.
 
     EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid over white;
     16-bit grey keeps its top 8 bits; of an animation the first frame is taken.
@@ -108,8 +113,7 @@ def load_image(data: bytes) -> Image.Image:
                 raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
             if 12 in getattr(image, "tag_v2", {}).get(258, ()):  # TIFF's bits per sample
                 raise ImageError("12 bits a pixel would be decoded as 16 and look black; save 8 or 16 bits")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(decode(image)))
     except ImageError:
         raise
     except MemoryError as error:

@@ -20,8 +20,9 @@ from serve.preprocess import load_image
 from train.augment import View
 from train.config import TrainConfig
 from train.data import ImageSet
-from train.loader import EpochPlan, Loader, PixelDataset
+from train.loader import EpochPlan, Loader, PixelDataset, read_pixels
 from train.pixels import PixelCache, open_cache, training_entries, validation_entries
+from train.shrink import ORIENTATION
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -53,15 +54,15 @@ def test_batches_are_the_same_with_and_without_the_cache(tmp_path: Path) -> None
     config, data = make_data(tmp_path, image_size=8, crop_scale=0.5, epochs=2)
     cache = open_training(tmp_path / "cache", data.train, config)
     assert cache.sizes.min() == 12
-    shrunk = training_entries(config).pixels
+    shrunk = training_entries(config).load
     val = open_cache(tmp_path / "cache", data.val, validation_entries(config), "on", silent)
     plan = EpochPlan(len(data.train), 4, 0)
     for images, transform, stored, theirs in (
         (data.train, View(config), cache, View(config)),
         (data.val, config.preprocess(), val, None),
     ):
-        entry = shrunk if images is data.train else np.asarray
-        decoded = Loader(PixelDataset(images, 0, transform, None, entry), 0, False)
+        load = shrunk if images is data.train else read_pixels
+        decoded = Loader(PixelDataset(images, 0, transform, None, load), 0, False)
         cached = Loader(PixelDataset(images, 0, theirs, stored), 0, False)
         batches = (
             list(plan.batches(1)) if images is data.train else [[(0, i, 1.0) for i in range(len(images))]]
@@ -109,7 +110,7 @@ def test_the_smallest_random_crop_is_not_enlarged_up_to_twice_the_input(
 
 def test_an_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[module.ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     images = image_set(tmp_path / "images", noise(40, 30), exif=exif)
     cache = open_training(tmp_path / "cache", images, TrainConfig(image_size=32))
     assert cache[0].shape == (40, 30, 3)

@@ -52,8 +52,8 @@ class Job:
 
     def train_loader(self) -> Loader:
         """Of the stage's view."""
-        entry = training_entries(self.config).pixels
-        dataset = PixelDataset(self.data.train, self.config.seed, View(self.stage), self.cache, entry)
+        load = training_entries(self.config).load
+        dataset = PixelDataset(self.data.train, self.config.seed, View(self.stage), self.cache, load)
         return self._loader(dataset)
 
     def val_loader(self) -> Loader:

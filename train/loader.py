@@ -5,6 +5,7 @@ import multiprocessing
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,17 @@ class Batch:
         return Batch(images, labels, weights, indices, self.lost)
 
 
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(read_image(path))
+
+
 class PixelDataset(Dataset[Batch]):
     """Batches of (epoch, index, weight) -> pixels and labels.
 
     Args:
         transform: None takes what the cache holds as it is.
         cache: of these images; without one, files are decoded.
-        entry: makes of a decoded file what the cache would hold: a cache must not change what is learnt.
+        load: reads of a file what the cache would hold: a cache must not change what is learnt.
     """
 
     def __init__(
@@ -149,12 +154,12 @@ class PixelDataset(Dataset[Batch]):
         seed: int,
         transform: View | Preprocess | None,
         cache: PixelCache | None = None,
-        entry: Callable[[Image.Image], NDArray[np.uint8]] = np.asarray,
+        load: Callable[[Path], NDArray[np.uint8]] = read_pixels,
     ):
         assert transform is not None or cache is not None
         assert cache is None or len(cache) == len(images)
         self.images, self.seed, self.transform = images, seed, transform
-        self.cache, self.entry = cache, entry
+        self.cache, self.load = cache, load
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         epochs, indices, weights = zip(*keys, strict=True)
@@ -186,7 +191,7 @@ class PixelDataset(Dataset[Batch]):
         def decode(index: int) -> NDArray[np.uint8]:
             path = self.images.root / self.images.paths[index]
             try:
-                return self.entry(read_image(path))
+                return self.load(path)
             except (OSError, ValueError) as error:
                 lost[index] = (str(path), str(error))
                 return np.full((64, 64, 3), 128, np.uint8)

@@ -26,18 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.preprocess import FORMATS, RESAMPLING, read_image_file
+from serve.preprocess import FORMATS, read_image_file
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.reading import read_image
+from train.shrink import FILTER, LEAST_RATIO, Shrunk, Size, on_its_side
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
-Size = tuple[int, int]  # width, height
 
 FORMAT = 1
-ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side
 MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
-SHARP = "lanczos"
 LARGEST_ENLARGED = 2.0  # times the input: what the smallest random crops are cut from
 
 
@@ -50,24 +48,12 @@ class Stored:
     size: Callable[[Size], Size]
     """Of an entry, from the image's upright size."""
     pixels: Callable[[Image.Image], Pixels]
+    decode: Callable[[Image.Image], Image.Image] | None = None
+    """As in `load_image`."""
 
-
-@dataclass(frozen=True)
-class Shrunk:
-    """Images with a longer shorter side than that are made smaller."""
-
-    short_side: int
-
-    def size(self, original: Size) -> Size:
-        width, height = original
-        if min(original) <= self.short_side:
-            return original
-        scale = self.short_side / min(original)
-        return max(self.short_side, round(width * scale)), max(self.short_side, round(height * scale))
-
-    def __call__(self, image: Image.Image) -> Pixels:
-        smaller = self.size(image.size)
-        return np.asarray(image if smaller == image.size else image.resize(smaller, RESAMPLING[SHARP]))
+    def load(self, path: Path) -> Pixels:
+        """Raises OSError or ValueError when the file cannot be read."""
+        return self.pixels(read_image(path, self.decode))
 
 
 @dataclass(frozen=True)
@@ -107,7 +93,8 @@ def training_entries(config: TrainConfig) -> Stored:
         enlarged = min(LARGEST_ENLARGED, 1 / math.sqrt(config.crop_scale))
         needed = max(needed, math.ceil(config.input_size(config.image_size) * enlarged))
     entry = Shrunk(config.cache_size or needed)
-    return Stored({"short_side": entry.short_side, "interpolation": SHARP}, entry.size, entry)
+    settings = {"short_side": entry.short_side, "interpolation": FILTER, "least_ratio": LEAST_RATIO}
+    return Stored(settings, entry.size, entry, entry.decode)
 
 
 def validation_entries(config: TrainConfig) -> Stored:
@@ -208,7 +195,7 @@ def _build(
             pixels = np.memmap(file, np.uint8, "r+")
 
             def write(i: int) -> None:
-                entry = stored.pixels(_load(paths[i]))
+                entry = _load(stored, paths[i])
                 if entry.shape != (sizes[i, 1], sizes[i, 0], 3):
                     raise RuntimeError(f"{paths[i]} changed while it was read")
                 pixels[offsets[i] : offsets[i + 1]] = entry.reshape(-1)
@@ -229,10 +216,10 @@ def _upright_size(path: Path) -> Size:
     try:
         with _open(path) as image:
             width, height = image.size
-            on_its_side = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            lying = on_its_side(image)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
-    return (height, width) if on_its_side else (width, height)
+    return (height, width) if lying else (width, height)
 
 
 def _open(path: Path) -> Image.Image:
@@ -242,9 +229,9 @@ def _open(path: Path) -> Image.Image:
         return Image.open(io.BytesIO(read_image_file(path)), formats=FORMATS)
 
 
-def _load(path: Path) -> Image.Image:
+def _load(stored: Stored, path: Path) -> Pixels:
     try:
-        return read_image(path)
+        return stored.load(path)
     except (OSError, ValueError) as error:
         raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
 
