@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from train_data import draw, flat_set
 
 from train import scan as module
@@ -54,6 +54,18 @@ def test_readable_files_are_hashed(root: Path, tmp_path: Path) -> None:
     result = scan(root, names(root), tmp_path / "cache")
     assert result.bad == {}
     assert result.sha256 == {n: hashlib.sha256((root / n).read_bytes()).hexdigest() for n in names(root)}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_thumbnail_of_a_large_image_is_that_of_the_whole(tmp_path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    image = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(40))
+    pixels = np.clip((np.asarray(image).astype(float) - 127) * 40 + 127, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.img", kind)
+    thumbnail = scan(tmp_path, ["a.img"], tmp_path / "cache").thumbnails[0].astype(int)
+    exact = Image.open(tmp_path / "a.img").resize((8, 8), Image.Resampling.BILINEAR).convert("L")
+    assert np.ptp(thumbnail) > 60
+    assert np.abs(thumbnail - np.asarray(exact).astype(int)).max() <= 5
 
 
 def test_thumbnails_are_upright_grey_and_in_the_order_of_the_files(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from PIL import Image
 
 from serve.archive import split_member
 from serve.preprocess import load_image, read_image_file
+from train.shrink import Shrunk
 
 Entry = list[str]  # [size and time of change, sha256, error, thumbnail in base64]
 THUMBNAIL = (8, 8)  # pixels
+ENOUGH = Shrunk(64)  # for a thumbnail: JPEGs need not be decoded whole
 SECONDS_BETWEEN_SAVES = 300.0
 
 
@@ -75,11 +77,11 @@ def _examine(path: Path) -> tuple[str, str, str]:
     """(sha256, "", thumbnail) or ("", reason, "")."""
     try:
         data = read_image_file(path)
-        image = load_image(data)
+        image = load_image(data, ENOUGH.decode)
     except ValueError as error:
         return "", str(error), ""
-    # reducing_gap averages over whole multiples first: 13 ms in place of 51 for 12 megapixels
-    small = image.resize(THUMBNAIL, Image.Resampling.BILINEAR, reducing_gap=3.0).convert("L")
+    # reducing_gap averages over whole multiples first: 17 ms for 32 for 12 megapixels, within 5 levels
+    small = image.resize(THUMBNAIL, Image.Resampling.BILINEAR, reducing_gap=12.0).convert("L")
     return hashlib.sha256(data).hexdigest(), "", base64.b64encode(small.tobytes()).decode()
 
 
