@@ -1,5 +1,6 @@
 """The only place that knows ranks and process groups."""
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -147,11 +148,14 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """
     if ranks.world_size == 1:
         return model
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {broadcast: getattr(model, "subject", None) is not None}
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=getattr(model, "subject", None) is not None,
         gradient_as_bucket_view=True,
+        **options,
     )
 
 
