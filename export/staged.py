@@ -24,9 +24,12 @@ def open_run(run: str) -> Iterator[Path]:
     check_bucket(url)
     with tempfile.TemporaryDirectory(prefix="purebred-") as temporary:
         folder = Path(temporary) / url.rpartition("/")[2]
-        names = [name for name in list_objects(url) if ".." not in name.split("/")]
+        names = list(list_objects(url))
         if not names:
             raise ValueError(f"--run {run}: there is nothing")
+        for name in names:
+            if any(part in ("", ".", "..") for part in name.split("/")):
+                raise ValueError(f"the object {url}/{name} cannot be a file below a folder: rename it")
         for name in names:
             if not name.startswith(SNAPSHOTS):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,36 @@
+"""A run in an object store is copied as it is, and nowhere else."""
+
+from pathlib import Path
+
+import pytest
+from s3 import s3_server
+
+from export.staged import open_run
+
+
+def test_only_what_is_new_in_export_is_published() -> None:
+    with s3_server() as client:
+        client.put_object(Bucket="bucket", Key="runs/a/config.yaml", Body=b"x")
+        client.put_object(Bucket="bucket", Key="runs/a/export/old.onnx", Body=b"old")
+        with open_run("s3://bucket/runs/a") as folder:
+            assert (folder / "config.yaml").read_bytes() == b"x"
+            (folder / "export" / "old.onnx").unlink()
+            (folder / "export" / "new.onnx").write_bytes(b"new")
+            (folder / "config.yaml").write_bytes(b"not published")
+        found = client.list_objects_v2(Bucket="bucket")["Contents"]
+        assert [item["Key"] for item in found] == ["runs/a/config.yaml", "runs/a/export/new.onnx"]
+        assert client.get_object(Bucket="bucket", Key="runs/a/config.yaml")["Body"].read() == b"x"
+
+
+@pytest.mark.parametrize("name", ["/{}/owned", "../owned", "a/./owned", "a//owned"])
+def test_an_object_that_would_be_written_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    key = "runs/a/" + name.format(str(tmp_path)[1:])
+    with s3_server() as client:
+        client.put_object(Bucket="bucket", Key="runs/a/config.yaml", Body=b"x")
+        client.put_object(Bucket="bucket", Key=key, Body=b"owned")
+        with (
+            pytest.raises(ValueError, match="cannot be a file below a folder"),
+            open_run("s3://bucket/runs/a"),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())
