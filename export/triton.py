@@ -5,7 +5,9 @@
 
 writes models/NAME/config.pbtxt, models/NAME/labels.txt and models/NAME/1/model.onnx; the next call adds
 version 2 of the same classes and input, which Triton then serves. Clients send uint8 pixels prepared with
-serve/preprocess.py (the file's metadata say how) and get logits and probabilities.
+serve/preprocess.py (the file's metadata say how) and get logits and probabilities. It runs on GPUs if the
+model was verified there (--verify-provider cuda), else on the CPU; on GPUs start Triton with
+NVIDIA_TF32_OVERRIDE=0, for verified is float32.
 """
 
 import sys
@@ -27,6 +29,7 @@ from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMet
 
 MAX_BATCH_SIZE = 64
 QUEUE_MICROSECONDS = 2000  # how long a request waits for others to share its batch
+INSTANCE_KINDS = {"cuda": "KIND_GPU", "cpu": "KIND_CPU"}  # the first that the model was verified on
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -69,6 +72,8 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
     if max_batch_size < 1:
         raise ValueError(f"--max-batch-size {max_batch_size} must be 1 or more")
     file, metadata, _ = verified_model(run, precision)
+    if not any(metadata.is_verified(provider, "fp32") for provider in INSTANCE_KINDS):
+        raise ValueError(f"{file} is verified neither on cuda nor on cpu at fp32, and Triton has no others")
     if broken := [label for label in metadata.class_names if "\n" in label or "\r" in label]:
         raise ValueError(f"class names hold line breaks, and labels.txt has one a line: {broken[:3]}")
     model = repository / name
@@ -98,6 +103,7 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
 def config(name: str, metadata: ModelMetadata, max_batch_size: int) -> str:
     """The text of config.pbtxt (Triton's model_config.proto); batches are put together by the server."""
     size, classes = metadata.preprocess.size, len(metadata.class_names)
+    kind = next(k for provider, k in INSTANCE_KINDS.items() if metadata.is_verified(provider, "fp32"))
     outputs = ",\n".join(
         f'  {{ name: "{output}", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}'
         for output in (LOGITS_NAME, PROBABILITIES_NAME)
@@ -111,6 +117,7 @@ input [
 output [
 {outputs}
 ]
+instance_group [ {{ kind: {kind} }} ]
 dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}
 version_policy: {{ latest: {{ num_versions: 1 }} }}
 """

@@ -6,13 +6,17 @@
 #   TIMEOUT=172800 k8s/pipeline.sh path/to/your/overlay train
 #
 # A step that is run again starts with a new Job of the same name; training and scoring go on with what is there.
+# Without steps: train export score merge, and verify before score unless that is on the CPU in float32.
 # Exit codes: 0 all complete, 1 a Job failed, 2 unusable arguments, 3 a step has not ended within TIMEOUT seconds
 # (default: a day).
 set -euo pipefail
 
-overlay=${1:?an overlay: cpu, gpu, kubeflow, kueue, or the path of another}
+if [ $# -eq 0 ]; then
+  echo "error: give an overlay (cpu, gpu, kubeflow, kueue, or the path of another) and steps" >&2
+  exit 2
+fi
+overlay=$1
 shift
-if [ $# -eq 0 ]; then set -- train export score merge; fi
 [ -d "$overlay" ] || overlay="$(dirname "$0")/overlays/$overlay"
 if [ ! -d "$overlay" ]; then
   echo "error: $overlay is no folder" >&2
@@ -23,6 +27,20 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 kubectl kustomize "$overlay" >"$work/all.yaml"
+if [ $# -eq 0 ]; then
+  # A model is scored on the provider that it was verified on; its export verifies it on the CPU in float32.
+  if grep -q '^ *PROVIDER: cpu$' "$work/all.yaml" && grep -q '^ *PRECISION: fp32$' "$work/all.yaml"; then
+    set -- train export score merge
+  else
+    set -- train export verify score merge
+  fi
+fi
+for step in "$@"; do
+  if ! grep -qx " *app.kubernetes.io/component: $step" "$work/all.yaml"; then
+    echo "error: $overlay has no step $step" >&2
+    exit 2
+  fi
+done
 namespace=$(awk '$1 == "namespace:" { print $2; exit }' "$work/all.yaml")
 in_namespace() { kubectl --namespace "$namespace" "$@"; }
 
@@ -51,10 +69,6 @@ wait_for() {
 
 run_step() {
   local step=$1 kind=job
-  if ! grep -qx " *app.kubernetes.io/component: $step" "$work/all.yaml"; then
-    echo "error: $overlay has no step $step" >&2
-    exit 2
-  fi
   if in_namespace apply --dry-run=client --output name --filename "$work/all.yaml" \
     --selector "app.kubernetes.io/component=$step" | grep -q '^trainjob'; then
     kind=trainjob

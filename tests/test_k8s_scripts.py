@@ -139,8 +139,21 @@ def test_a_queue_starts_its_jobs_itself(tmp_path: Path) -> None:
     assert any(call[0] == "wait" for call in calls)
 
 
-@pytest.mark.parametrize("arguments", [["mars", "train"], ["cpu", "deploy"]])
+@pytest.mark.parametrize(
+    ("overlay", "steps"),
+    [("cpu", ["train", "export", "score"]), ("gpu", ["train", "export", "verify", "score"])],
+)
+def test_without_steps_a_model_is_verified_where_it_scores(
+    tmp_path: Path, overlay: str, steps: list[str]
+) -> None:
+    ends = dict.fromkeys(("train", "export", "verify"), "Complete") | {"score": "Failed"}
+    calls, _ = pipeline(tmp_path, overlay, code=1, **ends)
+    assert started(calls) == [f"job/{step}" for step in steps]
+
+
+@pytest.mark.parametrize("arguments", [[], ["mars", "train"], ["cpu", "gone"], ["cpu", "train", "exprot"]])
 def test_an_unknown_overlay_or_step_is_exit_code_2(tmp_path: Path, arguments: list[str]) -> None:
+    """Before anything is started."""
     calls, printed = pipeline(tmp_path, *arguments, code=2)
     assert "error: " in printed
     assert started(calls) == []

@@ -30,6 +30,8 @@ def test_the_repository_describes_the_model_that_is_in_it(exported: Path, tmp_pa
     config = model_config_pb2.ModelConfig()
     text_format.Parse((folder / "config.pbtxt").read_text(), config)
     assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 64)
+    kinds = [group.kind for group in config.instance_group]
+    assert kinds == [model_config_pb2.ModelInstanceGroup.KIND_CPU], "verified there, and nowhere else"
     session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
     described = [*config.input, *config.output]
     for tensor, real in zip(described, [*session.get_inputs(), *session.get_outputs()], strict=True):
