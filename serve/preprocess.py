@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 # Pillow's other decoders are not asked: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000  # 8000 x 8000; decoded, Pillow holds 4 bytes a pixel
+STRIP_PIXELS = 1 << 20  # laid over white at once
 MAX_FILE_BYTES = 256 * 2**20
 # The emptiest JPEG still spends about a bit on each 8x8 block. A file of fewer bytes than pixels / 1024
 # ends before its picture does, and libjpeg would fill the rest with grey.
@@ -113,7 +114,12 @@ def load_image(data: bytes, decode: Callable[[Image.Image], Image.Image] = _whol
                 raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
             if 12 in getattr(image, "tag_v2", {}).get(258, ()):  # TIFF's bits per sample
                 raise ImageError("12 bits a pixel would be decoded as 16 and look black; save 8 or 16 bits")
-            return _to_rgb(ImageOps.exif_transpose(decode(image)))
+            decoded = decode(image)
+            ImageOps.exif_transpose(decoded, in_place=True)  # else it copies what is upright already
+            if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
+                inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's white is zero
+                return _eight_bits(decoded, inverted)
+            return _to_rgb(decoded)
     except ImageError:
         raise
     except MemoryError as error:
@@ -125,17 +131,36 @@ def load_image(data: bytes, decode: Callable[[Image.Image], Image.Image] = _whol
         raise ImageError(message) from error
 
 
+def _eight_bits(image: Image.Image, inverted: bool) -> Image.Image:
+    """Grey of 16 bits to RGB; `inverted`: 0 is white."""
+    levels = np.asarray(image).astype(np.uint16)
+    grey = (levels >> 8).astype(np.uint8)  # convert("RGB") would clip at 255
+    if inverted:
+        grey = 255 - grey
+    if isinstance(image.info.get("transparency"), int):
+        grey[levels == image.info["transparency"]] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16) >> 8  # convert("RGB") would clip at 255
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(f"pixels of mode {image.mode!r} have no defined white; save 8 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """In strips: whole images in several modes at once would take five times their memory."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for upper in range(0, image.height, rows):
+        strip = image.crop((0, upper, image.width, min(upper + rows, image.height)))
+        strip.info = image.info  # crop keeps it, but for the transparent colour of some modes
+        rgba = strip.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, upper))
+    return result
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,32 @@ def test_16_bit_grey_keeps_its_shades() -> None:
     np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
 
 
+def test_16_bit_grey_whose_white_is_zero_is_no_negative() -> None:
+    tiff = encode(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "TIFF", tiffinfo={262: 0})
+    assert (pixels_of(tiff) == 255 - (40_000 >> 8)).all()
+
+
+def test_the_transparent_shade_of_16_bit_grey_is_white() -> None:
+    shades = np.array([[1000, 40_000]], np.uint16)
+    pixels = pixels_of(encode(Image.fromarray(shades), "PNG", transparency=1000))
+    assert pixels[0, :, 0].tolist() == [255, 40_000 >> 8]
+
+
+@pytest.mark.parametrize("maximum", [1023, 65535])
+def test_pgm_of_more_than_8_bits_keeps_its_shades(maximum: int) -> None:
+    levels = np.array([[0, maximum // 2, maximum]], ">u2")
+    pixels = pixels_of(b"P5\n3 1\n%d\n" % maximum + levels.tobytes())
+    assert pixels[0, :, 0].tolist() == [0, 127, 255]
+
+
+@linux
+def test_transparency_costs_no_more_memory_than_the_picture_and_its_result() -> None:
+    """512 MB of 8000x8000 pixels at 4 bytes, twice."""
+    file = encode(Image.new("RGBA", (7999, 8000), (10, 20, 30, 100)), "PNG")
+    with resident_memory_grows_below(700 << 20):
+        assert load_image(file).getpixel((7998, 7999)) == (159, 163, 167)
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_grey_is_refused_not_guessed(mode: str) -> None:
     with pytest.raises(ImageError, match=f"mode '{mode}' have no defined white; save 8 bits"):
