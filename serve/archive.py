@@ -8,6 +8,7 @@ import os
 import stat
 import tarfile
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIX = ".tar"
-MAX_HEADER_BYTES = 1 << 15
-"""Of a member's name and attributes. Linux allows a path 4,096 bytes; a damaged header claims anything."""
+MAX_HEADER_BYTES = 1 << 22
+"""Of a member's name and attributes, in which macOS keeps small files; a damaged header claims anything."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
 Identity = tuple[int, int, int, int]  # of a local file, until somebody changes it
 
@@ -77,7 +78,11 @@ def member_names(tar: str | os.PathLike[str]) -> list[str]:
     Raises:
         ValueError: damaged; the message names the tar file.
     """
-    names = dict.fromkeys(name for name, _, _ in _regular(os.fspath(tar)))
+    names: dict[str, None] = {}
+    for name, place in _members(os.fspath(tar)):
+        names.pop(name, None)
+        if place:
+            names[name] = None
     return list(names)
 
 
@@ -119,32 +124,33 @@ def _hash(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little"))
 
 
-def _regular(tar: str) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size)"""
+def _members(tar: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """(name, (offset, size)), or no place for what is not a regular file."""
     try:
         with open(tar, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("not a regular file")
             for member in members(file):
-                if member.isreg() and not member.issparse():
-                    yield plain(member.name), member.offset_data, member.size
+                regular = member.isreg() and not member.issparse()
+                yield plain(member.name), (member.offset_data, member.size) if regular else None
     except OSError:
         raise
     except Exception as error:  # tarfile raises nearly anything on damaged bytes
         raise ValueError(f"{tar} cannot be read as a tar file: {error}") from error
 
 
-_building = threading.Lock()
+_building: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def _places(tar: str, identity: Identity) -> Places:
-    with _building:  # threads that need the same one would each read it through
+    with _building[tar]:  # threads that need the same one would each read it through
         return _cached_places(tar, identity)
 
 
 @lru_cache(maxsize=100_000)
 def _cached_places(tar: str, identity: Identity) -> Places:
-    found = {_hash(name): place for name, *place in _regular(tar)}
+    last = {_hash(name): place for name, place in _members(tar)}
+    found = {name: place for name, place in last.items() if place}
     names = np.array(list(found), np.uint64)
     numbers = np.array(list(found.values()), np.int64).reshape(-1, 2)
     order = np.argsort(names)

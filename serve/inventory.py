@@ -25,11 +25,12 @@ class Entry(NamedTuple):
     name: str
     """What the row says: relative to what was given, with forward slashes."""
     place: str = ""
-    """Where its source finds it, beyond the name; "!" and a reason when it is known to be unreadable."""
+    """Where its source finds it, beyond the name; ends with "!" and a reason when it is known to be
+    unreadable."""
 
     @property
     def problem(self) -> str:
-        return self.place[1:] if self.place.startswith(PROBLEM) else ""
+        return self.place.partition(PROBLEM)[2]
 
 
 def printable(name: str) -> str:

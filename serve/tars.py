@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from serve.archive import identity, members
+from serve.archive import identity, members, plain
 from serve.inventory import PROBLEM, Entry
 from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking
 from serve.remote import is_remote, open_seekable, read_range
@@ -57,7 +57,7 @@ class Tars:
 
     def read(self, entry: Entry) -> bytes:
         """Raises ImageError or OSError."""
-        number, offset, size = map(int, entry.place.split(":"))
+        number, _, offset, size = map(int, entry.place.split(":"))
         tar = self._tars[number]
         read = _read_remote if is_remote(tar.path) else _read_local
         data = read(tar, offset, size)
@@ -94,16 +94,19 @@ def _members(file: IO[bytes], name: str, number: int) -> Iterator[Entry | None]:
 
 
 def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | None:
+    """Of members of one name the last has the last place, whatever it is: it is what `tar -x` leaves."""
     if not has_image_suffix(member.name):
         return None
-    name = f"{name}/{member.name}".replace("\0", "\\0")
+    name = f"{name}/{plain(member.name)}".replace("\0", "\\0")
+    at = f"{number}:{member.offset:020}"
     if not member.isreg():
         kind = KINDS.get(member.type, f"a member of type {member.type!r}")
-        return Entry(name, f"{PROBLEM}not a regular file but {kind} in a tar file")
+        return Entry(name, f"{at}{PROBLEM}not a regular file but {kind} in a tar file")
     if member.issparse():
-        return Entry(name, f"{PROBLEM}a sparse file in a tar file")
+        return Entry(name, f"{at}{PROBLEM}a sparse file in a tar file")
     if member.size == 0:
-        return Entry(name, f"{PROBLEM}empty file (0 bytes)")
+        return Entry(name, f"{at}{PROBLEM}empty file (0 bytes)")
     if member.size > MAX_FILE_BYTES:
-        return Entry(name, f"{PROBLEM}file of {member.size} bytes is over the limit of {MAX_FILE_BYTES}")
-    return Entry(name, f"{number}:{member.offset_data:020}:{member.size}")
+        limit = f"over the limit of {MAX_FILE_BYTES}"
+        return Entry(name, f"{at}{PROBLEM}file of {member.size} bytes is {limit}")
+    return Entry(name, f"{at}:{member.offset_data}:{member.size}")

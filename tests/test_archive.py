@@ -101,3 +101,14 @@ def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_later_link_of_the_same_name_is_what_counts(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.tar", {"a.png": b"old", "b.png": b"b"})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "b.png"
+        tar.addfile(link)
+    assert member_names(path) == ["b.png"]
+    with pytest.raises(FileNotFoundError):
+        read_member(str(path), "a.png", 10)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from serve_model import encode, noise, open_descriptors_unchanged, solid
 
-from serve.archive import MAX_HEADER_BYTES
-from serve.inventory import Entry
+from serve.archive import MAX_HEADER_BYTES, plain
+from serve.inventory import Entry, Inventory
 from serve.preprocess import MAX_FILE_BYTES, ImageError
 from serve.tars import Tars
 
@@ -63,10 +63,10 @@ def test_every_image_of_a_tar_file_is_read_in_place(tmp_path: Path, tar_format: 
     tars = Tars()
     with open_descriptors_unchanged():
         entries, ignored = listed(tars, path)
-        assert set(entries) == {f"x.tar/{name}" for name in names}
+        assert set(entries) == {f"x.tar/{plain(name)}" for name in names}
         assert ignored == len(others)
         for name, data in contents.items():
-            assert tars.read(entries[f"x.tar/{name}"]) == data
+            assert tars.read(entries[f"x.tar/{plain(name)}"]) == data
     assert os.listdir(tmp_path) == ["x.tar"]
 
 
@@ -204,6 +204,35 @@ def test_a_tar_file_that_changed_since_it_was_listed_gives_errors_not_other_imag
     path.unlink()
     with pytest.raises(FileNotFoundError):
         tars.read(entries["x.tar/b.jpg"])
+
+
+@pytest.mark.parametrize(
+    "last",
+    [member("./a.png"), member("a.png", kind=tarfile.LNKTYPE, linkname="b.png")],
+    ids=["an empty file", "a hard link"],
+)
+def test_of_members_of_one_name_the_last_counts_also_when_it_is_none(
+    tmp_path: Path, last: tarfile.TarInfo
+) -> None:
+    path = make_tar(tmp_path / "x.tar", {"a.png": b"old", "b.png": b"b"})
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(last)
+    inventory = Inventory.sort(entry for entry in Tars().index(str(path), "x.tar") if entry)
+    a, b = inventory.entries()
+    assert (a.name, b.name, b.problem) == ("x.tar/a.png", "x.tar/b.png", "")
+    assert a.problem
+    assert inventory.repeated == 1
+
+
+def test_members_with_large_attributes_are_read(tmp_path: Path) -> None:
+    """macOS keeps small files in them."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in "abc":
+            headers = {"LIBARCHIVE.xattr.fork": "x" * 60_000} if name == "b" else {}
+            tar.addfile(member(f"{name}.png", 1, pax_headers=headers), io.BytesIO(name.encode()))
+    tars = Tars()
+    entries, _ = listed(tars, tmp_path / "x.tar")
+    assert [tars.read(entry) for entry in entries.values()] == [b"a", b"b", b"c"]
 
 
 def test_sparse_and_huge_members_are_problems(tmp_path: Path) -> None:

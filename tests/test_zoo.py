@@ -14,6 +14,7 @@ import zoo
 from serve_model import CLASS_NAMES, build_model, encode, probabilities_for, solid
 from zoo import FILES, IGNORED, MEMBERS, NAMES, PLACES, TRAVERSAL, Specimen
 
+from serve.archive import plain
 from serve.batch import score
 from serve.inventory import printable
 from serve.predictor import Predictor
@@ -103,7 +104,7 @@ def test_a_hostile_tar_file(tmp_path: Path, model: Path, workers: int) -> None:
 
     links = [Specimen(what, info.name, b"", error) for info, what, error in MEMBERS]
     specimens = [s for s in [*FILES, *NAMES, *TRAVERSAL, *links] if s.outcome != IGNORED]
-    inputs = {f"zoo.tar/{s.name}": s for s in specimens}
+    inputs = {f"zoo.tar/{plain(s.name)}": s for s in specimens}
     rows = rows_of(tmp_path / "out.csv")
     assert [row["path"] for row in rows] == [printable(name) for name in sorted(inputs)]
     for name, row in zip(sorted(inputs), rows, strict=True):
