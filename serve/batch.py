@@ -9,6 +9,7 @@ Batches are cut at fixed places of the input order, and an unreadable image is b
 an answer depends on nothing but the image, its place and the model.
 """
 
+import errno
 import math
 import threading
 import time
@@ -24,6 +25,7 @@ from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
 from serve.predictor import Predictor
 from serve.preprocess import load_image
 from serve.processors import available_processors
+from serve.remote import OutageError
 from serve.sources import Read
 from serve.writers import Row
 
@@ -35,6 +37,11 @@ MAX_WORKERS = 32
 MAX_STUCK = 32  # threads that hang at the same time
 PATIENCE = 5.0  # seconds at the end for threads that may hang without having run out of time
 TICK = 0.25  # seconds between looks at the workers
+MAY_PASS = {  # of local files, as network file systems say it too
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EHOSTDOWN", "ENETDOWN", "EREMOTEIO")
+    + ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ENOMEM", "EMFILE", "ENFILE")
+}
 
 
 class StorageHangsError(OSError):
@@ -46,6 +53,7 @@ class _Batch:
     number: int
     entries: list[Entry]
     errors: list[str | None] = field(default_factory=list)  # None: not looked at yet; "": pixels are there
+    transient: set[int] = field(default_factory=set)  # numbers of entries whose error may pass
     answers: list[NDArray[np.float32]] | None = None  # probabilities [N, classes], embeddings [N, features]
     failure: BaseException | None = None
 
@@ -55,7 +63,7 @@ class _Batch:
             assert error is not None
             answers = [answer[i] for answer in self.answers]
             if error:
-                yield Row(entry.name, error=error)
+                yield Row(entry.name, error=error, transient=i in self.transient)
             elif not all(np.isfinite(answer).all() for answer in answers):
                 yield Row(entry.name, error="the model's probabilities are not finite")
             else:
@@ -126,6 +134,7 @@ class _Pipeline:
         # Each call of the model costs memory: no more at once than can run at once. Meanwhile the other
         # workers read and decode.
         self.device = threading.Semaphore(available_processors() if predictor.provider == "cpu" else 1)
+        self.decoding = threading.Semaphore(available_processors())  # an image may take half a gigabyte
         self.changed = threading.Condition()  # guards everything below
         self.entries = iter(entries)
         self.taken = self.wanted = 0  # batches handed out; number of the batch whose rows come next
@@ -211,6 +220,8 @@ class _Pipeline:
                 continue
             assert worker.batch is not None
             worker.batch.errors[worker.slot] = f"no pixels after {self.image_timeout:g} s: gave up waiting"
+            if worker.reading:
+                worker.batch.transient.add(worker.slot)
             worker.abandoned = True
             self.workers.remove(worker)
             self.stuck = [w for w in self.stuck if w.thread.is_alive()] + [worker]
@@ -229,7 +240,7 @@ class _Worker:
         self.batch: _Batch | None = None
         self.slot: int | None = None  # that is being read and decoded
         self.since = 0.0
-        self.abandoned = False
+        self.abandoned = self.reading = False
         self.waited = self.worked = 0.0  # seconds: for bytes; of the processor
         if unfinished is not None:  # its thread may still write into its own pixels: they are copied
             self.batch = unfinished.batch
@@ -259,11 +270,11 @@ class _Worker:
     def _decode(self, batch: _Batch) -> bool:
         """Fill the pixels; False when nobody waits for them any more."""
         started = time.thread_time()
-        for slot, entry in enumerate(batch.entries):
+        for slot in range(len(batch.entries)):
             if batch.errors[slot] is None:
                 with self.pipeline.changed:
                     self.slot, self.since = slot, self.pipeline.seconds
-                error = self._decode_into(self.pixels[slot], entry)
+                error = self._decode_into(batch, slot)
                 with self.pipeline.changed:
                     if self.abandoned or self.pipeline.closed:
                         return False
@@ -274,14 +285,20 @@ class _Worker:
         self.worked += time.thread_time() - started
         return True
 
-    def _decode_into(self, target: NDArray[np.uint8], entry: Entry) -> str:
+    def _decode_into(self, batch: _Batch, slot: int) -> str:
         """An error message, or "" when the pixels are there."""
+        entry, target = batch.entries[slot], self.pixels[slot]
         before, working = time.perf_counter(), time.thread_time()
         try:
+            self.reading = True
             data = self.pipeline.read(entry)
+            self.reading = False
             self.waited += time.perf_counter() - before - (time.thread_time() - working)
-            target[...] = self.pipeline.predictor.preprocess(load_image(data))
+            with self.pipeline.decoding:
+                target[...] = self.pipeline.predictor.preprocess(load_image(data))
         except OSError as error:
+            if isinstance(error, OutageError) or error.errno in MAY_PASS:
+                batch.transient.add(slot)
             return error.strerror or str(error) or type(error).__name__
         except Exception as error:  # whatever one file does, it must cost no other file its row
             return str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from serve.shards import (
 )
 from serve.sources import Source
 from serve.staging import Staging
-from serve.writers import Layout, atomic_writer, open_writer
+from serve.writers import Layout, Row, atomic_writer, open_writer
 
 PROGRESS_SECONDS = 5.0
 TRIES = 3  # when another process has finished the same part and cleaned up under our hands
@@ -40,14 +41,17 @@ class Progress:
     total: int
     done: int = 0
     errors: int = 0
+    transient: int = 0
+    """Of the errors, those that may pass."""
     resumed: int = 0
     """Rows that were there already."""
     started: float = field(default_factory=time.perf_counter)
     reported: float = field(default_factory=time.perf_counter)
 
-    def add(self, is_error: bool) -> None:
+    def add(self, row: Row) -> None:
         self.done += 1
-        self.errors += is_error
+        self.errors += bool(row.error)
+        self.transient += row.transient
         now = time.perf_counter()
         if now - self.reported >= PROGRESS_SECONDS:
             rate = (self.done - self.resumed) / (now - self.started)
@@ -56,7 +60,7 @@ class Progress:
             self.reported = now
 
     def restart(self) -> None:
-        self.done = self.errors = self.resumed = 0
+        self.done = self.errors = self.transient = self.resumed = 0
 
     def skip(self, manifest: Manifest) -> None:
         self.done += manifest.rows
@@ -81,10 +85,10 @@ class Scoring:
     workers: int
     image_timeout: float
 
-    def write(self, rows: range, file: IO[bytes], progress: Progress) -> tuple[int, int]:
-        """Score the inputs of these numbers into a file: (rows, rows with an error)."""
+    def write(self, rows: range, file: IO[bytes], progress: Progress) -> Counter[str]:
+        """Score the inputs of these numbers into a file: how many rows, errors, transient ones."""
         writer = open_writer(self.format_name, file, self.layout)
-        written = errors = 0
+        counts: Counter[str] = Counter()
         scored = score(
             self.predictor,
             self._entries(rows),
@@ -97,11 +101,10 @@ class Scoring:
         with closing(scored):  # also when the disk is full
             for row in scored:
                 writer.write(row)
-                written += 1
-                errors += bool(row.error)
-                progress.add(bool(row.error))
+                counts.update(rows=1, errors=int(bool(row.error)), transient=int(row.transient))
+                progress.add(row)
         writer.close()
-        return written, errors
+        return counts
 
     def _entries(self, rows: range) -> Iterator[Entry]:
         entries = self.source.inventory.entries(rows.start, rows.stop)
@@ -114,6 +117,7 @@ class Scoring:
             "embeddings": self.layout.embeddings,
             "batch_size": self.batch_size,
             "precision": self.predictor.precision,
+            "images": self.source.place,
         }
         inventory = self.source.inventory
         return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)
@@ -180,9 +184,12 @@ def _score_piece(
     scoring: Scoring, job: Job, path: Path, rows: range, progress: Progress, folder: Path
 ) -> Manifest:
     with atomic_writer(path, folder) as file:
-        written, errors = scoring.write(rows, file, progress)
-        assert written == len(rows), f"{written} rows for {len(rows)} inputs"
-    return Manifest(job, rows.start, len(rows), errors, file_sha256(path), scoring.made_with())
+        counts = scoring.write(rows, file, progress)
+        assert counts["rows"] == len(rows), f"{counts['rows']} rows for {len(rows)} inputs"
+    errors, transient = counts["errors"], counts["transient"]
+    return Manifest(
+        job, rows.start, len(rows), errors, file_sha256(path), scoring.made_with(), transient=transient
+    )
 
 
 def _join_pieces(
@@ -213,5 +220,8 @@ def _join_pieces(
     except ValueError as error:
         raise OSError(f"{error}: does another job write to the same output?") from error
     errors = sum(manifest.errors for manifest in manifests)
+    transient = sum(manifest.transient for manifest in manifests)
     first, stop = pieces[0].start, pieces[-1].stop
-    return Manifest(job, first, stop - first, errors, file_sha256(part), scoring.made_with())
+    return Manifest(
+        job, first, stop - first, errors, file_sha256(part), scoring.made_with(), transient=transient
+    )

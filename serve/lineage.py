@@ -18,6 +18,7 @@ from serve.metadata import CHECKPOINT_TAG
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run this store does not know
 REQUEST_SECONDS = 20.0
+MAX_ANSWER_BYTES = 1 << 24
 LOCAL_STORE_SECONDS = 300.0
 LOCAL_LOGGER = Path(__file__).resolve().parents[1] / "export" / "lineage.py"
 
@@ -61,7 +62,12 @@ def tracking_uri() -> str:
 
 
 def check_lineage(uri: str) -> None:
-    """Raises ValueError when a scoring run cannot be logged there, before anything is scored."""
+    """Before anything is scored.
+
+    Raises:
+        ValueError: a scoring run cannot be logged there.
+        OSError: the server does not answer now.
+    """
     if is_server(uri):
         Server(uri).call("experiments/search", {"max_results": 1})
     elif not LOCAL_LOGGER.is_file():
@@ -75,10 +81,13 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
     """Returns the ID of the new MLflow run.
 
     Raises:
-        ValueError: the store does not answer or refuses; the message says what it said.
+        ValueError, OSError: the store refuses or does not answer; the message says what it said.
     """
     if is_server(uri):
-        return Server(uri).log(run)
+        try:
+            return Server(uri).log(run)
+        except (KeyError, TypeError, AttributeError) as error:  # a field is not there, or of another kind
+            raise ValueError(f"MLflow at {uri} does not answer as MLflow does: {error!r}") from error
     done = subprocess.run(
         [sys.executable, str(LOCAL_LOGGER)],
         input=json.dumps(asdict(run)),
@@ -169,7 +178,8 @@ class Server:
         self, endpoint: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """GET, or POST when there is a body."""
-        import urllib.error  # a tenth of the time to the first row, and most calls need none
+        import http.client  # a tenth of the time to the first row, and most calls need none
+        import urllib.error
         import urllib.parse
         import urllib.request
 
@@ -180,13 +190,19 @@ class Server:
         try:
             request = urllib.request.Request(url, data, self.headers)
             with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
-                values: dict[str, Any] = json.load(answer)
+                values = json.loads(answer.read(MAX_ANSWER_BYTES))
         except urllib.error.HTTPError as error:
             said = error.read(500).decode(errors="replace")
-            kind = _AbsentError if error.code == 404 else ValueError
-            raise kind(f"MLflow at {self.uri} refused {endpoint} with {error.code}: {said}") from error
-        except (OSError, ValueError) as error:
-            raise ValueError(f"MLflow at {self.uri} does not answer: {error}") from error
+            refused = f"MLflow at {self.uri} refused {endpoint} with {error.code}: {said}"
+            if error.code >= 500:
+                raise OSError(refused) from error
+            raise (_AbsentError if error.code == 404 else ValueError)(refused) from error
+        except OSError as error:
+            raise OSError(f"MLflow at {self.uri} does not answer: {error}") from error
+        except (ValueError, http.client.HTTPException) as error:
+            raise ValueError(f"MLflow at {self.uri} does not answer as MLflow does: {error!r}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"MLflow at {self.uri} does not answer as MLflow does: {values!r:.200}")
         return values
 
 

@@ -35,6 +35,7 @@ from serve.staging import open_model, open_output
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
+MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,6 +151,9 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     path, staging = stack.enter_context(open_output(args.output, format_name, shard))
     output = f"{staging.url}/{path.name}" if staging.url else str(path)
     part = Path(os.path.realpath(path))  # a link is written through
+    for flag, given in (("--images", args.images), ("--model", args.model)):
+        if os.path.realpath(given) == str(part):
+            raise ValueError(f"--output {output!r} would replace {flag}: choose another name")
     model = stack.enter_context(open_model(args.model))
     uri = tracking_uri()
     if args.track:
@@ -173,8 +177,20 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     report(output, scoring, progress)
     if args.track:
         track(uri, describe_run(args, scoring, progress, shard, output, started))
+    if is_outage(progress):
+        raise OSError(
+            f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass: "
+            "they have error rows, and the same call with --resume tries them again"
+        )
     # The images of one small shard may well be all broken: merge.py judges the whole job.
     return 0 if shard or progress.done > progress.errors else 1
+
+
+def is_outage(progress: Progress) -> bool:
+    """So much could not be read that a later call should try again."""
+    if progress.transient and progress.errors == progress.done:
+        return True
+    return progress.transient > max(MOST_TRANSIENT, MOST_TRANSIENT_SHARE * progress.done)
 
 
 def check_options(args: argparse.Namespace, format_name: str, shard: Shard | None) -> None:
@@ -251,6 +267,8 @@ def report(output: str, scoring: Scoring, progress: Progress) -> None:
             f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s",
             flush=True,
         )
+    if progress.transient:
+        print(f"warning: {progress.transient} errors may pass: see the column error", file=sys.stderr)
     if scoring.source.ignored:
         print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
 

@@ -25,6 +25,10 @@ READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
 T = TypeVar("T")
 
 
+class OutageError(OSError):
+    """The store does not answer, or not as it should; it may later."""
+
+
 class NoRangesError(OSError):
     """The server sends whole files only."""
 
@@ -174,7 +178,8 @@ def retried(action: Callable[[], T]) -> T:
         except Exception as error:  # aiohttp's, botocore's and google's exceptions share no base
             if attempt == ATTEMPTS or not _may_pass(error):
                 message = str(error) or type(error).__name__
-                raise OSError(f"{message} (attempt {attempt})") from error
+                kind = OutageError if _may_pass(error) else OSError
+                raise kind(f"{message} (attempt {attempt})") from error
         time.sleep(pause * random.uniform(0.5, 1))
         pause *= 2
     raise AssertionError("unreachable")

@@ -70,7 +70,8 @@ class Job:
     total: int
     """Inputs of the whole job."""
     settings: dict[str, Any]
-    """What else decides about the bytes: format, top_k, embeddings, batch_size."""
+    """What else decides about the bytes: format, top_k, embeddings, batch_size, precision, and images, the
+    place that the names are relative to."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Manifest:
     made_with: dict[str, str]
     """Provider and library versions, for the reader; parts may differ in them."""
     format_version: int = MANIFEST_VERSION
+    transient: int = 0
+    """Of the errors, those that may pass: a later call with --resume tries again."""
 
     @classmethod
     def read(cls, part: Path) -> "Manifest":
@@ -100,9 +103,10 @@ class Manifest:
                     f"{MANIFEST_VERSION}"
                 )
             manifest = cls(**{**values, "job": Job(**values["job"])})
-            numbers = (manifest.first, manifest.rows, manifest.errors, manifest.job.total)
-            if not all(type(n) is int and n >= 0 for n in numbers) or manifest.errors > manifest.rows:
-                raise TypeError(f"first, rows, errors, total are {numbers}")
+            m = manifest
+            numbers = (m.first, m.rows, m.errors, m.transient, m.job.total)
+            if not all(type(n) is int and n >= 0 for n in numbers) or not m.transient <= m.errors <= m.rows:
+                raise TypeError(f"first, rows, errors, transient, total are {numbers}")
             if not isinstance(manifest.job.settings, dict):
                 raise TypeError(f"settings are {manifest.job.settings!r}")
             return manifest
@@ -125,10 +129,13 @@ def pieces_folder(part: Path) -> Path:
 
 
 def finished(part: Path, job: Job, rows: range) -> Manifest | None:
-    """The manifest of a part that is whole and of this job; None: it must be made (again)."""
+    """The manifest of a part that is whole, of this job, and without errors that may have passed; None: it
+    must be made (again)."""
     try:
         manifest = Manifest.read(part)
         if (manifest.job, manifest.first, manifest.rows) != (job, rows.start, len(rows)):
+            return None
+        if manifest.transient:
             return None
         return manifest if file_sha256(part) == manifest.sha256 else None
     except (ValueError, OSError):

@@ -8,7 +8,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO
 
@@ -23,6 +23,7 @@ MANIFEST_SUFFIX = ".csv"
 TAR_SUFFIX = ".tar"
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_LINE_BYTES = 1 << 16
+BOM = b"\xef\xbb\xbf"  # Windows marks UTF-8 with it
 WILDCARDS = re.compile(r"[*?\[{]")
 MAX_PATTERN_FILES = 1_000_000
 
@@ -36,6 +37,8 @@ class Source:
     """The bytes of an entry. Raises ImageError or OSError; called from several threads."""
     ignored: int
     """Files without an image suffix, which are no inputs."""
+    place: str = ""
+    """Absolute path or URL of what --images named: other places may hold other images of the same names."""
 
 
 def open_source(images: str) -> Source:
@@ -56,7 +59,8 @@ def open_source(images: str) -> Source:
         raise ValueError(
             f"no images in {images!r}: {source.ignored} other files, {len(problems)} problems {described}"
         )
-    return source
+    place = images if is_remote(images) else os.path.abspath(images)
+    return replace(source, place=place.rstrip("/"))
 
 
 def _collect(entries: Iterator[Entry | None], read: Read) -> Source:
@@ -163,7 +167,7 @@ def _lines(path: str) -> Iterator[str]:
             if len(line) > MAX_LINE_BYTES or b"\0" in line:
                 raise ValueError(f"{path}: line {number} is no path: is this a list of images?")
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # Windows marks UTF-8 with it
+                line = line.removeprefix(BOM)
             name = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
             if name:
                 yield name
@@ -171,12 +175,15 @@ def _lines(path: str) -> Iterator[str]:
 
 def _manifest_paths(path: str) -> Iterator[str]:
     with _open_bytes(path) as file:
+        if file.read(3) != BOM:
+            file.seek(0)
         lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b""))
-        reader = csv.reader(lines)
+        reader = csv.reader(lines, strict=True)  # else a quote that is left open takes all that follows
         try:
-            columns = [name.strip("\ufeff ") for name in next(reader, [])]
-            if "path" not in columns:
-                raise ValueError(f"{path}: no column 'path' among {columns[:10]}")
+            columns = [name.strip() for name in next(reader, [])]
+            if columns.count("path") != 1:
+                count = columns.count("path") or "no"
+                raise ValueError(f"{path}: {count} column 'path' among {columns[:10]}; it needs one")
             at = columns.index("path")
             for row in reader:
                 if row and (len(row) <= at or not row[at]):
@@ -193,17 +200,38 @@ def _manifest_paths(path: str) -> Iterator[str]:
 def _pattern(pattern: str) -> Source:
     paths: list[str] = []
     for expanded in expand_braces(pattern):
-        if not re.search(r"[*?\[]", expanded):
+        wildcard = re.search(r"[*?\[]", expanded)
+        if wildcard is None:
             paths.append(expanded)  # one that is missing is an error row, not a silent gap
         elif is_remote(expanded):
             paths += remote.match(expanded)
         else:
-            paths += (path for path in glob.glob(expanded, recursive=True) if not os.path.isdir(path))
+            links = Links(os.path.dirname(expanded[: wildcard.start()]))
+            paths += (
+                path
+                for path in glob.iglob(expanded, recursive=True)
+                if not os.path.isdir(path) and not ("**" in expanded and links.lead_to(path))
+            )
     if not paths or not any(is_remote(path) or os.path.exists(path) for path in paths):
         raise ValueError(f"--images {pattern!r} matches no file")
     found = WILDCARDS.search(pattern)
     assert found is not None
-    return _files(sorted(set(paths)), pattern[: found.start()].rpartition("/")[0])
+    base = pattern[: found.start()].rpartition("/")[0]
+    return _files(sorted(set(paths)), base or ("/" if pattern.startswith("/") else ""))
+
+
+class Links:
+    """Folders below `base` that are links: they are not followed, as in a folder that is searched."""
+
+    def __init__(self, base: str):
+        self.known: dict[str, bool] = {base: False, "": False, "/": False}
+
+    def lead_to(self, path: str) -> bool:
+        """Whether one is on the way to this file."""
+        folder = os.path.dirname(path)
+        if folder not in self.known:
+            self.known[folder] = os.path.islink(folder) or self.lead_to(folder)
+        return self.known[folder]
 
 
 def expand_braces(pattern: str) -> list[str]:

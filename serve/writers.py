@@ -34,6 +34,8 @@ class Row:
     probabilities: NDArray[np.float32] | None = None
     """float32 [num_classes]."""
     error: str = ""
+    transient: bool = False
+    """The error may pass: the file may be readable later."""
     embedding: NDArray[np.float32] | None = None
     """float32 [features], when asked for."""
 

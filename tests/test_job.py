@@ -1,5 +1,6 @@
 """Whatever happens to the processes, resuming gives the bytes of a run that nothing happened to."""
 
+import errno
 import hashlib
 import os
 import random
@@ -14,6 +15,8 @@ import pytest
 from serve_model import broken_files, build_model, encode, noise
 
 from serve import main as serve_main
+from serve import sources
+from serve.preprocess import read_image_file
 from serve.shards import Manifest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "serve" / "main.py"
@@ -181,6 +184,48 @@ def test_what_is_finished_is_not_scored_again_and_other_settings_are(
     output.write_text("damaged")
     assert "from before" not in run("--resume", "--top-k", 1)
     assert "from before" not in run("--top-k", 1)  # not asked to
+
+
+def test_another_folder_of_the_same_names_is_another_job(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, day in enumerate(("monday", "tuesday")):
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "1.png").write_bytes(encode(noise(30, 30, number), "PNG"))
+    for arguments in (["--output", tmp_path / "out.csv"], ["--output", tmp_path, "--shard", "0/1"]):
+        for day in ("monday", "tuesday", "tuesday/"):
+            assert serve_main.main(command(model, tmp_path / day, *arguments, "--resume")) == 0
+            assert ("from before" in capsys.readouterr().out) == day.endswith("/")
+
+
+def test_what_an_outage_made_unreadable_is_tried_again(
+    tmp_path: Path,
+    model: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tmp_path / "whole.csv"
+    assert serve_main.main(command(model, images, "--output", whole)) == 0
+
+    def read(path: str) -> bytes:
+        if Path(path).name in {f"1{number:02}.png" for number in range(15)}:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_image_file(path)
+
+    arguments = command(model, images, "--output", tmp_path / "out.csv", "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "read_image_file", read)
+        assert serve_main.main(arguments) == 3
+    said = capsys.readouterr()
+    assert "15 errors may pass" in said.err
+    total = NUM_IMAGES + len(broken_files())
+    assert f"15 of {total} inputs could not be read for reasons that may pass" in said.err
+    assert (tmp_path / "out.csv").read_text().count("Input/output error") == 15
+    assert serve_main.main(arguments) == 0
+    assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
+    assert serve_main.main(arguments) == 0
+    assert "of them from before" in capsys.readouterr().out
 
 
 def test_a_full_or_lost_disk_is_an_error_of_the_system_not_of_the_arguments(

@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -141,11 +143,11 @@ def test_a_server_that_is_away_is_an_error_before_scoring_and_a_warning_after(
     run: Path, trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ValueError, match=f"MLflow at {uri} does not answer"):
+    with pytest.raises(OSError, match=f"MLflow at {uri} does not answer"):
         check_lineage(uri)
     assert export.main.main(["--run", str(run)]) == 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert score(run, trained) == 2
+    assert score(run, trained) == 3
     assert not Path("p.csv").exists()
     monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
     assert score(run, trained) == 0
@@ -174,3 +176,34 @@ def test_mlflow_serves_the_same_probabilities_over_http(run: Path) -> None:
         stop(process)
     expected = Predictor(run / "export" / "model.onnx", "cpu").predict(pixels)
     np.testing.assert_allclose(np.float32(predictions["probabilities"]), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b"SSH-2.0-OpenSSH", b"not JSON"])
+def test_a_server_that_is_no_mlflow_costs_no_scores(
+    run: Path,
+    trained: TrainedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: bytes,
+) -> None:
+    class Nonsense(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if answer.startswith(b"SSH"):
+                self.wfile.write(answer + b"\r\n")
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    assert export.main.main(["--run", str(run)]) == 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
+        assert score(run, trained) == 0
+        server.shutdown()
+    assert "warning: the scoring run is not in MLflow: MLflow at" in capsys.readouterr().err

@@ -146,6 +146,10 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
         (["--output", "missing/out.csv"], "folder of --output 'missing/out.csv' does not exist"),
         (["--output", "empty"], "--output 'empty' is not a regular file"),
         (["--output", "fifo"], "--output 'fifo' is not a regular file"),
+        (
+            ["--images", "texts/a.txt", "--output", "texts/a.txt", "--format", "csv"],
+            "would replace --images",
+        ),
         (["--labels"], "--labels goes with --format kaggle"),
         (["--format", "kaggle"], "the model has 3 classes: add --labels"),
         (["--format", "kaggle", "--labels", "--images", "twins"], "have the same id '0'"),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def make_tar(path: Path, folder: Path, *names: str) -> None:
 
 def contents(source: Source) -> dict[str, str]:
     return {entry.name: os.fsdecode(source.read(entry)) for entry in source.inventory.entries()}
+
+
+def contents_of_readable(source: Source) -> dict[str, str]:
+    found = {}
+    for entry in source.inventory.entries():
+        with suppress(OSError):
+            found[entry.name] = source.read(entry).decode()
+    return found
 
 
 @pytest.fixture
@@ -87,6 +96,8 @@ def test_lists_made_on_windows_and_of_names_that_are_not_utf8(folder: Path) -> N
         b'\xef\xbb\xbfpath\r\na b.jpg\r\ncaf\xe9.jpg\r\n"two\nlines.jpg"\r\n"""q"".jpg"\r\n'
     )
     assert set(contents(open_source("l.csv"))) == {"a b.jpg", odd, "two\nlines.jpg", '"q".jpg'}
+    (folder / "powershell.csv").write_bytes(b'\xef\xbb\xbf"path","label"\r\n"a b.jpg","x"\r\n')
+    assert set(contents(open_source("powershell.csv"))) == {"a b.jpg"}
 
 
 def test_a_listed_file_that_is_missing_is_an_input_all_the_same(folder: Path) -> None:
@@ -108,6 +119,8 @@ def test_a_listed_file_that_is_missing_is_an_input_all_the_same(folder: Path) ->
         ("l.csv", b"file,label\na.jpg,cat\n", r"no column 'path' among \['file', 'label'\]"),
         ("l.csv", b"label,path\ncat,a.jpg\ncat\n", "line 3 has no path"),
         ("l.csv", b"label,path\ncat,\n", "line 2 has no path"),
+        ("l.csv", b'path\na.jpg\n"b.jpg\nc.jpg\n', "is not CSV: unexpected end of data"),
+        ("l.csv", b"path,path\na.jpg,b.jpg\n", "2 column 'path' among"),
     ],
 )
 def test_a_list_that_is_none_is_refused(folder: Path, name: str, text: bytes, reason: str) -> None:
@@ -145,6 +158,22 @@ def test_patterns_of_tar_files(shards: Path, pattern: str) -> None:
 def test_names_are_relative_to_the_folder_before_the_pattern(shards: Path) -> None:
     assert list(contents(open_source(f"{shards}/*/more/*.tar"))) == ["shards/more/11.tar/x.jpg"]
     assert "more/11.tar/x.jpg" in contents(open_source(f"{shards}/shards/**/*.tar"))
+
+
+def test_a_pattern_from_the_root_on(folder: Path) -> None:
+    make(folder, "in/a.jpg", "in/b.jpg")
+    first, rest = str(folder)[1:].split("/", 1)
+    for pattern in (f"/[{first[0]}]{first[1:]}/{rest}/in/*.jpg", f"/{{{first}/{rest}/in/a,nowhere/b}}.jpg"):
+        source = open_source(pattern)
+        assert contents_of_readable(source)[f"{first}/{rest}/in/a.jpg"] == "in/a.jpg"
+
+
+def test_a_pattern_of_all_folders_follows_no_links(folder: Path) -> None:
+    make(folder, "in/a.jpg", "in/deep/b.jpg")
+    os.symlink(folder / "in", folder / "in" / "again")
+    assert list(contents(open_source("in/**/*.jpg"))) == ["a.jpg", "deep/b.jpg"]
+    os.symlink(folder / "in", folder / "link")
+    assert "deep/b.jpg" in contents(open_source("link/**/*.jpg"))
 
 
 def test_a_missing_tar_file_of_a_brace_pattern_is_an_error_row(shards: Path) -> None:
