@@ -120,3 +120,16 @@ def test_a_space_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_what_cannot_be_searched_are_settings() -> None:
     assert set(TYPES) >= NOT_SEARCHED
+
+
+def test_what_a_config_file_fixes_is_fixed(tmp_path: Path) -> None:
+    """Else drawn values would override a recipe, for they come after it."""
+    (tmp_path / "recipe.yaml").write_text("model: lenet5\ncolor_jitter: 0.0\nlr: 0.02\n")
+    for argv in (["--config", str(tmp_path / "recipe.yaml")], [f"--config={tmp_path / 'recipe.yaml'}"]):
+        given = given_settings([*argv, "--epochs", "3"])
+        assert given == {"model", "color_jitter", "lr", "epochs"}
+        space = read_space(None, argv)
+        assert {"model", "lr"} & space.keys() == set()
+        assert not any(flag.startswith("--color_jitter") for flag in flags({AUGMENTATION: 1.0}, given))
+    with pytest.raises(ValueError, match=r"--config nowhere.yaml cannot be read"):
+        given_settings(["--config", "nowhere.yaml"])

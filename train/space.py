@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -48,9 +49,23 @@ def augmentation(strength: float) -> dict[str, float]:
 
 
 def given_settings(argv: Sequence[str]) -> set[str]:
-    """Settings that the command line fixes by a flag."""
-    flags = [flag for flag in normalise_flags(list(argv)) if flag.startswith("--")]
-    return {flag[2:].partition("=")[0] for flag in flags} - {"config"}
+    """Settings that the command line fixes by a flag, or by a file of --config.
+
+    Raises:
+        ValueError: such a file cannot be read.
+    """
+    names: set[str] = set()
+    normalised = normalise_flags(list(argv))
+    for flag, following in pairwise([*normalised, ""]):
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if flag.startswith("--") and name != "config":
+            names.add(name)
+        elif flag.startswith("--"):
+            names |= {
+                key.replace("-", "_")
+                for key in _read_yaml(Path(value if equals else following), "--config")
+            }
+    return names
 
 
 def read_space(path: Path | None, argv: Sequence[str]) -> Space:
@@ -68,7 +83,7 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
         described = {name: entry for name, entry in usual.items() if name not in given}
         source = "the default space"
     else:
-        described, source = _read_yaml(path), f"--space {path}"
+        described, source = _read_yaml(path, "--space"), f"--space {path}"
         twice = sorted(given & set(described))
         if twice:
             raise ValueError(
@@ -110,17 +125,16 @@ def _text(value: object) -> str:
     return str(value)  # a float's repr is exact
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, flag: str) -> dict[str, Any]:
     try:
         described = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--space {path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{flag} {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--space {path} is no YAML: {error}") from error
+        raise ValueError(f"{flag} {path} is no YAML: {error}") from error
     if not isinstance(described, dict):
-        raise ValueError(
-            f"--space {path} must hold lines like `lr: {{low: 1.0e-4, high: 1.0e-2, log: true}}`"
-        )
+        line = "lr: {low: 1.0e-4, high: 1.0e-2, log: true}" if flag == "--space" else "lr: 0.01"
+        raise ValueError(f"{flag} {path} must hold lines like `{line}`")
     return {str(name): entry for name, entry in described.items()}
 
 
