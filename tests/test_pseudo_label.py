@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, TrainedRun, launch
 from PIL import Image
+from train_data import flat_set, settings
 
 from train.checkpoint import load_checkpoint, save_checkpoint
+from train.data import prepare_data
 from train.manifest import read_manifest, read_soft_labels
-from train.pseudo_label import Guesses, build_parser, check_settings, read_guesses, select
+from train.pseudo_label import (
+    Guesses,
+    build_parser,
+    check_settings,
+    labelled,
+    read_guesses,
+    select,
+    soft_labels,
+)
 
 
 def guesses(rows: list[list[float]]) -> Guesses:
@@ -107,9 +117,22 @@ def test_unusable_requests_are_one_clear_line(trained: TrainedRun, tmp_path: Pat
     command += ["--unlabelled", trained.sample / "test"]
     printed = launch(*command, "--rounds", 0, cwd=tmp_path, code=2)
     assert "error: --rounds 0 is outside 1..1000" in printed
+    printed = launch(*command, "--", "--folds", 3, "--fold", 1, cwd=tmp_path, code=2)
+    assert "error: --folds does not go with what students are given" in printed
     printed = launch(*command, "--", "--data", "x", cwd=tmp_path, code=2)
     assert "error: --data and --val_data are the teacher's and the guesses" in printed
     state = load_checkpoint(run / "checkpoints" / "best.pt")
     save_checkpoint({**state, "data_digest": "of other data"}, run / "checkpoints" / "best.pt")
     printed = launch(*command, cwd=tmp_path, code=2)
     assert "changed since it was trained" in printed
+
+
+def test_what_a_teacher_learnt_as_probabilities_its_students_do_too(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images", 10)
+    rows = [f"images/{name}.{i}.png,{name},0.6,0.4" for name in ("cat", "dog") for i in range(10)]
+    header = "path,label,probability_cat,probability_dog"
+    (tmp_path / "soft.csv").write_text("\n".join([header, *rows]))
+    data = prepare_data(settings(tmp_path, data=str(tmp_path / "soft.csv")))
+    soft = soft_labels(data.train)
+    assert soft.keys() == set(labelled(data.train)[0])
+    assert all(np.allclose(values, [0.6, 0.4]) for values in soft.values())

@@ -109,6 +109,10 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     student = parse_config(list(flags))
     if student.data or student.val_data:
         raise ValueError("--data and --val_data are the teacher's and the guesses; leave them out")
+    plain = TrainConfig()
+    for flag in ("folds", "fold", "exclude", "data_format", "resume", "stop_after"):
+        if getattr(student, flag) != getattr(plain, flag):
+            raise ValueError(f"--{flag} does not go with what students are given; leave it out")
     if is_remote(student.output):
         raise ValueError(f"--output {student.output}: rounds need a local folder; copy it afterwards")
     name = student.name or f"{checkpoint['run_name']}-student"
@@ -132,10 +136,10 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
                 flush=True,
             )
             paths, labels = labelled(data.train)
+            soft = soft_labels(data.train)
             paths, labels = paths + chosen.paths, labels + chosen.names
-            soft = (
-                dict(zip(chosen.paths, chosen.probabilities, strict=True)) if args.labels == "soft" else {}
-            )
+            if args.labels == "soft":
+                soft |= dict(zip(chosen.paths, chosen.probabilities, strict=True))
             write_manifest(manifest, paths, labels, soft, chosen.class_names)
         teacher = Path(student.output) / f"{name}-{number}"
         step = ["--resume", teacher] if (teacher / "checkpoints" / "last.pt").exists() else []
@@ -173,6 +177,13 @@ def labelled(images: ImageSet) -> tuple[list[str], list[str]]:
     """(absolute paths, class names)"""
     root = images.root.resolve()
     return [str(root / path) for path in images.paths], [images.class_names[i] for i in images.labels]
+
+
+def soft_labels(images: ImageSet) -> dict[str, NDArray[np.float64]]:
+    """Absolute path -> probabilities, of images that were taught by them."""
+    if images.targets is None:
+        return {}
+    return dict(zip(labelled(images)[0], images.targets.astype(np.float64), strict=True))
 
 
 def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
