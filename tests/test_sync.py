@@ -54,3 +54,28 @@ def test_sync_ends_the_run_of_a_process_that_was_killed(store: str) -> None:
 def test_sync_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sync.main([str(tmp_path / "nothing")]) == 2
     assert "has no readable tracking.json" in capsys.readouterr().err
+
+
+def test_sync_works_from_anywhere_and_passes_over_what_is_gone(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text("lr: 0.1")
+    Path("bad_files.csv").write_text("path,reason")
+    use(monkeypatch, REFUSES)
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    t.log_files([Path("config.yaml"), Path("bad_files.csv")])
+    t.end("FINISHED")
+    here, there = Path.cwd(), tmp_path / "moved"
+    there.mkdir()
+    for name in ("tracking.json", "metrics.jsonl", "config.yaml"):
+        (here / name).rename(there / name)
+    monkeypatch.chdir("/")
+    use(monkeypatch, store)
+    assert sync.main([str(there)]) == 0
+    (run,) = runs(store)
+    assert [f.path for f in mlflow.MlflowClient(store).list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert f"warning: {there}/bad_files.csv is gone" in capsys.readouterr().out
+    (source,) = run.inputs.dataset_inputs
+    assert f"{here}/data/train" in source.dataset.source

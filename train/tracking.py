@@ -24,6 +24,7 @@ from mlflow.entities import LoggedModelInput, Metric, Param
 
 from serve.metadata import CHECKPOINT_TAG
 from train.config import TrainConfig
+from train.fetch import is_remote
 from train.metrics_file import MetricsFile
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -56,7 +57,7 @@ class Record:
     data_digest: str = ""
     dataset_logged: bool = False
     files: list[str] = field(default_factory=list)
-    """Files and folders that are still to be logged."""
+    """Files and folders that are still to be logged, relative to the run directory."""
     status: str = "RUNNING"
     complete: bool = False
     """MLflow has all of it, the final status too."""
@@ -101,7 +102,7 @@ class Sender:
             self.record.dataset_logged = True
         self._send_rows()
         while self.record.files:
-            _log_path(Path(self.record.files[0]))
+            _log_path(self.path.parent / self.record.files[0])
             del self.record.files[0]
         if status != "RUNNING" and not self.ended:
             mlflow.end_run(status)
@@ -187,7 +188,8 @@ class MlflowTracker(MetricsFile):
     def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None:
         """Waits START_SECONDS at most for the run to be opened."""
         self.record.parameters = {key: str(value) for key, value in parameters.items()}
-        self.record.data_source, self.record.data_digest = data_source, data_digest
+        place = data_source if is_remote(data_source) else str(Path(data_source).resolve())
+        self.record.data_source, self.record.data_digest = place, data_digest
         self.record.tags |= json.loads(os.environ.get(RUN_TAGS, "{}"))
         self.record.save(self.sender.path)
         self.thread.start()
@@ -199,7 +201,8 @@ class MlflowTracker(MetricsFile):
 
     def log_files(self, paths: list[Path]) -> None:
         """Files go to the run's root, folders below their own name."""
-        self.record.files += [str(path) for path in paths]
+        home = self.path.parent.resolve()
+        self.record.files += [os.path.relpath(path.resolve(), home) for path in paths]
         self.wake.set()
 
     def end(self, status: str) -> None:
@@ -248,14 +251,16 @@ class MlflowTracker(MetricsFile):
 def _log_path(path: Path) -> None:
     if path.is_dir():
         mlflow.log_artifacts(str(path), path.name)
+    elif not path.exists():  # deleted since
+        print(f"warning: {path} is gone, and not in MLflow", flush=True)
     else:
         mlflow.log_artifact(str(path))
 
 
 def _log_dataset(source: str, digest: str) -> None:
     dataset = MetaDataset(
-        LocalArtifactDatasetSource(str(Path(source).resolve())),
-        name=Path(source).name,
+        LocalArtifactDatasetSource(source),
+        name=source.rstrip("/").rpartition("/")[2],
         digest=digest[:36],  # MLflow's limit
     )
     mlflow.log_input(dataset, context="training")
