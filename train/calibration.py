@@ -44,13 +44,15 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     n, num_classes = logits.shape
     if not n or not np.isfinite(logits).all():
         return 1.0
-    rows, doubt = np.arange(n), 1 / (n + 2)
+    doubt = 1 / (n + 2)
+    below = logits - logits.max(axis=1, keepdims=True)  # the softmax's, which no overflow can reach
+    own = below[np.arange(n), labels]
+    others = (below.sum(axis=1) - own) / (num_classes - 1)
+    wanted = float(((1 - doubt) * own + doubt * others).mean())
 
     def loss(log_temperature: float) -> float:
-        values = log_softmax(logits / np.exp(log_temperature), axis=1)
-        own = values[rows, labels]
-        others = (values.sum(axis=1) - own) / (num_classes - 1)
-        return float(-((1 - doubt) * own + doubt * others).mean())
+        scale = float(np.exp(-log_temperature))
+        return float(np.log(np.exp(below * scale).sum(axis=1)).mean()) - scale * wanted
 
     bounds = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))

@@ -174,8 +174,9 @@ def _readable(
             f"--max_bad {config.max_bad:g} allows ({first}); remove them or raise --max_bad"
         )
     good = [path for path in paths if path in result.sha256]
+    readable = {labels[path] for path in good}
     for name in class_names:
-        if not any(labels[path] == name for path in good):
+        if name not in readable:
             raise ValueError(f"class {name!r} in {source} has no readable image; remove or fill it")
     index = {name: i for i, name in enumerate(class_names)}
     image_set = ImageSet(

@@ -2,10 +2,12 @@
 
 import csv
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from train.calibration import cross_fitted, expected_calibration_error, fit_temperature, log_probabilities
 from train.data import ImageSet
@@ -44,7 +46,7 @@ def evaluate_logits(
     of two classes, or the mean over one-against-rest; it is left out when a class has no validation image.
     """
     # a second and a half to import, which the ranks other than 0 need not spend
-    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+    from sklearn.metrics import confusion_matrix, f1_score
 
     classes = list(range(len(class_names)))
     rows = np.arange(len(labels))
@@ -62,13 +64,21 @@ def evaluate_logits(
         **{f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)},
     }
     if len(np.unique(labels)) == len(classes) and np.isfinite(logits).all():
-        probabilities = np.exp(log_probs)
-        if len(classes) == 2:
-            values["roc_auc"] = float(roc_auc_score(labels, probabilities[:, 1]))
-        else:
-            values["roc_auc"] = float(roc_auc_score(labels, probabilities, multi_class="ovr"))
+        areas = [
+            roc_auc(log_probs[:, c], labels == c) for c in (classes[1:] if len(classes) == 2 else classes)
+        ]
+        values["roc_auc"] = float(np.mean(areas))
     confusion = confusion_matrix(labels, predicted, labels=classes)
     return Evaluation(logits, labels, values, confusion)
+
+
+def roc_auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Mann and Whitney's statistic: how often a positive one is above a negative one, ties counting half.
+    With a thousand classes this is far faster than scikit-learn's, which makes a curve of each."""
+    ranks = rankdata(scores)
+    p = int(positive.sum())
+    above = float(ranks[positive].sum()) - p * (p + 1) / 2
+    return above / (p * (len(scores) - p))
 
 
 def write_predictions(
@@ -85,27 +95,27 @@ def write_predictions(
             ["path", "label", "prediction", "correct", "loss", *(f"probability_{n}" for n in names)]
         )
         log_probs = log_probabilities(evaluation.logits, temperature, clip)
+        rows = csv.writer(file, lineterminator="", quoting=csv.QUOTE_NONNUMERIC)
         for i, image in enumerate(images.paths):
             label, predicted = int(evaluation.labels[i]), int(log_probs[i].argmax())
-            writer.writerow(
-                [
-                    image,
-                    names[label],
-                    names[predicted],
-                    int(label == predicted),
-                    float(f"{-log_probs[i, label]:.6f}"),
-                    *(float(f"{p:.8g}") for p in np.exp(log_probs[i])),
-                ]
-            )
+            loss = float(f"{-log_probs[i, label]:.6f}")
+            rows.writerow([image, names[label], names[predicted], int(label == predicted), loss])
+            file.write("".join([f",{p:.8g}" for p in np.exp(log_probs[i]).tolist()]) + "\n")
     temporary.replace(path)
 
 
 def read_predictions(path: Path, images: ImageSet) -> Evaluation:
     """What `write_predictions` wrote; logits are log probabilities, which give the same metrics."""
     names = images.class_names
+    probabilities = np.empty((len(images), len(names)))
+    labels = np.empty(len(images), np.int64)
+    numbers = {name: i for i, name in enumerate(names)}
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == images.paths, f"{path} is of other images"
-    probabilities = np.array([[float(row[f"probability_{n}"]) for n in names] for row in rows])
-    labels = np.array([names.index(row["label"]) for row in rows], np.int64)
+        table = csv.reader(file)
+        header = next(table)
+        assert header[-len(names) :] == [f"probability_{name}" for name in names], f"{path}: other classes"
+        for i, (row, image) in enumerate(zip_longest(table, images.paths)):
+            assert row and row[0] == image, f"{path} is of other images"
+            labels[i] = numbers[row[1]]
+            probabilities[i] = row[-len(names) :]
     return evaluate_logits(np.log(np.maximum(probabilities, 1e-45)), labels, names)

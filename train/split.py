@@ -75,8 +75,10 @@ def choose_fold(
             # by the group's middle: the first and the last group of a class are never in one part
             part[members[group]] = 1 + (2 * before + size) * folds // (2 * total)
             before += size
-    for label, name in enumerate(class_names):
-        images = np.flatnonzero(np.asarray(labels) == label).tolist()
+    images_of: list[list[int]] = [[] for _ in class_names]
+    for i, label in enumerate(labels):
+        images_of[label].append(i)
+    for name, images in zip(class_names, images_of, strict=True):
         if len(set(part[images].tolist())) == 1:
             for group in {groups[i] for i in images}:
                 part[members[group]] = 0
