@@ -195,3 +195,17 @@ def test_a_local_folder_is_left_alone(tmp_path: Path) -> None:
     assert localise(config, Ranks(), silent) == (config, "")
     with mirrored(tmp_path, "", silent) as wanted:
         wanted()
+
+
+def test_what_ended_a_run_is_seen_though_the_store_is_away_too(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(Mirror, "publish", away)
+    said: list[str] = []
+    folder = a_run(tmp_path / "run")
+    with pytest.raises(KeyError, match="own"), mirrored(folder, "s3://bucket/ended", said.append):
+        raise KeyError("the run's own")
+    assert "s3://bucket/ended does not take the run: the store is away" in said[-1]

@@ -146,6 +146,16 @@ def test_without_data_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: 
     assert again.digest == data.digest
 
 
+def test_a_sample_set_that_cannot_be_drawn_is_an_error_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    (tmp_path / "data" / "sample" / "mine.txt").touch()
+    with pytest.raises(ValueError, match=r"the sample set cannot be drawn: .*not empty.*; give --data"):
+        prepare(settings(tmp_path, data=""))
+
+
 def test_without_data_data_train_is_taken_when_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

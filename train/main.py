@@ -51,6 +51,7 @@ from train.rundir import draw_subject_crops, open_folder, prepare, report_files,
 from train.snapshots import Say, newest_whole
 from train.trainee import History
 
+ALONE_SECONDS = 10.0  # in which a rank with the same error has ended, and torchrun says so
 LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
 
 
@@ -153,6 +154,15 @@ def give_up(ranks: Ranks, error: RuntimeError) -> None:
     os._exit(1)  # not by way of the group's end, which could wait for the lost one
 
 
+def is_mine_to_say(ranks: Ranks, stop: StopRequest) -> bool:
+    """An error is said once a machine: by its first rank, or by another one that has it alone. If all have
+    it, torchrun ends the others as soon as the first has ended."""
+    deadline = time.monotonic() + ALONE_SECONDS
+    while ranks.local_rank and not stop.received and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not stop.received or not ranks.local_rank
+
+
 @record
 def main() -> None:
     ranks = ranks_from_environment()
@@ -178,7 +188,7 @@ def main() -> None:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent
         if raised_in not in (root / "train", root / "serve"):
             raise  # a library's error, not a message of ours: show where it comes from
-        if ranks.local_rank == 0:  # once a machine: what is wrong may be wrong on that one alone
+        if is_mine_to_say(ranks, stop):
             where = "" if ranks.is_main else f" (rank {ranks.rank})"
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -77,8 +77,13 @@ def mirrored(folder: Path, url: str, say: Say) -> Iterator[Callable[[], None]]:
     mirror.start()
     try:
         yield mirror.wake.set
-    finally:
-        mirror.end()
+    except BaseException:
+        try:
+            mirror.end()
+        except ValueError as error:  # what ended the run is to be seen
+            say(f"warning: {error}")
+        raise
+    mirror.end()
 
 
 class Mirror:

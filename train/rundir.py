@@ -38,7 +38,12 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
         config = config.replace(data=str(DEFAULT_DATA))
         if not DEFAULT_DATA.exists():
             made = "" if SAMPLE.exists() else " (made now)"
-            make_sample(SAMPLE)
+            try:
+                make_sample(SAMPLE)
+            except OSError as error:
+                raise ValueError(
+                    f"no {DEFAULT_DATA}, and the sample set cannot be drawn: {error}; give --data"
+                ) from error
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
     if config.resume in ("", "auto"):  # a run that is named has its numbers
