@@ -116,6 +116,7 @@ class Epochs:
 
     def _begin_retuning(self) -> None:
         job = self.job
+        self.running = Running(job.ranks, job.device)  # of an epoch that a resume cut short nothing is left
         job.stage = retuning(job.config)
         lost, self.train_loader = self.train_loader.lost, job.train_loader()
         self.train_loader.lost = lost

@@ -120,7 +120,8 @@ def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], st
         return False
     state = load_checkpoint(last)
     wanted, saved = config.to_dict(), state["config"]
-    free = FREE_TO_CHANGE - ({"data"} if config.data else set()) - {"data_format"}
+    named = config.data and not is_remote(config.data)  # of a remote one the run knows its copy
+    free = FREE_TO_CHANGE - ({"data"} if named else set()) - {"data_format"}
     changed = [name for name in wanted if name not in free and saved.get(name) != wanted[name]]
     if changed:
         listed = ", ".join(f"--{name} {saved.get(name)!r} -> {wanted[name]!r}" for name in changed)
