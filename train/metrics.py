@@ -115,7 +115,7 @@ def read_predictions(path: Path, images: ImageSet) -> Evaluation:
         header = next(table)
         assert header[-len(names) :] == [f"probability_{name}" for name in names], f"{path}: other classes"
         for i, (row, image) in enumerate(zip_longest(table, images.paths)):
-            assert row and row[0] == image, f"{path} is of other images"
+            assert (row or [None])[0] == image, f"{path} is of other images"
             labels[i] = numbers[row[1]]
             probabilities[i] = row[-len(names) :]
     return evaluate_logits(np.log(np.maximum(probabilities, 1e-45)), labels, names)
