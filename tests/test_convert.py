@@ -174,7 +174,7 @@ def test_mirror_image_temperature_and_clipping_are_in_the_graph(tmp_path: Path) 
     np.testing.assert_allclose(predictor.run(mirrored)[0], logits, atol=1e-3)
     expected = np.exp(log_probabilities(logits.astype(np.float64), 1.0, 0.05))
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
-    assert probabilities.min() == pytest.approx(0.05, abs=0.006)
+    assert probabilities.min() >= 0.05
 
 
 def cropping_model(kind: str, name: str, size: int, tmp_path: Path) -> tuple[ImageClassifier, int]:
