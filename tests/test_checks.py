@@ -6,7 +6,7 @@ import pytest
 from train_data import build, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
-from train.checks import check_single_image, few_steps, trained_on_validation
+from train.checks import check_batch_size, check_clip, check_single_image, few_steps, trained_on_validation
 from train.config import TrainConfig
 from train.data import prepare_data
 from train.loader import EpochPlan
@@ -45,3 +45,17 @@ def test_a_run_of_few_steps_is_warned_of() -> None:
     (warning,) = few_steps(config, EpochPlan(700, 128, 0))
     assert "90 optimizer steps in all (6 an epoch)" in warning
     assert few_steps(config, EpochPlan(800, 128, 0)) == []
+
+
+def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anything_is_done() -> None:
+    check_batch_size(TrainConfig(batch_size=6, mixup=0.2), 3)
+    check_batch_size(TrainConfig(batch_size=6), 2)
+    with pytest.raises(ValueError, match=r"--batch_size 6 with mixup .* multiple of 4 \(2 processes x 1"):
+        check_batch_size(TrainConfig(batch_size=6, mixup=0.2), 2)
+
+
+def test_a_clip_that_leaves_too_little_for_the_answer_is_refused() -> None:
+    check_clip(0.0005, 1000)
+    check_clip(0.1, 5)
+    with pytest.raises(ValueError, match=r"--clip_probabilities 0.01 .* for 1000 .* at most 0.0005"):
+        check_clip(0.01, 1000)

@@ -1,15 +1,18 @@
 """Wrong labels are found among predictions, and by the whole command with real runs."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from train_data import draw, flat_set
+from train_data import draw, flat_set, linear_model, make_data, make_trainee
 
-from train.label_issues import find_issues, main, report, train_folds
+from train.checkpoint import save_checkpoint
+from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
 from train.out_of_fold import OutOfFold
+from train.trainee import History, checkpoint_state
 
 
 def predictions(
@@ -173,3 +176,19 @@ def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(
     monkeypatch.setattr("subprocess.run", lambda command, check: started.append(command))
     train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
     assert [command[-2:] for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]
+
+
+def test_a_finished_fold_of_remote_data_is_finished(tmp_path: Path) -> None:
+    """Its settings name the copy that it trained on."""
+    config, data = make_data(tmp_path, folds=2, fold=1, epochs=1)
+    run = tmp_path / "out" / "fold1of2"
+    history = History(1, 1, {"val/accuracy": 1.0})
+    copied = config.replace(data="out/.cache/data-0123")
+    state = checkpoint_state(make_trainee(config, linear_model()), history, data, copied, "run")
+    save_checkpoint(state, run / "checkpoints" / "last.pt")
+    remote = config.replace(data=f"file://{config.data}")
+    digest = partial(_content_digest, output=tmp_path / "out")
+    assert _finished(run, remote, digest)
+    draw(Path(config.data) / "cat.99.png", 0, 99)
+    with pytest.raises(ValueError, match=r"fold1of2 was trained before file://.* changed"):
+        _finished(run, remote, digest)

@@ -207,3 +207,22 @@ def test_a_server_that_is_no_mlflow_costs_no_scores(
         assert score(run, trained) == 0
         server.shutdown()
     assert "warning: the scoring run is not in MLflow: MLflow at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "kind"), [(503, OSError), (403, ValueError)])
+def test_a_server_that_is_out_of_order_may_be_asked_again_and_one_that_refuses_not(
+    code: int, kind: type[Exception]
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(code)
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(kind, match=f"refused experiments/search with {code}"):
+            check_lineage(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()

@@ -16,7 +16,6 @@ from train_data import make_data
 from serve.preprocess import load_image
 from train import reading
 from train.augment import View
-from train.config import TrainConfig
 from train.loader import (
     LISTED_ORDER,
     Batch,
@@ -24,7 +23,6 @@ from train.loader import (
     Key,
     Loader,
     PixelDataset,
-    check_batch_size,
     evaluation_batches,
 )
 from train.permutation import Permutation
@@ -150,13 +148,6 @@ def test_a_billion_samples_take_no_list_and_a_resume_sees_what_all_see() -> None
 def test_an_indivisible_batch_size_is_an_error_that_names_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"--batch_size 10 .* 4 \(2 processes x 2 accumulation steps\)"):
         EpochPlan(100, 10, 0, 0, world_size=2, accumulation=2)
-
-
-def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anything_is_done() -> None:
-    check_batch_size(TrainConfig(batch_size=6, mixup=0.2), 3)
-    check_batch_size(TrainConfig(batch_size=6), 2)
-    with pytest.raises(ValueError, match=r"--batch_size 6 with mixup .* multiple of 4 \(2 processes x 1"):
-        check_batch_size(TrainConfig(batch_size=6, mixup=0.2), 2)
 
 
 @given(st.integers(1, 100), st.integers(1, 20), st.integers(1, 9))

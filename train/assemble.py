@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from train.augment import View
-from train.calibration import check_clip
-from train.checks import check_single_image, few_steps, trained_on_validation
+from train.checks import check_clip, check_single_image, few_steps, trained_on_validation
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
 from train.device import Precision, candidates, choose_precision, compile_note, has_bf16, time_step

@@ -22,19 +22,6 @@ def log_probabilities(logits: Floats, temperature: float = 1.0, clip: float = 0.
     return values
 
 
-def check_clip(clip: float, num_classes: int) -> None:
-    """
-    Raises:
-        ValueError: nothing would be left for the answer.
-    """
-    most = 0.5 / num_classes
-    if clip > most:
-        raise ValueError(
-            f"--clip_probabilities {clip:g} is too much for {num_classes} classes: together they would get "
-            f"{clip * num_classes:g} whatever the image; at most {most:g}"
-        )
-
-
 def fit_temperature(logits: Floats, labels: Labels) -> float:
     """The temperature of lowest log loss (arXiv 1706.04599).
 
@@ -44,15 +31,13 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     n, num_classes = logits.shape
     if not n or not np.isfinite(logits).all():
         return 1.0
-    doubt = 1 / (n + 2)
-    below = logits - logits.max(axis=1, keepdims=True)  # the softmax's, which no overflow can reach
-    own = below[np.arange(n), labels]
-    others = (below.sum(axis=1) - own) / (num_classes - 1)
-    wanted = float(((1 - doubt) * own + doubt * others).mean())
+    rows, doubt = np.arange(n), 1 / (n + 2)
 
     def loss(log_temperature: float) -> float:
-        scale = float(np.exp(-log_temperature))
-        return float(np.log(np.exp(below * scale).sum(axis=1)).mean()) - scale * wanted
+        values = log_softmax(logits / np.exp(log_temperature), axis=1)
+        own = values[rows, labels]
+        others = (values.sum(axis=1) - own) / (num_classes - 1)
+        return float(-((1 - doubt) * own + doubt * others).mean())
 
     bounds = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))

@@ -1,4 +1,4 @@
-"""What is noticed of settings and data once both are known, before a run trains."""
+"""What is noticed of settings, processes and data once they are known, before a run trains."""
 
 import copy
 from pathlib import Path
@@ -12,6 +12,34 @@ from train.loader import EpochPlan
 from train.model import ImageClassifier, best_checkpoint
 
 FEW_STEPS = 100
+
+
+def check_batch_size(config: TrainConfig, world_size: int) -> None:
+    """
+    Raises:
+        ValueError: batches cannot be divided among the processes, or not into pairs that are mixed.
+    """
+    plan = EpochPlan(1, config.batch_size, 0, 0, world_size, config.accumulation)
+    if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
+        parts = world_size * config.accumulation
+        raise ValueError(
+            f"--batch_size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
+            f"({world_size} processes x {config.accumulation} accumulation steps), for images are mixed in "
+            "pairs"
+        )
+
+
+def check_clip(clip: float, num_classes: int) -> None:
+    """
+    Raises:
+        ValueError: nothing would be left for the answer.
+    """
+    most = 0.5 / num_classes
+    if clip > most:
+        raise ValueError(
+            f"--clip_probabilities {clip:g} is too much for {num_classes} classes: together they would get "
+            f"{clip * num_classes:g} whatever the image; at most {most:g}"
+        )
 
 
 def few_steps(config: TrainConfig, plan: EpochPlan) -> list[str]:

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from serve.preprocess import Preprocess
 from train.augment import View
-from train.config import TrainConfig
 from train.data import ImageSet
 from train.draws import seed_of
 from train.permutation import Permutation
@@ -98,21 +97,6 @@ class EpochPlan:
     def real_size(self, step: int) -> int:
         """Samples of weight 1 in the whole batch of this step."""
         return min(self.batch_size, self.num_samples - step * self.batch_size)
-
-
-def check_batch_size(config: TrainConfig, world_size: int) -> None:
-    """
-    Raises:
-        ValueError: batches cannot be divided among the processes, or not into pairs that are mixed.
-    """
-    plan = EpochPlan(1, config.batch_size, 0, 0, world_size, config.accumulation)
-    if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
-        parts = world_size * config.accumulation
-        raise ValueError(
-            f"--batch_size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
-            f"({world_size} processes x {config.accumulation} accumulation steps), for images are mixed in "
-            "pairs"
-        )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
+from train.checks import check_batch_size
 from train.config import TrainConfig, parse_config
 from train.device import choose_device, choose_workers, configure
 from train.distributed import (
@@ -41,7 +42,6 @@ from train.distributed import (
 )
 from train.epochs import Epochs
 from train.fetch import fetch
-from train.loader import check_batch_size
 from train.metrics import read_predictions
 from train.metrics_file import NullTracker, build_tracker
 from train.mirror import localise, mirrored

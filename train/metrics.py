@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from train.calibration import cross_fitted, expected_calibration_error, fit_temperature, log_probabilities
 from train.data import ImageSet
@@ -46,7 +45,7 @@ def evaluate_logits(
     of two classes, or the mean over one-against-rest; it is left out when a class has no validation image.
     """
     # a second and a half to import, which the ranks other than 0 need not spend
-    from sklearn.metrics import confusion_matrix, f1_score
+    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
     classes = list(range(len(class_names)))
     rows = np.arange(len(labels))
@@ -64,21 +63,13 @@ def evaluate_logits(
         **{f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)},
     }
     if len(np.unique(labels)) == len(classes) and np.isfinite(logits).all():
-        areas = [
-            roc_auc(log_probs[:, c], labels == c) for c in (classes[1:] if len(classes) == 2 else classes)
-        ]
-        values["roc_auc"] = float(np.mean(areas))
+        probabilities = np.exp(log_probs)
+        if len(classes) == 2:
+            values["roc_auc"] = float(roc_auc_score(labels, probabilities[:, 1]))
+        else:
+            values["roc_auc"] = float(roc_auc_score(labels, probabilities, multi_class="ovr"))
     confusion = confusion_matrix(labels, predicted, labels=classes)
     return Evaluation(logits, labels, values, confusion)
-
-
-def roc_auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Mann and Whitney's statistic: how often a positive one is above a negative one, ties counting half.
-    With a thousand classes this is far faster than scikit-learn's, which makes a curve of each."""
-    ranks = rankdata(scores)
-    p = int(positive.sum())
-    above = float(ranks[positive].sum()) - p * (p + 1) / 2
-    return above / (p * (len(scores) - p))
 
 
 def write_predictions(

@@ -30,9 +30,9 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from train.checks import check_batch_size
 from train.config import TrainConfig, parse_config
 from train.fetch import is_remote
-from train.loader import check_batch_size
 from train.model import build_model
 from train.pretrained import settle
 from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space

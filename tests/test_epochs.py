@@ -1,0 +1,58 @@
+"""The epochs of a run, with nothing of what trains in them replaced."""
+
+from pathlib import Path
+
+import pytest
+from train_data import CPU, ONE, make_data
+
+from train import epochs
+from train.assemble import Job, assemble
+from train.epochs import Epochs
+from train.loop import Running, train_one_epoch
+from train.metrics_file import MetricsFile
+from train.preemption import StopRequest
+from train.snapshots import Position
+from train.trainee import History
+
+
+def make_job(tmp_path: Path, **changes: object) -> Job:
+    config, data = make_data(tmp_path, pixel_cache="off", **changes)
+    return assemble(config, data, None, ONE, CPU, 0, print)
+
+
+def make_epochs(tmp_path: Path, job: Job) -> Epochs:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    return Epochs(job, folder, MetricsFile(folder / "metrics.jsonl", 0), StopRequest(), print)
+
+
+def test_retuning_begins_at_its_start_though_a_resume_cut_the_epoch_before_it_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with fewer --epochs than the interrupted run had."""
+    job = make_job(tmp_path, epochs=1, retune_epochs=1)
+    job.history = History(1, 1, {"val/accuracy": 0.0, "val/log_loss_calibrated": 9.0})
+    job.position = Position(step=2, sums=[[1.0, 1.0]], skipped=[0, 0, 0])
+    began: list[int] = []
+
+    def noted(*arguments: object) -> dict[str, float]:
+        began.extend(a.step for a in arguments if isinstance(a, Running))
+        return train_one_epoch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(epochs, "train_one_epoch", noted)
+    make_epochs(tmp_path, job).run()
+    assert began == [0]
+    assert job.history.retuned == 1
+
+
+def test_a_best_checkpoint_that_cannot_be_written_to_the_end_is_an_error(tmp_path: Path) -> None:
+    job = make_job(tmp_path, epochs=1)
+    job.history = History(1, 1, {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7})
+    running = make_epochs(tmp_path, job)
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    running.snapshots.owed = full
+    with pytest.raises(ValueError, match=r"best checkpoint cannot be written: .*No space.* Make room"):
+        running.run()

@@ -1,0 +1,32 @@
+"""Who says what ended a run, and how it ends when all is well."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from train import main
+from train.distributed import Ranks
+from train.preemption import StopRequest
+from train.trainee import History
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "told", "says"),
+    [(0, False, True), (0, True, True), (1, True, False), (1, False, True)],
+    ids=["the first", "the first though told to end", "another that is ended", "another that is alone"],
+)
+def test_an_error_is_said_once_a_machine_and_by_a_rank_that_has_it_alone(
+    local_rank: int, told: bool, says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "ALONE_SECONDS", 0.1)
+    stop = StopRequest()
+    stop.received = signal.SIGTERM if told else 0
+    assert main.is_mine_to_say(Ranks(local_rank, local_rank, 2, 2), stop) is says
+
+
+def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> None:
+    best = {"val/accuracy": 0.9, "val/log_loss": 0.3, "val/log_loss_calibrated": 0.25}
+    printed = main.summary(History(3, 2, best), 100, str(Path("runs") / "my pets"))
+    assert "val/accuracy 0.9000 (95 % interval 0.8256 to 0.9448, 100 validation images)" in printed
+    assert printed.endswith("--run 'runs/my pets'")
