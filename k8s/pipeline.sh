@@ -68,9 +68,10 @@ wait_for() {
 }
 
 run_step() {
-  local step=$1 kind=job
-  if in_namespace apply --dry-run=client --output name --filename "$work/all.yaml" \
-    --selector "app.kubernetes.io/component=$step" | grep -q '^trainjob'; then
+  local step=$1 kind=job objects
+  objects=$(in_namespace apply --dry-run=client --output name --filename "$work/all.yaml" \
+    --selector "app.kubernetes.io/component=$step")
+  if [[ $objects == *trainjob* ]]; then
     kind=trainjob
   fi
   # Jobs cannot be changed, only made again.

@@ -62,7 +62,8 @@ if arguments[0] == "apply" and "--dry-run=client" in arguments:
     key, _, wanted = value("--selector").partition("=")
     for document in yaml.safe_load_all(open(value("--filename"))):
         if document["metadata"].get("labels", {{}}).get(key) == wanted:
-            print(document["kind"].lower() + "/" + document["metadata"]["name"])
+            print(document["kind"].lower() + "/" + document["metadata"]["name"], flush=True)
+            time.sleep(0.2)  # as kubectl, which asks the server for each
 elif arguments[0] == "get":
     name = arguments[1].partition("/")[2]
     if "queue-name" in value("--output"):
