@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from serve.preprocess import ImageError, load_image
 from train.reading import read_image
-from train.shrink import LEAST_RATIO, ORIENTATION, Shrunk
+from train.shrink import LEAST_RATIO, ORIENTATION, Shrunk, on_its_side
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
 
@@ -92,3 +92,14 @@ def test_photographs_are_within_the_stated_difference() -> None:
     assert len(differences) > 20
     assert max(d.max() for d in differences) <= 12
     assert np.mean([d.mean() for d in differences]) < 0.4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_size_of_an_image_on_its_side_is_known_without_decoding(kind: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, kind, exif=exif)
+    image = Image.open(io.BytesIO(file.getvalue()))
+    size = image.size[::-1] if on_its_side(image) else image.size
+    assert size == load_image(file.getvalue()).size == (30, 40)

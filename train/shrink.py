@@ -58,5 +58,7 @@ class Shrunk:
 
 
 def on_its_side(image: Image.Image) -> bool:
-    """Width and height of the file are height and width of the picture."""
+    """Width and height that Pillow reads from the file are height and width of the picture."""
+    if image.format == "TIFF":  # it tells those of the upright picture
+        return False
     return image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
