@@ -31,9 +31,13 @@ from serve.accelerators import PRECISIONS
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from train.checkpoint import file_sha256, load_checkpoint
-from train.model import rebuild
+from train.model import best_checkpoint, rebuild
 
 MAX_ACCURACY_DROP = 0.3
+
+
+# such a call fails again
+STAYS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def not_negative(text: str) -> float:
@@ -50,7 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--run", required=True, help="run directory written by train/main.py; also s3://, gs://")
-    add("--checkpoint", choices=("best", "last"), default="best", help="default: %(default)s")
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
     add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
     add("--images", type=Path, help="folder of the validation images; default: where training read them")
@@ -69,18 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files."""
+    """Returns the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files, 3 an error
+    that may pass, as of a disk or an object store."""
     args = build_parser().parse_args(argv)
     try:
         with open_run(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, OSError) and not isinstance(error, STAYS) else 2
 
 
 def run(args: argparse.Namespace) -> int:
-    path = args.run / "checkpoints" / f"{args.checkpoint}.pt"
+    path = best_checkpoint(args.run)
     folder = args.run / "export"
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
