@@ -67,9 +67,10 @@ def test_a_copy_that_was_stopped_goes_on(
         patch.setattr(train.fetch, "copy_file", fails_at_seven)
         with pytest.raises(ValueError, match="s3://bucket/stopped cannot be copied: the network is gone"):
             copied("s3://bucket/stopped", tmp_path)
+    put(client, "stopped/3.jpg", b"!")  # as many bytes
     files, said = copied("s3://bucket/stopped", tmp_path, look_again=False)
-    assert files == {f"{i}.jpg": bytes([i]) for i in range(9)}
-    assert "1 of 9 files" in said
+    assert files == {f"{i}.jpg": bytes([i]) for i in range(9)} | {"3.jpg": b"!"}
+    assert "2 of 9 files" in said
 
 
 def test_a_store_that_is_away_does_not_stop_a_job_that_has_its_copy(

@@ -20,6 +20,7 @@ Say = Callable[[str], None]
 THREADS = 32  # they wait for the network
 PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and last attempt
 INDEX = ".copied.json"
+UNFINISHED = f"{INDEX}.unfinished"
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,14 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
 def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -> dict[str, list[Any]]:
     files, found = _list(url)
     wanted = {path: [remote.size, remote.stamp] for path, remote in found.items()}
+    if known is None:  # a start that was stopped says what it was copying
+        known = _read_index(home, UNFINISHED) or {}
+    elif known == wanted and all(_is_whole(home / path, found[path].size) for path in wanted):
+        return wanted
     missing = [
         path
         for path, entry in wanted.items()
-        if not (known is None or known.get(path) == entry) or not _is_whole(home / path, found[path].size)
+        if known.get(path) != entry or not _is_whole(home / path, found[path].size)
     ]
     total = sum(found[path].size or 0 for path in missing)
     what = f"{url}: {len(missing)} of {len(found)} files, {total / 1e9:.2f} GB, to {home}"
@@ -103,6 +108,7 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
         say(f"copying {what}")
     started = time.perf_counter()
     _clear(home, wanted.keys() - set(missing))
+    _write_index(home, wanted, UNFINISHED)
 
     def one(path: str) -> None:
         copy_file(files, found[path], home / path)
@@ -111,6 +117,7 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
         for _ in pool.map(one, missing):
             pass
     _write_index(home, wanted)
+    (home / UNFINISHED).unlink()
     if missing:
         say(f"copied in {time.perf_counter() - started:.0f} s")
     return wanted
@@ -174,7 +181,7 @@ def _clear(home: Path, keep: set[str]) -> None:
 
 
 def _is_whole(path: Path, size: int | None) -> bool:
-    """Without an index it comes from a start that was stopped; since it has its name, it is whole."""
+    """What has its name was whole when it came."""
     try:
         return path.stat().st_size == size or (size is None and path.is_file())
     except OSError:
@@ -202,19 +209,19 @@ def copy_file(files: Any, remote: Remote, target: Path) -> None:
             time.sleep(pause)
 
 
-def _read_index(home: Path) -> dict[str, list[Any]] | None:
-    """What is copied, once all of it was; None before."""
+def _read_index(home: Path, name: str = INDEX) -> dict[str, list[Any]] | None:
+    """What is copied, once all of it was; None before. UNFINISHED: what a start was copying."""
     try:
-        known = json.loads((home / INDEX).read_text(encoding="utf-8"))
+        known = json.loads((home / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return known if isinstance(known, dict) else None
 
 
-def _write_index(home: Path, files: dict[str, list[Any]]) -> None:
-    temporary = home / f"{INDEX}.tmp"
+def _write_index(home: Path, files: dict[str, list[Any]], name: str = INDEX) -> None:
+    temporary = home / f"{name}.tmp"
     temporary.write_text(json.dumps(files), encoding="utf-8", errors="surrogatepass")
-    temporary.replace(home / INDEX)
+    temporary.replace(home / name)
 
 
 @contextmanager
