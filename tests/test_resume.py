@@ -82,6 +82,7 @@ def test_auto_without_a_name_takes_the_newest_unfinished_run_of_these_settings(t
     ):
         make_run(tmp_path, name, epochs_done, **changes)
         time.sleep(0.02)
+    (tmp_path / "runs" / "latest").symlink_to("gone")
     found = settle_run(auto)
     assert (found.resume, found.name) == (str(tmp_path / "runs" / "new"), "new")
 

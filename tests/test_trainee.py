@@ -158,6 +158,15 @@ def test_what_does_not_decide_the_result_may_change(tmp_path: Path) -> None:
     assert set(config.to_dict()) >= FREE_TO_CHANGE
 
 
+def test_re_tuning_that_has_begun_cannot_be_undone(tmp_path: Path) -> None:
+    state, config, data = saved(tmp_path, epochs=20, patience=2, retune_epochs=1)
+    state["history"] |= {"epochs_done": 5, "best_epoch": 3, "best": {"val/accuracy": 1.0}}
+    state["position"] = {"step": 1, "retuning": True}
+    assert restore(state, new_trainee(config, data), data, config).retuning(config)
+    with pytest.raises(ValueError, match=r"being re-tuned.*keep --patience 2"):
+        restore(state, new_trainee(config, data), data, config.replace(patience=50))
+
+
 def test_changed_data_are_refused_with_both_digests(tmp_path: Path) -> None:
     state, config, data = saved(tmp_path)
     draw(Path(config.data) / "cat.77.png", 0, 77)

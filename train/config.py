@@ -305,7 +305,8 @@ class TrainConfig:
         if not self.start_size or part == RESIZING_PARTS - 1:
             return self.image_size
         size = self.start_size + (self.image_size - self.start_size) * part / (RESIZING_PARTS - 1)
-        return round(size / 8) * 8  # networks halve the size several times
+        size = round(size / 8) * 8  # networks halve the size several times
+        return min(max(size, self.start_size), self.image_size)
 
     def optimizer_settings(self) -> "OptimizerSettings":
         """What `auto` stands for, and the usual numbers where none are given."""

@@ -138,4 +138,7 @@ def _lock(file: Any) -> bool:
 
 
 def _age(folder: Path) -> float:
-    return -folder.stat().st_mtime
+    try:
+        return -folder.stat().st_mtime
+    except OSError:  # a link to nothing, or deleted meanwhile
+        return 0.0

@@ -321,13 +321,20 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
         )
     if is_retuning(state) and config.epochs != saved["epochs"]:
         raise ValueError("--epochs cannot change once a run is being re-tuned; start a new run")
+    history = History(**state["history"])
+    if is_retuning(state) and not history.retuning(config):
+        raise ValueError(
+            f"this run is being re-tuned, which with --patience {config.patience} and --retune_epochs "
+            f"{config.retune_epochs} would not have begun; keep --patience {saved['patience']} and "
+            f"--retune_epochs {saved['retune_epochs']}, or start a new run"
+        )
     if config.epochs < min(state["epoch"], saved["epochs"]):
         raise ValueError(
             f"--epochs {config.epochs} is less than the {state['epoch']} that this run has done; give "
             f"{state['epoch']} to end it as it is"
         )
     trainee.load_state_dict(state)
-    return History(**state["history"])
+    return history
 
 
 def is_retuning(state: dict[str, Any]) -> bool:
