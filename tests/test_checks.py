@@ -6,7 +6,14 @@ import pytest
 from train_data import build, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
-from train.checks import check_batch_size, check_clip, check_single_image, few_steps, trained_on_validation
+from train.checks import (
+    check_batch_size,
+    check_clip,
+    check_single_image,
+    check_teacher,
+    few_steps,
+    trained_on_validation,
+)
 from train.config import TrainConfig
 from train.data import prepare_data
 from train.loader import EpochPlan
@@ -38,6 +45,15 @@ def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so
     with pytest.raises(ValueError, match=r"resnet18 cannot .* single images of 32 pixels .*--batch_size"):
         check_single_image(build("resnet18"), TrainConfig(model="resnet18", image_size=32))
     check_single_image(build("resnet18", size=64), TrainConfig(model="resnet18", image_size=64))
+
+
+def test_a_teacher_that_cannot_take_a_size_of_the_training_is_an_error_that_says_so() -> None:
+    teacher = build("vit_tiny_patch16_224", size=224)
+    grown = TrainConfig(model="resnet18", image_size=224, start_size=160, epochs=4, teacher="runs/a")
+    with pytest.raises(ValueError, match=r"--teacher 'runs/a' cannot take images of 1\d\d pixels"):
+        check_teacher(teacher, grown, 3)
+    check_teacher(teacher, grown.replace(start_size=0), 3)
+    assert not teacher.training
 
 
 def test_a_run_of_few_steps_is_warned_of() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from train.augment import View
-from train.checks import check_clip, check_single_image, few_steps, trained_on_validation
+from train.checks import check_clip, check_single_image, check_teacher, few_steps, trained_on_validation
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
 from train.device import Precision, candidates, choose_precision, compile_note, has_bf16, time_step
@@ -101,6 +101,8 @@ def assemble(
     share = config.teacher_share if config.teacher else 0.0
     criterion = Criterion(config.label_smoothing, weights, share, config.teacher_temperature).to(device)
     teacher = load_teacher(config.teacher, classes, model.zoom)
+    if teacher is not None:
+        check_teacher(teacher, config, len(classes))
     if plan.micro_batch_size == 1:
         check_single_image(model, config)
     if state is not None:

@@ -9,7 +9,7 @@ from train.checkpoint import has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data import Data
 from train.loader import EpochPlan
-from train.model import ImageClassifier, best_checkpoint
+from train.model import ImageClassifier, best_checkpoint, try_forward
 
 FEW_STEPS = 100
 
@@ -71,6 +71,13 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
                 f"--folds {other['folds']} --fold {other['fold']}"
             )
     return warnings
+
+
+def check_teacher(teacher: ImageClassifier, config: TrainConfig, num_classes: int) -> None:
+    """Raises ValueError when it cannot take images of the sizes that are trained on."""
+    for size in {config.input_size(config.train_size(epoch)) for epoch in range(config.epochs)}:
+        try_forward(teacher, f"--teacher {config.teacher!r}", num_classes, size)
+    teacher.eval()
 
 
 def check_single_image(model: ImageClassifier, config: TrainConfig) -> None:
