@@ -61,3 +61,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.csv", images, ["cat", "dog", "cat"], soft, ("cat", "dog"))
     assert read_manifest(tmp_path / "m.csv") == dict(zip(images, ["cat", "dog", "cat"], strict=True))
     assert read_soft_labels(tmp_path / "m.csv") == {images[1]: {"cat": 0.123456789, "dog": 0.876543211}}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path;label\na.jpg;cat\n", "separated by commas.*it has 'path;label'"),
+        ("", "it has nothing in it"),
+        ("path,label,split\na.jpg,cat,val\n", "a column split, which is not looked at"),
+    ],
+)
+def test_a_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "images.csv").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        read_manifest(tmp_path / "images.csv")

@@ -14,13 +14,24 @@ def read_manifest(path: Path) -> dict[str, str]:
     """image -> label, from the columns path and label.
 
     Raises:
-        ValueError: a column, path or label is missing, or an image is listed twice.
+        ValueError: a column, path or label is missing, an image is listed twice, or a column `split` would
+            have no effect.
     """
     labels: dict[str, str] = {}
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if not {"path", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} needs the columns path,label; it has {reader.fieldnames}")
+        columns = reader.fieldnames or ()
+        if not {"path", "label"} <= set(columns):
+            described = ", ".join(map(repr, columns))[:200] or "nothing in it"
+            raise ValueError(
+                f"{path} is read as a manifest: UTF-8, separated by commas, with the columns path,label in "
+                f"its first line; it has {described}"
+            )
+        if "split" in columns:
+            raise ValueError(
+                f"{path} has a column split, which is not looked at: make it two manifests, one for --data "
+                "and one for --val_data, without this column"
+            )
         for row in reader:
             image, label = row["path"], row["label"]
             if not image or not label:
