@@ -10,7 +10,7 @@ from PIL import Image
 from train_data import draw, flat_set, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
-from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
+from train.label_issues import _content_digest, _finished, find_issues, main, report, summary, train_folds
 from train.out_of_fold import OutOfFold
 from train.trainee import History, checkpoint_state
 
@@ -62,6 +62,13 @@ def test_a_class_that_no_fold_validates_is_no_obstacle() -> None:
     )
     found = find_issues(data).found
     assert flipped[keep][found].mean() > 0.6
+
+
+def test_models_that_know_nothing_are_warned_of() -> None:
+    data, _ = predictions(2, 100, 0.5)
+    assert "do not trust the list" in summary(data, find_issues(data))
+    good, _ = predictions(2, 100, 0.0)
+    assert "do not trust the list" not in summary(good, find_issues(good))
 
 
 def test_images_of_one_class_are_an_error() -> None:

@@ -40,6 +40,7 @@ from train.fetch import copy, is_remote
 from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
 from train.pretrained import settle
+from train.significance import accuracy_interval
 from train.trainee import FREE_TO_CHANGE, History
 
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -210,6 +211,12 @@ def summary(data: OutOfFold, issues: LabelIssues) -> str:
         mine = data.folds == fold
         right = data.probabilities[mine].argmax(axis=1) == data.labels[mine]
         lines.append(f"  fold {fold}: {mine.sum()} images, accuracy {right.mean():.4f}")
+    largest = np.bincount(data.labels).max() / len(data.labels)
+    if accuracy_interval(data.probabilities.argmax(axis=1) == data.labels).low <= largest:
+        lines.append(
+            f"warning: always naming the largest class would be right for {largest:.4f} of the images, and "
+            "the models are not surely better: do not trust the list, train them longer"
+        )
     if data.missing:
         lines.append(
             f"warning: no run of fold {', '.join(map(str, data.missing))}: its images are not judged"

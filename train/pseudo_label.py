@@ -188,7 +188,11 @@ def soft_labels(images: ImageSet) -> dict[str, NDArray[np.float64]]:
 
 def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
     """Without images that show what a labelled one does, re-encoded or resized too: none of validation may
-    be trained on, and no label be doubted."""
+    be trained on, and no label be doubted.
+
+    Raises:
+        ValueError: none is left.
+    """
     cache = Path(config.output) / ".cache"
     labelled = [scan(images.root, images.paths, cache) for images in (data.train, data.val)]
     new = scan(Path("/"), guesses.paths, cache)
@@ -212,7 +216,19 @@ def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
             return False
         return sha256 not in taken and (sha256 not in near or near[sha256].group not in taken)
 
-    return guesses.take(np.flatnonzero([is_new(path) for path in guesses.paths]))
+    kept = np.flatnonzero([is_new(path) for path in guesses.paths])
+    if not len(kept):
+        raise ValueError(
+            f"all {len(guesses.paths)} unlabelled images that can be read show what labelled ones do: "
+            "there is nothing to learn from them; give --unlabelled other images"
+        )
+    if len(kept) < len(guesses.paths):
+        print(
+            f"{len(guesses.paths) - len(kept)} of {len(guesses.paths)} unlabelled images are left out: "
+            "they show what labelled ones do, or cannot be read any more",
+            flush=True,
+        )
+    return guesses.take(kept)
 
 
 def score(teacher: Path, images: Path, output: Path) -> Guesses:
