@@ -84,7 +84,8 @@ def span(mass: Tensor) -> tuple[Tensor, Tensor]:
     cells = mass.shape[1]
     mass = (1 - BACKGROUND) * mass / (mass.sum(1, keepdim=True) + 1e-12) + BACKGROUND / cells
     mass = mass / mass.sum(1, keepdim=True)
-    before = mass.cumsum(1) - mass
+    earlier = torch.ones(cells, cells, dtype=torch.bool, device=mass.device).tril(-1)
+    before = (mass[:, None] * earlier).sum(2)  # cumsum is not deterministic on CUDA
     first, last = (((share - before) / mass).clamp(0.0, 1.0).mean(1) for share in (TAIL, 1 - TAIL))
     return first, last
 
