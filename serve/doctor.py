@@ -22,6 +22,7 @@ from typing import Literal
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.processors import available_processors, cpu_quota
+from serve.remote import is_remote
 
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks
 HTTP_SECONDS = 5.0
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="onnxruntime's; default: %(default)s",
     )
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
-    add("--model", type=Path, help="open this model on the provider")
+    add("--model", help="open this model on the provider; not tried when it is a URL")
     add("--mlflow", default="", metavar="URI", help="tracking server that should answer")
     add("--resolve", action="append", default=[], metavar="HOST", help="this name should have an address")
     add(
@@ -140,7 +141,7 @@ def processors(threads: int, processes: int, root: Path = Path("/")) -> Finding:
     return Finding("ok", "processors", f"{available} available{limit}")
 
 
-def onnxruntime_provider(provider: str, precision: str, model: Path | None) -> Finding:
+def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Finding:
     """With a model its session is asked: onnxruntime lists what it was built for, not what is there."""
     try:
         import onnxruntime as ort
@@ -149,12 +150,11 @@ def onnxruntime_provider(provider: str, precision: str, model: Path | None) -> F
     except ImportError as error:
         return Finding("error", "onnxruntime", f"cannot be imported: {error}")
     listed = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
-    if model is None:
-        return Finding(
-            "ok", "onnxruntime", f"{ort.__version__}, built for {listed} (not tried: no --model)"
-        )
+    if model is None or is_remote(model):
+        why = "no --model" if model is None else f"{model} is remote"
+        return Finding("ok", "onnxruntime", f"{ort.__version__}, built for {listed} (not tried: {why})")
     try:
-        predictor = Predictor(model, provider, 1, precision)
+        predictor = Predictor(Path(model), provider, 1, precision)
     except (ValueError, OSError) as error:
         return Finding("error", "onnxruntime", str(error))
     where = f"{predictor.provider} at {predictor.precision}, {predictor.share}"

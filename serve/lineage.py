@@ -212,12 +212,12 @@ class _AbsentError(ValueError):
 
 def _authorization() -> dict[str, str]:
     """MLflow's own environment variables."""
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        return {"Authorization": f"Bearer {token}"}
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    if user:
+    if user and password:  # which MLflow, too, prefers to a token
         encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
         return {"Authorization": f"Basic {encoded}"}
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return {"Authorization": f"Bearer {token}"}
     return {}
 
 

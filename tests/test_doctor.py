@@ -87,6 +87,7 @@ def test_a_provider_that_is_not_there_is_an_error(
     assert run("--model", model, "--provider", "cuda") == 1
     assert "error   onnxruntime: " in capsys.readouterr().out
     assert run("--model", tmp_path / "absent.onnx") == 1
+    assert run("--model", "s3://bucket/model.onnx") == 0
     (tmp_path / "text.onnx").write_text("no model")
     assert run("--model", tmp_path / "text.onnx") == 1
 
