@@ -56,8 +56,10 @@ def open_source(images: str) -> Source:
     problems = [entry for entry in islice(source.inventory.entries(), 1000) if entry.problem]
     if len(problems) == len(source.inventory):
         described = [f"{entry.name}: {entry.problem}" for entry in problems[:3]]
+        hint = "; for tar files give a pattern, as in 'FOLDER/*.tar'" if source.ignored else ""
         raise ValueError(
-            f"no images in {images!r}: {source.ignored} other files, {len(problems)} problems {described}"
+            f"no images in {images!r}: {source.ignored} other files{hint}, {len(problems)} problems "
+            f"{described}"
         )
     place = images if is_remote(images) else os.path.abspath(images)
     return replace(source, place=place.rstrip("/"))
