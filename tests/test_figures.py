@@ -11,7 +11,7 @@ from train_data import draw
 
 from serve.preprocess import Preprocess
 from train.data import ImageSet
-from train.figures import save_figures
+from train.figures import _curves, save_figures
 from train.metrics import Evaluation, evaluate_logits
 
 PREPROCESS = Preprocess(size=16, resize_size=18)
@@ -69,7 +69,11 @@ def test_a_confusion_matrix_too_large_to_read_is_left_out(tmp_path: Path) -> Non
 def test_epochs_without_a_validation_leave_a_gap_in_one_curve(tmp_path: Path) -> None:
     data = images(tmp_path, ("cat", "dog"), ["0.png", "1.png"])
     rows = [{name: value for name, value in row.items() if not name.startswith("val/")} for row in ROWS]
-    figures(tmp_path, data, 1, [ROWS[0], rows[1], ROWS[2]])
+    rows = [ROWS[0], rows[1], ROWS[2]]
+    figures(tmp_path, data, 1, rows)
+    train, val = _curves(rows).axes[0].lines
+    assert (list(train.get_xdata()), list(val.get_xdata())) == ([1, 2, 3], [1, 3])
+    assert list(val.get_ydata()) == [ROWS[0]["val/loss"], ROWS[2]["val/loss"]]
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -84,3 +88,5 @@ def test_an_epoch_whose_loss_was_not_finite_is_left_out_of_the_curve(tmp_path: P
     rows = [*ROWS, {**ROWS[-1], "epoch": 4, "val/loss": float("nan")}]
     figures(tmp_path, data, 1, rows)
     figures(tmp_path, data, 1, rows[:1])
+    _, val = _curves(rows).axes[0].lines
+    assert np.array_equal(val.get_ydata(), [*(row["val/loss"] for row in ROWS), np.nan], equal_nan=True)
