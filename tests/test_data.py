@@ -218,12 +218,12 @@ def test_validation_data_that_are_missing_are_called_by_their_flag(tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["a.png,cat"], "file,class", r"needs the columns path,label; it has \['file', 'class'\]"),
+        (["a.png,cat"], "file,class", r"with the columns path,label .* it has 'file', 'class'"),
         (["a.png,cat", "b.png"], "path,label", "line 3: path or label is empty"),
         ([",cat"], "path,label", "line 2: path or label is empty"),
         (["a.png,cat", "a.png,dog"], "path,label", "line 3: 'a.png' is listed twice"),
         ([], "path,label", "lists no images"),
-        ([], "", "needs the columns path,label"),
+        ([], "", "it has nothing in it"),
     ],
 )
 def test_a_faulty_manifest_is_an_error_that_names_the_line(
