@@ -161,12 +161,13 @@ def plain_rows(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def rows_in(address: str, run: Path) -> dict[str, list[tuple[int, float]]]:
-    """What the server has of a run, but for system metrics."""
+    """What the server has of a run, but for system metrics and the best epoch's, which come twice."""
     import mlflow as client_library
 
     client = client_library.MlflowClient(address)
     run_id = json.loads((run / "tracking.json").read_text())["run_id"]
-    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")]
+    known = client.get_run(run_id).data.metrics
+    names = [name for name in known if not name.startswith(("system/", "best/"))]
     return {n: [(m.step, m.value) for m in client.get_metric_history(run_id, n)] for n in names}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from train import main
+from train.config import TrainConfig
 from train.distributed import Ranks
 from train.preemption import StopRequest
 from train.trainee import History
@@ -27,6 +28,9 @@ def test_an_error_is_said_once_a_machine_and_by_a_rank_that_has_it_alone(
 
 def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> None:
     best = {"val/accuracy": 0.9, "val/log_loss": 0.3, "val/log_loss_calibrated": 0.25}
-    printed = main.summary(History(3, 2, best), 100, str(Path("runs") / "my pets"))
+    printed = main.summary(History(3, 2, best), TrainConfig(epochs=3), 100, str(Path("runs") / "my pets"))
     assert "val/accuracy 0.9000 (95 % interval 0.8256 to 0.9448, 100 validation images)" in printed
     assert printed.endswith("--run 'runs/my pets'")
+    assert "stopped" not in printed
+    partly = main.summary(History(3, 2, best), TrainConfig(epochs=4), 100, "runs/a")
+    assert partly.startswith("stopped after 3 of 4 epochs")

@@ -15,7 +15,7 @@ from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tr
 
 from train import tracking
 from train.metrics_file import read_metrics
-from train.tracking import metric_name
+from train.tracking import log_verified_model, metric_name
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -29,11 +29,14 @@ def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
     t.start(PARAMETERS, "data/train", DIGEST)
     for epoch, values in enumerate(METRICS, 1):
         t.log_metrics(epoch, values)
+    t.log_best(1, {"val/accuracy": 0.5})
     t.log_files([Path("config.yaml"), figures])
     t.end("FINISHED")
 
     (run,) = runs(store)
     assert run.info.run_id == t.run_id
+    assert run.data.metrics["val/accuracy"] == 0.75
+    assert (run.data.metrics["best/val/accuracy"], run.data.metrics["best/epoch"]) == (0.5, 1)
     assert run.info.run_name == "small"
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
@@ -198,6 +201,28 @@ def test_a_server_that_hangs_holds_nobody_up(
     assert len(history(store, t.run_id, "val/accuracy")) == 100
 
 
+@pytest.mark.parametrize(("status", "whole"), [("FINISHED", True), ("KILLED", False)])
+def test_large_files_are_waited_for_when_nothing_presses(
+    store: str, monkeypatch: pytest.MonkeyPatch, status: str, whole: bool
+) -> None:
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.3)
+    log_artifact, released = mlflow.log_artifact, threading.Event()
+
+    def slow(path: str) -> None:
+        released.wait(3)
+        log_artifact(path)
+
+    monkeypatch.setattr(mlflow, "log_artifact", slow)
+    Path("best.pt").write_bytes(b"weights")
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_files([Path("best.pt")])
+    t.end(status)
+    assert t.record.complete == whole
+    released.set()
+    assert t.over.wait(30)
+
+
 def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) -> None:
     t = tracker()
     t.start(PARAMETERS, "data/train", DIGEST)
@@ -254,3 +279,22 @@ def test_the_default_store_is_sqlite_in_the_working_directory(monkeypatch: pytes
     tracking.connect()
     assert mlflow.get_tracking_uri() == "sqlite:///mlflow.db"
     assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 1
+
+
+def test_a_model_that_cannot_be_uploaded_leaves_the_run_as_it_ended(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.end("FINISHED")
+    (before,) = runs(store)
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError("503")
+
+    monkeypatch.setattr(mlflow, "log_artifact", away)
+
+    with pytest.raises(OSError, match="503"):
+        log_verified_model(t.run_id, Path("model.onnx"), Path("verification.json"), 16, 2, "")
+    (after,) = runs(store)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)

@@ -105,7 +105,7 @@ def run(
         finally:
             tracker.end(status)
     if ranks.is_main:
-        say(summary(job.history, len(data.val), there or str(folder)))
+        say(summary(job.history, config, len(data.val), there or str(folder)))
 
 
 def newest_state(folder: Path, ranks: Ranks, say: Say) -> dict[str, Any] | None:
@@ -126,18 +126,25 @@ def report(job: Job, folder: Path, tracker: NullTracker) -> None:
     best = read_predictions(folder / "val_predictions.csv", job.data.val)
     if job.config.subject_crop != "none":
         draw_subject_crops(folder, job.trainee.evaluated, job.data, job.config)
+    tracker.log_best(job.history.best_epoch, job.history.best)
     tracker.log_files(report_files(folder, tracker.rows, best, job.data, job.config))
 
 
-def summary(history: History, num_val: int, folder: str) -> str:
+def summary(history: History, config: TrainConfig, num_val: int, folder: str) -> str:
     """What the best epoch's validation says, and how certainly."""
     from train.significance import accuracy_interval  # which the other ranks need not import
 
     best = history.best
     correct = np.arange(num_val) < round(best["val/accuracy"] * num_val)
     accuracy = accuracy_interval(correct)
+    undone = ""
+    if not history.complete(config):
+        undone = (
+            f"stopped after {history.epochs_done} of {config.epochs + config.retune_epochs} epochs, as "
+            "--stop_after says; the same command without it goes on\n"
+        )
     return (
-        f"best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
+        f"{undone}best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
         f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), val/log_loss "
         f"{best['val/log_loss']:.4f} (calibrated {best['val/log_loss_calibrated']:.4f})\n"
         f"run directory {folder}\n"

@@ -54,6 +54,8 @@ def sync(folder: Path) -> str:
         raise ValueError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
     if is_locked(folder):
         raise ValueError(f"{folder} is being trained: that process sends what is missing")
+    if record.complete:
+        return record.run_id
     if record.status == "RUNNING":
         record.status = "KILLED"
     Sender(record, place, read_metrics(folder / "metrics.jsonl"), system_metrics=False).update()

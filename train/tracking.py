@@ -31,6 +31,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SYSTEM_METRICS_SECONDS = 5
 START_SECONDS = 20.0  # training waits so long for the run's ID, which its checkpoints name
 END_SECONDS = 10.0  # and so long at its end; torchrun gives a process that is told to stop 30 s
+UPLOAD_SECONDS = 600.0  # but so long for files that are on their way when all is done
 RETRY_SECONDS = 15.0
 LAST_TRIES = 3  # a locked database is free in a moment
 RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable: a sweep tells a trial's run whose child it is (JSON)
@@ -56,6 +57,9 @@ class Record:
     data_source: str = ""
     data_digest: str = ""
     dataset_logged: bool = False
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """Metrics of that epoch, which are logged once more as best/NAME: MLflow sorts runs by last values."""
     files: list[str] = field(default_factory=list)
     """Files and folders that are still to be logged, relative to the run directory."""
     status: str = "RUNNING"
@@ -85,7 +89,7 @@ class Sender:
     def __init__(self, record: Record, path: Path, rows: list[dict[str, Any]], system_metrics: bool = True):
         self.record, self.path, self.rows, self.system_metrics = record, path, rows, system_metrics
         self.resumed = record.asked or bool(record.run_id)
-        self.opened = self.parameters_logged = self.ended = False
+        self.opened = self.parameters_logged = self.ended = self.uploading = False
         self.sent = 0
         self.known: dict[str, dict[int, float]] = {}
         """Of a run that goes on, what MLflow has of each metric: step -> value."""
@@ -101,9 +105,14 @@ class Sender:
             _log_dataset(self.record.data_source, self.record.data_digest)
             self.record.dataset_logged = True
         self._send_rows()
-        while self.record.files:
-            _log_path(self.path.parent / self.record.files[0])
-            del self.record.files[0]
+        self._send_best()
+        self.uploading = True
+        try:
+            while self.record.files:
+                _log_path(self.path.parent / self.record.files[0])
+                del self.record.files[0]
+        finally:
+            self.uploading = False
         if status != "RUNNING" and not self.ended:
             mlflow.end_run(status)
             self.ended = self.record.complete = True
@@ -153,6 +162,15 @@ class Sender:
             mlflow.MlflowClient().log_batch(self.record.run_id, metrics[start : start + 1000])
         self.sent += len(rows)
 
+    def _send_best(self) -> None:
+        at = [int(row["time"] * 1000) for row in self.rows if row["epoch"] == self.record.best_epoch]
+        if at:  # the same point, however often it is sent
+            values = {"best/epoch": float(self.record.best_epoch)}
+            values |= {metric_name(f"best/{name}"): value for name, value in self.record.best.items()}
+            points = [Metric(key, value, at[0], self.record.best_epoch) for key, value in values.items()]
+            for start in range(0, len(points), 1000):
+                mlflow.MlflowClient().log_batch(self.record.run_id, points[start : start + 1000])
+
     def _has(self, name: str, value: float, epoch: int) -> bool:
         """Whether MLflow knows this already; an epoch that was done again may have another time."""
         if not self.resumed:
@@ -199,6 +217,9 @@ class MlflowTracker(MetricsFile):
     def send(self) -> None:
         self.wake.set()
 
+    def log_best(self, epoch: int, values: dict[str, float]) -> None:
+        self.record.best_epoch, self.record.best = epoch, values
+
     def log_files(self, paths: list[Path]) -> None:
         """Files go to the run's root, folders below their own name."""
         home = self.path.parent.resolve()
@@ -206,12 +227,17 @@ class MlflowTracker(MetricsFile):
         self.wake.set()
 
     def end(self, status: str) -> None:
-        """`status` is FINISHED, FAILED or KILLED. Waits END_SECONDS at most."""
+        """`status` is FINISHED, FAILED or KILLED. Waits END_SECONDS at most, UPLOAD_SECONDS for files of a
+        finished run while they are being sent."""
         self.record.status, self.ending = status, True
         with suppress(OSError):  # a full disk, perhaps
             self.record.save(self.sender.path)
         self.wake.set()
+        deadline = time.monotonic() + UPLOAD_SECONDS
         self.over.wait(END_SECONDS)
+        while status == "FINISHED" and self.sender.uploading and time.monotonic() < deadline:
+            self.over.wait(1)
+        self.over.wait(1 if status == "FINISHED" else 0)  # the status follows the files
         if not self.record.complete:
             folder = self.path.parent
             print(
@@ -309,6 +335,8 @@ def log_verified_model(
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # nobody trains meanwhile
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     connect()
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, image_size, image_size, 3), "images")]),
@@ -321,20 +349,21 @@ def log_verified_model(
     )
     client = mlflow.MlflowClient()
     info_of_run = client.get_run(run_id).info
-    status = info_of_run.status
     mlflow.set_experiment(experiment_id=info_of_run.experiment_id)  # start_run insists on the active one
-    with mlflow.start_run(run_id=run_id):
-        mlflow.log_artifact(str(verification), "export")
-        info = mlflow.onnx.log_model(
-            onnx.load(model),
-            name="model",
-            signature=signature,
-            pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pillow"],
-            save_as_external_data=False,
-            registered_model_name=register or None,
-        )
+    try:
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            mlflow.log_artifact(str(verification), "export")
+            info = mlflow.onnx.log_model(
+                onnx.load(model),
+                name="model",
+                signature=signature,
+                pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pillow"],
+                save_as_external_data=False,
+                registered_model_name=register or None,
+            )
+    finally:  # reopening must change neither how the training ended nor when
+        client.set_terminated(run_id, info_of_run.status, info_of_run.end_time)
     client.set_logged_model_tags(info.model_id, {CHECKPOINT_TAG: checkpoint_sha256})
-    client.set_terminated(run_id, status)  # reopening must not make a failed run a finished one
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
