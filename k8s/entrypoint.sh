@@ -1,17 +1,19 @@
 #!/bin/sh
 # What the images can do. Arguments are the program's own:
-#   train TORCHRUN_FLAGS train/main.py FLAGS | export FLAGS | score FLAGS | merge FLAGS | doctor FLAGS
+#   train TORCHRUN_FLAGS train/main.py FLAGS | export FLAGS | sync FLAGS | score FLAGS | merge FLAGS |
+#   doctor FLAGS
 set -eu
-action=${1:?one of train, export, score, merge, doctor}
+action=${1:?one of train, export, sync, score, merge, doctor}
 shift
 case $action in
 train) exec python -m torch.distributed.run "$@" ;;
 export) exec python export/main.py "$@" ;;
+sync) exec python train/sync.py "$@" ;;
 score) exec python serve/main.py "$@" ;;
 merge) exec python serve/merge.py "$@" ;;
 doctor) exec python -m serve.doctor "$@" ;;
 *)
-  echo "error: $action is none of train, export, score, merge, doctor" >&2
+  echo "error: $action is none of train, export, sync, score, merge, doctor" >&2
   exit 2
   ;;
 esac

@@ -49,11 +49,14 @@ conditions() {
   in_namespace get "$1" --output 'jsonpath={range .status.conditions[?(@.status=="True")]}{.type}{"\n"}{end}'
 }
 
-# Until it is complete or failed. kubectl wait knows one condition at a time: whichever comes first counts; one that
-# was cut off by the network is started again.
+# Until `state` says that it is complete or failed. kubectl wait knows one condition at a time: whichever comes first
+# counts; what was cut off by the network is asked again.
 wait_for() {
   local job=$1 deadline=$((SECONDS + timeout)) waiting condition
-  while ((SECONDS < deadline)) && ! conditions "$job" | grep -qEx 'Complete|Failed'; do
+  while state=$(conditions "$job") || true; do
+    if grep -qEx 'Complete|Failed' <<<"$state" || ((SECONDS >= deadline)); then
+      return
+    fi
     waiting=()
     for condition in Complete Failed; do
       # Not in_namespace: of a function in the background, kill would end the shell around kubectl.
@@ -68,7 +71,7 @@ wait_for() {
 }
 
 run_step() {
-  local step=$1 kind=job objects
+  local step=$1 kind=job objects queue state
   objects=$(in_namespace apply --dry-run=client --output name --filename "$work/all.yaml" \
     --selector "app.kubernetes.io/component=$step")
   if [[ $objects == *trainjob* ]]; then
@@ -78,11 +81,12 @@ run_step() {
   in_namespace delete "$kind/$step" --ignore-not-found --cascade=foreground --wait
   in_namespace apply --filename "$work/all.yaml" --selector "app.kubernetes.io/component=$step"
   # A queue starts its Jobs itself.
-  if [ -z "$(in_namespace get "$kind/$step" --output 'jsonpath={.metadata.labels.kueue\.x-k8s\.io/queue-name}')" ]; then
+  queue=$(in_namespace get "$kind/$step" --output 'jsonpath={.metadata.labels.kueue\.x-k8s\.io/queue-name}')
+  if [ -z "$queue" ]; then
     in_namespace patch "$kind/$step" --type merge --patch '{"spec":{"suspend":false}}'
   fi
   wait_for "$kind/$step"
-  case $(conditions "$kind/$step") in
+  case $state in
   *Complete*) echo "$step: complete" ;;
   *Failed*)
     echo "error: $step failed: kubectl -n $namespace describe $kind/$step" >&2

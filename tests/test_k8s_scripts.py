@@ -33,6 +33,7 @@ def test_each_action_is_one_command_with_its_arguments_untouched(tmp_path: Path)
     train = ["--standalone", "train/main.py", "--name=first"]
     assert entrypoint(tmp_path, "train", *train) == ["-m", "torch.distributed.run", *train]
     assert entrypoint(tmp_path, "export", "--run", "a b") == ["export/main.py", "--run", "a b"]
+    assert entrypoint(tmp_path, "sync", "runs/a b") == ["train/sync.py", "runs/a b"]
     assert entrypoint(tmp_path, "score", "*") == ["serve/main.py", "*"]
     assert entrypoint(tmp_path, "merge", "x") == ["serve/merge.py", "x"]
     assert entrypoint(tmp_path, "doctor") == ["-m", "serve.doctor"]
@@ -68,6 +69,9 @@ elif arguments[0] == "get":
     name = arguments[1].partition("/")[2]
     if "queue-name" in value("--output"):
         print(ends.get("queue", ""), end="")
+    elif (here / f"ended-{{name}}").exists() and "cut off" in ends:
+        (here / "ends.json").write_text(json.dumps({{name: ends[name]}}))
+        sys.exit(1)
     elif (here / f"ended-{{name}}").exists():
         print("Suspended\\n" + ends[name])
 elif arguments[0] == "wait":
@@ -127,6 +131,11 @@ def test_a_failed_step_stops_the_pipeline_at_once_and_shows_its_log(tmp_path: Pa
 def test_a_step_that_does_not_end_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     _, printed = pipeline(tmp_path, "cpu", "train", code=3, timeout=1, train="Never")
     assert "has not ended within 1 s" in printed
+
+
+def test_a_question_that_the_network_cut_off_is_asked_again(tmp_path: Path) -> None:
+    _, printed = pipeline(tmp_path, "cpu", "train", train="Complete", **{"cut off": "once"})
+    assert printed.endswith("train: complete\n")
 
 
 def test_a_train_job_is_started_in_place_of_a_job(tmp_path: Path) -> None:
