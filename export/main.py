@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         unverified.unlink(missing_ok=True)
     print(f"verified: {published}")
-    track(metadata, published, folder / RECORD, args.register)
+    track(metadata, published, report, args.register)
     return 0
 
 
@@ -133,7 +133,7 @@ def verify_provider(args: argparse.Namespace) -> int:
         return 1
     print(f"verified: {published} on {args.verify_provider}")
     if args.register:
-        track(metadata, published, published.parent / RECORD, args.register)
+        track(metadata, published, report, args.register)
     return 0
 
 
@@ -157,7 +157,7 @@ def print_report(report: Verification) -> None:
         print(f"FAILED: {failure}", file=sys.stderr)
 
 
-def track(metadata: ModelMetadata, model: Path, verification: Path, register: str) -> None:
+def track(metadata: ModelMetadata, model: Path, report: Verification, register: str) -> None:
     """Log the model to the MLflow run that trained it. Without a run this does nothing."""
     if not metadata.run_id:
         if register:
@@ -169,9 +169,15 @@ def track(metadata: ModelMetadata, model: Path, verification: Path, register: st
         uri = log_verified_model(
             metadata.run_id,
             model,
-            verification,
+            model.with_name(RECORD),
             metadata.preprocess.size,
             len(metadata.class_names),
+            {
+                "served/accuracy": report.accuracy_served,
+                "served/log_loss": report.log_loss_served,
+                "served/argmax_agreement": report.argmax_agreement,
+                "served/max_difference_probabilities": report.max_difference_probabilities,
+            },
             register,
             metadata.checkpoint_sha256,
         )

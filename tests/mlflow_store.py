@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import onnx
 import pytest
 from mlflow.entities import Run
+from onnx import TensorProto, helper
 
+from serve.metadata import METADATA_KEY, ModelMetadata
 from train.config import TrainConfig
-from train.tracking import MlflowTracker
+from train.mlflow_run import MlflowTracker
 
 DIGEST = "0123456789abcdef" * 4
 PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}
@@ -41,3 +44,14 @@ def whole_run(status: str = "FINISHED") -> MlflowTracker:
         t.log_metrics(epoch, values)
     t.end(status)
     return t
+
+
+def onnx_file(path: Path, metadata: ModelMetadata) -> Path:
+    """The smallest graph that MLflow accepts, with a model file's metadata."""
+    shape = ["batch", 2]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
+    onnx.save(model, path)
+    return path

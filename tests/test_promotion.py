@@ -4,12 +4,11 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from mlflow_store import onnx_file
 from run_folders import make_run
 
-from serve.metadata import METADATA_KEY, ModelMetadata
+from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
 from train import compare, promotion, tracking
 from train.checkpoint import file_sha256, save_checkpoint
@@ -63,17 +62,6 @@ def test_a_run_that_is_worse_by_the_margin_is_seldom_promoted() -> None:
     assert promoted < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
 
 
-def onnx_file(path: Path, metadata: ModelMetadata) -> Path:
-    """The smallest graph that MLflow accepts, with a model file's metadata."""
-    shape = ["batch", 2]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
-    onnx.save(model, path)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -100,7 +88,7 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
         checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"),
     )
     file = onnx_file(folder / "model.onnx", metadata)
-    tracking.log_verified_model(run_id, file, folder / "config.yaml", 16, 2, model)
+    tracking.log_verified_model(run_id, file, folder / "config.yaml", 16, 2, {}, model)
     return folder
 
 

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow_store import DIGEST, REFUSES, history, runs, tracker, use, whole_run
 
-from train import registry, tracking
+from train import mlflow_run, registry
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -15,7 +15,7 @@ def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = registry.open_parent("purebred", "sweep", "", {"epochs": "3"})
-    for name, value in tracking.child_environment(parent, {"sweep.trial": "4"}).items():
+    for name, value in mlflow_run.child_environment(parent, {"sweep.trial": "4"}).items():
         monkeypatch.setenv(name, value)
     done = whole_run()
     Path("tracking.json").unlink()  # another run directory

@@ -1,243 +1,18 @@
-"""MLflow has exactly one truthful run, and training neither waits for it nor loses a number to it."""
+"""What is asked of MLflow about one run: names that it takes, the store, the model that was verified."""
 
 import os
-import sqlite3
-import threading
-import time
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
-from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use, whole_run
+from mlflow_store import DIGEST, PARAMETERS, onnx_file, runs, tracker, whole_run
 
+from serve.metadata import ModelMetadata
+from serve.preprocess import Preprocess
 from train import tracking
-from train.metrics_file import read_metrics
 from train.tracking import log_verified_model, metric_name
 
 pytestmark = pytest.mark.usefixtures("store")
-
-
-def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
-    figures = Path("figures")
-    figures.mkdir()
-    (figures / "curves.png").write_bytes(b"png")
-    Path("config.yaml").write_text("lr: 0.1")
-    t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
-    for epoch, values in enumerate(METRICS, 1):
-        t.log_metrics(epoch, values)
-    t.log_best(1, {"val/accuracy": 0.5})
-    t.log_files([Path("config.yaml"), figures])
-    t.end("FINISHED")
-
-    (run,) = runs(store)
-    assert run.info.run_id == t.run_id
-    assert run.data.metrics["val/accuracy"] == 0.75
-    assert (run.data.metrics["best/val/accuracy"], run.data.metrics["best/epoch"]) == (0.5, 1)
-    assert run.info.run_name == "small"
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
-    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
-    assert history(store, t.run_id, "train/loss") == [(1, 0.9), (2, 0.4)]
-    (dataset,) = run.inputs.dataset_inputs
-    assert DIGEST.startswith(dataset.dataset.digest)
-    assert dataset.dataset.name == "train"
-    client = mlflow.MlflowClient(store)
-    assert [f.path for f in client.list_artifacts(t.run_id)] == ["config.yaml", "figures"]
-    assert [f.path for f in client.list_artifacts(t.run_id, "figures")] == ["figures/curves.png"]
-
-
-@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_the_status_is_the_one_given(store: str, status: str) -> None:
-    whole_run(status)
-    assert [run.info.status for run in runs(store)] == [status]
-
-
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
-    first = whole_run("KILLED")
-    mlflow.MlflowClient(store).log_metric(first.run_id, "images_per_second", 7.0, step=2)
-    t = tracker(1, first.run_id)  # the second epoch is done again
-    t.start({**PARAMETERS, "lr": 0.5}, "data/train", DIGEST)
-    t.log_metrics(2, {"train/loss": 0.4, "val/accuracy": 0.75, "images_per_second": 9.0})
-    t.log_metrics(3, {"train/loss": 0.2, "val/accuracy": 0.9})
-    t.end("FINISHED")
-    (run,) = runs(store)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["lr"] == "0.1"
-    assert run.data.params["resume.1.lr"] == "0.5"
-    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75), (3, 0.9)]
-    assert history(store, t.run_id, "images_per_second") == [(2, 7.0)]
-    assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.75, 0.9]
-
-
-def test_a_data_set_that_mlflow_never_heard_of_is_logged_by_the_resumed_run(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log_dataset", lambda *_: 1 / 0)
-        first = whole_run("KILLED")
-    (run,) = runs(store)
-    assert not run.inputs.dataset_inputs
-    t = tracker(1, first.run_id)
-    t.start(PARAMETERS, "data/train", DIGEST)
-    t.end("FINISHED")
-    (run,) = runs(store)
-    assert [item.dataset.digest for item in run.inputs.dataset_inputs] == [DIGEST[:36]]
-
-
-def test_a_server_that_refuses_costs_seconds_and_no_metrics(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    use(monkeypatch, REFUSES)
-    t, seconds = tracker(), {}
-
-    def timed(name: str, function: Any, *arguments: Any) -> None:
-        started = time.perf_counter()
-        function(*arguments)
-        seconds[name] = time.perf_counter() - started
-
-    timed("start", t.start, PARAMETERS, "data/train", DIGEST)
-    t.log_metrics(1, METRICS[0])
-    timed("send", t.send)
-    timed("log_files", t.log_files, [Path("metrics.jsonl")])
-    timed("end", t.end, "FINISHED")
-    assert max(seconds.values()) < 8, seconds
-    assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5]
-    printed = capsys.readouterr().out
-    assert "warning: MLflow does not answer" in printed
-    assert "warning: MLflow missed" in printed
-    assert "metrics.jsonl" in printed
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_what_a_server_missed_is_sent_when_it_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    t = tracker()
-    use(monkeypatch, REFUSES)
-    t.start(PARAMETERS, "data/train", DIGEST)
-    t.log_metrics(1, METRICS[0])
-    assert t.run_id == ""
-    use(monkeypatch, store)
-    wait_until(lambda: t.run_id != "")
-    t.log_metrics(2, METRICS[1])
-    t.end("FINISHED")
-    (run,) = runs(store)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["lr"] == "0.1"
-    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
-
-
-def test_a_server_that_goes_away_after_opening_the_run_does_not_lose_it(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log_batch = mlflow.MlflowClient.log_batch
-
-    def away(*args: Any, **options: Any) -> None:
-        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
-        raise ConnectionError("gone")
-
-    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away)
-    whole_run()
-    (run,) = runs(store)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["lr"] == "0.1"
-    assert run.data.metrics["val/accuracy"] == 0.75
-
-
-def test_a_run_that_was_made_while_nobody_listened_is_found_again(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer came too late: asking once more must not make a second run."""
-    start_run = mlflow.start_run
-
-    def too_late(**options: Any) -> None:
-        monkeypatch.setattr(mlflow, "start_run", start_run)
-        mlflow.MlflowClient().create_run("1", run_name=options["run_name"], tags=options["tags"])
-        raise TimeoutError("no answer")
-
-    mlflow.set_experiment("purebred")
-    monkeypatch.setattr(mlflow, "start_run", too_late)
-    whole_run()
-    assert [run.info.status for run in runs(store)] == ["FINISHED"]
-
-
-def test_a_server_that_hangs_holds_nobody_up(
-    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("START_SECONDS", "END_SECONDS"):
-        monkeypatch.setattr(tracking, name, 0.3)
-    released = threading.Event()
-    set_experiment = mlflow.set_experiment
-
-    def hangs(*arguments: Any, **options: Any) -> Any:
-        released.wait(30)
-        return set_experiment(*arguments, **options)
-
-    monkeypatch.setattr(mlflow, "set_experiment", hangs)
-    t, slowest = tracker(), 0.0
-    t.start(PARAMETERS, "data/train", DIGEST)
-    for epoch in range(1, 101):
-        started = time.perf_counter()
-        t.log_metrics(epoch, METRICS[0])
-        t.send()
-        slowest = max(slowest, time.perf_counter() - started)
-    started = time.perf_counter()
-    t.end("FINISHED")
-    assert time.perf_counter() - started < 2
-    assert slowest < 0.1
-    assert "python train/sync.py" in capsys.readouterr().out
-    released.set()
-    t.over.wait(30)
-    (run,) = runs(store)
-    assert run.info.status == "FINISHED"
-    assert len(history(store, t.run_id, "val/accuracy")) == 100
-
-
-@pytest.mark.parametrize(("status", "whole"), [("FINISHED", True), ("KILLED", False)])
-def test_large_files_are_waited_for_when_nothing_presses(
-    store: str, monkeypatch: pytest.MonkeyPatch, status: str, whole: bool
-) -> None:
-    monkeypatch.setattr(tracking, "END_SECONDS", 0.3)
-    log_artifact, released = mlflow.log_artifact, threading.Event()
-
-    def slow(path: str) -> None:
-        released.wait(3)
-        log_artifact(path)
-
-    monkeypatch.setattr(mlflow, "log_artifact", slow)
-    Path("best.pt").write_bytes(b"weights")
-    t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
-    t.log_files([Path("best.pt")])
-    t.end(status)
-    assert t.record.complete == whole
-    released.set()
-    assert t.over.wait(30)
-
-
-def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) -> None:
-    t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
-    with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
-        other.execute("begin exclusive")
-        t.log_metrics(1, METRICS[0])
-        t.send()
-        time.sleep(0.5)
-        other.execute("commit")
-    t.log_metrics(2, METRICS[1])
-    t.end("FINISHED")
-    (run,) = runs(store)
-    assert run.info.status == "FINISHED"
-    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
-
 
 NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]
 PATHS = ["..", "a/", "a//b", "/a"]  # labels of a CSV manifest can be anything
@@ -265,15 +40,6 @@ def test_classes_that_mlflow_would_call_alike_stay_apart() -> None:
     assert metric_name("f1/a_b") == "f1/a_b"
 
 
-def test_metrics_that_are_not_finite_are_logged(store: str) -> None:
-    t = tracker()
-    t.start({}, "data", DIGEST)
-    t.log_metrics(1, {"val/log_loss": float("nan"), "val/accuracy": 0.5})
-    t.end("FINISHED")
-    assert runs(store)[0].data.metrics["val/accuracy"] == 0.5
-    assert len(read_metrics(Path("metrics.jsonl"))) == 1
-
-
 def test_the_default_store_is_sqlite_in_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     tracking.connect()
@@ -295,6 +61,20 @@ def test_a_model_that_cannot_be_uploaded_leaves_the_run_as_it_ended(
     monkeypatch.setattr(mlflow, "log_artifact", away)
 
     with pytest.raises(OSError, match="503"):
-        log_verified_model(t.run_id, Path("model.onnx"), Path("verification.json"), 16, 2, "")
+        log_verified_model(t.run_id, Path("model.onnx"), Path("verification.json"), 16, 2, {}, "")
     (after,) = runs(store)
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+
+
+def test_a_verified_model_has_its_own_metrics_in_mlflow(store: str) -> None:
+    t = whole_run()
+    metadata = ModelMetadata(("cat", "dog"), Preprocess("crop", 16, 18))
+    model, verification = onnx_file(Path("model.onnx"), metadata), Path("verification.json")
+    verification.write_text("{}")
+    values = {"served/accuracy": 0.75, "served/log_loss": 0.5}
+    uri = log_verified_model(t.run_id, model, verification, 16, 2, values, "", "5" * 64)
+    logged = mlflow.MlflowClient(store).get_logged_model(uri.rpartition("/")[2])
+    assert {metric.key: metric.value for metric in logged.metrics} == values
+    (run,) = runs(store)
+    assert run.data.metrics["served/accuracy"] == 0.75
+    assert run.info.status == "FINISHED"

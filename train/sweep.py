@@ -33,6 +33,7 @@ from optuna.trial import FrozenTrial, TrialState
 from train.checks import check_batch_size
 from train.config import TrainConfig, parse_config
 from train.fetch import is_remote
+from train.mlflow_run import child_environment
 from train.model import build_model
 from train.pretrained import settle
 from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
@@ -47,7 +48,6 @@ from train.study import (
     sampler,
 )
 from train.study_report import summary, write_report
-from train.tracking import child_environment
 from train.trial import run_trial
 
 TRAIN = Path(__file__).with_name("main.py")

@@ -19,8 +19,8 @@ import argparse
 from collections.abc import Sequence
 
 from train.metrics_file import read_metrics
+from train.mlflow_run import Sender, read_record
 from train.resume import is_locked
-from train.tracking import Sender, read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
