@@ -1,6 +1,8 @@
 """The export command: publishes a verified model.onnx, or none."""
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -94,6 +96,18 @@ def test_a_damaged_run_directory_is_one_clear_line(
     assert export.main.main(["--run", str(run)]) == 2
     assert message in capsys.readouterr().err
     assert not (run / "export" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 3), (errno.ESTALE, 3), (errno.EACCES, 2)])
+def test_only_errors_that_may_pass_are_tried_again(
+    run: Path, number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "model.onnx")
+
+    monkeypatch.setattr(export.main, "convert", fails)
+    assert export.main.main(["--run", str(run)]) == code
+    assert os.strerror(number) in capsys.readouterr().err
 
 
 def test_without_its_mlflow_run_the_model_is_published_all_the_same(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, TrainedRun, launch
 from PIL import Image
-from train_data import flat_set, settings
+from train_data import draw, flat_set, settings
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data import prepare_data
@@ -22,6 +22,7 @@ from train.pseudo_label import (
     read_guesses,
     select,
     soft_labels,
+    unknown,
 )
 
 
@@ -125,6 +126,21 @@ def test_unusable_requests_are_one_clear_line(trained: TrainedRun, tmp_path: Pat
     save_checkpoint({**state, "data_digest": "of other data"}, run / "checkpoints" / "best.pt")
     printed = launch(*command, cwd=tmp_path, code=2)
     assert "changed since it was trained" in printed
+
+
+def test_unlabelled_copies_of_labelled_images_teach_nothing(tmp_path: Path) -> None:
+    flat_set(tmp_path / "images", 5)
+    config = settings(tmp_path)
+    data = prepare_data(config)
+    copies = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in enumerate(labelled(data.train)[0])]
+    other = draw(tmp_path / "new.png", 2)
+
+    def guessed(*paths: Path) -> Guesses:
+        return Guesses([str(p) for p in paths], np.full((len(paths), 2), 0.5), ("cat", "dog"))
+
+    assert unknown(guessed(*copies, other), data, config).paths == [str(other)]
+    with pytest.raises(ValueError, match=r"all 8 unlabelled images .* show what labelled ones do"):
+        unknown(guessed(*copies), data, config)
 
 
 def test_what_a_teacher_learnt_as_probabilities_its_students_do_too(tmp_path: Path) -> None:
