@@ -152,12 +152,6 @@ def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_metadata(path: Path) -> ModelMetadata:
-    """Raises ValueError when the file is no exported model."""
-    props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    return ModelMetadata.from_props(props)
-
-
 def write_metadata(path: Path, metadata: ModelMetadata) -> None:
     """Replace a file's metadata; its graph stays as it is."""
     save(onnx.load(path), metadata, path)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.convert import read_metadata, write_metadata
+from export.convert import write_metadata
 from export.verify import Verification
 from serve.metadata import ModelMetadata, Pairing
 from train.checkpoint import file_sha256
@@ -22,7 +22,7 @@ MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.f
 
 def stamp(file: Path, report: Verification) -> None:
     """Enter the report's provider and precision in the file's metadata, or strike them out if it failed."""
-    metadata = read_metadata(file)
+    metadata = ModelMetadata.read(file)
     kept = [
         p for p in metadata.verified if (p.provider, p.precision) != (report.provider, report.precision)
     ]
@@ -86,7 +86,7 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     digests = {e["model_sha256"] for e in _read(file.parent) if e["file"] == file.name}
     if file_sha256(file) not in digests:
         raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
-    metadata = read_metadata(file)
+    metadata = ModelMetadata.read(file)
     for checkpoint in sorted((run / "checkpoints").glob("*.pt")):
         if file_sha256(checkpoint) == metadata.checkpoint_sha256:
             return file, metadata, checkpoint

@@ -1,13 +1,19 @@
 """What an exported ONNX file says about itself: enough to score with the file alone."""
 
+import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 from serve.preprocess import Preprocess
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
+METADATA_PROPS = (
+    14  # number of that field in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
+)
 FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not at all
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
@@ -112,6 +118,18 @@ class ModelMetadata:
             raise ValueError(f"model metadata hold a value of the wrong type: {error}") from error
 
     @classmethod
+    def read(cls, path: Path) -> Self:
+        """Of an ONNX file, whose graph is not looked at.
+
+        Raises:
+            ValueError: not an exported model.
+        """
+        try:
+            return cls.from_props(read_props(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Self:
         """From the ONNX file's metadata_props. Raises ValueError when there is none of ours."""
         if METADATA_KEY not in props:
@@ -119,3 +137,54 @@ class ModelMetadata:
                 f"no {METADATA_KEY!r} metadata in this ONNX file: it was not made by export/main.py"
             )
         return cls.from_json(props[METADATA_KEY])
+
+
+def read_props(path: Path) -> dict[str, str]:
+    """An ONNX file's metadata_props. Neither onnx nor a session is needed, which would read all weights.
+
+    Raises:
+        ValueError: not an ONNX file.
+    """
+    props = {}
+    try:
+        with path.open("rb") as file:
+            for _, entry in _strings(file, os.fstat(file.fileno()).st_size, {METADATA_PROPS}):
+                parts = dict(_strings(io.BytesIO(entry), len(entry), {1, 2}))
+                props[parts.get(1, b"").decode()] = parts.get(2, b"").decode()
+    except (EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"not an ONNX file, or a damaged one: {error}") from error
+    return props
+
+
+def _strings(message: BinaryIO, size: int, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the length-delimited fields that are wanted
+    (protobuf.dev/programming-guides/encoding).
+
+    Raises:
+        EOFError: the message ends within a field, or is none.
+    """
+    while message.tell() < size:
+        key = _varint(message)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            _varint(message)
+            continue
+        length = _varint(message) if kind == 2 else {1: 8, 5: 4}.get(kind, size)
+        if length > size - message.tell():
+            raise EOFError(f"field {number} does not end within the file")
+        if kind == 2 and number in wanted:
+            yield number, message.read(length)
+        else:
+            message.seek(length, os.SEEK_CUR)
+
+
+def _varint(message: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            return value
+    raise EOFError("a number does not end")

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.accelerators import Runtime
-from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
-from serve.providers import open_session, read_metadata
+from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
+from serve.providers import open_session
 
 
 class Predictor:
@@ -48,7 +48,7 @@ class Predictor:
         runtime = Runtime(provider, precision, threads, device_id, engine_cache)
         if not self.path.is_file():
             raise ValueError(f"model {str(self.path)!r} does not exist or is not a file")
-        self.metadata = read_metadata(self.path)
+        self.metadata = ModelMetadata.read(self.path)
         opened = open_session(self.path, runtime, self.metadata, allow_unverified)
         self.session, self.provider, self.precision = opened.session, opened.provider, precision
         self.reason, self.share = opened.reason, opened.share

@@ -44,22 +44,6 @@ class Opened:
         return f"{self.nodes[PROVIDERS[self.provider]]} of {sum(self.nodes.values())} nodes"
 
 
-def read_metadata(path: Path) -> ModelMetadata:
-    """What a model file says of itself; nothing is optimised or built for that.
-
-    Raises:
-        ValueError: not an exported model.
-    """
-    options = _session_options(1)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    session = _create(path, options, [PROVIDERS["cpu"]])
-    try:
-        return ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def open_session(
     path: Path, runtime: Runtime, metadata: ModelMetadata, allow_unverified: bool = False
 ) -> Opened:

@@ -1,13 +1,16 @@
 """What a model file says of itself: read back as it was written, or refused with the reason."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
-from serve.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata, Pairing
+from serve.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata, Pairing, read_props
 from serve.preprocess import Preprocess
 
 # Surrogates too: a class may be named after a folder whose name is not UTF-8.
@@ -45,6 +48,45 @@ def test_any_class_name_can_be_stored_in_an_onnx_file(class_names: tuple[str, ..
     assert ModelMetadata.from_props({METADATA_KEY: text.encode("utf-8").decode("utf-8")}) == (
         ModelMetadata(class_names, Preprocess())
     )
+
+
+@given(
+    props=st.dictionaries(st.text(), st.text()),
+    raw=st.binary(max_size=300),
+    version=st.integers(0, 2**62),
+    producer=st.text(),
+)
+def test_properties_are_read_from_a_file_as_onnx_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, props: dict[str, str], raw: bytes, version: int, producer: str
+) -> None:
+    model = onnx.ModelProto(ir_version=version, producer_name=producer, model_version=-1)
+    model.graph.initializer.add(raw_data=raw, name="14")
+    helper.set_model_props(model, props)
+    file = tmp_path_factory.getbasetemp() / "any.onnx"
+    file.write_bytes(model.SerializeToString())
+    assert read_props(file) == props
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_onnx_file_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.onnx"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"any\.onnx: (not an ONNX file|no 'purebred' metadata)"):
+        ModelMetadata.read(file)
+
+
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    model = onnx.ModelProto(ir_version=10)
+    model.graph.initializer.add(raw_data=bytes(range(256)))
+    helper.set_model_props(model, {METADATA_KEY: METADATA.to_json()})
+    whole = model.SerializeToString()
+    file = tmp_path / "cut.onnx"
+    file.write_bytes(whole)
+    assert ModelMetadata.read(file) == METADATA
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.onnx: (not an ONNX file|no 'purebred' metadata)"):
+            ModelMetadata.read(file)
 
 
 @pytest.mark.parametrize(

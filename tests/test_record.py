@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from serve_model import SIZE, build_model
 
-from export.convert import read_metadata
 from export.record import add_report, published_model, remove_model, stamp, write_report
 from export.verify import Verification
 from serve.metadata import ModelMetadata
@@ -46,7 +45,7 @@ def recorded(run: Path) -> dict[str, Any]:
 
 
 def pairings(run: Path) -> list[str]:
-    verified = read_metadata(run / "export" / "model.onnx").verified
+    verified = ModelMetadata.read(run / "export" / "model.onnx").verified
     return [f"{pairing.provider}:{pairing.precision}" for pairing in verified]
 
 

@@ -139,7 +139,7 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
     ("arguments", "reason"),
     [
         (["--model", "missing.onnx"], "model 'missing.onnx' does not exist"),
-        (["--model", "images/0.png"], "onnxruntime cannot load this model"),
+        (["--model", "images/0.png"], "images/0.png: not an ONNX file"),
         (["--images", "missing"], "--images 'missing' does not exist"),
         (["--images", "empty"], "no images in 'empty': 0 other files"),
         (["--images", "texts"], "no images in 'texts': 2 other files"),

@@ -128,7 +128,7 @@ def test_not_a_model_at_all_fails(trained: TrainedRun, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     report = check(trained, tmp_path / "text.onnx")
     assert not report.passed
-    assert "cannot load this model" in report.failures[0]
+    assert "not an ONNX file" in report.failures[0]
 
 
 def test_a_validation_image_that_is_gone_is_an_error(trained: TrainedRun, exported: Path) -> None:
