@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -216,17 +217,22 @@ class _Pipeline:
 
     def replace_stuck_workers(self) -> None:
         for worker in list(self.workers):
-            if worker.slot is None or self.seconds - worker.since < self.image_timeout:
+            if worker.slot is None or worker.queued or self.seconds - worker.since < self.image_timeout:
+                continue
+            self.stuck = [w for w in self.stuck if w.thread.is_alive()]
+            alike = 1 + sum(w.reading == worker.reading for w in self.stuck)
+            if worker.reading and alike > MAX_STUCK:
+                raise StorageHangsError(f"{alike} reads hang at once: is the storage there?")
+            if alike > MAX_STUCK:  # decoding ends at some time: until one has, this one is waited for
                 continue
             assert worker.batch is not None
             worker.batch.errors[worker.slot] = f"no pixels after {self.image_timeout:g} s: gave up waiting"
             if worker.reading:
                 worker.batch.transient.add(worker.slot)
+            worker.end_decoding()
             worker.abandoned = True
             self.workers.remove(worker)
-            self.stuck = [w for w in self.stuck if w.thread.is_alive()] + [worker]
-            if len(self.stuck) > MAX_STUCK:
-                raise StorageHangsError(f"{len(self.stuck)} reads hang at once: is the storage there?")
+            self.stuck.append(worker)
             self.start(worker)
 
 
@@ -240,7 +246,7 @@ class _Worker:
         self.batch: _Batch | None = None
         self.slot: int | None = None  # that is being read and decoded
         self.since = 0.0
-        self.abandoned = self.reading = False
+        self.abandoned = self.reading = self.queued = self.decoding = False
         self.waited = self.worked = 0.0  # seconds: for bytes; of the processor
         if unfinished is not None:  # its thread may still write into its own pixels: they are copied
             self.batch = unfinished.batch
@@ -292,10 +298,10 @@ class _Worker:
         try:
             self.reading = True
             data = self.pipeline.read(entry)
-            self.reading = False
             self.waited += time.perf_counter() - before - (time.thread_time() - working)
-            with self.pipeline.decoding:
-                target[...] = self.pipeline.predictor.preprocess(load_image(data))
+            with self._turn_to_decode():
+                if not self.abandoned:
+                    target[...] = self.pipeline.predictor.preprocess(load_image(data))
         except OSError as error:
             if isinstance(error, OutageError) or error.errno in MAY_PASS:
                 batch.transient.add(slot)
@@ -303,6 +309,28 @@ class _Worker:
         except Exception as error:  # whatever one file does, it must cost no other file its row
             return str(error) or type(error).__name__
         return ""
+
+    @contextmanager
+    def _turn_to_decode(self) -> Iterator[None]:
+        """Waiting for it is not the image's time, and whoever gives up on this thread takes it away."""
+        pipeline = self.pipeline
+        with pipeline.changed:
+            self.queued, since = True, pipeline.seconds
+        pipeline.decoding.acquire()
+        with pipeline.changed:
+            self.queued, self.reading, self.decoding = False, False, True
+            self.since += pipeline.seconds - since
+        try:
+            yield
+        finally:
+            with pipeline.changed:
+                self.end_decoding()
+
+    def end_decoding(self) -> None:
+        """The pipeline is locked."""
+        if self.decoding:
+            self.decoding = False
+            self.pipeline.decoding.release()
 
     def _infer(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         started = time.thread_time()

@@ -30,6 +30,8 @@ MAX_FILE_BYTES = 256 * 2**20
 # The emptiest JPEG still spends about a bit on each 8x8 block. A file of fewer bytes than pixels / 1024
 # ends before its picture does, and libjpeg would fill the rest with grey.
 MAX_JPEG_PIXELS_PER_BYTE = 1024
+# Progressive JPEGs have about ten. Each goes over all pixels again, and may be a few bytes of the file.
+MAX_JPEG_SCANS = 100
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -110,8 +112,12 @@ def load_image(data: bytes, decode: Callable[[Image.Image], Image.Image] = _whol
                     f"{width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it down"
                 )
             # MPO: a JPEG with a second picture behind it, as telephones write them
-            if image.format in ("JPEG", "MPO") and width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
-                raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+            if image.format in ("JPEG", "MPO"):
+                if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
+                    raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+                scans = data.count(b"\xff\xda")  # within a scan, 0 follows each 0xff
+                if scans > MAX_JPEG_SCANS:
+                    raise ImageError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}; save it anew")
             if 12 in getattr(image, "tag_v2", {}).get(258, ()):  # TIFF's bits per sample
                 raise ImageError("12 bits a pixel would be decoded as 16 and look black; save 8 or 16 bits")
             decoded = decode(image)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from serve_model import (
     broken_files,
     build_model,
@@ -25,7 +26,7 @@ from serve.batch import StorageHangsError, score
 from serve.inventory import Entry
 from serve.metadata import EMBEDDINGS_NAME
 from serve.predictor import Predictor
-from serve.preprocess import read_image_file
+from serve.preprocess import load_image, read_image_file
 from serve.writers import Row
 
 NUM_IMAGES = 40
@@ -288,6 +289,49 @@ def test_storage_that_hangs_altogether_ends_the_job(
     with pytest.raises(StorageHangsError, match="6 reads hang at once"):
         list(score(predictor, map(Entry, paths), storage.read, 4, 2, image_timeout=0.1))
     storage.released.set()
+
+
+class SlowDecoder:
+    """Pillow, but for some pictures only when they are released."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *slow: str):
+        self.slow = [(folder / name).read_bytes() for name in slow]
+        self.released = threading.Event()
+        monkeypatch.setattr(batch, "load_image", self.load)
+
+    def load(self, data: bytes) -> Image.Image:
+        if data in self.slow:
+            self.released.wait(30)
+        return load_image(data)
+
+
+@pytest.mark.parametrize("slow", [2, 7])
+def test_images_that_take_too_long_to_decode_cost_no_other_image_its_answer(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    """As many as may be decoded at once, and more than may be left behind."""
+    monkeypatch.setattr(batch, "available_processors", lambda: 2)
+    monkeypatch.setattr(batch, "MAX_STUCK", 5)
+    paths = ARRANGEMENTS["none"]
+    decoder = SlowDecoder(monkeypatch, folder, *paths[3 : 3 + slow])
+    if slow > batch.MAX_STUCK:
+        threading.Timer(2, decoder.released.set).start()
+    rows = list(
+        score(
+            predictor,
+            map(Entry, paths),
+            lambda e: read_image_file(folder / e.name),
+            4,
+            4,
+            image_timeout=0.3,
+        )
+    )
+    decoder.released.set()
+    assert [row.path for row in rows] == paths
+    failed = {row.path for row in rows if row.error}
+    assert failed <= set(paths[3 : 3 + slow])
+    assert len(failed) >= min(slow, batch.MAX_STUCK)
+    assert not any(row.transient for row in rows)
 
 
 # -- the number of workers -------------------------------------------------------------------------------

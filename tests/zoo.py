@@ -71,7 +71,7 @@ def animation(*colours: Colour) -> bytes:
 
 
 def many_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again: kilobytes, and seconds to decode."""
+    """A progressive JPEG whose last scan comes again and again: kilobytes, and minutes to decode."""
     data = encode(solid(RED, (3000, 3000)), "JPEG", progressive=True, quality=50)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last_scan * count + data[-2:]
@@ -149,7 +149,7 @@ FILES = [
     Specimen("a PNG of 0x0 pixels", "zero.png", png_header(0, 0), "not an image file of a known format"),
     Specimen("a PNG whose comment unpacks to 100 MB", "comment.png", png_with_text(100_000_000), "Decompressed data too large"),
     Specimen("32-bit grey, which has no defined white", "float.tif", encode(Image.new("F", (4, 4)), "TIFF"), "have no defined white"),
-    Specimen("a JPEG of 9 megapixels and 3,000 scans: minutes to decode", "scans.jpg", many_scans(3000), "no pixels after"),
+    Specimen("a JPEG of 9 megapixels and 3,000 scans: minutes to decode", "scans.jpg", many_scans(3000), "scans are over the limit of 100; save it anew"),
 ]  # fmt: skip
 
 NAMES = [
@@ -252,9 +252,10 @@ command ends by itself with exit code 0, every other input keeps its own answer,
 
 A decoder or a read that hangs for `--image-timeout` seconds (default 60) costs its image an error row. The thread
 cannot be ended from outside: it is left behind with its buffer, another takes over the rest of its batch, and
-whatever it delivers later is thrown away. 33 threads that hang at the same time end the run with exit code 3:
-the storage is gone, not an image. A file name that is not UTF-8 is written with backslash escapes (`caf\\udce9.png`),
-so a file whose name holds these very characters looks the same.
+whatever it delivers later is thrown away. 33 reads that hang at the same time end the run with exit code 3: the
+storage is gone, not an image. Decoders that are left behind come to an end: when there are 32, one is waited for.
+A file name that is not UTF-8 is written with backslash escapes (`caf\\udce9.png`), so a file whose name holds these
+very characters looks the same.
 """
 
 
