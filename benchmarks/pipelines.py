@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from serve.batch import score  # noqa: E402
 from serve.inventory import Entry  # noqa: E402
-from serve.predictor import Predictor, available_processors  # noqa: E402
+from serve.predictor import Predictor  # noqa: E402
 from serve.preprocess import list_images, load_image, read_image_file  # noqa: E402
+from serve.processors import available_processors  # noqa: E402
 
 
 def with_pool(predictor: Predictor, root: Path, paths: list[str], batch_size: int) -> None:

@@ -5,6 +5,7 @@ Tar files must not be compressed: a compressed one has no places, only a beginni
 
 import hashlib
 import os
+import re
 import stat
 import tarfile
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIX = ".tar"
+INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)
 MAX_HEADER_BYTES = 1 << 22
 """Of a member's name and attributes, in which macOS keeps small files; a damaged header claims anything."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -41,12 +43,10 @@ def list_tars(source: Path) -> list[Path]:
 def split_member(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """(tar file, member) of a path that leads into one; None for any other path."""
     text = os.fspath(path)
-    start = text.find(SUFFIX + "/")
-    while start >= 0:
-        tar = text[: start + len(SUFFIX)]
+    for found in INTO_A_TAR.finditer(text):
+        tar = text[: found.end() - 1]
         if os.path.isfile(tar):
-            return tar, text[start + len(SUFFIX) + 1 :]
-        start = text.find(SUFFIX + "/", start + 1)
+            return tar, text[found.end() :]
     return None
 
 

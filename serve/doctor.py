@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
@@ -167,8 +168,8 @@ def writable(folder: Path, free: float) -> Finding:
     A folder that is not there yet is looked at through the nearest folder above it. `free` in GiB.
     """
     about = f"write {folder}"
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     try:
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as scratch:
             temporary = Path(scratch, "a.tmp")
             with temporary.open("wb") as file:
@@ -210,7 +211,7 @@ def resolves(host: str, deadline: float) -> Finding:
     def attempt() -> Finding:
         try:
             addresses = sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None)})
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that is empty or too long
             text = f"{error}: it needs a headless Service, and the pod's subdomain must name it"
             return Finding("error", f"name {host}", text)
         return Finding("ok", f"name {host}", ", ".join(addresses))
@@ -232,7 +233,7 @@ def mlflow_server(uri: str, deadline: float) -> Finding:
                     403: "start the server with --allowed-hosts that name this one",
                 }.get(error.code, "see the server's log")
                 return Finding("warning", f"MLflow {uri}", f"{path} answers {error.code}: {way_out}")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 reason = getattr(error, "reason", error)
                 return Finding(
                     "warning", f"MLflow {uri}", f"no answer: {reason}; what it misses is sent later"
@@ -248,8 +249,9 @@ def mlflow_request(uri: str, path: str) -> urllib.request.Request:
     """With the credentials that MLflow's client would send."""
     request = urllib.request.Request(uri.rstrip("/") + path)
     get = os.environ.get
-    if user := get("MLFLOW_TRACKING_USERNAME"):
-        pair = f"{user}:{get('MLFLOW_TRACKING_PASSWORD', '')}".encode()
+    user, password = get("MLFLOW_TRACKING_USERNAME"), get("MLFLOW_TRACKING_PASSWORD")
+    if user and password:
+        pair = f"{user}:{password}".encode()
         request.add_header("Authorization", "Basic " + base64.b64encode(pair).decode())
     elif token := get("MLFLOW_TRACKING_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")

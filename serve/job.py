@@ -171,7 +171,9 @@ def score_part(
                 raise OSError(f"{folder} was removed {TRIES} times while it was in use: {error}") from error
             resume = True
         else:
-            _clean(part, staging)
+            # Of errors that may pass, a later call repeats what the pieces have, and not the rest.
+            if not (keep_manifest and manifest.transient and len(pieces) > 1):
+                _clean(part, staging)
             return
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def check_lineage(uri: str) -> None:
     """
     if is_server(uri):
         Server(uri).call("experiments/search", {"max_results": 1})
-    elif not LOCAL_LOGGER.is_file():
+    elif not (LOCAL_LOGGER.is_file() and find_spec("mlflow")):
         raise ValueError(
             f"--track: {uri} is a local store, which needs mlflow; set MLFLOW_TRACKING_URI to a server's "
             "http address"

@@ -14,6 +14,7 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
 import argparse
 import io
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_u
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
 from serve.predictor import Predictor
+from serve.preprocess import has_image_suffix
 from serve.processors import available_processors
+from serve.remote import is_remote
 from serve.shards import Shard, file_sha256
 from serve.sources import Source, open_source
 from serve.staging import open_model, open_output
@@ -152,7 +155,8 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     output = f"{staging.url}/{path.name}" if staging.url else str(path)
     part = Path(os.path.realpath(path))  # a link is written through
     for flag, given in (("--images", args.images), ("--model", args.model)):
-        if os.path.realpath(given) == str(part):
+        same = output == given if is_remote(given) else os.path.realpath(given) == str(part)
+        if same:
             raise ValueError(f"--output {output!r} would replace {flag}: choose another name")
     model = stack.enter_context(open_model(args.model))
     uri = tracking_uri()
@@ -194,6 +198,9 @@ def is_outage(progress: Progress) -> bool:
 
 
 def check_options(args: argparse.Namespace, format_name: str, shard: Shard | None) -> None:
+    name = args.output or ""
+    if not shard and (has_image_suffix(name) or name.lower().endswith(".tar")):
+        raise ValueError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
     if args.part_size < 1:
         raise ValueError(f"--part-size {args.part_size} must be 1 or more")
     if args.labels and format_name != "kaggle":
@@ -330,5 +337,11 @@ def resampling_warning(metadata: ModelMetadata) -> str:
     )
 
 
+def end(number: int, _: object) -> None:
+    """Of a signal: like an interrupt, so that unfinished files are removed."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end)
     sys.exit(main())

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from serve.join import join
 from serve.shards import PART_NAME, Manifest
 from serve.staging import open_folder, open_output
-from serve.writers import atomic_writer, format_of
+from serve.writers import atomic_writer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,10 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        format_name = format_of(args.output)
+        where, _, name = args.output.rpartition("/")
+        if where == args.folder.rstrip("/") and PART_NAME.fullmatch(name):
+            raise ValueError(f"--output {args.output!r} is named as the parts are: choose another name")
         with (
             open_folder(args.folder) as folder,
-            open_output(args.output, format_name, None) as (path, there),
+            open_output(args.output, "csv", None) as (path, there),
         ):
             rows, errors = merge(folder, path)
             there.publish(path)

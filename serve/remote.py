@@ -4,7 +4,6 @@ Reads are retried a bounded number of times. fsspec and its file systems are imp
 """
 
 import errno
-import posixpath
 import random
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from serve.preprocess import MAX_FILE_BYTES, ImageError
 SCHEMES = ("s3://", "gs://", "gcs://", "https://", "http://")
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5  # seconds; doubled after each attempt, and half of it drawn by chance
+S3_VERSION = "?versionId="
 READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
 
 T = TypeVar("T")
@@ -38,9 +38,15 @@ def is_remote(name: str) -> bool:
 
 
 def join_url(folder: str, name: str) -> str:
-    """Also of ../name: object stores know no such folder."""
+    """Also of ../name: object stores know no such folder. A doubled slash is part of a key."""
     scheme, _, path = folder.partition("://")
-    return f"{scheme}://{posixpath.normpath(f'{path}/{name}')}"
+    parts: list[str] = []
+    for part in f"{path}/{name.lstrip('/')}".split("/"):
+        if part == "..":
+            del parts[max(1, len(parts) - 1) :]
+        elif part != ".":
+            parts.append(part)
+    return f"{scheme}://{'/'.join(parts)}"
 
 
 def read_object(url: str) -> bytes:
@@ -214,6 +220,8 @@ def _fetch(url: str, start: int, stop: int) -> bytes:
     """Bytes start to stop - 1, or fewer where the object ends."""
     filesystem = _filesystem(url)
     if not _is_http(url):
+        if S3_VERSION in url:  # s3fs would take what is before it for the key
+            raise ImageError(f"a key with {S3_VERSION!r} cannot be read: rename it")
         try:
             data: bytes = filesystem.cat_file(url, start=start, end=stop)
         except OSError as error:

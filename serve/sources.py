@@ -219,7 +219,9 @@ def _pattern(pattern: str) -> Source:
     found = WILDCARDS.search(pattern)
     assert found is not None
     base = pattern[: found.start()].rpartition("/")[0]
-    return _files(sorted(set(paths)), base or ("/" if pattern.startswith("/") else ""))
+    if not base and any(path.startswith("/") for path in paths):  # also of {/a,/b}/*.png
+        base, paths = "/", [path if is_remote(path) else os.path.abspath(path) for path in paths]
+    return _files(sorted(set(paths)), base)
 
 
 class Links:

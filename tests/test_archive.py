@@ -41,6 +41,11 @@ def test_a_folder_or_a_member_that_is_called_tar_is_no_tar_file(tmp_path: Path) 
     assert read_image_file(inner / "y.tar" / "1.jpg") == b"member"
 
 
+def test_a_tar_files_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "SET.TAR", {"1.jpg": b"member"})
+    assert read_image_file(tar / "1.jpg") == b"member"
+
+
 def test_what_is_no_member_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "file.jpg").write_bytes(b"x")
     tar = make_tar(tmp_path / "x.tar", {"a.jpg": b"a", "empty.jpg": b""})

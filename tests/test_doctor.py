@@ -1,6 +1,8 @@
 """The doctor: each thing that would make a job fail is an error beforehand, and says the way out."""
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -130,6 +132,8 @@ def test_a_name_without_an_address_is_an_error_that_names_the_service() -> None:
     finding = resolves("train-multinode-0.invalid", 0)
     assert finding.level == "error"
     assert "headless Service" in finding.message
+    for name in ("a..b", "x" * 70):
+        assert resolves(name, 0).level == "error"
 
 
 def test_it_waits_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,9 +197,10 @@ def test_the_clients_credentials_are_sent(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
         mlflow_server(uri, 0)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "u")
+        mlflow_server(uri, 0)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "p")
         mlflow_server(uri, 0)
-    assert [sent for _, sent in seen] == ["Bearer t", "Bearer t", "Basic dTpw", "Basic dTpw"]
+    assert [sent for _, sent in seen[::2]] == ["Bearer t", "Bearer t", "Basic dTpw"]
     with serving(health=401) as (uri, _):
         assert "MLFLOW_TRACKING_TOKEN" in mlflow_server(uri, 0).message
 
@@ -207,6 +212,27 @@ def test_no_server_is_a_warning_because_training_goes_on_without_it(
     assert run("--mlflow", uri) == 0
     assert "warning MLflow" in capsys.readouterr().out
     assert run("--mlflow", uri, "--strict") == 1
+
+
+def test_what_answers_in_another_protocol_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        finding = mlflow_server(f"http://127.0.0.1:{server.getsockname()[1]}", 0)
+    assert (finding.level, "SSH" in finding.message) == ("warning", True)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exists(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert "set fsGroup" in writable(Path("/locked/runs"), 0).message
 
 
 def test_unusable_arguments_are_exit_code_2() -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def test_a_call_that_is_told_to_end_leaves_no_unfinished_file(
+    tmp_path: Path, model: Path, images: Path
+) -> None:
+    process = start(command(model, images, "--part-size", 100_000, "--output", tmp_path / "out.csv"))
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dying_before_any_of_its_renames_loses_one_piece_at_most(
     tmp_path: Path, model: Path, images: Path
 ) -> None:
@@ -224,8 +237,12 @@ def test_what_an_outage_made_unreadable_is_tried_again(
     assert (tmp_path / "out.csv").read_text().count("Input/output error") == 15
     assert serve_main.main(arguments) == 0
     assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
+    resumed = re.search(r"(\d+) of them from before", capsys.readouterr().out)
+    assert resumed is not None, "pieces without such errors were scored again"
+    assert total - 2 * 20 <= int(resumed[1]) < total
     assert serve_main.main(arguments) == 0
-    assert "of them from before" in capsys.readouterr().out
+    assert f"{total} of them from before" in capsys.readouterr().out
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_a_full_or_lost_disk_is_an_error_of_the_system_not_of_the_arguments(

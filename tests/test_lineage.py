@@ -22,6 +22,7 @@ from test_export_main import run as run
 
 import export.main
 import serve.main
+from serve import lineage
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run
 from serve.predictor import Predictor
 
@@ -137,6 +138,15 @@ def test_a_model_of_an_unknown_run_is_tracked_without_a_source(tmp_path: Path) -
     assert logged.data.tags["purebred.checkpoint_sha256"] == "abc"
     assert (logged.info.start_time, logged.info.end_time) == (1000, 2000)
     assert not logged.inputs.model_inputs
+
+
+def test_a_local_store_without_mlflow_is_an_error_before_anything_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_lineage("sqlite:///mlflow.db")
+    monkeypatch.setattr(lineage, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="is a local store, which needs mlflow"):
+        check_lineage("sqlite:///mlflow.db")
 
 
 def test_a_server_that_is_away_is_an_error_before_scoring_and_a_warning_after(

@@ -100,6 +100,10 @@ def test_a_part_is_not_written_over(
     part = folder / "part-00000-of-00002.csv"
     before = part.read_bytes()
     assert merge(folder, part) == 2
+    assert "is named as the parts are" in capsys.readouterr().err
+    link = tmp_path / "merged.csv"
+    link.symlink_to(part)
+    assert merge(folder, link) == 2
     assert "is one of the parts" in capsys.readouterr().err
     assert part.read_bytes() == before
 

@@ -92,6 +92,25 @@ def test_a_bucket_is_listed_page_by_page(bucket: str) -> None:
     assert pages == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("x.png", "s3://b/in/x.png"),
+        ("./a//x.png", "s3://b/in/a//x.png"),
+        ("../x.png", "s3://b/x.png"),
+        ("../../../x.png", "s3://b/x.png"),
+        ("/x.png", "s3://b/in/x.png"),
+    ],
+)
+def test_names_in_a_list_are_below_its_folder(name: str, url: str) -> None:
+    assert remote.join_url("s3://b/in", name) == url
+
+
+def test_a_key_that_s3fs_would_take_for_another_is_an_error(bucket: str) -> None:
+    with pytest.raises(ImageError, match=r"a key with '\?versionId=' cannot be read"):
+        open_source(f"{bucket}/in").read(Entry("3.png?versionId=null"))
+
+
 def test_tar_files_in_a_bucket(bucket: str) -> None:
     expected = {f"{n:02}.tar/{n}.png": PNG[f"{n}.png"] for n in range(3)}
     for pattern in ("tars/*.tar", "tars/{00..02}.tar"):

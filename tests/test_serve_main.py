@@ -150,6 +150,8 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
             ["--images", "texts/a.txt", "--output", "texts/a.txt", "--format", "csv"],
             "would replace --images",
         ),
+        (["--output", "a.png", "--format", "csv"], "'a.png' has the name of an image or a tar file"),
+        (["--output", "B.TAR", "--format", "csv"], "'B.TAR' has the name of an image or a tar file"),
         (["--labels"], "--labels goes with --format kaggle"),
         (["--format", "kaggle"], "the model has 3 classes: add --labels"),
         (["--format", "kaggle", "--labels", "--images", "twins"], "have the same id '0'"),

@@ -155,6 +155,12 @@ def test_patterns_of_tar_files(shards: Path, pattern: str) -> None:
     assert names == [f"{n}.tar/{m}" for n in ("08", "09", "10") for m in ("a/y.png", "x.jpg")]
 
 
+def test_alternatives_may_each_begin_at_the_root(shards: Path) -> None:
+    source = open_source(f"{{{shards}/a,{shards}/shards}}/*")
+    assert next(iter(contents(source))) == f"{shards}/a/y.png".lstrip("/")
+    assert len(source.inventory) == 1 + 3 * 2
+
+
 def test_names_are_relative_to_the_folder_before_the_pattern(shards: Path) -> None:
     assert list(contents(open_source(f"{shards}/*/more/*.tar"))) == ["shards/more/11.tar/x.jpg"]
     assert "more/11.tar/x.jpg" in contents(open_source(f"{shards}/shards/**/*.tar"))

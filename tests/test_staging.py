@@ -148,6 +148,23 @@ def test_what_cannot_be_written_is_an_error_before_anything_is_scored(
     assert re.search(message, error)
 
 
+@pytest.mark.parametrize("flag", ["--model", "--images"])
+def test_scores_replace_neither_the_model_nor_the_list(
+    client: Any, model: str, images: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    url = "s3://bucket/models/model.onnx"
+    before = content(client, "models/model.onnx")
+    assert serve_main.main(command(model, images, flag, url, "--output", url, "--format", "csv")) == 2
+    assert f"would replace {flag}" in capsys.readouterr().err
+    assert content(client, "models/model.onnx") == before
+
+
+def test_a_part_is_not_merged_over(capsys: pytest.CaptureFixture[str]) -> None:
+    part = "s3://bucket/parts/part-00000-of-00002.csv"
+    assert merge_main(["s3://bucket/parts/", "--output", part]) == 2
+    assert "is named as the parts are" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there_is_an_error(
     client: Any, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
