@@ -152,6 +152,6 @@ def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_metadata(path: Path, metadata: ModelMetadata) -> None:
-    """Replace a file's metadata; its graph stays as it is."""
-    save(onnx.load(path), metadata, path)
+def write_metadata(path: Path, metadata: ModelMetadata, to: Path) -> None:
+    """Write the graph of a file with other metadata."""
+    save(onnx.load(path), metadata, to)

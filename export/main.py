@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.convert import convert, describe
-from export.record import MODEL_FILES, RECORD, add_report, published_model, stamp, write_report
+from export.record import MODEL_FILES, RECORD, published_model, restamp, stamp, write_report
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
@@ -80,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return verify_provider(args) if args.verify_provider else run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, OSError) and not isinstance(error, STAYS) else 2
+        return exit_code(error)
+
+
+def exit_code(error: Exception) -> int:
+    return 3 if isinstance(error, OSError) and not isinstance(error, STAYS) else 2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,8 +129,7 @@ def verify_provider(args: argparse.Namespace) -> int:
     limits = limits_for(metadata.precision, precision, args.max_accuracy_drop)
     report = verify(rebuild(checkpoint), checkpoint, published, images, provider, precision, limits)
     report.file, report.checkpoint_sha256 = published.name, metadata.checkpoint_sha256
-    stamp(published, report)
-    add_report(published.parent, report)
+    restamp(published, report)
     print_report(report)
     if not report.passed:
         print(f"error: {published} is not to be served on {args.verify_provider}", file=sys.stderr)

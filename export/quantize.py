@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from export.calibration_set import training_pixels
 from export.convert import save
-from export.main import MAX_ACCURACY_DROP, not_negative, print_report, validation_images
+from export.main import MAX_ACCURACY_DROP, exit_code, not_negative, print_report, validation_images
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
 from export.record import MODEL_FILES, RECORD, add_report, remove_model, stamp, verified_model
 from export.search import choose_float_layers
@@ -81,14 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files."""
+    """Returns the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files, 3 an
+    error that may pass."""
     args = build_parser().parse_args(argv)
     try:
         with open_run(args.run) as args.run:
             return run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
 
 
 def run(args: argparse.Namespace) -> int:

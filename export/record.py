@@ -20,8 +20,11 @@ MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.f
 """Precision of a file's own layers -> its name in the run's export folder."""
 
 
-def stamp(file: Path, report: Verification) -> None:
-    """Enter the report's provider and precision in the file's metadata, or strike them out if it failed."""
+def stamp(file: Path, report: Verification, to: Path | None = None) -> None:
+    """Enter the report's provider and precision in the file's metadata, or strike them out if it failed.
+
+    The file itself changes, or a copy is written `to` another place.
+    """
     metadata = ModelMetadata.read(file)
     kept = [
         p for p in metadata.verified if (p.provider, p.precision) != (report.provider, report.precision)
@@ -38,8 +41,19 @@ def stamp(file: Path, report: Verification) -> None:
                 onnxruntime=report.onnxruntime,
             )
         )
-    write_metadata(file, replace(metadata, verified=tuple(kept)))
-    report.model_sha256 = file_sha256(file)
+    write_metadata(file, replace(metadata, verified=tuple(kept)), to or file)
+    report.model_sha256 = file_sha256(to or file)
+
+
+def restamp(published: Path, report: Verification) -> None:
+    """`stamp` a published file and `add_report`. However that ends, the record describes the file."""
+    stamped = published.with_name(f"unverified.{published.name}")
+    try:
+        stamp(published, report, stamped)
+        add_report(published.parent, report)
+        stamped.replace(published)
+    finally:
+        stamped.unlink(missing_ok=True)
 
 
 def write_report(folder: Path, report: Verification) -> None:
@@ -50,7 +64,8 @@ def write_report(folder: Path, report: Verification) -> None:
 def add_report(folder: Path, report: Verification) -> None:
     """Add a report, or replace that of the same file, provider and precision.
 
-    The file's digest is from now on the one of all reports about it: they differ by metadata only.
+    The file's digest is from now on the one of all reports about it: they differ by metadata only. Until
+    the file is replaced it has the one before.
     """
     new = report.to_dict()
     entries = list(_read(folder))
@@ -61,6 +76,7 @@ def add_report(folder: Path, report: Verification) -> None:
         entries.append(new)
     for entry in entries:
         if entry["file"] == new["file"]:
+            entry["replaced_sha256"] = entry["model_sha256"]
             entry["model_sha256"] = new["model_sha256"]
     _write(folder, entries)
 
@@ -83,7 +99,8 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     if not file.is_file():
         command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
         raise ValueError(f"{file} does not exist; make it with python export/{command} --run {run}")
-    digests = {e["model_sha256"] for e in _read(file.parent) if e["file"] == file.name}
+    entries = [entry for entry in _read(file.parent) if entry["file"] == file.name]
+    digests = {entry.get(key) for entry in entries for key in ("model_sha256", "replaced_sha256")}
     if file_sha256(file) not in digests:
         raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
     metadata = ModelMetadata.read(file)

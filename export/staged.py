@@ -1,12 +1,14 @@
 """A run directory in an object store: a copy here, whose export folder is copied back."""
 
+import fcntl
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
 
+LOCK = ".export.lock"
 SNAPSHOTS = "checkpoints/epoch-"  # not needed here
 
 
@@ -14,11 +16,12 @@ SNAPSHOTS = "checkpoints/epoch-"  # not needed here
 def open_run(run: str) -> Iterator[Path]:
     """The run directory; of one in an object store a copy, from which export/ is published at the end.
 
-    What is no longer in export/ goes first, and the record of verification comes before the models: a model
-    that is there is one that was verified.
+    Of one here, other exports wait. What is no longer in export/ goes first, and the record of verification
+    comes before the models: a model that is there is one that was verified.
     """
     if not is_remote(run):
-        yield Path(run)
+        with _alone(Path(run)):
+            yield Path(run)
         return
     url = run.rstrip("/")
     check_bucket(url)
@@ -44,6 +47,21 @@ def open_run(run: str) -> Iterator[Path]:
             for path in sorted(after, key=lambda path: (path.suffix == ".onnx", path)):
                 if before.get(path) != path.stat().st_mtime_ns:
                     put_file(path, f"{url}/{path.relative_to(folder).as_posix()}")
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """One command at a time makes or records model files; others wait. A file system without locks, or one
+    that cannot be written, is trusted."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            file = stack.enter_context(open(run / LOCK, "a", encoding="utf-8"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                print(f"waiting for another export of {run}", flush=True)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def _files(folder: Path) -> list[Path]:

@@ -343,7 +343,7 @@ def _check_accuracy(report: Verification, images: ValidationImages) -> None:
             f"log loss is {report.log_loss_served:.4f} served and {report.log_loss_pytorch:.4f} in "
             f"float32: {added:.4f} more, over {MAX_LOG_LOSS_ADDED:g}"
         )
-    if limit is None and abs(drop) > 1 / total:
+    if limit is None and abs(drop) > 1 / total + 1e-9:
         report.failures.append(
             f"validation accuracy is {report.accuracy_served:.4f} served and "
             f"{report.accuracy_pytorch:.4f} in PyTorch"

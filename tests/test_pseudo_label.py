@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import REPOSITORY, SMALL, TrainedRun, launch
 from PIL import Image
 from train_data import draw, flat_set, settings
 
+from train import pseudo_label
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data import prepare_data
 from train.manifest import read_manifest, read_soft_labels
@@ -57,6 +59,29 @@ def test_images_that_could_not_be_scored_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text(text)
     read = read_guesses(tmp_path / "scores.csv", tmp_path)
     assert (read.paths, read.names, read.class_names) == ([f"{tmp_path}/a.jpg"], ["dog"], ("cat", "dog"))
+
+
+def test_scores_with_gaps_of_an_outage_are_completed_before_they_teach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "path,label,probability,probability_cat,probability_dog,error\n"
+    row, gap = "a.jpg,dog,0.8,0.2,0.8,\n", "a.jpg,,,,,Input/output error\n"
+    answers = [gap, row]
+
+    def call(program: str, *arguments: Path) -> None:
+        if program == "serve/main.py":
+            answer = answers.pop(0)
+            arguments[arguments.index("--output") + 1].write_text(header + answer)  # type: ignore[arg-type]
+            if answer == gap:
+                raise subprocess.CalledProcessError(3, program)
+
+    monkeypatch.setattr(pseudo_label, "call", call)
+    with pytest.raises(subprocess.CalledProcessError):
+        pseudo_label.score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
+    for _ in range(2):
+        read = pseudo_label.score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
+        assert (read.paths, answers) == ([f"{tmp_path}/a.jpg"], [])
+    assert [path.name for path in tmp_path.iterdir()] == ["scores-1.csv"]
 
 
 def test_settings_can_change_until_a_round_is_labelled(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from serve_model import SIZE, build_model
 
-from export.record import add_report, published_model, remove_model, stamp, write_report
+from export import record
+from export.record import add_report, published_model, remove_model, restamp, stamp, write_report
 from export.verify import Verification
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
@@ -67,6 +68,27 @@ def test_a_second_provider_is_added_and_struck_out_when_it_fails_later(run: Path
     (entry,) = recorded(run)["pairings"]
     assert (entry["passed"], entry["failures"]) == (False, ["accuracy dropped"])
     published_model(run, "fp32")
+
+
+@pytest.mark.parametrize("last", ["add_report", "replace"])
+def test_an_end_between_file_and_record_leaves_a_file_that_its_record_describes(
+    run: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    report = Verification(passed=True, provider="openvino", precision="bf16")
+
+    def ends(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((record, last) if last == "add_report" else (Path, last)), ends)
+        with pytest.raises(OSError, match="no space left"):
+            restamp(run / "export" / "model.onnx", report)
+    assert published_model(run, "fp32")[1].is_verified("cpu", "fp32")
+    assert pairings(run) == ["cpu:fp32"]
+    restamp(run / "export" / "model.onnx", report)
+    published_model(run, "fp32")
+    assert pairings(run) == ["cpu:fp32", "openvino:bf16"]
+    assert sorted(p.name for p in (run / "export").iterdir()) == ["model.onnx", "verification.json"]
 
 
 def test_a_file_that_is_not_the_verified_one_is_refused(run: Path) -> None:

@@ -1,8 +1,12 @@
 """A run in an object store is copied as it is, and nowhere else."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from s3 import s3_server
 
 from export.staged import open_run
@@ -34,3 +38,18 @@ def test_an_object_that_would_be_written_elsewhere_is_refused(tmp_path: Path, na
         ):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_of_a_run_come_one_after_the_other(tmp_path: Path) -> None:
+    program = "import sys, time; from export.staged import open_run\n"
+    program += (
+        "with open_run(sys.argv[1]):\n    print(flush=True); time.sleep(0.5); print('done', flush=True)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert first.stdout is not None
+    first.stdout.readline()
+    with open_run(str(tmp_path)):
+        os.set_blocking(first.stdout.fileno(), False)
+        assert first.stdout.read() == "done\n"
+    assert first.wait(10) == 0

@@ -9,7 +9,7 @@ from conftest import TrainedRun
 from onnx import numpy_helper
 
 from export.convert import convert, describe
-from export.verify import ValidationImages, Verification, verify
+from export.verify import ValidationImages, Verification, _check_accuracy, verify
 from serve.metadata import METADATA_KEY, ModelMetadata
 from train.checkpoint import load_checkpoint
 from train.model import rebuild
@@ -136,3 +136,17 @@ def test_a_validation_image_that_is_gone_is_an_error(trained: TrainedRun, export
     images = ValidationImages(Path("/nowhere"), ["cat.0.jpg"], ["cat"], is_whole_set=False)
     with pytest.raises(ValueError, match=r"validation image /nowhere/cat\.0\.jpg cannot be read"):
         verify(rebuild(checkpoint), checkpoint, exported, images)
+
+
+@pytest.mark.parametrize("total", [7, 10, 100, 1000, 2250])
+def test_one_image_may_change_sides_and_two_may_not(total: int) -> None:
+    images = ValidationImages(Path(), [""] * total, [""] * total, True)
+    for right in range(2, total + 1):
+        for lost, failures in ((1, 0), (2, 1)):
+            report = Verification(
+                accuracy_pytorch=right / total,
+                accuracy_trained=right / total,
+                accuracy_served=(right - lost) / total,
+            )
+            _check_accuracy(report, images)
+            assert len(report.failures) == failures, (right, lost)

@@ -234,9 +234,12 @@ def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
 def score(teacher: Path, images: Path, output: Path) -> Guesses:
     """Through the exported and verified model, as in production; unreadable images are left out."""
     if not output.exists():
-        model = teacher / "export" / "model.onnx"
+        model, unfinished = teacher / "export" / "model.onnx", output.with_name(f"unfinished-{output.name}")
         call("export/main.py", "--run", teacher)
-        call("serve/main.py", "--model", model, "--images", images, "--output", output)
+        # Ended by an outage, it leaves scores with gaps, which the next call fills.
+        call("serve/main.py", "--model", model, "--images", images, "--output", unfinished, "--resume")
+        unfinished.replace(output)
+        unfinished.with_name(f"{unfinished.name}.json").unlink(missing_ok=True)
     return read_guesses(output, images)
 
 
