@@ -8,6 +8,7 @@ Training evaluates with it, export verifies with it, serving runs it. It needs n
 import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image, ImageOps
 from serve.archive import read_member, split_member
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    | {".avif"}
 )
 # Pillow's other decoders are not asked: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -253,8 +255,8 @@ class Listing:
     """Files with an image suffix, sorted by code point."""
     problems: dict[str, str]
     """Folders that were not entered (a link, not readable) and why."""
-    ignored: int
-    """Files with another suffix."""
+    ignored: Counter[str]
+    """How many files have which other suffix, in lower case; hidden files have none."""
 
 
 def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing:
@@ -267,14 +269,15 @@ def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing
     """
     paths: list[str] = []
     problems: dict[str, str] = {}
-    ignored = 0
+    ignored: Counter[str] = Counter()
     for name, kind, problem in walk_images(root, recursive):
         if problem:
             problems[name] = problem
         elif kind == "image":
             paths.append(name)
         else:
-            ignored += 1
+            base = name.rpartition("/")[2]
+            ignored["" if base.startswith(".") else os.path.splitext(base)[1].lower()] += 1
     return Listing(sorted(paths), problems, ignored)
 
 

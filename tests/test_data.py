@@ -119,6 +119,32 @@ def test_a_file_name_without_a_label_is_an_error_that_names_it(tmp_path: Path, n
     assert repr(name) in str(raised.value)
 
 
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "test_1", "validation"), ("train",)])
+def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        folder_set(tmp_path / "images" / name)
+    tar = shutil.make_archive(str(tmp_path / "set"), "tar", tmp_path / "images")
+    for source in (tmp_path / "images", Path(tar)):
+        with pytest.raises(ValueError, match=r"looks like parts of a data set: give one of them to --data"):
+            find_labels(source, "auto")
+    folder_set(tmp_path / "vehicles", ("train", "plane"))
+    assert set(find_labels(tmp_path / "vehicles", "auto")[1].values()) == {"train", "plane"}
+
+
+@pytest.mark.parametrize("make", [flat_set, folder_set])
+def test_files_that_are_no_images_by_their_suffix_are_counted(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    root = make(tmp_path / "images")
+    where = root / "cat" if (root / "cat").is_dir() else root
+    draw(where / "cat.9.jpg").rename(where / "cat.9.jfif")
+    for name in ("cat.7.heic", "cat.8.HEIC", "notes.txt", ".DS_Store", "README"):
+        (where / name).touch()
+    _, labels, _, problems = find_labels(root, "auto")
+    assert any(name.endswith("cat.9.jfif") for name in labels)
+    assert problems == ["3 files are no images by their suffix (.heic 2, .txt 1)"]
+
+
 def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path: Path) -> None:
     root = folder_set(tmp_path / "images")
     flat_set(root)
@@ -321,6 +347,7 @@ def test_val_data_is_mapped_by_class_name(tmp_path: Path) -> None:
     data = prepare(tmp_path, val_data=str(tmp_path / "val"))
     assert data.val.class_names == data.train.class_names == ("ant", "bee", "cat")
     assert data.val.counts() == {"ant": 0, "bee": 2, "cat": 2}
+    assert f"warning: class 'ant' has no image to validate on in {tmp_path / 'val'}" in data.notes
     assert all(path.startswith(label) for path, label in labels_of(data.val).items())
     assert len(data.train) == 18
 

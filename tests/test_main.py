@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from train import main
@@ -27,10 +28,13 @@ def test_an_error_is_said_once_a_machine_and_by_a_rank_that_has_it_alone(
 
 
 def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> None:
-    best = {"val/accuracy": 0.9, "val/log_loss": 0.3, "val/log_loss_calibrated": 0.25}
-    printed = main.summary(History(3, 2, best), TrainConfig(epochs=3), 100, str(Path("runs") / "my pets"))
+    best = {"val/accuracy": 0.9, "val/log_loss": 0.3, "val/log_loss_calibrated": 0.25, "val/f1_macro": 0.5}
+    even, odd = np.arange(100) % 2, np.arange(100) // 85
+    printed = main.summary(History(3, 2, best), TrainConfig(epochs=3), even, str(Path("runs") / "my pets"))
     assert "val/accuracy 0.9000 (95 % interval 0.8256 to 0.9448, 100 validation images)" in printed
     assert printed.endswith("--run 'runs/my pets'")
     assert "stopped" not in printed
-    partly = main.summary(History(3, 2, best), TrainConfig(epochs=4), 100, "runs/a")
+    assert "warning" not in printed
+    partly = main.summary(History(3, 2, best), TrainConfig(epochs=4), odd, "runs/a")
     assert partly.startswith("stopped after 3 of 4 epochs")
+    assert "always naming the largest class would be right for 0.8500 of them" in partly

@@ -69,6 +69,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("path;label\na.jpg;cat\n", "separated by commas.*it has 'path;label'"),
         ("", "it has nothing in it"),
         ("path,label,split\na.jpg,cat,val\n", "a column split, which is not looked at"),
+        ("path,label\na.jpg,cat\nb.jpg,cat \n", "labels 'cat' and 'cat ' differ by white space alone"),
     ],
 )
 def test_a_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, reason: str) -> None:

@@ -62,6 +62,7 @@ def test_a_class_that_is_neither_there_nor_predicted_has_its_row_and_column() ->
     )
     assert result.confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert (result.values["f1/b"], result.values["f1/c"]) == (1.0, 0.0)
+    assert result.values["f1_macro"] == 1.0  # as scikit-learn's
 
 
 def test_confident_logits_do_not_overflow() -> None:

@@ -25,6 +25,9 @@ from train.split import choose_fold, choose_validation
 from train.webdataset import FLAT_NAME, tar_labels, tar_root
 
 MANIFEST = "labels from a CSV manifest"
+SPLIT_NAME = re.compile(
+    r"(train|val|valid|test|dev|eval)(ing|idation|ation|uation)?[\s._-]*\d*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def prepare_data(config: TrainConfig) -> Data:
         return Data(train, val, bad, _digest(train, val), notes, content, near)
     val, val_thumbnails, bad_val = _readable(config.val_data, "--val_data", config, [], notes)
     val = _map_classes(val, train.class_names, config.val_data)
+    notes.extend(
+        f"warning: class {name!r} has no image to validate on in {config.val_data}"
+        for label, name in enumerate(val.class_names)
+        if not (val.labels == label).any()
+    )
     near = _near_duplicates([train, val], np.concatenate([thumbnails, val_thumbnails]), config)
     shared = set(train.sha256) & set(val.sha256)
     alike = [h for h in set(val.sha256) & set(near) if h not in shared]
@@ -165,7 +173,7 @@ def _readable(
             )
         notes.append(f"{len(excluded)} of them are left out, as {config.exclude} says")
     paths = sorted(labels)
-    notes.extend(f"warning: {source}: {name!r}: {why}" for name, why in problems.items())
+    notes.extend(f"warning: {source}: {problem}" for problem in problems)
     result = scan(root, paths, Path(config.output) / ".cache")
     if len(result.bad) > config.max_bad * len(paths):
         first = "; ".join(f"{path!r}: {why}" for path, why in list(result.bad.items())[:3])
@@ -192,8 +200,8 @@ def _readable(
 
 def find_labels(
     source: Path, data_format: str, flag: str = "--data"
-) -> tuple[Path, dict[str, str], str, dict[str, str]]:
-    """(root, path -> label, description of the layout, folders not entered -> why)."""
+) -> tuple[Path, dict[str, str], str, list[str]]:
+    """(root, path -> label, description of the layout, what is left out and why)."""
     if not source.exists():
         raise ValueError(
             f"{flag} {str(source)!r} does not exist; name a folder of images or a CSV manifest"
@@ -202,13 +210,17 @@ def find_labels(
         data_format = _recognise(source)
     try:
         if data_format == "csv":
-            return source.parent, read_manifest(source), MANIFEST, {}
+            return source.parent, read_manifest(source), MANIFEST, []
         if data_format == "tar":
-            return tar_root(source), tar_labels(source), "images in tar files", {}
+            labels = tar_labels(source)
+            check_no_split(labels, source)
+            return tar_root(source), labels, "images in tar files", []
         if data_format == "folders":
             labels, problems = _folder_labels(source)
+            check_no_split(labels, source)
             return source, labels, "one folder for each class", problems
-        return source, _flat_labels(source), "labels in the file names (label.number.suffix)", {}
+        labels, problems = _flat_labels(source)
+        return source, labels, "labels in the file names (label.number.suffix)", problems
     except (OSError, csv.Error) as error:
         culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
         raise ValueError(f"{culprit} cannot be read as --data_format {data_format}: {reason}") from error
@@ -238,9 +250,29 @@ def _is_class_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
-def _flat_labels(root: Path) -> dict[str, str]:
+def check_no_split(labels: dict[str, str], source: Path) -> None:
+    """Raises ValueError when the classes are called as the parts of a data set are."""
+    names = sorted(set(labels.values()))
+    if all(SPLIT_NAME.fullmatch(name) for name in names):
+        raise ValueError(
+            f"the classes of {source} would be {', '.join(map(repr, names))}, which looks like parts of a "
+            "data set: give one of them to --data, and perhaps another to --val_data; if they are classes, "
+            "name them in a CSV manifest"
+        )
+
+
+def _left_out(ignored: Counter[str]) -> list[str]:
+    """One line about files that are no images by their suffix."""
+    kinds = [f"{suffix} {count}" for suffix, count in ignored.most_common(5) if suffix]
+    count = ignored.total() - ignored[""]
+    more = ", ..." if len(ignored) > 5 else ""
+    return [f"{count} files are no images by their suffix ({', '.join(kinds)}{more})"] if kinds else []
+
+
+def _flat_labels(root: Path) -> tuple[dict[str, str], list[str]]:
     labels: dict[str, str] = {}
-    for path in list_images(root, recursive=False).paths:
+    listing = list_images(root, recursive=False)
+    for path in listing.paths:
         if path.startswith("."):  # ._cat.0.jpg and other litter
             continue
         match = FLAT_NAME.match(os.path.splitext(path)[0])
@@ -252,17 +284,19 @@ def _flat_labels(root: Path) -> dict[str, str]:
         labels[path] = match["label"]
     if not labels:
         raise ValueError(f"no images in {root}")
-    return labels
+    return labels, _left_out(listing.ignored)
 
 
-def _folder_labels(root: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _folder_labels(root: Path) -> tuple[dict[str, str], list[str]]:
     labels: dict[str, str] = {}
-    problems: dict[str, str] = {}
+    problems: list[str] = []
+    ignored: Counter[str] = Counter()
     for folder in sorted(os.listdir(root)):
         if not _is_class_folder(root / folder):
             continue
         listing = list_images(root / folder)
-        problems |= {f"{folder}/{name}": why for name, why in listing.problems.items()}
+        problems += [f"{f'{folder}/{name}'!r}: {why}" for name, why in listing.problems.items()]
+        ignored += listing.ignored
         # ._cat.0.jpg, .thumbnails/cat.0.jpg, .ipynb_checkpoints/ and other litter
         images = [p for p in listing.paths if not any(part.startswith(".") for part in p.split("/"))]
         if not images:
@@ -270,7 +304,7 @@ def _folder_labels(root: Path) -> tuple[dict[str, str], dict[str, str]]:
         labels |= {f"{folder}/{path}": folder for path in images}
     if not labels:
         raise ValueError(f"no class folders in {root}")
-    return labels, problems
+    return labels, problems + _left_out(ignored)
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:

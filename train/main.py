@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from train.assemble import Job, assemble
@@ -105,7 +106,7 @@ def run(
         finally:
             tracker.end(status)
     if ranks.is_main:
-        say(summary(job.history, config, len(data.val), there or str(folder)))
+        say(summary(job.history, config, data.val.labels, there or str(folder)))
 
 
 def newest_state(folder: Path, ranks: Ranks, say: Say) -> dict[str, Any] | None:
@@ -130,14 +131,21 @@ def report(job: Job, folder: Path, tracker: NullTracker) -> None:
     tracker.log_files(report_files(folder, tracker.rows, best, job.data, job.config))
 
 
-def summary(history: History, config: TrainConfig, num_val: int, folder: str) -> str:
-    """What the best epoch's validation says, and how certainly."""
+def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:
+    """What the best epoch's validation says, and how certainly; `labels` [N] are the validation images'."""
     from train.significance import accuracy_interval  # which the other ranks need not import
 
-    best = history.best
+    best, num_val = history.best, len(labels)
     correct = np.arange(num_val) < round(best["val/accuracy"] * num_val)
     accuracy = accuracy_interval(correct)
-    undone = ""
+    undone = doubt = ""
+    largest = np.bincount(labels).max() / num_val
+    if accuracy.low <= largest:
+        doubt = (
+            f"warning: always naming the largest class would be right for {largest:.4f} of them, and the "
+            f"model is not surely better; val/f1_macro is {best['val/f1_macro']:.4f}. Train it longer, or "
+            "with --class_weights balanced where classes differ in size\n"
+        )
     if not history.complete(config):
         undone = (
             f"stopped after {history.epochs_done} of {config.epochs + config.retune_epochs} epochs, as "
@@ -147,7 +155,7 @@ def summary(history: History, config: TrainConfig, num_val: int, folder: str) ->
         f"{undone}best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
         f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), val/log_loss "
         f"{best['val/log_loss']:.4f} (calibrated {best['val/log_loss_calibrated']:.4f})\n"
-        f"run directory {folder}\n"
+        f"{doubt}run directory {folder}\n"
         f"next: python export/main.py --run {shlex.quote(folder)}"
     )
 

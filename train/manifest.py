@@ -14,8 +14,8 @@ def read_manifest(path: Path) -> dict[str, str]:
     """image -> label, from the columns path and label.
 
     Raises:
-        ValueError: a column, path or label is missing, an image is listed twice, or a column `split` would
-            have no effect.
+        ValueError: a column, path or label is missing, an image is listed twice, labels differ by white
+            space alone, or a column `split` would have no effect.
     """
     labels: dict[str, str] = {}
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -41,6 +41,11 @@ def read_manifest(path: Path) -> dict[str, str]:
             labels[image] = label
     if not labels:
         raise ValueError(f"{path} lists no images")
+    spellings: dict[str, str] = {}
+    for label in dict.fromkeys(labels.values()):
+        other = spellings.setdefault(label.strip(), label)
+        if other != label:
+            raise ValueError(f"{path}: the labels {other!r} and {label!r} differ by white space alone")
     return labels
 
 

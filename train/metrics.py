@@ -59,7 +59,8 @@ def evaluate_logits(
         "temperature": fit_temperature(logits, labels),
         "log_loss_calibrated": float(-calibrated[rows, labels].mean()),
         "ece_calibrated": expected_calibration_error(calibrated, labels),
-        "f1_macro": float(f1.mean()),
+        # as scikit-learn: without classes that neither are there nor were predicted
+        "f1_macro": float(f1[np.union1d(labels, predicted)].mean()),
         **{f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)},
     }
     if len(np.unique(labels)) == len(classes) and np.isfinite(logits).all():
