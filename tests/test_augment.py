@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.augment import Colour, PairMix, View, randomness
+from train.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness
 from train.config import TrainConfig
 
 STRONG = {"crop_scale": 0.3, "flip": 0.5, "color_jitter": 0.5, "random_erasing": 0.8}
@@ -116,6 +116,16 @@ def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
     assert (Augment(config)(picture(), 0, 0, 0)[changed] == [124, 116, 104]).all()
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [(10, 100, (0, 43, 10, 13)), (100, 10, (43, 0, 13, 10))],
+)
+def test_where_no_box_fits_it_is_the_middle_as_long_as_the_aspect_allows(
+    width: int, height: int, box: tuple[int, int, int, int]
+) -> None:
+    assert random_box(width, height, (0.9, 1.0), ASPECT, np.full(4 * TRIES, 0.5)) == box
+
+
 def mixers() -> list[TrainConfig]:
     return [TrainConfig(mixup=0.4), TrainConfig(cutmix=1.0), TrainConfig(mixup=0.4, cutmix=1.0)]
 
@@ -132,15 +142,39 @@ def test_mixing_does_not_depend_on_how_a_batch_is_divided(config: TrainConfig, p
     assert torch.equal(torch.cat([part[1] for part in divided]), whole_targets)
 
 
+def black_and_white(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class 0 is black and class 2 white, so that the brightness of a mixture is its share of class 2."""
+    labels = torch.tensor([0, 2] * pairs)
+    return (labels * 127.5).byte().view(-1, 1, 1, 1).expand(-1, 20, 24, 3).contiguous(), labels
+
+
 @pytest.mark.parametrize("config", mixers())
-def test_targets_of_mixed_images_are_probabilities_of_their_pair(config: TrainConfig) -> None:
-    images, labels = batch(8)
-    mixed, targets = PairMix(config, 3)(images, labels, 0, 7, 1)
-    assert mixed.shape == images.shape
-    assert not torch.equal(mixed, images.float())
-    assert torch.allclose(targets.sum(1), torch.ones(8))
-    pair_labels = labels.view(4, 2).repeat_interleave(2, 0)
-    assert torch.allclose(torch.gather(targets, 1, pair_labels).sum(1).clamp(max=1), torch.ones(8))
+def test_targets_are_the_shares_that_are_seen_of_each_image_of_a_pair(config: TrainConfig) -> None:
+    mixed, targets = PairMix(config, 3)(*black_and_white(50), 0, 7, 1)
+    white = mixed.mean((1, 2, 3)) / 255
+    assert torch.allclose(targets, torch.stack([1 - white, torch.zeros(100), white], 1), atol=1e-5)
+    assert targets[:, 2].view(50, 2)[:, 0].unique().numel() > 25, "drawn for each pair"
+
+
+def test_cutmix_alone_never_blends_and_with_mixup_about_half_of_the_pairs_are_cut() -> None:
+    def cut(**changes: float) -> int:
+        """Pairs of which every pixel is one image's."""
+        mixed, _ = PairMix(TrainConfig(**changes), 3)(*black_and_white(200), 0, 7, 1)
+        return int(((mixed == 0) | (mixed == 255)).view(200, -1).all(1).sum())
+
+    assert cut(cutmix=1.0) == 200
+    assert cut(mixup=1.0) == 0
+    assert 80 < cut(mixup=1.0, cutmix=1.0) < 120
+
+
+def test_cutmix_cuts_anywhere() -> None:
+    """Not only along a diagonal."""
+    mixed, _ = PairMix(TrainConfig(cutmix=1.0), 3)(*black_and_white(200), 0, 7, 1)
+    boxes = [torch.nonzero(image[..., 0]).double() for image in mixed[::2]]
+    rows, columns = torch.stack([box.mean(0) for box in boxes if len(box)]).T
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.2
+    assert rows.max() - rows.min() > 14
+    assert columns.max() - columns.min() > 17
 
 
 def test_mixing_is_drawn_anew_for_each_epoch_and_place() -> None:
