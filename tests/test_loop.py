@@ -1,7 +1,9 @@
 """Training and evaluation: each real sample counts once, sums are exact, the loss is torch's own."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,11 @@ from serve.preprocess import load_image
 from train.augment import PairMix, View
 from train.config import TrainConfig
 from train.data import Data, ImageSet
+from train.distributed import Ranks
 from train.loader import EpochPlan, Loader, PixelDataset
-from train.loop import AUXILIARY_WEIGHT, Criterion, evaluate, train_one_epoch
+from train.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
 from train.model import ImageClassifier, Outputs, build_model
+from train.snapshots import Position
 from train.trainee import Trainee
 
 PLAIN_SGD = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad": 0.0}
@@ -86,13 +90,14 @@ def test_soft_targets_are_a_mixture_of_losses() -> None:
     assert torch.allclose(Criterion(0.0, None)(logits, targets), expected)
 
 
-def test_auxiliary_heads_add_their_share() -> None:
+@pytest.mark.parametrize("taught", [None, torch.eye(5, 3)], ids=["labels", "teacher"])
+def test_auxiliary_heads_add_their_share(taught: Tensor | None) -> None:
     logits, labels = example()
     targets = F.one_hot(labels, 3).float()
-    criterion = Criterion(0.1, None)
-    losses = criterion(Outputs(logits, (2 * logits, -logits)), targets)
-    extra = criterion(2 * logits, targets) + criterion(-logits, targets)
-    assert torch.allclose(losses, criterion(logits, targets) + AUXILIARY_WEIGHT * extra)
+    criterion = Criterion(0.1, None, share=0.5)
+    losses = criterion(Outputs(logits, (2 * logits, -logits)), targets, taught)
+    extra = criterion(2 * logits, targets, taught) + criterion(-logits, targets, taught)
+    assert torch.allclose(losses, criterion(logits, targets, taught) + AUXILIARY_WEIGHT * extra)
 
 
 # train_one_epoch
@@ -231,6 +236,68 @@ def test_a_loss_that_is_not_finite_is_an_error_with_epoch_and_learning_rate(tmp_
         train(config, data, make_trainee(config, model))
 
 
+def test_dropout_is_drawn_anew_in_each_pass_of_each_epoch_on_each_rank(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, batch_size=4, accumulation=2)
+    model, seeds = linear_model(), []
+    model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    trainee, criterion, mix = make_trainee(config, model), Criterion(0.0), PairMix(config, 2)
+    for rank, epoch in itertools.product(range(2), range(2)):
+        plan = EpochPlan(len(data.train), 4, config.seed, rank, world_size=2, accumulation=2)
+        ranks = Ranks(rank, world_size=2)
+        train_one_epoch(trainee, criterion, loader, plan, mix, config, ranks, CPU, epoch)
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * 2 * plan.steps
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sums"),
+    [
+        (Ranks(0, world_size=3), [1.0, 2.0]),
+        (Ranks(2, world_size=3), [5.0, 6.0]),
+        (Ranks(0, world_size=2), [9.0, 12.0]),
+        (Ranks(1, world_size=2), [0.0, 0.0]),
+        (Ranks(), [9.0, 12.0]),
+    ],
+)
+def test_sums_of_an_interrupted_epoch_count_once_on_any_number_of_processes(
+    ranks: Ranks, sums: list[float]
+) -> None:
+    position = Position(1, [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    assert Running(ranks, CPU, position).sums.tolist() == sums
+
+
+def test_images_per_second_of_a_resumed_epoch_are_those_trained_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = make_data(tmp_path, per_class=7, batch_size=5)
+    assert len(data.train) == 12
+    clock = [0.0]
+
+    def second() -> None:
+        clock[0] += 1
+
+    monkeypatch.setattr("train.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    trainee = make_trainee(config, linear_model())
+    plan = EpochPlan(12, 5, config.seed)
+    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    for step, rate in ((0, 12 / 3), (1, 7 / 2), (2, 2 / 1)):
+        running = Running(ONE, CPU, Position(step, [[0.0, 0.0]]))
+        values = train_one_epoch(
+            trainee,
+            Criterion(0.0),
+            loader,
+            plan,
+            PairMix(config, 2),
+            config,
+            ONE,
+            CPU,
+            0,
+            running=running,
+            after_step=second,
+        )
+        assert values["images_per_second"] == rate
+
+
 # evaluate
 
 
@@ -289,6 +356,27 @@ def test_an_image_that_cannot_be_read_any_more_counts_as_wrong(tmp_path: Path, r
     assert after["val/accuracy"] == pytest.approx(before["val/accuracy"] - 1 / len(data.val))
     assert logits[lost].argmax() != right
     assert np.ptp(logits[lost]) < 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_ranks_are_asked_equally_often_though_one_has_a_batch_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """What is asked after a batch is agreed on between the ranks: one that asks alone waits for ever."""
+    config, data = make_data(tmp_path, 12, val_fraction=0.45)
+    images = data.val.take(np.arange(2 * batch_size + 1))
+    monkeypatch.setattr("train.loop.gather_rows", lambda rows, ranks: None)
+    monkeypatch.setattr("train.loop.on_main", lambda ranks, function: {})
+    asked = [0, 0]
+    for rank in range(2):
+
+        def ask(rank: int = rank) -> None:
+            asked[rank] += 1
+
+        loader = Loader(PixelDataset(images, 0, config.preprocess()), 0, pin_memory=False)
+        ranks = Ranks(rank, world_size=2)
+        evaluate(linear_model(), Criterion(0.0), loader, images, batch_size, ranks, CPU, after_batch=ask)
+    assert asked == [1, 1]
 
 
 def test_evaluation_changes_nothing(tmp_path: Path) -> None:
