@@ -1,5 +1,7 @@
 """The same command goes on with an unfinished run, and with nothing else."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from train_data import settings
 from train import resume
 from train.config import TrainConfig, save_config
 from train.resume import is_locked, only_writer, settle_run, started_at
-from train.snapshots import Snapshots
+from train.snapshots import Snapshots, list_snapshots
 
 
 def make_run(tmp_path: Path, name: str, epochs_done: int = 0, **changes: Any) -> TrainConfig:
@@ -51,6 +53,21 @@ def test_a_finished_run_is_not_touched_unless_auto_or_longer(tmp_path: Path) -> 
         settle_run(config)
     assert settle_run(config.replace(resume="auto")).resume
     assert settle_run(config.replace(epochs=4)).resume
+
+
+def test_a_finished_run_whose_newest_snapshot_is_damaged_is_finished_all_the_same(tmp_path: Path) -> None:
+    config = make_run(tmp_path, "a", 3)
+    (newest,) = list_snapshots(tmp_path / "runs" / "a" / "checkpoints")
+    newest.unlink()  # last.pt is the same file
+    newest.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="exists and is finished"):
+        settle_run(config)
+
+
+def test_a_run_killed_while_its_report_was_drawn_goes_on(tmp_path: Path) -> None:
+    config = make_run(tmp_path, "a", 3)
+    (tmp_path / "runs" / "a" / "figures" / "worst_mistakes.png").unlink()
+    assert settle_run(config).resume == str(tmp_path / "runs" / "a")
 
 
 def test_a_run_of_other_settings_is_not_touched(tmp_path: Path) -> None:
@@ -121,6 +138,19 @@ def test_one_process_at_a_time_writes_and_a_killed_one_leaves_no_lock(
     other.wait()
     with only_writer(folder, said.append):
         pass
+
+
+def test_a_file_system_without_locks_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    make_run(tmp_path, "a", 1)
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    monkeypatch.setattr(resume, "WAIT_FOR_LOCK_SECONDS", 0.0)
+    said: list[str] = []
+    with only_writer(tmp_path / "runs" / "a", said.append):
+        assert not said
+    assert settle_run(settings(tmp_path, resume="auto")).name == "a"
 
 
 def test_under_torchrun_the_time_of_a_run_is_that_of_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:

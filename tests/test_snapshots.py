@@ -56,6 +56,35 @@ def test_what_is_written_in_the_background_is_what_it_was(tmp_path: Path, monkey
     assert load_checkpoint(path)["model"]["w"].tolist() == [1, 1, 1]
 
 
+def test_no_snapshots_in_an_epoch_are_due_when_minutes_is_0(tmp_path: Path) -> None:
+    assert not Snapshots(tmp_path, 0, print).due()
+
+
+def test_the_end_of_an_epoch_is_written_after_what_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the older one would come last, and be last.pt."""
+
+    def slow(state: dict[str, Any], path: Path) -> str:
+        time.sleep(0.2 if state["epoch"] == 1 else 0)
+        return save_checkpoint(state, path)
+
+    monkeypatch.setattr(snapshots, "save_checkpoint", slow)
+    writer = Snapshots(tmp_path, 1, print)
+    assert writer.begin(state(1))
+    assert writer.write(state(2))
+    writer.finish()
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 2
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_not_in_the_way(tmp_path: Path) -> None:
+    """In a container every start has one number."""
+    (tmp_path / f".last.pt.{os.getpid()}.tmp").write_bytes(b"half")
+    assert Snapshots(tmp_path, 0, print).write(state(1))
+    assert names(tmp_path) == ["epoch-000001-step-00000000.pt", "last.pt"]
+    assert (tmp_path / "last.pt").samefile(tmp_path / "epoch-000001-step-00000000.pt"), "no copy"
+
+
 @pytest.mark.parametrize("kept", [0, 100, -1])
 def test_a_damaged_newest_one_is_named_set_aside_and_the_one_before_is_used(
     tmp_path: Path, kept: int
@@ -84,6 +113,26 @@ def test_no_flipped_bit_is_ever_resumed_from(tmp_path: Path) -> None:
         damaged[bit // 8] ^= 1 << bit % 8
         newest.write_bytes(damaged)
         assert newest_whole(tmp_path, lambda _: None) == older
+
+
+def test_a_disk_that_fails_to_read_costs_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are whole when it is there again."""
+    writer = Snapshots(tmp_path, 0, print)
+    writer.write(state(1))
+    writer.write(state(2))
+    before = names(tmp_path)
+
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(CheckpointError, match=r"000002-.* cannot be read: Input/output error"):
+            newest_whole(tmp_path, print)
+    assert names(tmp_path) == before
+    assert newest_whole(tmp_path, print) == tmp_path / "epoch-000002-step-00000000.pt"
 
 
 def test_when_all_are_damaged_nothing_is_begun_anew_in_silence(tmp_path: Path) -> None:
