@@ -157,8 +157,17 @@ def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path:
 def test_litter_is_no_image(tmp_path: Path) -> None:
     root = folder_set(tmp_path / "images")
     before = both(prepare(tmp_path))
-    for litter in ("cat/._0.png", ".hidden/1.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "._x.jpg"):
-        draw(root / litter, seed=hash(litter) % 1000)
+    for seed, litter in enumerate(
+        (
+            "cat/._0.png",
+            ".hidden/1.png",
+            "cat/.ipynb_checkpoints/0-checkpoint.png",
+            "._x.jpg",
+            "cat/day1/.thumbnails/x.jpg",
+            "cat/day1/._x.jpg",
+        )
+    ):
+        draw(root / litter, seed=100 + seed)
     (root / "dog" / "Thumbs.db").write_bytes(b"x")
     assert both(prepare(tmp_path)) == before
 
@@ -293,6 +302,15 @@ def test_a_few_unreadable_files_are_left_out_and_named(tmp_path: Path) -> None:
     assert len(both(data)) == 12
 
 
+def test_as_many_unreadable_files_as_max_bad_says_are_allowed(tmp_path: Path) -> None:
+    root = flat_set(tmp_path / "images", per_class=5)
+    assert prepare(tmp_path, max_bad=0).bad == {}
+    (root / "cat.0.png").write_bytes(b"not a picture")
+    assert list(prepare(tmp_path, max_bad=0.1).bad) == [str(root / "cat.0.png")]
+    with pytest.raises(ValueError, match=r"1 of 10 images in .* more than --max_bad 0.09 allows"):
+        prepare(tmp_path, max_bad=0.09)
+
+
 # class order
 
 
@@ -352,6 +370,13 @@ def test_val_data_is_mapped_by_class_name(tmp_path: Path) -> None:
     assert len(data.train) == 18
 
 
+def test_unreadable_files_of_both_sets_are_named(tmp_path: Path) -> None:
+    broken(tmp_path / "images")
+    broken(tmp_path / "val")
+    bad = prepare(tmp_path, val_data=str(tmp_path / "val"), max_bad=0.1).bad
+    assert set(bad) == {str(tmp_path / name / "cat.99.png") for name in ("images", "val")}
+
+
 def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     flat_set(tmp_path / "val", names=("cat", "wolf"))
@@ -377,6 +402,18 @@ def test_near_duplicates_in_both_sets_are_warned_of(tmp_path: Path) -> None:
     assert "re-encoded" in warning
     notes = prepare(tmp_path, val_data=str(tmp_path / "val"), near_duplicates=False).notes
     assert not any("flatters" in note for note in notes)
+
+
+def test_a_copy_in_both_sets_is_not_warned_of_twice_though_it_has_near_duplicates(tmp_path: Path) -> None:
+    root = faces(tmp_path / "images", per_class=2)
+    re_encode(root / "cat.0.jpg", root / "cat.100.jpg")
+    val = faces(tmp_path / "val", per_class=1, first=50)
+    shutil.copy(root / "cat.0.jpg", val)
+    data = prepare(tmp_path, val_data=str(val))
+    assert len(data.near) == 2
+    (warning,) = [note for note in data.notes if "flatters" in note]
+    assert "1 images" in warning
+    assert "re-encoded" not in warning
 
 
 # near duplicates, folds, exclude
