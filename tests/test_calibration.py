@@ -46,11 +46,12 @@ def test_each_half_is_scaled_by_the_other_halfs_temperature() -> None:
     np.testing.assert_allclose(values[::2], log_probabilities(logits[::2], of_odd))
 
 
-def test_perfect_answers_keep_a_doubt() -> None:
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_perfect_answers_keep_a_doubt(num_classes: int) -> None:
     """Without it the temperature would be 0, and one mistake in production an infinite loss."""
-    labels = np.arange(100) % 2
-    temperature = fit_temperature(np.eye(2)[labels] * 4, labels)
-    doubt = 1 - softmax(np.array([4.0, 0.0]) / temperature)[0]
+    labels = np.arange(100) % num_classes
+    logits = np.eye(num_classes)[labels] * 4
+    doubt = 1 - softmax(logits[0] / fit_temperature(logits, labels))[0]
     assert doubt == pytest.approx(1 / 102, rel=0.05)
 
 

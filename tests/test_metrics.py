@@ -109,10 +109,11 @@ def test_predictions_survive_the_file_whatever_the_names(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 
-def test_each_row_says_label_prediction_loss_and_probabilities(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_each_row_says_label_prediction_loss_and_probabilities(tmp_path: Path, clip: float) -> None:
     images = odd_set()
     result = odd_evaluation(images)
-    write_predictions(tmp_path / "p.csv", images, result)
+    write_predictions(tmp_path / "p.csv", images, result, clip=clip)
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ODD
@@ -121,6 +122,7 @@ def test_each_row_says_label_prediction_loss_and_probabilities(tmp_path: Path) -
         assert row["correct"] == str(int(row["label"] == row["prediction"]))
         probabilities = [float(row[f"probability_{name}"]) for name in images.class_names]
         assert sum(probabilities) == pytest.approx(1)
+        assert min(probabilities) >= clip
         assert row["prediction"] == images.class_names[int(np.argmax(probabilities))]
         loss = -np.log(max(probabilities[images.labels[i]], 1e-45))
         assert float(row["loss"]) == pytest.approx(loss, abs=1e-4)

@@ -49,11 +49,13 @@ def test_folds_are_disjoint_cover_every_image_and_are_stratified() -> None:
         assert {counts[label, fold] for fold in range(1, 6)} == {size}
 
 
-def test_folds_are_a_function_of_content_and_seed() -> None:
-    groups = singles(90)
-    folds = dict(zip(groups, fold_of([0] * 90, groups, 3), strict=True))
-    assert dict(zip(groups[::-1], fold_of([0] * 90, groups[::-1], 3), strict=True)) == folds
-    assert dict(zip(groups, fold_of([0] * 90, groups, 3, seed=1), strict=True)) != folds
+@pytest.mark.parametrize("twice", [0, 30], ids=["one label", "two labels"])
+def test_folds_are_a_function_of_content_and_seed(twice: int) -> None:
+    """Not of the order of the images, though copies have two labels."""
+    labels, groups = [0] * 90 + [1] * twice, singles(90) + singles(twice)
+    folds = dict(zip(groups, fold_of(labels, groups, 3), strict=True))
+    assert dict(zip(groups[::-1], fold_of(labels[::-1], groups[::-1], 3), strict=True)) == folds
+    assert dict(zip(groups, fold_of(labels, groups, 3, seed=1), strict=True)) != folds
 
 
 def test_adding_images_moves_few_to_another_fold() -> None:
