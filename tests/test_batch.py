@@ -1,5 +1,7 @@
 """One row for each input, in order, and never another file's answer, whatever fails beside it."""
 
+import errno
+import math
 import os
 import threading
 import time
@@ -22,11 +24,12 @@ from serve_model import (
 )
 
 from serve import batch
-from serve.batch import StorageHangsError, score
+from serve.batch import StorageHangsError, check_score, default_batch_size, score
 from serve.inventory import Entry
 from serve.metadata import EMBEDDINGS_NAME
 from serve.predictor import Predictor
 from serve.preprocess import load_image, read_image_file
+from serve.remote import OutageError
 from serve.writers import Row
 
 NUM_IMAGES = 40
@@ -113,6 +116,28 @@ def test_each_error_row_says_what_is_wrong_with_that_file(predictor: Predictor, 
         assert reason in rows[name]
 
 
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OutageError("no answer from the bucket"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (OSError("403 Forbidden"), False),
+        (ValueError("not an image"), False),
+    ],
+    ids=repr,
+)
+def test_an_error_may_pass_if_it_is_the_storages(
+    predictor: Predictor, error: Exception, passes: bool
+) -> None:
+    def read(entry: Entry) -> bytes:
+        raise error
+
+    (row,) = score(predictor, [Entry("0.png")], read, 1, 1)
+    assert row.error
+    assert row.transient == passes
+
+
 @pytest.fixture(autouse=True)
 def left_by_others() -> None:
     """Threads that other tests have left hanging."""
@@ -136,6 +161,20 @@ def test_sizes_below_their_limits_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"batch_size {batch_size} must .*workers {workers} "):
         next(score_files(predictor, folder, ["0.png"], batch_size, workers))
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan])
+def test_a_timeout_that_is_no_time_is_refused(predictor: Predictor, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"image_timeout {seconds} must be 0 or more"):
+        check_score(predictor, 1, 0, seconds, embeddings=False)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, 32), (224, 4), (512, 1)])
+def test_a_batch_is_what_stays_in_the_cache_but_never_empty(
+    tmp_path: Path, size: int, expected: int
+) -> None:
+    model = build_model(tmp_path / "model.onnx", size=size)
+    assert default_batch_size(Predictor(model, "cpu", threads=1)) == expected
 
 
 def test_memory_is_a_batch_a_worker_whatever_the_number_of_files(tmp_path: Path) -> None:
@@ -277,6 +316,44 @@ def test_a_thread_that_comes_back_too_late_changes_nothing(predictor: Predictor,
     assert first.error == "no pixels after 0.5 s: gave up waiting"
     assert first.probabilities is None
     np.testing.assert_allclose(second.probabilities, probabilities_for(colour_of(1)), rtol=1e-5)
+
+
+def test_a_read_that_hangs_may_pass_and_a_decoder_that_hangs_will_not(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    storage = HangingFolder(folder, "0.png")
+    (read,) = score(predictor, [Entry("0.png")], storage.read, 1, 1, image_timeout=0.1)
+    storage.released.set()
+
+    def load(data: bytes) -> Image.Image:
+        released.wait(30)
+        return load_image(data)
+
+    monkeypatch.setattr(batch, "load_image", load)
+    (decoded,) = score(predictor, [Entry("0.png")], storage.read, 1, 1, image_timeout=0.1)
+    released.set()
+    assert read.error == decoded.error == "no pixels after 0.1 s: gave up waiting"
+    assert (read.transient, decoded.transient) == (True, False)
+
+
+def test_a_process_that_was_stopped_for_an_hour_gives_no_image_up(
+    predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on meanwhile, and nothing else does."""
+    stopped, clock = 0.0, time.monotonic
+
+    def read(entry: Entry) -> bytes:
+        nonlocal stopped
+        for hour in (0, 3600, 0):
+            stopped += hour
+            time.sleep(0.05)  # the consumer looks at the workers
+        return read_image_file(folder / entry.name)
+
+    monkeypatch.setattr(batch, "TICK", 0.01)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + stopped)
+    (row,) = score(predictor, [Entry("0.png")], read, 1, 1, image_timeout=60)
+    assert row.error == ""
 
 
 def test_storage_that_hangs_altogether_ends_the_job(
