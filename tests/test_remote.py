@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -54,6 +55,7 @@ def bucket() -> Iterator[str]:
         objects |= {"in/deep/er/6.png": PNG["0.png"], "in/notes.txt": b"x", "in/empty.png": b""}
         objects |= {"in/고양이 1%.png": PNG["1.png"], "lists/l.txt": b"../in/0.png\ns3://bucket/in/1.png\n"}
         objects |= {"lists/m.csv": b"path\n../in/2.png\n", "index.png": PNG["5.png"]}
+        objects |= {"made/by/hand/": b"", "made/by/hand/0.png": PNG["0.png"]}
         objects |= {
             f"tars/{n:02}.tar": tar_of({f"{n}.png": PNG[f"{n}.png"], "a.cls": b"1"}) for n in range(3)
         }
@@ -109,6 +111,27 @@ def test_names_in_a_list_are_below_its_folder(name: str, url: str) -> None:
 def test_a_key_that_s3fs_would_take_for_another_is_an_error(bucket: str) -> None:
     with pytest.raises(ImageError, match=r"a key with '\?versionId=' cannot be read"):
         open_source(f"{bucket}/in").read(Entry("3.png?versionId=null"))
+
+
+def test_what_consoles_call_a_folder_is_no_object(bucket: str) -> None:
+    """An empty object whose name ends in a slash."""
+    assert list(remote.list_objects(f"{bucket}/made")) == ["by/hand/0.png"]
+
+
+def test_a_copy_that_breaks_off_leaves_no_file(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_file(url: str, path: str) -> None:
+        Path(path).write_bytes(PNG["0.png"][:20])
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(remote._filesystem(bucket), "get_file", get_file)
+    (tmp_path / "old.png").write_bytes(PNG["5.png"])
+    for name in ("old.png", "new.png"):
+        with pytest.raises(remote.OutageError, match="connection reset"):
+            remote.get_file(f"{bucket}/in/0.png", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+    assert (tmp_path / "old.png").read_bytes() == PNG["5.png"]
 
 
 def test_tar_files_in_a_bucket(bucket: str) -> None:
@@ -260,7 +283,7 @@ def test_passing_errors_are_retried_a_bounded_number_of_times(server: str, statu
     assert remote.read_object(f"{server}/odd/a.png") == PNG["0.png"]
     Handler.answers["a.png"] = fails(99, status)
     Handler.asked.clear()
-    with pytest.raises(OSError, match=rf"{status}.*attempt {remote.ATTEMPTS}"):
+    with pytest.raises(remote.OutageError, match=rf"{status}.*attempt {remote.ATTEMPTS}"):
         remote.read_object(f"{server}/odd/a.png")
     assert len(Handler.asked) == remote.ATTEMPTS
 
@@ -268,9 +291,26 @@ def test_passing_errors_are_retried_a_bounded_number_of_times(server: str, statu
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 def test_final_errors_are_not_retried(server: str, status: int) -> None:
     Handler.answers["a.png"] = fails(99, status)
-    with pytest.raises(OSError, match=r"a\.png"):
+    with pytest.raises(OSError, match=r"a\.png") as raised:
         remote.read_object(f"{server}/odd/a.png")
+    assert not isinstance(raised.value, remote.OutageError)
     assert len(Handler.asked) == 1
+
+
+def test_each_pause_is_about_twice_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=pauses.append))
+
+    def refuse() -> None:
+        raise OSError("try later")
+
+    for _ in range(20):
+        with pytest.raises(remote.OutageError, match="try later"):
+            remote.retried(refuse)
+    for number, pause in enumerate(pauses):
+        longest = remote.FIRST_PAUSE * 2 ** (number % (remote.ATTEMPTS - 1))
+        assert longest / 2 <= pause <= longest
+    assert len(set(pauses)) > remote.ATTEMPTS  # by chance: jobs that failed together come back apart
 
 
 def half(handler: BaseHTTPRequestHandler) -> None:
