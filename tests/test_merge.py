@@ -167,6 +167,10 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_rows(f / PART, lambda rows: [b"path,label\n", *rows[1:]]),
         "has other columns",
     ),
+    "another column's name of the same length": (
+        lambda f: edit_rows(f / PART, lambda rows: [rows[0].replace(b"_red", b"_rot"), *rows[1:]]),
+        "has other columns",
+    ),
     "parts of two jobs": (
         lambda f: shutil.copy(f / PART, f / "part-00001-of-00004.csv"),
         r"parts of several jobs: of 3 \(.csv\), of 4 \(.csv\)",

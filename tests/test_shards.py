@@ -110,6 +110,19 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str | None, reason
     assert finished(part, JOB, range(0, 1)) is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"errors": 2}, {"transient": 1}, {"errors": -1}, {"rows": True}, {"first": "0"}, {"errors": 0.0}],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    part, _ = part_with_manifest(tmp_path)
+    values = json.loads(manifest_path(part).read_text())
+    manifest_path(part).write_text(json.dumps(values | changes))
+    with pytest.raises(ValueError, match=r"is no manifest: .*first, rows, errors, transient, total are"):
+        Manifest.read(part)
+
+
 def test_a_manifest_is_readable_json(tmp_path: Path) -> None:
     part, _ = part_with_manifest(tmp_path)
     values = json.loads(manifest_path(part).read_text())

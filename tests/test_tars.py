@@ -224,6 +224,21 @@ def test_of_members_of_one_name_the_last_counts_also_when_it_is_none(
     assert inventory.repeated == 1
 
 
+def test_of_members_of_one_name_the_last_counts_however_far_behind(tmp_path: Path) -> None:
+    """Places are sorted as text: that of the last must not have to be longer."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in (
+            ("first.txt", b""),
+            ("a.png", b"old"),
+            ("b.txt", bytes(9_000)),
+            ("a.png", b"new"),
+        ):
+            tar.addfile(member(name, len(data)), io.BytesIO(data))
+    tars = Tars()
+    inventory = Inventory.sort(entry for entry in tars.index(str(tmp_path / "x.tar"), "x.tar") if entry)
+    assert [tars.read(entry) for entry in inventory.entries()] == [b"new"]
+
+
 def test_members_with_large_attributes_are_read(tmp_path: Path) -> None:
     """macOS keeps small files in them."""
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:

@@ -1,6 +1,7 @@
 """What is written reads back the same, in every format, and a file appears whole or not at all."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -40,6 +41,21 @@ def test_an_error_while_writing_leaves_nothing_new(tmp_path: Path, error: type[B
             raise error
     assert os.listdir(tmp_path) == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "yesterday's\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.EIO, "Input/output error"), False),  # perhaps of what is read meanwhile
+    ],
+    ids=repr,
+)
+def test_a_full_disk_is_an_error_that_names_the_output(tmp_path: Path, error: OSError, named: bool) -> None:
+    with pytest.raises(OSError, match=str(error.strerror)) as raised, atomic_writer(tmp_path / "out.csv"):
+        raise error
+    assert raised.value.filename == (str(tmp_path / "out.csv") if named else None)
 
 
 def test_two_writers_of_one_name_do_not_mix(tmp_path: Path) -> None:
