@@ -8,7 +8,15 @@ import pytest
 from serve_model import SIZE, build_model
 
 from export import record
-from export.record import add_report, published_model, remove_model, restamp, stamp, write_report
+from export.record import (
+    add_report,
+    published_model,
+    remove_model,
+    restamp,
+    stamp,
+    verified_model,
+    write_report,
+)
 from export.verify import Verification
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
@@ -89,6 +97,27 @@ def test_an_end_between_file_and_record_leaves_a_file_that_its_record_describes(
     published_model(run, "fp32")
     assert pairings(run) == ["cpu:fp32", "openvino:bf16"]
     assert sorted(p.name for p in (run / "export").iterdir()) == ["model.onnx", "verification.json"]
+
+
+@pytest.mark.parametrize("passed", [False, None, "true"])
+def test_a_model_that_its_record_says_has_failed_is_not_to_be_used(run: Path, passed: object) -> None:
+    """Whatever the file itself says."""
+    assert verified_model(run, "fp32") == published_model(run, "fp32")
+    record = json.dumps(recorded(run) | {"passed": passed})
+    (run / "export" / "verification.json").write_text(record)
+    assert pairings(run) == ["cpu:fp32"]
+    with pytest.raises(ValueError, match=r"failed verification and is not to be used: .* export the run"):
+        verified_model(run, "fp32")
+    published_model(run, "fp32")  # so that it can be verified again
+
+
+def test_a_model_whose_metadata_say_nothing_is_not_to_be_used(run: Path) -> None:
+    report = stamped(run, provider="cpu")
+    record = json.dumps(recorded(run) | {"model_sha256": report.model_sha256})
+    (run / "export" / "verification.json").write_text(record)
+    assert recorded(run)["passed"]
+    with pytest.raises(ValueError, match="failed verification and is not to be used"):
+        verified_model(run, "fp32")
 
 
 def test_a_file_that_is_not_the_verified_one_is_refused(run: Path) -> None:

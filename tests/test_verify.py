@@ -1,6 +1,7 @@
 """The gate bites: whatever is damaged between training and serving is found, and named."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,8 +24,10 @@ def exported(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def check(trained: TrainedRun, onnx_file: Path, limit: int = 0) -> Verification:
+def check(trained: TrainedRun, onnx_file: Path, limit: int = 0, accuracy_added: float = 0) -> Verification:
+    """`accuracy_added` to that recorded in training."""
     checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
+    checkpoint["history"]["best"]["val/accuracy"] += accuracy_added
     root = Path(checkpoint["val_root"])
     images = ValidationImages.read(trained.folder / "val_predictions.csv", root, limit)
     return verify(rebuild(checkpoint), checkpoint, onnx_file, images)
@@ -55,6 +58,50 @@ def test_limit_takes_evenly_spaced_images(trained: TrainedRun, exported: Path) -
     report = check(trained, exported, limit=10)
     assert report.passed
     assert report.num_images == 10
+
+
+def test_another_accuracy_than_in_training_fails_on_the_whole_set(
+    trained: TrainedRun, exported: Path
+) -> None:
+    """A part of it has another one anyway."""
+    (failure,) = check(trained, exported, accuracy_added=0.5).failures
+    assert failure.startswith("validation accuracy was ")
+    assert failure.endswith(" now: the validation images or a library changed")
+    assert check(trained, exported, limit=10, accuracy_added=0.5).passed
+
+
+def scored(whole: bool, total: int = 1000, **values: Any) -> list[str]:
+    report = Verification(
+        **{"accuracy_pytorch": 0.9, "accuracy_served": 0.9, "accuracy_trained": 0.9, **values}
+    )
+    _check_accuracy(report, ValidationImages(Path(), [""] * total, [""] * total, whole))
+    return report.failures
+
+
+def test_one_image_more_or_less_than_in_training_is_rounding() -> None:
+    for total, trained, fails in (
+        (1000, 0.896, False),
+        (1000, 0.906, True),
+        (100, 0.89, False),
+        (100, 0.92, True),
+    ):
+        assert bool(scored(True, total, accuracy_trained=trained)) == fails
+        assert not scored(False, total, accuracy_trained=trained)
+
+
+def test_served_float32_may_win_or_lose_one_image() -> None:
+    for served, fails in ((0.8991, False), (0.898, True), (0.9009, False), (0.902, True)):
+        assert bool(scored(True, accuracy_served=served)) == fails
+
+
+def test_log_loss_is_limited_below_float32_also_where_no_accuracy_is_lost() -> None:
+    """At chance level, accuracy shows no damage."""
+    loss = {"log_loss_pytorch": 0.69, "max_accuracy_drop": 0.003}
+    assert not scored(True, **loss, log_loss_served=0.70)
+    assert not scored(True, **loss, log_loss_served=0.30)
+    assert scored(True, **loss, log_loss_served=0.72) == [
+        "log loss is 0.7200 served and 0.6900 in float32: 0.0300 more, over 0.02"
+    ]
 
 
 def test_a_tampered_graph_fails(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
