@@ -191,8 +191,10 @@ def test_what_is_finished_is_not_scored_again_and_other_settings_are(
         return capsys.readouterr().out
 
     assert "from before" not in run("--resume")
-    assert f"{total} of them from before" in run("--resume")
-    assert "from before" not in run("--resume", "--top-k", 1)
+    again = f"{NUM_IMAGES} scored, {len(broken_files())} errors, {total} of them from before"
+    assert again in run("--resume")
+    for other in (("--batch-size", 5), ("--top-k", 1)):
+        assert "from before" not in run("--resume", *other)
     assert f"{total} of them from before" in run("--resume", "--top-k", 1)
     output.write_text("damaged")
     assert "from before" not in run("--resume", "--top-k", 1)

@@ -320,6 +320,12 @@ def test_pgm_of_more_than_8_bits_keeps_its_shades(maximum: int) -> None:
     assert pixels[0, :, 0].tolist() == [0, 127, 255]
 
 
+def test_a_transparent_line_of_two_million_pixels_is_laid_over_white_too() -> None:
+    """It is wider than what is laid at once."""
+    image = load_image(encode(Image.new("LA", (2_000_000, 1), (0, 0)), "PNG"))
+    assert image.getpixel((1_999_999, 0)) == (255, 255, 255)
+
+
 @linux
 def test_transparency_costs_no_more_memory_than_the_picture_and_its_result() -> None:
     """512 MB of 8000x8000 pixels at 4 bytes, twice."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from serve_model import SIZE, build_model
 
-from export import record
+from export import quantize, record
 from export.record import (
     add_report,
     published_model,
@@ -100,7 +100,9 @@ def test_an_end_between_file_and_record_leaves_a_file_that_its_record_describes(
 
 
 @pytest.mark.parametrize("passed", [False, None, "true"])
-def test_a_model_that_its_record_says_has_failed_is_not_to_be_used(run: Path, passed: object) -> None:
+def test_a_model_that_its_record_says_has_failed_is_not_to_be_used(
+    run: Path, passed: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever the file itself says."""
     assert verified_model(run, "fp32") == published_model(run, "fp32")
     record = json.dumps(recorded(run) | {"passed": passed})
@@ -108,6 +110,8 @@ def test_a_model_that_its_record_says_has_failed_is_not_to_be_used(run: Path, pa
     assert pairings(run) == ["cpu:fp32"]
     with pytest.raises(ValueError, match=r"failed verification and is not to be used: .* export the run"):
         verified_model(run, "fp32")
+    assert quantize.main(["--run", str(run), "--to", "fp16"]) == 2
+    assert "failed verification and is not to be used" in capsys.readouterr().err
     published_model(run, "fp32")  # so that it can be verified again
 
 
