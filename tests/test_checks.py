@@ -34,6 +34,14 @@ def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp
         assert "--seed 1 --val_fraction 0.15 --folds 0 --fold 0" in warning
 
 
+def test_a_teacher_of_other_images_has_seen_none_of_these(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path / "theirs", 20)
+    state = checkpoint_state(make_trainee(config, linear_model()), History(), data, config, "run")
+    save_checkpoint(state, tmp_path / "other" / "checkpoints" / "best.pt")
+    ours, data = make_data(tmp_path / "ours", 10, teacher=str(tmp_path / "other"))
+    assert trained_on_validation(ours, data) == []
+
+
 def test_weights_of_other_kinds_are_nobodys_run(tmp_path: Path) -> None:
     config, data = make_data(tmp_path)
     (tmp_path / "w.pt").write_bytes(b"not ours")
@@ -42,9 +50,13 @@ def test_weights_of_other_kinds_are_nobodys_run(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match=r"resnet18 cannot .* single images of 32 pixels .*--batch_size"):
-        check_single_image(build("resnet18"), TrainConfig(model="resnet18", image_size=32))
-    check_single_image(build("resnet18", size=64), TrainConfig(model="resnet18", image_size=64))
+    model, config = build("resnet18"), TrainConfig(model="resnet18", image_size=64)
+    check_single_image(model, config)
+    for smaller in ({"image_size": 32}, {"start_size": 32}):
+        with pytest.raises(
+            ValueError, match=r"resnet18 cannot .* single images of 32 pixels .*--batch_size"
+        ):
+            check_single_image(model, config.replace(**smaller))
 
 
 def test_a_teacher_that_cannot_take_a_size_of_the_training_is_an_error_that_says_so() -> None:
@@ -54,6 +66,9 @@ def test_a_teacher_that_cannot_take_a_size_of_the_training_is_an_error_that_says
         check_teacher(teacher, grown, 3)
     check_teacher(teacher, grown.replace(start_size=0), 3)
     assert not teacher.training
+    of_the_first_size = build("vit_tiny_patch16_224", size=160)
+    with pytest.raises(ValueError, match="cannot take images of"):
+        check_teacher(of_the_first_size, grown, 3)
 
 
 def test_a_run_of_few_steps_is_warned_of() -> None:
@@ -63,11 +78,13 @@ def test_a_run_of_few_steps_is_warned_of() -> None:
     assert few_steps(config, EpochPlan(800, 128, 0)) == []
 
 
-def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anything_is_done() -> None:
-    check_batch_size(TrainConfig(batch_size=6, mixup=0.2), 3)
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anything_is_done(mix: str) -> None:
+    mixed = TrainConfig(batch_size=6).replace(**{mix: 0.2})
+    check_batch_size(mixed, 3)
     check_batch_size(TrainConfig(batch_size=6), 2)
     with pytest.raises(ValueError, match=r"--batch_size 6 with mixup .* multiple of 4 \(2 processes x 1"):
-        check_batch_size(TrainConfig(batch_size=6, mixup=0.2), 2)
+        check_batch_size(mixed, 2)
 
 
 def test_a_clip_that_leaves_too_little_for_the_answer_is_refused() -> None:

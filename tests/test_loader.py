@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -197,14 +198,35 @@ def test_a_batch_holds_pixels_labels_weights_and_indices_of_its_images(tmp_path:
     assert np.array_equal(batch.images[0].numpy(), config.preprocess()(image))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_vanished_counts_for_nothing_and_is_named(
-    tmp_path: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_images_view_is_that_of_its_seed_and_epoch_wherever_in_a_batch_it_is(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, **AUGMENTED)
+
+    def views(*indices: int, seed: int = 3, epoch: int = 0) -> torch.Tensor:
+        dataset = PixelDataset(data.train, seed, View(config))
+        return dataset.__getitems__([(epoch, index, 1.0) for index in indices]).images
+
+    first = views(2, 5)
+    assert torch.equal(views(5, 2), first.flip(0))
+    assert not torch.equal(views(2, 5, epoch=1), first)
+    assert not torch.equal(views(2, 5, seed=4), first)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
+@pytest.mark.parametrize(("num_workers", "harm"), [(0, Path.unlink), (1, Path.unlink), (0, cut_off)])
+def test_a_file_that_vanished_or_was_damaged_counts_for_nothing_and_is_named(
+    tmp_path: Path,
+    num_workers: int,
+    harm: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(reading, "PAUSES", (0.01,))
     config, data = make_data(tmp_path)
     gone = data.train.root / data.train.paths[2]
-    gone.unlink()
+    harm(gone)
     loader = Loader(PixelDataset(data.train, 0, config.preprocess()), num_workers, pin_memory=False)
     for _ in range(2):
         (batch,) = loader([[(0, 2, 1.0), (0, 3, 1.0)]])
