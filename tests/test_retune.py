@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 from train_data import CPU, ONE, make_data, make_trainee
 
-from train.augment import PairMix, View
+from train.augment import Colour, PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
 from train.data import Data
@@ -49,12 +49,27 @@ def begun(tmp_path: Path) -> tuple[TrainConfig, TrainConfig, Data, Trainee]:
     return config, stage, data, trainee
 
 
-def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path) -> None:
-    config, data = make_data(tmp_path, flip=0.0, eval_size=24, retune_epochs=1, crop_scale=0.3)
-    batch = next(loader(retuning(config), data)(plan(config, data).batches(5)))
+@pytest.mark.parametrize("trivial", [False, True])
+def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path, trivial: bool) -> None:
+    random = {"crop_scale": 0.3, "trivial_augment": trivial, "random_erasing": 1.0, "color_jitter": 0.4}
+    sizes = {"start_size": 8, "eval_size": 24, "retune_epochs": 9}
+    config, data = make_data(tmp_path, **sizes, **random, mixup=0.5, cutmix=0.5)
+    stage = retuning(config)
+    batch = next(loader(stage, data)(plan(config, data).batches(1)))
     seen = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
     expected = next(seen([[(0, int(i), 1.0) for i in batch.indices]]))
     assert torch.equal(batch.images, expected.images)
+    coloured = Colour(stage)(batch.images.clone(), batch.indices, 0, 1)
+    assert torch.equal(PairMix(stage, 2)(coloured, batch.labels, 0)[0], expected.images)
+
+
+def test_its_rate_is_a_tenth_of_the_peak_from_its_first_step_on_and_ends_at_0(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, **STAGE, epochs=9, warmup_epochs=2.0)
+    trainee = head_trainee(
+        make_trainee(config, classifier()), retuning(config), plan(config, data), ONE, CPU
+    )
+    steps = plan(config, data).steps
+    assert [trainee.rates(step)[0] for step in (0, steps, 2 * steps)] == pytest.approx([5e-3, 2.5e-3, 0])
 
 
 def test_it_goes_on_from_the_moving_average_and_changes_the_head_only(tmp_path: Path) -> None:

@@ -203,6 +203,19 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path: Path) -> None:
     restore(state, new_trainee(config, data), data, config.replace(epochs=2))
 
 
+def test_a_step_that_does_not_count_leaves_batch_norm_statistics_as_they_were(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+    trainee = new_trainee(config, data)
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    for factor, unchanged in ((1.0, False), (float("nan"), True)):
+        before = [buffer.clone() for buffer in trainee.statistics]
+        trainee.begin_step()
+        trainee.backward(factor * trainee.forward(images).sum())
+        assert not torch.equal(trainee.statistics[0], before[0])
+        trainee.update(0.0)
+        assert all(map(torch.equal, trainee.statistics, before)) == unchanged
+
+
 def test_turning_the_average_on_or_off_is_refused(tmp_path: Path) -> None:
     state, config, data = saved(tmp_path)
     with pytest.raises(ValueError, match="--ema"):
@@ -273,6 +286,19 @@ def test_patience_ends_the_run() -> None:
     history.update({"val/accuracy": 0.6, "val/log_loss_calibrated": 2}, config)
     assert history.complete(config)
     assert not history.complete(config.replace(patience=0))
+
+
+def test_re_tuning_that_patience_began_goes_on_to_its_end_and_is_validated_in_each_epoch() -> None:
+    """Also when its first epoch is the best so far, which ends what patience waits for."""
+    config = TrainConfig(epochs=20, patience=3, val_interval=3, retune_epochs=3)
+    history, validated = History(), []
+    while not history.complete(config):
+        due = history.validates(config)
+        accuracy = 0.9 if history.retuning(config) else 0.5
+        history.update({"val/accuracy": accuracy, "val/log_loss_calibrated": 1.0} if due else {}, config)
+        validated += [history.epochs_done] * due
+    assert validated == [1, 2, 5, 6, 7]
+    assert (history.best_epoch, history.retuned) == (5, 3)
 
 
 def test_stop_after_stops_a_run_that_is_not_complete() -> None:
