@@ -79,13 +79,16 @@ def test_p_values_of_several_runs_are_corrected() -> None:
 def test_other_validation_images_are_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     make_run(Path("a"), n=40)
     make_run(Path("b"), n=50, first=20)
-    assert compare.main(["a", "b"]) == 0
-    assert rows()[1]["shared_images"] == "20"
-    assert rows()[1]["num_images"] == "50"
-    assert (
-        "b is tested on the 20 images that its 50 validation images and the 40 of a have in common"
-        in capsys.readouterr().out
-    )
+    make_run(Path("c"), n=15, seed=1)
+    assert compare.main(["a", "b", "c"]) == 0
+    assert [row["shared_images"] for row in rows()] == ["", "20", "15"]
+    assert [row["num_images"] for row in rows()] == ["40", "50", "15"]
+    printed = capsys.readouterr().out
+    for name, shared, count in (("b", 20, 50), ("c", 15, 15)):
+        assert (
+            f"{name} is tested on the {shared} images that its {count} validation images and the 40 of a "
+            "have in common"
+        ) in printed
 
 
 def test_no_shared_image_is_an_error_after_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,11 +103,12 @@ def test_no_shared_image_is_an_error_after_the_table(capsys: pytest.CaptureFixtu
     assert Path("comparison/curves.png").is_file()
 
 
-def test_different_data_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(Path("a"), data="photographs")
-    make_run(Path("b"), data="drawings")
+@pytest.mark.parametrize("name", ["data", "val_data"])
+def test_different_data_is_a_warning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(Path("a"), **{name: "photographs"})
+    make_run(Path("b"), **{name: "drawings"})
     compare.main(["a", "b"])
-    assert "--data differs: images are taken for the same if their path" in capsys.readouterr().out
+    assert f"--{name} differs: images are taken for the same if their path" in capsys.readouterr().out
 
 
 def test_one_run_has_a_table_and_no_test() -> None:

@@ -1,6 +1,7 @@
 """Wrong labels are found among predictions, and by the whole command with real runs."""
 
 import csv
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from PIL import Image
 from train_data import draw, flat_set, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
+from train.config import parse_config
+from train.data import prepare_data
 from train.label_issues import _content_digest, _finished, find_issues, main, report, summary, train_folds
 from train.out_of_fold import OutOfFold
+from train.pretrained import settle
 from train.trainee import History, checkpoint_state
 
 
@@ -126,6 +130,11 @@ def test_the_report_is_a_table_a_picture_and_a_summary(
         (["a", "--", "--epochs", "3"], "only --folds starts"),
         (["--folds", "1", "--", "--epochs", "3"], "--folds 1 would validate on everything"),
         (["--folds", "3", "--", "--name", "x"], "--name is set for each fold"),
+        (
+            ["--folds", "3", "--", "--data", "nowhere", "--stop-after", "1"],
+            "--stop_after is set for each fold",
+        ),
+        (["--folds", "3", "--", "--data", "nowhere", "--val-data", "x"], "--val_data is set for each fold"),
         (["--folds", "3", "--", "--epoch", "3"], "--epoch"),
         (["nowhere"], "nowhere/checkpoints/best.pt cannot be read"),
     ],
@@ -183,6 +192,39 @@ def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(
     monkeypatch.setattr("subprocess.run", lambda command, check: started.append(command))
     train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
     assert [command[-2:] for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]
+
+
+def test_an_interrupted_fold_goes_on_and_a_finished_one_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where images are left out or cannot be read. The exit code of a training is that of all."""
+    root, exclude = flat_set(tmp_path / "images"), tmp_path / "issues.csv"
+    (root / "cat.99.png").write_bytes(b"not an image")
+    exclude.write_text("path\ncat.1.png\n")
+    flags = ["--data", str(root), "--exclude", str(exclude), "--max-bad", "0.5", "--epochs", "3"]
+    runs = [tmp_path / f"fold{fold}of2" for fold in (1, 2)]
+    for fold, (run, epochs_done) in enumerate(zip(runs, (3, 1), strict=True), 1):
+        own = ["--folds", "2", "--fold", str(fold), "--output", str(tmp_path), "--name", run.name]
+        config, _ = settle(parse_config([*flags, *own]))
+        history, trainee = (
+            History(epochs_done, 1, {"val/accuracy": 1.0}),
+            make_trainee(config, linear_model()),
+        )
+        state = checkpoint_state(trainee, history, prepare_data(config), config, "run")
+        save_checkpoint(state, run / "checkpoints" / "last.pt")
+    started: list[list[str]] = []
+
+    def killed(command: list[str], check: bool) -> None:
+        started.append(command)
+        raise subprocess.CalledProcessError(143, command)
+
+    monkeypatch.setattr("subprocess.run", killed)
+    asked = ["--folds", "2", "--nproc_per_node", "2", "--output", str(tmp_path), "--", *flags]
+    assert main(asked) == 143
+    assert capsys.readouterr().out.count("is finished") == 1
+    (command,) = started
+    assert command[-2:] == ["--resume", str(runs[1])]
+    assert "--nproc_per_node=2" in command
 
 
 def test_a_finished_fold_of_remote_data_is_finished(tmp_path: Path) -> None:

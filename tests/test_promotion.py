@@ -32,6 +32,8 @@ def compared(gained: int, lost: int, n: int, loss: float = 0.0) -> PairedTest:
         (compared(60, 20, 3000), 0.01, True, ""),
         (compared(0, 0, 3000), 0.01, True, ""),
         (compared(25, 30, 3000), 0.01, True, ""),  # a little less right, within chance and margin
+        (compared(30, 30, 1400), 0.01, True, ""),  # just enough images for a bound of 95 % on one side
+        (compared(30, 30, 1200), 0.01, False, "accuracy"),
         (compared(3, 3, 100), 0.01, False, "accuracy"),  # too few images to know
         (compared(3, 3, 100), 0.10, True, ""),
         (compared(0, 0, 180), 0.01, False, "accuracy"),
@@ -197,6 +199,7 @@ def test_no_shared_images_no_promotion(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["--promote", "dogs"], "dogs"),
         (["--promote", "pets", "--margin", "0"], "--margin 0.0 is outside 0..1"),
+        (["--promote", "pets", "--margin", "1"], "--margin 1.0 is outside 0..1"),
     ],
 )
 def test_an_unusable_request_is_an_error(

@@ -44,6 +44,14 @@ def test_calibration_and_clipping_are_told_from_another_checkpoint(
     assert (served == pytest.approx(recorded, abs=1e-5)) == (settings == {"calibrate": False})
 
 
+def test_the_best_epoch_is_that_of_the_runs_own_measure(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", best_by="log_loss")
+    first, *others = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = [json.dumps({**json.loads(first), "val/accuracy": 1.0}), *others]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert read_run(folder).best_epoch == 2
+
+
 def test_a_run_of_before_calibration_is_read(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", calibrate=False)
     edit(folder / "config.yaml", "calibrate: false\n", "")
