@@ -187,6 +187,20 @@ def test_similarity_is_one_for_equal_pictures_falls_with_the_change_and_has_no_d
     assert compare(small, 255 - small)[0] == 0
 
 
+def test_a_copy_differs_by_a_third_of_the_contrast_or_40_levels_at_most_and_has_detail() -> None:
+    drawn = np.asarray(face(5).resize((32, 32)))[None].astype(float)
+
+    def changed(gain: float, shift: float) -> np.ndarray:  # type: ignore[type-arg]
+        return np.round(100 + shift + 0.4 * gain * (drawn - 128)).astype(np.uint8)
+
+    for gain, shift in ((1.25, 0), (1, 30)):
+        assert compare(changed(1, 0), changed(gain, shift))[0] > 0.9
+    for gain, shift in ((1.45, 0), (1, 50)):
+        assert compare(changed(1, 0), changed(gain, shift))[0] == 0
+    slope = np.broadcast_to(np.linspace(100, 140, 32)[:, None, None], (1, 32, 32, 3)).astype(np.uint8)
+    assert compare(slope, slope)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("contradictions", "groups_in_all", "decide"),
     [(0, 4, False), (4, 4, False), (5, 40, False), (12, 40, True)],

