@@ -14,6 +14,7 @@ from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tr
 
 from train import mlflow_run
 from train.metrics_file import read_metrics
+from train.mlflow_run import read_record
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -57,9 +58,13 @@ def test_the_status_is_the_one_given(store: str, status: str) -> None:
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
     first = whole_run("KILLED")
     mlflow.MlflowClient(store).log_metric(first.run_id, "images_per_second", 7.0, step=2)
+    mlflow.MlflowClient(store).log_metric(first.run_id, "val/log_loss", float("nan"), step=2)
+    assert first.record.complete
     t = tracker(1, first.run_id)  # the second epoch is done again
+    assert not t.record.complete
     t.start({**PARAMETERS, "lr": 0.5}, "data/train", DIGEST)
-    t.log_metrics(2, {"train/loss": 0.4, "val/accuracy": 0.75, "images_per_second": 9.0})
+    again = {"train/loss": 0.4, "val/accuracy": 0.75, "val/log_loss": float("nan")}
+    t.log_metrics(2, {**again, "images_per_second": 9.0})
     t.log_metrics(3, {"train/loss": 0.2, "val/accuracy": 0.9})
     t.end("FINISHED")
     (run,) = runs(store)
@@ -68,6 +73,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
     assert run.data.params["resume.1.lr"] == "0.5"
     assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75), (3, 0.9)]
     assert history(store, t.run_id, "images_per_second") == [(2, 7.0)]
+    assert len(history(store, t.run_id, "val/log_loss")) == 1
     assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.75, 0.9]
 
 
@@ -150,20 +156,52 @@ def test_a_server_that_goes_away_after_opening_the_run_does_not_lose_it(
     assert run.data.metrics["val/accuracy"] == 0.75
 
 
+def test_a_file_that_could_not_be_sent_is_sent_again_and_one_that_is_gone_holds_up_none(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_artifact = mlflow.log_artifact
+
+    def away(path: str) -> None:
+        monkeypatch.setattr(mlflow, "log_artifact", log_artifact)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(mlflow, "log_artifact", away)
+    Path("best.pt").write_bytes(b"weights")
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_files([Path("deleted.png"), Path("best.pt")])
+    t.end("FINISHED")
+    assert t.record.complete
+    assert [f.path for f in mlflow.MlflowClient(store).list_artifacts(t.run_id)] == ["best.pt"]
+    assert "deleted.png is gone, and not in MLflow" in capsys.readouterr().out
+
+
+def test_more_parameters_and_classes_than_mlflow_takes_in_one_call_are_all_there(store: str) -> None:
+    t = tracker()
+    t.start({f"setting{i}": i for i in range(101)}, "data/train", DIGEST)
+    t.log_metrics(1, {f"f1/class{i}": 0.5 for i in range(1001)})
+    t.end("FINISHED")
+    (run,) = runs(store)
+    assert len(run.data.params) == 101
+    assert len([name for name in run.data.metrics if name.startswith("f1/")]) == 1001
+
+
 def test_a_run_that_was_made_while_nobody_listened_is_found_again(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer came too late: asking once more must not make a second run."""
-    start_run = mlflow.start_run
+    """The answer came too late: asking once more must not make a second run, in another process neither."""
+    start_run, known = mlflow.start_run, []
 
     def too_late(**options: Any) -> None:
+        known.append(read_record(Path("tracking.json")))
         monkeypatch.setattr(mlflow, "start_run", start_run)
         mlflow.MlflowClient().create_run("1", run_name=options["run_name"], tags=options["tags"])
         raise TimeoutError("no answer")
 
     mlflow.set_experiment("purebred")
     monkeypatch.setattr(mlflow, "start_run", too_late)
-    whole_run()
+    t = whole_run()
+    assert [(record.asked, record.key) for record in known] == [(True, t.record.key)]
     assert [run.info.status for run in runs(store)] == ["FINISHED"]
 
 
