@@ -238,6 +238,8 @@ def test_a_finished_fold_of_remote_data_is_finished(tmp_path: Path) -> None:
     remote = config.replace(data=f"file://{config.data}")
     digest = partial(_content_digest, output=tmp_path / "out")
     assert _finished(run, remote, digest)
+    (run / "checkpoints" / "epoch-000009-step-00000000.pt").write_bytes(b"damaged")
+    assert _finished(run, remote, digest)
     draw(Path(config.data) / "cat.99.png", 0, 99)
     with pytest.raises(ValueError, match=r"fold1of2 was trained before file://.* changed"):
         _finished(run, remote, digest)

@@ -41,6 +41,7 @@ from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
 from train.pretrained import settle
 from train.significance import accuracy_interval
+from train.snapshots import newest_whole
 from train.trainee import FREE_TO_CHANGE, History
 
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -116,10 +117,10 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
 
 def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], str]) -> bool:
     """Raises ValueError when it was trained with other settings or data."""
-    last = run / "checkpoints" / "last.pt"
-    if not last.exists():  # not one epoch is done
+    newest = newest_whole(run / "checkpoints", print)  # a damaged one is left to train/main.py, too
+    if newest is None:
         return False
-    state = load_checkpoint(last)
+    state = load_checkpoint(newest)
     wanted, saved = config.to_dict(), state["config"]
     named = config.data and not is_remote(config.data)  # of a remote one the run knows its copy
     free = FREE_TO_CHANGE - ({"data"} if named else set()) - {"data_format"}
