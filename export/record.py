@@ -67,7 +67,8 @@ def add_report(folder: Path, report: Verification) -> None:
     The file's digest is from now on the one of all reports about it: they differ by metadata only. Until
     the file is replaced it has the one before.
     """
-    new = report.to_dict()
+    new, file = report.to_dict(), folder / report.file
+    replaced = file_sha256(file) if file.is_file() else ""
     entries = list(_read(folder))
     known = [i for i, entry in enumerate(entries) if _key(entry) == _key(new)]
     if known:
@@ -76,7 +77,7 @@ def add_report(folder: Path, report: Verification) -> None:
         entries.append(new)
     for entry in entries:
         if entry["file"] == new["file"]:
-            entry["replaced_sha256"] = entry["model_sha256"]
+            entry["replaced_sha256"] = replaced
             entry["model_sha256"] = new["model_sha256"]
     _write(folder, entries)
 

@@ -11,9 +11,7 @@ from typing import Any, BinaryIO, Self
 from serve.preprocess import Preprocess
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
-METADATA_PROPS = (
-    14  # number of that field in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
-)
+METADATA_PROPS = 14  # its number in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
 FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not at all
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]

@@ -220,7 +220,7 @@ def _fetch(url: str, start: int, stop: int) -> bytes:
     """Bytes start to stop - 1, or fewer where the object ends."""
     filesystem = _filesystem(url)
     if not _is_http(url):
-        if S3_VERSION in url:  # s3fs would take what is before it for the key
+        if url.startswith("s3://") and S3_VERSION in url:  # s3fs would take what is before it for the key
             raise ImageError(f"a key with {S3_VERSION!r} cannot be read: rename it")
         try:
             data: bytes = filesystem.cat_file(url, start=start, end=stop)

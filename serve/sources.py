@@ -128,7 +128,9 @@ def _files(paths: list[str], base: str) -> Source:
                 yield Entry(name)
 
     def read(entry: Entry) -> bytes:
-        return tars.read(entry) if entry.place else _read_path(prefix + entry.name)
+        if entry.place:
+            return tars.read(entry)
+        return _read_path(entry.name if is_remote(entry.name) else prefix + entry.name)
 
     return _collect(entries(), read)
 

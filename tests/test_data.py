@@ -127,8 +127,9 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path: Path, names: tu
     for source in (tmp_path / "images", Path(tar)):
         with pytest.raises(ValueError, match=r"looks like parts of a data set: give one of them to --data"):
             find_labels(source, "auto")
-    folder_set(tmp_path / "vehicles", ("train", "plane"))
-    assert set(find_labels(tmp_path / "vehicles", "auto")[1].values()) == {"train", "plane"}
+    for classes in (("train", "plane"), ("test1", "test2")):
+        root = folder_set(tmp_path / classes[1], classes)
+        assert set(find_labels(root, "auto")[1].values()) == set(classes)
 
 
 @pytest.mark.parametrize("make", [flat_set, folder_set])

@@ -253,7 +253,7 @@ def _is_class_folder(path: Path) -> bool:
 def check_no_split(labels: dict[str, str], source: Path) -> None:
     """Raises ValueError when the classes are called as the parts of a data set are."""
     names = sorted(set(labels.values()))
-    if all(SPLIT_NAME.fullmatch(name) for name in names):
+    if all(map(SPLIT_NAME.fullmatch, names)) and any(name.lower().startswith("train") for name in names):
         raise ValueError(
             f"the classes of {source} would be {', '.join(map(repr, names))}, which looks like parts of a "
             "data set: give one of them to --data, and perhaps another to --val_data; if they are classes, "
