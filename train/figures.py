@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from train.metrics import Evaluation
 from train.model import ImageClassifier
 
 mpl.use("Agg")  # no display in a training job
+BOXES = ("Last Resort High-Efficiency",)  # a font that has a box for every character
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
 # Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
@@ -198,8 +201,22 @@ def _look_at(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def _printable(text: str) -> str:
-    """Names can hold bytes that are not UTF-8, which no font can draw."""
-    return text.encode("utf-8", "replace").decode()
+    """Names can hold bytes that are not UTF-8, which no font can draw, and characters that none here can:
+    these become escapes, which unlike boxes differ."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(c if c == "\n" or _drawable(c) else ascii(c)[1:-1] for c in text)
+
+
+@cache
+def _drawable(character: str) -> bool:
+    """Looks for another font that is installed when the usual one lacks a character."""
+    if get_font(findfont(FontProperties())).get_char_index(ord(character)):
+        return True
+    for font in fontManager.ttflist:
+        if font.name not in BOXES and get_font(font.fname).get_char_index(ord(character)):
+            mpl.rcParams["font.family"] += [font.name]
+            return True
+    return False
 
 
 @dataclass(frozen=True)
