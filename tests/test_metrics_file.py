@@ -71,8 +71,10 @@ def test_a_line_that_was_cut_off_is_dropped_on_resume() -> None:
 
 
 def test_a_rank_that_has_no_tracker_does_not_import_mlflow() -> None:
-    """Nor scikit-learn: seconds of every start and restart."""
-    heavy = "{'mlflow', 'sklearn', 'pandas'} & {name.partition('.')[0] for name in sys.modules}"
+    """Nor scikit-learn and matplotlib: seconds of every start and restart."""
+    heavy = (
+        "{'mlflow', 'sklearn', 'pandas', 'matplotlib'} & {name.partition('.')[0] for name in sys.modules}"
+    )
     root = Path(__file__).resolve().parents[1]
     code = f"import sys; sys.path.insert(0, {str(root)!r}); import train.main; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from train.data import Data, groups_of
-from train.figures import Picture, contact_sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_PAIRS = 24
 
@@ -77,8 +78,10 @@ def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None
     _draw(groups).savefig(folder / "figures" / "duplicates.png", dpi=110)
 
 
-def _draw(groups: Sequence[Sequence[Duplicate]]) -> Figure:
+def _draw(groups: Sequence[Sequence[Duplicate]]) -> "Figure":
     """Of each group its centre beside the image that differs most, in its label if there is such a one."""
+    from train.figures import Picture, contact_sheet  # half a second, which other data sets need not spend
+
     pictures = []
     for number, rows in enumerate(groups[:MOST_PAIRS], 1):
         centre = max(rows, key=lambda row: row.similarity)

@@ -13,7 +13,6 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import Data, prepare_data
 from train.duplicate_report import list_duplicates, save_duplicates
-from train.figures import save_figures, save_subject_crops
 from train.metrics import Evaluation, write_predictions
 from train.model import ImageClassifier
 from train.pretrained import settle
@@ -131,6 +130,8 @@ def save_best(
 
 def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
     """What the best epoch's weights, which `model` is given, cut out of validation images."""
+    from train.figures import save_subject_crops
+
     best = load_checkpoint(folder / "checkpoints" / "best.pt")
     model.load_state_dict(best["ema"] or best["model"])
     assert model.subject is not None
@@ -143,6 +144,8 @@ def report_files(
     folder: Path, rows: Sequence[dict[str, Any]], evaluation: Evaluation, data: Data, config: TrainConfig
 ) -> list[Path]:
     """Draw the figures of the finished run; returns what belongs in MLflow."""
+    from train.figures import save_figures  # half a second, which the start need not spend
+
     save_figures(folder / "figures", rows, evaluation, data.val, config.preprocess())
     names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
     if (folder / "duplicates.csv").exists():
