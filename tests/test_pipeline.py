@@ -183,9 +183,8 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes(
     printed = torchrun(2, *settings, "--name", "tuned", cwd=tmp_path)
     assert f"input as the weights had it ({weights}): image_size 32, " in printed
     assert "its head is kept: the classes are the same" in printed
-    assert [line for line in printed.splitlines() if "arning" in line] == [
-        line for line in printed.splitlines() if "optimizer steps in all" in line
-    ]
+    told = [line for line in printed.splitlines() if "arning" in line]
+    assert all("optimizer steps in all" in line or "always naming the largest" in line for line in told)
     assert "frozen: 93,472 of 979,746 parameters, up to features.9.bias" in printed
     tuned = load_checkpoint(tmp_path / "runs" / "tuned" / "checkpoints" / "last.pt")
     start = load_checkpoint(weights)["ema"]

@@ -117,9 +117,11 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
 
 def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], str]) -> bool:
     """Raises ValueError when it was trained with other settings or data."""
-    newest = newest_whole(run / "checkpoints", print)  # a damaged one is left to train/main.py, too
-    if newest is None:
+    checkpoints = run / "checkpoints"
+    if not (checkpoints / "last.pt").exists():  # not one epoch is done
         return False
+    newest = newest_whole(checkpoints, print)  # as train/main.py goes on: a damaged one is set aside
+    assert newest is not None
     state = load_checkpoint(newest)
     wanted, saved = config.to_dict(), state["config"]
     named = config.data and not is_remote(config.data)  # of a remote one the run knows its copy
