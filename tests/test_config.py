@@ -236,6 +236,7 @@ def test_training_images_grow_in_four_parts_and_end_at_the_image_size() -> None:
     config = TrainConfig(image_size=112, start_size=64, epochs=8)
     assert [config.train_size(epoch) for epoch in range(8)] == [64, 64, 80, 80, 96, 96, 112, 112]
     assert TrainConfig(image_size=100, start_size=64, epochs=1).train_size(0) == 100
+    assert config.replace(eval_size=128).input_sizes() == [64, 80, 96, 112, 128]
     odd = TrainConfig(image_size=21, start_size=20, epochs=4)
     assert {odd.train_size(epoch) for epoch in range(4)} <= {20, 21}
     assert {TrainConfig(image_size=100, epochs=9).train_size(epoch) for epoch in range(12)} == {100}

@@ -13,7 +13,7 @@ from train_data import draw
 
 from serve.preprocess import Preprocess
 from train.data import ImageSet
-from train.figures import _curves, _drawable, _printable, save_figures
+from train.figures import _curves, _drawable, _printable, caption, save_figures
 from train.metrics import Evaluation, evaluate_logits
 
 PREPROCESS = Preprocess(size=16, resize_size=18)
@@ -97,6 +97,10 @@ def test_what_no_font_here_can_draw_is_escaped(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fontManager, "ttflist", usual)
     assert _printable("é 고양이") == "é \\uace0\\uc591\\uc774"
     _drawable.cache_clear()
+
+
+def test_captions_are_no_wider_than_their_pictures() -> None:
+    assert caption("0123.jpg\n" + "very " * 9) == "0123.jpg\nvery very very very very very…"
 
 
 def test_an_epoch_whose_loss_was_not_finite_is_left_out_of_the_curve(tmp_path: Path) -> None:

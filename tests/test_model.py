@@ -33,6 +33,13 @@ def test_networks_of_torchvision_and_timm_train_and_evaluate(name: str, size: in
     assert result.dtype == torch.float32
 
 
+def test_a_transformer_that_would_not_see_the_last_rows_is_an_error_with_sizes_that_go() -> None:
+    name = "timm/vit_tiny_patch16_224"
+    with pytest.raises(ValueError, match=r"of 40 pixels: it sees squares of 16 .* last 8; take 32 or 48"):
+        build(name, 3, 40)
+    build(name, 3, 48)
+
+
 def test_timms_prefix_insists_on_timm() -> None:
     assert type(build("resnet18").network).__module__.startswith("torchvision.")
     assert type(build("timm/resnet18").network).__module__.startswith("timm.")
@@ -46,9 +53,13 @@ def test_auxiliary_heads_are_there_in_training_only() -> None:
     assert isinstance(logits(model, 64), Tensor)
 
 
-@pytest.mark.parametrize(("name", "size"), [("alexnet", 16), ("inception_v3", 128)])
-def test_images_too_small_are_an_error_that_names_the_size(name: str, size: int) -> None:
-    """For Inception it is an auxiliary head, which evaluation does not have, that cannot take them."""
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("alexnet", 16), ("inception_v3", 128), ("vit_b_16", 40), ("timm/twins_svt_small", 40)],
+)
+def test_images_of_the_wrong_size_are_an_error_that_names_it(name: str, size: int) -> None:
+    """For Inception it is an auxiliary head, which evaluation does not have, that cannot take them; some
+    networks cannot even be built."""
     with pytest.raises(ValueError, match=f"{name} cannot take images of {size} pixels: "):
         build(name, 3, size)
 

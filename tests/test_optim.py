@@ -94,6 +94,13 @@ def test_the_warm_up_is_linear_and_the_cosine_ends_at_0() -> None:
     assert factors[110] == factors[500] == 0.0
 
 
+def test_of_a_short_run_half_is_warm_up_at_most() -> None:
+    config = TrainConfig(epochs=1, warmup_epochs=1)
+    factors = [lr_factor(step, config, 10) for step in range(10)]
+    assert max(factors) == factors[4] == factors[5] == 1.0
+    assert factors[9] < 0.1
+
+
 def test_a_constant_schedule_stays_at_the_peak() -> None:
     config = TrainConfig(epochs=3, warmup_epochs=0.5, schedule="constant")
     assert [lr_factor(step, config, 4) for step in (0, 1, 2, 11, 99)] == [0.5, 1.0, 1.0, 1.0, 1.0]

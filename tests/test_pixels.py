@@ -175,7 +175,7 @@ def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: py
     )
     said: list[str] = []
     with pytest.raises(
-        ValueError, match=r"0\.00 GB .* free some, lower --cache_size, or use --pixel_cache off"
+        ValueError, match=r"0\.0 MB .* free some, lower --cache_size, or use --pixel_cache off"
     ):
         open_cache(tmp_path / "cache", images, stored, "on", said.append)
     assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None

@@ -89,9 +89,22 @@ def test_default_weights_without_a_network_are_soon_an_error_with_the_way_out(
     assert time.monotonic() - started < 20
 
 
-def test_our_own_networks_have_no_default_weights() -> None:
-    with pytest.raises(ValueError, match="simple_cnn has no pretrained weights"):
-        build(weights="default")
+@pytest.mark.parametrize("word", ["default", "package"])
+def test_our_own_networks_have_no_pretrained_weights(word: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"simple_cnn has no pretrained weights; leave out --weights {word}"
+    ):
+        build(weights=word)
+
+
+def test_a_run_in_place_of_its_weights_is_an_error_that_names_them(tmp_path: Path) -> None:
+    best = tmp_path / "checkpoints" / "best.pt"
+    with pytest.raises(ValueError, match=r"is not a file \(nor one of the words default and package\)"):
+        build(weights=str(tmp_path))
+    best.parent.mkdir()
+    best.touch()
+    with pytest.raises(ValueError, match=f"is not a file; give {best}"):
+        build(weights=str(tmp_path))
 
 
 # the package
@@ -105,7 +118,7 @@ def test_a_package_that_is_not_installed_is_an_error_that_names_the_extra(
         build(LITE, 3, 64, weights="package")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "simple_cnn", "efficientnet_lite0", "timm/resnet18"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm/resnet18"])
 def test_a_network_without_a_package_is_an_error_that_names_those_with_one(name: str) -> None:
     """efficientnet_lite0 is the same network with other padding: the tensors would fit, and be wrong."""
     with pytest.raises(ValueError, match=f"no package has weights of {name}, only of {LITE}"):

@@ -40,10 +40,14 @@ def test_the_table_says_where_the_time_went(tmp_path: Path, capsys: pytest.Captu
     assert named.count("step/forward") == 3
 
 
-def test_it_is_written_once_and_not_at_all_for_too_few_steps(tmp_path: Path) -> None:
+def test_it_is_written_once_and_not_at_all_for_too_few_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     profiler = StepProfiler(3, tmp_path / "profile", CPU)
-    steps(profiler, WAIT + WARM_UP)
+    for _ in range(2):
+        steps(profiler, WAIT + WARM_UP)
     assert not (tmp_path / "profile" / "profile.md").exists()
+    assert capsys.readouterr().out.count("--profile 3 needs 7 steps of one epoch, and there were 4") == 1
     steps(profiler, 10)
     written = (tmp_path / "profile" / "trace.json.gz").stat().st_mtime_ns
     steps(profiler, 10)

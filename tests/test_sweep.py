@@ -157,6 +157,12 @@ def test_a_sweep_in_two_parts_is_the_sweep_in_one() -> None:
     assert len(Path("parts/s/s-0/arguments").read_text().splitlines()) == 1
 
 
+def test_a_model_of_the_usual_space_without_weights_is_an_error_that_says_whence_it_comes() -> None:
+    flags = ["--trials", "1", "--study", "s", "--data", "images", "--", "--weights", "default"]
+    with pytest.raises(ValueError, match=r"simple_cnn has no .* usual space has the models .* fix one by"):
+        sweep.parse_plan(flags)
+
+
 def test_importance_is_shown_once_there_is_something_to_tell(tmp_path: Path) -> None:
     plan = sweep.parse_plan(arguments(12))
     plan.folder.mkdir(parents=True)

@@ -153,10 +153,11 @@ def build_everywhere(
             config.drop_path,
             class_names,
         )
-        evaluated = config.preprocess().size
-        notes += add_subject_crop(model, config.to_dict(), evaluated, resumed and resumed["model"])
-        for size in {config.input_size(config.train_size(0)), evaluated} - {config.image_size}:
-            try_forward(model, config.model, len(class_names), size)
+        size = config.preprocess().size
+        notes += add_subject_crop(model, config.to_dict(), size, resumed and resumed["model"])
+        for size in config.input_sizes():
+            if size != config.image_size:  # of which the network was built
+                try_forward(model, config.model, len(class_names), size)
         model.flip_tta = config.flip_tta
         if config.freeze:
             notes.append(model.freeze(config.freeze))

@@ -75,7 +75,8 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
 
 def check_teacher(teacher: ImageClassifier, config: TrainConfig, num_classes: int) -> None:
     """Raises ValueError when it cannot take images of the sizes that are trained on."""
-    for size in {config.input_size(config.train_size(epoch)) for epoch in range(config.epochs)}:
+    own = {} if config.retune_epochs else {"eval_size": 0}  # re-tuning is at the size of validation
+    for size in config.replace(**own).input_sizes():
         try_forward(teacher, f"--teacher {config.teacher!r}", num_classes, size)
     teacher.eval()
 

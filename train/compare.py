@@ -126,7 +126,9 @@ def compare(runs: list[RunResult]) -> Comparison:
     notes = []
     for run, test in zip(others, tests, strict=True):
         count, shared = len(run.predictions.paths), test.num_images if test else 0
-        if shared < max(count, len(reference.predictions.paths)):
+        if not shared:
+            notes.append(f"{run.name} has no validation image in common with {reference.name}: not tested")
+        elif shared < max(count, len(reference.predictions.paths)):
             notes.append(
                 f"{run.name} is tested on the {shared} images that its {count} validation images and the "
                 f"{len(reference.predictions.paths)} of {reference.name} have in common"

@@ -130,7 +130,7 @@ class TrainConfig:
     weight_decay: float | None = None
     """Not applied to biases and normalisation layers; unset: 0.05, with sgd 5e-4."""
     warmup_epochs: float = 1.0
-    """Linear warm-up, in epochs."""
+    """Linear warm-up, in epochs; of a short run half the steps at most."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up; cosine ends at 0 after `epochs`."""
     label_smoothing: float = 0.05
@@ -307,6 +307,11 @@ class TrainConfig:
         size = self.start_size + (self.image_size - self.start_size) * part / (RESIZING_PARTS - 1)
         size = round(size / 8) * 8  # networks halve the size several times
         return min(max(size, self.start_size), self.image_size)
+
+    def input_sizes(self) -> list[int]:
+        """Of all images that the model is given, in training (re-tuning too) and validation; sorted."""
+        trained = {self.input_size(self.train_size(epoch)) for epoch in range(self.epochs)}
+        return sorted(trained | {self.preprocess().size})
 
     def optimizer_settings(self) -> "OptimizerSettings":
         """What `auto` stands for, and the usual numbers where none are given."""

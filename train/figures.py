@@ -24,6 +24,7 @@ mpl.use("Agg")  # no display in a training job
 BOXES = ("Last Resort High-Efficiency",)  # a font that has a box for every character
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
+WIDEST = 30  # characters of a caption
 # Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
@@ -145,6 +146,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> Figure:
             ]
             axes.plot(*zip(*points, strict=True), color=color, marker=".", label=side)
         axes.set(xlabel="epoch", ylabel=quantity, title=quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
@@ -182,11 +184,11 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
         axes.imshow(_look_at(images.root / images.paths[i], preprocess))
         predicted = int(log_probabilities[i].argmax())
         true, guess = images.class_names[evaluation.labels[i]], images.class_names[predicted]
-        verdict = true if true == guess else f"{true}, not {guess}"
+        verdict = true if true == guess else f"{true},\nnot {guess}"
         probability = float(np.exp(log_probabilities[i, predicted]))
-        name = images.paths[i].rpartition("/")[2][:24]
+        name = images.paths[i].rpartition("/")[2]
         color = "black" if true == guess else "tab:red"
-        title = _printable(f"{name}\n{verdict} ({probability:.2f})")
+        title = _printable(caption(f"{name}\n{verdict}") + f" ({probability:.2f})")
         axes.set_title(title, fontsize=7, color=color, parse_math=False)
     return figure
 
@@ -198,6 +200,12 @@ def _look_at(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:
         print(f"warning: {path} cannot be shown: {error}", flush=True)
         return np.full((preprocess.size, preprocess.size, 3), 128, np.uint8)
+
+
+def caption(text: str) -> str:
+    """With each line cut to what is as wide as a picture."""
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…" for line in lines)
 
 
 def _printable(text: str) -> str:
@@ -238,5 +246,5 @@ def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figu
     for axes, picture in zip(figure.axes, pictures, strict=False):
         axes.imshow(_look_at(picture.file, whole))
         color = "tab:red" if picture.marked else "black"
-        axes.set_title(_printable(picture.caption), fontsize=7, color=color, parse_math=False)
+        axes.set_title(_printable(caption(picture.caption)), fontsize=7, color=color, parse_math=False)
     return figure

@@ -197,8 +197,8 @@ def draw_issues(data: OutOfFold, issues: LabelIssues) -> Figure:
     pictures = []
     for rank, i in enumerate(issues.found[:MOST_PICTURES].tolist(), 1):
         p, label = data.probabilities[i], data.class_names[data.labels[i]]
-        name = data.paths[i].rpartition("/")[2][:24]
-        caption = f"{rank}: {name}\n{label}? rather {data.class_names[p.argmax()]} {p.max():.2f}"
+        name = data.paths[i].rpartition("/")[2]
+        caption = f"{rank}: {name}\n{label}? rather {p.max():.2f}\n{data.class_names[p.argmax()]}"
         pictures.append(Picture(data.root / data.paths[i], caption, False))
     shown = f", {MOST_PICTURES} shown" if len(issues.found) > MOST_PICTURES else ""
     title = f"{len(issues.found)} likely wrong labels of {len(data.paths)}{shown}: given label? prediction"

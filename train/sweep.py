@@ -116,8 +116,16 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     check_batches(config, space, given_settings(rest), args.nproc_per_node)
     models = getattr(space.get("model"), "choices", (config.model,))
     for model in models:
-        settled, _ = settle(config.replace(model=model))
-        build_model(model, 2, settled.image_size)
+        try:
+            settled, _ = settle(config.replace(model=model))
+            build_model(model, 2, settled.image_size)
+        except ValueError as error:
+            if len(models) == 1 or args.space:
+                raise
+            raise ValueError(
+                f"{error} (the usual space has the models {', '.join(models)}: fix one by --model after "
+                "`--`, or give --space)"
+            ) from error
     folder = Path(config.output) / args.study
     return Plan(
         study=args.study,
