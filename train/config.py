@@ -1,12 +1,13 @@
 """Every setting of a training run, once: flags, YAML, MLflow parameters and checkpoint derive from it."""
 
+import difflib
 import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -396,6 +397,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
+KINDS = {bool: "neither true nor false", int: "no whole number", float: "no number", str: "no text"}
+
+
 def build_parser(defaults: dict[str, Any] | None = None) -> ArgumentParser:
     """The command line of TrainConfig; `--config FILE` reads the same names from YAML."""
     parser = ArgumentParser(
@@ -432,9 +436,28 @@ def _parse(argv: list[str], defaults: dict[str, Any] | None) -> TrainConfig:
     try:
         values = build_parser(defaults).parse_args(normalise_flags(argv)).as_dict()
     except Exception as error:  # argparse's and jsonargparse's errors share no base
-        raise ValueError(f"{error} (train/main.py --help lists the settings)") from error
+        raise ValueError(f"{_plainly(str(error))} (train/main.py --help lists the settings)") from error
     values.pop("config", None)
     return TrainConfig(**values)
+
+
+def _plainly(message: str) -> str:
+    """What the parser says of a value, in the words of a command line; of a flag, with the closest one."""
+    hints = get_type_hints(TrainConfig)
+    unknown = re.search(r"nrecognized arguments: --(\w+)", message)
+    if unknown:
+        closest = difflib.get_close_matches(unknown[1], hints, 1)
+        return message + "".join(f"; the closest flag is --{name}" for name in closest)
+    setting, value = re.match(r'Parser key "(\w+)"', message), re.search(r" value: (.*)", message)
+    if not setting or not value or setting[1] not in hints:
+        return re.sub(r'^Parser key "(\w+)"', r"--\1", message)
+    hint = hints[setting[1]]
+    kinds = get_args(hint) or (hint,)
+    if get_origin(hint) is Literal:
+        wanted = f"none of {', '.join(kinds)}"
+    else:
+        wanted = next(words for kind, words in KINDS.items() if kind in kinds)
+    return f"--{setting[1]} {value[1]!r} is {wanted}"
 
 
 def normalise_flags(argv: list[str]) -> list[str]:
