@@ -211,7 +211,7 @@ def test_a_server_that_is_no_mlflow_costs_no_scores(
 
     assert export.main.main(["--run", str(run)]) == 0
     with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
         assert score(run, trained) == 0
@@ -232,7 +232,7 @@ def test_a_server_that_is_out_of_order_may_be_asked_again_and_one_that_refuses_n
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         with pytest.raises(kind, match=f"refused experiments/search with {code}"):
             check_lineage(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
