@@ -100,7 +100,7 @@ def test_what_no_font_here_can_draw_is_escaped(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_captions_are_no_wider_than_their_pictures() -> None:
-    assert caption("0123.jpg\n" + "very " * 9) == "0123.jpg\nvery very very very very very…"
+    assert caption("0123.jpg\n" + "very " * 9) == "0123.jpg\nvery very very very very …"
 
 
 def test_an_epoch_whose_loss_was_not_finite_is_left_out_of_the_curve(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ mpl.use("Agg")  # no display in a training job
 BOXES = ("Last Resort High-Efficiency",)  # a font that has a box for every character
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
-WIDEST = 30  # characters of a caption
+WIDEST = 26  # characters of a caption
 # Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
@@ -58,8 +58,9 @@ def save_subject_crops(
     chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
     pixels = np.stack([_look_at(images.root / images.paths[i], preprocess) for i in chosen])
     boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
-    figure = Figure(figsize=(2 * GRID[1], 2.2 * GRID[0]))
-    for axes in figure.subplots(*GRID).flat:
+    rows = -(-len(chosen) // GRID[1])
+    figure = Figure(figsize=(2 * GRID[1], 2.2 * rows))
+    for axes in figure.subplots(rows, GRID[1]).flat:
         axes.axis("off")
     for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
         axes.imshow(image)
@@ -176,9 +177,10 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
     losses = -log_probabilities[np.arange(len(images)), evaluation.labels]
     mistakes = int((log_probabilities.argmax(axis=1) != evaluation.labels).sum())
     worst = np.argsort(-losses)[: GRID[0] * GRID[1]]
-    figure = Figure(figsize=(2 * GRID[1], 2.3 * GRID[0]))
+    rows = -(-len(worst) // GRID[1])
+    figure = Figure(figsize=(2 * GRID[1], 2.3 * rows), layout="constrained")
     figure.suptitle(f"highest loss of {len(images)} validation images ({mistakes} mistakes)")
-    for axes in figure.subplots(*GRID).flat:
+    for axes in figure.subplots(rows, GRID[1]).flat:
         axes.axis("off")
     for axes, i in zip(figure.axes, worst, strict=False):
         axes.imshow(_look_at(images.root / images.paths[i], preprocess))
