@@ -38,6 +38,8 @@ def test_a_transformer_that_would_not_see_the_last_rows_is_an_error_with_sizes_t
     with pytest.raises(ValueError, match=r"of 40 pixels: it sees squares of 16 .* last 8; take 32 or 48"):
         build(name, 3, 40)
     build(name, 3, 48)
+    for overlapping in ("timm/pvt_v2_b0", "timm/xcit_nano_12_p8_224"):
+        build(overlapping, 3, 48)
 
 
 def test_timms_prefix_insists_on_timm() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from train.activation import ActivationMap, find_activation_map
@@ -280,10 +281,10 @@ def cannot_take(name: str, image_size: int, error: Exception) -> ValueError:
 
 def check_patches(network: nn.Module, size: int) -> None:
     """Raises ValueError when a transformer of timm would never see the last rows and columns."""
-    embedding: Any = getattr(network, "patch_embed", None)
-    if getattr(embedding, "dynamic_img_pad", False):
+    embedding = getattr(network, "patch_embed", None)
+    if not isinstance(embedding, PatchEmbed) or embedding.dynamic_img_pad:
         return
-    for patch in getattr(embedding, "patch_size", None) or ():
+    for patch in embedding.patch_size:
         if size % patch:
             lower = size // patch * patch
             raise ValueError(
