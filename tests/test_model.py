@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from train_data import build, logits, pixels
 
 from train.calibration import log_probabilities
-from train.model import IMAGENET_MEAN, IMAGENET_STD, Outputs, probabilities
+from train.model import IMAGENET_MEAN, IMAGENET_STD, Outputs, probabilities, try_forward
+from train.subject import SubjectCrop
 
 # names and sizes
 
@@ -37,7 +38,10 @@ def test_a_transformer_that_would_not_see_the_last_rows_is_an_error_with_sizes_t
     name = "timm/vit_tiny_patch16_224"
     with pytest.raises(ValueError, match=r"of 40 pixels: it sees squares of 16 .* last 8; take 32 or 48"):
         build(name, 3, 40)
-    build(name, 3, 48)
+    model = build(name, 3, 48)
+    model.subject = SubjectCrop(nn.Identity(), zoom=1.25, margin=0.1, average=False)
+    model.subject.active = False
+    try_forward(model, name, 3, 60)  # of which the network sees 48
     for overlapping in ("timm/pvt_v2_b0", "timm/xcit_nano_12_p8_224"):
         build(overlapping, 3, 48)
 

@@ -266,7 +266,7 @@ def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size:
         logits = model(images)
         if getattr(model.network, "aux_logits", False):  # heads that only training has need size too
             copy.deepcopy(model).train()(images)
-        check_patches(model.network, image_size)
+        check_patches(model.network, round(image_size / model.zoom))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise cannot_take(name, image_size, error) from error
     finally:
