@@ -19,6 +19,7 @@ from train.device import (
     choose_workers,
     compile_note,
     has_bf16,
+    time_step,
 )
 from train.distributed import Ranks
 
@@ -111,6 +112,19 @@ def test_a_single_candidate_is_not_timed() -> None:
         raise AssertionError("timed")
 
     assert choose_precision([Precision()], make_step, CPU) == (Precision(), {})
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(60.0, 4), (0.001, 2)])
+def test_a_long_step_is_timed_once_after_the_first(
+    monkeypatch: pytest.MonkeyPatch, limit: float, calls: int
+) -> None:
+    """A large network on a slow machine is not kept waiting for what one step already tells."""
+    monkeypatch.setattr("train.device.LONG_STEP_SECONDS", limit)
+    lasts = iter([0.05, 0.02, 0.002, 0.01])
+    first, later = time_step(lambda: time.sleep(next(lasts)), CPU)
+    assert len(list(lasts)) == 4 - calls
+    assert first >= 0.05
+    assert 0.01 <= later < 0.05, "the middle one"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from train.distributed import Ranks, max_over_ranks
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 TIMED_STEPS = 3
+LONG_STEP_SECONDS = 1.0  # one such step is timed truly enough
 
 
 @dataclass(frozen=True)
@@ -136,15 +137,20 @@ def choose_precision(
 
 def time_step(step: Callable[[], None], device: torch.device) -> tuple[float, float]:
     """Seconds of the first call, with allocation, kernel selection and compilation, and of a later one."""
-    times = []
-    for _ in range(1 + TIMED_STEPS):
+
+    def once() -> float:
         synchronize(device)
         started = time.perf_counter()
         step()
         synchronize(device)
-        times.append(time.perf_counter() - started)
-    # every rank takes part, since the ranks share processors and must agree
-    return max_over_ranks(times[0]), max_over_ranks(sorted(times[1:])[TIMED_STEPS // 2])
+        # every rank takes part, since the ranks share processors and must agree
+        return max_over_ranks(time.perf_counter() - started)
+
+    first = once()
+    times = [once()]
+    while times[0] < LONG_STEP_SECONDS and len(times) < TIMED_STEPS:
+        times.append(once())
+    return first, sorted(times)[len(times) // 2]
 
 
 def compile_note(plain: float, first: float, compiled: float, steps_per_epoch: int) -> str:
