@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from train.config import TrainConfig, save_config
+from train.command_line import save_config
+from train.config import TrainConfig
 from train.data import ImageSet
 from train.metrics import evaluate_logits, write_predictions
 

@@ -24,7 +24,8 @@ import export.main
 import serve.doctor
 import serve.main
 import serve.merge
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 

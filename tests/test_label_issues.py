@@ -11,7 +11,7 @@ from PIL import Image
 from train_data import draw, flat_set, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
-from train.config import parse_config
+from train.command_line import parse_config
 from train.data import prepare_data
 from train.label_issues import _content_digest, _finished, find_issues, main, report, summary, train_folds
 from train.out_of_fold import OutOfFold

@@ -14,7 +14,8 @@ from conftest import REPOSITORY
 from train_data import settings
 
 from train import resume
-from train.config import TrainConfig, save_config
+from train.command_line import save_config
+from train.config import TrainConfig
 from train.resume import is_locked, only_writer, settle_run, started_at
 from train.snapshots import Snapshots, list_snapshots
 

@@ -15,7 +15,8 @@ from train_data import draw, flat_set, settings
 from train import rundir
 from train.calibration import log_probabilities
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 from train.data import Data
 from train.metrics import evaluate_logits, read_predictions
 from train.model import add_subject_crop, build_model

@@ -34,7 +34,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from train.checkpoint import load_checkpoint
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 from train.data import prepare_data
 from train.fetch import copy, is_remote
 from train.figures import Picture, contact_sheet

@@ -31,7 +31,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.checks import check_batch_size
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 from train.device import choose_device, choose_workers, configure
 from train.distributed import (
     Ranks,

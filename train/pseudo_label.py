@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.checkpoint import load_checkpoint
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 from train.data import Data, ImageSet, groups_of, prepare_data
 from train.duplicates import Near, labels_decide, near_duplicates
 from train.fetch import is_remote

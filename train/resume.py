@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 from train.checkpoint import CheckpointError, load_checkpoint
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 from train.snapshots import Say, list_snapshots
 from train.trainee import History, changed_settings
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.config import TrainConfig, save_config
+from train.command_line import save_config
+from train.config import TrainConfig
 from train.data import Data, prepare_data
 from train.duplicate_report import list_duplicates, save_duplicates
 from train.metrics import Evaluation, write_predictions

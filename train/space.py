@@ -14,7 +14,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from train.config import TrainConfig, normalise_flags, parse_config
+from train.command_line import normalise_flags, parse_config
+from train.config import TrainConfig
 
 AUGMENTATION = "augmentation"
 """Not a setting: one strength in 0..1 for several, for a sweep cannot afford a dimension for each (the

@@ -31,7 +31,8 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from train.checks import check_batch_size
-from train.config import TrainConfig, parse_config
+from train.command_line import parse_config
+from train.config import TrainConfig
 from train.fetch import is_remote
 from train.mlflow_run import child_environment
 from train.model import build_model
