@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/sample
 
+# compiled when first imported, and kept: installing compiles ten times as many modules as are ever imported
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test lint types imports pytest clean
 
 run: .venv/.train
@@ -43,11 +46,11 @@ pytest: .venv/.test
 	$(PYTHON) -m venv .venv
 
 .venv/.train: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet -e '.[train]'
+	$(BIN)/pip install --quiet --no-compile -e '.[train]'
 	@touch $@
 
 .venv/.test: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet -e '.[train,dev]'
+	$(BIN)/pip install --quiet --no-compile -e '.[train,dev]'
 	@touch .venv/.train $@
 
 clean:
