@@ -87,6 +87,8 @@ def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anythin
     mixed = TrainConfig(batch_size=6).replace(**{mix: 0.2})
     check_batch_size(mixed, 3)
     check_batch_size(TrainConfig(batch_size=6), 2)
+    with pytest.raises(ValueError, match="--batch_size 33 is not divisible by 2"):
+        check_batch_size(TrainConfig(batch_size=33), 2)
     with pytest.raises(ValueError, match=r"--batch_size 6 with mixup .* multiple of 4 \(2 processes x 1"):
         check_batch_size(mixed, 2)
 

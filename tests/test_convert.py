@@ -211,14 +211,14 @@ def test_the_subject_crop_is_in_the_graph(kind: str, name: str, size: int, tmp_p
     model, side = cropping_model(kind, name, size, tmp_path)
     model.flip_tta = kind == "cam"
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 120, (32, side // 4, side // 4, 3), np.uint8)
+    pixels = random.integers(0, 120, (8, side // 4, side // 4, 3), np.uint8)
     pixels = pixels.repeat(4, axis=1).repeat(4, axis=2)
-    for image, (x, y) in zip(pixels, random.integers(0, side // 2, (32, 2)), strict=True):
+    for image, (x, y) in zip(pixels, random.integers(0, side // 2, (8, 2)), strict=True):
         image[y : y + side // 3, x : x + side // 3] += 130
     path = tmp_path / "model.onnx"
     convert(model, metadata(side, ("a", "b", "c")), path)
     predictor = Predictor(path, "cpu", allow_unverified=True)
-    for batch_size in (1, 2, 7, 32):
+    for batch_size in (1, 3, 8):
         with torch.inference_mode():
             expected = model(torch.from_numpy(pixels[:batch_size])).numpy()
         spread = 1 + np.abs(expected).max()

@@ -124,14 +124,14 @@ NO_BATCH_NORM = [
 
 def test_the_number_of_processes_does_not_change_the_run(sample: Path, tmp_path: Path) -> None:
     """Same global batch, model without batch norm: same validation set, same weights up to rounding."""
-    for count in (1, 2, 4):
+    for count in (1, 4):
         torchrun(count, "--data", sample / "train", *NO_BATCH_NORM, "--name", f"n{count}", cwd=tmp_path)
-    one, two, four = (tmp_path / "runs" / f"n{count}" for count in (1, 2, 4))
-    validated = [row["path"] for row in read_csv(one / "val_predictions.csv")]
-    for many in (two, four):
-        for name, tensor in weights_of(one).items():
-            torch.testing.assert_close(weights_of(many)[name], tensor, rtol=1e-5, atol=1e-6)
-        assert [row["path"] for row in read_csv(many / "val_predictions.csv")] == validated
+    one, four = (tmp_path / "runs" / f"n{count}" for count in (1, 4))
+    weights = weights_of(four)
+    for name, tensor in weights_of(one).items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
+    validated = [[row["path"] for row in read_csv(run / "val_predictions.csv")] for run in (one, four)]
+    assert validated[0] == validated[1]
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
@@ -204,7 +204,6 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes(
     [
         (["--freeze", "99"], "--freeze 99: this network has 10 layer groups"),
         (["--data", "nowhere"], "--data 'nowhere' does not exist"),
-        (["--batch-size", "33"], "--batch_size 33 is not divisible by 2"),
     ],
 )
 def test_bad_settings_are_one_clear_line_and_no_rank_waits(
@@ -259,14 +258,24 @@ def test_without_data_the_drawn_sample_set_is_made_and_said_so(tmp_path: Path) -
 
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="PUREBRED_PHOTOGRAPHS names no folder of photographs")
 def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
-    """Three short epochs on a part of them are enough for above 70 % on images never seen."""
+    """Four short epochs on a part of them are enough for above 70 % on images never seen."""
     data = Path(PHOTOGRAPHS)
-    photographs = sorted((data / "kaggle" / "train").iterdir())
-    files = photographs[::5] + photographs[1::5]
+    files = sorted((data / "kaggle" / "train").iterdir())[::5]
     rows = "".join(f"{path},{path.name.partition('.')[0]}\n" for path in files)
     (tmp_path / "part.csv").write_text(f"path,label\n{rows}")
-    arguments = ["--model", "simple_cnn", "--image-size", 48, "--epochs", 3, "--ema", 0.98]
-    arguments += ["--optimizer", "muon", "--lr", 0.01, "--val-interval", 3]
+    arguments = [
+        "--model",
+        "simple_cnn",
+        "--image-size",
+        48,
+        "--epochs",
+        4,
+        "--ema",
+        0.98,
+        "--batch-size",
+        32,
+    ]
+    arguments += ["--batch-size", 32, "--optimizer", "muon", "--lr", 0.01, "--val-interval", 4]
     torchrun(2, "--data", tmp_path / "part.csv", *arguments, "--name", "photographs", cwd=tmp_path)
     folder = tmp_path / "runs" / "photographs"
     launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", folder, cwd=tmp_path)
