@@ -1,10 +1,12 @@
 """Who says what ended a run, and how it ends when all is well."""
 
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY, launch
 
 from train import main
 from train.config import TrainConfig
@@ -38,3 +40,11 @@ def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> 
     partly = main.summary(History(3, 2, best), TrainConfig(epochs=4), odd, "runs/a")
     assert partly.startswith("stopped after 3 of 4 epochs")
     assert "always naming the largest class would be right for 0.8500 of them" in partly
+
+
+@pytest.mark.parametrize("script", ["train/main.py", "export/main.py"])
+def test_garbage_is_collected_once_all_is_imported(script: str, tmp_path: Path) -> None:
+    path = str(REPOSITORY / script)
+    program = "import atexit, gc, runpy, sys; atexit.register(lambda: print('collects:', gc.isenabled()))"
+    program += f"; sys.argv = [{path!r}, '--help']; runpy.run_path({path!r}, run_name='__main__')"
+    assert "collects: True" in launch(sys.executable, "-c", program, cwd=tmp_path)
