@@ -26,10 +26,7 @@ def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelM
     ("name", "size", "channels_last"),
     [
         ("simple_cnn", 50, False),
-        ("resnet18", 64, False),
         ("resnet18", 64, True),
-        ("mobilenet_v3_small", 64, False),
-        ("googlenet", 64, False),
         ("alexnet", 96, False),
     ],
 )

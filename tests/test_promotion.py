@@ -221,6 +221,7 @@ def test_a_server_that_does_not_answer_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     make_run(Path("a"))
     assert compare.main(["a", "--promote", "pets"]) == 2
     assert "MLflow at http://127.0.0.1:9" in capsys.readouterr().err

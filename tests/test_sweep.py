@@ -329,6 +329,7 @@ def test_a_sweep_does_not_need_mlflow_to_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     script([0.5, 0.6, 0.7])
     assert sweep.main(arguments(1, track=True)) == 0
