@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/sample
 
-# compiled when first imported, and kept: installing compiles ten times as many modules as are ever imported
+# modules are compiled when first imported, and kept: installing need not compile all there are
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint types imports pytest clean

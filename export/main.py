@@ -195,6 +195,6 @@ def track(metadata: ModelMetadata, model: Path, report: Verification, register: 
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what was imported stays, and processes that are forked share it
+    gc.freeze()  # what was imported stays: it is not looked through again
     gc.enable()
     sys.exit(main())

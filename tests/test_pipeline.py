@@ -263,18 +263,7 @@ def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
     files = sorted((data / "kaggle" / "train").iterdir())[::5]
     rows = "".join(f"{path},{path.name.partition('.')[0]}\n" for path in files)
     (tmp_path / "part.csv").write_text(f"path,label\n{rows}")
-    arguments = [
-        "--model",
-        "simple_cnn",
-        "--image-size",
-        48,
-        "--epochs",
-        4,
-        "--ema",
-        0.98,
-        "--batch-size",
-        32,
-    ]
+    arguments = ["--model", "simple_cnn", "--image-size", 48, "--epochs", 4, "--ema", 0.98]
     arguments += ["--batch-size", 32, "--optimizer", "muon", "--lr", 0.01, "--val-interval", 4]
     torchrun(2, "--data", tmp_path / "part.csv", *arguments, "--name", "photographs", cwd=tmp_path)
     folder = tmp_path / "runs" / "photographs"

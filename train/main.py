@@ -218,6 +218,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what was imported stays, and processes that are forked share it
+    gc.freeze()  # what was imported stays: it is not looked through again
     gc.enable()
     main()
