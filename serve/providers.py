@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime as ort
 
 from serve.accelerators import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
+from serve.heap import reused_heap
 from serve.metadata import ModelMetadata
 from serve.processors import available_processors
 
@@ -176,7 +177,8 @@ def _session_options(threads: int) -> ort.SessionOptions:
 def _create(path: Path, options: ort.SessionOptions, providers: list[Any] | None) -> ort.InferenceSession:
     try:
         # enable_fallback: a provider that fails while it runs would be replaced by the CPU, too
-        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        with reused_heap():
+            return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own exception types share no public base
         raise ValueError(f"{path}: onnxruntime cannot load this model: {error}") from error
 
