@@ -21,8 +21,8 @@ class CheckpointError(ValueError):
     """This file is not a whole checkpoint of ours; the message says what is wrong."""
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> str:
-    """Write to a temporary file, sync, rename, sync the folder. Returns the file's SHA-256.
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write to a temporary file, sync, rename, sync the folder.
 
     Raises:
         CheckpointError: `state` holds something that `weights_only` loading would refuse.
@@ -37,11 +37,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> str:
         raise CheckpointError(f"{path}: not tensors and plain types alone: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    trailer = MARK + hashlib.sha256(payload).digest()
     try:
         with open(temporary, "wb") as file:
             file.write(payload)
-            file.write(trailer)
+            file.write(MARK + hashlib.sha256(payload).digest())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -52,9 +51,6 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> str:
         os.fsync(folder)
     finally:
         os.close(folder)
-    whole = hashlib.sha256(payload)
-    whole.update(trailer)
-    return whole.hexdigest()
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
