@@ -76,11 +76,11 @@ class Writer(Protocol):
         """Write what is held back. The file stays open."""
 
 
-def format_of(output: str, given: str = "") -> str:
-    """The format asked for, or the suffix's. Raises ValueError when the suffix says none."""
+def format_of(output: str) -> str:
+    """The suffix's format; csv without one. Raises ValueError when the suffix says none."""
     suffix = os.path.splitext(output)[1].lower()
-    if given or not suffix:
-        return given or "csv"
+    if not suffix:
+        return "csv"
     if suffix not in SUFFIXES:
         raise ValueError(
             f"--output {output!r}: {suffix!r} is none of {', '.join(SUFFIXES)}; add --format, which decides"

@@ -210,19 +210,17 @@ def test_every_format_writes_the_same_names(tmp_path: Path, format_name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("output", "given", "expected"),
+    ("output", "expected"),
     [
-        ("a.csv", "", "csv"),
-        ("a.JSONL", "", "jsonl"),
-        ("a.ndjson", "", "jsonl"),
-        ("a.b/c.parquet", "", "parquet"),
-        ("a", "", "csv"),
-        ("a.csv", "kaggle", "kaggle"),
-        ("a.json", "jsonl", "jsonl"),
+        ("a.csv", "csv"),
+        ("a.JSONL", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("a.b/c.parquet", "parquet"),
+        ("a", "csv"),
     ],
 )
-def test_the_format_is_the_one_given_or_the_suffixs(output: str, given: str, expected: str) -> None:
-    assert format_of(output, given) == expected
+def test_the_format_is_the_suffixs(output: str, expected: str) -> None:
+    assert format_of(output) == expected
 
 
 def test_an_unknown_suffix_is_not_guessed() -> None:

@@ -215,7 +215,7 @@ class TrainConfig:
                 f"--batch_size {self.batch_size} with mixup or cutmix must be a multiple of "
                 f"{2 * self.accumulation}: images are mixed in pairs"
             )
-        if self.device != "cuda" and self.precision == "fp16" and self.device == "cpu":
+        if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
         for name in ("image_size", "start_size", "eval_size"):
             if 0 < getattr(self, name) < SMALLEST_IMAGE:

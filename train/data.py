@@ -1,4 +1,4 @@
-"""Index a labelled data set and split it: three layouts in, arrays of paths and labels out."""
+"""Index a labelled data set and split it: four layouts in, arrays of paths and labels out."""
 
 import csv
 import hashlib

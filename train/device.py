@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import joblib
 import torch
-from torch import nn
 
 from train.config import TrainConfig
 from train.distributed import Ranks, max_over_ranks
@@ -165,7 +164,3 @@ def compile_note(plain: float, first: float, compiled: float, steps_per_epoch: i
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def to_memory_format(model: nn.Module, precision: Precision) -> nn.Module:
-    return model.to(memory_format=precision.memory_format)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 OPTIONAL = ("img_size", "drop_path_rate")  # what only some of timm's networks can be built with
+SUGGESTIONS = 6  # names that an unknown one is answered with, at most
 
 
 class SimpleCNN(nn.Module):
@@ -106,7 +107,7 @@ def base_name(name: str) -> str:
     return name.removeprefix("timm/").partition(".")[0]
 
 
-def closest_names(name: str, count: int = 6) -> list[str]:
+def closest_names(name: str) -> list[str]:
     """Names that begin with this one or contain it, whatever the separators, then similar ones."""
     plain = {known: re.sub(r"[^a-z0-9]", "", known.lower()) for known in model_names()}
     wanted = re.sub(r"[^a-z0-9]", "", name.lower())
@@ -115,10 +116,10 @@ def closest_names(name: str, count: int = 6) -> list[str]:
         for known, letters in plain.items()
         if wanted and wanted in letters
     }
-    containing = sorted(ranks, key=lambda known: ranks[known])[:count]
+    containing = sorted(ranks, key=lambda known: ranks[known])[:SUGGESTIONS]
     spelling = {letters: known for known, letters in plain.items()}
-    similar = [spelling[s] for s in difflib.get_close_matches(wanted, spelling, n=count, cutoff=0.6)]
-    return list(dict.fromkeys([*containing, *similar]))[:count]
+    similar = [spelling[s] for s in difflib.get_close_matches(wanted, spelling, n=SUGGESTIONS)]
+    return list(dict.fromkeys([*containing, *similar]))[:SUGGESTIONS]
 
 
 def create(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.metadata import ModelMetadata
-from train.tracking import connect, mlflow
+from train.tracking import connect, log_points, mlflow
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
 
@@ -108,8 +108,7 @@ def log_parent(
     with mlflow_answers():
         client = mlflow.MlflowClient()
         metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
-            client.log_batch(run_id, metrics[start : start + 1000])
+        log_points(run_id, metrics)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         for file in files:
             client.log_artifact(run_id, str(file))

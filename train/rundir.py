@@ -76,7 +76,7 @@ def named(config: TrainConfig) -> TrainConfig:
     return config.replace(name=config.name or f"{stamp}-{config.model.replace('/', '-')}")
 
 
-def open_folder(config: TrainConfig, data: Data) -> Path:
+def open_folder(config: TrainConfig, data: Data) -> None:
     """Make the run directory with what is known before training, once all settings proved usable.
 
     Raises:
@@ -92,7 +92,6 @@ def open_folder(config: TrainConfig, data: Data) -> Path:
     save_config(config.replace(resume=""), folder / "config.yaml")
     write_bad_files(folder, data.bad)
     save_duplicates(folder, list_duplicates(data))
-    return folder
 
 
 def write_bad_files(folder: Path, bad: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from train.config import TrainConfig
 from train.data import Data
-from train.device import Precision, to_memory_format
+from train.device import Precision
 from train.distributed import Ranks, wrap
 from train.model import ImageClassifier
 from train.optim import MovingAverage, build_ema, build_optimizer, build_scheduler
@@ -224,7 +224,7 @@ def build_trainee(
     if not config.weights:
         _quicken_statistics(model)
     model.channels_last = precision.channels_last
-    to_memory_format(model, precision)
+    model.to(memory_format=precision.memory_format)
     optimizer = build_optimizer(config, model, precision)
     if config.compile:  # in place: names, copies and the averaged model stay as they are
         model.network.compile(dynamic=False)
