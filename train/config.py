@@ -13,7 +13,7 @@ class TrainConfig:
 
     data: str = ""
     """Training images: a folder of `cat.0.jpg`, a folder per class, a CSV with columns path,label, or tar
-    files (WebDataset's shards) or a folder of them; s3:// and https:// are copied to `output` first.
+    files (WebDataset's shards) or a folder of them; s3://, gs:// and https:// are copied to `output` first.
     Default: data/train if it is there, else the drawn sample set in data/sample (made when absent)."""
     data_format: Literal["auto", "flat", "folders", "csv", "tar"] = "auto"
     """How `data` names its labels."""

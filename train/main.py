@@ -4,8 +4,9 @@ torchrun --nproc_per_node=4 train/main.py --data DIR
 
 A run that was interrupted, however it was, goes on by the same command with its --name or --resume auto.
 
-Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data; 143 told
-to stop by SIGTERM or SIGINT, with a snapshot written. torchrun makes 1 of all but 0.
+Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, or the
+training diverged; 143 told to stop by SIGTERM or SIGINT, with a snapshot written. torchrun makes 1 of all
+but 0.
 """
 
 import gc

@@ -7,7 +7,8 @@ pets-0, pets-1, ... with study.csv and figures beside them, and in MLflow as chi
 A trial is judged by --best-by at its best epoch, and ended early when it is worse than the median of the
 trials before it at the same epoch. The same command goes on where an earlier one stopped, however it did.
 
-Exit code: 0 done; 1 three trials in a row failed alike, or none succeeded; 2 unusable arguments or files.
+Exit code: 0 done; 1 three trials in a row failed alike, or none succeeded; 2 unusable arguments or files;
+143 told to stop.
 """
 
 import sys
