@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from train.sample import make_sample
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "32"]
 SMALL += ["--optimizer", "adamw", "--lr", "2e-3"]
-
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def launch(*command: object, cwd: Path, code: int = 0, timeout: float = 900) -> str:
