@@ -97,14 +97,6 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
             Predictor(tmp_path / name, "cpu")
 
 
-def test_half_a_model_is_refused(model: Path, tmp_path: Path) -> None:
-    """A download that broke off must not become a model of other weights."""
-    whole = model.read_bytes()
-    (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"half\.onnx"):
-        Predictor(tmp_path / "half.onnx", "cpu", threads=1)
-
-
 @no_gpu
 def test_cuda_without_a_gpu_is_an_error_never_the_cpu(model: Path) -> None:
     with pytest.raises(ValueError, match="provider 'cuda' is not to be had: no NVIDIA driver; it needs"):
