@@ -288,7 +288,7 @@ def describe_run(
     output: str,
     started: float,
 ) -> ScoringRun:
-    predictor, ended, shard = scoring.predictor, time.time(), shard or Shard(0, 1)
+    predictor, ended = scoring.predictor, time.time()
     metadata = predictor.metadata
     return ScoringRun(
         name=f"score {metadata.run_name or Path(args.model).stem}"

@@ -117,6 +117,7 @@ def test_a_local_store_and_a_server_are_told_the_same(
     assert f"scoring run {second.info.run_id}" in printed
     for scored in (first, second):
         assert scored.info.status == "FINISHED"
+        assert scored.info.run_name == f"score {mlflow.get_run(version.run_id).info.run_name}"
         assert scored.info.end_time > scored.info.start_time
         assert scored.data.tags["purebred.training_run_id"] == version.run_id
         assert scored.data.tags["purebred.model_version"] == "pets/1"
