@@ -129,6 +129,8 @@ def test_the_report_is_a_table_a_picture_and_a_summary(
         (["a", "--folds", "3"], "give either"),
         (["a", "--", "--epochs", "3"], "only --folds starts"),
         (["--folds", "1", "--", "--epochs", "3"], "--folds 1 would validate on everything"),
+        (["--folds", "-1", "--", "--epochs", "3"], "--folds -1 is less than 0"),
+        (["--folds", "3", "--nproc_per_node", "0"], "--nproc_per_node 0 is less than 1"),
         (["--folds", "3", "--", "--name", "x"], "--name is set for each fold"),
         (
             ["--folds", "3", "--", "--data", "nowhere", "--stop-after", "1"],

@@ -97,6 +97,8 @@ def test_augmentation_leaves_alone_what_the_command_line_fixes() -> None:
         ("schedule: {choices: [cosine, cosine]}", "list of different values"),
         ("dropout: {choices: [[1], 2]}", "list of different"),
         ("seed: {low: 0, high: 9}", "cannot be searched"),
+        ("fold: {low: 1, high: 3}", "cannot be searched"),
+        ("near_duplicates: {choices: [true, false]}", "cannot be searched"),
         ("augmentation: {low: -1, high: 1}", "outside"),
         ("augmentation: {choices: [weak]}", "augmentation: "),
         ("augmentation: {low: 0, high: 1}\nmixup: {low: 0, high: 1}", "sets mixup too"),

@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     divider = arguments.index("--") if "--" in arguments else len(arguments)
     args, flags = build_parser().parse_args(arguments[:divider]), arguments[divider + 1 :]
     try:
+        for name, lowest in (("folds", 0), ("nproc_per_node", 1)):
+            if getattr(args, name) < lowest:
+                raise ValueError(f"--{name} {getattr(args, name)} is less than {lowest}")
         if bool(args.runs) == bool(args.folds):
             raise ValueError("give either the run directories of the folds, or --folds to train them")
         if flags and not args.folds:

@@ -30,7 +30,8 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
 
 # They decide which images are validated, by what a trial is judged, or where it is kept.
 NOT_SEARCHED = frozenset(
-    {"data", "data_format", "val_data", "val_fraction", "max_bad", "seed", "best_by", "calibrate"}
+    {"data", "data_format", "val_data", "val_fraction", "folds", "fold", "near_duplicates", "exclude"}
+    | {"max_bad", "seed", "best_by", "calibrate"}
     | {"output", "name", "experiment", "track", "resume", "stop_after", "device"}
 )
 TYPES = {f.name: f.type for f in fields(TrainConfig)}
