@@ -1,6 +1,7 @@
 """The loop teacher -> export -> score -> student, and which guesses are believed."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from train_data import draw, flat_set, settings
 
 from train import pseudo_label
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import file_sha256, load_checkpoint, save_checkpoint
 from train.data import prepare_data
 from train.manifest import read_manifest, read_soft_labels
 from train.pseudo_label import (
@@ -82,6 +83,37 @@ def test_scores_with_gaps_of_an_outage_are_completed_before_they_teach(
         read = pseudo_label.score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
         assert (read.paths, answers) == ([f"{tmp_path}/a.jpg"], [])
     assert [path.name for path in tmp_path.iterdir()] == ["scores-1.csv"]
+
+
+def test_a_teacher_that_is_exported_keeps_what_lies_beside_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """export/main.py deletes quantised files, embeddings and the verification on other providers."""
+    checkpoint, model = (tmp_path / name for name in ("checkpoints/best.pt", "export/model.onnx"))
+    for file in (checkpoint, model):
+        file.parent.mkdir()
+        file.write_bytes(file.name.encode())
+    record = {"checkpoint_sha256": file_sha256(checkpoint), "model_sha256": file_sha256(model)}
+    called: list[str] = []
+
+    def call(program: str, *arguments: Path) -> None:
+        called.append(program)
+        if program == "serve/main.py":
+            scores = arguments[arguments.index("--output") + 1]
+            scores.write_text("path,label,probability,probability_cat,probability_dog,error\n")
+
+    def called_when(passed: bool) -> list[str]:
+        called.clear()
+        (model.parent / "verification.json").write_text(json.dumps(record | {"passed": passed}))
+        pseudo_label.score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
+        (tmp_path / "scores-1.csv").unlink()
+        return called
+
+    monkeypatch.setattr(pseudo_label, "call", call)
+    assert called_when(passed=True) == ["serve/main.py"]
+    assert called_when(passed=False) == ["export/main.py", "serve/main.py"]
+    checkpoint.write_bytes(b"trained further")
+    assert called_when(passed=True) == ["export/main.py", "serve/main.py"]
 
 
 def test_settings_can_change_until_a_round_is_labelled(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 python train/pseudo_label.py --teacher runs/NAME --unlabelled DIR --rounds 2 -- FLAGS OF train/main.py
 
-Each round exports the teacher, scores the unlabelled images with serve/main.py, takes the confident
-predictions and trains a student on them and the labelled images; the student is the next round's teacher
-(noisy student, arXiv 1911.04252; teacher and student on far more images, arXiv 1905.00546). The flags after
--- are the student's: its noise is augmentation, dropout, drop path. A round that was finished is not
-repeated; one that was interrupted goes on.
+Each round exports the teacher unless that was done, scores the unlabelled images with serve/main.py, takes
+the confident predictions and trains a student on them and the labelled images; the student is the next
+round's teacher (noisy student, arXiv 1911.04252; teacher and student on far more images, arXiv 1905.00546).
+The flags after -- are the student's: its noise is augmentation, dropout, drop path. A round that was
+finished is not repeated; one that was interrupted goes on.
 """
 
 import sys
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.checkpoint import load_checkpoint
+from train.checkpoint import file_sha256, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig
 from train.data import Data, ImageSet, groups_of, prepare_data
@@ -236,12 +236,26 @@ def score(teacher: Path, images: Path, output: Path) -> Guesses:
     """Through the exported and verified model, as in production; unreadable images are left out."""
     if not output.exists():
         model, unfinished = teacher / "export" / "model.onnx", output.with_name(f"unfinished-{output.name}")
-        call("export/main.py", "--run", teacher)
+        if not is_exported(teacher):
+            call("export/main.py", "--run", teacher)
         # Ended by an outage, it leaves scores with gaps, which the next call fills.
         call("serve/main.py", "--model", model, "--images", images, "--output", unfinished, "--resume")
         unfinished.replace(output)
         unfinished.with_name(f"{unfinished.name}.json").unlink(missing_ok=True)
     return read_guesses(output, images)
+
+
+def is_exported(run: Path) -> bool:
+    """Whether model.onnx is there, verified and of the best checkpoint. Exporting anew would delete the
+    quantised files beside it, its embeddings and what else it was verified on."""
+    export, checkpoint = run / "export", run / "checkpoints" / "best.pt"
+    try:
+        record = json.loads((export / "verification.json").read_text(encoding="utf-8"))
+        digests = [record[key] for key in ("checkpoint_sha256", "model_sha256")]
+        same = digests == [file_sha256(file) for file in (checkpoint, export / "model.onnx")]
+        return same and record["passed"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_guesses(path: Path, images: Path) -> Guesses:
