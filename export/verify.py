@@ -333,9 +333,10 @@ def _check_accuracy(report: Verification, images: ValidationImages) -> None:
     total = len(images.labels)
     drop, limit = report.accuracy_pytorch - report.accuracy_served, report.max_accuracy_drop
     if limit is not None and drop > limit + 1e-9:
+        few = f"; of {total} images a single one is {100 / total:.2g} points" if limit * total < 1 else ""
         report.failures.append(
             f"validation accuracy is {report.accuracy_served:.4f} served and {report.accuracy_pytorch:.4f} "
-            f"in float32: {100 * drop:.2f} points lost, more than {100 * limit:g}"
+            f"in float32: {100 * drop:.2f} points lost, more than {100 * limit:g}{few}"
         )
     added = report.log_loss_served - report.log_loss_pytorch
     if limit is not None and added > MAX_LOG_LOSS_ADDED:  # at chance level, accuracy shows no damage

@@ -133,6 +133,16 @@ def test_the_limit_is_exact_and_a_gain_is_no_loss(monkeypatch: pytest.MonkeyPatc
         report = Verification(accuracy_pytorch=0.9, accuracy_served=served, max_accuracy_drop=0.003)
         _check_accuracy(report, images)
         assert bool(report.failures) == fails, served
+        assert "a single one" not in " ".join(report.failures)
+
+
+def test_a_limit_below_one_image_is_named() -> None:
+    from export.verify import ValidationImages, _check_accuracy
+
+    report = Verification(accuracy_pytorch=0.5, accuracy_served=0.49, max_accuracy_drop=0.003)
+    _check_accuracy(report, ValidationImages(Path(), [""] * 100, [""] * 100, is_whole_set=False))
+    (failure,) = report.failures
+    assert failure.endswith("1.00 points lost, more than 0.3; of 100 images a single one is 1 points")
 
 
 def test_layers_that_cost_too_much_stay_in_float32_and_are_named(
