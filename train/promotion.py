@@ -88,7 +88,10 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
         champion = read_version(model, aliases[CHAMPION])
         test = paired(new, predictions_of(champion, found))
         if test is None:
-            raise ValueError(f"{CHALLENGER} and {CHAMPION} of {model} share no validation image")
+            raise ValueError(
+                f"{CHALLENGER} and {CHAMPION} of {model} share no validation image: train one of them with "
+                f"the other's --val-data, or move the alias {CHAMPION} in MLflow if they need no comparison"
+            )
         decision = decide(test, margin)
         print(
             f"{model}: {CHALLENGER} {challenger.metadata.run_name} (version {challenger.version}) against "
