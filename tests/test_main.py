@@ -40,6 +40,12 @@ def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> 
     partly = main.summary(History(3, 2, best), TrainConfig(epochs=4), odd, "runs/a")
     assert partly.startswith("stopped after 3 of 4 epochs")
     assert "always naming the largest class would be right for 0.8500 of them" in partly
+    assert "Train it longer" in partly
+    few = main.summary(
+        History(3, 2, best | {"val/accuracy": 1.0}), TrainConfig(epochs=3), even[:2], "runs/a"
+    )
+    assert "No model could be, on so few: validate on more" in few
+    assert "Train it longer" not in few
 
 
 @pytest.mark.parametrize("script", ["train/main.py", "export/main.py"])

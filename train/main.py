@@ -145,10 +145,12 @@ def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], fo
     undone = doubt = ""
     largest = np.bincount(labels).max() / num_val
     if accuracy.low <= largest:
+        cure = "Train it longer, or with --class_weights balanced where classes differ in size"
+        if accuracy_interval(np.ones(num_val, bool)).low <= largest:
+            cure = "No model could be, on so few: validate on more, by --val_fraction or --folds"
         doubt = (
             f"warning: always naming the largest class would be right for {largest:.4f} of them, and the "
-            f"model is not surely better; val/f1_macro is {best['val/f1_macro']:.4f}. Train it longer, or "
-            "with --class_weights balanced where classes differ in size\n"
+            f"model is not surely better; val/f1_macro is {best['val/f1_macro']:.4f}. {cure}\n"
         )
     if not history.complete(config):
         undone = (
