@@ -52,6 +52,8 @@ def test_balance_takes_equally_many_the_most_confident() -> None:
 def test_a_class_that_nobody_guesses_confidently_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"'class1' with a probability of 0\.99"):
         select(guesses(ROWS), 0.99, balance=False)
+    with pytest.raises(ValueError, match=r"is taken for 'class1', however unsurely: add some"):
+        select(guesses(ROWS[:4]), 0.0, balance=False)
 
 
 def test_images_that_could_not_be_scored_are_left_out(tmp_path: Path) -> None:
@@ -182,6 +184,9 @@ def test_unusable_requests_are_one_clear_line(
     conflict = "error: --folds does not go with what students are given"
     assert conflict in refused("--", "--folds", 3, "--fold", 1)
     assert "error: --data and --val_data are the teacher's and the guesses" in refused("--", "--data", "x")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").touch()
+    assert "--unlabelled 'tars' is no local folder of images" in refused("--unlabelled", "tars")
     state = load_checkpoint(run / "checkpoints" / "best.pt")
     save_checkpoint({**state, "data_digest": "of other data"}, run / "checkpoints" / "best.pt")
     assert "changed since it was trained" in refused()

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.preprocess import list_images
 from train.checkpoint import file_sha256, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig
@@ -116,6 +117,10 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
             raise ValueError(f"--{flag} does not go with what students are given; leave it out")
     if is_remote(student.output):
         raise ValueError(f"--output {student.output}: rounds need a local folder; copy it afterwards")
+    if not args.unlabelled.is_dir() or not list_images(args.unlabelled).paths:
+        raise ValueError(
+            f"--unlabelled {str(args.unlabelled)!r} is no local folder of images; unpack tar files first"
+        )
     name = student.name or f"{checkpoint['run_name']}-student"
     folder = Path(student.output) / f"{name}-labels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,6 +286,11 @@ def select(guesses: Guesses, threshold: float, balance: bool) -> Guesses:
     by_class = []
     for label, name in enumerate(guesses.class_names):
         members = np.flatnonzero((labels == label) & (confidence >= threshold))
+        if not (labels == label).any():
+            raise ValueError(
+                f"no unlabelled image is taken for {name!r}, however unsurely: add some of that class to "
+                "--unlabelled, or train the teacher better"
+            )
         if not len(members):
             raise ValueError(
                 f"no unlabelled image is {name!r} with a probability of {threshold:g}: lower --threshold"
