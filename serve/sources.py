@@ -57,10 +57,8 @@ def open_source(images: str) -> Source:
     if len(problems) == len(source.inventory):
         described = [f"{entry.name}: {entry.problem}" for entry in problems[:3]]
         hint = "; for tar files give a pattern, as in 'FOLDER/*.tar'" if source.ignored else ""
-        raise ValueError(
-            f"no images in {images!r}: {source.ignored} other files{hint}, {len(problems)} problems "
-            f"{described}"
-        )
+        found = f", {len(problems)} problems {described}" if problems else ""
+        raise ValueError(f"no images in {images!r}: {source.ignored} other files{found}{hint}")
     place = images if is_remote(images) else os.path.abspath(images)
     return replace(source, place=place.rstrip("/"))
 
