@@ -75,6 +75,12 @@ def test_a_verified_model_has_its_own_metrics_in_mlflow(store: str) -> None:
     uri = log_verified_model(t.run_id, model, verification, 16, 2, values, "", "5" * 64)
     logged = mlflow.MlflowClient(store).get_logged_model(uri.rpartition("/")[2])
     assert {metric.key: metric.value for metric in logged.metrics} == values
+    outputs = mlflow.models.get_model_info(uri).signature.outputs.inputs
+    assert [(output.name, output.shape) for output in outputs] == [
+        ("logits", (-1, 2)),
+        ("probabilities", (-1, 2)),
+        ("y", (-1, 2)),  # as embeddings are: the file's other outputs
+    ]
     (run,) = runs(store)
     assert run.data.metrics["served/accuracy"] == 0.75
     assert run.info.status == "FINISHED"

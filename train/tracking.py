@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow as mlflow
 import numpy as np
@@ -16,6 +17,10 @@ from mlflow.entities import LoggedModelInput, Metric, Param
 
 from serve.metadata import CHECKPOINT_TAG
 from train.config import TrainConfig
+
+if TYPE_CHECKING:  # seconds that a training does without
+    import onnx
+    from mlflow.models import ModelSignature
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 LONGEST_METRIC_NAME = 240  # MLflow takes 250, and a hash may follow
@@ -71,31 +76,21 @@ def log_verified_model(
     With `register`, also a new version of that registered model, which gets the alias challenger.
     """
     import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # nobody trains meanwhile
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     connect()
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, image_size, image_size, 3), "images")]),
-        outputs=Schema(
-            [
-                TensorSpec(np.dtype(np.float32), (-1, num_classes), "logits"),
-                TensorSpec(np.dtype(np.float32), (-1, num_classes), "probabilities"),
-            ]
-        ),
-    )
     client = mlflow.MlflowClient()
     info_of_run = client.get_run(run_id).info
     mlflow.set_experiment(experiment_id=info_of_run.experiment_id)  # start_run insists on the active one
     try:
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):
             mlflow.log_artifact(str(verification), "export")
+            proto = onnx.load(model)
             info = mlflow.onnx.log_model(
-                onnx.load(model),
+                proto,
                 name="model",
-                signature=signature,
+                signature=_signature(proto, image_size, num_classes),
                 pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pillow"],
                 save_as_external_data=False,
                 registered_model_name=register or None,
@@ -107,6 +102,20 @@ def log_verified_model(
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
+
+
+def _signature(model: "onnx.ModelProto", image_size: int, num_classes: int) -> "ModelSignature":
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    widths = {"logits": num_classes, "probabilities": num_classes}
+    for output in model.graph.output:  # perhaps embeddings
+        widths.setdefault(output.name, output.type.tensor_type.shape.dim[1].dim_value or -1)
+    outputs = [TensorSpec(np.dtype(np.float32), (-1, width), name) for name, width in widths.items()]
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, image_size, image_size, 3), "images")]),
+        outputs=Schema(outputs),
+    )
 
 
 def find_model(run_id: str, checkpoint_sha256: str) -> tuple[str, str, list[str]]:
