@@ -4,6 +4,7 @@ Random resized crop shows objects larger than validation does; statistics and he
 Re-tuning them on the view and at the size of validation mends it (arXiv 1906.06423).
 """
 
+from contextlib import nullcontext
 from itertools import islice
 
 import torch
@@ -47,7 +48,9 @@ def begin_retuning(
 ) -> Trainee:
     """A trainee that goes on from the evaluated weights, with new statistics, and learns the head only."""
     trainee.model.load_state_dict(trainee.evaluated.state_dict())
-    refresh_statistics(trainee.model, loader, plan, epoch, ranks, device)
+    # The plain mean needs a number from a tensor in each layer: compiling that anew would take minutes.
+    with torch.compiler.set_stance("force_eager") if stage.compile else nullcontext():
+        refresh_statistics(trainee.model, loader, plan, epoch, ranks, device)
     return head_trainee(trainee, stage, plan, ranks, device)
 
 
