@@ -26,7 +26,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.convert import convert, describe
-from export.record import MODEL_FILES, RECORD, published_model, restamp, stamp, write_report
+from export.record import (
+    MODEL_FILES,
+    RECORD,
+    lost_by_exporting,
+    published_model,
+    restamp,
+    stamp,
+    write_report,
+)
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
@@ -103,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         report.checkpoint_sha256 = metadata.checkpoint_sha256
         if report.passed:
             stamp(unverified, report)
+        if lost := lost_by_exporting(folder):
+            print(f"the earlier export's {', '.join(lost)} are gone: make them again where they are needed")
         for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
             (folder / name).unlink(missing_ok=True)
         write_report(folder, report)

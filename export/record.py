@@ -90,6 +90,19 @@ def remove_model(folder: Path, precision: str) -> None:
     _write(folder, entries)
 
 
+def lost_by_exporting(folder: Path) -> list[str]:
+    """What an earlier export was given since, and a new one has to be given again: files made of its model
+    and providers that it was verified on, as in ["model.int8.onnx", "openvino:bf16"]."""
+    first, *derived = MODEL_FILES.values()
+    lost = [name for name in derived if (folder / name).exists()]
+    try:
+        _, *others = _read(folder)
+    except ValueError:  # there is none, or it cannot be read and nothing is known
+        return lost
+    passed = [entry for entry in others if entry["file"] == first and entry.get("passed") is True]
+    return lost + [f"{entry['provider']}:{entry['precision']}" for entry in passed]
+
+
 def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path]:
     """(the run's model file of this precision, its metadata, the checkpoint that it was exported from).
 

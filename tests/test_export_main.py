@@ -77,7 +77,9 @@ def test_a_failed_verification_leaves_no_model_not_even_an_older_one(
     assert export.main.main(["--run", str(run)]) == 1
     assert [p.name for p in (run / "export").iterdir()] == ["verification.json"]
     assert not json.loads((run / "export" / "verification.json").read_text())["passed"]
-    assert "FAILED: logits differ by up to" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "FAILED: logits differ by up to" in err
+    assert "the earlier export's model.int8.onnx, model.fp16.onnx are gone" in out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from serve_model import SIZE, build_model
 from export import quantize, record
 from export.record import (
     add_report,
+    lost_by_exporting,
     published_model,
     remove_model,
     restamp,
@@ -159,3 +160,14 @@ def test_a_derived_file_is_removed_with_its_record(run: Path) -> None:
     assert not (run / "export" / "model.int8.onnx").exists()
     assert recorded(run)["pairings"] == []
     published_model(run, "fp32")
+
+
+def test_what_a_new_export_takes_away_is_known(run: Path) -> None:
+    folder = run / "export"
+    assert lost_by_exporting(folder) == []
+    add_report(folder, stamped(run, passed=True, provider="openvino", precision="bf16"))
+    add_report(folder, stamped(run, passed=False, provider="cuda"))
+    (folder / "model.int8.onnx").write_bytes(b"quantised")
+    assert lost_by_exporting(folder) == ["model.int8.onnx", "openvino:bf16"]
+    (folder / "verification.json").unlink()
+    assert lost_by_exporting(folder) == ["model.int8.onnx"]
