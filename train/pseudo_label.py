@@ -280,22 +280,25 @@ def select(guesses: Guesses, threshold: float, balance: bool) -> Guesses:
     """The confident ones, most confident first in each class.
 
     Raises:
-        ValueError: a class has none; the student would unlearn it.
+        ValueError: there are none, or some class has none and all are to have equally many.
     """
     confidence, labels = guesses.probabilities.max(axis=1), guesses.labels
     by_class = []
-    for label, name in enumerate(guesses.class_names):
+    for label in range(len(guesses.class_names)):
         members = np.flatnonzero((labels == label) & (confidence >= threshold))
-        if not (labels == label).any():
-            raise ValueError(
-                f"no unlabelled image is taken for {name!r}, however unsurely: add some of that class to "
-                "--unlabelled, or train the teacher better"
-            )
-        if not len(members):
-            raise ValueError(
-                f"no unlabelled image is {name!r} with a probability of {threshold:g}: lower --threshold"
-            )
         by_class.append(members[np.argsort(-confidence[members], kind="stable")])
+    absent = [name for name, members in zip(guesses.class_names, by_class, strict=True) if not len(members)]
+    if absent:
+        missing = (
+            f"no unlabelled image is {', '.join(absent[:10])}{', ...' if absent[10:] else ''} with a "
+            f"probability of {threshold:g}"
+        )
+        if balance or len(absent) == len(by_class):
+            raise ValueError(
+                f"{missing}: lower --threshold, add such images to --unlabelled or train the teacher better"
+                f"{', or leave out --balance' if balance else ''}"
+            )
+        print(f"warning: {missing}: the student has labelled ones only", file=sys.stderr)
     if balance:
         smallest = min(map(len, by_class))
         by_class = [members[:smallest] for members in by_class]
