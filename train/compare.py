@@ -7,7 +7,8 @@ The first run is the one that the others are tested against. Writes comparison.m
 curves.png. --promote moves the alias champion of a registered MLflow model to its challenger, if the
 challenger's run is one of those given and not worse than the champion: see train/promotion.py.
 
-Exit code: 0 compared, or promoted; 1 not promoted; 2 an error, or no validation image in common.
+Exit code: 0 compared, 2 an error, or a run that shares no validation image with the first; with --promote 0
+promoted, 1 not promoted, 2 an error.
 """
 
 import sys
