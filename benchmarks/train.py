@@ -18,8 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from train.device import has_bf16  # noqa: E402
+
 BASELINE = "tutorial"
-OTHERS = ("tutorial", "references", "timm_like")
+OTHERS = ("tutorial", "references", "timm_like", *(["timm_like_bf16"] if has_bf16() else []))
 PUREBRED = {
     "purebred": (1, ()),
     "purebred, no cache": (1, ("--pixel-cache", "off")),

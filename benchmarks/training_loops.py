@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ def references(args: argparse.Namespace) -> tuple[Iterable[Any], Step]:
     return loader, step
 
 
-def timm_like(args: argparse.Namespace) -> tuple[Iterable[Any], Step]:
-    """As timm's training script with --amp --amp-dtype bfloat16 --channels-last: its loader and SGD."""
+def timm_like(args: argparse.Namespace, amp: bool = False) -> tuple[Iterable[Any], Step]:
+    """As timm's training script with --channels-last: its loader and SGD."""
     from timm.data import create_loader
     from timm.optim import create_optimizer_v2
 
@@ -121,7 +122,7 @@ def timm_like(args: argparse.Namespace) -> tuple[Iterable[Any], Step]:
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> float:
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             loss = criterion(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -131,7 +132,12 @@ def timm_like(args: argparse.Namespace) -> tuple[Iterable[Any], Step]:
     return loader, step
 
 
-LOOPS = {"tutorial": tutorial, "references": references, "timm_like": timm_like}
+LOOPS: dict[str, Callable[[argparse.Namespace], tuple[Iterable[Any], Step]]] = {
+    "tutorial": tutorial,
+    "references": references,
+    "timm_like": timm_like,
+    "timm_like_bf16": partial(timm_like, amp=True),  # --amp --amp-dtype bfloat16
+}
 
 
 def main() -> None:
