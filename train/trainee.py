@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from train.config import TrainConfig
 from train.data import Data
+from train.depthwise import quicken_depthwise
 from train.device import Precision
 from train.distributed import Ranks, wrap
 from train.model import ImageClassifier
@@ -223,6 +224,8 @@ def build_trainee(
 ) -> Trainee:
     if not config.weights:
         _quicken_statistics(model)
+    if device.type == "cpu":
+        quicken_depthwise(model)
     model.channels_last = precision.channels_last
     model.to(memory_format=precision.memory_format)
     optimizer = build_optimizer(config, model, precision)
