@@ -11,6 +11,11 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take longest, to go on beside them
+    from serve.heap import warm_up
+
+    warm_up(sys.argv)
+
 import argparse
 import io
 import os
