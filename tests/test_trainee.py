@@ -13,6 +13,7 @@ from train.augment import PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
 from train.data import Data
+from train.depthwise import DepthwiseConv2d
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import add_subject_crop, build_model, load_teacher, rebuild
@@ -393,3 +394,13 @@ def test_the_first_the_last_and_every_second_epoch_before_it_are_validated() -> 
             validated.append(history.epochs_done)
     assert validated == [1, 2, 4, 6, 7, 8]
     assert history.best_epoch == 1
+
+
+@pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
+    reason="on other processors torch's own are used",
+)
+def test_depthwise_networks_train_with_fast_gradients() -> None:
+    model, _ = build_model("mobilenet_v3_small", 2, 64)
+    make_trainee(TrainConfig(model="mobilenet_v3_small", image_size=64), model)
+    assert any(isinstance(module, DepthwiseConv2d) for module in model.modules())

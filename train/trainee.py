@@ -224,8 +224,8 @@ def build_trainee(
 ) -> Trainee:
     if not config.weights:
         _quicken_statistics(model)
-    if device.type == "cpu":
-        quicken_depthwise(model)
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        quicken_depthwise(model)  # on other processors nobody has measured it
     model.channels_last = precision.channels_last
     model.to(memory_format=precision.memory_format)
     optimizer = build_optimizer(config, model, precision)
