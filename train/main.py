@@ -145,7 +145,9 @@ def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], fo
     undone = doubt = ""
     largest = np.bincount(labels).max() / num_val
     if accuracy.low <= largest:
-        cure = "Train it longer, or with --class_weights balanced where classes differ in size"
+        cure = "Train it longer"
+        if config.class_weights == "none":
+            cure += ", or with --class_weights balanced where classes differ in size"
         if accuracy_interval(np.ones(num_val, bool)).low <= largest:
             cure = "No model could be, on so few: validate on more, by --val_fraction or --folds"
         doubt = (
