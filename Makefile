@@ -1,13 +1,15 @@
 # make run   trains, exports, verifies and scores on a drawn sample set, then says where to look
-# make test  everything that CI runs
+# make test  what CI runs and whoever changes something: lint, types, imports, tests, in minutes
+# make test-all  further architectures, servers, emulators and proofs as well
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/sample
+WORKERS ?= 2
 
 # modules are compiled when first imported, and kept: installing need not compile all there are
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint types imports pytest clean
+.PHONY: run test test-all lint types imports pytest pytest-all clean
 
 run: .venv/.train
 	@rm -rf $(RUN)
@@ -28,6 +30,9 @@ run: .venv/.train
 test: .venv/.test
 	$(MAKE) lint types imports pytest
 
+test-all: .venv/.test-all
+	$(MAKE) lint types imports pytest-all
+
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +44,10 @@ imports: .venv/.test
 	$(BIN)/lint-imports
 
 pytest: .venv/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+pytest-all: .venv/.test-all
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "purebred needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -52,6 +60,10 @@ pytest: .venv/.test
 .venv/.test: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --no-compile -e '.[train,dev]'
 	@touch .venv/.train $@
+
+.venv/.test-all: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --no-compile -e '.[train,dev-all]'
+	@touch .venv/.train .venv/.test $@
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,15 +1,19 @@
-"""Shared by the tests: the drawn sample set, a command runner, and one run trained with torchrun."""
+"""Shared by the tests: limits of threads, the drawn sample set, one trained run, one exported model."""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two pytest workers share the processors
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from train.sample import make_sample
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "32"]
@@ -45,6 +49,8 @@ def torchrun(processes: int, *arguments: object, cwd: Path, code: int = 0, root:
 
 @dataclass(frozen=True)
 class TrainedRun:
+    """A finished run. Tests that change it take a copy."""
+
     cwd: Path
     """Where it was started; holds mlflow.db."""
     folder: Path
@@ -52,41 +58,78 @@ class TrainedRun:
     printed: str
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first of pytest's workers to need it fills for all of them."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"shared-{name}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.with_suffix(".made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            folder.with_suffix(".made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "sample"
-    make_sample(root, train_per_class=80, num_test=20)
-    return root
+    from train.sample import make_sample
+
+    def make(folder: Path) -> None:
+        make_sample(folder / "sample", train_per_class=80, num_test=20)
+
+    return once(tmp_path_factory, "sample", make) / "sample"
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> TrainedRun:
-    """Two epochs of four processes, started from a folder of its own."""
-    cwd = tmp_path_factory.mktemp("job")
-    printed = torchrun(
-        4,
-        "--data",
-        sample / "train",
-        *SMALL,
-        "--epochs",
-        2,
-        "--name",
-        "small",
-        "--precision",
-        "fp32",
-        cwd=cwd,
-    )
-    return TrainedRun(cwd, cwd / "runs" / "small", sample, printed)
+def trained(tmp_path_factory: pytest.TempPathFactory, sample: Path, empty_store: Path) -> TrainedRun:
+    """Two epochs of two ranks, logged to MLflow, started from a folder of its own."""
+    import forked
+
+    def make(folder: Path) -> None:
+        shutil.copy(empty_store, folder)
+        settings = [
+            "--data",
+            sample / "train",
+            *SMALL,
+            "--epochs",
+            2,
+            "--name",
+            "small",
+            "--precision",
+            "fp32",
+        ]
+        forked.train(2, *settings, cwd=folder)
+
+    cwd = once(tmp_path_factory, "trained", make)
+    return TrainedRun(cwd, cwd / "runs" / "small", sample, (cwd / "small.log").read_text())
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, trained: TrainedRun) -> TrainedRun:
+    """A copy of `trained` with its verified model.onnx, which is in MLflow too."""
+    import forked
+
+    def make(folder: Path) -> None:
+        for file in trained.cwd.iterdir():
+            copy = shutil.copytree if file.is_dir() else shutil.copy
+            copy(file, folder / file.name)
+        forked.run("export/main.py", "--run", folder / "runs" / "small", cwd=folder)
+
+    cwd = once(tmp_path_factory, "exported", make)
+    return TrainedRun(cwd, cwd / "runs" / "small", trained.sample, trained.printed)
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new SQLite store of MLflow takes seconds to make: once."""
-    import mlflow
 
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
+    def make(folder: Path) -> None:
+        import mlflow
+
+        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return once(tmp_path_factory, "store", make) / "mlflow.db"
 
 
 @pytest.fixture

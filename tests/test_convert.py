@@ -27,7 +27,7 @@ def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelM
     [
         ("simple_cnn", 50, False),
         ("resnet18", 64, True),
-        ("alexnet", 96, False),
+        pytest.param("alexnet", 96, False, marks=pytest.mark.slow),
     ],
 )
 def test_served_answers_equal_pytorch(name: str, size: int, channels_last: bool, tmp_path: Path) -> None:
@@ -199,8 +199,9 @@ def cropping_model(kind: str, name: str, size: int, tmp_path: Path) -> tuple[Ima
     ("kind", "name", "size"),
     [
         ("cam", "simple_cnn", 96),  # class activation
-        ("cam", "resnet18", 64),  # energy of a layer that is not the last
-        ("detector", "simple_cnn", 32),
+        # energy of a layer that is not the last
+        pytest.param("cam", "resnet18", 64, marks=pytest.mark.slow),
+        pytest.param("detector", "simple_cnn", 32, marks=pytest.mark.slow),
     ],
 )
 def test_the_subject_crop_is_in_the_graph(kind: str, name: str, size: int, tmp_path: Path) -> None:

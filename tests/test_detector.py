@@ -45,9 +45,9 @@ def ssdlite() -> Any:
     ("name", "options"),
     [
         (SSDLITE, {}),
-        ("ssd300_vgg16", {}),
-        ("retinanet_resnet50_fpn", {"min_size": 96}),
-        ("retinanet_resnet50_fpn_v2", {"min_size": 96}),
+        pytest.param("ssd300_vgg16", {}, marks=pytest.mark.slow),
+        pytest.param("retinanet_resnet50_fpn", {"min_size": 96}, marks=pytest.mark.slow),
+        pytest.param("retinanet_resnet50_fpn_v2", {"min_size": 96}, marks=pytest.mark.slow),
         ("fcos_resnet50_fpn", {"min_size": 96}),
     ],
 )

@@ -1,13 +1,12 @@
 """Device, threads and number format: what is asked for is what is used."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import joblib
 import pytest
 import torch
+from forked import execute, fork
 from train_data import CPU
 
 from train.config import TrainConfig
@@ -161,13 +160,11 @@ for deterministic in (True, False):
 """
 
 
-def test_the_ranks_of_a_machine_divide_its_processors() -> None:
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", THREADS], cwd=root, capture_output=True, text=True, check=True
-    )
+def test_the_ranks_of_a_machine_divide_its_processors(tmp_path: Path) -> None:
+    process = fork(execute, THREADS, [], cwd=tmp_path, log=tmp_path / "log")
+    process.join(60)
     threads = [8, 4, 2, 1, 7, 3, 1, 1]
-    assert done.stdout.split() == [
+    assert (tmp_path / "log").read_text().split() == [
         word for on in ("True", "False") for n in threads for word in (str(n), on)
     ]
 

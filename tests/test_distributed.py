@@ -1,15 +1,13 @@
 """Processes act as one: errors, results and sums reach all, and a lost peer is told from a bug."""
 
-import multiprocessing
 import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_ranks
 
 from train.distributed import (
     Agreement,
@@ -53,37 +51,6 @@ def test_an_error_of_this_process_is_no_lost_contact() -> None:
     assert not lost_contact(RuntimeError("Connection closed by peer"))  # there is no group
 
 
-def as_rank(scenario: Callable[[Ranks], Any], rank: int, port: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    ranks = Ranks(rank, rank, WORLD, WORLD)
-    with process_group(ranks, CPU):
-        results.put((rank, scenario(ranks)))
-        results.close()
-        results.join_thread()
-        if scenario is contact:  # the group cannot be left in order
-            os._exit(0)
-
-
-def on_ranks(scenario: Callable[[Ranks], Any]) -> list[Any]:
-    """What each rank returned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    arguments = [(scenario, rank, port, results) for rank in range(WORLD)]
-    processes = [context.Process(target=as_rank, args=a, daemon=True) for a in arguments]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    return [found[rank] for rank in range(WORLD)]
-
-
 def exchanges(ranks: Ranks) -> dict[str, Any]:
     def fails() -> None:
         raise ValueError("no such folder")
@@ -107,8 +74,8 @@ def exchanges(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def test_errors_results_and_sums_reach_every_rank() -> None:
-    found = on_ranks(exchanges)
+def test_errors_results_and_sums_reach_every_rank(tmp_path: Path) -> None:
+    found = on_ranks(exchanges, WORLD, tmp_path)
     for rank, values in enumerate(found):
         assert values["error"] == "no such folder"
         assert values["result"]
@@ -133,8 +100,8 @@ def accumulated(ranks: Ranks) -> list[float]:
     return [local, model.weight.grad.item()]
 
 
-def test_gradients_are_reduced_with_the_last_micro_batch_only() -> None:
-    assert on_ranks(accumulated) == [[float(rank), 12.0] for rank in range(WORLD)]
+def test_gradients_are_reduced_with_the_last_micro_batch_only(tmp_path: Path) -> None:
+    assert on_ranks(accumulated, WORLD, tmp_path) == [[float(rank), 12.0] for rank in range(WORLD)]
 
 
 def contact(ranks: Ranks) -> list[bool]:
@@ -149,8 +116,8 @@ def contact(ranks: Ranks) -> list[bool]:
     return [bug, False]
 
 
-def test_a_peer_that_is_gone_is_told_from_a_bug() -> None:
-    assert on_ranks(contact) == [[False, True]] * WORLD
+def test_a_peer_that_is_gone_is_told_from_a_bug(tmp_path: Path) -> None:
+    assert on_ranks(contact, WORLD, tmp_path) == [[False, True]] * WORLD
 
 
 def test_the_module_alone_asks_for_ranks() -> None:

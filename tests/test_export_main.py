@@ -22,14 +22,25 @@ from serve.predictor import Predictor
 from train.checkpoint import file_sha256
 
 
+def copy_of(source: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run directory, and its MLflow store in the working directory."""
+    shutil.copy(source.cwd / "mlflow.db", folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")  # MLflow caches by URI
+    mlflow.set_tracking_uri(None)
+    return Path(shutil.copytree(source.folder, folder / "small"))
+
+
 @pytest.fixture
 def run(trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run directory, and of its MLflow store in the working directory."""
-    shutil.copy(trained.cwd / "mlflow.db", tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches by URI
-    mlflow.set_tracking_uri(None)
-    return Path(shutil.copytree(trained.folder, tmp_path / "small"))
+    """A trained run that is not exported."""
+    return copy_of(trained, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def published(exported: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exported run, whose model is in its MLflow run."""
+    return copy_of(exported, tmp_path, monkeypatch)
 
 
 def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
@@ -123,13 +134,6 @@ def test_without_its_mlflow_run_the_model_is_published_all_the_same(
 
 
 # -- further providers -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def published(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(export.main, "track", lambda *_: None)
-    assert export.main.main(["--run", str(run)]) == 0
-    return run
 
 
 def add(run: Path, pairing: str, *arguments: str) -> int:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
-from conftest import SMALL, torchrun
+from conftest import SMALL
 from s3 import s3_server
 from test_archive import make_tar
 from train_data import flat_set
@@ -143,9 +144,9 @@ def test_two_processes_train_on_shards_of_a_bucket(client: Any, tmp_path: Path) 
         part = {path.name: path.read_bytes() for path in images[shard::2]}
         put(client, f"set/{shard}.tar", make_tar(tmp_path / f"{shard}.tar", part).read_bytes())
     settings = ["--data", "s3://bucket/set", *SMALL, "--batch-size", 8, "--epochs", 1, "--track", "false"]
-    printed = torchrun(2, *settings, "--name", "a", cwd=tmp_path)
+    printed = forked.train(2, *settings, "--name", "a", cwd=tmp_path)
     assert "copying s3://bucket/set: 2 of 2 files" in printed
     assert "32 images, images in tar files" in printed
     missing = ["--data", "s3://bucket/typo", *settings[2:], "--name", "b"]
-    printed = torchrun(2, *missing, cwd=tmp_path, code=1)
+    printed = forked.train(2, *missing, cwd=tmp_path, code=2)
     assert "error: --data s3://bucket/typo: there is nothing" in printed

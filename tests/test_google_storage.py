@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, torchrun
+from conftest import SMALL
+from forked import train
 from fsspec import AbstractFileSystem, filesystem
 from gcp_storage_emulator.server import create_server
 
@@ -14,6 +15,8 @@ from serve import remote
 from serve.main import main as serve_main
 from serve.merge import main as merge_main
 from train.sample import make_sample
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_images_and_runs_and_scores_in_a_bucket(
     make_sample(tmp_path / "sample", train_per_class=40, num_test=12)
     bucket.put(str(tmp_path / "sample"), "bucket/sample", recursive=True)
     settings = [*SMALL, "--epochs", 1, "--track", "false", "--output", "gs://bucket/runs", "--name", "pets"]
-    torchrun(2, "--data", "gs://bucket/sample/train", *settings, cwd=tmp_path)
+    train(2, "--data", "gs://bucket/sample/train", *settings, cwd=tmp_path)
     assert export_main(["--run", "gs://bucket/runs/pets"]) == 0
     model = "gs://bucket/runs/pets/export/model.onnx"
     score = ["--model", model, "--images", "gs://bucket/sample/test"]

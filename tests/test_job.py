@@ -3,25 +3,25 @@
 import errno
 import hashlib
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
+from forked import call, fork, run
 from serve_model import broken_files, build_model, encode, noise
 
+from benchmarks.jobs import wait_until
 from serve import main as serve_main
 from serve import sources
 from serve.preprocess import read_image_file
 from serve.shards import Manifest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "serve" / "main.py"
-SEED = 20261124
 NUM_IMAGES = 200
 
 
@@ -48,12 +48,8 @@ def command(model: Path, images: Path, *arguments: object) -> list[str]:
     return [str(part) for part in (*fixed, *arguments)]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments], env=environment, stdout=quiet, stderr=quiet
-    )
+def start(arguments: list[str], folder: Path) -> BaseProcess:
+    return fork(call, "serve/main.py", arguments, cwd=folder, log=folder.parent / f"{folder.name}.log")
 
 
 def digest(path: Path) -> str:
@@ -73,64 +69,55 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path, images: P
 def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(
     tmp_path: Path, model: Path, images: Path, undisturbed: Path, output: str
 ) -> None:
-    draw = random.Random(SEED + len(output))
+    """After 1, 3 and 5 finished pieces, and some way into the next."""
     shard = ("--shard", "1/2") if output == "parts" else ()
-    timed, tmp_path = tmp_path / "timed", tmp_path / "killed"
-    timed.mkdir()
-    tmp_path.mkdir()
-    started = time.monotonic()
-    assert start(command(model, images, "--output", timed / output, *shard)).wait() == 0
-    whole = time.monotonic() - started
-    arguments = command(model, images, "--output", tmp_path / output, "--resume", *shard)
-    longest = 0.9 * whole
-    kills = 0
-    while True:
-        process = start(arguments)
-        try:
-            # early at first: a machine that became idle does not get through before that
-            code = process.wait(draw.uniform(0.3 * whole, longest) if kills else 0.4 * whole)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            longest *= 1.15  # a machine that became busy gets there too
-            continue
-        assert code == 0
-        break
-    assert kills, f"never killed, though a whole run took {whole:.1f} s"
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    arguments = command(model, images, "--output", folder / output, "--resume", *shard)
+    for finished in (1, 3, 5):
+        process = start(arguments, folder)
+        wait_until(lambda: len(list(folder.rglob("*.json"))) >= finished)  # noqa: B023
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process = start(arguments, folder)
+    process.join()
+    assert process.exitcode == 0
     name = "parts/part-00001-of-00002.csv" if shard else output
-    assert digest(tmp_path / name) == digest(undisturbed / name)
-    written = tmp_path / name
+    assert digest(folder / name) == digest(undisturbed / name)
+    written = folder / name
     assert sorted(os.listdir(written.parent)) == [written.name, f"{written.name}.json"]
 
 
-# os.replace is how everything appears; this one is the last thing that the process does
-DIES_AT_A_RENAME = """
-import os, runpy, sys
-left = int(sys.argv.pop(1))
-replace = os.replace
-def dying_replace(*names):
-    global left
-    if left == 0:
-        os._exit(9)
-    left -= 1
-    replace(*names)
-os.replace = dying_replace
-sys.argv[0] = sys.argv.pop(1)
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def dying(renames: int, arguments: list[str]) -> object:
+    """Score in a process that ends, in place of renaming once more, after so many renames.
+
+    os.replace is how everything appears.
+    """
+    replace = os.replace
+
+    def dying_replace(*names: str) -> None:
+        nonlocal renames
+        if renames == 0:
+            os._exit(9)
+        renames -= 1
+        replace(*names)
+
+    os.replace = dying_replace  # type: ignore[assignment]
+    return call("serve/main.py", arguments)
 
 
 def test_a_call_that_is_told_to_end_leaves_no_unfinished_file(
     tmp_path: Path, model: Path, images: Path
 ) -> None:
-    process = start(command(model, images, "--part-size", 100_000, "--output", tmp_path / "out.csv"))
-    while not list(tmp_path.iterdir()):
-        assert process.poll() is None
-        time.sleep(0.01)
+    folder = tmp_path / "ended"
+    folder.mkdir()
+    arguments = command(model, images, "--part-size", 100_000, "--output", folder / "out.csv")
+    process = subprocess.Popen([sys.executable, str(REPOSITORY / "serve" / "main.py"), *arguments])
+    wait_until(lambda: bool(list(folder.iterdir())))
     process.terminate()
     assert process.wait(30) == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_dying_before_any_of_its_renames_loses_one_piece_at_most(
@@ -146,19 +133,16 @@ def test_dying_before_any_of_its_renames_loses_one_piece_at_most(
     while True:
         for leftover in tmp_path.glob("*out.csv*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        dying = [sys.executable, "-c", DIES_AT_A_RENAME, str(renames), str(SCRIPT), *arguments]
-        code = subprocess.run(dying, capture_output=True, check=False).returncode
-        if code == 0:
+        process = fork(dying, renames, arguments, cwd=tmp_path, log=tmp_path / "log")
+        process.join()
+        if process.exitcode == 0:
             break
-        assert code == 9
-        done = subprocess.run(
-            [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        assert process.exitcode == 9
+        printed = run("serve/main.py", *arguments, cwd=tmp_path)
         kept = min(renames // 2, 3) * 20 if renames < 8 else 50
         kept = min(kept, 50)
         expected = f", {kept} of them from before" if kept else "errors; "
-        assert expected in done.stdout, (renames, done.stdout)
+        assert expected in printed, (renames, printed)
         assert digest(tmp_path / "out.csv") == digest(tmp_path / "whole.csv")
         assert not list(tmp_path.glob(".out.csv*"))
         renames += 1
@@ -170,11 +154,12 @@ def test_two_processes_at_the_same_shard_are_harmless(
 ) -> None:
     """Kubernetes may run two pods of one index; here they even race a third that is killed."""
     arguments = command(model, images, "--output", tmp_path / "parts", "--shard", "1/2", "--resume")
-    processes = [start(arguments) for _ in range(3)]
-    time.sleep(random.Random(SEED).uniform(0.3, 1.0))
+    processes = [start(arguments, tmp_path) for _ in range(3)]
+    wait_until(lambda: bool(list(tmp_path.rglob("*.json"))))
     processes[2].kill()
-    assert [process.wait(120) for process in processes[:2]] == [0, 0]
-    processes[2].wait()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes[:2]] == [0, 0]
     name = "part-00001-of-00002.csv"
     assert digest(tmp_path / "parts" / name) == digest(undisturbed / "parts" / name)
     assert Manifest.read(tmp_path / "parts" / name).sha256 == digest(tmp_path / "parts" / name)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import TrainedRun
 from mlflow.entities import Run
-from test_export_main import run as run
+from test_export_main import published as published
 
 import export.main
 import serve.main
@@ -67,14 +67,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def server(run: Path) -> Iterator[str]:
-    """An MLflow tracking server on the store of `run`."""
+def server(published: Path) -> Iterator[str]:
+    """An MLflow tracking server on the store of `published`."""
     uri = f"http://127.0.0.1:{free_port()}"
     store = os.environ["MLFLOW_TRACKING_URI"]
     process = start(
         *(MLFLOW, "server", "--backend-store-uri", store, "--port", uri.rpartition(":")[2], "--workers", 1),
         health=f"{uri}/health",
-        cwd=run.parent,
+        cwd=published.parent,
     )
     yield uri
     stop(process)
@@ -97,19 +97,19 @@ def scoring_runs() -> list[Run]:
 
 
 def test_a_local_store_and_a_server_are_told_the_same(
-    run: Path,
+    published: Path,
     trained: TrainedRun,
     server: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert export.main.main(["--run", str(run), "--register", "pets"]) == 0
+    assert export.main.main(["--run", str(published), "--register", "pets"]) == 0
     version = mlflow.MlflowClient().get_model_version_by_alias("pets", "challenger")
     store = os.environ["MLFLOW_TRACKING_URI"]
     capsys.readouterr()
     for uri in (store, server):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert score(run, trained) == 0
+        assert score(published, trained) == 0
     printed = capsys.readouterr().out
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     first, second = scoring_runs()
@@ -151,28 +151,31 @@ def test_a_local_store_without_mlflow_is_an_error_before_anything_is_scored(
 
 
 def test_a_server_that_is_away_is_an_error_before_scoring_and_a_warning_after(
-    run: Path, trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    published: Path,
+    trained: TrainedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(OSError, match=f"MLflow at {uri} does not answer"):
         check_lineage(uri)
-    assert export.main.main(["--run", str(run)]) == 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert score(run, trained) == 3
+    assert score(published, trained) == 3
     assert not Path("p.csv").exists()
     monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
-    assert score(run, trained) == 0
+    assert score(published, trained) == 0
     assert "warning: the scoring run is not in MLflow" in capsys.readouterr().err
     assert len(Path("p.csv").read_text().splitlines()) == 21
 
 
-def test_mlflow_serves_the_same_probabilities_over_http(run: Path) -> None:
-    assert export.main.main(["--run", str(run), "--register", "pets"]) == 0
+@pytest.mark.slow
+def test_mlflow_serves_the_same_probabilities_over_http(published: Path) -> None:
+    assert export.main.main(["--run", str(published), "--register", "pets"]) == 0
     port = free_port()
     process = start(
         *(MLFLOW, "models", "serve", "-m", "models:/pets@challenger", "--env-manager", "local", "-p", port),
         health=f"http://127.0.0.1:{port}/ping",
-        cwd=run.parent,
+        cwd=published.parent,
     )
     try:
         pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -185,13 +188,13 @@ def test_mlflow_serves_the_same_probabilities_over_http(run: Path) -> None:
             predictions = json.load(answer)["predictions"]
     finally:
         stop(process)
-    expected = Predictor(run / "export" / "model.onnx", "cpu").predict(pixels)
+    expected = Predictor(published / "export" / "model.onnx", "cpu").predict(pixels)
     np.testing.assert_allclose(np.float32(predictions["probabilities"]), expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"[]", b"SSH-2.0-OpenSSH", b"not JSON"])
 def test_a_server_that_is_no_mlflow_costs_no_scores(
-    run: Path,
+    published: Path,
     trained: TrainedRun,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -210,12 +213,11 @@ def test_a_server_that_is_no_mlflow_costs_no_scores(
 
         def log_message(self, *_: object) -> None: ...
 
-    assert export.main.main(["--run", str(run)]) == 0
     with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
-        assert score(run, trained) == 0
+        assert score(published, trained) == 0
         server.shutdown()
     assert "warning: the scoring run is not in MLflow: MLflow at" in capsys.readouterr().err
 

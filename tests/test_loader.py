@@ -1,7 +1,5 @@
 """The epoch plan and the loader: every image once, whatever the processes, workers or point of resume."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from forked import execute, fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_data import make_data
@@ -248,4 +247,6 @@ def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
         "next(loader([[(0, 0, 1.0)], [(0, 1, 1.0)]]))\n"
         "sys.modules['kept'] = loader\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=240)
+    process = fork(execute, program, [str(tmp_path)], cwd=REPOSITORY, log=tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()

@@ -48,6 +48,7 @@ def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> 
     assert "Train it longer" not in few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train/main.py", "export/main.py"])
 def test_garbage_is_collected_once_all_is_imported(script: str, tmp_path: Path) -> None:
     path = str(REPOSITORY / script)

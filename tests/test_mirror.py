@@ -1,19 +1,17 @@
 """A run directory in an object store can be gone on from on any machine, at any moment."""
 
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
+import forked
 import pytest
-from conftest import REPOSITORY, SMALL
+from conftest import SMALL
+from forked import RankJob, train
 from s3 import s3_server
 
-from export.main import main as export_main
+from benchmarks.jobs import wait_until
 from serve.main import main as serve_main
 from train.config import TrainConfig
 from train.distributed import Ranks
@@ -56,29 +54,17 @@ def a_run(folder: Path, *snapshots: str) -> Path:
 def test_killed_on_one_machine_it_goes_on_on_another_exported_and_scored_from_the_store(
     client: Any, home: Path, tmp_path: Path
 ) -> None:
-    """torchrun with two processes; each machine starts with an empty disk."""
+    """Two processes; each machine starts with an empty disk."""
     make_sample(tmp_path / "sample", train_per_class=40, num_test=4)
-    program = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2"]
-    data = str(tmp_path / "sample" / "train")
-    command = [*program, str(REPOSITORY / "train" / "main.py"), "--data", data, *EXACT, "--epochs", "8"]
+    command = ["--data", tmp_path / "sample" / "train", *EXACT, "--epochs", 4]
     command += ["--output", "s3://bucket/runs", "--name", "pets"]
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while (
-        not any("epoch-00000" in name for name in names(client, "runs/pets/"))
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    ranks = psutil.Process(first.pid).children(recursive=True)
-    first.kill()
-    first.wait()
-    psutil.wait_procs(ranks, 60)
-    assert any("epoch-00000" in name for name in names(client, "runs/pets/"))
+    with RankJob(tmp_path, *command) as job:
+        published = lambda: any("epoch-00000" in name for name in names(client, "runs/pets/"))  # noqa: E731
+        job.wait_until(published, "a snapshot in the store")
+    assert published()
     shutil.rmtree(home)
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "going on from " in second.stdout
-    assert "next: python export/main.py --run s3://bucket/runs/pets" in second.stdout
+    printed = train(2, *command, cwd=tmp_path)
+    assert "next: python export/main.py --run s3://bucket/runs/pets" in printed
     (local,) = home.glob("runs-*/pets")
     there = names(client, "runs/pets/")
     here = {
@@ -88,7 +74,7 @@ def test_killed_on_one_machine_it_goes_on_on_another_exported_and_scored_from_th
     assert {"config.yaml", "metrics.jsonl", "checkpoints/best.pt", "figures/curves.png"} <= there
     shutil.rmtree(home)
 
-    assert export_main(["--run", "s3://bucket/runs/pets"]) == 0
+    forked.run("export/main.py", "--run", "s3://bucket/runs/pets", cwd=tmp_path)
     assert {"export/model.onnx", "export/verification.json"} <= names(client, "runs/pets/")
     scores = ["--model", "s3://bucket/runs/pets/export/model.onnx", "--output", "s3://bucket/scores.csv"]
     assert serve_main([*scores, "--images", str(tmp_path / "sample" / "test")]) == 0
@@ -160,10 +146,10 @@ def test_a_store_that_goes_away_stops_nothing_and_gets_all_of_it_later(
     monkeypatch.setattr(Mirror, "publish", publish)
     with mirrored(folder, "s3://bucket/later", said.append) as wanted:
         wanted()
-        time.sleep(0.5)
+        wait_until(lambda: bool(said))
         assert said == ["warning: s3://bucket/later takes nothing, later again: Connection refused"]
         away = False
-        time.sleep(0.5)
+        wait_until(lambda: len(said) > 1)
     assert "takes files again" in said[-1]
     assert len(names(client, "later/")) == 2
     away = True

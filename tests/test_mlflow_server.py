@@ -18,6 +18,7 @@ import pytest
 import requests
 from conftest import REPOSITORY, SMALL
 
+pytestmark = pytest.mark.slow
 RUNS = 2
 EPOCHS = 2
 USER = "postgres"  # whom Debian's package makes; a server refuses to run as root

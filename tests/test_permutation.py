@@ -36,6 +36,7 @@ def test_an_index_depends_on_its_place_alone(size: int, data: st.DataObject) -> 
     assert together.tolist() == [int(permutation[places[i : i + 1]][0]) for i in range(len(places))]
 
 
+@pytest.mark.slow
 def test_seeds_give_unrelated_orders() -> None:
     places = np.arange(100_000)
     orders = [Permutation(LARGE, seed)[places] for seed in range(4)]
@@ -46,6 +47,7 @@ def test_seeds_give_unrelated_orders() -> None:
             assert abs(np.corrcoef(a, b)[0, 1]) < 0.015  # 4.7 standard deviations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2**20, LARGE, 2**30 + 1])
 @pytest.mark.parametrize("first", [0, 700_000])
 def test_a_stretch_of_the_epoch_is_a_fair_sample_of_the_data_set(size: int, first: int) -> None:
@@ -57,6 +59,7 @@ def test_a_stretch_of_the_epoch_is_a_fair_sample_of_the_data_set(size: int, firs
     assert chisquare(last_digits, np.full(64, len(order) / 64)).pvalue > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag", [1, 2, 32, 1024, 32768])
 def test_neighbours_in_the_epoch_are_not_neighbours_in_the_data_set(lag: int) -> None:
     order = Permutation(LARGE, 4)[np.arange(400_000)] / LARGE
@@ -65,6 +68,7 @@ def test_neighbours_in_the_epoch_are_not_neighbours_in_the_data_set(lag: int) ->
     assert chisquare(differences).pvalue > 1e-6
 
 
+@pytest.mark.slow
 def test_small_sizes_reach_every_order_about_as_often() -> None:
     """24 orders of 4 from 4,800 seeds; a Feistel network of 4 values is the hardest case."""
     counts: dict[tuple[int, ...], int] = {}

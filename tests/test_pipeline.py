@@ -1,21 +1,21 @@
-"""Whole-pipeline claims, with real torchrun: the README's commands do what it says."""
+"""Whole-pipeline claims: the README's commands do what it says."""
 
 import csv
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, SMALL, TrainedRun, launch, torchrun
+from forked import RankJob, run, train
 
 from train.checkpoint import load_checkpoint
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
+photographs = pytest.mark.skipif(not PHOTOGRAPHS, reason="PUREBRED_PHOTOGRAPHS names no photographs")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -27,6 +27,37 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     state = load_checkpoint(folder / "checkpoints" / "last.pt")
     weights: dict[str, torch.Tensor] = state["model"]
     return weights
+
+
+def test_three_commands_by_path_from_another_directory(tmp_path: Path) -> None:
+    """Real torchrun, nothing installed, no data and no MLflow store: the sample set and the store are made.
+
+    The modules are those next to the script that is started, whatever is installed.
+    """
+    copy, cwd = tmp_path / "copy", tmp_path / "elsewhere"
+    cwd.mkdir()
+    for package in ("train", "export", "serve"):
+        shutil.copytree(REPOSITORY / package, copy / package)
+    with (copy / "train" / "distributed.py").open("a") as file:
+        file.write("\nprint('this is the copy')\n")
+    (cwd / "config.yaml").write_text(
+        "epochs: 1\nimage_size: 32\nmodel: simple_cnn\nprecision: fp32\nname: a\n"
+    )
+    printed = torchrun(2, "--config", "config.yaml", cwd=cwd, root=copy)
+    assert printed.count("this is the copy") == 2
+    assert (cwd / "data" / "sample" / "train" / "dog.0.jpg").is_file()
+    with sqlite3.connect(cwd / "mlflow.db") as db:
+        assert db.execute("select name, status from runs").fetchall() == [("a", "FINISHED")]
+
+    launch(sys.executable, copy / "export" / "main.py", "--run", "runs/a", cwd=cwd)
+    model, images = "runs/a/export/model.onnx", cwd / "data" / "sample" / "test"
+    arguments = ["--model", model, "--images", images, "--output", "predictions.csv"]
+    launch(sys.executable, copy / "serve" / "main.py", *arguments, cwd=cwd)
+    rows = read_csv(cwd / "predictions.csv")
+    assert [row["path"] for row in rows] == sorted(path.name for path in images.iterdir())
+    assert all(row["error"] == "" for row in rows)
+    # probabilities, not hard answers
+    assert any(0 < float(row["probability_dog"]) < 1 for row in rows)
 
 
 def test_run_directory_is_complete(trained: TrainedRun) -> None:
@@ -46,8 +77,8 @@ def test_run_directory_is_complete(trained: TrainedRun) -> None:
 
 def test_log_names_the_data_layout_and_the_sizes(trained: TrainedRun) -> None:
     assert "labels in the file names" in trained.printed
-    assert "train 136 images {'cat': 68, 'dog': 68}" in trained.printed
-    assert "4 processes" in trained.printed
+    assert "136 images {'cat': 68, 'dog': 68}" in trained.printed
+    assert "2 processes" in trained.printed
 
 
 def test_every_validation_image_has_one_prediction(trained: TrainedRun) -> None:
@@ -57,24 +88,7 @@ def test_every_validation_image_has_one_prediction(trained: TrainedRun) -> None:
         assert float(row["probability_cat"]) + float(row["probability_dog"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_train_export_score(trained: TrainedRun) -> None:
-    """The three commands, started by path from another directory."""
-    printed = launch(
-        sys.executable, REPOSITORY / "export" / "main.py", "--run", trained.folder, cwd=trained.cwd
-    )
-    assert "argmax agreement 100.00%" in printed
-    model = trained.folder / "export" / "model.onnx"
-    output = trained.cwd / "predictions.csv"
-    arguments = ["--model", model, "--images", trained.sample / "test", "--output", output]
-    launch(sys.executable, REPOSITORY / "serve" / "main.py", *arguments, cwd=trained.cwd)
-    rows = read_csv(output)
-    assert [row["path"] for row in rows] == sorted(f"{i}.jpg" for i in range(1, 21))
-    assert all(row["error"] == "" for row in rows)
-    # probabilities, not hard answers
-    assert any(0 < float(row["probability_dog"]) < 1 for row in rows)
-
-
-def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: TrainedRun) -> None:
+def test_several_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: TrainedRun) -> None:
     with sqlite3.connect(trained.cwd / "mlflow.db") as db:
         runs = db.execute("select run_uuid, name, status, artifact_uri from runs").fetchall()
         assert len(runs) == 1
@@ -82,7 +96,7 @@ def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: 
         assert (name, status) == ("small", "FINISHED")
         params = dict(db.execute("select key, value from params").fetchall())
         assert params["model"] == "simple_cnn"
-        assert params["world_size"] == "4"
+        assert params["world_size"] == "2"
         metrics = db.execute("select key, step from metrics").fetchall()
         for key in ("train/loss", "val/accuracy", "val/log_loss", "val/roc_auc", "lr", "images_per_second"):
             assert sorted(step for k, step in metrics if k == key) == [1, 2], key
@@ -97,7 +111,9 @@ def test_four_processes_make_exactly_one_mlflow_run_with_all_its_parts(trained: 
 def test_subjects_are_found_in_training_export_and_serving(sample: Path, tmp_path: Path) -> None:
     """Two processes; the graph that serves cuts out what the trained network cut out."""
     settings = [*SMALL, "--image-size", 48, "--epochs", 2, "--subject-crop", "cam"]
-    printed = torchrun(2, "--data", sample / "train", *settings, "--name", "cam", cwd=tmp_path)
+    printed = train(
+        2, "--data", sample / "train", *settings, "--track", "false", "--name", "cam", cwd=tmp_path
+    )
     assert "subject crop by " in printed
     folder = tmp_path / "runs" / "cam"
     assert (folder / "figures" / "subject_crops.png").is_file()
@@ -105,11 +121,10 @@ def test_subjects_are_found_in_training_export_and_serving(sample: Path, tmp_pat
     assert best["preprocess"]["size"] == 72
     assert best["crops_subject"] == (best["history"]["best_epoch"] > 1)
 
-    printed = launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", folder, cwd=tmp_path)
+    printed = run("export/main.py", "--run", folder, cwd=tmp_path)
     assert "argmax agreement 100.00%" in printed
     model, output = folder / "export" / "model.onnx", tmp_path / "predictions.csv"
-    arguments = ["--model", model, "--images", sample / "train", "--output", output]
-    launch(sys.executable, REPOSITORY / "serve" / "main.py", *arguments, cwd=tmp_path)
+    run("serve/main.py", "--model", model, "--images", sample / "train", "--output", output, cwd=tmp_path)
     served = {row["path"]: float(row["probability_dog"]) for row in read_csv(output)}
     for row in read_csv(folder / "val_predictions.csv"):
         assert served[row["path"]] == pytest.approx(float(row["probability_dog"]), abs=1e-3)
@@ -125,7 +140,7 @@ NO_BATCH_NORM = [
 def test_the_number_of_processes_does_not_change_the_run(sample: Path, tmp_path: Path) -> None:
     """Same global batch, model without batch norm: same validation set, same weights up to rounding."""
     for count in (1, 4):
-        torchrun(count, "--data", sample / "train", *NO_BATCH_NORM, "--name", f"n{count}", cwd=tmp_path)
+        train(count, "--data", sample / "train", *NO_BATCH_NORM, "--name", f"n{count}", cwd=tmp_path)
     one, four = (tmp_path / "runs" / f"n{count}" for count in (1, 4))
     weights = weights_of(four)
     for name, tensor in weights_of(one).items():
@@ -135,7 +150,7 @@ def test_the_number_of_processes_does_not_change_the_run(sample: Path, tmp_path:
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    trained: TrainedRun, sample: Path, tmp_path: Path
+    trained: TrainedRun, sample: Path, empty_store: Path, tmp_path: Path
 ) -> None:
     """2 epochs, a stop, 2 more = 4 epochs: weights, average, optimizer, metrics; one MLflow run.
 
@@ -153,9 +168,10 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
         "--layer-decay",
         0.7,
     ]
-    torchrun(2, *settings, "--name", "whole", "--track", "false", cwd=tmp_path)
-    torchrun(2, *settings, "--name", "parts", "--stop-after", 2, cwd=tmp_path)
-    torchrun(2, "--resume", "runs/parts", "--stop-after", 0, cwd=tmp_path)
+    train(2, *settings, "--name", "whole", "--track", "false", cwd=tmp_path)
+    shutil.copy(empty_store, tmp_path)
+    train(2, *settings, "--name", "parts", "--stop-after", 2, cwd=tmp_path)
+    train(2, "--resume", "runs/parts", "--stop-after", 0, cwd=tmp_path)
     whole, parts = (
         load_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
     )
@@ -180,7 +196,7 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes(
     weights = trained.folder / "checkpoints" / "best.pt"
     settings = ["--data", sample / "train", "--model", "simple_cnn", "--weights", weights, "--freeze", 3]
     settings += ["--layer-decay", 0.7, "--batch-size", 32, "--epochs", 2, "--track", "false"]
-    printed = torchrun(2, *settings, "--name", "tuned", cwd=tmp_path)
+    printed = train(2, *settings, "--name", "tuned", cwd=tmp_path)
     assert f"input as the weights had it ({weights}): image_size 32, " in printed
     assert "its head is kept: the classes are the same" in printed
     told = [line for line in printed.splitlines() if "arning" in line]
@@ -210,54 +226,39 @@ def test_bad_settings_are_one_clear_line_and_no_rank_waits(
     arguments: list[str], message: str, sample: Path, tmp_path: Path
 ) -> None:
     data = [] if "--data" in arguments else ["--data", sample / "train"]
-    printed = torchrun(2, *data, "--track", "false", *arguments, cwd=tmp_path, code=1)
+    printed = train(2, *data, "--track", "false", *arguments, cwd=tmp_path, code=2)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
 
 
-def test_with_no_arguments_it_trains_on_data_train(sample: Path, tmp_path: Path) -> None:
-    """The README's command, as it stands, from another directory than the repository."""
+@pytest.mark.slow
+def test_with_no_arguments_it_trains_on_data_train(sample: Path, empty_store: Path, tmp_path: Path) -> None:
+    """The README's command, as it stands."""
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)
     for path in (sample / "train").glob("*.[12]?.jpg"):
         shutil.copy(path, folder)
-    program = Path(sys.executable).with_name("torchrun")
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        job = subprocess.Popen(
-            [program, "--nproc_per_node=4", "--standalone", REPOSITORY / "train" / "main.py"],
-            cwd=tmp_path,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    deadline = time.monotonic() + 300
-    while "epoch 1/15: " not in log.read_text() and job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    job.terminate()  # one of fifteen epochs shows it
-    job.wait(60)
-    printed = log.read_text()
-    assert "data/train: 40 images" in printed
-    assert "epoch 1/15" in printed
+    shutil.copy(empty_store, tmp_path)
+    with RankJob(tmp_path) as job:
+        job.wait_for_text("epoch 1/15: ")  # one of fifteen epochs shows it
+    assert "data/train: 40 images" in job.printed()
     assert len(list((tmp_path / "runs").glob("*-resnet18/checkpoints/best.pt"))) == 1
 
 
-def test_without_data_the_drawn_sample_set_is_made_and_said_so(tmp_path: Path) -> None:
-    """By the modules next to the script that is started, whatever is installed."""
-    copy = tmp_path / "copy"
-    for package in ("train", "serve"):
-        shutil.copytree(REPOSITORY / package, copy / package)
-    with (copy / "train" / "distributed.py").open("a") as file:
-        file.write("\nprint('this is the copy')\n")
-    (tmp_path / "config.yaml").write_text("epochs: 1\nimage_size: 32\nmodel: simple_cnn\ntrack: false\n")
-    printed = torchrun(2, "--config", "config.yaml", cwd=tmp_path, root=copy)
-    assert "this is the copy" in printed
-    assert "training on the drawn sample set (made now)" in printed
-    assert (tmp_path / "data" / "sample" / "train" / "dog.0.jpg").is_file()
+@photographs
+def test_photographs_of_any_size_are_scored(exported: TrainedRun, tmp_path: Path) -> None:
+    images, model = Path(PHOTOGRAPHS) / "kaggle" / "test1", exported.folder / "export" / "model.onnx"
+    scoring = ["--model", model, "--images", images, "--output", tmp_path / "p.csv", "--format", "kaggle"]
+    run("serve/main.py", *scoring, cwd=tmp_path)
+    rows = read_csv(tmp_path / "p.csv")
+    assert sorted(int(row["id"]) for row in rows) == list(range(1, 501))
+    assert all(0 < float(row["label"]) < 1 for row in rows)
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS, reason="PUREBRED_PHOTOGRAPHS names no folder of photographs")
-def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
+@pytest.mark.slow
+@photographs
+def test_photographs_are_learnt_and_exported(tmp_path: Path) -> None:
     """Four short epochs on a part of them are enough for above 70 % on images never seen."""
     data = Path(PHOTOGRAPHS)
     files = sorted((data / "kaggle" / "train").iterdir())[::5]
@@ -265,17 +266,9 @@ def test_photographs_are_learnt_exported_and_scored(tmp_path: Path) -> None:
     (tmp_path / "part.csv").write_text(f"path,label\n{rows}")
     arguments = ["--model", "simple_cnn", "--image-size", 48, "--epochs", 4, "--ema", 0.98]
     arguments += ["--batch-size", 32, "--optimizer", "muon", "--lr", 0.01, "--val-interval", 4]
-    torchrun(2, "--data", tmp_path / "part.csv", *arguments, "--name", "photographs", cwd=tmp_path)
+    train(2, "--data", tmp_path / "part.csv", *arguments, "--name", "photographs", cwd=tmp_path)
     folder = tmp_path / "runs" / "photographs"
-    launch(sys.executable, REPOSITORY / "export" / "main.py", "--run", folder, cwd=tmp_path)
-    images = data / "kaggle" / "test1"
-    model = folder / "export" / "model.onnx"
-    output = tmp_path / "submission.csv"
-    scoring = ["--model", model, "--images", images, "--output", output, "--format", "kaggle"]
-    launch(sys.executable, REPOSITORY / "serve" / "main.py", *scoring, cwd=tmp_path)
-    rows = read_csv(output)
-    assert sorted(int(row["id"]) for row in rows) == list(range(1, 501))
-    assert all(0 < float(row["label"]) < 1 for row in rows)
+    run("export/main.py", "--run", folder, cwd=tmp_path)
     predictions = read_csv(folder / "val_predictions.csv")
     assert len(predictions) == len(files) * 0.15
     assert sum(int(row["correct"]) for row in predictions) / len(predictions) > 0.7

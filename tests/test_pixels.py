@@ -2,8 +2,6 @@
 
 import errno
 import pickle
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from forked import execute, fork
 from PIL import Image, ImageFilter
 from train_data import make_data
 
@@ -159,10 +158,13 @@ def test_processes_that_ask_at_once_build_it_once(tmp_path: Path) -> None:
         "cache = open_cache(Path(sys.argv[2]), data.train, training_entries(config), 'on', print)\n"
         "print(sum(int(cache[i].sum()) for i in range(len(cache))))\n"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "images"), str(tmp_path / "out")]
-    jobs = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    printed = [job.communicate(timeout=120)[0] for job in jobs]
-    assert all(job.returncode == 0 for job in jobs)
+    arguments = [str(tmp_path / "images"), str(tmp_path / "out")]
+    logs = [tmp_path / f"log{number}" for number in range(4)]
+    jobs = [fork(execute, program, arguments, cwd=REPOSITORY, log=log) for log in logs]
+    for job in jobs:
+        job.join(120)
+    printed = [log.read_text() for log in logs]
+    assert all(job.exitcode == 0 for job in jobs), printed
     assert "".join(printed).count("decoding once") == 1
     assert len({text.splitlines()[-1] for text in printed}) == 1
 

@@ -176,6 +176,7 @@ def test_the_packages_tensors_are_each_where_they_belong() -> None:
     assert read_weights(f"timm/{LITE}.in1k", "package").keys() == ours.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="PUREBRED_PHOTOGRAPHS names no folder of photographs")
 def test_the_packages_network_tells_cats_from_dogs_as_it_comes() -> None:
     """ImageNet's 118 breeds of dogs and 5 of cats, each breed as likely; normalisation, padding, epsilon,

@@ -4,12 +4,12 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL, TrainedRun, launch
+from conftest import REPOSITORY, SMALL, TrainedRun
 from PIL import Image
 from train_data import draw, flat_set, settings
 
@@ -137,20 +137,31 @@ def test_settings_can_change_until_a_round_is_labelled(tmp_path: Path) -> None:
         check(0.7)
 
 
-def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:
+def test_two_rounds_of_students(
+    trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Real commands. Copies of labelled images among the unlabelled ones, re-encoded ones too, are not
     used."""
+    monkeypatch.chdir(tmp_path)
+    called: list[str] = []
+
+    def call(program: str | Path, *arguments: object) -> None:
+        called.append(str(program).removeprefix(f"{REPOSITORY}/"))
+        forked.run(called[-1], *arguments, cwd=tmp_path)
+
+    monkeypatch.setattr(pseudo_label, "call", call)
+    teacher = shutil.copytree(trained.folder, tmp_path / "teacher")
     unlabelled = shutil.copytree(trained.sample / "test", tmp_path / "unlabelled")
     for i in range(10):
         shutil.copy(trained.sample / "train" / f"cat.{i}.jpg", unlabelled / f"copy{i}.jpg")
         with Image.open(trained.sample / "train" / f"dog.{i}.jpg") as image:
             image.save(unlabelled / f"encoded{i}.jpg", quality=80)
-    command = [sys.executable, REPOSITORY / "train" / "pseudo_label.py", "--teacher", trained.folder]
-    command += ["--unlabelled", unlabelled, "--threshold", 0.5, "--nproc_per_node", 1, "--rounds"]
+    command = ["--teacher", teacher, "--unlabelled", unlabelled, "--threshold", 0.5, "--rounds"]
     flags = ["--", *SMALL, "--epochs", 1, "--dropout", 0.3, "--name", "student", "--track", "false"]
-    printed = launch(*command, 1, *flags, cwd=trained.cwd)
-    assert "round 1: of 40 unlabelled images 20 are used" in printed
-    runs = trained.cwd / "runs"
+    assert pseudo_label.main([str(argument) for argument in [*command, 1, *flags]]) == 0
+    assert called == ["export/main.py", "serve/main.py", "train/main.py"]
+    assert "of 40 unlabelled images 20 are used" in capsys.readouterr().out
+    runs = tmp_path / "runs"
     manifest = runs / "student-labels" / "train-1.csv"
     labels, soft = read_manifest(manifest), read_soft_labels(manifest)
     assert len(labels) == 136 + 20
@@ -164,10 +175,11 @@ def test_two_rounds_of_students(trained: TrainedRun, tmp_path: Path) -> None:
         assert validated == sorted(row["path"] for row in csv.DictReader(file)), "teacher's and student's"
 
     before = manifest.stat().st_mtime_ns
-    printed = launch(*command, 2, *flags, cwd=trained.cwd)
+    called.clear()
+    assert pseudo_label.main([str(argument) for argument in [*command, 2, *flags]]) == 0
     assert manifest.stat().st_mtime_ns == before, "the first round is not repeated"
-    assert "epoch 1/1" in printed.split("round 2:")[1]
-    assert "epoch 1/1" not in printed.split("round 2:")[0]
+    # its student is found finished
+    assert called == ["train/main.py", "export/main.py", "serve/main.py", "train/main.py"]
     assert (runs / "student-2" / "checkpoints" / "best.pt").is_file()
 
 

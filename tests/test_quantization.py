@@ -123,6 +123,7 @@ def test_bias_correction_takes_the_shift_out_of_the_first_layer(
     assert shift() < 0.2 * before
 
 
+@pytest.mark.slow
 def test_depthwise_layers_and_squeeze_and_excitation_are_quantised_too(tmp_path: Path) -> None:
     model = exported("mobilenet_v3_small", tmp_path / "model.onnx")
     quantizer = Quantizer(model, images(16, 99))

@@ -19,18 +19,9 @@ from serve.preprocess import load_image
 from train.checkpoint import file_sha256
 
 
-@pytest.fixture(scope="module")
-def exported(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("quantize") / "small"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.main, "track", lambda *_: None)
-        assert export.main.main(["--run", str(run)]) == 0
-    return run
-
-
 @pytest.fixture
-def run(exported: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(exported, tmp_path / "small"))
+def run(exported: TrainedRun, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported.folder, tmp_path / "small"))
 
 
 def entries(run: Path) -> list[dict[str, Any]]:

@@ -2,17 +2,16 @@
 
 import errno
 import fcntl
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import REPOSITORY
+from forked import execute, fork
 from train_data import settings
 
+from benchmarks.jobs import wait_until
 from train import resume
 from train.command_line import save_config
 from train.config import TrainConfig
@@ -120,11 +119,9 @@ def test_one_process_at_a_time_writes_and_a_killed_one_leaves_no_lock(
 ) -> None:
     make_run(tmp_path, "a")
     folder = tmp_path / "runs" / "a"
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(folder)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "held\n"
+    log = tmp_path / "log"
+    other = fork(execute, HOLDS, [str(folder)], cwd=tmp_path, log=log)
+    wait_until(lambda: log.exists() and log.read_text() == "held\n")
     monkeypatch.setattr(resume, "WAIT_FOR_LOCK_SECONDS", 0.3)
     said: list[str] = []
     with (
@@ -136,7 +133,7 @@ def test_one_process_at_a_time_writes_and_a_killed_one_leaves_no_lock(
     assert is_locked(folder)
     assert settle_run(settings(tmp_path, resume="auto")).resume == ""
     other.kill()
-    other.wait()
+    other.join()
     with only_writer(folder, said.append):
         pass
 

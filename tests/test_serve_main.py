@@ -270,6 +270,7 @@ def test_serving_imports_nothing_of_training(tmp_path: Path, model: Path, images
     assert "imported: []" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_base_install_scores_on_a_machine_without_torch(
     tmp_path: Path, model: Path, images: Path
 ) -> None:

@@ -1,20 +1,18 @@
 """The index of a data set is held once on a machine, and is the same as the lists that it replaces."""
 
-import json
 import pickle
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from forked import on_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.distributed import Ranks
+from train.distributed import Ranks, gather_list
 from train.shared import Texts, share
-
-ROOT = Path(__file__).resolve().parents[1]
 
 names = st.binary(max_size=12).map(lambda name: name.decode("utf-8", "surrogateescape"))
 
@@ -43,54 +41,37 @@ def test_a_single_process_keeps_its_arrays_and_writes_nothing(tmp_path: Path) ->
     assert not (tmp_path / "cache").exists()
 
 
-SCRIPT = r"""
-import json, os, sys
-from pathlib import Path
-
-import numpy as np
-import psutil
-import torch
-
-from train.distributed import gather_list, process_group, ranks_from_environment
-from train.shared import share
-
 SIZE = 50_000_000
-ranks = ranks_from_environment()
-own = lambda: psutil.Process().memory_full_info().uss
-with process_group(ranks, torch.device("cpu")):
-    share([np.ones(9)], ranks, Path(sys.argv[1]))
+
+
+def memory_of_a_copy(folder: str, ranks: Ranks) -> tuple[float, float]:
+    """Return this process's own memory, as a share of an array: with a copy of it, and once it is shared."""
+
+    def own() -> int:
+        uss: int = psutil.Process().memory_full_info().uss
+        return uss
+
+    share([np.ones(9)], ranks, Path(folder))
     before = own()
     arrays = [np.full(SIZE, 7, np.uint8), np.zeros((0, 2))]
     kept = own()
-    arrays = share(arrays, ranks, Path(sys.argv[1]))
-    assert arrays[0].sum(dtype=np.int64) == 7 * SIZE and arrays[1].shape == (0, 2)
+    arrays = share(arrays, ranks, Path(folder))
+    assert arrays[0].sum(dtype=np.int64) == 7 * SIZE
+    assert arrays[1].shape == (0, 2)
     gather_list([True], ranks)  # a page is shared once the other process has read it too
     found = (kept - before) / SIZE, (own() - before) / SIZE
     gather_list([True], ranks)  # and while it lives
-    os.write(1, f"{json.dumps(found)}\n".encode())  # whole lines: both write to one pipe
-"""
+    return found
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["room on the disk", "no room"])
 def test_processes_share_one_copy_where_there_is_room(tmp_path: Path, full: bool) -> None:
-    (tmp_path / "main.py").write_text(SCRIPT)
     folder = tmp_path / "cache"
     if full:
         folder.write_text("not a folder: nothing can be written")
-    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "main.py"), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    assert len(lines) == 2
-    for kept, shared in map(json.loads, lines):
+    for kept, shared in on_ranks(partial(memory_of_a_copy, str(folder)), 2, tmp_path):
         assert kept > 0.9
         assert (shared > 0.9) if full else (shared < 0.1)
-    assert ("each process keeps its own list" in done.stdout) == full
+    assert ("each process keeps its own list" in (tmp_path / "log").read_text()) == full
     if not full:
         assert list(folder.iterdir()) == [], "nothing is left behind"

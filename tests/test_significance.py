@@ -89,6 +89,7 @@ def test_tangos_bounds_are_where_the_score_test_says_so(gained: int, lost: int, 
     assert z(interval.high) == pytest.approx(norm.ppf(0.025), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("difference", [0.0, -0.02, 0.1])
 def test_tangos_interval_covers_95_percent_and_misses_as_often_on_either_side(difference: float) -> None:
     rng = np.random.default_rng(1)
@@ -101,6 +102,7 @@ def test_tangos_interval_covers_95_percent_and_misses_as_often_on_either_side(di
     assert 0.015 < below < 0.035
 
 
+@pytest.mark.slow
 def test_the_one_sided_bound_is_wrong_at_most_in_about_5_percent_of_cases() -> None:
     """What promotion rests on: `lower bound of the 90 % interval above -margin`; size by enumeration."""
     n, margin, q = 300, 0.05, 0.03  # a run that is worse by exactly the margin
@@ -140,6 +142,7 @@ def test_auc_is_scikit_learns_with_ties() -> None:
     assert logits[2] - logits[1] == pytest.approx(2 * 1.959964 * sqrt(variance) * slope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.5, 2.0])
 def test_delongs_interval_covers_95_percent(shift: float) -> None:
     truth = norm.cdf(shift / sqrt(2))

@@ -2,7 +2,7 @@
 
 import errno
 import os
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,19 @@ def test_the_newest_two_are_kept_and_last_is_the_end_of_an_epoch(tmp_path: Path)
 
 
 def test_what_is_written_in_the_background_is_what_it_was(tmp_path: Path, monkeypatch: Any) -> None:
-    def slow(*arguments: Any) -> None:
-        time.sleep(0.3)
+    released = threading.Event()
+
+    def waits(*arguments: Any) -> None:
+        assert released.wait(60), "training waited for the disk"
         save_checkpoint(*arguments)
 
-    monkeypatch.setattr(snapshots, "save_checkpoint", slow)
+    monkeypatch.setattr(snapshots, "save_checkpoint", waits)
     writer, current = Snapshots(tmp_path, 1e-9, print), state(0, 5, value=1.0)
-    started = time.monotonic()
     assert writer.begin(current)
     current["model"]["w"].fill_(9)
     assert not writer.due(), "one at a time"
     assert not writer.begin(current)
-    assert time.monotonic() - started < 0.25, "training waited"
+    released.set()
     writer.finish()
     assert writer.due()
     (path,) = list_snapshots(tmp_path)
@@ -64,13 +65,17 @@ def test_the_end_of_an_epoch_is_written_after_what_is_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the older one would come last, and be last.pt."""
+    waited_for = threading.Event()
 
     def slow(state: dict[str, Any], path: Path) -> None:
-        time.sleep(0.2 if state["epoch"] == 1 else 0)
+        if state["epoch"] == 1:
+            waited_for.wait(5)
         save_checkpoint(state, path)
 
     monkeypatch.setattr(snapshots, "save_checkpoint", slow)
     writer = Snapshots(tmp_path, 1, print)
+    finish = writer.finish
+    monkeypatch.setattr(writer, "finish", lambda: (waited_for.set(), finish()))
     assert writer.begin(state(1))
     assert writer.write(state(2))
     writer.finish()

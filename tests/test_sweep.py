@@ -18,6 +18,7 @@ import mlflow
 import optuna
 import pytest
 from conftest import REPOSITORY
+from forked import fork
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 from train_data import flat_set
@@ -199,21 +200,20 @@ def test_when_no_trial_succeeds_the_exit_code_says_so(capsys: pytest.CaptureFixt
     assert rows()[1]["error"] == "no epoch has a finite val/accuracy"
 
 
+def sweep_stand_ins(arguments: list[str]) -> int:
+    sweep.TRAIN = Path("stand_in.py")
+    return sweep.main(arguments)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_is_stopped_goes_on_with_the_trial_it_was_at(number: signal.Signals) -> None:
     script([0.5, 0.6, 0.7], [0.5, None, 0.8], [], [0.1, 0.2, 0.3])
-    program = f"""
-import sys
-sys.path.insert(0, {str(REPOSITORY)!r})
-from pathlib import Path
-from train import sweep
-sweep.TRAIN = Path("stand_in.py")
-sys.exit(sweep.main({arguments(3)!r}))
-"""
-    process = subprocess.Popen([sys.executable, "-c", program])
+    process = fork(sweep_stand_ins, arguments(3), cwd=Path.cwd(), log=Path("log"))
     wait_for(Path("runs/s/s-1/checkpoints/last.pt"))
-    process.send_signal(number)
-    assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == (-number if number == signal.SIGKILL else 128 + signal.SIGTERM)
     Path("go").touch()
     assert sweep.main(arguments(3)) == 0
     assert [row["run"] for row in rows()] == ["s-0", "s-1", "s-3"]
@@ -336,6 +336,7 @@ def test_a_sweep_does_not_need_mlflow_to_answer(
     assert "warning: the sweep's run in MLflow is not up to date" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_real_trials_with_one_killed_and_resumed_are_children_of_one_mlflow_run() -> None:
     command = [sys.executable, str(REPOSITORY / "train" / "sweep.py")]
     command += arguments(2, track=True, epochs=2)

@@ -368,6 +368,7 @@ def test_a_teacher_that_takes_images_of_another_size_is_refused(tmp_path: Path) 
     assert load_teacher(str(tmp_path / "run"), ("cat", "dog"), 1.5) is not None
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, epochs=1, optimizer="sgd", lr=0.01)
     weights = []

@@ -58,10 +58,12 @@ def test_it_is_stopped_in_order_when_an_epoch_says_so() -> None:
 
 def test_one_that_ended_well_before_it_could_be_stopped_was_not_stopped() -> None:
     def after_the_end(row: dict[str, Any]) -> bool:
-        time.sleep(0.5)
+        program = psutil.Process(int(Path("pid").read_text()))
+        wait_for(lambda: program.status() == psutil.STATUS_ZOMBIE)
         return bool(row["epoch"] == 3)
 
-    assert run(EPOCHS, after_the_end) == Ended(False, "")
+    with_pid = "import os\nopen('pid', 'w').write(str(os.getpid()))\n" + EPOCHS
+    assert run(with_pid, after_the_end) == Ended(False, "")
 
 
 def test_one_that_ignores_sigterm_is_killed_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,27 +5,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import TrainedRun
 from google.protobuf import text_format
-from test_export_main import run as run
+from test_export_main import published as published
 from tritonclient.grpc import model_config_pb2
 
-import export.main
 import export.triton
 from serve.predictor import Predictor
 
 TYPES = {model_config_pb2.TYPE_UINT8: "tensor(uint8)", model_config_pb2.TYPE_FP32: "tensor(float)"}
 
 
-@pytest.fixture
-def exported(run: Path, trained: TrainedRun) -> Path:
-    assert export.main.main(["--run", str(run), "--limit", "4"]) == 0
-    return run
-
-
-def test_the_repository_describes_the_model_that_is_in_it(exported: Path, tmp_path: Path) -> None:
+def test_the_repository_describes_the_model_that_is_in_it(published: Path, tmp_path: Path) -> None:
     repository = tmp_path / "deep" / "models"
-    assert export.triton.main(["--run", str(exported), "--repository", str(repository)]) == 0
+    assert export.triton.main(["--run", str(published), "--repository", str(repository)]) == 0
     folder = repository / "small"
     config = model_config_pb2.ModelConfig()
     text_format.Parse((folder / "config.pbtxt").read_text(), config)
@@ -42,12 +34,12 @@ def test_the_repository_describes_the_model_that_is_in_it(exported: Path, tmp_pa
     predictor = Predictor(folder / "1" / "model.onnx", "cpu")
     assert (folder / "labels.txt").read_text().splitlines() == list(predictor.metadata.class_names)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    expected = Predictor(exported / "export" / "model.onnx", "cpu").predict(pixels)
+    expected = Predictor(published / "export" / "model.onnx", "cpu").predict(pixels)
     np.testing.assert_array_equal(predictor.predict(pixels), expected)
 
 
-def test_the_next_model_is_the_next_version(exported: Path, tmp_path: Path) -> None:
-    arguments = ["--run", str(exported), "--repository", str(tmp_path / "models"), "--name", "pets"]
+def test_the_next_model_is_the_next_version(published: Path, tmp_path: Path) -> None:
+    arguments = ["--run", str(published), "--repository", str(tmp_path / "models"), "--name", "pets"]
     assert export.triton.main(arguments) == 0
     (tmp_path / "models" / "pets" / ".2.tmp").mkdir()  # a call that was killed
     assert export.triton.main(arguments) == 0
@@ -60,11 +52,11 @@ def test_the_next_model_is_the_next_version(exported: Path, tmp_path: Path) -> N
 
 
 def test_a_model_that_was_struck_out_is_not_handed_on(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = exported / "export" / "verification.json"
+    record = published / "export" / "verification.json"
     record.write_text(record.read_text().replace('"passed": true', '"passed": false'))
-    code = export.triton.main(["--run", str(exported), "--repository", str(tmp_path / "models")])
+    code = export.triton.main(["--run", str(published), "--repository", str(tmp_path / "models")])
     assert code == 2
     assert "model.onnx failed verification and is not to be used" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
@@ -80,13 +72,13 @@ def test_a_model_that_was_struck_out_is_not_handed_on(
     ],
 )
 def test_what_cannot_be_written_is_an_error(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     other = tmp_path / "models" / "other"
     other.mkdir(parents=True)
     (other / "config.pbtxt").write_text('name: "other"\n')
     code = export.triton.main(
-        ["--run", str(exported), "--repository", str(tmp_path / "models"), *arguments]
+        ["--run", str(published), "--repository", str(tmp_path / "models"), *arguments]
     )
     assert code == 2
     assert message in capsys.readouterr().err

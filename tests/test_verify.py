@@ -16,12 +16,9 @@ from train.checkpoint import load_checkpoint
 from train.model import rebuild
 
 
-@pytest.fixture(scope="module")
-def exported(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
-    path = tmp_path_factory.mktemp("export") / "good.onnx"
-    convert(rebuild(checkpoint), describe(checkpoint, "0" * 64), path)
-    return path
+@pytest.fixture
+def good(exported: TrainedRun) -> Path:
+    return exported.folder / "export" / "model.onnx"
 
 
 def check(trained: TrainedRun, onnx_file: Path, limit: int = 0, accuracy_added: float = 0) -> Verification:
@@ -44,8 +41,8 @@ def damaged(source: Path, target: Path, **metadata: object) -> Path:
     return target
 
 
-def test_an_honest_export_passes_on_all_images(trained: TrainedRun, exported: Path) -> None:
-    report = check(trained, exported)
+def test_an_honest_export_passes_on_all_images(trained: TrainedRun, good: Path) -> None:
+    report = check(trained, good)
     assert report.passed, report.failures
     assert (report.num_images, report.num_noise_images) == (24, 1 + 2 + 7 + 32)
     assert report.argmax_agreement == 1.0
@@ -54,20 +51,18 @@ def test_an_honest_export_passes_on_all_images(trained: TrainedRun, exported: Pa
     assert report.log_loss_served == pytest.approx(report.log_loss_pytorch, abs=1e-5)
 
 
-def test_limit_takes_evenly_spaced_images(trained: TrainedRun, exported: Path) -> None:
-    report = check(trained, exported, limit=10)
+def test_limit_takes_evenly_spaced_images(trained: TrainedRun, good: Path) -> None:
+    report = check(trained, good, limit=10)
     assert report.passed
     assert report.num_images == 10
 
 
-def test_another_accuracy_than_in_training_fails_on_the_whole_set(
-    trained: TrainedRun, exported: Path
-) -> None:
+def test_another_accuracy_than_in_training_fails_on_the_whole_set(trained: TrainedRun, good: Path) -> None:
     """A part of it has another one anyway."""
-    (failure,) = check(trained, exported, accuracy_added=0.5).failures
+    (failure,) = check(trained, good, accuracy_added=0.5).failures
     assert failure.startswith("validation accuracy was ")
     assert failure.endswith(" now: the validation images or a library changed")
-    assert check(trained, exported, limit=10, accuracy_added=0.5).passed
+    assert check(trained, good, limit=10, accuracy_added=0.5).passed
 
 
 def scored(whole: bool, total: int = 1000, **values: Any) -> list[str]:
@@ -104,9 +99,9 @@ def test_log_loss_is_limited_below_float32_also_where_no_accuracy_is_lost() -> N
     ]
 
 
-def test_a_tampered_graph_fails(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
+def test_a_tampered_graph_fails(trained: TrainedRun, good: Path, tmp_path: Path) -> None:
     """One weight of the last layer, changed."""
-    proto = onnx.load(exported)
+    proto = onnx.load(good)
     head = next(w for w in proto.graph.initializer if "classifier" in w.name and w.name.endswith("weight"))
     values = numpy_helper.to_array(head).copy()
     values[0, 0] += 0.5
@@ -117,18 +112,18 @@ def test_a_tampered_graph_fails(trained: TrainedRun, exported: Path, tmp_path: P
     assert any("probabilities differ by up to" in failure for failure in report.failures)
 
 
-def test_a_wrong_preprocess_fails(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
-    metadata = ModelMetadata.from_json(onnx.load(exported).metadata_props[0].value)
+def test_a_wrong_preprocess_fails(trained: TrainedRun, good: Path, tmp_path: Path) -> None:
+    metadata = ModelMetadata.from_json(onnx.load(good).metadata_props[0].value)
     other = type(metadata.preprocess)(mode="squash", size=32, resize_size=37)
-    report = check(trained, damaged(exported, tmp_path / "squash.onnx", preprocess=other))
+    report = check(trained, damaged(good, tmp_path / "squash.onnx", preprocess=other))
     assert not report.passed
     assert any("preprocessing in the file is" in failure for failure in report.failures)
     # and it is found in the answers as well, not by comparing settings alone
     assert any("probabilities differ by up to" in failure for failure in report.failures)
 
 
-def test_swapped_class_names_fail(trained: TrainedRun, exported: Path, tmp_path: Path) -> None:
-    swapped = damaged(exported, tmp_path / "swapped.onnx", class_names=("dog", "cat"))
+def test_swapped_class_names_fail(trained: TrainedRun, good: Path, tmp_path: Path) -> None:
+    swapped = damaged(good, tmp_path / "swapped.onnx", class_names=("dog", "cat"))
     report = check(trained, swapped)
     assert not report.passed
     assert any("class names in the file are ['dog', 'cat']" in failure for failure in report.failures)
@@ -136,10 +131,10 @@ def test_swapped_class_names_fail(trained: TrainedRun, exported: Path, tmp_path:
 
 
 def test_a_graph_that_is_wrong_on_noise_alone_fails(
-    trained: TrainedRun, exported: Path, tmp_path: Path
+    trained: TrainedRun, good: Path, tmp_path: Path
 ) -> None:
     """Validation images are much alike; noise reaches values that they do not."""
-    proto = onnx.load(exported)
+    proto = onnx.load(good)
     conv = next(n for n in proto.graph.node if n.op_type == "Relu")
     clip = onnx.helper.make_node("Clip", [conv.input[0], "zero", "ceiling"], [conv.output[0]])
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
@@ -178,11 +173,11 @@ def test_not_a_model_at_all_fails(trained: TrainedRun, tmp_path: Path) -> None:
     assert "not an ONNX file" in report.failures[0]
 
 
-def test_a_validation_image_that_is_gone_is_an_error(trained: TrainedRun, exported: Path) -> None:
+def test_a_validation_image_that_is_gone_is_an_error(trained: TrainedRun, good: Path) -> None:
     checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
     images = ValidationImages(Path("/nowhere"), ["cat.0.jpg"], ["cat"], is_whole_set=False)
     with pytest.raises(ValueError, match=r"validation image /nowhere/cat\.0\.jpg cannot be read"):
-        verify(rebuild(checkpoint), checkpoint, exported, images)
+        verify(rebuild(checkpoint), checkpoint, good, images)
 
 
 @pytest.mark.parametrize("total", [7, 10, 100, 1000, 2250])
