@@ -1,0 +1,522 @@
+"""Plant small faults in a copy of the code, one at a time, and see which test of `make test` finds each.
+
+    python benchmarks/planted_faults.py [--only NAME ...] [--list] [--tests near|all]
+
+First the test files that are nearest to the fault are run, and if none of them fails, all of `make test`'s;
+with --tests near only those, with --tests all the whole at once.
+Ends with a table of faults and the tests that found them; exit code 1 if one was not found.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("train", "export", "serve", "k8s", "tests", "benchmarks", "docs")
+FILES = ("pyproject.toml", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str
+    """Text that is in the file once."""
+    new: str
+    near: tuple[str, ...] = ()
+    """Names of test files, without `test_`; empty: the one of the module."""
+
+    def plant(self, root: Path) -> None:
+        """Replace the text, and raise ValueError if it is not there exactly once."""
+        path = root / self.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise ValueError(
+                f"{self.name}: {self.file} has its text {text.count(self.old)} times, not once"
+            )
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+    def tests(self) -> list[str]:
+        names = self.near or (Path(self.file).stem,)
+        return [f"tests/test_{name}.py" for name in names]
+
+
+FAULTS = [
+    # what is trained
+    Fault(
+        "a seed of the order without the epoch",
+        "train/loader.py",
+        'seed = seed_of("order", self.seed, epoch)',
+        'seed = seed_of("order", self.seed)',
+    ),
+    Fault(
+        "padding of the last batch counts in the loss",
+        "train/loader.py",
+        "weights = (places < self.num_samples).astype(float).tolist()",
+        "weights = (places >= 0).astype(float).tolist()",
+        ("loader", "loop"),
+    ),
+    Fault(
+        "ranks train on the same part of a batch",
+        "train/loader.py",
+        "part = self.rank * self.accumulation + micro_step",
+        "part = micro_step",
+    ),
+    Fault(
+        "a resumed epoch begins one step late",
+        "train/loader.py",
+        "for step in range(first_step, self.steps):",
+        "for step in range(first_step + (first_step > 0), self.steps):",
+    ),
+    Fault(
+        "validation images are padded to equal parts",
+        "train/loader.py",
+        "mine = range(rank, num_samples, world_size)",
+        "whole = -(-num_samples // world_size) * world_size\n"
+        "    mine = np.resize(np.arange(num_samples), whole)[rank::world_size].tolist()",
+    ),
+    Fault(
+        "loader processes end with the job's signals",
+        "train/loader.py",
+        "            worker_init_fn=ignore_stops,\n",
+        "",
+        ("loader", "preemption", "faults"),
+    ),
+    Fault(
+        "a rank's loss is dropped from the sum",
+        "train/loop.py",
+        "total = sum_over_ranks(running.sums.clone()).tolist()",
+        "total = (running.sums * ranks.world_size).tolist()",
+        ("loop", "pipeline", "faults"),
+    ),
+    Fault(
+        "gradients are averaged over ranks, not over images",
+        "train/loop.py",
+        "losses.sum() * (ranks.world_size / real)",
+        "losses.sum() / real",
+        ("loop", "pipeline"),
+    ),
+    Fault(
+        "dropout is the same on all ranks",
+        "train/loop.py",
+        'seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank)',
+        'seed_of("dropout", config.seed, epoch, step, micro_step)',
+    ),
+    Fault(
+        "training stays in evaluation mode",
+        "train/loop.py",
+        "    trainee.model.train()\n    trainee.begin_epoch",
+        "    trainee.begin_epoch",
+        ("loop", "trainee", "architectures"),
+    ),
+    Fault(
+        "each micro-batch's gradients are reduced, or none",
+        "train/loop.py",
+        "gradient_sync(trainee.wrapped, micro_step == plan.accumulation - 1)",
+        "gradient_sync(trainee.wrapped, micro_step == 0 and plan.accumulation > 1)",
+        ("loop", "pipeline", "faults"),
+    ),
+    Fault(
+        "a skipped step's loss counts",
+        "train/loop.py",
+        "self.sums += torch.where(finite, sums, 0)",
+        "self.sums += sums",
+    ),
+    Fault(
+        "the teacher's temperature is not squared",
+        "train/loop.py",
+        "self.share * self.temperature**2 * divergence",
+        "self.share * self.temperature * divergence",
+    ),
+    Fault(
+        "gradients are summed although synchronisation is off",
+        "train/distributed.py",
+        "    if enabled or not isinstance(model, DistributedDataParallel):",
+        "    if True or not isinstance(model, DistributedDataParallel):",
+    ),
+    Fault(
+        "an error of rank 0 stays with rank 0",
+        "train/distributed.py",
+        "    if outcome[1] is not None:\n        raise outcome[1]\n",
+        "    if outcome[1] is not None and ranks.is_main:\n        raise outcome[1]\n",
+    ),
+    Fault(
+        "rows of the ranks are gathered without the last rank",
+        "train/distributed.py",
+        "return torch.cat([torch.from_numpy(part) for part in parts]) if parts else None",
+        "return torch.cat([torch.from_numpy(part) for part in parts[:-1]]) if parts else None",
+    ),
+    Fault(
+        "addresses of an earlier attempt are read",
+        "train/distributed.py",
+        'PrefixStore(f"purebred/{agree_on_attempt(shared, ranks.rank, ranks.world_size)}", shared)',
+        'PrefixStore("purebred", shared)',
+        ("faults",),
+    ),
+    Fault(
+        "the warm-up begins at 0",
+        "train/optim.py",
+        "return (step + 1) / warmup",
+        "return step / warmup",
+    ),
+    Fault(
+        "biases decay too",
+        "train/optim.py",
+        'groups.append({"params": others, "weight_decay": 0.0, "lr": lr})',
+        'groups.append({"params": others, "weight_decay": weight_decay, "lr": lr})',
+    ),
+    Fault(
+        "the deepest group learns fastest",
+        "train/optim.py",
+        "lr = peak * config.layer_decay**depth",
+        "lr = peak * config.layer_decay ** (len(by_depth) - 1 - depth)",
+    ),
+    Fault(
+        "the moving average takes the new weights' share",
+        "train/optim.py",
+        "[theirs[i] for i in mixed], 1 - decay)",
+        "[theirs[i] for i in mixed], decay)",
+    ),
+    Fault(
+        "the moving average is not restored",
+        "train/trainee.py",
+        '            self.ema.module.load_state_dict(state["ema"])\n',
+        "",
+    ),
+    Fault(
+        "the optimizer is not restored",
+        "train/trainee.py",
+        '        self.optimizer.load_state_dict(state["optimizer"])\n',
+        "",
+    ),
+    Fault(
+        "the schedule is not restored",
+        "train/trainee.py",
+        '        self.scheduler.load_state_dict(state["scheduler"])\n',
+        "",
+    ),
+    Fault(
+        "batch-norm statistics of a skipped step stay",
+        "train/trainee.py",
+        "        self._restore_statistics(finite)\n",
+        "",
+        ("trainee", "loop"),
+    ),
+    Fault(
+        "of equal accuracies the higher log loss wins",
+        "train/trainee.py",
+        'return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)',
+        'return (accuracy, -loss) if config.best_by == "accuracy" else (loss, accuracy)',
+    ),
+    Fault(
+        "gradients are never clipped",
+        "train/trainee.py",
+        "norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)",
+        "norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1e9)",
+        ("trainee", "loop"),
+    ),
+    # what is seen of the images
+    Fault(
+        "augmentation does not depend on the epoch",
+        "train/augment.py",
+        'draws = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)',
+        'draws = uniforms(seed_of("view", seed), indices, 1 + 4 * TRIES)',
+        ("augment", "loader"),
+    ),
+    Fault(
+        "crops are resized without antialiasing",
+        "train/augment.py",
+        "F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)",
+        "F.interpolate(pixels, (size, size), mode=interpolation)",
+    ),
+    Fault(
+        "images are flipped upside down",
+        "train/augment.py",
+        "seen = seen.flip(1)",
+        "seen = seen.flip(0)",
+    ),
+    Fault(
+        "mixup keeps the labels of one",
+        "train/augment.py",
+        "targets = torch.lerp(two.flip(1), two, shares)",
+        "targets = two",
+    ),
+    Fault(
+        "CutMix's share is that of the planned rectangle, not of what was cut",
+        "train/augment.py",
+        "            own[i] = 1 - cut / (height * width)\n",
+        "",
+    ),
+    Fault(
+        "width and height of a box are swapped",
+        "train/augment.py",
+        "return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h",
+        "return int(x * (width - w + 1)), int(y * (height - h + 1)), h, w",
+    ),
+    # what validates, and what is said of it
+    Fault(
+        "copies of an image are on both sides of the split",
+        "train/split.py",
+        "members.setdefault(group, []).append(i)",
+        'members.setdefault(f"{group}{i}", []).append(i)',
+        ("split", "data"),
+    ),
+    Fault(
+        "the split depends on the order of listing",
+        "train/split.py",
+        'groups.sort(key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())',
+        "groups.sort(key=lambda group: -len(members[group]))",
+        ("split", "data", "webdataset"),
+    ),
+    Fault(
+        "ROC AUC of the first class",
+        "train/metrics.py",
+        "roc_auc_score(labels, probabilities[:, 1])",
+        "roc_auc_score(labels, probabilities[:, 0])",
+    ),
+    Fault(
+        "a confusion matrix on its side",
+        "train/metrics.py",
+        "confusion = confusion_matrix(labels, predicted, labels=classes)",
+        "confusion = confusion_matrix(predicted, labels, labels=classes)",
+    ),
+    Fault(
+        "predictions without the temperature that is served",
+        "train/metrics.py",
+        "log_probs = log_probabilities(evaluation.logits, temperature, clip)",
+        "log_probs = log_probabilities(evaluation.logits, 1.0, clip)",
+    ),
+    # what is kept
+    Fault(
+        "a checkpoint's checksum is not checked",
+        "train/checkpoint.py",
+        "if trailer[: len(MARK)] != MARK or trailer[len(MARK) :] != hashlib.sha256(payload).digest():",
+        "if trailer[: len(MARK)] != MARK:",
+    ),
+    Fault(
+        "checkpoints may run code",
+        "train/checkpoint.py",
+        "torch.load(io.BytesIO(payload), map_location=device, weights_only=True)",
+        "torch.load(io.BytesIO(payload), map_location=device, weights_only=False)",
+    ),
+    Fault(
+        "a checkpoint is written in place",
+        "train/checkpoint.py",
+        'temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")',
+        "temporary = path",
+    ),
+    Fault(
+        "one snapshot is kept",
+        "train/snapshots.py",
+        "for old in list_snapshots(self.folder)[KEPT:]:",
+        "for old in list_snapshots(self.folder)[1:]:",
+    ),
+    Fault(
+        "tensors of a snapshot change while it is written",
+        "train/snapshots.py",
+        'return value.detach().to("cpu", copy=True)',
+        'return value.detach().to("cpu")',
+    ),
+    Fault(
+        "the best checkpoint is the last one",
+        "train/epochs.py",
+        "if improved and evaluation is not None:",
+        "if evaluation is not None:",
+        ("epochs", "pipeline", "rundir"),
+    ),
+    # MLflow
+    Fault(
+        "a status that is always FINISHED",
+        "train/mlflow_run.py",
+        "mlflow.end_run(status)",
+        'mlflow.end_run("FINISHED")',
+    ),
+    Fault(
+        "metrics are sent again after a resume",
+        "train/mlflow_run.py",
+        "        self.sent += len(rows)\n",
+        "",
+    ),
+    # the model and its file
+    Fault(
+        "the exported weights are not the moving average",
+        "train/model.py",
+        'checkpoint["ema"] or checkpoint["model"]',
+        'checkpoint["model"] or checkpoint["ema"]',
+        ("model", "convert"),
+    ),
+    Fault(
+        "a stamp without a gate",
+        "export/main.py",
+        '        if not report.passed:\n            print(f"error: not published',
+        '        if False:\n            print(f"error: not published',
+        ("export_main",),
+    ),
+    Fault(
+        "logits may differ by anything",
+        "export/verify.py",
+        "if report.max_difference_probabilities > limits.probabilities:",
+        "if report.max_difference_probabilities > 1:",
+    ),
+    Fault(
+        "noise is not compared",
+        "export/verify.py",
+        "zip(real.stack(), noise.stack(), strict=True)",
+        "zip(real.stack(), real.stack(), strict=True)",
+    ),
+    Fault(
+        "class names are not compared",
+        "export/verify.py",
+        "if list(served.class_names) != class_names:",
+        "if len(served.class_names) != len(class_names):",
+    ),
+    Fault(
+        "the file's preprocessing is not compared",
+        "export/verify.py",
+        "if served.preprocess != preprocess:",
+        "if served.preprocess.size != preprocess.size:",
+    ),
+    # scoring
+    Fault(
+        "probabilities are logits",
+        "serve/predictor.py",
+        "return self.run(pixels)[1]",
+        "return self.run(pixels)[0]",
+    ),
+    Fault(
+        "a broken file gets the pixels before it",
+        "serve/batch.py",
+        "            if batch.errors[slot]:\n                self.pixels[slot] = 0\n",
+        "",
+    ),
+    Fault(
+        "a part without its checksum",
+        "serve/shards.py",
+        "return manifest if file_sha256(part) == manifest.sha256 else None",
+        "return manifest",
+        ("shards", "job"),
+    ),
+    Fault(
+        "the last batch belongs to no shard",
+        "serve/shards.py",
+        "batches = -(-total // batch_size)",
+        "batches = total // batch_size",
+    ),
+    Fault(
+        "a shard's part is of any job",
+        "serve/shards.py",
+        "if (manifest.job, manifest.first, manifest.rows) != (job, rows.start, len(rows)):",
+        "if (manifest.first, manifest.rows) != (rows.start, len(rows)):",
+        ("shards", "job"),
+    ),
+    Fault(
+        "errors that may pass are kept",
+        "serve/shards.py",
+        "        if manifest.transient:\n            return None\n",
+        "",
+        ("shards", "job"),
+    ),
+    Fault(
+        "the output is written in place",
+        "serve/writers.py",
+        "        os.replace(temporary, path)\n",
+        "        path.write_bytes(temporary.read_bytes())\n",
+        ("writers", "job"),
+    ),
+    Fault(
+        "pixels are resized with another filter",
+        "serve/preprocess.py",
+        "resample = RESAMPLING[self.interpolation]",
+        "resample = Image.Resampling.NEAREST",
+    ),
+    Fault(
+        "padding is at the bottom right",
+        "serve/preprocess.py",
+        "canvas.paste(resized, ((self.size - resized.width) // 2, (self.size - resized.height) // 2))",
+        "canvas.paste(resized, (0, 0))",
+    ),
+    Fault(
+        "the crop is not central",
+        "serve/preprocess.py",
+        "left = round((resized_w - self.size) / 2)",
+        "left = 0",
+    ),
+    Fault(
+        "linked folders are followed",
+        "serve/preprocess.py",
+        "if entry.is_dir(follow_symlinks=False):",
+        "if entry.is_dir():",
+    ),
+    Fault(
+        "transparency is laid over black",
+        "serve/preprocess.py",
+        "(255, 255, 255, 255)",
+        "(0, 0, 0, 255)",
+    ),
+]
+
+
+def failed_test(root: Path, *arguments: str) -> tuple[str, int]:
+    """Return the first test that failed, or "", and pytest's exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=no", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return (found[1] if found else "", done.returncode)
+
+
+def find(fault: Fault, tests: str) -> str:
+    """Return the test that finds the fault, or ""."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for part in PARTS:
+            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in FILES:
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, root)
+        fault.plant(root)
+        if tests != "all":
+            near = [name for name in fault.tests() if (root / name).exists()]
+            test, code = failed_test(root, *near)
+            if code not in (0, 5):  # 5: no test was collected
+                return test or "(not one test could be collected)"
+            if tests == "near":
+                return ""
+        test, code = failed_test(root, "-n", "2", "--dist", "worksteal")
+        return test or ("(the run itself failed)" if code else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="names of faults")
+    parser.add_argument("--list", action="store_true", help="print the faults")
+    parser.add_argument("--tests", choices=("near", "all"), default="", help="default: both, in turn")
+    arguments = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not arguments.only or fault.name in arguments.only]
+    lines, missed = [], 0
+    for fault in chosen:
+        if arguments.list:
+            print(f"{fault.name:60} {fault.file}")
+            continue
+        started = time.perf_counter()
+        test = find(fault, arguments.tests)
+        missed += not test
+        lines.append(f"| {fault.name} | {fault.file} | {test or '**not found**'} |")
+        print(f"{time.perf_counter() - started:6.1f} s  {fault.name}: {test or 'NOT FOUND'}", flush=True)
+    if lines:
+        print("\n| fault | file | found by |\n|---|---|---|", *lines, sep="\n")
+        print(f"{len(lines) - missed} of {len(lines)} planted faults found")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
