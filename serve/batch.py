@@ -55,6 +55,7 @@ class _Batch:
     entries: list[Entry]
     errors: list[str | None] = field(default_factory=list)  # None: not looked at yet; "": pixels are there
     transient: set[int] = field(default_factory=set)  # numbers of entries whose error may pass
+    doubts: dict[int, str] = field(default_factory=dict)  # number of an entry: what looks wrong
     answers: list[NDArray[np.float32]] | None = None  # probabilities [N, classes], embeddings [N, features]
     failure: BaseException | None = None
 
@@ -68,7 +69,8 @@ class _Batch:
             elif not all(np.isfinite(answer).all() for answer in answers):
                 yield Row(entry.name, error="the model's probabilities are not finite")
             else:
-                yield Row(entry.name, answers[0], embedding=answers[1] if self.answers[1:] else None)
+                embedding = answers[1] if self.answers[1:] else None
+                yield Row(entry.name, answers[0], embedding=embedding, doubt=self.doubts.get(i, ""))
 
 
 def score(
@@ -294,6 +296,7 @@ class _Worker:
     def _decode_into(self, batch: _Batch, slot: int) -> str:
         """An error message, or "" when the pixels are there."""
         entry, target = batch.entries[slot], self.pixels[slot]
+        doubts: list[str] = []
         before, working = time.perf_counter(), time.thread_time()
         try:
             self.reading = True
@@ -301,7 +304,8 @@ class _Worker:
             self.waited += time.perf_counter() - before - (time.thread_time() - working)
             with self._turn_to_decode():
                 if not self.abandoned:
-                    target[...] = self.pipeline.predictor.preprocess(load_image(data))
+                    target[...] = self.pipeline.predictor.preprocess(load_image(data, doubts=doubts))
+                    batch.doubts.update((slot, doubt) for doubt in doubts)
         except OSError as error:
             if isinstance(error, OutageError) or error.errno in MAY_PASS:
                 batch.transient.add(slot)

@@ -14,6 +14,7 @@ import onnxruntime as ort
 import PIL
 
 from serve.batch import score
+from serve.doubts import Doubts
 from serve.inventory import Entry
 from serve.join import join
 from serve.predictor import Predictor
@@ -45,6 +46,7 @@ class Progress:
     """Of the errors, those that may pass."""
     resumed: int = 0
     """Rows that were there already."""
+    doubts: Doubts = field(default_factory=Doubts)
     started: float = field(default_factory=time.perf_counter)
     reported: float = field(default_factory=time.perf_counter)
 
@@ -52,6 +54,8 @@ class Progress:
         self.done += 1
         self.errors += bool(row.error)
         self.transient += row.transient
+        if row.doubt:
+            self.doubts.add(row.path, row.doubt)
         now = time.perf_counter()
         if now - self.reported >= PROGRESS_SECONDS:
             rate = (self.done - self.resumed) / (now - self.started)
@@ -61,6 +65,7 @@ class Progress:
 
     def restart(self) -> None:
         self.done = self.errors = self.transient = self.resumed = 0
+        self.doubts = Doubts()
 
     def skip(self, manifest: Manifest) -> None:
         self.done += manifest.rows

@@ -29,6 +29,7 @@ import PIL
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
+from serve.formats import unread_pictures
 from serve.job import Progress, Scoring, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
 from serve.metadata import ModelMetadata
@@ -281,8 +282,12 @@ def report(output: str, scoring: Scoring, progress: Progress) -> None:
         )
     if progress.transient:
         print(f"warning: {progress.transient} errors may pass: see the column error", file=sys.stderr)
+    for line in progress.doubts.lines():
+        print(f"warning: {line}", file=sys.stderr)
     if scoring.source.ignored:
         print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
+    if unread := unread_pictures(scoring.source.others):
+        print(f"warning: {unread}", file=sys.stderr)
 
 
 def describe_run(

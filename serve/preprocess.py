@@ -16,9 +16,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from serve.archive import read_member, split_member
+from serve.colours import sample_bits, to_rgb
+from serve.doubts import BLANK, is_blank, is_one_colour
+from serve.formats import unread_format
+from serve.jpeg import scans_and_end, without_metadata
+from serve.orientation import TURNS, orientation, pass_over_metadata
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -27,7 +32,6 @@ IMAGE_SUFFIXES = frozenset(
 # Pillow's other decoders are not asked: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000  # 8000 x 8000; decoded, Pillow holds 4 bytes a pixel
-STRIP_PIXELS = 1 << 20  # laid over white at once
 MAX_FILE_BYTES = 256 * 2**20
 # The emptiest JPEG still spends about a bit on each 8x8 block. A file of fewer bytes than pixels / 1024
 # ends before its picture does, and libjpeg would fill the rest with grey.
@@ -91,43 +95,53 @@ def open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file, its pixels unread. Metadata that Pillow cannot read costs no JPEG and no AVIF.
+
+    Raises:
+        Exception: Pillow raises nearly anything on damaged bytes.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:
+        if data.startswith(b"\xff\xd8\xff"):
+            bare, exif = without_metadata(data)
+            image = Image.open(io.BytesIO(bare), formats=("JPEG",))
+            image.info["exif"] = exif
+            return image
+        if data[4:8] == b"ftyp" and b"Exif" in data:  # an item of unknown type is passed over
+            return Image.open(io.BytesIO(data.replace(b"Exif", b"Exi\0")), formats=("AVIF",))
+        raise
+
+
 def _whole(image: Image.Image) -> Image.Image:
     image.load()
     return image
 
 
-def load_image(data: bytes, decode: Callable[[Image.Image], Image.Image] = _whole) -> Image.Image:
+def load_image(
+    data: bytes,
+    decode: Callable[[Image.Image], Image.Image] = _whole,
+    doubts: list[str] | None = None,
+) -> Image.Image:
     """Decode an image file to RGB, upright. `decode` reads the pixels of the opened file.
 
     EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid over white;
-    16-bit grey keeps its top 8 bits; of an animation the first frame is taken.
+    16-bit grey keeps its top 8 bits; of an animation the first frame is taken. Colour profiles (ICC) are
+    not applied, in training as in serving.
+
+    Args:
+        doubts: takes a sentence where the picture comes out, but looks wrong.
 
     Raises:
         ImageError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
             proper end mark cannot be told), above MAX_PIXELS, or of a kind without a defined white.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(
-                    f"{width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it down"
-                )
-            # MPO: a JPEG with a second picture behind it, as telephones write them
-            if image.format in ("JPEG", "MPO"):
-                if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
-                    raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
-                scans = data.count(b"\xff\xda")  # within a scan, 0 follows each 0xff
-                if scans > MAX_JPEG_SCANS:
-                    raise ImageError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}; save it anew")
-            if 12 in getattr(image, "tag_v2", {}).get(258, ()):  # TIFF's bits per sample
-                raise ImageError("12 bits a pixel would be decoded as 16 and look black; save 8 or 16 bits")
-            decoded = decode(image)
-            ImageOps.exif_transpose(decoded, in_place=True)  # else it copies what is upright already
-            if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
-                inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's white is zero
-                return _eight_bits(decoded, inverted)
-            return _to_rgb(decoded)
+        image, turn, doubt = _decode(data, decode, doubts is not None)
+        if doubts is not None and doubt:
+            doubts.append(doubt)
+        return image if turn is None else image.transpose(turn)
     except ImageError:
         raise
     except MemoryError as error:
@@ -135,40 +149,41 @@ def load_image(data: bytes, decode: Callable[[Image.Image], Image.Image] = _whol
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         message = str(error) or type(error).__name__
         if "cannot identify image file" in message:
-            message = "not an image file of a known format"
+            message = f"not an image file of a known format{unread_format(data)}"
         raise ImageError(message) from error
 
 
-def _eight_bits(image: Image.Image, inverted: bool) -> Image.Image:
-    """Grey of 16 bits to RGB; `inverted`: 0 is white."""
-    levels = np.asarray(image).astype(np.uint16)
-    grey = (levels >> 8).astype(np.uint8)  # convert("RGB") would clip at 255
-    if inverted:
-        grey = 255 - grey
-    if isinstance(image.info.get("transparency"), int):
-        grey[levels == image.info["transparency"]] = 255
-    return Image.fromarray(grey).convert("RGB")
+def _decode(
+    data: bytes, decode: Callable[[Image.Image], Image.Image], check: bool
+) -> tuple[Image.Image, Image.Transpose | None, str]:
+    """(RGB, how to turn it upright, what is suspicious about it)"""
+    with open_image(data) as image:
+        _check_size(image, data)
+        bits = sample_bits(image, data)
+        pass_over_metadata(image)
+        whole = image.size
+        decoded = decode(image)
+        rgb, doubt = to_rgb(decoded, image, data, bits)
+        if check and not doubt and is_one_colour(rgb):
+            if image.size != whole and decode is not _whole:  # made smaller, a fine pattern is one too
+                doubt = _decode(data, _whole, check)[2]
+            elif is_blank(rgb, image, data):
+                doubt = BLANK
+        return rgb, TURNS.get(orientation(image)), doubt
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise ImageError(f"pixels of mode {image.mode!r} have no defined white; save 8 bits")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _over_white(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """In strips: whole images in several modes at once would take five times their memory."""
-    result = Image.new("RGB", image.size)
-    rows = max(1, STRIP_PIXELS // image.width)
-    for upper in range(0, image.height, rows):
-        strip = image.crop((0, upper, image.width, min(upper + rows, image.height)))
-        strip.info = image.info  # crop keeps it, but for the transparent colour of some modes
-        rgba = strip.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        result.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, upper))
-    return result
+def _check_size(image: Image.Image, data: bytes) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it down")
+    if image.format in ("JPEG", "MPO"):  # MPO: with a second picture behind it, as telephones write them
+        if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
+            raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+        # Counting marks is quick, and counts those of thumbnails and videos too.
+        if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+            scans, _ = scans_and_end(data)
+            if scans > MAX_JPEG_SCANS:
+                raise ImageError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}; save it anew")
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import csv
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO
 
 from serve import remote
+from serve.formats import kind_of_other, unread_pictures
 from serve.inventory import PROBLEM, Entry, Inventory
 from serve.preprocess import ImageError, has_image_suffix, read_image_file, walk_images
 from serve.remote import is_remote
@@ -37,6 +39,8 @@ class Source:
     """The bytes of an entry. Raises ImageError or OSError; called from several threads."""
     ignored: int
     """Files without an image suffix, which are no inputs."""
+    others: Counter[str] = field(default_factory=Counter)
+    """How many of them there are of which kind, as `kind_of_other` says."""
     place: str = ""
     """Absolute path or URL of what --images named: other places may hold other images of the same names."""
 
@@ -58,6 +62,8 @@ def open_source(images: str) -> Source:
         described = [f"{entry.name}: {entry.problem}" for entry in problems[:3]]
         hint = "; for tar files give a pattern, as in 'FOLDER/*.tar'" if source.ignored else ""
         found = f", {len(problems)} problems {described}" if problems else ""
+        if unread := unread_pictures(source.others):
+            hint = f"; {unread}"
         raise ValueError(f"no images in {images!r}: {source.ignored} other files{found}{hint}")
     place = images if is_remote(images) else os.path.abspath(images)
     return replace(source, place=place.rstrip("/"))
@@ -84,14 +90,25 @@ def _collect(entries: Iterator[Entry | None], read: Read) -> Source:
 
 
 def _folder(root: str) -> Source:
+    others: Counter[str] = Counter()
+
     def entries() -> Iterator[Entry | None]:
-        for name, kind, problem in walk_images(root):
+        for name, _, problem in walk_images(root):
             if problem:
                 yield Entry(name, PROBLEM + problem)
             else:
-                yield Entry(name) if kind == "image" else None
+                yield _entry(name, others)
 
-    return _collect(entries(), lambda entry: read_image_file(os.path.join(root, entry.name)))
+    source = _collect(entries(), lambda entry: read_image_file(os.path.join(root, entry.name)))
+    return replace(source, others=others)
+
+
+def _entry(name: str, others: Counter[str]) -> Entry | None:
+    """None for a file that is no image, which is counted."""
+    if has_image_suffix(name):
+        return Entry(name)
+    others[kind_of_other(name)] += 1
+    return None
 
 
 def _open_file(path: str) -> Source:
@@ -130,7 +147,7 @@ def _files(paths: list[str], base: str) -> Source:
             return tars.read(entry)
         return _read_path(entry.name if is_remote(entry.name) else prefix + entry.name)
 
-    return _collect(entries(), read)
+    return replace(_collect(entries(), read), others=tars.others)
 
 
 def _read_path(path: str) -> bytes:
@@ -267,5 +284,7 @@ def _open_remote(url: str) -> Source:
         return _by_suffix(url, url.rpartition("/")[0])
     root = url.rstrip("/")
     names = remote.list_objects(root)
-    entries = (Entry(name) if has_image_suffix(name) else None for name in names)
-    return _collect(entries, lambda entry: remote.read_object(f"{root}/{entry.name}"))
+    others: Counter[str] = Counter()
+    entries = (_entry(name, others) for name in names)
+    source = _collect(entries, lambda entry: remote.read_object(f"{root}/{entry.name}"))
+    return replace(source, others=others)

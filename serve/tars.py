@@ -7,11 +7,13 @@ compressed: a compressed one has no places, only a beginning.
 import os
 import stat
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
 from serve.archive import identity, members, plain
+from serve.formats import kind_of_other
 from serve.inventory import PROBLEM, Entry
 from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking
 from serve.remote import is_remote, open_seekable, read_range
@@ -37,6 +39,8 @@ class Tars:
 
     def __init__(self) -> None:
         self._tars: list[_Tar] = []
+        self.others: Counter[str] = Counter()
+        """How many members of another kind there are, as `kind_of_other` says."""
 
     def index(self, path: str, name: str) -> Iterator[Entry | None]:
         """An entry `name`/member for each image, None for a member of another kind.
@@ -48,7 +52,11 @@ class Tars:
             file, mark = _open(path)
             with file:
                 self._tars.append(_Tar(path, mark))
-                yield from _members(file, name, len(self._tars) - 1)
+                for member in members(file):
+                    entry = _entry(member, name, len(self._tars) - 1)
+                    if entry is None:
+                        self.others[kind_of_other(member.name)] += 1
+                    yield entry
         except Exception as error:  # tarfile raises nearly anything on damaged bytes
             message = str(error) or type(error).__name__
             if isinstance(error, OSError) and error.strerror:
@@ -87,10 +95,6 @@ def _read_local(tar: _Tar, offset: int, size: int) -> bytes:
             raise ImageError("the tar file has changed since it was listed")
         file.seek(offset)
         return file.read(size)
-
-
-def _members(file: IO[bytes], name: str, number: int) -> Iterator[Entry | None]:
-    return (_entry(member, name, number) for member in members(file))
 
 
 def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | None:

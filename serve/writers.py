@@ -38,6 +38,8 @@ class Row:
     """The error may pass: the file may be readable later."""
     embedding: NDArray[np.float32] | None = None
     """float32 [features], when asked for."""
+    doubt: str = ""
+    """What looks wrong about the picture that was scored."""
 
 
 @dataclass(frozen=True)

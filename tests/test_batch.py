@@ -25,6 +25,7 @@ from serve_model import (
 
 from serve import batch
 from serve.batch import StorageHangsError, check_score, default_batch_size, score
+from serve.doubts import NARROW
 from serve.inventory import Entry
 from serve.metadata import EMBEDDINGS_NAME
 from serve.predictor import Predictor
@@ -114,6 +115,16 @@ def test_each_error_row_says_what_is_wrong_with_that_file(predictor: Predictor, 
     rows = {row.path: row.error for row in score_files(predictor, folder, list(reasons), 4, 2)}
     for name, reason in reasons.items():
         assert reason in rows[name]
+
+
+def test_a_picture_that_looks_wrong_is_scored_and_named(predictor: Predictor, tmp_path: Path) -> None:
+    narrow = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48)
+    Image.fromarray(narrow).save(tmp_path / "1.png")
+    for name in ("0.png", "2.png"):
+        (tmp_path / name).write_bytes(encode(solid((9, 9, 9)), "PNG"))
+    rows = list(score_files(predictor, tmp_path, ["0.png", "1.png", "2.png"], 2, 2))
+    assert [row.doubt for row in rows] == ["", NARROW, ""]
+    assert all(row.probabilities is not None and not row.error for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from train_data import draw, flat_set, image_set, settings
 
+from serve.doubts import NARROW
 from train.config import TrainConfig
 from train.data import (
     Data,
@@ -293,6 +294,19 @@ def test_an_unreadable_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     (root / "cat").chmod(0)
     with pytest.raises(ValueError, match=r"cat cannot be read .*Permission denied"):
         prepare(tmp_path)
+
+
+def test_pictures_that_look_wrong_are_trained_on_and_named(tmp_path: Path) -> None:
+    root = folder_set(tmp_path / "images")
+    for i in range(5):
+        narrow = np.arange(i, i + 48 * 40, dtype=np.uint16).reshape(40, 48)
+        Image.fromarray(narrow).save(root / "dog" / f"x{i}.png")
+    data = prepare(tmp_path)
+    assert len(both(data)) == 13
+    (note,) = [note for note in data.notes if NARROW in note]
+    assert note.startswith("warning: ")
+    assert "5 pictures" in note
+    assert "'dog/x0.png'" in note
 
 
 def test_a_few_unreadable_files_are_left_out_and_named(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from PIL import Image, ImageFilter
 from train_data import make_data
 
 import train.pixels as module
+from serve.orientation import ORIENTATION
 from serve.preprocess import load_image
 from train.augment import View
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.loader import EpochPlan, Loader, PixelDataset, read_pixels
 from train.pixels import PixelCache, open_cache, training_entries, validation_entries
-from train.shrink import ORIENTATION
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 from train_data import draw, flat_set
 
+from serve.doubts import NARROW
 from train import scan as module
 from train.scan import ScanResult, scan
 
@@ -220,4 +221,17 @@ def test_odd_file_names_are_scanned_and_cached(root: Path, tmp_path: Path, reads
         shutil.copy(root / "cat.0.png", root / name)
     for _ in range(2):
         assert len(scan(root, names(root), tmp_path / "cache").sha256) == 8
+    assert set(reads.values()) == {1}
+
+
+def test_a_picture_that_looks_wrong_is_good_and_named_again_from_the_cache(
+    root: Path, tmp_path: Path, reads: Counter[str]
+) -> None:
+    narrow = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48)
+    Image.fromarray(narrow).save(root / "dog.9.png")
+    for _ in range(2):
+        result = scan(root, names(root), tmp_path / "cache")
+        assert result.doubtful == {"dog.9.png": NARROW}
+        assert "dog.9.png" in result.sha256
+        assert result.bad == {}
     assert set(reads.values()) == {1}

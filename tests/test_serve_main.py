@@ -9,8 +9,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import PIL
 import pytest
+from PIL import Image
 from pyarrow import parquet
 from serve_model import (
     CLASS_NAMES,
@@ -20,7 +22,8 @@ from serve_model import (
     solid,
 )
 
-from serve.main import resampling_warning
+from serve.doubts import NARROW
+from serve.main import main, resampling_warning
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
 
@@ -74,6 +77,30 @@ def test_one_image_can_be_given_instead_of_a_folder(tmp_path: Path, model: Path,
     assert done.returncode == 0
     rows = read_csv(tmp_path / "predictions.csv")
     assert [(row["path"], row["label"]) for row in rows] == [("1.png", "green")]
+
+
+def test_what_looks_wrong_and_what_is_left_out_is_named_at_the_end(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48)
+    Image.fromarray(narrow).save(images / "narrow.png")
+    (images / "telephone.HEIC").write_bytes(b"\0\0\0\x24ftypheic")
+    arguments = ["--model", str(model), "--images", str(images), "--output", str(tmp_path / "out.csv")]
+    assert main(arguments) == 0
+    errors = capsys.readouterr().err
+    assert "'narrow.png'" in errors
+    assert NARROW in errors
+    assert "'.heic' 1" in errors
+    assert len(read_csv(tmp_path / "out.csv")) == 4
+
+
+def test_ordinary_pictures_bring_no_warning(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "labels.txt").touch()
+    arguments = ["--model", str(model), "--images", str(images), "--output", str(tmp_path / "out.csv")]
+    assert main(arguments) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> None:

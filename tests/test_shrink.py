@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from serve.orientation import ORIENTATION, on_its_side
 from serve.preprocess import ImageError, load_image
 from train.reading import read_image
-from train.shrink import LEAST_RATIO, ORIENTATION, Shrunk, on_its_side
+from train.shrink import LEAST_RATIO, Shrunk
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
 

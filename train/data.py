@@ -181,6 +181,7 @@ def _readable(
             f"{len(result.bad)} of {len(paths)} images in {source} are unreadable, more than "
             f"--max_bad {config.max_bad:g} allows ({first}); remove them or raise --max_bad"
         )
+    notes.extend(f"warning: {source}: {line}" for line in result.doubts().lines())
     good = [path for path in paths if path in result.sha256]
     readable = {labels[path] for path in good}
     for name in class_names:

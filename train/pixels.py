@@ -8,7 +8,6 @@ stored as they decode, and are the same pixels with and without the cache.
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import math
 import os
@@ -26,15 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.preprocess import FORMATS, read_image_file
+from serve.orientation import on_its_side
+from serve.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.reading import read_image
-from train.shrink import FILTER, LEAST_RATIO, Shrunk, Size, on_its_side
+from train.shrink import FILTER, LEAST_RATIO, Shrunk, Size
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
-FORMAT = 1
+FORMAT = 2  # of the entries, and of what files decode to
 MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
 LARGEST_ENLARGED = 2.0  # times the input: what the smallest random crops are cut from
 
@@ -225,8 +225,8 @@ def _upright_size(path: Path) -> Size:
 def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=FORMATS)
-    except NotADirectoryError:  # a member of a tar file
-        return Image.open(io.BytesIO(read_image_file(path)), formats=FORMATS)
+    except Exception:  # a member of a tar file, or metadata that Pillow cannot read
+        return open_image(read_image_file(path))
 
 
 def _load(stored: Stored, path: Path) -> Pixels:

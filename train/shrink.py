@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.orientation import on_its_side
 from serve.preprocess import RESAMPLING
 
 Size = tuple[int, int]  # width, height
@@ -14,7 +15,6 @@ Size = tuple[int, int]  # width, height
 FILTER = "lanczos"
 LEAST_RATIO = 3  # of what is decoded to what is kept
 SCALES = (8, 4, 2)  # by which libjpeg can leave pixels out
-ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,3 @@ class Shrunk:
         """RGB, upright -> uint8 [H, W, 3]."""
         smaller = self.size(image.size)
         return np.asarray(image if smaller == image.size else image.resize(smaller, RESAMPLING[FILTER]))
-
-
-def on_its_side(image: Image.Image) -> bool:
-    """Width and height that Pillow reads from the file are height and width of the picture."""
-    if image.format == "TIFF":  # it tells those of the upright picture
-        return False
-    return image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)

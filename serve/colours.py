@@ -1,0 +1,114 @@
+"""From decoded pixels of any kind to RGB: grey of more than 8 bits, and transparency."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
+
+STRIP_PIXELS = 1 << 20  # laid over white at once
+WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+PNG_DEPTH = 24  # place of the bits a sample in a PNG
+PNG_GREY, PNG_RGB = 0, 2
+
+
+def sample_bits(image: Image.Image, data: bytes) -> int:
+    """How many bits a sample has in the opened file, before its pixels are read."""
+    if image.format == "PNG":
+        return data[PNG_DEPTH]
+    if image.format == "TIFF":
+        return int(max(image.tag_v2.get(258, (1,))))  # type: ignore[attr-defined]
+    if image.format == "PPM":  # other maxima are scaled to 16 bits while the pixels are read
+        return 16 if any(mark in str(image.tile[0][3]) for mark in (";16", "65535")) else 8
+    return 8
+
+
+def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) -> tuple[Image.Image, str]:
+    """RGB, and what is suspicious about it or "".
+
+    Args:
+        decoded: the pixels of `opened`, perhaps made smaller.
+        bits: a sample, as `sample_bits` says.
+
+    Raises:
+        ValueError: pixels without a defined white.
+    """
+    deep = opened.mode.startswith("I;16") or (opened.format == "PPM" and opened.mode == "I")
+    if deep:
+        inverted = getattr(opened, "tag_v2", {}).get(262) == 0  # TIFF's white is zero
+        return _eight_bits(decoded, bits, inverted)
+    if decoded.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {decoded.mode!r} have no defined white; save 8 bits")
+    if opened.format == "PNG" and "transparency" in decoded.info:
+        decoded = _whole_transparent_colour(decoded, data)
+    doubt = NARROW if bits == 16 and 0 < varies_by(decoded) < NEARLY else ""
+    if decoded.mode in WITH_ALPHA or "transparency" in decoded.info:
+        image, faded = _over_white(decoded)
+        return image, doubt or faded
+    return decoded if decoded.mode == "RGB" else decoded.convert("RGB"), doubt
+
+
+def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> tuple[Image.Image, str]:
+    """Grey of more bits to RGB; `inverted`: 0 is white.
+
+    12 bits in a TIFF that says so are 12 bits. 10 or 12 in a file that says 16 cannot be told from a dark
+    picture: guessing by the brightest pixel would make dark ones of a data set bright, and others not.
+    """
+    levels = np.asarray(image).astype(np.uint16)
+    grey = (levels >> (4 if bits == 12 else 8)).astype(np.uint8)  # convert("RGB") would clip at 255
+    if inverted:
+        grey = 255 - grey
+    if isinstance(image.info.get("transparency"), int):
+        grey[levels == image.info["transparency"]] = 255
+    doubt = NARROW if bits == 16 and 0 < np.ptp(levels) < NEARLY << 8 else ""
+    return Image.fromarray(grey).convert("RGB"), doubt
+
+
+def _whole_transparent_colour(image: Image.Image, data: bytes) -> Image.Image:
+    """A PNG's transparent colour, which Pillow leaves at the file's depth, at that of the pixels."""
+    depth, kind, clear = data[PNG_DEPTH], data[PNG_DEPTH + 1], image.info["transparency"]
+    if kind == PNG_GREY and depth in (2, 4):
+        top = (1 << depth) - 1
+        image.info["transparency"] = (clear & top) * (255 // top)
+    elif kind == PNG_RGB and depth == 16:
+        high, low = np.asarray(image), _low_bytes(data)
+        colour = np.array(clear)
+        hidden = (high == colour >> 8).all(2) & (low == colour & 255).all(2)
+        alpha = np.where(hidden, 0, 255).astype(np.uint8)
+        return Image.fromarray(np.dstack([high, alpha]))
+    return image
+
+
+def _low_bytes(data: bytes) -> NDArray[np.uint8]:
+    """Of a PNG's 16-bit RGB samples, uint8 [H, W, 3]: read as if their bytes were the other way round."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        codec, box, offset, _ = image.tile[0]
+        image.tile = [type(image.tile[0])(codec, box, offset, "RGB;16L")]
+        return np.asarray(image)
+
+
+def _over_white(image: Image.Image) -> tuple[Image.Image, str]:
+    """RGB, and what is suspicious about it or "". An alpha channel of zeros hides a picture that is there:
+    it means nothing, as in many Windows bitmaps, and is ignored.
+
+    In strips: whole images in several modes at once would take five times their memory.
+    """
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    opaque = False
+    for upper in range(0, image.height, rows):
+        strip = image.crop((0, upper, image.width, min(upper + rows, image.height)))
+        strip.info = image.info  # crop keeps it, but for the transparent colour of some modes
+        rgba = strip.convert("RGBA")
+        opaque = opaque or rgba.getchannel("A").getbbox() is not None
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, upper))
+    if opaque and not is_one_colour(result):
+        return result, ""
+    plain = image.convert("RGBA")
+    varies = varies_by(plain) >= NEARLY
+    if opaque:
+        return result, FADED if varies else ""
+    return (plain.convert("RGB"), "") if varies else (result, CLEAR)

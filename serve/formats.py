@@ -1,0 +1,75 @@
+"""The names of formats that are not read, so that nobody has to guess why a file is left out."""
+
+import os
+import re
+from collections import Counter
+
+BRANDS = {  # of the boxes that HEIC, AVIF and videos are made of
+    b"hei": "HEIC",
+    b"hev": "HEIC",
+    b"mif": "HEIF",
+    b"msf": "HEIF",
+    b"avi": "AVIF that this Pillow cannot read",
+    b"crx": "CR3, a raw photograph",
+}
+BEGINNINGS = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"II\xbc": "JPEG XR",
+    b"8BPS": "Photoshop",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"FUJIFILMCCD-RAW": "RAF, a raw photograph",
+    b"\0\0\1\0": "a Windows icon",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+    b"<!doctype html": "a web page: download the picture itself",
+    b"<html": "a web page: download the picture itself",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file with git lfs pull",
+}
+PICTURE = re.compile(
+    r"\.(hei[cf]|hif|jxl|jxr|jp2|j2k|jp[fx]|psd|exr|tga|pcx|p[bn]m|dcm|dng|cr[23]|nef|arw|raf|orf|rw2)"
+)
+# photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
+NEARLY_A_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)([^a-z0-9.]\w*|\.\d+)$")
+
+
+def unread_format(data: bytes) -> str:
+    """What a file that no decoder knows is by its first bytes, with the way out; "": unknown."""
+    name = BRANDS.get(data[8:11], "a video: take pictures from it") if data[4:8] == b"ftyp" else ""
+    start = data[:32].lstrip().lower()
+    for beginning, known in BEGINNINGS.items():
+        if data.startswith(beginning) or start.startswith(beginning):
+            name = name or known
+    if not name:
+        return ""
+    return f" but {name}" + ("" if ": " in name else "; convert it to JPEG or PNG")
+
+
+def kind_of_other(name: str) -> str:
+    """What a file without an image's suffix is counted as: its suffix in lower case, "": none or hidden."""
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return ""
+    nearly = NEARLY_A_SUFFIX.search(base.lower())
+    return nearly[0] if nearly else os.path.splitext(base)[1].lower()
+
+
+def unread_pictures(ignored: Counter[str]) -> str:
+    """A sentence about the files that are left out and are pictures by their suffix, or ""."""
+    pictures = {
+        kind: count
+        for kind, count in ignored.most_common()
+        if PICTURE.fullmatch(kind) or NEARLY_A_SUFFIX.fullmatch(kind)
+    }
+    if not pictures:
+        return ""
+    kinds = ", ".join(f"{kind!r} {count}" for kind, count in list(pictures.items())[:5])
+    more = ", ..." if len(pictures) > 5 else ""
+    return (
+        f"{sum(pictures.values())} files look like pictures and are left out for their suffix "
+        f"({kinds}{more}): convert them to JPEG or PNG, or rename those that are"
+    )

@@ -1,0 +1,50 @@
+"""A picture in a format that is not read is called by its name, and no other file is."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from serve.formats import kind_of_other, unread_pictures
+from serve.preprocess import ImageError, load_image
+from serve.sources import open_source
+
+BEGINNINGS = {
+    "HEIC": [b"\0\0\0\x24ftypheic\0\0\0\0mif1", b"\0\0\0\x18ftypheix", b"\0\0\0\x18ftyphevc"],
+    "HEIF": [b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic", b"\0\0\0\x18ftypmsf1"],
+    "JPEG XL": [b"\xff\x0a\xfa\x7f", b"\0\0\0\x0cJXL \r\n\x87\n"],
+    "JPEG 2000": [b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\x2f"],
+    "a video": [b"\0\0\0\x18ftypmp42", b"\0\0\0\x18ftypqt  "],
+    "a web page": [b"<!DOCTYPE html><html>", b"\n <HTML lang='en'>"],
+    "git lfs pull": [b"version https://git-lfs.github.com/spec/v1\n"],
+}
+
+
+@pytest.mark.parametrize(("name", "beginnings"), BEGINNINGS.items())
+def test_the_error_names_what_the_file_is(name: str, beginnings: list[bytes]) -> None:
+    for beginning in beginnings:
+        with pytest.raises(ImageError, match=f"not an image file of a known format but .*{name}"):
+            load_image(beginning + b"\0" * 200)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.HEIC", "b.heif", "c.jxl", "d.dng", "e.pbm", "f.tga"]
+    + ["g.jpg_large", "h.jpg!d", "i.jpg.1", "j.JPG ", "k.jpeg~", "l.png-medium"],
+)
+def test_what_looks_like_a_picture_is_not_left_out_without_a_word(tmp_path: Path, name: str) -> None:
+    kind = kind_of_other(f"folder/{name}")
+    assert repr(kind) in unread_pictures(Counter([kind, ".txt"]))
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "ok.jpg").write_bytes(b"x")
+    source = open_source(str(tmp_path))
+    assert (len(source.inventory), source.ignored) == (1, 1)
+    assert source.others == {kind: 1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.txt", "a.jpg.txt", "a.jpg.json", "a.png.npy", "a.jpg.part", "README", ".jpg", "._a.heic", "jpg.1"],
+)
+def test_what_lies_beside_pictures_is_no_warning(name: str) -> None:
+    assert unread_pictures(Counter([kind_of_other(name)])) == ""

@@ -1,0 +1,78 @@
+"""What is counted is the first picture of a JPEG, whatever lies within its segments and behind its end."""
+
+import pytest
+from PIL import Image
+from serve_model import encode, noise
+from test_orientation import exif_block, turned
+from zoo import many_scans
+
+from serve.jpeg import scans_and_end
+from serve.preprocess import MAX_JPEG_SCANS, ImageError, load_image
+
+SCAN_MARKS = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
+BASELINE = encode(noise(64, 48), "JPEG")
+PROGRESSIVE = encode(noise(64, 48), "JPEG", progressive=True)
+
+
+@pytest.mark.parametrize("data", [BASELINE, PROGRESSIVE])
+def test_what_telephones_put_behind_the_picture_is_not_counted(data: bytes) -> None:
+    trailer = b"MotionPhoto_Data\0\0\0\x18ftypmp42" + SCAN_MARKS + BASELINE
+    assert scans_and_end(data + trailer) == scans_and_end(data)
+    assert scans_and_end(data)[1] == len(data)
+    assert load_image(data + trailer).tobytes() == load_image(data).tobytes()
+
+
+def test_scan_marks_within_metadata_are_not_counted() -> None:
+    """Thumbnails are JPEGs of their own, and a comment may be anything."""
+    data = encode(noise(64, 48), "JPEG", exif=b"Exif\0\0" + SCAN_MARKS, comment=SCAN_MARKS)
+    assert scans_and_end(data) == (1, len(data))
+    assert load_image(data).size == (64, 48)
+
+
+def test_the_other_pictures_of_an_mpo_are_not_counted() -> None:
+    others = [noise(64, 48, seed) for seed in range(1, 30)]
+    data = encode(noise(64, 48), "MPO", save_all=True, append_images=others, progressive=True)
+    assert data.count(b"\xff\xda") > MAX_JPEG_SCANS
+    assert load_image(data).size == (64, 48)
+
+
+def test_restarts_and_fill_bytes_are_passed_over() -> None:
+    with_restarts = encode(noise(64, 48), "JPEG", restart_marker_blocks=1)
+    assert scans_and_end(with_restarts) == (1, len(with_restarts))
+    filled = BASELINE[:-2] + b"\xff\xff\xff" + BASELINE[-2:]
+    assert scans_and_end(filled) == (1, len(filled))
+
+
+@pytest.mark.parametrize("before", [b"", b"\xff\x02\xff\xff", b"\xff\x01", b"\xff\xd0\xff\x00"])
+def test_a_scan_bomb_is_refused_whatever_stands_between_its_scans(before: bytes) -> None:
+    bomb = many_scans(MAX_JPEG_SCANS + 1)
+    last = bomb.rindex(b"\xff\xda")
+    with pytest.raises(ImageError, match=f"scans are over the limit of {MAX_JPEG_SCANS}"):
+        load_image(bomb[:last] + before + bomb[last:])
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+UNREADABLE = {
+    "Photoshop's, cut": segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
+    "a profile without a number": segment(0xE2, b"ICC_PROFILE\0"),
+    "a short JFIF": segment(0xE0, b"JFIF\0"),
+    "a short Adobe": segment(0xEE, b"Adobe"),
+    "a resolution that is no number": segment(
+        0xE1, exif_block((0x011A, 2, 1, b"\0"), (0x0128, 3, 1, b"\2\0"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_metadata_that_cannot_be_read_costs_no_photograph(name: str) -> None:
+    plain = encode(noise(64, 48), "JPEG", exif=exif_block(turned()), quality=90)
+    without_jfif = plain[:2] + plain[20:]
+    data = without_jfif[:2] + UNREADABLE[name] + without_jfif[2:]
+    expected = load_image(plain)
+    assert expected.size == (48, 64)
+    if "resolution" in name:  # it is the first EXIF block, and says nothing of the orientation
+        expected = expected.transpose(Image.Transpose.ROTATE_90)
+    assert load_image(data).tobytes() == expected.tobytes()
