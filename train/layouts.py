@@ -1,0 +1,282 @@
+"""Where the labels of a folder are, and which of what is in it are no classes.
+
+Left out, with a line: system folders, what this program wrote, masks of other images (masks.py).
+Refused: parts of a data set where classes are expected (parts.py).
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from serve.archive import SUFFIX, list_tars
+from serve.preprocess import Listing, list_images, system_folder
+from train.masks import find_made
+from train.parts import Given, Tree, check_parts, check_wrapper, describe_inside
+from train.webdataset import FLAT_NAME
+
+# What images of other suffixes need. In this order of use, {} is the suffix.
+CONVERSIONS = (
+    (
+        r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|icon?|icns|exr|hdr|dcm|p[bn]m|dng|cr[23]|nef|arw|orf|raf|rw2)",
+        "convert {0}, for instance by magick mogrify -format jpg *{0}",
+    ),
+    (r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z|parquet|tfrecord|mdb)", "unpack {0}"),
+    (r"\.(?:mp4|m4v|mov|avi|mkv|webm)", "take frames from {0}, for instance by ffmpeg"),
+)
+RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
+ARTIFACT = re.compile(r"(?:^|/)\d+/(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts/")
+"""Of an MLflow server: EXPERIMENT/RUN/artifacts/."""
+
+
+def recognise(source: Path) -> str:
+    """csv, tar, folders or flat. Raises ValueError when it is none, or could be two."""
+    if source.is_file():
+        return "tar" if source.suffix == SUFFIX else "csv"
+    try:
+        listing = list_images(source, recursive=False)
+    except PermissionError as error:
+        raise ValueError(f"{source} cannot be read: permission denied") from error
+    top = [path for path in listing.paths if not path.startswith(".")]
+    folders, _ = _class_folders(source)
+    tars = list_tars(source)
+    if top or tars:
+        folders = [folder for folder in folders if not _is_output(source / folder)]
+    if top and folders:
+        raise ValueError(
+            f"{source} holds both images ({top[0]!r}, ...) and folders ({folders[0]!r}, ...): say "
+            "--data_format flat or --data_format folders"
+        )
+    if not top and not folders:
+        if tars:
+            return "tar"
+        raise ValueError(
+            f"{source} holds no images, no class folders and no tar files{_instead(listing.ignored)}"
+        )
+    return "folders" if folders else "flat"
+
+
+def flat_labels(root: Path) -> tuple[dict[str, str], list[str], list[str]]:
+    """(path -> label, facts about the layout, what a user should be warned of)"""
+    labels: dict[str, str] = {}
+    listing = list_images(root, recursive=False)
+    for path in listing.paths:
+        if path.startswith("."):  # ._cat.0.jpg and other litter
+            continue
+        match = FLAT_NAME.match(os.path.splitext(path)[0])
+        if match is None:
+            raise ValueError(
+                f"no label in the file name {path!r} in {root}: expected label.number.suffix as in "
+                "cat.0.jpg; use a folder for each class or a CSV manifest (path,label)"
+            )
+        labels[path] = match["label"]
+    if not labels:
+        raise ValueError(f"no images in {root}{_instead(listing.ignored)}")
+    return labels, _system_facts(_class_folders(root)[1]), _left_out(listing.ignored)
+
+
+def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], list[str]]:
+    """(path -> class, facts about the layout, what a user should be warned of)
+
+    Raises:
+        ValueError: there are no classes, or what looks like classes is none.
+    """
+    folders, system = _class_folders(root)
+    _check_links(root, folders)
+    problems: list[str] = []
+    ignored: Counter[str] = Counter()
+    listings = {folder: list_images(root / folder) for folder in folders}
+    for folder, listing in listings.items():
+        problems += [f"{f'{folder}/{name}'!r}: {_cure(why)}" for name, why in listing.problems.items()]
+        ignored += listing.ignored
+        system += listing.system
+    facts = _system_facts(system)
+    tree, outputs = _without_outputs(
+        root, {name: _visible(listing.paths) for name, listing in listings.items()}
+    )
+    if outputs:
+        facts.append(f"output of this program left out ({', '.join(map(repr, outputs))})")
+    tree, made = _without_made(root, tree)
+    if made:
+        count = sum(made.values())
+        problems.append(
+            f"{count} masks, overlays or thumbnails of other images are left out ({_counted(made)})"
+        )
+    given = Given(str(root), flag.replace("_", "-"))
+    full = {name: paths for name, paths in tree.items() if paths}
+    warnings = check_parts(full, given)
+    if flag == "--data":
+        check_wrapper(full, given)
+    for name, paths in tree.items():
+        if not paths and name not in outputs and name not in (place.split("/")[0] for place in made):
+            raise ValueError(_no_images(root, name, listings[name]))
+    if not full:
+        raise ValueError(f"no class folders in {root}" + "".join(f"; {fact}" for fact in facts))
+    if inside := describe_inside(full):
+        facts.insert(0, inside)
+    labels = {f"{name}/{path}": name for name, paths in full.items() for path in paths}
+    return labels, facts, problems + warnings + _left_out(ignored)
+
+
+def tar_parts(labels: dict[str, str], source: Path, flag: str) -> list[str]:
+    """What a user should be warned of; `labels` are of images in tar files. Raises as check_parts does."""
+    tree: Tree = {}
+    for path, label in labels.items():
+        member = path.partition(f"{SUFFIX}/")[2]
+        inside = member.startswith(f"{label}/")  # else the label is in a file, or in the name
+        tree.setdefault(label, []).append(member.removeprefix(f"{label}/") if inside else "")
+    return check_parts(dict(sorted(tree.items())), Given(str(source), flag.replace("_", "-"), packed=True))
+
+
+def _class_folders(root: Path) -> tuple[list[str], Counter[str]]:
+    """(folders that may be classes, how many system folders have which name)"""
+    folders: list[str] = []
+    system: Counter[str] = Counter()
+    for name in sorted(os.listdir(root)):
+        if not os.path.isdir(root / name):
+            continue
+        if system_folder(f"{name}/") or os.path.isfile(root / name / "pyvenv.cfg"):  # Python's environments
+            system[name] += 1
+        elif not name.startswith("."):
+            folders.append(name)
+    return folders, system
+
+
+def _check_links(root: Path, folders: Sequence[str]) -> None:
+    """Raises ValueError when linked folders are not there, or would give images two classes."""
+    links = sorted(name for name in os.listdir(root) if os.path.islink(root / name))
+    for name in links:
+        if not (os.path.exists(root / name) or name.startswith(".") or os.path.splitext(name)[1]):
+            target = os.readlink(root / name)
+            raise ValueError(
+                f"{str(root / name)!r} is a link to {target!r}, which is not there: mount or fetch what it "
+                "leads to, or move the link elsewhere"
+            )
+    if not links:
+        return
+    places = sorted((os.path.realpath(root / folder) + "/", folder) for folder in folders)
+    for i, (place, folder) in enumerate(places):
+        if f"{os.path.realpath(root)}/".startswith(place):
+            raise ValueError(
+                f"{folder!r} in {root} is a link to a folder around it, so all images would be of that "
+                "class too: move the link elsewhere, or name the images in a CSV manifest"
+            )
+        for other, name in places[i + 1 :]:
+            if not other.startswith(place):
+                break
+            raise ValueError(
+                f"the folders {folder!r} and {name!r} in {root} are links to the same images, which would "
+                "be of both classes: move one link elsewhere, or name the images in a CSV manifest"
+            )
+
+
+def _visible(paths: Sequence[str]) -> list[str]:
+    """Without ._cat.0.jpg, .thumbnails/cat.0.jpg, .ipynb_checkpoints/ and other litter."""
+    return [path for path in paths if not path.startswith(".") and "/." not in path]
+
+
+# what is left out ---------------------------------------------------------------------------------------
+
+
+def _without_outputs(root: Path, tree: Tree) -> tuple[Tree, list[str]]:
+    """(without figures of runs, artifacts of MLflow and the drawn sample; the folders that have some)"""
+
+    @cache
+    def is_output(folder: str, kind: str) -> bool:
+        if kind == "figures":
+            return os.path.isfile(root / folder / "config.yaml")
+        return Path(folder).name == "sample" and os.path.isfile(root / folder / "test_labels.csv")
+
+    def written(path: str) -> bool:
+        parts = path.split("/")[:-1]
+        return bool(ARTIFACT.search(path)) or any(
+            part in ("figures", "train", "test") and is_output("/".join(parts[:i]), part)
+            for i, part in enumerate(parts)
+        )
+
+    kept = {name: [p for p in paths if not written(f"{name}/{p}")] for name, paths in tree.items()}
+    if (
+        not any(kept.values()) and (root / "sample").is_dir()
+    ):  # nothing but the sample: it is what was meant
+        kept = tree
+    outputs = [name for name in tree if len(kept[name]) < len(tree[name])]
+    outputs += [name for name in tree if not tree[name] and _is_output(root / name)]
+    return kept, outputs
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether it is a run directory, holds some, or is what MLflow writes to."""
+    if folder.name in ("mlruns", "mlartifacts") or next((folder / ".cache").glob("scan-*.json"), None):
+        return True
+    return any(
+        os.path.isfile(run / "config.yaml") and any(os.path.exists(run / name) for name in RUN_FILES)
+        for run in (folder, *_folders(folder))
+    )
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        yield from (Path(entry.path) for entry in entries if entry.is_dir())
+
+
+def _without_made(root: Path, tree: Tree) -> tuple[Tree, Counter[str]]:
+    """Without images made from others, and how many were where."""
+    made = find_made(root, [f"{name}/{path}" for name, paths in tree.items() for path in paths])
+    if not made:
+        return tree, Counter()
+    gone = {path for paths in made.values() for path in paths}
+    kept = {name: [p for p in paths if f"{name}/{p}" not in gone] for name, paths in tree.items()}
+    return kept, Counter({place: len(paths) for place, paths in made.items()})
+
+
+def _system_facts(system: Counter[str]) -> list[str]:
+    return [f"{system.total()} system folders left out ({_counted(system)})"] if system else []
+
+
+# messages -----------------------------------------------------------------------------------------------
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common(5)) + (
+        ", ..." if len(counts) > 5 else ""
+    )
+
+
+def _left_out(ignored: Counter[str]) -> list[str]:
+    """One line about files that are no images by their suffix."""
+    kinds = Counter({suffix: count for suffix, count in ignored.items() if suffix})
+    if not kinds:
+        return []
+    return [f"{kinds.total()} files are no images by their suffix ({_counted(kinds)}){_convert(kinds)}"]
+
+
+def _convert(suffixes: Counter[str]) -> str:
+    """What makes images of files of these kinds; "" if nothing does."""
+    for kind, how in CONVERSIONS:
+        if found := [suffix for suffix, _ in suffixes.most_common() if re.fullmatch(kind, suffix)]:
+            return "; " + how.format(found[0])
+    return ""
+
+
+def _instead(ignored: Counter[str]) -> str:
+    return f"; {'; '.join(lines)}" if (lines := _left_out(ignored)) else ""
+
+
+def _no_images(root: Path, name: str, listing: Listing) -> str:
+    why = "; ".join(
+        f"{f'{name}/{inside}'!r}: {_cure(why)}" for inside, why in list(listing.problems.items())[:3]
+    )
+    found = _instead(listing.ignored) + (f"; {why}" if why else "")
+    cure = (
+        "" if _convert(listing.ignored) or why else f"; fill it, or move it out of {root} if it is no class"
+    )
+    return f"class folder {str(root / name)!r} holds no images{found}{cure}"
+
+
+def _cure(problem: str) -> str:
+    if not problem.startswith("linked folder"):
+        return problem
+    return f"{problem}: make the class folder itself the link, or name the images in a CSV manifest"
