@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import PIL
 import pytest
@@ -20,9 +22,11 @@ from serve_model import (
     solid,
 )
 
-from serve.main import resampling_warning
+from serve.job import Progress
+from serve.main import report, resampling_warning
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
+from serve.sources import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "serve" / "main.py"
@@ -74,6 +78,14 @@ def test_one_image_can_be_given_instead_of_a_folder(tmp_path: Path, model: Path,
     assert done.returncode == 0
     rows = read_csv(tmp_path / "predictions.csv")
     assert [(row["path"], row["label"]) for row in rows] == [("1.png", "green")]
+
+
+def test_system_folders_are_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("@eaDir", "sub/@eaDir", "lost+found"):
+        (images / name).mkdir(parents=True)
+    scoring: Any = SimpleNamespace(source=open_source(str(images)))
+    report("out.csv", scoring, Progress(3))
+    assert "3 system folders left out (@eaDir 2, lost+found 1)" in capsys.readouterr().err
 
 
 def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> None:
