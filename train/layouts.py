@@ -18,13 +18,15 @@ from train.masks import find_made
 from train.parts import Given, Tree, check_parts, check_wrapper, describe_inside
 from train.webdataset import FLAT_NAME
 
-# What images of other suffixes need. In this order of use, {} is the suffix.
+# What makes images of files with other suffixes.
 CONVERSIONS = (
     (
-        r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|icon?|icns|exr|hdr|dcm|p[bn]m|dng|cr[23]|nef|arw|orf|raf|rw2)",
-        "convert {0}, for instance by magick mogrify -format jpg *{0}",
+        r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|ico|icns|exr|hdr|dcm|p[bn]m"
+        r"|dng|cr[23]|nef|arw|orf|raf|rw2)",
+        "convert {0}, for instance by magick mogrify -format jpg FILES",
     ),
-    (r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z|parquet|tfrecord|mdb)", "unpack {0}"),
+    (r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z)", "unpack {0}"),
+    (r"\.(?:parquet|arrow|tfrecords?|mdb|npy|npz|mat|h5|hdf5|pkl)", "write the images in {0} as files"),
     (r"\.(?:mp4|m4v|mov|avi|mkv|webm)", "take frames from {0}, for instance by ffmpeg"),
 )
 RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
@@ -53,9 +55,8 @@ def recognise(source: Path) -> str:
     if not top and not folders:
         if tars:
             return "tar"
-        raise ValueError(
-            f"{source} holds no images, no class folders and no tar files{_instead(listing.ignored)}"
-        )
+        what = f"{source} holds no images, no class folders and no tar files"
+        raise ValueError("; ".join([what, *_left_out(listing.ignored)]))
     return "folders" if folders else "flat"
 
 
@@ -74,7 +75,7 @@ def flat_labels(root: Path) -> tuple[dict[str, str], list[str], list[str]]:
             )
         labels[path] = match["label"]
     if not labels:
-        raise ValueError(f"no images in {root}{_instead(listing.ignored)}")
+        raise ValueError("; ".join([f"no images in {root}", *_left_out(listing.ignored)]))
     return labels, _system_facts(_class_folders(root)[1]), _left_out(listing.ignored)
 
 
@@ -86,39 +87,34 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
     """
     folders, system = _class_folders(root)
     _check_links(root, folders)
-    problems: list[str] = []
-    ignored: Counter[str] = Counter()
     listings = {folder: list_images(root / folder) for folder in folders}
-    for folder, listing in listings.items():
-        problems += [f"{f'{folder}/{name}'!r}: {_cure(why)}" for name, why in listing.problems.items()]
-        ignored += listing.ignored
-        system += listing.system
-    facts = _system_facts(system)
-    tree, outputs = _without_outputs(
-        root, {name: _visible(listing.paths) for name, listing in listings.items()}
-    )
-    if outputs:
-        facts.append(f"output of this program left out ({', '.join(map(repr, outputs))})")
+    tree = {name: _visible(listing.paths) for name, listing in listings.items()}
+    tree, outputs = _without_outputs(root, tree)
     tree, made = _without_made(root, tree)
-    if made:
-        count = sum(made.values())
-        problems.append(
-            f"{count} masks, overlays or thumbnails of other images are left out ({_counted(made)})"
-        )
     given = Given(str(root), flag.replace("_", "-"))
     full = {name: paths for name, paths in tree.items() if paths}
-    warnings = check_parts(full, given)
+    problems, ignored = check_parts(full, given), Counter[str]()
     if flag == "--data":
         check_wrapper(full, given)
-    for name, paths in tree.items():
-        if not paths and name not in outputs and name not in (place.split("/")[0] for place in made):
-            raise ValueError(_no_images(root, name, listings[name]))
+    explained = {*outputs, *(place.split("/")[0] for place in made)}
+    for name, listing in listings.items():
+        system += listing.system
+        if tree[name]:
+            problems += _not_entered(name, listing)
+            ignored += listing.ignored
+        elif name not in explained:
+            raise ValueError(_no_images(root, name, listing))
+    facts = [fact for fact in (describe_inside(full), *_system_facts(system)) if fact]
+    if outputs:
+        facts.append(f"output of this program left out ({', '.join(map(repr, outputs))})")
     if not full:
-        raise ValueError(f"no class folders in {root}" + "".join(f"; {fact}" for fact in facts))
-    if inside := describe_inside(full):
-        facts.insert(0, inside)
+        raise ValueError("; ".join([f"no class folders in {root}", *facts]))
+    if made:
+        problems.append(
+            f"{made.total()} masks or thumbnails of other images are left out ({_counted(made)})"
+        )
     labels = {f"{name}/{path}": name for name, paths in full.items() for path in paths}
-    return labels, facts, problems + warnings + _left_out(ignored)
+    return labels, facts, problems + _left_out(ignored)
 
 
 def tar_parts(labels: dict[str, str], source: Path, flag: str) -> list[str]:
@@ -198,9 +194,7 @@ def _without_outputs(root: Path, tree: Tree) -> tuple[Tree, list[str]]:
         )
 
     kept = {name: [p for p in paths if not written(f"{name}/{p}")] for name, paths in tree.items()}
-    if (
-        not any(kept.values()) and (root / "sample").is_dir()
-    ):  # nothing but the sample: it is what was meant
+    if not any(kept.values()) and "sample" in tree:  # it alone is there, so it was meant
         kept = tree
     outputs = [name for name in tree if len(kept[name]) < len(tree[name])]
     outputs += [name for name in tree if not tree[name] and _is_output(root / name)]
@@ -240,43 +234,39 @@ def _system_facts(system: Counter[str]) -> list[str]:
 
 
 def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.most_common(5)) + (
-        ", ..." if len(counts) > 5 else ""
-    )
+    listed = [f"{name} {count}" for name, count in counts.most_common(5)]
+    return ", ".join([*listed, "..."] if len(counts) > 5 else listed)
 
 
 def _left_out(ignored: Counter[str]) -> list[str]:
-    """One line about files that are no images by their suffix."""
+    """One line about files that are no images by their suffix, and how to make images of them."""
     kinds = Counter({suffix: count for suffix, count in ignored.items() if suffix})
     if not kinds:
         return []
-    return [f"{kinds.total()} files are no images by their suffix ({_counted(kinds)}){_convert(kinds)}"]
+    line = f"{kinds.total()} files are no images by their suffix ({_counted(kinds)})"
+    return ["; ".join([line, *_conversions(kinds)])]
 
 
-def _convert(suffixes: Counter[str]) -> str:
-    """What makes images of files of these kinds; "" if nothing does."""
-    for kind, how in CONVERSIONS:
-        if found := [suffix for suffix, _ in suffixes.most_common() if re.fullmatch(kind, suffix)]:
-            return "; " + how.format(found[0])
-    return ""
-
-
-def _instead(ignored: Counter[str]) -> str:
-    return f"; {'; '.join(lines)}" if (lines := _left_out(ignored)) else ""
+def _conversions(suffixes: Counter[str]) -> list[str]:
+    found = (
+        (how, [suffix for suffix, _ in suffixes.most_common() if re.fullmatch(kind, suffix)])
+        for kind, how in CONVERSIONS
+    )
+    return [how.format(", ".join(of_a_kind)) for how, of_a_kind in found if of_a_kind]
 
 
 def _no_images(root: Path, name: str, listing: Listing) -> str:
-    why = "; ".join(
-        f"{f'{name}/{inside}'!r}: {_cure(why)}" for inside, why in list(listing.problems.items())[:3]
-    )
-    found = _instead(listing.ignored) + (f"; {why}" if why else "")
-    cure = (
-        "" if _convert(listing.ignored) or why else f"; fill it, or move it out of {root} if it is no class"
-    )
-    return f"class folder {str(root / name)!r} holds no images{found}{cure}"
+    problems = _not_entered(name, listing)[:3]
+    if not problems and not _conversions(listing.ignored):
+        problems = [f"fill it, or move it out of {root} if it is no class"]
+    found = f"class folder {str(root / name)!r} holds no images"
+    return "; ".join([found, *_left_out(listing.ignored), *problems])
 
 
-def _cure(problem: str) -> str:
-    if not problem.startswith("linked folder"):
-        return problem
-    return f"{problem}: make the class folder itself the link, or name the images in a CSV manifest"
+def _not_entered(name: str, listing: Listing) -> list[str]:
+    """A line for each folder that was not entered, with the cure."""
+    cure = ": make the class folder itself the link, or name the images in a CSV manifest"
+    return [
+        f"{f'{name}/{folder}'!r}: {why}" + (cure if why.startswith("linked folder") else "")
+        for folder, why in listing.problems.items()
+    ]
