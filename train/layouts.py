@@ -7,14 +7,13 @@ Refused: parts of a data set where classes are expected (parts.py).
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
 from serve.archive import SUFFIX, list_tars
 from serve.preprocess import Listing, list_images, system_folder
 from train.masks import find_made
+from train.outputs import is_output, without_outputs
 from train.parts import Given, Tree, check_parts, check_wrapper, describe_inside
 from train.webdataset import FLAT_NAME
 
@@ -29,9 +28,6 @@ CONVERSIONS = (
     (r"\.(?:parquet|arrow|tfrecords?|mdb|npy|npz|mat|h5|hdf5|pkl)", "write the images in {0} as files"),
     (r"\.(?:mp4|m4v|mov|avi|mkv|webm)", "take frames from {0}, for instance by ffmpeg"),
 )
-RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
-ARTIFACT = re.compile(r"(?:^|/)\d+/(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts/")
-"""Of an MLflow server: EXPERIMENT/RUN/artifacts/."""
 
 
 def recognise(source: Path) -> str:
@@ -46,7 +42,7 @@ def recognise(source: Path) -> str:
     folders, _ = _class_folders(source)
     tars = list_tars(source)
     if top or tars:
-        folders = [folder for folder in folders if not _is_output(source / folder)]
+        folders = [folder for folder in folders if not is_output(source / folder)]
     if top and folders:
         raise ValueError(
             f"{source} holds both images ({top[0]!r}, ...) and folders ({folders[0]!r}, ...): say "
@@ -89,7 +85,7 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
     _check_links(root, folders)
     listings = {folder: list_images(root / folder) for folder in folders}
     tree = {name: _visible(listing.paths) for name, listing in listings.items()}
-    tree, outputs = _without_outputs(root, tree)
+    tree, outputs = without_outputs(root, tree)
     tree, made = _without_made(root, tree)
     given = Given(str(root), flag.replace("_", "-"))
     full = {name: paths for name, paths in tree.items() if paths}
@@ -175,45 +171,6 @@ def _visible(paths: Sequence[str]) -> list[str]:
 
 
 # what is left out ---------------------------------------------------------------------------------------
-
-
-def _without_outputs(root: Path, tree: Tree) -> tuple[Tree, list[str]]:
-    """(without figures of runs, artifacts of MLflow and the drawn sample; the folders that have some)"""
-
-    @cache
-    def is_output(folder: str, kind: str) -> bool:
-        if kind == "figures":
-            return os.path.isfile(root / folder / "config.yaml")
-        return Path(folder).name == "sample" and os.path.isfile(root / folder / "test_labels.csv")
-
-    def written(path: str) -> bool:
-        parts = path.split("/")[:-1]
-        return bool(ARTIFACT.search(path)) or any(
-            part in ("figures", "train", "test") and is_output("/".join(parts[:i]), part)
-            for i, part in enumerate(parts)
-        )
-
-    kept = {name: [p for p in paths if not written(f"{name}/{p}")] for name, paths in tree.items()}
-    if not any(kept.values()) and "sample" in tree:  # it alone is there, so it was meant
-        kept = tree
-    outputs = [name for name in tree if len(kept[name]) < len(tree[name])]
-    outputs += [name for name in tree if not tree[name] and _is_output(root / name)]
-    return kept, outputs
-
-
-def _is_output(folder: Path) -> bool:
-    """Whether it is a run directory, holds some, or is what MLflow writes to."""
-    if folder.name in ("mlruns", "mlartifacts") or next((folder / ".cache").glob("scan-*.json"), None):
-        return True
-    return any(
-        os.path.isfile(run / "config.yaml") and any(os.path.exists(run / name) for name in RUN_FILES)
-        for run in (folder, *_folders(folder))
-    )
-
-
-def _folders(folder: Path) -> Iterator[Path]:
-    with suppress(PermissionError), os.scandir(folder) as entries:
-        yield from (Path(entry.path) for entry in entries if entry.is_dir())
 
 
 def _without_made(root: Path, tree: Tree) -> tuple[Tree, Counter[str]]:
