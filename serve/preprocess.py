@@ -39,12 +39,13 @@ MAX_JPEG_SCANS = 100
 # older versions. Plain words that may name a class are none of them.
 SYSTEM_FOLDERS = (
     r"@eadir|#recycle|@recycle|@recently-snapshot|[#~]snapshot|\.?@__thumb|@tmp|@sharebin"  # network disks
-    r"|\.snapshots?|\.zfs|\.recycle|lost\+found|\.trash(?:es|-\d+)?|\.thumbnails"
-    r"|\$recycle\.bin|system volume information|found\.\d{3}"  # Windows
-    r"|__macosx|\.appledouble|\.spotlight-v100|\.fseventsd|\.documentrevisions-v100|\.temporaryitems"
-    r"|\.ipynb_checkpoints|__pycache__|site-packages|node_modules"  # Python, JavaScript
-    r"|\.picasaoriginals|\.stversions|\.dropbox\.cache|\.sync"  # older versions
-    r"|\.\.(?:data|\d{4}_[\w.]+)"  # where a mounted ConfigMap keeps what its links lead to
+    r"|\.snap(?:shots?)?|\.zfs|\.recycle|\.glusterfs|\.minio\.sys|\.wdmc|\.tmb"
+    r"|lost\+found|\.trash(?:es|-\d+)?|\.thumb(?:nail)?s?"  # Linux
+    r"|\$recycle\.bin|system volume information|found\.\d{3}|_vti_cnf|_gsdata_"  # Windows
+    r"|__macosx|\.apple(?:double|db|desktop)|network trash folder|temporary items|\.temporaryitems"  # macOS
+    r"|\.spotlight-v100|\.fseventsd|\.documentrevisions-v100|\.picasaoriginals"
+    r"|\.stversions|\.dropbox\.cache|\.sync|\.git|\.hg|\.svn"  # older versions
+    r"|\.ipynb_checkpoints|__pycache__|(?:site|dist)-packages|node_modules"  # Python, JavaScript
 )
 SYSTEM_PATH = re.compile(rf"(?:^|(?<=/))(?:{SYSTEM_FOLDERS})(?=/)", re.IGNORECASE)
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
@@ -318,6 +319,8 @@ def walk_images(
                     linked = _is_linked_folder(entry)
                     if linked or entry.is_dir(follow_symlinks=False):
                         if not recursive:
+                            continue
+                        if entry.name.startswith(("..data", "..20")):  # a ConfigMap's, read by links
                             continue
                         if system_folder(entry.name + "/"):
                             yield name, "system", ""

@@ -386,6 +386,13 @@ def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) 
         prepare(tmp_path, val_data=str(tmp_path / "val"))
 
 
+def test_validation_data_one_folder_too_high_name_the_folder(tmp_path: Path) -> None:
+    folder_set(tmp_path / "images")
+    folder_set(tmp_path / "val" / "val")
+    with pytest.raises(ValueError, match=r"do not: val; .* in its folder 'val': give that to --val-data"):
+        prepare(tmp_path, val_data=str(tmp_path / "val"))
+
+
 def test_images_in_both_sets_are_warned_of(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     shutil.copytree(tmp_path / "images", tmp_path / "val")

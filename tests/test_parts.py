@@ -31,6 +31,10 @@ def tree(names: Sequence[str], paths: Sequence[str]) -> dict[str, list[str]]:
         (("test set", "Training Set"), NESTED),
         (("test_cats", "test_dogs", "train_cats", "train_dogs"), FLAT),
         (("holdout", "train"), FLAT),
+        (("testA", "testB", "trainA", "trainB"), FLAT),
+        (("PrivateTest", "PublicTest", "Training"), NESTED),
+        (("검증", "훈련"), FLAT),
+        (("测试集", "训练集"), FLAT),
         (("test1", "train"), KAGGLE),
         (("fold1", "fold2", "fold3"), FLAT),
         (("images_001", "images_002"), FLAT),
@@ -60,6 +64,8 @@ def test_parts_and_variants_of_a_data_set_are_refused(names: Sequence[str], path
         ("invalid", "valid"),
         ("test1", "test2"),
         ("bullet_train", "steam_train"),
+        ("bullet train", "test tube"),
+        ("center", "depth", "edge"),
         ("evaluation", "training shoe"),
         ("bottle", "label"),
         ("old", "new"),
@@ -143,6 +149,13 @@ def test_parts_inside_of_every_class_are_warned_of() -> None:
     paths = [f"{part}/{i}.jpg" for part in ("train", "test") for i in range(3)]
     (warning,) = check_parts(tree(("cat", "dog"), paths), Given("set"))
     assert "each class holds 'test', 'train'" in warning
+
+
+def test_data_sets_beside_each_other_are_no_classes() -> None:
+    paths = [f"{part}/{path}" for part in ("train", "test") for path in NESTED]
+    flags = "--data set/berlin/train --val-data set/berlin/test, or move 'berlin' elsewhere"
+    with pytest.raises(ValueError, match=flags):
+        check_parts(tree(("berlin", "paris"), paths), Given("set"))
 
 
 def test_validation_data_in_a_folder_of_their_own_are_found() -> None:

@@ -14,7 +14,8 @@ from serve.archive import SUFFIX, list_tars
 from serve.preprocess import Listing, list_images, system_folder
 from train.masks import find_made
 from train.outputs import is_output, without_outputs
-from train.parts import Given, Tree, check_parts, check_wrapper, describe_inside
+from train.parts import Given, check_parts, check_wrapper, describe_inside
+from train.tree import Tree
 from train.webdataset import FLAT_NAME
 
 # What makes images of files with other suffixes.
@@ -89,7 +90,8 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
     tree, made = _without_made(root, tree)
     given = Given(str(root), flag.replace("_", "-"))
     full = {name: paths for name, paths in tree.items() if paths}
-    problems, ignored = check_parts(full, given), Counter[str]()
+    warnings, ignored = check_parts(full, given), Counter[str]()
+    problems = list(warnings)
     if flag == "--data":
         check_wrapper(full, given)
     explained = {*outputs, *(place.split("/")[0] for place in made)}
@@ -100,7 +102,7 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
             ignored += listing.ignored
         elif name not in explained:
             raise ValueError(_no_images(root, name, listing))
-    facts = [fact for fact in (describe_inside(full), *_system_facts(system)) if fact]
+    facts = ([] if warnings else describe_inside(full)) + _system_facts(system)
     if outputs:
         facts.append(f"output of this program left out ({', '.join(map(repr, outputs))})")
     if not full:

@@ -18,13 +18,13 @@ from serve.preprocess import load_image, read_image_file
 
 KINDS = (
     "mask|annot(?:ation)?|label|trimap|segm?|segmentation|gt|ground_?truth|matte|overlay|bbox"
-    "|thumb(?:nail)?|preview"
+    "|thumb(?:nail)?|preview|heatmap|depth|visuali[sz]ation"
 )
-MADE = re.compile(f"(?:(?:{KINDS})(?:e?s)?|labelids|truth|segmented|segmentation(?:class|object))")
+MADE = re.compile(f"(?:(?:{KINDS})(?:e?s)?|labelids|truth|annotated|segmented|segmentation(class|object))")
 ENDING = re.compile(rf"(?<=.)(?:[\s._-]+(?:{KINDS})s?(?:[\s._-]*\d+)?)+$", re.IGNORECASE | re.DOTALL)
 SAMPLES = 6  # pairs looked at in each place
 FEW_COLOURS = 8
-ALMOST_ALL = 0.97  # of the pixels
+ALMOST_ALL = 0.95  # of the pixels
 SIDE = 128  # pixels looked at are at most so many in a row
 ALIKE_LEVELS, ALIKE_CORRELATION = 12.0, 0.9
 

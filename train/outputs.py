@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from train.parts import Tree
+from train.tree import Tree
 
 RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
 ARTIFACT = re.compile(r"(?:^|/)\d+/(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts/")

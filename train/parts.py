@@ -6,18 +6,19 @@ Names only suggest them: a vehicle may be called train. What is inside decides.
 import os
 import re
 import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from train.masks import MADE, words
-from train.webdataset import FLAT_NAME
+from train.tree import Tree, classes_in, folders_in, images_in, inside, unwrap
 
 PART = re.compile(
-    r"(?:(?P<train>train(?:ing|val)?|trn)|(?P<val>val|valid(?:ation)?|dev)"
-    r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed))"
-    r"(?:sets?|data|images?|imgs?)?"
+    "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
+    "|(?P<val>val|valid(?:ation)?|dev|validierung|validaci[oó]n|valida[cç][aã]o|검증|验证|驗證|検証)"
+    "|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed"
+    "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
 )
 PICTURES = re.compile("(?:images?|imgs?|pictures|photos|jpegimages|rgb|inputs?)")
 SLICES = re.compile(rf"(?:k?folds?|cv|splits?|shards?|chunks?|{PICTURES.pattern})")
@@ -26,8 +27,6 @@ VARIANTS = re.compile(  # of one data set; most of these words may be a class to
     "|volume|folder|dir|copy|backup|raw|originals?|(?:pre)?processed|resized|cropped|augmented|augmentation|aug"
     "|extra|samples?|colou?r|gr[ae]y|gr[ae]yscale|clean|noisy|old|new)"
 )
-Tree = dict[str, list[str]]
-"""Folder -> the images below it, relative to it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
     Raises:
         ValueError: some of them look like parts of a data set; the message names the folder to give.
     """
-    names = _named_parts(tree)
+    names = _parts(tree)
     if names and (_only_parts(tree, names) or _all_bare(tree) or _like_data_sets(tree, names)):
         raise _parts_error(tree, names, given)
     for group in (_slices(tree), _variants(tree)):
@@ -67,15 +66,17 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
             f"the classes of {given.source} would be {_quoted(tree)}, but files in {made!r} have the names "
             f"of those in {pictures!r}, as masks of images do: give {flags}{given.way_out}"
         )
-    nested = [name for name in tree if not _direct(tree[name]) and _named_parts(_inside(tree[name]))]
+    nested = {name: inside(paths) for name, paths in tree.items() if not images_in(paths)}
+    nested = {name: folders for name, folders in nested.items() if _parts(folders)}
+    for name, folders in nested.items():
+        if len(tree) > len(nested) or (len(tree) > 1 and _like_data_sets(folders, _parts(folders))):
+            raise ValueError(
+                f"{name!r} in {given.source} holds {_quoted(folders)}: a data set, not a class. Give "
+                f"{advise({name: tree[name]}, given)}, or move {name!r} elsewhere{given.way_out}"
+            )
     if nested:
-        inside = _quoted(_inside(tree[nested[0]]))
-        if len(nested) == len(tree):
-            return [f"each class holds {inside}: all of them are used, as one set that is split anew"]
-        raise ValueError(
-            f"{nested[0]!r} in {given.source} holds {inside}: a data set, not a class. Give "
-            f"{advise({nested[0]: tree[nested[0]]}, given)}, or move {nested[0]!r} elsewhere{given.way_out}"
-        )
+        listed = _quoted(next(iter(nested.values())))
+        return [f"each class holds {listed}: all of them are used, as one set that is split anew"]
     if names:
         return [
             f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {given.flag}"
@@ -85,41 +86,39 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
 
 def check_wrapper(tree: Tree, given: Given) -> None:
     """Raises ValueError when the only folder holds the classes, or images with labels in their names."""
-    if len(tree) == 1 and len(_classes(*tree.values())) > 1:
+    if len(tree) == 1 and len(classes_in(*tree.values())) > 1:
         ((name, paths),) = tree.items()
-        where = "their file names" if _direct(_unwrap(paths)[1]) else "folders inside"
+        where = "their file names" if images_in(unwrap(paths)[1]) else "folders inside"
         raise ValueError(
             f"{given.source} has the one folder of images {name!r}, and a classifier needs two classes or "
             f"more: if they are in {where}, give {advise(tree, given)}"
         )
 
 
-def describe_inside(tree: Tree) -> str:
-    """The folders that all classes hold, in case these were meant as classes; "" if there are none."""
-    if len(tree) < 2 or any(_direct(paths) for paths in tree.values()):
-        return ""
-    common = set.intersection(*(set(_inside(paths)) for paths in tree.values()))
-    return (
-        f"each with the folders {_quoted(common)} inside, which are no classes" if len(common) > 1 else ""
-    )
+def describe_inside(tree: Tree) -> list[str]:
+    """A line on folders that all classes hold, in case these were meant as classes."""
+    if len(tree) < 2 or any(images_in(paths) for paths in tree.values()):
+        return []
+    common = set.intersection(*(set(inside(paths)) for paths in tree.values()))
+    return [f"with the folders {_quoted(common)} in each, which are no classes"] if len(common) > 1 else []
 
 
 def advise(tree: Tree, given: Given) -> str:
     """The flags that name the parts in some folders, or else the folder that holds the classes."""
     if given.packed:
         return f"{given.flag} a tar file of it alone"
-    prefix, paths = _unwrap([f"{name}/{path}" for name, below in tree.items() for path in below])
-    inside = _below(paths)
+    prefix, paths = unwrap([f"{name}/{path}" for name, below in tree.items() for path in below])
+    folders = folders_in(paths)
 
     def path(name: str) -> str:
-        return given.path(prefix, name, _unwrap(inside[name])[0])
+        return given.path(prefix, name, unwrap(folders[name])[0])
 
-    names = _named_parts(inside)
+    names = _parts(folders)
     if not names:
         return f"{given.flag} {given.path(prefix)}"
     train = next(name for name in names if _kind(name) == "train")
-    known = _classes(inside[train])
-    others = sorted((n for n in names if known & _classes(inside[n])), key=lambda n: _kind(n) != "val")
+    known = classes_in(folders[train])
+    others = sorted((n for n in names if known & classes_in(folders[n])), key=lambda n: _kind(n) != "val")
     others = [name for name in others if _kind(name) != "train"]
     if given.flag != "--data":
         return f"{given.flag} {path((others or names)[0])}"
@@ -128,12 +127,12 @@ def advise(tree: Tree, given: Given) -> str:
 
 def folder_of_classes(paths: Sequence[str], class_names: Iterable[str]) -> str:
     """The folder on the way to all of `paths` that holds folders of these names; "" if there is none."""
-    prefix, below = _unwrap(list(paths))
-    return prefix if set(class_names).intersection(_below(below)) else ""
+    prefix, below = unwrap(list(paths))
+    return prefix if set(class_names).intersection(folders_in(below)) else ""
 
 
 def _parts_error(tree: Tree, names: Sequence[str], given: Given) -> ValueError:
-    if not _named_parts(names):  # of slices and variants, one
+    if not _parts({name: tree[name] for name in names}):  # of slices and variants, one
         names = [name for name in names if not _are(MADE, name)][:1] or names[:1]
     flags = advise({name: tree[name] for name in names}, given)
     return ValueError(
@@ -159,17 +158,25 @@ def _kind(name: str) -> str:
     return part[0] if part else ""
 
 
-def _named_parts(names: Iterable[str]) -> list[str]:
-    """Names that differ by what part they are alone: seg_train, seg_test; train2017, val2017."""
+def _parts(tree: Tree) -> list[str]:
+    """Folders whose names differ by what part they are alone: seg_train, seg_test; train2017, val2017.
+
+    Or by more, if they hold the same classes: Training, PublicTest.
+    """
     groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name in names:
+    for name in tree:
         if part := _part(name):
             groups[part[1]].append(name)
     found = []
     for group in groups.values():
         kinds = {_kind(name) for name in group}
-        if "train" in kinds and (len(kinds) > 1 or _all_bare(names)):
+        if "train" in kinds and (len(kinds) > 1 or _all_bare(tree)):
             found += group
+    called = [name for group in groups.values() for name in group]
+    several = len({_kind(name) for name in called}) > 1
+    trained = [name for name in called if _kind(name) == "train"]
+    if not found and several and trained and _share_any(tree, trained[0], called):
+        return called
     return found
 
 
@@ -211,63 +218,31 @@ def _pictures_and_made(tree: Tree) -> tuple[str, str] | None:
     return (pictures[0], made[0]) if 2 * alike >= len(tree[made[0]]) else None
 
 
-# structure ----------------------------------------------------------------------------------------------
-
-
-def _direct(paths: Iterable[str]) -> list[str]:
-    return [path for path in paths if "/" not in path]
-
-
-def _below(paths: Iterable[str]) -> Tree:
-    """The folders in it, and what is below each."""
-    tree: Tree = defaultdict(list)
-    for path in paths:
-        folder, slash, rest = path.partition("/")
-        if slash:
-            tree[folder].append(rest)
-    return dict(tree)
-
-
-def _unwrap(paths: list[str]) -> tuple[str, list[str]]:
-    """(folders on the way, paths) of the first folder that holds images or several folders."""
-    on_the_way = []
-    while len(inside := _below(paths)) == 1 and not _direct(paths):
-        ((folder, paths),) = inside.items()
-        on_the_way.append(folder)
-    return "/".join(on_the_way), paths
-
-
-def _inside(paths: list[str]) -> Tree:
-    return _below(_unwrap(paths)[1])
-
-
-def _classes(paths: list[str]) -> set[str]:
-    """The names that would be classes if this were the folder to train on, when there are several."""
-    _, paths = _unwrap(paths)
-    names = set(_below(paths))
-    if direct := _direct(paths):
-        found = [FLAT_NAME.match(os.path.splitext(path)[0]) for path in direct]
-        labels = Counter(match["label"] if match else "" for match in found)
-        names = set(labels) if "" not in labels and min(labels.values()) > 1 else set()
-    return names if len(names) > 1 else set()
+# what is inside ----------------------------------------------------------------------------------------
 
 
 def _only_parts(tree: Tree, names: Sequence[str]) -> bool:
     """Whether none of the others is a class as most are: with images in it, and not called as a part is."""
     others = (name for name in tree if name not in names)
-    return not any(_direct(tree[name]) and not _part(name) and not _are(VARIANTS, name) for name in others)
+    return not any(
+        images_in(tree[name]) and not _part(name) and not _are(VARIANTS, name) for name in others
+    )
 
 
 def _share_classes(tree: Tree, names: Sequence[str]) -> bool:
     """Whether the first and each other hold folders (or labels) of the same names."""
-    first, *others = (_classes(tree[name]) for name in names)
+    first, *others = (classes_in(tree[name]) for name in names)
     return all(len(first & o) > 1 and 2 * len(first & o) >= min(len(first), len(o)) for o in others)
 
 
-def _like_data_sets(tree: Tree, names: Sequence[str]) -> bool:
-    train = next(name for name in names if _kind(name) == "train")
-    shared = any(_share_classes(tree, (train, name)) for name in names if name != train)
-    return shared or (not _direct(tree[train]) and len(_classes(tree[train])) > 1)
+def _share_any(tree: Tree, first: str, names: Sequence[str]) -> bool:
+    return any(_share_classes(tree, (first, name)) for name in names if name != first)
+
+
+def _like_data_sets(tree: Tree, parts: Sequence[str]) -> bool:
+    """Whether the training part holds classes: those of another part, or no images but folders."""
+    train = next(name for name in parts if _kind(name) == "train")
+    return _share_any(tree, train, parts) or (not images_in(tree[train]) and bool(classes_in(tree[train])))
 
 
 def _quoted(names: Iterable[str]) -> str:
