@@ -70,7 +70,7 @@ def photographs(root: Path) -> None:
 def pictograms(root: Path) -> None:
     for name in ("mask", "hat"):
         for i in range(4):
-            draw_mask(root / name / f"{i}.png", i)
+            draw_mask(root / name / f"{i}.png", i if name == "mask" else i + 15)
 
 
 def without_namesakes(root: Path) -> None:
