@@ -18,17 +18,20 @@ from train.parts import Given, check_parts, check_wrapper, describe_inside
 from train.tree import Tree
 from train.webdataset import FLAT_NAME
 
-# What makes images of files with other suffixes.
-CONVERSIONS = (
-    (
-        r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|ico|icns|exr|hdr|dcm|p[bn]m"
-        r"|dng|cr[23]|nef|arw|orf|raf|rw2)",
-        "convert {0}, for instance by magick mogrify -format jpg FILES",
-    ),
-    (r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z)", "unpack {0}"),
-    (r"\.(?:parquet|arrow|tfrecords?|mdb|npy|npz|mat|h5|hdf5|pkl)", "write the images in {0} as files"),
-    (r"\.(?:mp4|m4v|mov|avi|mkv|webm)", "take frames from {0}, for instance by ffmpeg"),
+PICTURES = re.compile(
+    r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|ico|icns|exr|hdr|dcm|p[bn]m"
+    r"|dng|cr[23]|nef|arw|orf|raf|rw2)"
 )
+"""Suffixes of images that must be converted first."""
+OTHER_WAYS = (
+    (re.compile(r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z)"), "unpack {}"),
+    (
+        re.compile(r"\.(?:parquet|arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
+        "write the images in {} as files",
+    ),
+    (re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"), "take frames from {}, for instance by ffmpeg"),
+)
+"""To images, where there are only files with these suffixes."""
 
 
 def recognise(source: Path) -> str:
@@ -53,7 +56,7 @@ def recognise(source: Path) -> str:
         if tars:
             return "tar"
         what = f"{source} holds no images, no class folders and no tar files"
-        raise ValueError("; ".join([what, *_left_out(listing.ignored)]))
+        raise ValueError("; ".join([what, *_left_out(listing.ignored), *_other_ways(listing.ignored)]))
     return "folders" if folders else "flat"
 
 
@@ -72,7 +75,8 @@ def flat_labels(root: Path) -> tuple[dict[str, str], list[str], list[str]]:
             )
         labels[path] = match["label"]
     if not labels:
-        raise ValueError("; ".join([f"no images in {root}", *_left_out(listing.ignored)]))
+        left_out, ways = _left_out(listing.ignored), _other_ways(listing.ignored)
+        raise ValueError("; ".join([f"no images in {root}", *left_out, *ways]))
     return labels, _system_facts(_class_folders(root)[1]), _left_out(listing.ignored)
 
 
@@ -198,28 +202,26 @@ def _counted(counts: Counter[str]) -> str:
 
 
 def _left_out(ignored: Counter[str]) -> list[str]:
-    """One line about files that are no images by their suffix, and how to make images of them."""
+    """One line about files that are no images by their suffix."""
     kinds = Counter({suffix: count for suffix, count in ignored.items() if suffix})
     if not kinds:
         return []
     line = f"{kinds.total()} files are no images by their suffix ({_counted(kinds)})"
-    return ["; ".join([line, *_conversions(kinds)])]
+    if pictures := [suffix for suffix, _ in kinds.most_common() if PICTURES.fullmatch(suffix)]:
+        line += f"; convert {', '.join(pictures)}, for instance by magick mogrify -format jpg FILES"
+    return [line]
 
 
-def _conversions(suffixes: Counter[str]) -> list[str]:
-    found = (
-        (how, [suffix for suffix, _ in suffixes.most_common() if re.fullmatch(kind, suffix)])
-        for kind, how in CONVERSIONS
-    )
-    return [how.format(", ".join(of_a_kind)) for how, of_a_kind in found if of_a_kind]
+def _other_ways(ignored: Counter[str]) -> list[str]:
+    return [way.format(suffix) for kind, way in OTHER_WAYS for suffix in ignored if kind.fullmatch(suffix)]
 
 
 def _no_images(root: Path, name: str, listing: Listing) -> str:
-    problems = _not_entered(name, listing)[:3]
-    if not problems and not _conversions(listing.ignored):
-        problems = [f"fill it, or move it out of {root} if it is no class"]
+    cures = [*_other_ways(listing.ignored), *_not_entered(name, listing)[:3]]
+    if not cures and not any(map(PICTURES.fullmatch, listing.ignored)):
+        cures = [f"fill it, or move it out of {root} if it is no class"]
     found = f"class folder {str(root / name)!r} holds no images"
-    return "; ".join([found, *_left_out(listing.ignored), *problems])
+    return "; ".join([found, *_left_out(listing.ignored), *cures])
 
 
 def _not_entered(name: str, listing: Listing) -> list[str]:
