@@ -48,6 +48,8 @@ SYSTEM_FOLDERS = (
     r"|\.ipynb_checkpoints|__pycache__|(?:site|dist)-packages|node_modules"  # Python, JavaScript
 )
 SYSTEM_PATH = re.compile(rf"(?:^|(?<=/))(?:{SYSTEM_FOLDERS})(?=/)", re.IGNORECASE)
+CONFIG_MAP = ("..data", "..20")
+"""How the folders begin in which a mounted ConfigMap keeps its files, beside links to them."""
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -320,13 +322,13 @@ def walk_images(
                     if linked or entry.is_dir(follow_symlinks=False):
                         if not recursive:
                             continue
-                        if entry.name.startswith(("..data", "..20")):  # a ConfigMap's, read by links
+                        if entry.name.startswith(CONFIG_MAP):
                             continue
                         if system_folder(entry.name + "/"):
                             yield name, "system", ""
-                        elif linked and not os.readlink(entry.path).startswith("..data/"):
+                        elif linked and not _is_of_config_map(entry.path):
                             yield name, "folder", "linked folder, not followed"
-                        else:  # a ConfigMap's links lead into a system folder beside them
+                        else:
                             waiting.append(name + "/")
                     elif has_image_suffix(name):
                         yield name, "image", ""
@@ -346,6 +348,17 @@ def system_folder(path: str) -> str:
 
 def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_of_config_map(link: str) -> bool:
+    """Whether a linked folder is one of a mounted ConfigMap: NAME -> ..data/NAME, ..data -> ..TIME."""
+    data = os.path.join(os.path.dirname(link), "..data")
+    target = os.readlink(link)
+    if not (target.startswith("..data/") and os.path.islink(data)):
+        return False
+    time = os.readlink(data)
+    inside = os.path.join(os.path.realpath(data), target.removeprefix("..data/"))
+    return time.startswith("..20") and "/" not in time and os.path.realpath(link) == inside
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

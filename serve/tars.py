@@ -96,7 +96,7 @@ def _members(file: IO[bytes], name: str, number: int) -> Iterator[Entry | str | 
 
 def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | str | None:
     """Of members of one name the last has the last place, whatever it is: it is what `tar -x` leaves."""
-    if folder := system_folder(member.name):
+    if folder := system_folder(plain(member.name)):
         return f"{name}/{folder}"
     if not has_image_suffix(member.name):
         return None

@@ -93,6 +93,16 @@ def test_a_mounted_config_map_is_scored_once_by_the_names_of_its_links(folder: P
     assert list(contents(open_source("in"))) == ["a.jpg", "sub/b.jpg"]
 
 
+@pytest.mark.parametrize("target", ["..data/sub", "..data/..", "..data/up", "..data"])
+def test_links_that_only_resemble_a_config_maps_are_not_followed(folder: Path, target: str) -> None:
+    make(folder, "in/a.jpg", "in/sub/b.jpg", "in/..2026_01_31/sub/c.jpg")
+    os.symlink("." if target == "..data/sub" else "..2026_01_31", "in/..data")
+    os.symlink("../..", "in/..2026_01_31/up")
+    os.symlink(target, "in/again")
+    entries = {entry.name: entry.problem for entry in open_source("in").inventory.entries()}
+    assert entries == {"a.jpg": "", "sub/b.jpg": "", "again": "linked folder, not followed"}
+
+
 def test_a_folder_of_links_alone_names_the_cure(folder: Path) -> None:
     make(folder, "store/a.jpg")
     (folder / "in").mkdir()
