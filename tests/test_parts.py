@@ -158,6 +158,13 @@ def test_data_sets_beside_each_other_are_no_classes() -> None:
         check_parts(tree(("berlin", "paris"), paths), Given("set"))
 
 
+def test_a_copy_of_the_classes_beside_them_is_no_class() -> None:
+    folders = tree(CLASSES, FLAT) | {"Village": [f"Village/{path}" for path in NESTED]}
+    with pytest.raises(ValueError, match="--data set/Village/Village, or move 'Village' elsewhere"):
+        check_parts(folders, Given("set"))
+    check_parts(tree(CLASSES, FLAT) | {"mixed": ["cat/1.jpg", "wolf/1.jpg", "lynx/1.jpg"]}, Given("set"))
+
+
 def test_validation_data_in_a_folder_of_their_own_are_found() -> None:
     assert folder_of_classes([f"val/{path}" for path in NESTED], CLASSES) == "val"
     assert folder_of_classes([f"wolf/{path}" for path in FLAT], CLASSES) == ""

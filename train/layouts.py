@@ -13,7 +13,7 @@ from pathlib import Path
 from serve.archive import SUFFIX, list_tars
 from serve.preprocess import Listing, list_images, system_folder
 from train.masks import find_made
-from train.outputs import is_output, without_outputs
+from train.outputs import is_output, is_report, without_outputs
 from train.parts import Given, check_parts, check_wrapper, describe_inside
 from train.tree import Tree
 from train.webdataset import FLAT_NAME
@@ -42,7 +42,7 @@ def recognise(source: Path) -> str:
         listing = list_images(source, recursive=False)
     except PermissionError as error:
         raise ValueError(f"{source} cannot be read: permission denied") from error
-    top = [path for path in listing.paths if not path.startswith(".")]
+    top = [p for p in listing.paths if not p.startswith(".") and not is_report(source / p)]
     folders, _ = _class_folders(source)
     tars = list_tars(source)
     if top or tars:
@@ -65,7 +65,7 @@ def flat_labels(root: Path) -> tuple[dict[str, str], list[str], list[str]]:
     labels: dict[str, str] = {}
     listing = list_images(root, recursive=False)
     for path in listing.paths:
-        if path.startswith("."):  # ._cat.0.jpg and other litter
+        if path.startswith(".") or is_report(root / path):  # ._cat.0.jpg and other litter
             continue
         match = FLAT_NAME.match(os.path.splitext(path)[0])
         if match is None:

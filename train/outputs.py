@@ -8,6 +8,13 @@ from pathlib import Path
 from train.tree import Tree
 
 RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
+REPORTS = {
+    "curves.png": "comparison.csv",
+    "label_issues.png": "label_issues.csv",
+    "history.png": "study.csv",
+    "importance.png": "study.csv",
+}
+"""Figures of train/compare.py, label_issues.py and sweep.py, and what is written beside each."""
 ARTIFACT = re.compile(r"(?:^|/)\d+/(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts/")
 """Of an MLflow server: EXPERIMENT/RUN/artifacts/."""
 
@@ -22,8 +29,10 @@ def without_outputs(root: Path, tree: Tree) -> tuple[Tree, list[str]]:
         return Path(folder).name == "sample" and os.path.isfile(root / folder / "test_labels.csv")
 
     def written(path: str) -> bool:
-        parts = path.split("/")[:-1]
-        return bool(ARTIFACT.search(path)) or any(
+        *parts, name = path.split("/")
+        if ARTIFACT.search(path) or (name in REPORTS and is_report(root / path)):  # a Path only if needed
+            return True
+        return any(
             part in ("figures", "train", "test") and holds_output("/".join(parts[:i]), part)
             for i, part in enumerate(parts)
         )
@@ -36,9 +45,15 @@ def without_outputs(root: Path, tree: Tree) -> tuple[Tree, list[str]]:
     return kept, outputs
 
 
+def is_report(image: Path) -> bool:
+    return image.name in REPORTS and os.path.isfile(image.with_name(REPORTS[image.name]))
+
+
 def is_output(folder: Path) -> bool:
     """Whether it is a run directory, holds some, or is what MLflow writes to."""
-    if folder.name in ("mlruns", "mlartifacts") or next((folder / ".cache").glob("scan-*.json"), None):
+    if folder.name in ("mlruns", "mlartifacts") or any(is_report(folder / name) for name in REPORTS):
+        return True
+    if next((folder / ".cache").glob("scan-*.json"), None):
         return True
     configs = (config for pattern in ("", "*/", "*/*/") for config in folder.glob(f"{pattern}config.yaml"))
     return any(os.path.exists(config.parent / name) for config in configs for name in RUN_FILES)

@@ -77,6 +77,13 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
     if nested:
         listed = _quoted(next(iter(nested.values())))
         return [f"each class holds {listed}: all of them are used, as one set that is split anew"]
+    for name, paths in tree.items():
+        called = {} if images_in(paths) else inside(paths)
+        if len(alike := called.keys() & tree.keys()) > 1 and 2 * len(alike) >= len(called):
+            raise ValueError(
+                f"{name!r} in {given.source} holds {_quoted(alike)}, which are beside it too: a copy of "
+                f"the classes, not a class. Give {advise({name: paths}, given)}, or move {name!r} elsewhere{given.way_out}"
+            )
     if names:
         return [
             f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {given.flag}"
