@@ -66,28 +66,31 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
             f"the classes of {given.source} would be {_quoted(tree)}, but files in {made!r} have the names "
             f"of those in {pictures!r}, as masks of images do: give {flags}{given.way_out}"
         )
-    nested = {name: inside(paths) for name, paths in tree.items() if not images_in(paths)}
-    nested = {name: folders for name, folders in nested.items() if _parts(folders)}
-    for name, folders in nested.items():
-        if len(tree) > len(nested) or (len(tree) > 1 and _like_data_sets(folders, _parts(folders))):
+    nested = _check_nested(tree, given)
+    if names:
+        listed = _quoted(names)
+        nested.append(
+            f"{listed} are taken for classes; if they are parts, give one of them to {given.flag}"
+        )
+    return nested
+
+
+def _check_nested(tree: Tree, given: Given) -> list[str]:
+    """As check_parts, of data sets and copies of the classes in folders that hold no images themselves."""
+    holding = {name: inside(paths) for name, paths in tree.items() if not images_in(paths)}
+    nested = [name for name, folders in holding.items() if _parts(folders)]
+    for name, folders in holding.items():
+        parts = _parts(folders)
+        alone = len(tree) == 1 or (len(nested) == len(tree) and not _like_data_sets(folders, parts))
+        alike = folders.keys() & tree.keys()
+        if (parts and not alone) or (len(alike) > 1 and 2 * len(alike) >= len(folders)):
             raise ValueError(
                 f"{name!r} in {given.source} holds {_quoted(folders)}: a data set, not a class. Give "
                 f"{advise({name: tree[name]}, given)}, or move {name!r} elsewhere{given.way_out}"
             )
     if nested:
-        listed = _quoted(next(iter(nested.values())))
+        listed = _quoted(holding[nested[0]])
         return [f"each class holds {listed}: all of them are used, as one set that is split anew"]
-    for name, paths in tree.items():
-        called = {} if images_in(paths) else inside(paths)
-        if len(alike := called.keys() & tree.keys()) > 1 and 2 * len(alike) >= len(called):
-            raise ValueError(
-                f"{name!r} in {given.source} holds {_quoted(alike)}, which are beside it too: a copy of "
-                f"the classes, not a class. Give {advise({name: paths}, given)}, or move {name!r} elsewhere{given.way_out}"
-            )
-    if names:
-        return [
-            f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {given.flag}"
-        ]
     return []
 
 
