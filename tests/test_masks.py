@@ -85,13 +85,25 @@ def people_in_masks(root: Path) -> None:
         draw(root / "ann" / f"{i}_mask.jpg", 1, 50 + i)
 
 
+def a_camera_that_stands_still(root: Path) -> None:
+    for seed, name in enumerate(("label", "missing")):
+        (root / name).mkdir()
+        for i in range(4):
+            noise = np.random.default_rng([seed, i]).integers(0, 9, (50, 60))
+            levels = np.linspace(0, 200, 60 * 50).reshape(50, 60) + noise
+            Image.fromarray(levels.astype(np.uint8)).convert("RGB").save(root / name / f"{i}.png")
+
+
 def unreadable(root: Path) -> None:
     for i in range(4):
         draw(root / "cat" / f"{i}.png", 0, i)
         draw(root / "label" / f"{i}.png").write_bytes(b"no image")
 
 
-@pytest.mark.parametrize("make", [photographs, pictograms, without_namesakes, people_in_masks, unreadable])
+@pytest.mark.parametrize(
+    "make",
+    [photographs, pictograms, without_namesakes, people_in_masks, a_camera_that_stands_still, unreadable],
+)
 def test_images_of_another_origin_stay(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path)
     assert made(tmp_path) == {}

@@ -1,4 +1,4 @@
-"""Images made from other images of the same data set: masks, overlays, thumbnails.
+"""Images made from other images of the same data set: masks, thumbnails.
 
 Their names only suggest it; their pixels decide. A class of photographs called "mask" stays a class.
 """
@@ -38,8 +38,8 @@ def find_made(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
     """place -> images there that were made from other images of `paths`, which have the same names.
 
     A place is a folder (annotations/trimaps), or the files of a folder with one ending (cat/*_mask). All
-    that are looked at must be made from their namesakes: of few colours where these are of many, or of the
-    same picture and not larger.
+    that are looked at must be made from their namesakes: of few colours where these are of many, or the same
+    picture, smaller.
     """
     places = defaultdict(list)
     for path in paths:
@@ -94,7 +94,8 @@ def _is_made_from(root: Path, path: str, original: str) -> bool:
         return False
     if _has_few_colours(one) and not _has_few_colours(other):
         return True
-    return one.width <= other.width and one.height <= other.height and _look_alike(one, other)
+    # A camera that stands still takes pictures that look alike, but of one size.
+    return one.width < other.width and one.height < other.height and _look_alike(one, other)
 
 
 def _has_few_colours(image: Image.Image) -> bool:
