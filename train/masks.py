@@ -38,8 +38,8 @@ def find_made(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
     """place -> images there that were made from other images of `paths`, which have the same names.
 
     A place is a folder (annotations/trimaps), or the files of a folder with one ending (cat/*_mask). All
-    that are looked at must be made from their namesakes: of few colours where these are of many, or the same
-    picture, smaller.
+    that are looked at must be made from their namesakes: of few colours where these are of many, or the
+    same picture, smaller.
     """
     places = defaultdict(list)
     for path in paths:
