@@ -140,9 +140,13 @@ def test_masks_beside_images_are_left_out_and_the_images_are_named(tmp_path: Pat
             Image.new("L", (24, 20), 255).save(mask)
     with pytest.raises(ValueError, match=f"the one folder of images 'images'.*--data {tmp_path}/images"):
         find_labels(tmp_path, "auto")
+    for image in (tmp_path / "images").glob("persian_*"):
+        image.unlink()
+    with pytest.raises(ValueError, match=r"no class folders in .* but 'images'; .* left out .masks 8."):
+        find_labels(tmp_path, "auto")
     (tmp_path / "images").rename(tmp_path / "cat")
     folder_set(tmp_path, ("dog", "owl"))
-    assert counts(tmp_path) == {"cat": 8, "dog": 4, "owl": 4}
+    assert counts(tmp_path) == {"cat": 4, "dog": 4, "owl": 4}
     assert (
         "8 masks or thumbnails of other images are left out (masks 8)" in find_labels(tmp_path, "auto")[3]
     )

@@ -67,7 +67,7 @@ def test_system_folders_of_a_tar_file_hold_no_images(tmp_path: Path) -> None:
 def test_parts_of_a_data_set_in_a_tar_file_are_refused(tmp_path: Path) -> None:
     parts = {f"seg_{p}/{name}/0.jpg": b"" for p in ("train", "test") for name in ("sea", "forest")}
     make_tar(tmp_path / "x.tar", parts)
-    with pytest.raises(ValueError, match=r"looks like parts of a data set: .* a tar file of it alone"):
+    with pytest.raises(ValueError, match=r"looks like parts of a data set: .* in tar files of its own"):
         find_labels(tmp_path, "auto")
     labelled = {"train/0.jpg": b"", "train/0.cls": b"cat", "test/1.jpg": b"", "test/1.cls": b"dog"}
     make_tar(tmp_path / "x.tar", labelled)

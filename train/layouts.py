@@ -109,12 +109,13 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
     facts = ([] if warnings else describe_inside(full)) + _system_facts(system)
     if outputs:
         facts.append(f"output of this program left out ({', '.join(map(repr, outputs))})")
-    if not full:
-        raise ValueError("; ".join([f"no class folders in {root}", *facts]))
     if made:
         problems.append(
             f"{made.total()} masks or thumbnails of other images are left out ({_counted(made)})"
         )
+    if not full or (len(full) == 1 and (outputs or made) and flag == "--data"):
+        only = "".join(f" but {name!r}" for name in full)
+        raise ValueError("; ".join([f"no class folders in {root}{only}", *facts, *problems]))
     labels = {f"{name}/{path}": name for name, paths in full.items() for path in paths}
     return labels, facts, problems + _left_out(ignored)
 

@@ -116,7 +116,7 @@ def describe_inside(tree: Tree) -> list[str]:
 def advise(tree: Tree, given: Given) -> str:
     """The flags that name the parts in some folders, or else the folder that holds the classes."""
     if given.packed:
-        return f"{given.flag} a tar file of it alone"
+        return f"{given.flag} tar files of it alone"
     prefix, paths = unwrap([f"{name}/{path}" for name, below in tree.items() for path in below])
     folders = folders_in(paths)
 
@@ -145,9 +145,10 @@ def _parts_error(tree: Tree, names: Sequence[str], given: Given) -> ValueError:
     if not _parts({name: tree[name] for name in names}):  # of slices and variants, one
         names = [name for name in names if not _are(MADE, name)][:1] or names[:1]
     flags = advise({name: tree[name] for name in names}, given)
+    how = "in tar files of its own" if given.packed else f"as in {flags}"
     return ValueError(
         f"the classes of {given.source} would be {_quoted(tree)}, which looks like parts of a data set: "
-        f"give one of them to {given.flag}, as in {flags}{given.way_out}"
+        f"give one of them to {given.flag}, {how}{given.way_out}"
     )
 
 
