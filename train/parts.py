@@ -25,7 +25,7 @@ SLICES = re.compile(rf"(?:k?folds?|cv|splits?|shards?|chunks?|{PICTURES.pattern}
 VARIANTS = re.compile(  # of one data set; most of these words may be a class too
     rf"(?:{SLICES.pattern}|{MADE.pattern}|parts?|partitions?|sections?|batch|group|(?:sub|data)?sets?|data|archive|disk"
     "|volume|folder|dir|copy|backup|raw|originals?|(?:pre)?processed|resized|cropped|augmented|augmentation|aug"
-    "|extra|samples?|colou?r|gr[ae]y|gr[ae]yscale|clean|noisy|old|new)"
+    "|extra|samples?|colou?r|gr[ae]yscale)"
 )
 
 
