@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from train.data import find_labels
-from train.parts import Given, check_parts, check_wrapper, folder_of_classes
+from train.parts import Given, check_parts, check_wrapper, describe_inside, folder_of_classes
 
 CLASSES = ("cat", "dog", "owl")
 FLAT = tuple(f"{i}.jpg" for i in range(4))
@@ -81,6 +81,15 @@ def test_classes_that_are_called_so_stay_classes_without_a_word(
 ) -> None:
     assert check_parts(tree(names, paths), Given("set")) == []
     check_wrapper(tree(names, paths), Given("set"))
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("bus", "train"), ("new", "old"), ("1", "2")])
+def test_folders_of_the_same_names_in_every_class_are_named_and_no_warning(names: Sequence[str]) -> None:
+    folders = tree(names, ["day/1.jpg", "night/1.jpg"])
+    assert check_parts(folders, Given("set")) == []
+    (fact,) = describe_inside(folders)
+    assert "'day', 'night'" in fact
+    assert describe_inside(tree(names, FLAT)) == []
 
 
 def test_a_folder_beside_parts_does_not_hide_them() -> None:
