@@ -99,7 +99,7 @@ def _collect(entries: Iterator[Entry | str | None], read: Read) -> Source:
         return read(entry)
 
     inventory = Inventory.sort(images())
-    names = Counter(path.rpartition("/")[2] for path in system)
+    names = Counter(path.rpartition("/")[2] for path in sorted(system))
     return Source(inventory, read_or_refuse, ignored, names)
 
 
