@@ -39,7 +39,7 @@ from serve.preprocess import has_image_suffix
 from serve.processors import available_processors
 from serve.remote import is_remote
 from serve.shards import Shard, file_sha256
-from serve.sources import Source, open_source
+from serve.sources import Source, left_out, open_source
 from serve.staging import open_model, open_output
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
 
@@ -288,6 +288,8 @@ def report(output: str, scoring: Scoring, progress: Progress) -> None:
         print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
     if unread := unread_pictures(scoring.source.others):
         print(f"warning: {unread}", file=sys.stderr)
+    if left := left_out(scoring.source):
+        print(left, file=sys.stderr)
 
 
 def describe_run(

@@ -7,10 +7,11 @@ Training evaluates with it, export verifies with it, serving runs it. It needs n
 
 import io
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -38,6 +39,22 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_JPEG_PIXELS_PER_BYTE = 1024
 # Progressive JPEGs have about ten. Each goes over all pixels again, and may be a few bytes of the file.
 MAX_JPEG_SCANS = 100
+# What network disks, operating systems and tools keep beside people's files: thumbnails, deleted files,
+# older versions. Plain words that may name a class are none of them.
+SYSTEM_FOLDERS = (
+    r"@eadir|#recycle|@recycle|@recently-snapshot|[#~]snapshot|\.?@__thumb|@tmp|@sharebin"  # network disks
+    r"|\.snap(?:shots?)?|\.zfs|\.recycle|\.glusterfs|\.minio\.sys|\.wdmc|\.tmb"
+    r"|lost\+found|\.trash(?:es|-\d+)?|\.thumb(?:nail)?s?"  # Linux
+    r"|\$recycle\.bin|system volume information|found\.\d{3}|_vti_cnf|_gsdata_"  # Windows
+    r"|__macosx|\.apple(?:double|db|desktop)|network trash folder|temporary items|\.temporaryitems"  # macOS
+    r"|\.spotlight-v100|\.fseventsd|\.documentrevisions-v100|\.picasaoriginals"
+    r"|\.stversions|\.dropbox\.cache|\.sync|\.git|\.hg|\.svn"  # older versions
+    r"|\.ipynb_checkpoints|__pycache__|(?:site|dist)-packages|node_modules"  # Python, JavaScript
+)
+SYSTEM_PATH = re.compile(rf"(?:^|(?<=/))(?:{SYSTEM_FOLDERS})(?=/)", re.IGNORECASE)
+CONFIG_MAP = ("..data", "..20")
+"""How the folders begin in which a mounted ConfigMap keeps its files, beside links to them."""
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -271,7 +288,9 @@ class Listing:
     problems: dict[str, str]
     """Folders that were not entered (a link, not readable) and why."""
     ignored: Counter[str]
-    """How many files have which other suffix, in lower case; hidden files have none."""
+    """How many files have which other suffix, in lower case; hidden files and the system's have none."""
+    system: Counter[str] = field(default_factory=Counter)
+    """How many system folders, which were not entered, have which name."""
 
 
 def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing:
@@ -285,23 +304,27 @@ def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing
     paths: list[str] = []
     problems: dict[str, str] = {}
     ignored: Counter[str] = Counter()
+    system: Counter[str] = Counter()
     for name, kind, problem in walk_images(root, recursive):
+        base = name.rpartition("/")[2]
         if problem:
             problems[name] = problem
         elif kind == "image":
             paths.append(name)
+        elif kind == "system":
+            system[base] += 1
         else:
-            base = name.rpartition("/")[2]
-            ignored["" if base.startswith(".") else os.path.splitext(base)[1].lower()] += 1
-    return Listing(sorted(paths), problems, ignored)
+            unseen = base.startswith(".") or base.lower() in SYSTEM_FILES
+            ignored["" if unseen else os.path.splitext(base)[1].lower()] += 1
+    return Listing(sorted(paths), problems, ignored, system)
 
 
 def walk_images(
     root: str | os.PathLike[str], recursive: bool = True
-) -> Iterator[tuple[str, Literal["image", "other", "folder"], str]]:
+) -> Iterator[tuple[str, Literal["image", "other", "folder", "system"], str]]:
     """(relative path, kind, problem or "") as `list_images` sorts them, in the order of the disk.
 
-    Only the names of folders not entered yet are held in memory.
+    A system folder is named and not entered. Only the names of folders not entered yet are held in memory.
     """
     waiting = [""]  # no recursion: folders can be nested more deeply than Python's calls
     while waiting:
@@ -310,12 +333,18 @@ def walk_images(
             with os.scandir(Path(root) / prefix) as scan:
                 for entry in scan:
                     name = prefix + entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        if recursive:
-                            waiting.append(name + "/")
-                    elif _is_linked_folder(entry):
-                        if recursive:
+                    linked = _is_linked_folder(entry)
+                    if linked or entry.is_dir(follow_symlinks=False):
+                        if not recursive:
+                            continue
+                        if entry.name.startswith(CONFIG_MAP):
+                            continue
+                        if system_folder(entry.name + "/"):
+                            yield name, "system", ""
+                        elif linked and not _is_of_config_map(entry.path):
                             yield name, "folder", "linked folder, not followed"
+                        else:
+                            waiting.append(name + "/")
                     elif has_image_suffix(name):
                         yield name, "image", ""
                     else:
@@ -326,8 +355,25 @@ def walk_images(
             yield prefix, "folder", f"cannot list this folder: {error.strerror}"
 
 
+def system_folder(path: str) -> str:
+    """`path` up to its first system folder; "" when it leads through none. A folder's own ends with "/"."""
+    found = SYSTEM_PATH.search(path)
+    return path[: found.end()] if found else ""
+
+
 def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_of_config_map(link: str) -> bool:
+    """Whether a linked folder is one of a mounted ConfigMap: NAME -> ..data/NAME, ..data -> ..TIME."""
+    data = os.path.join(os.path.dirname(link), "..data")
+    target = os.readlink(link)
+    if not (target.startswith("..data/") and os.path.islink(data)):
+        return False
+    time = os.readlink(data)
+    inside = os.path.join(os.path.realpath(data), target.removeprefix("..data/"))
+    return time.startswith("..20") and "/" not in time and os.path.realpath(link) == inside
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

@@ -16,7 +16,7 @@ from typing import IO
 from serve import remote
 from serve.formats import kind_of_other, unread_pictures
 from serve.inventory import PROBLEM, Entry, Inventory
-from serve.preprocess import ImageError, has_image_suffix, read_image_file, walk_images
+from serve.preprocess import ImageError, has_image_suffix, read_image_file, system_folder, walk_images
 from serve.remote import is_remote
 from serve.tars import Tars
 
@@ -41,6 +41,8 @@ class Source:
     """Files without an image suffix, which are no inputs."""
     others: Counter[str] = field(default_factory=Counter)
     """How many of them there are of which kind, as `kind_of_other` says."""
+    system: Counter[str] = field(default_factory=Counter)
+    """How many system folders (@eaDir, lost+found, ...), which hold no inputs, have which name."""
     place: str = ""
     """Absolute path or URL of what --images named: other places may hold other images of the same names."""
 
@@ -62,21 +64,37 @@ def open_source(images: str) -> Source:
         described = [f"{entry.name}: {entry.problem}" for entry in problems[:3]]
         hint = "; for tar files give a pattern, as in 'FOLDER/*.tar'" if source.ignored else ""
         found = f", {len(problems)} problems {described}" if problems else ""
+        if any(entry.problem.startswith("linked folder") for entry in problems):
+            hint += "; name the folder that a link leads to, or list the files in a .txt file"
         if unread := unread_pictures(source.others):
             hint = f"; {unread}"
-        raise ValueError(f"no images in {images!r}: {source.ignored} other files{found}{hint}")
+        left = f", {left_out(source)}" if source.system else ""
+        raise ValueError(f"no images in {images!r}: {source.ignored} other files{left}{found}{hint}")
     place = images if is_remote(images) else os.path.abspath(images)
     return replace(source, place=place.rstrip("/"))
 
 
-def _collect(entries: Iterator[Entry | None], read: Read) -> Source:
+def left_out(source: Source) -> str:
+    """What a user should know about system folders; "" when there are none."""
+    if not source.system:
+        return ""
+    names = ", ".join(f"{name} {count}" for name, count in source.system.most_common(5))
+    more = ", ..." if len(source.system) > 5 else ""
+    return f"{source.system.total()} system folders left out ({names}{more})"
+
+
+def _collect(entries: Iterator[Entry | str | None], read: Read) -> Source:
+    """An input for each Entry; None is a file that is none, and text is the path of a system folder."""
     ignored = 0
+    system: set[str] = set()
 
     def images() -> Iterator[Entry]:
         nonlocal ignored
         for entry in entries:
             if entry is None:
                 ignored += 1
+            elif isinstance(entry, str):
+                system.add(entry.rstrip("/"))
             else:
                 yield entry
 
@@ -86,16 +104,19 @@ def _collect(entries: Iterator[Entry | None], read: Read) -> Source:
         return read(entry)
 
     inventory = Inventory.sort(images())
-    return Source(inventory, read_or_refuse, ignored)
+    names = Counter(path.rpartition("/")[2] for path in system)
+    return Source(inventory, read_or_refuse, ignored, names)
 
 
 def _folder(root: str) -> Source:
     others: Counter[str] = Counter()
 
-    def entries() -> Iterator[Entry | None]:
-        for name, _, problem in walk_images(root):
+    def entries() -> Iterator[Entry | str | None]:
+        for name, kind, problem in walk_images(root):
             if problem:
                 yield Entry(name, PROBLEM + problem)
+            elif kind == "system":
+                yield name
             else:
                 yield _entry(name, others)
 
@@ -125,17 +146,20 @@ def _by_suffix(path: str, folder: str) -> Source:
     return _files([path], folder)
 
 
-def _files(paths: list[str], base: str) -> Source:
-    """Tar files and images, named relative to `base`."""
+def _files(paths: list[str], base: str, pattern: str = "") -> Source:
+    """Tar files and images, named relative to `base`; of system folders, those that `pattern` names."""
     tars = Tars()
     prefix = base.rstrip("/") + "/" if base else ""
 
-    def entries() -> Iterator[Entry | None]:
+    def entries() -> Iterator[Entry | str | None]:
         for path in paths:
             name = path.removeprefix(prefix)
             if not is_remote(path):
                 name = name.lstrip("/")  # a doubled slash is none; in an object's key it is one
-            if path.lower().endswith(TAR_SUFFIX):
+            folder = system_folder(name)
+            if folder and folder.rstrip("/").rpartition("/")[2] not in pattern:
+                yield folder
+            elif path.lower().endswith(TAR_SUFFIX):
                 yield from tars.index(path, name)
             elif path.lower().endswith(COMPRESSED_TARS):
                 raise ValueError(f"{path} is compressed, so its members have no places: decompress it")
@@ -238,7 +262,7 @@ def _pattern(pattern: str) -> Source:
     base = pattern[: found.start()].rpartition("/")[0]
     if not base and any(path.startswith("/") for path in paths):  # also of {/a,/b}/*.png
         base, paths = "/", [path if is_remote(path) else os.path.abspath(path) for path in paths]
-    return _files(sorted(set(paths)), base)
+    return _files(sorted(set(paths)), base, pattern)
 
 
 class Links:
@@ -285,6 +309,6 @@ def _open_remote(url: str) -> Source:
     root = url.rstrip("/")
     names = remote.list_objects(root)
     others: Counter[str] = Counter()
-    entries = (_entry(name, others) for name in names)
+    entries = (system_folder(name) or _entry(name, others) for name in names)
     source = _collect(entries, lambda entry: remote.read_object(f"{root}/{entry.name}"))
     return replace(source, others=others)

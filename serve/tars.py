@@ -15,7 +15,7 @@ from typing import IO
 from serve.archive import identity, members, plain
 from serve.formats import kind_of_other
 from serve.inventory import PROBLEM, Entry
-from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking
+from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking, system_folder
 from serve.remote import is_remote, open_seekable, read_range
 
 KINDS = {
@@ -42,8 +42,9 @@ class Tars:
         self.others: Counter[str] = Counter()
         """How many members of another kind there are, as `kind_of_other` says."""
 
-    def index(self, path: str, name: str) -> Iterator[Entry | None]:
-        """An entry `name`/member for each image, None for a member of another kind.
+    def index(self, path: str, name: str) -> Iterator[Entry | str | None]:
+        """An entry `name`/member for each image, None for a member of another kind, the path of a system
+        folder for a member inside it.
 
         What is wrong with the tar file is an entry with that problem, under the tar file's own name;
         the members before the damage are listed all the same.
@@ -97,8 +98,10 @@ def _read_local(tar: _Tar, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | None:
+def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | str | None:
     """Of members of one name the last has the last place, whatever it is: it is what `tar -x` leaves."""
+    if folder := system_folder(plain(member.name)):
+        return f"{name}/{folder}"
     if not has_image_suffix(member.name):
         return None
     name = f"{name}/{plain(member.name)}".replace("\0", "\\0")

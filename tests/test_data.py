@@ -144,7 +144,8 @@ def test_files_that_are_no_images_by_their_suffix_are_counted(
         (where / name).touch()
     _, labels, _, problems = find_labels(root, "auto")
     assert any(name.endswith("cat.9.jfif") for name in labels)
-    assert problems == ["3 files are no images by their suffix (.heic 2, .txt 1)"]
+    (problem,) = problems
+    assert problem.startswith("3 files are no images by their suffix (.heic 2, .txt 1); convert .heic")
 
 
 def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path: Path) -> None:
@@ -227,15 +228,15 @@ def broken_class(root: Path) -> Path:
     ("make", "message"),
     [
         (one_class, "images has the one class 'cat'; a classifier needs two or more"),
-        (empty_class, "class folder '.*bird' holds no images; remove it"),
+        (empty_class, "class folder '.*bird' holds no images; fill it, or move it out"),
         (empty, "images holds no images, no class folders and no tar files"),
         (missing, "images' does not exist; name a folder of images or a CSV manifest"),
         (
             broken,
-            r"1 of 13 images in .*images are unreadable, more than --max_bad 0.01 allows "
-            r"\('cat.99.png': not an image.*\); remove them or raise --max_bad",
+            r"1 of 13 images in .*images are unreadable, more than --max-bad 0.01 allows "
+            r"\('cat.99.png': not an image.*\); repair or convert them, .* or raise --max-bad",
         ),
-        (broken_class, "class 'bird' in .*images has no readable image; remove or fill it"),
+        (broken_class, "class 'bird' in .*images has no readable image .'bird/0.png'.*; repair"),
     ],
 )
 def test_unusable_data_is_an_error_that_names_it_and_the_way_out(
@@ -322,7 +323,7 @@ def test_as_many_unreadable_files_as_max_bad_says_are_allowed(tmp_path: Path) ->
     assert prepare(tmp_path, max_bad=0).bad == {}
     (root / "cat.0.png").write_bytes(b"not a picture")
     assert list(prepare(tmp_path, max_bad=0.1).bad) == [str(root / "cat.0.png")]
-    with pytest.raises(ValueError, match=r"1 of 10 images in .* more than --max_bad 0.09 allows"):
+    with pytest.raises(ValueError, match=r"1 of 10 images in .* more than --max-bad 0.09 allows"):
         prepare(tmp_path, max_bad=0.09)
 
 
@@ -396,6 +397,13 @@ def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) 
     flat_set(tmp_path / "images")
     flat_set(tmp_path / "val", names=("cat", "wolf"))
     with pytest.raises(ValueError, match="classes that the training data do not: wolf; known are cat, dog"):
+        prepare(tmp_path, val_data=str(tmp_path / "val"))
+
+
+def test_validation_data_one_folder_too_high_name_the_folder(tmp_path: Path) -> None:
+    folder_set(tmp_path / "images")
+    folder_set(tmp_path / "val" / "val")
+    with pytest.raises(ValueError, match=r"do not: val; .* in its folder 'val': give that to --val-data"):
         prepare(tmp_path, val_data=str(tmp_path / "val"))
 
 

@@ -523,6 +523,16 @@ def test_linked_folders_are_reported_not_followed_and_linked_files_are_kept(tmp_
     assert listing.paths == ["dangling.jpg", "file.jpg", "real.jpg", "self.jpg", "sub/real.jpg"]
 
 
+def test_system_folders_are_counted_and_not_entered(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.jpg", "@eaDir/a.jpg/t.jpg", "b/@EADIR/x.jpg", "LOST+FOUND/x.jpg", "Thumbs.db")
+    (tmp_path / "b" / ".snapshot").symlink_to(tmp_path)
+    listing = list_images(tmp_path)
+    assert listing.paths == ["a.jpg"]
+    assert listing.system == {"@eaDir": 1, "@EADIR": 1, "LOST+FOUND": 1, ".snapshot": 1}
+    assert listing.ignored == {"": 1}
+    assert listing.problems == {}
+
+
 def test_a_folder_that_cannot_be_listed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

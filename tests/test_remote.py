@@ -55,6 +55,7 @@ def bucket() -> Iterator[str]:
         objects |= {"in/deep/er/6.png": PNG["0.png"], "in/notes.txt": b"x", "in/empty.png": b""}
         objects |= {"in/고양이 1%.png": PNG["1.png"], "lists/l.txt": b"../in/0.png\ns3://bucket/in/1.png\n"}
         objects |= {"lists/m.csv": b"path\n../in/2.png\n", "index.png": PNG["5.png"]}
+        objects |= {"nas/a.png": PNG["0.png"], "nas/@eaDir/a.png/thumb.png": PNG["0.png"]}
         objects |= {"made/by/hand/": b"", "made/by/hand/0.png": PNG["0.png"]}
         objects |= {
             f"tars/{n:02}.tar": tar_of({f"{n}.png": PNG[f"{n}.png"], "a.cls": b"1"}) for n in range(3)
@@ -132,6 +133,13 @@ def test_a_copy_that_breaks_off_leaves_no_file(
             remote.get_file(f"{bucket}/in/0.png", tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
     assert (tmp_path / "old.png").read_bytes() == PNG["5.png"]
+
+
+def test_system_folders_of_a_bucket_hold_no_inputs(bucket: str) -> None:
+    for url in (f"{bucket}/nas", f"{bucket}/nas/**/*.png"):
+        source = open_source(url)
+        assert [entry.name for entry in source.inventory.entries()] == ["a.png"]
+        assert source.system == {"@eaDir": 1}
 
 
 def test_tar_files_in_a_bucket(bucket: str) -> None:

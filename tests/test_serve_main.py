@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import PIL
@@ -23,9 +25,11 @@ from serve_model import (
 )
 
 from serve.doubts import NARROW
-from serve.main import main, resampling_warning
+from serve.job import Progress
+from serve.main import main, report, resampling_warning
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
+from serve.sources import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "serve" / "main.py"
@@ -101,6 +105,14 @@ def test_ordinary_pictures_bring_no_warning(
     arguments = ["--model", str(model), "--images", str(images), "--output", str(tmp_path / "out.csv")]
     assert main(arguments) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_system_folders_are_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("@eaDir", "sub/@eaDir", "lost+found"):
+        (images / name).mkdir(parents=True)
+    scoring: Any = SimpleNamespace(source=open_source(str(images)))
+    report("out.csv", scoring, Progress(3))
+    assert "3 system folders left out (@eaDir 2, lost+found 1)" in capsys.readouterr().err
 
 
 def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> None:

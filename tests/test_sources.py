@@ -59,6 +59,58 @@ def test_a_folder_with_its_problems_at_their_places(folder: Path) -> None:
         source.read(entries[2])
 
 
+SYSTEM = ["lost+found", "@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", ".Trash-1000", ".snapshot"]
+SYSTEM += [".ipynb_checkpoints", "System Volume Information", ".thumbnails", "@Recycle"]
+
+
+@pytest.mark.parametrize("images", ["in", "in/**/*", "in/{a,b,*}/**/*.jpg", "in.tar"])
+def test_system_folders_are_no_inputs_and_are_counted(folder: Path, images: str) -> None:
+    names = ["in/a/1.jpg", "in/lost and found/2.jpg"]
+    make(folder, *names, *(f"in/{name}/deep/x.jpg" for name in SYSTEM), "in/a/@eaDir/1.jpg/y.jpg")
+    make_tar(folder / "in.tar", folder, "in")
+    source = open_source(images)
+    assert sorted(contents(source).values()) == names
+    visible = [name for name in SYSTEM if not name.startswith(".")]  # * stands for no leading dot
+    expected = dict.fromkeys(visible if "*" in images else SYSTEM, 1) | {"@eaDir": 2}
+    assert source.system == expected
+
+
+def test_a_system_folder_that_is_named_is_read(folder: Path) -> None:
+    make(folder, "in/.snapshot/daily/a.jpg", "in/b/@eaDir/x.jpg/y.jpg", "c/@eaDir/.snapshot/z.jpg")
+    assert list(contents(open_source("in/.snapshot"))) == ["daily/a.jpg"]
+    assert list(contents(open_source("in/*/@eaDir/*/*.jpg"))) == ["b/@eaDir/x.jpg/y.jpg"]
+    (folder / "l.txt").write_text("in/.snapshot/daily/a.jpg")
+    assert list(contents(open_source("l.txt"))) == ["in/.snapshot/daily/a.jpg"]
+    with pytest.raises(ValueError, match=r"no images in 'c': 0 other files, 1 system folders left out"):
+        open_source("c")
+
+
+def test_a_mounted_config_map_is_scored_once_by_the_names_of_its_links(folder: Path) -> None:
+    make(folder, "in/..2026_01_31_10_00_00.123/a.jpg", "in/..2026_01_31_10_00_00.123/sub/b.jpg")
+    os.symlink("..2026_01_31_10_00_00.123", "in/..data")
+    os.symlink("..data/a.jpg", "in/a.jpg")
+    os.symlink("..data/sub", "in/sub")
+    assert list(contents(open_source("in"))) == ["a.jpg", "sub/b.jpg"]
+
+
+@pytest.mark.parametrize("target", ["..data/sub", "..data/..", "..data/up", "..data"])
+def test_links_that_only_resemble_a_config_maps_are_not_followed(folder: Path, target: str) -> None:
+    make(folder, "in/a.jpg", "in/sub/b.jpg", "in/..2026_01_31/sub/c.jpg")
+    os.symlink("." if target == "..data/sub" else "..2026_01_31", "in/..data")
+    os.symlink("../..", "in/..2026_01_31/up")
+    os.symlink(target, "in/again")
+    entries = {entry.name: entry.problem for entry in open_source("in").inventory.entries()}
+    assert entries == {"a.jpg": "", "sub/b.jpg": "", "again": "linked folder, not followed"}
+
+
+def test_a_folder_of_links_alone_names_the_cure(folder: Path) -> None:
+    make(folder, "store/a.jpg")
+    (folder / "in").mkdir()
+    os.symlink("../store", "in/cat")
+    with pytest.raises(ValueError, match=r"linked folder, not followed.*list the files in a .txt file"):
+        open_source("in")
+
+
 @pytest.mark.parametrize("images", ["in/x.jpg", "./in/x.jpg", "/ABSOLUTE/in/x.jpg"])
 def test_one_image(folder: Path, images: str) -> None:
     make(folder, "in/x.jpg")

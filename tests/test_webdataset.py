@@ -59,6 +59,22 @@ def test_an_image_without_a_label_is_an_error(
         find_labels(tmp_path, "auto")
 
 
+def test_system_folders_of_a_tar_file_hold_no_images(tmp_path: Path) -> None:
+    litter = {"__MACOSX/cat/1.jpg": b"", "cat/@eaDir/0.jpg/t.jpg": b"", "cat/._0.jpg": b""}
+    make_tar(tmp_path / "x.tar", {"cat/0.jpg": b"", "dog/0.jpg": b""} | litter)
+    assert find_labels(tmp_path, "auto")[1] == {"x.tar/cat/0.jpg": "cat", "x.tar/dog/0.jpg": "dog"}
+
+
+def test_parts_of_a_data_set_in_a_tar_file_are_refused(tmp_path: Path) -> None:
+    parts = {f"seg_{p}/{name}/0.jpg": b"" for p in ("train", "test") for name in ("sea", "forest")}
+    make_tar(tmp_path / "x.tar", parts)
+    with pytest.raises(ValueError, match=r"looks like parts of a data set: .* in tar files of its own"):
+        find_labels(tmp_path, "auto")
+    labelled = {"train/0.jpg": b"", "train/0.cls": b"cat", "test/1.jpg": b"", "test/1.cls": b"dog"}
+    make_tar(tmp_path / "x.tar", labelled)
+    assert set(find_labels(tmp_path, "auto")[1].values()) == {"cat", "dog"}
+
+
 def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", {"cat.0.jpg": b"x" * 999})
     whole = make_tar(tmp_path / "b.tar", {"cat.1.jpg": b"x" * 999})

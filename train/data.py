@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,21 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.archive import SUFFIX, list_tars
-from serve.preprocess import list_images
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.duplicates import Near, labels_decide, near_duplicates
+from train.layouts import flat_labels, folder_labels, recognise, tar_parts
 from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_targets
+from train.parts import folder_of_classes
 from train.scan import scan
 from train.shared import Texts, share
 from train.split import choose_fold, choose_validation
-from train.webdataset import FLAT_NAME, tar_labels, tar_root
+from train.webdataset import tar_labels, tar_root
 
 MANIFEST = "labels from a CSV manifest"
-SPLIT_NAME = re.compile(
-    r"(train|val|valid|test|dev|eval)(ing|idation|ation|uation)?[\s._-]*\d*", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -179,14 +175,19 @@ def _readable(
         first = "; ".join(f"{path!r}: {why}" for path, why in list(result.bad.items())[:3])
         raise ValueError(
             f"{len(result.bad)} of {len(paths)} images in {source} are unreadable, more than "
-            f"--max_bad {config.max_bad:g} allows ({first}); remove them or raise --max_bad"
+            f"--max-bad {config.max_bad:g} allows ({first}); repair or convert them, name them in a CSV "
+            "file for --exclude, or raise --max-bad"
         )
     notes.extend(f"warning: {source}: {line}" for line in result.doubts().lines())
     good = [path for path in paths if path in result.sha256]
     readable = {labels[path] for path in good}
     for name in class_names:
         if name not in readable:
-            raise ValueError(f"class {name!r} in {source} has no readable image; remove or fill it")
+            first = next(f"{path!r}: {why}" for path, why in result.bad.items() if labels[path] == name)
+            raise ValueError(
+                f"class {name!r} in {source} has no readable image ({first}); repair or convert its files, "
+                f"or leave the class out of {source}"
+            )
     index = {name: i for i, name in enumerate(class_names)}
     image_set = ImageSet(
         root,
@@ -208,104 +209,22 @@ def find_labels(
             f"{flag} {str(source)!r} does not exist; name a folder of images or a CSV manifest"
         )
     if data_format == "auto":
-        data_format = _recognise(source)
+        data_format = recognise(source)
     try:
         if data_format == "csv":
             return source.parent, read_manifest(source), MANIFEST, []
         if data_format == "tar":
             labels = tar_labels(source)
-            check_no_split(labels, source)
-            return tar_root(source), labels, "images in tar files", []
+            return tar_root(source), labels, "images in tar files", tar_parts(labels, source, flag)
         if data_format == "folders":
-            labels, problems = _folder_labels(source)
-            check_no_split(labels, source)
-            return source, labels, "one folder for each class", problems
-        labels, problems = _flat_labels(source)
-        return source, labels, "labels in the file names (label.number.suffix)", problems
+            labels, facts, problems = folder_labels(source, flag)
+            return source, labels, "; ".join(["one folder for each class", *facts]), problems
+        labels, facts, problems = flat_labels(source)
+        layout = "labels in the file names (label.number.suffix)"
+        return source, labels, "; ".join([layout, *facts]), problems
     except (OSError, csv.Error) as error:
         culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
         raise ValueError(f"{culprit} cannot be read as --data_format {data_format}: {reason}") from error
-
-
-def _recognise(source: Path) -> str:
-    if source.is_file():
-        return "tar" if source.suffix == SUFFIX else "csv"
-    try:
-        top = [p for p in list_images(source, recursive=False).paths if not p.startswith(".")]
-    except PermissionError as error:
-        raise ValueError(f"{source} cannot be read: permission denied") from error
-    folders = [f for f in sorted(os.listdir(source)) if _is_class_folder(source / f)]
-    if top and folders:
-        raise ValueError(
-            f"{source} holds both images ({top[0]!r}, ...) and folders ({folders[0]!r}, ...): say "
-            "--data_format flat or --data_format folders"
-        )
-    if not top and not folders:
-        if list_tars(source):
-            return "tar"
-        raise ValueError(f"{source} holds no images, no class folders and no tar files")
-    return "folders" if folders else "flat"
-
-
-def _is_class_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def check_no_split(labels: dict[str, str], source: Path) -> None:
-    """Raises ValueError when the classes are called as the parts of a data set are."""
-    names = sorted(set(labels.values()))
-    if all(map(SPLIT_NAME.fullmatch, names)) and any(name.lower().startswith("train") for name in names):
-        raise ValueError(
-            f"the classes of {source} would be {', '.join(map(repr, names))}, which looks like parts of a "
-            "data set: give one of them to --data, and perhaps another to --val_data; if they are classes, "
-            "name them in a CSV manifest"
-        )
-
-
-def _left_out(ignored: Counter[str]) -> list[str]:
-    """One line about files that are no images by their suffix."""
-    kinds = [f"{suffix} {count}" for suffix, count in ignored.most_common(5) if suffix]
-    count = ignored.total() - ignored[""]
-    more = ", ..." if len(ignored) > 5 else ""
-    return [f"{count} files are no images by their suffix ({', '.join(kinds)}{more})"] if kinds else []
-
-
-def _flat_labels(root: Path) -> tuple[dict[str, str], list[str]]:
-    labels: dict[str, str] = {}
-    listing = list_images(root, recursive=False)
-    for path in listing.paths:
-        if path.startswith("."):  # ._cat.0.jpg and other litter
-            continue
-        match = FLAT_NAME.match(os.path.splitext(path)[0])
-        if match is None:
-            raise ValueError(
-                f"no label in the file name {path!r} in {root}: expected label.number.suffix as in "
-                "cat.0.jpg; use a folder for each class or a CSV manifest (path,label)"
-            )
-        labels[path] = match["label"]
-    if not labels:
-        raise ValueError(f"no images in {root}")
-    return labels, _left_out(listing.ignored)
-
-
-def _folder_labels(root: Path) -> tuple[dict[str, str], list[str]]:
-    labels: dict[str, str] = {}
-    problems: list[str] = []
-    ignored: Counter[str] = Counter()
-    for folder in sorted(os.listdir(root)):
-        if not _is_class_folder(root / folder):
-            continue
-        listing = list_images(root / folder)
-        problems += [f"{f'{folder}/{name}'!r}: {why}" for name, why in listing.problems.items()]
-        ignored += listing.ignored
-        # ._cat.0.jpg, .thumbnails/cat.0.jpg, .ipynb_checkpoints/ and other litter
-        images = [p for p in listing.paths if not any(part.startswith(".") for part in p.split("/"))]
-        if not images:
-            raise ValueError(f"class folder {str(root / folder)!r} holds no images; remove it")
-        labels |= {f"{folder}/{path}": folder for path in images}
-    if not labels:
-        raise ValueError(f"no class folders in {root}")
-    return labels, problems + _left_out(ignored)
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
@@ -317,9 +236,11 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
 def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
     unknown = sorted(set(val.class_names) - set(class_names), key=natural_key)
     if unknown:
+        hint = folder_of_classes(val.paths, class_names)
         raise ValueError(
             f"--val_data {source} has classes that the training data do not: {', '.join(unknown)}; "
             f"known are {', '.join(class_names)}"
+            + (f". They are in its folder {hint!r}: give that to --val-data" if hint else "")
         )
     index = np.array([class_names.index(name) for name in val.class_names], np.int64)
     return ImageSet(val.root, val.paths, index[val.labels], class_names, val.sha256)

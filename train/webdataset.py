@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from serve.archive import list_tars, member_names, read_member
-from serve.preprocess import has_image_suffix
+from serve.preprocess import has_image_suffix, system_folder
 
 # The label is what stands before the running number: cat.0.jpg, american_bulldog_12.jpg
 FLAT_NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)
@@ -40,8 +40,10 @@ def tar_labels(source: Path) -> dict[str, str]:
 
 
 def _hidden(name: str) -> bool:
-    """._cat.0.jpg, .thumbnails/cat.0.jpg and other litter."""
-    return any(part.startswith(".") and part != ".." for part in name.split("/"))
+    """._cat.0.jpg, .thumbnails/cat.0.jpg, __MACOSX/cat.0.jpg and other litter."""
+    return bool(system_folder(name)) or any(
+        part.startswith(".") and part != ".." for part in name.split("/")
+    )
 
 
 def _key(name: str) -> str:

@@ -1,0 +1,191 @@
+"""Parts of a data set are not trained as classes, and classes that are called as parts are stay classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from train.data import find_labels
+from train.parts import Given, check_parts, check_wrapper, describe_inside, folder_of_classes
+
+CLASSES = ("cat", "dog", "owl")
+FLAT = tuple(f"{i}.jpg" for i in range(4))
+NESTED = tuple(f"{name}/{i}.jpg" for name in CLASSES for i in range(2))
+KAGGLE = tuple(f"{name}.{i}.jpg" for name in CLASSES for i in range(2))
+
+
+def tree(names: Sequence[str], paths: Sequence[str]) -> dict[str, list[str]]:
+    return {name: list(paths) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "paths"),
+    [
+        (("test", "train"), FLAT),
+        (("images_train", "images_val"), FLAT),
+        (("train2017", "val2017"), FLAT),
+        (("testset", "trainset"), NESTED),
+        (("TestImages", "TrainImages"), FLAT),
+        (("X_test", "X_train"), NESTED),
+        (("cats_test", "cats_train"), FLAT),
+        (("test set", "Training Set"), NESTED),
+        (("test_cats", "test_dogs", "train_cats", "train_dogs"), FLAT),
+        (("holdout", "train"), FLAT),
+        (("testA", "testB", "trainA", "trainB"), FLAT),
+        (("PrivateTest", "PublicTest", "Training"), NESTED),
+        (("검증", "훈련"), FLAT),
+        (("测试集", "训练集"), FLAT),
+        (("test1", "train"), KAGGLE),
+        (("fold1", "fold2", "fold3"), FLAT),
+        (("images_001", "images_002"), FLAT),
+        (("part_1", "part_2"), NESTED),
+        (("part1", "part2"), KAGGLE),
+        (("Batch A", "Batch B"), NESTED),
+        (("color", "grayscale", "segmented"), NESTED),
+        (("backup", "data"), NESTED),
+    ],
+)
+def test_parts_and_variants_of_a_data_set_are_refused(names: Sequence[str], paths: Sequence[str]) -> None:
+    with pytest.raises(ValueError, match="looks like parts of a data set") as raised:
+        check_parts(tree(names, paths), Given("set"))
+    assert all(repr(name) in str(raised.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("bus", "car", "train"),
+        ("control", "test"),
+        ("mask", "no_mask"),
+        ("part", "whole"),
+        ("part_1", "part_2"),
+        ("batch1", "batch2"),
+        ("images of cats", "images of dogs"),
+        ("invalid", "valid"),
+        ("test1", "test2"),
+        ("bullet_train", "steam_train"),
+        ("bullet train", "test tube"),
+        ("center", "depth", "edge"),
+        ("evaluation", "training shoe"),
+        ("bottle", "label"),
+        ("old", "new"),
+        ("color", "gray"),
+        ("figures", "tables"),
+        ("0", "1", "2"),
+        ("개", "고양이"),
+    ],
+)
+@pytest.mark.parametrize("paths", [FLAT, ("IMG_1.jpg", "x.jpg", "day/1.jpg", "night/1.jpg")])
+def test_classes_that_are_called_so_stay_classes_without_a_word(
+    names: Sequence[str], paths: Sequence[str]
+) -> None:
+    assert check_parts(tree(names, paths), Given("set")) == []
+    check_wrapper(tree(names, paths), Given("set"))
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("bus", "train"), ("new", "old"), ("1", "2")])
+def test_folders_of_the_same_names_in_every_class_are_named_and_no_warning(names: Sequence[str]) -> None:
+    folders = tree(names, ["day/1.jpg", "night/1.jpg"])
+    assert check_parts(folders, Given("set")) == []
+    (fact,) = describe_inside(folders)
+    assert "'day', 'night'" in fact
+    assert describe_inside(tree(names, FLAT)) == []
+
+
+def test_a_folder_beside_parts_does_not_hide_them() -> None:
+    parts = tree(("train", "val"), NESTED)
+    for name, paths in {
+        "copy": [f"{part}/{path}" for part in parts for path in NESTED],
+        "extra": list(FLAT),
+        "bus": list(FLAT),
+    }.items():
+        with pytest.raises(ValueError, match="looks like parts") as raised:
+            check_parts({**parts, name: paths}, Given("set"))
+        assert "--data set/train --val-data set/val;" in str(raised.value)
+
+
+def test_parts_whose_content_does_not_show_it_are_classes_beside_another_class_with_a_warning() -> None:
+    (warning,) = check_parts(tree(("bus", "test", "train"), FLAT), Given("set"))
+    assert "'test', 'train'" in warning
+
+
+@pytest.mark.parametrize(
+    ("folders", "flags"),
+    [
+        (
+            {"seg_pred": ["seg_pred/1.jpg"], "seg_test": [f"seg_test/{path}" for path in NESTED]}
+            | {"seg_train": [f"seg_train/{path}" for path in NESTED]},
+            "--data set/seg_train/seg_train --val-data set/seg_test/seg_test;",
+        ),
+        (tree(("test", "train", "valid"), NESTED), "--data set/train --val-data set/valid;"),
+        ({"test1": list(FLAT), "train": list(KAGGLE)}, "--data set/train;"),
+        ({"a b": [f"{part}/{path}" for part in ("test", "train") for path in NESTED], "cat": list(FLAT)},)
+        + ("--data 'set/a b/train' --val-data 'set/a b/test', or move 'a b' elsewhere;",),
+        ({"masks": list(NESTED), "photos": list(NESTED)}, "--data set/photos;"),
+        ({"depth_preview": list(FLAT), "rgb": list(FLAT)}, "--data set/rgb;"),
+    ],
+)
+def test_the_folders_to_give_are_named(folders: dict[str, list[str]], flags: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011  the flags are compared
+        check_parts(folders, Given("set"))
+    assert flags in str(raised.value)
+
+
+def test_of_validation_data_the_part_to_validate_on_is_named() -> None:
+    with pytest.raises(ValueError, match=r"--val-data set/val; .* CSV manifest for --val-data"):
+        check_parts(tree(("train", "val"), NESTED), Given("set", "--val-data"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "flags"),
+    [
+        ({"PetImages": list(NESTED)}, "--data set/PetImages"),
+        ({"archive": [f"PetImages/{path}" for path in NESTED]}, "--data set/archive/PetImages"),
+        ({"images": list(KAGGLE)}, "--data set/images"),
+        (
+            {"x": [f"{part}/{path}" for part in ("train", "val") for path in NESTED]},
+            "--data set/x/train --val-data set/x/val",
+        ),
+    ],
+)
+def test_in_one_folder_the_folder_inside_is_named(folders: dict[str, list[str]], flags: str) -> None:
+    with pytest.raises(ValueError, match=f"the one folder .* give {flags}$"):
+        check_wrapper(folders, Given("set"))
+    check_wrapper({"cat": list(FLAT)}, Given("set"))
+
+
+def test_parts_inside_of_every_class_are_warned_of() -> None:
+    paths = [f"{part}/{i}.jpg" for part in ("train", "test") for i in range(3)]
+    (warning,) = check_parts(tree(("cat", "dog"), paths), Given("set"))
+    assert "each class holds 'test', 'train'" in warning
+
+
+def test_data_sets_beside_each_other_are_no_classes() -> None:
+    paths = [f"{part}/{path}" for part in ("train", "test") for path in NESTED]
+    flags = "--data set/berlin/train --val-data set/berlin/test, or move 'berlin' elsewhere"
+    with pytest.raises(ValueError, match=flags):
+        check_parts(tree(("berlin", "paris"), paths), Given("set"))
+
+
+def test_a_copy_of_the_classes_beside_them_is_no_class() -> None:
+    folders = tree(CLASSES, FLAT) | {"Village": [f"Village/{path}" for path in NESTED]}
+    with pytest.raises(ValueError, match="--data set/Village/Village, or move 'Village' elsewhere"):
+        check_parts(folders, Given("set"))
+    check_parts(tree(CLASSES, FLAT) | {"mixed": ["cat/1.jpg", "wolf/1.jpg", "lynx/1.jpg"]}, Given("set"))
+
+
+def test_validation_data_in_a_folder_of_their_own_are_found() -> None:
+    assert folder_of_classes([f"val/{path}" for path in NESTED], CLASSES) == "val"
+    assert folder_of_classes([f"wolf/{path}" for path in FLAT], CLASSES) == ""
+
+
+def test_parts_in_folders_are_refused_whatever_is_beside_them(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for path in NESTED:
+            (tmp_path / part / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / part / path).touch()
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
+    for data_format in ("auto", "folders"):
+        with pytest.raises(ValueError, match=f"--data {tmp_path}/train --val-data {tmp_path}/test"):
+            find_labels(tmp_path, data_format)
