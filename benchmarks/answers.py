@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from export.verify import ValidationImages
 from serve.preprocess import Preprocess, load_image, read_image_file
-from train.calibration import cross_fitted, expected_calibration_error, log_probabilities
+from train.calibration import expected_calibration_error, fit_temperature, log_probabilities
 from train.checkpoint import load_checkpoint
 from train.device import keep_freed_memory
 from train.model import ImageClassifier, rebuild
@@ -41,6 +41,18 @@ def logits_of(
         plain.append(model(pixels).double().numpy())
         mirrored.append(model(pixels.flip(2)).double().numpy())
     return np.concatenate(plain), np.concatenate(mirrored)
+
+
+def cross_fitted(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], clip: float
+) -> NDArray[np.float64]:
+    """Log probabilities in which each half of the images has the temperature fitted on the other half."""
+    values = np.empty_like(logits)
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    for fitted, applied in (halves, halves[::-1]):
+        temperature = fit_temperature(logits[fitted], labels[fitted])
+        values[applied] = log_probabilities(logits[applied], temperature, clip)
+    return values
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ from train_data import CPU, ONE, make_data
 
 from train import epochs
 from train.assemble import Job, assemble
-from train.epochs import Epochs
+from train.config import TrainConfig
+from train.epochs import Epochs, epoch_line
 from train.loop import Running, train_one_epoch
 from train.metrics_file import MetricsFile
 from train.preemption import StopRequest
@@ -56,3 +57,12 @@ def test_a_best_checkpoint_that_cannot_be_written_to_the_end_is_an_error(tmp_pat
     running.snapshots.owed = full
     with pytest.raises(ValueError, match=r"best checkpoint cannot be written: .*No space.* Make room"):
         running.run()
+
+
+@pytest.mark.parametrize(("calibrate", "shown"), [(True, "0.2500"), (False, "0.5000")])
+def test_an_epochs_line_shows_the_log_loss_that_decides_which_is_best(calibrate: bool, shown: str) -> None:
+    values = {"val/accuracy": 0.9, "val/log_loss": 0.5, "val/log_loss_calibrated": 0.25, "lr": 0.1}
+    line = epoch_line(
+        History(1, 1), TrainConfig(calibrate=calibrate), values | {"images_per_second": 9.0}, True
+    )
+    assert [number for number in ("0.2500", "0.5000") if number in line] == [shown]

@@ -4,16 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.font_manager import fontManager
 from PIL import Image
 from train_data import draw
 
 from serve.preprocess import Preprocess
 from train.data import ImageSet
-from train.figures import _curves, _drawable, _printable, caption, save_figures
+from train.figures import _curves, caption, save_figures
 from train.metrics import Evaluation, evaluate_logits
 
 PREPROCESS = Preprocess(size=16, resize_size=18)
@@ -85,22 +83,9 @@ def test_odd_names_are_drawn_and_never_read_as_formulas(tmp_path: Path) -> None:
     assert len(figures(tmp_path, images(tmp_path, class_names, names), wrong=5)) == 3
 
 
-def test_what_no_font_here_can_draw_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In boxes, all names would look alike."""
-    symbol = "\u24b6"  # of the fonts that come with matplotlib, not in the usual one
-    _drawable.cache_clear()
-    monkeypatch.setitem(mpl.rcParams, "font.family", ["sans-serif"])
-    assert _printable(f"é\n{symbol}") == f"é\n{symbol}"
-    assert mpl.rcParams["font.family"][1:], "no font for it was added"
-    _drawable.cache_clear()
-    usual = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]
-    monkeypatch.setattr(fontManager, "ttflist", usual)
-    assert _printable("é 고양이") == "é \\uace0\\uc591\\uc774"
-    _drawable.cache_clear()
-
-
 def test_captions_are_no_wider_than_their_pictures() -> None:
     assert caption("0123.jpg\n" + "very " * 9) == "0123.jpg\nvery very very very very …"
+    assert caption("고양이" * 9) == "고양이" * 4 + "…", "twice as wide"
 
 
 def test_an_epoch_whose_loss_was_not_finite_is_left_out_of_the_curve(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from train_data import draw, flat_set, linear_model, make_data, make_trainee
 from train.checkpoint import save_checkpoint
 from train.command_line import parse_config
 from train.data import prepare_data
-from train.label_issues import _content_digest, _finished, find_issues, main, report, summary, train_folds
+from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
 from train.out_of_fold import OutOfFold
 from train.pretrained import settle
 from train.trainee import History, checkpoint_state
@@ -69,11 +69,11 @@ def test_a_class_that_no_fold_validates_is_no_obstacle() -> None:
     assert flipped[keep][found].mean() > 0.6
 
 
-def test_models_that_know_nothing_are_warned_of() -> None:
-    data, _ = predictions(2, 100, 0.5)
-    assert "do not trust the list" in summary(data, find_issues(data))
-    good, _ = predictions(2, 100, 0.0)
-    assert "do not trust the list" not in summary(good, find_issues(good))
+def test_models_that_know_nothing_list_nothing(tmp_path: Path) -> None:
+    data, _ = predictions(2, 100, 0.5, tmp_path)
+    with pytest.raises(ValueError, match="surely better"):
+        report(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_one_class_are_an_error() -> None:

@@ -133,3 +133,34 @@ def test_predictions_of_other_images_are_refused(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.csv", images, odd_evaluation(images))
     with pytest.raises(AssertionError, match=r"p.csv is of other images"):
         read_predictions(tmp_path / "p.csv", images.take(np.arange(3)))
+
+
+def overconfident(n: int, prior: tuple[float, ...], skill: float, seed: int = 0) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    num_classes = len(prior)
+    labels = np.concatenate([np.arange(num_classes), rng.choice(num_classes, n - num_classes, p=prior)])
+    logits = 2.5 * (rng.normal(size=(n, num_classes)) + skill * np.eye(num_classes)[labels])
+    return evaluate_logits(logits, labels, tuple(f"c{i}" for i in range(num_classes)), clip=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("n", "prior", "skill"),
+    [(20, (0.5, 0.5), 1.0), (200, (0.95, 0.05), 2.0), (40, (0.5, 0.5), 30.0), (5, (0.2,) * 5, 3.0)],
+    ids=["few", "imbalanced", "separated", "one of each class"],
+)
+def test_what_is_reported_as_calibrated_is_what_is_served(
+    tmp_path: Path, n: int, prior: tuple[float, ...], skill: float
+) -> None:
+    result = overconfident(n, prior, skill)
+    names = tuple(f"c{i}" for i in range(len(prior)))
+    images = ImageSet(Path("nowhere"), [f"{i}.png" for i in range(n)], result.labels, names, [""] * n)
+    write_predictions(tmp_path / "p.csv", images, result, result.values["temperature"], clip=1e-4)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert result.values["log_loss_calibrated"] == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+def test_few_images_do_not_make_calibration_look_harmful() -> None:
+    """Temperatures fitted on halves of them did: 0.49 on average for 0.43 without calibration."""
+    results = [overconfident(20, (0.5, 0.5), 1.0, seed).values for seed in range(30)]
+    assert np.mean([r["log_loss_calibrated"] for r in results]) < np.mean([r["log_loss"] for r in results])

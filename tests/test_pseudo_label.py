@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, TrainedRun
 from PIL import Image
+from run_folders import make_run
 from train_data import draw, flat_set, settings
 
 from train import pseudo_label
@@ -21,6 +22,7 @@ from train.pseudo_label import (
     Guesses,
     build_parser,
     check_settings,
+    check_teacher,
     labelled,
     read_guesses,
     select,
@@ -137,6 +139,36 @@ def test_settings_can_change_until_a_round_is_labelled(tmp_path: Path) -> None:
         check(0.7)
 
 
+def make_right(run: Path) -> None:
+    """Let a run of an epoch or two pass for one that learnt something, which a teacher has to be."""
+    path = run / "val_predictions.csv"
+    with path.open(newline="") as file:
+        rows = [row | {"prediction": row["label"], "correct": "1"} for row in csv.DictReader(file)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(("skill", "taken"), [(0.0, False), (3.0, True)])
+def test_a_teacher_at_chance_is_refused(tmp_path: Path, skill: float, taken: bool) -> None:
+    run = make_run(tmp_path / "a", n=200, skill=skill)
+    if taken:
+        check_teacher(run)
+    else:
+        with pytest.raises(ValueError, match="surely better"):
+            check_teacher(run)
+
+
+def test_a_teacher_that_always_names_the_largest_class_is_refused(tmp_path: Path) -> None:
+    """It would be sure of all unlabelled images."""
+    rows = [f"{i}.png,{'dog' if i % 20 else 'cat'},dog,{int(i % 20 > 0)},0.1,0.05,0.95" for i in range(400)]
+    header = "path,label,prediction,correct,loss,probability_cat,probability_dog"
+    (tmp_path / "val_predictions.csv").write_text("\n".join([header, *rows]) + "\n")
+    with pytest.raises(ValueError, match=r"0\.9500 on 400 validation images"):
+        check_teacher(tmp_path)
+
+
 def test_two_rounds_of_students(
     trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +188,7 @@ def test_two_rounds_of_students(
         shutil.copy(trained.sample / "train" / f"cat.{i}.jpg", unlabelled / f"copy{i}.jpg")
         with Image.open(trained.sample / "train" / f"dog.{i}.jpg") as image:
             image.save(unlabelled / f"encoded{i}.jpg", quality=80)
+    make_right(teacher)
     command = ["--teacher", teacher, "--unlabelled", unlabelled, "--threshold", 0.5, "--rounds"]
     flags = ["--", *SMALL, "--epochs", 1, "--dropout", 0.3, "--name", "student", "--track", "false"]
     assert pseudo_label.main([str(argument) for argument in [*command, 1, *flags]]) == 0
@@ -175,6 +208,7 @@ def test_two_rounds_of_students(
         assert validated == sorted(row["path"] for row in csv.DictReader(file)), "teacher's and student's"
 
     before = manifest.stat().st_mtime_ns
+    make_right(runs / "student-1")
     called.clear()
     assert pseudo_label.main([str(argument) for argument in [*command, 2, *flags]]) == 0
     assert manifest.stat().st_mtime_ns == before, "the first round is not repeated"

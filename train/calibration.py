@@ -1,7 +1,5 @@
 """Probabilities that mean what they say: temperature scaling, clipping, and how far they are off."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -41,17 +39,6 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
     bounds = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
-
-
-def cross_fitted(logits: Floats, labels: Labels, clip: float) -> Floats:
-    """Log probabilities in which each half of the images has the temperature fitted on the other half:
-    an estimate of what calibration does for images that it has not seen."""
-    values = np.empty_like(logits)
-    halves: Sequence[slice] = (slice(0, None, 2), slice(1, None, 2))
-    for fitted, applied in (halves, halves[::-1]):
-        temperature = fit_temperature(logits[fitted], labels[fitted])
-        values[applied] = log_probabilities(logits[applied], temperature, clip)
-    return values
 
 
 def expected_calibration_error(log_probs: Floats, labels: Labels) -> float:

@@ -33,8 +33,8 @@ from train.tables import markdown_table, write_table
 DATA_SETTINGS = ("data", "val_data")
 NOT_COMPARED = frozenset({"name", "output", "resume"})
 METHODS = """\
-Accuracy and losses are of the answers as they will be served (val_predictions.csv), calibration included.
-Intervals are of 95 %: Wilson's for accuracy, Student's of the mean loss for log loss, DeLong's (two
+Accuracy and log loss are those of the probabilities that are served (val_predictions.csv), calibrated if
+set. Intervals are of 95 %: Wilson's for accuracy, Student's of the mean loss for log loss, DeLong's (two
 classes only) for ROC AUC, Tango's for a difference of accuracy, Student's of the paired differences for a
 difference of log loss. p is McNemar's exact test; p (Holm) is corrected for the number of runs tested.
 Differences are run minus reference. Each run's best epoch and temperature were chosen on these very images,

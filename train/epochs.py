@@ -192,7 +192,8 @@ class Epochs:
 
 
 def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
-    names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/log_loss")
+    served = f"val/log_loss{'_calibrated' if config.calibrate else ''}"  # which decides between epochs
+    names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", served)
     shown = "".join(f"{name} {values[name]:.4f}, " for name in names if name in values)
     return (
         f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: {shown}"

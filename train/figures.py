@@ -2,29 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from serve.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
+from train.fonts import printable
 from train.metrics import Evaluation
 from train.model import ImageClassifier
 
 mpl.use("Agg")  # no display in a training job
-BOXES = ("Last Resort High-Efficiency",)  # a font that has a box for every character
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
-WIDEST = 26  # characters of a caption
+WIDEST = 26  # characters of a caption; East Asian ones count twice
 # Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
@@ -69,8 +68,8 @@ def save_subject_crops(
         axes.add_patch(
             Rectangle((left, upper), width, height, fill=False, color="yellow", linewidth=2, clip_on=False)
         )
-        name = images.paths[i].rpartition("/")[2][:24]
-        axes.set_title(_printable(name), fontsize=7, parse_math=False)
+        name = caption(printable(images.paths[i].rpartition("/")[2]))
+        axes.set_title(name, fontsize=7, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
@@ -91,7 +90,7 @@ def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs:
                 linestyle=DASHES[i // len(COLORS) % len(DASHES)],
                 marker="o",
                 markevery=[epochs.index(best)],
-                label=_printable(name),
+                label=printable(name),
             )
         axes.set(xlabel="epoch", title=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -160,7 +159,7 @@ def _confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figure:
     shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
-    names = [_printable(name) for name in class_names]
+    names = [printable(name) for name in class_names]
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title="validation images")
@@ -190,7 +189,7 @@ def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> 
         probability = float(np.exp(log_probabilities[i, predicted]))
         name = images.paths[i].rpartition("/")[2]
         color = "black" if true == guess else "tab:red"
-        title = _printable(caption(f"{name}\n{verdict}") + f" ({probability:.2f})")
+        title = caption(printable(f"{name}\n{verdict}")) + f" ({probability:.2f})"
         axes.set_title(title, fontsize=7, color=color, parse_math=False)
     return figure
 
@@ -205,28 +204,13 @@ def _look_at(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def caption(text: str) -> str:
-    """With each line cut to what is as wide as a picture."""
-    lines = text.split("\n")
-    return "\n".join(line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…" for line in lines)
-
-
-def _printable(text: str) -> str:
-    """Names can hold bytes that are not UTF-8, which no font can draw, and characters that none here can:
-    these become escapes, which unlike boxes differ."""
-    text = text.encode("utf-8", "replace").decode()
-    return "".join(c if c == "\n" or _drawable(c) else ascii(c)[1:-1] for c in text)
-
-
-@cache
-def _drawable(character: str) -> bool:
-    """Looks for another font that is installed when the usual one lacks a character."""
-    if get_font(findfont(FontProperties())).get_char_index(ord(character)):
-        return True
-    for font in fontManager.ttflist:
-        if font.name not in BOXES and get_font(font.fname).get_char_index(ord(character)):
-            mpl.rcParams["font.family"] += [font.name]
-            return True
-    return False
+    """Cut each line to what is as wide as a picture."""
+    lines = []
+    for line in text.split("\n"):
+        widths = np.cumsum([1 + (east_asian_width(character) in "WF") for character in line])
+        whole = not line or widths[-1] <= WIDEST
+        lines.append(line if whole else f"{line[: np.searchsorted(widths, WIDEST - 1, 'right')]}…")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -242,11 +226,11 @@ def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figu
     whole = Preprocess(mode="pad", size=192)
     rows = max(1, -(-len(pictures) // columns))
     figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
-    figure.suptitle(_printable(title), parse_math=False)
+    figure.suptitle(printable(title), parse_math=False)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, picture in zip(figure.axes, pictures, strict=False):
         axes.imshow(_look_at(picture.file, whole))
         color = "tab:red" if picture.marked else "black"
-        axes.set_title(_printable(caption(picture.caption)), fontsize=7, color=color, parse_math=False)
+        axes.set_title(caption(printable(picture.caption)), fontsize=7, color=color, parse_math=False)
     return figure

@@ -3,10 +3,12 @@
     python train/label_issues.py --folds 3 --output label_issues -- FLAGS OF train/main.py
     python train/label_issues.py RUN RUN RUN --output label_issues
 
-The first form trains one run for each fold, one after another, in FOLDER/fold1of3 and so on; a run that is
-finished is not repeated, one that was interrupted goes on. The second takes runs trained with --folds K and
---fold 1 ... K. Both write label_issues.csv, the least plausible label first, and label_issues.png. Strike
-out what is right after all; train/main.py --exclude label_issues.csv leaves out what is still listed.
+The first form trains one run for each fold, one after another, in FOLDER/fold1of3 and so on; started again,
+it skips the runs that are finished and resumes an interrupted one. The second takes runs trained with
+--folds K and --fold 1 ... K. Both write label_issues.csv, the least plausible label first, and
+label_issues.png. Delete the rows of labels that are right after all: train/main.py --exclude
+label_issues.csv leaves out every image that is listed. Models at chance list nothing, see
+train/confident_learning.py.
 
 Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab.
 """
@@ -23,42 +25,26 @@ import csv
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-from cleanlab.count import num_label_issues
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from train.checkpoint import load_checkpoint
 from train.command_line import parse_config
+from train.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
 from train.config import TrainConfig
 from train.data import prepare_data
 from train.fetch import copy, is_remote
 from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
 from train.pretrained import settle
-from train.significance import accuracy_interval
 from train.snapshots import newest_whole
 from train.trainee import FREE_TO_CHANGE, History
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 COLUMNS = 6
 MOST_PICTURES = 42
-FILTER = "prune_by_noise_rate"  # takes as many images of each class as the counts say are wrong
-
-
-@dataclass(frozen=True)
-class LabelIssues:
-    found: NDArray[np.int64]
-    """Indices of the likely errors, the least plausible label first."""
-    scores: NDArray[np.float64]
-    """Of all images, 0 to 1: (p(label) - the largest other probability + 1) / 2; low: implausible."""
-    estimate: int
-    """How many labels are wrong, by the counts of the confident joint; they need not be those found."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,14 +53,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN", help="run directories of the folds")
-    add("--folds", type=int, default=0, help="train so many folds with the flags after --")
+    add("--folds", type=int, default=0, help="number of folds to train with the flags after --")
     add("--nproc_per_node", type=int, default=1, help="processes of each training (default: %(default)s)")
-    add("--output", type=Path, default=Path("label_issues"), help="folder (default: %(default)s)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("label_issues"),
+        help="folder of what is written (default: %(default)s)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or that of the training that failed, or 2 for unusable arguments."""
+    """Return the exit code: 0, that of a training that failed, or 2 for unusable arguments or models."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     divider = arguments.index("--") if "--" in arguments else len(arguments)
     args, flags = build_parser().parse_args(arguments[:divider]), arguments[divider + 1 :]
@@ -98,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) -> list[Path]:
-    """Run train/main.py for each fold that is not finished; returns the run directories."""
+    """Run train/main.py for each fold that is not finished, and return the run directories."""
     given, plain = parse_config(list(flags)), TrainConfig()
     for name in ("folds", "fold", "output", "name", "resume", "val_data", "stop_after"):
         if getattr(given, name) != getattr(plain, name):
@@ -113,18 +104,22 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
             print(f"fold {fold} of {folds}: {run} is finished", flush=True)
             continue
         if (run / "checkpoints" / "last.pt").exists():
-            own = ["--resume", str(run)]  # else train/main.py goes on by the name, with what there is
+            own = ["--resume", str(run)]  # else train/main.py finds it by its name
         command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
         subprocess.run(command, check=True)
     return runs
 
 
 def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], str]) -> bool:
-    """Raises ValueError when it was trained with other settings or data."""
+    """Return whether a run is complete.
+
+    Raises:
+        ValueError: it was trained with other settings or data.
+    """
     checkpoints = run / "checkpoints"
     if not (checkpoints / "last.pt").exists():  # not one epoch is done
         return False
-    newest = newest_whole(checkpoints, print)  # as train/main.py goes on: a damaged one is set aside
+    newest = newest_whole(checkpoints, print)  # as train/main.py resumes: a damaged one is set aside
     assert newest is not None
     state = load_checkpoint(newest)
     wanted, saved = config.to_dict(), state["config"]
@@ -152,26 +147,10 @@ def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], st
 
 
 def _content_digest(config: TrainConfig, output: Path) -> str:
-    """Of the data as they are now."""
+    """Return the digest of the data as they are now."""
     if is_remote(config.data):
         config = config.replace(data=str(copy(config.data, output / ".cache", True, print)))
     return prepare_data(config.replace(output=str(output))).content_digest
-
-
-def find_issues(data: OutOfFold) -> LabelIssues:
-    """Confident learning: class-wise thresholds are the mean probability that images of a class get for it;
-    what lies above another class's threshold is counted, and as many are taken of the least plausible."""
-    labels, probabilities = data.labels, data.probabilities
-    if len(np.unique(labels)) < 2:
-        raise ValueError("the folds hold images of one class only: nothing can be told apart")
-    scores = get_label_quality_scores(labels, probabilities, method="normalized_margin")
-    found = find_label_issues(labels, probabilities, filter_by=FILTER, n_jobs=1)
-    indices = np.flatnonzero(found)
-    return LabelIssues(
-        indices[np.argsort(scores[indices], kind="stable")],
-        scores,
-        int(num_label_issues(labels, probabilities, estimation_method="off_diagonal_calibrated")),
-    )
 
 
 def report(data: OutOfFold, output: Path) -> LabelIssues:
@@ -218,23 +197,29 @@ def summary(data: OutOfFold, issues: LabelIssues) -> str:
         mine = data.folds == fold
         right = data.probabilities[mine].argmax(axis=1) == data.labels[mine]
         lines.append(f"  fold {fold}: {mine.sum()} images, accuracy {right.mean():.4f}")
-    largest = np.bincount(data.labels).max() / len(data.labels)
-    if accuracy_interval(data.probabilities.argmax(axis=1) == data.labels).low <= largest:
+    for fold in issues.folds_at_chance:
         lines.append(
-            f"warning: always naming the largest class would be right for {largest:.4f} of the images, and "
-            "the models are not surely better: do not trust the list, train them longer"
+            f"warning: the model of fold {fold} is not surely better than always naming the largest class: "
+            f"its images are not judged; {CURE}"
         )
     if data.missing:
         lines.append(
             f"warning: no run of fold {', '.join(map(str, data.missing))}: its images are not judged"
         )
+    if issues.unknown_classes:
+        names = names_of(data, issues.unknown_classes)
+        lines.append(
+            f"warning: more than {MOST_LISTED:.0%} of the labels of {names} would be listed, which says "
+            f"more of the models than of the labels: these classes are not judged; {CURE}"
+        )
     kinds = Counter(
         (data.class_names[data.labels[i]], data.class_names[data.probabilities[i].argmax()])
         for i in issues.found.tolist()
     )
+    judged = int(issues.judged.sum())
     lines.append(
-        f"estimated number of wrong labels: {issues.estimate} ({issues.estimate / len(data.paths):.2%}); "
-        f"likely ones listed: {len(issues.found)}"
+        f"estimated number of wrong labels: {issues.estimate} ({issues.estimate / judged:.2%} of {judged} "
+        f"judged); likely ones listed: {len(issues.found)}"
     )
     lines += [f"  {label!r}, rather {other!r}: {count}" for (label, other), count in kinds.most_common(20)]
     return "\n".join(lines)

@@ -36,7 +36,9 @@ from train.data import Data, ImageSet, groups_of, prepare_data
 from train.duplicates import Near, labels_decide, near_duplicates
 from train.fetch import is_remote
 from train.manifest import SOFT_COLUMN, write_manifest
+from train.results import read_predictions
 from train.scan import scan
+from train.significance import better_than_largest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     for number in range(1, args.rounds + 1):
         manifest = folder / f"train-{number}.csv"
         if not manifest.exists():  # one that is there is whole: it is renamed into place
+            check_teacher(teacher)
             guesses = score(teacher, args.unlabelled, folder / f"scores-{number}.csv")
             chosen = select(unknown(guesses, data, taught), args.threshold, args.balance)
             print(
@@ -152,6 +155,21 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         new = ["--name", teacher.name, "--output", student.output]
         train(args.nproc_per_node, [*flags, "--data", manifest, "--val_data", val, *(step or new)])
     print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
+
+
+def check_teacher(run: Path) -> None:
+    """
+    Raises:
+        ValueError: the run is not surely better than always naming the largest class.
+    """
+    predictions = read_predictions(run / "val_predictions.csv")
+    labels = np.unique(predictions.labels, return_inverse=True)[1]
+    if not better_than_largest(predictions.correct, labels):
+        raise ValueError(
+            f"the teacher {run} is not surely better than always naming the largest class: accuracy "
+            f"{predictions.accuracy:.4f} on {len(labels)} validation images. Its guesses would mislead a "
+            "student; train it longer, with --weights or on more images, or validate it on more"
+        )
 
 
 def check_settings(file: Path, args: argparse.Namespace) -> None:

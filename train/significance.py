@@ -51,6 +51,14 @@ def accuracy_interval(correct: Bools) -> Interval:
     return Interval(hits / n, float(bounds.low), float(bounds.high))
 
 
+def better_than_largest(correct: Bools, labels: NDArray[np.int64]) -> bool:
+    """Whether a model is surely better than always naming the largest class: the interval of the difference
+    of accuracy on these images lies above 0. `correct` and `labels`: [N], N > 0."""
+    largest = labels == np.bincount(labels).argmax()
+    gained, lost = int((correct & ~largest).sum()), int((~correct & largest).sum())
+    return paired_interval(gained, lost, len(labels)).low > 0
+
+
 def mean_interval(values: Floats) -> Interval:
     """Student's interval of a mean, for log loss or a difference of it. `values`: [N], N > 0."""
     mean, n = float(values.mean()), len(values)

@@ -1,0 +1,124 @@
+"""Which labels are likely wrong, by models that are known to be able to judge them.
+
+Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab. It believes the
+models, and with models at chance it would list half of all labels. Hence three conditions:
+
+1. A fold's model is surely better than always naming the largest class; or all models together are, and its
+   accuracy is not surely lower than the others'.
+2. At most a quarter of the labels are listed.
+3. A class of whose labels more than a quarter are listed is one that the models know: they surely tell it
+   from the class that they take its images for, and not more than half of its labels are listed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from cleanlab.count import num_label_issues
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from numpy.typing import NDArray
+from scipy.stats import fisher_exact
+
+from train.out_of_fold import OutOfFold
+from train.significance import CONFIDENCE, Bools, better_than_largest
+
+FILTER = "prune_by_noise_rate"  # takes as many images of each class as the counts say are wrong
+MOST_LISTED = 0.25
+CURE = "train the models longer, with --weights or on more images"
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    found: NDArray[np.int64]
+    """Indices of the likely errors, the least plausible label first."""
+    scores: NDArray[np.float64]
+    """[N], 0 to 1: (p(label) - the largest other probability + 1) / 2; low: implausible; NaN: not judged"""
+    estimate: int
+    """How many labels are wrong, by the counts of the confident joint; they need not be those found."""
+    judged: Bools
+    """[N], whether an image's label was judged."""
+    folds_at_chance: list[int]
+    """Folds whose images are not judged."""
+    unknown_classes: list[int]
+    """Classes that are neither judged nor suggested."""
+
+
+def find_issues(data: OutOfFold) -> LabelIssues:
+    """Class-wise thresholds are the mean probability that images of a class get for it; what lies above
+    another class's threshold is counted, and as many are taken of the least plausible.
+
+    Raises:
+        ValueError: no model, or no two classes, fulfil the conditions.
+    """
+    labels, probabilities = data.labels, data.probabilities
+    if len(np.unique(labels)) < 2:
+        raise ValueError("the folds hold images of one class only: nothing can be told apart")
+    at_chance = _folds_at_chance(data)
+    judged = ~np.isin(data.folds, at_chance)
+    if not judged.any():
+        raise ValueError(
+            f"the folds' models are not surely better than always naming the largest class (accuracy "
+            f"{data.accuracy:.4f} on {len(labels)} images), so they cannot judge labels: {CURE}"
+        )
+    listed, scores = np.zeros(len(labels), bool), np.full(len(labels), np.nan)
+    scores[judged] = get_label_quality_scores(
+        labels[judged], probabilities[judged], method="normalized_margin"
+    )
+    listed[judged] = find_label_issues(labels[judged], probabilities[judged], filter_by=FILTER, n_jobs=1)
+    share = listed.sum() / judged.sum()
+    if share > MOST_LISTED:
+        raise ValueError(
+            f"{share:.0%} of the labels would be listed, more than {MOST_LISTED:.0%}: that says more of "
+            f"the models (accuracy {data.accuracy:.4f} on {len(labels)} images) than of the labels; {CURE}"
+        )
+    unknown = _unknown_classes(labels, probabilities, listed, judged)
+    judged &= ~np.isin(labels, unknown)
+    if len(np.unique(labels[judged])) < 2:
+        raise ValueError(
+            f"more than {MOST_LISTED:.0%} of the labels of {names_of(data, unknown)} would be listed: that "
+            f"says more of the models than of the labels, and no two classes are left to judge; {CURE}"
+        )
+    found = np.flatnonzero(listed & judged & ~np.isin(probabilities.argmax(axis=1), unknown))
+    estimate = num_label_issues(
+        labels[judged], probabilities[judged], estimation_method="off_diagonal_calibrated"
+    )
+    order = np.argsort(scores[found], kind="stable")
+    return LabelIssues(found[order], scores, int(estimate), judged, at_chance, unknown)
+
+
+def names_of(data: OutOfFold, classes: list[int]) -> str:
+    names = ", ".join(repr(data.class_names[label]) for label in classes[:10])
+    return f"{names}, ... ({len(classes)} classes)" if len(classes) > 10 else names
+
+
+def _folds_at_chance(data: OutOfFold) -> list[int]:
+    labels = data.labels
+    finite = np.isfinite(data.probabilities).all(axis=1)
+    correct = finite & (data.probabilities.argmax(axis=1) == labels)
+    together = better_than_largest(correct, labels)
+    at_chance = []
+    for fold in np.unique(data.folds).tolist():
+        mine = data.folds == fold
+        table = [[(correct & part).sum(), (~correct & part).sum()] for part in (mine, ~mine)]
+        lower = fisher_exact(table, alternative="less").pvalue < 1 - CONFIDENCE
+        skilled = better_than_largest(correct[mine], labels[mine]) or (together and not lower)
+        if not (skilled and finite[mine].all()):
+            at_chance.append(fold)
+    return at_chance
+
+
+def _unknown_classes(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], listed: Bools, judged: Bools
+) -> list[int]:
+    """Return the classes that do not fulfil the third condition; one label of each may always be listed."""
+    unknown = []
+    for label in np.unique(labels[listed]).tolist():
+        mine = labels == label
+        count, size = (mine & listed).sum(), (mine & judged).sum()
+        if count > max(1, MOST_LISTED * size):
+            other = np.bincount(probabilities[mine & listed].argmax(axis=1)).argmax()
+            both = judged & (mine | (labels == other))
+            named = np.where(probabilities[both, label] > probabilities[both, other], label, other)
+            if count > size / 2 or not better_than_largest(named == labels[both], labels[both]):
+                unknown.append(label)
+    return unknown
