@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
 
@@ -52,7 +53,8 @@ class Staging:
         for file, test in {} if overwrite else tests.items():
             name = self._url_of(file) if self.url else str(file)
             try:
-                with _remote().open_seekable(name) if self.url else file.open("rb") as opened:
+                remote = BufferedReader(_remote().open_seekable(name)) if self.url else None
+                with remote or file.open("rb") as opened:  # fsspec's own readline has no limit
                     if test(opened):
                         continue
             except FileNotFoundError:
