@@ -20,6 +20,10 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
+from serve.installation import require
+
+require("train", "torch")
+
 import argparse
 import math
 from collections.abc import Sequence
@@ -29,6 +33,7 @@ from export.convert import convert, describe
 from export.record import (
     MODEL_FILES,
     RECORD,
+    check_replaceable,
     lost_by_exporting,
     published_model,
     restamp,
@@ -40,6 +45,7 @@ from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
+from serve.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import best_checkpoint, rebuild
 
@@ -77,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=MAX_ACCURACY_DROP,
         help="points of accuracy that arithmetic below float32 may lose; default: %(default)s",
     )
+    add("--overwrite", action="store_true", help="replace model files of other origin")
     add("--register", default="", help="MLflow registered model that gets the new version as challenger")
     return parser
 
@@ -89,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return exit_code(error)
 
 
@@ -100,6 +107,7 @@ def exit_code(error: Exception) -> int:
 def run(args: argparse.Namespace) -> int:
     path = best_checkpoint(args.run)
     folder = args.run / "export"
+    check_replaceable(folder, MODEL_FILES.values(), args.overwrite)
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
     model = rebuild(checkpoint)
@@ -199,7 +207,7 @@ def track(metadata: ModelMetadata, model: Path, report: Verification, register: 
     except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
         if register:
             raise ValueError(f"--register {register}: {error}") from error
-        print(f"warning: the model is not in MLflow: {error}", file=sys.stderr)
+        print(f"warning: the model is not in MLflow: {redact(error)}", file=sys.stderr)
     else:
         print(f"in MLflow: {uri}" + (f", registered as {register}@challenger" if register else ""))
 

@@ -15,6 +15,10 @@ if not __package__:  # started by path: the repository root, not export/, belong
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch", "onnx")
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,10 +32,19 @@ from export.calibration_set import training_pixels
 from export.convert import save
 from export.main import MAX_ACCURACY_DROP, exit_code, not_negative, print_report, validation_images
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
-from export.record import MODEL_FILES, RECORD, add_report, remove_model, stamp, verified_model
+from export.record import (
+    MODEL_FILES,
+    RECORD,
+    add_report,
+    check_replaceable,
+    remove_model,
+    stamp,
+    verified_model,
+)
 from export.search import choose_float_layers
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
+from serve.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild
 
@@ -57,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True)
     add("--calibration-images", type=int, default=256, help="int8: training images; default: %(default)s")
     add("--training-images", type=Path, help="int8: where they are; default: where training read them")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a model file of other origin",
+    )
     add("--images", type=Path, help="folder of the validation images; default: where training read them")
     add(
         "--max-accuracy-drop",
@@ -88,13 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run(args.run) as args.run:
             return run(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return exit_code(error)
 
 
 def run(args: argparse.Namespace) -> int:
     source, metadata, path = verified_model(args.run, "fp32")
     folder = source.parent
+    check_replaceable(folder, [MODEL_FILES[args.to]], args.overwrite)
     published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images)

@@ -5,7 +5,8 @@ provider and precision, failed ones too.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from serve.metadata import ModelMetadata, Pairing
 from train.checkpoint import file_sha256
 
 RECORD = "verification.json"
+DIGESTS = ("model_sha256", "replaced_sha256")
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}
 """Precision of a file's own layers -> its name in the run's export folder."""
 
@@ -82,6 +84,26 @@ def add_report(folder: Path, report: Verification) -> None:
     _write(folder, entries)
 
 
+def check_replaceable(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Raises ValueError when a file of these names is no model that was published there."""
+    for file in (folder / name for name in names):
+        if file.is_file() and not overwrite and not _is_published(file):
+            raise ValueError(
+                f"{file} is not the file that {RECORD} beside it describes: move it away, or give "
+                "--overwrite to replace it"
+            )
+
+
+def _is_published(file: Path) -> bool:
+    try:
+        entries = list(_read(file.parent))
+    except ValueError:  # the record is lost or damaged
+        with suppress(ValueError):
+            return bool(ModelMetadata.read(file).checkpoint_sha256)
+        return False
+    return file_sha256(file) in {entry.get(key) for entry in entries for key in DIGESTS}
+
+
 def remove_model(folder: Path, precision: str) -> None:
     """Delete a derived model file and what is recorded about it."""
     name = MODEL_FILES[precision]
@@ -114,7 +136,7 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
         command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
         raise ValueError(f"{file} does not exist; make it with python export/{command} --run {run}")
     entries = [entry for entry in _read(file.parent) if entry["file"] == file.name]
-    digests = {entry.get(key) for entry in entries for key in ("model_sha256", "replaced_sha256")}
+    digests = {entry.get(key) for entry in entries for key in DIGESTS}
     if file_sha256(file) not in digests:
         raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
     metadata = ModelMetadata.read(file)

@@ -17,6 +17,10 @@ if not __package__:  # started by path: the repository root, not export/, belong
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch")
+
 import argparse
 import json
 import re
@@ -26,6 +30,7 @@ from collections.abc import Sequence
 from export.record import MODEL_FILES, verified_model
 from export.staged import open_run
 from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
+from serve.urls import redact
 
 MAX_BATCH_SIZE = 64
 QUEUE_MICROSECONDS = 2000  # how long a request waits for others to share its batch
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = args.name or run.name
             version = write(run, args.repository, name, args.model_precision, args.max_batch_size)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     print(f"in the model repository: {version}")
     return 0

@@ -23,7 +23,7 @@ INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)
 MAX_HEADER_BYTES = 1 << 22
 """Of a member's name and attributes, in which macOS keeps small files; a damaged header claims anything."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
-Identity = tuple[int, int, int, int]  # of a local file, until somebody changes it
+Identity = tuple[int, ...]  # of a local file, until somebody changes it
 
 
 class Places(NamedTuple):
@@ -116,8 +116,21 @@ def identity(file: IO[bytes]) -> Identity:
     return _identity(os.fstat(file.fileno()))
 
 
+def file_stamp(path: str | os.PathLike[str]) -> str:
+    """Another one when the file, or the tar file that the path leads into, was changed or replaced; "" for
+    what is not there. No program sets ctime, so that a copy that keeps size and mtime has another stamp."""
+    try:
+        info = os.stat(path)
+    except NotADirectoryError:
+        inside = split_member(path)
+        return file_stamp(inside[0]) if inside else ""
+    except OSError:
+        return ""
+    return ":".join(map(str, _identity(info)[1:]))  # without the device: each machine numbers its own
+
+
 def _identity(info: os.stat_result) -> Identity:
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _hash(name: str) -> np.uint64:

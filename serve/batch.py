@@ -28,6 +28,7 @@ from serve.preprocess import load_image
 from serve.processors import available_processors
 from serve.remote import OutageError
 from serve.sources import Read
+from serve.urls import redact
 from serve.writers import Row
 
 BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache
@@ -309,9 +310,9 @@ class _Worker:
         except OSError as error:
             if isinstance(error, OutageError) or error.errno in MAY_PASS:
                 batch.transient.add(slot)
-            return error.strerror or str(error) or type(error).__name__
+            return error.strerror or redact(error) or type(error).__name__
         except Exception as error:  # whatever one file does, it must cost no other file its row
-            return str(error) or type(error).__name__
+            return redact(error) or type(error).__name__
         return ""
 
     @contextmanager

@@ -5,25 +5,30 @@
 A line for each check: ok, warning (slower, or less is kept) or error (the job would fail).
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not serve/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
 import argparse
-import base64
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
 from typing import Literal
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.processors import available_processors, cpu_quota
 from serve.remote import is_remote
+from serve.tracking_server import TrackingServer
+from serve.urls import redact
 
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks
 HTTP_SECONDS = 5.0
@@ -39,7 +44,7 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.level:7} {self.about}: {self.message}"
+        return redact(f"{self.level:7} {self.about}: {self.message}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -225,7 +230,7 @@ def mlflow_server(uri: str, deadline: float) -> Finding:
     def attempt() -> Finding:
         for path in MLFLOW_PATHS:
             try:
-                with urllib.request.urlopen(mlflow_request(uri, path), timeout=HTTP_SECONDS):
+                with TrackingServer(uri).open(path, HTTP_SECONDS):
                     continue
             except urllib.error.HTTPError as error:
                 way_out = {
@@ -243,19 +248,6 @@ def mlflow_server(uri: str, deadline: float) -> Finding:
     if not uri.startswith(("http://", "https://")):
         return Finding("ok", f"MLflow {uri}", "no server, nothing to ask")
     return until(deadline, attempt)
-
-
-def mlflow_request(uri: str, path: str) -> urllib.request.Request:
-    """With the credentials that MLflow's client would send."""
-    request = urllib.request.Request(uri.rstrip("/") + path)
-    get = os.environ.get
-    user, password = get("MLFLOW_TRACKING_USERNAME"), get("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
-        pair = f"{user}:{password}".encode()
-        request.add_header("Authorization", "Basic " + base64.b64encode(pair).decode())
-    elif token := get("MLFLOW_TRACKING_TOKEN"):
-        request.add_header("Authorization", f"Bearer {token}")
-    return request
 
 
 def until(deadline: float, attempt: Callable[[], Finding]) -> Finding:

@@ -9,12 +9,14 @@ import heapq
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
 
 STRETCH = 50_000  # records sorted in memory at once
 STRIDE = 256  # records from one known position in the file to the next
 BLOCK = 1 << 16  # bytes read at once
+
+FIELDS = 3  # of a record: key, name if it is another, place; each ends with NUL
 
 PROBLEM = "!"
 
@@ -27,6 +29,8 @@ class Entry(NamedTuple):
     place: str = ""
     """Where its source finds it, beyond the name; ends with "!" and a reason when it is known to be
     unreadable."""
+    key: str = ""
+    """What it is sorted by, and the same for each spelling of one input's name; "": the name."""
 
     @property
     def problem(self) -> str:
@@ -36,6 +40,9 @@ class Entry(NamedTuple):
 def printable(name: str) -> str:
     """The name as every output format writes it: bytes that are not UTF-8 become backslash escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+Same = Callable[[Entry, Entry], bool]
 
 
 class NamesDigest:
@@ -52,7 +59,7 @@ class NamesDigest:
 
 
 class Inventory:
-    """Entries sorted by name (code points), each name once. Made by `Inventory.sort`."""
+    """Entries sorted by key (code points), each input once. Made by `Inventory.sort`."""
 
     def __init__(self, file: IO[bytes], length: int, size: int, positions: "array[int]", repeated: int):
         self._file = file
@@ -60,17 +67,20 @@ class Inventory:
         self._size = size
         self._positions = positions  # of every STRIDE-th record
         self.repeated = repeated
-        """Entries left out because another of the same name was kept (the one whose place sorts last)."""
+        """Entries left out because another of the same input was kept (the one that sorts last)."""
 
     def __len__(self) -> int:
         return self._length
 
     @classmethod
-    def sort(cls, entries: Iterable[Entry]) -> "Inventory":
-        """Raises ValueError for a name that no file can have, OSError when there is no room on disk."""
+    def sort(cls, entries: Iterable[Entry], same: Same = lambda a, b: True) -> "Inventory":
+        """`same` tells whether two entries of one key are one input.
+
+        Raises ValueError for a name that no file can have, OSError when there is no room on disk.
+        """
         positions, size, length, repeated = array("Q"), 0, 0, 0
         file = tempfile.TemporaryFile(prefix="inventory-")  # noqa: SIM115  read as long as we live
-        for record, repeats in _last_of_each_name(_sorted_records(entries)):
+        for record, repeats in _last_of_each_input(_sorted_records(entries), same):
             if length % STRIDE == 0:
                 positions.append(size)
             file.write(record)
@@ -90,8 +100,7 @@ class Inventory:
             if number >= stop:
                 return
             if number >= start:
-                name, place = record.split(b"\0")[:2]
-                yield Entry(_decode(name), _decode(place))
+                yield _decode(record)
             number += 1
 
     def digest(self) -> str:
@@ -105,15 +114,18 @@ def _encode(entry: Entry) -> bytes:
     # surrogatepass keeps the order of code points, which surrogateescape would not
     if "\0" in entry.name:
         raise ValueError(f"the name {entry.name!r} has a NUL character, which no file can have")
-    return "\0".join((entry.name, entry.place.replace("\0", " "), "")).encode("utf-8", "surrogatepass")
+    key = entry.key or entry.name
+    fields = (key, "" if key == entry.name else entry.name, entry.place.replace("\0", " "), "")
+    return "\0".join(fields).encode("utf-8", "surrogatepass")
 
 
-def _decode(field: bytes) -> str:
-    return field.decode("utf-8", "surrogatepass")
+def _decode(record: bytes) -> Entry:
+    key, name, place = record.decode("utf-8", "surrogatepass").split("\0")[:FIELDS]
+    return Entry(name or key, place, key if name else "")
 
 
 def _sorted_records(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """External merge sort. A record sorts by its name, since NUL is below every character of a name."""
+    """External merge sort. A record sorts by its key, since NUL is below every character of a key."""
     stretch: list[bytes] = []
     runs: list[tuple[int, int]] = []
     spill: IO[bytes] | None = None
@@ -136,19 +148,17 @@ def _sorted_records(entries: Iterable[Entry]) -> Iterator[bytes]:
         yield from heapq.merge(*sorted_runs, stretch)
 
 
-def _last_of_each_name(records: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """(record, how many of the same name were left out before it)"""
-    kept, kept_name, repeats = b"", b"", 0
+def _last_of_each_input(records: Iterable[bytes], same: Same) -> Iterator[tuple[bytes, int]]:
+    """(record, how many of the same input were left out before it)"""
+    kept: dict[bytes, int] = {}  # of one key: nearly always one
+    key = b""
     for record in records:
-        name = record[: record.index(b"\0") + 1]
-        if name == kept_name:
-            repeats += 1
-        elif kept:
-            yield kept, repeats
-            repeats = 0
-        kept, kept_name = record, name
-    if kept:
-        yield kept, repeats
+        if record[: record.index(b"\0") + 1] != key:
+            yield from kept.items()
+            kept, key = {}, record[: record.index(b"\0") + 1]
+        repeats = [kept.pop(other) + 1 for other in list(kept) if same(_decode(other), _decode(record))]
+        kept[record] = sum(repeats)
+    yield from kept.items()
 
 
 def _records(descriptor: int, start: int, end: int) -> Iterator[bytes]:
@@ -159,7 +169,7 @@ def _records(descriptor: int, start: int, end: int) -> Iterator[bytes]:
         assert data, "the file is shorter than what was written"
         start += len(data)
         *fields, rest = (rest + data).split(b"\0")
-        if len(fields) % 2:  # a name whose place is in the next block
-            rest = fields.pop() + b"\0" + rest
-        for i in range(0, len(fields), 2):
-            yield b"%s\0%s\0" % (fields[i], fields[i + 1])
+        whole = len(fields) // FIELDS * FIELDS
+        rest = b"\0".join((*fields[whole:], rest))  # the next block has what is missing
+        for i in range(0, whole, FIELDS):
+            yield b"%s\0%s\0%s\0" % tuple(fields[i : i + FIELDS])

@@ -14,6 +14,7 @@ import onnxruntime as ort
 import PIL
 
 from serve.batch import score
+from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.doubts import Doubts
 from serve.inventory import Entry
 from serve.join import join
@@ -90,14 +91,17 @@ class Scoring:
     workers: int
     image_timeout: float
 
-    def write(self, rows: range, file: IO[bytes], progress: Progress) -> Counter[str]:
-        """Score the inputs of these numbers into a file: how many rows, errors, transient ones."""
+    def write(
+        self, rows: range, file: IO[bytes], progress: Progress, contents: SetDigest | None = None
+    ) -> Counter[str]:
+        """Score the inputs of these numbers into a file: how many rows, errors, transient ones. What is
+        read is added to `contents`."""
         writer = open_writer(self.format_name, file, self.layout)
         counts: Counter[str] = Counter()
         scored = score(
             self.predictor,
             self._entries(rows),
-            self.source.read,
+            self.source.read if contents is None else digesting(self.source.read, contents),
             self.batch_size,
             self.workers,
             self.image_timeout,
@@ -154,7 +158,7 @@ def score_part(
     pieces = list(cut(rows, part_size, scoring.batch_size))
     for attempt in range(1, TRIES + 1):
         progress.restart()
-        if resume and (manifest := finished(part, job, rows)):
+        if resume and (manifest := finished(part, job, rows)) and unchanged(scoring.source, manifest):
             progress.skip(manifest)
             _clean(part, staging)
             return
@@ -190,12 +194,21 @@ def _clean(part: Path, staging: Staging) -> None:
 def _score_piece(
     scoring: Scoring, job: Job, path: Path, rows: range, progress: Progress, folder: Path
 ) -> Manifest:
+    stamps, contents = digest_stamps(scoring.source, rows), SetDigest()
     with atomic_writer(path, folder) as file:
-        counts = scoring.write(rows, file, progress)
+        counts = scoring.write(rows, file, progress, contents)
         assert counts["rows"] == len(rows), f"{counts['rows']} rows for {len(rows)} inputs"
     errors, transient = counts["errors"], counts["transient"]
     return Manifest(
-        job, rows.start, len(rows), errors, file_sha256(path), scoring.made_with(), transient=transient
+        job,
+        rows.start,
+        len(rows),
+        errors,
+        file_sha256(path),
+        scoring.made_with(),
+        transient=transient,
+        stamps=stamps,
+        contents=contents.hexdigest(),
     )
 
 
@@ -213,7 +226,7 @@ def _join_pieces(
     for number, rows in enumerate(pieces):
         path = folder / f"{number:05}{part.suffix}"
         manifest = finished(path, job, rows) if resume else None
-        if manifest is None:
+        if manifest is None or not unchanged(scoring.source, manifest):
             manifest = _score_piece(scoring, job, path, rows, progress, folder)
             manifest.write(path, folder)
             staging.publish(path, manifest_path(path))
@@ -229,6 +242,18 @@ def _join_pieces(
     errors = sum(manifest.errors for manifest in manifests)
     transient = sum(manifest.transient for manifest in manifests)
     first, stop = pieces[0].start, pieces[-1].stop
+    stamps, contents = SetDigest(), SetDigest()
+    for manifest in manifests:
+        stamps.add_digest(manifest.stamps)
+        contents.add_digest(manifest.contents)
     return Manifest(
-        job, first, stop - first, errors, file_sha256(part), scoring.made_with(), transient=transient
+        job,
+        first,
+        stop - first,
+        errors,
+        file_sha256(part),
+        scoring.made_with(),
+        transient=transient,
+        stamps=stamps.hexdigest(),
+        contents=contents.hexdigest(),
     )

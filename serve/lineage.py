@@ -4,17 +4,18 @@ A tracking server is spoken to over its REST API, so that scoring images need no
 (a SQLite file, a folder) has no such API: there mlflow, installed with training, is started beside us.
 """
 
-import base64
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from serve.metadata import CHECKPOINT_TAG
+from serve.tracking_server import TrackingServer, UntrustedError
+from serve.urls import redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run this store does not know
@@ -73,8 +74,8 @@ def check_lineage(uri: str) -> None:
         Server(uri).call("experiments/search", {"max_results": 1})
     elif not (LOCAL_LOGGER.is_file() and find_spec("mlflow")):
         raise ValueError(
-            f"--track: {uri} is a local store, which needs mlflow; set MLFLOW_TRACKING_URI to a server's "
-            "http address"
+            f"--track: {redact(uri)} is a local store, which needs mlflow; set MLFLOW_TRACKING_URI to a "
+            "server's http address"
         )
 
 
@@ -84,11 +85,15 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
     Raises:
         ValueError, OSError: the store refuses or does not answer; the message says what it said.
     """
+    parameters = {key: redact(value) for key, value in run.parameters.items()}
+    run = replace(run, name=redact(run.name), parameters=parameters)
     if is_server(uri):
         try:
             return Server(uri).log(run)
         except (KeyError, TypeError, AttributeError) as error:  # a field is not there, or of another kind
-            raise ValueError(f"MLflow at {uri} does not answer as MLflow does: {error!r}") from error
+            raise ValueError(
+                f"MLflow at {redact(uri)} does not answer as MLflow does: {error!r}"
+            ) from error
     done = subprocess.run(
         [sys.executable, str(LOCAL_LOGGER)],
         input=json.dumps(asdict(run)),
@@ -100,7 +105,7 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ValueError(f"{LOCAL_LOGGER.name} could not log to {uri}: {last[0]}")
+        raise ValueError(redact(f"{LOCAL_LOGGER.name} could not log to {uri}: {last[0]}"))
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -112,8 +117,8 @@ class Server:
     """What we need of MLflow's REST API 2.0."""
 
     def __init__(self, uri: str):
-        self.uri = uri.rstrip("/")
-        self.headers = {"Content-Type": "application/json", **_authorization()}
+        self.server = TrackingServer(uri)
+        self.uri = self.server.uri
 
     def log(self, run: ScoringRun) -> str:
         source = self.find_source(run)
@@ -182,16 +187,14 @@ class Server:
         import http.client  # a tenth of the time to the first row, and most calls need none
         import urllib.error
         import urllib.parse
-        import urllib.request
 
-        url = f"{self.uri}/api/2.0/mlflow/{endpoint}"
-        if query:
-            url += "?" + urllib.parse.urlencode(query)
+        path = f"/api/2.0/mlflow/{endpoint}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         try:
-            request = urllib.request.Request(url, data, self.headers)
-            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
+            with self.server.open(path, REQUEST_SECONDS, data) as answer:
                 values = json.loads(answer.read(MAX_ANSWER_BYTES))
+        except UntrustedError:
+            raise
         except urllib.error.HTTPError as error:
             said = error.read(500).decode(errors="replace")
             refused = f"MLflow at {self.uri} refused {endpoint} with {error.code}: {said}"
@@ -209,17 +212,6 @@ class Server:
 
 class _AbsentError(ValueError):
     pass
-
-
-def _authorization() -> dict[str, str]:
-    """MLflow's own environment variables."""
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    if user and password:  # which MLflow, too, prefers to a token
-        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
-        return {"Authorization": f"Basic {encoded}"}
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        return {"Authorization": f"Bearer {token}"}
-    return {}
 
 
 def _pairs(values: dict[str, str]) -> list[dict[str, str]]:

@@ -41,6 +41,7 @@ from serve.remote import is_remote
 from serve.shards import Shard, file_sha256
 from serve.sources import Source, left_out, open_source
 from serve.staging import open_model, open_output
+from serve.urls import redact, url_path
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         "serve/merge.py joins the parts",
     )
     add("--resume", action="store_true", help="keep what an earlier call, killed or not, has finished")
+    add("--overwrite", action="store_true", help="replace --output even if it is no output of this command")
     add(
         "--part-size",
         type=int,
@@ -140,10 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error or 'out of memory'}: lower --batch-size or --workers", file=sys.stderr)
         return 2
     except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 3
 
 
@@ -164,6 +166,8 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
         same = output == given if is_remote(given) else os.path.realpath(given) == str(part)
         if same:
             raise ValueError(f"--output {output!r} would replace {flag}: choose another name")
+    keep_manifest = bool(shard or args.resume)
+    staging.check_replaceable(part, args.overwrite, keep_manifest)
     model = stack.enter_context(open_model(args.model))
     uri = tracking_uri()
     if args.track:
@@ -178,7 +182,6 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     describe(args, scoring, rows, shard)
     progress = Progress(len(rows))
     if shard or args.resume or (len(rows) > args.part_size and format_name != "kaggle"):
-        keep_manifest = bool(shard or args.resume)
         score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, staging)
     else:
         with atomic_writer(part) as file:
@@ -258,7 +261,7 @@ def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Sha
             f"shard {shard.index} of {shard.count}, {len(rows)} of {len(inventory)} images in {args.images}"
         )
     print(
-        f"scoring {which} with {args.model} ({names}) on the {predictor.provider} provider "
+        f"scoring {redact(which)} with {redact(args.model)} ({names}) on the {predictor.provider} provider "
         f"at {predictor.precision}, {predictor.share}"
         + (f" (auto: {predictor.reason})" if predictor.reason else ""),
         file=sys.stderr,
@@ -276,7 +279,7 @@ def report(output: str, scoring: Scoring, progress: Progress) -> None:
     resumed = f", {progress.resumed} of them from before" if progress.resumed else ""
     with suppress(OSError):  # the rows are written, whoever still listens
         print(
-            f"{progress.done} rows in {output}: {scored} scored, {progress.errors} errors"
+            f"{progress.done} rows in {redact(output)}: {scored} scored, {progress.errors} errors"
             f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s",
             flush=True,
         )
@@ -303,7 +306,7 @@ def describe_run(
     predictor, ended = scoring.predictor, time.time()
     metadata = predictor.metadata
     return ScoringRun(
-        name=f"score {metadata.run_name or Path(args.model).stem}"
+        name=f"score {metadata.run_name or Path(url_path(args.model)).stem}"
         + (f" {shard.index}/{shard.count}" if shard else ""),
         training_run_id=metadata.run_id,
         checkpoint_sha256=metadata.checkpoint_sha256,
@@ -313,7 +316,7 @@ def describe_run(
             "model_precision": metadata.precision,
             "provider": predictor.provider,
             "precision": predictor.precision,
-            "images": args.images[:PARAMETER_CHARACTERS],
+            "images": redact(args.images)[:PARAMETER_CHARACTERS],
             "output": output,
             "batch_size": str(scoring.batch_size),
         },
@@ -335,7 +338,7 @@ def track(uri: str, run: ScoringRun) -> None:
     try:
         print(f"in MLflow: scoring run {log_scoring_run(uri, run)}")
     except (ValueError, OSError, subprocess.SubprocessError) as error:
-        print(f"warning: the scoring run is not in MLflow: {error}", file=sys.stderr)
+        print(f"warning: the scoring run is not in MLflow: {redact(error)}", file=sys.stderr)
 
 
 def resampling_warning(metadata: ModelMetadata) -> str:

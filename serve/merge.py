@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from serve.join import join
 from serve.shards import PART_NAME, Manifest
 from serve.staging import open_folder, open_output
+from serve.urls import redact
 from serve.writers import atomic_writer
 
 
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         "folder", help="where the part files and their manifests are; also s3://, gs:// (copied to TMPDIR)"
     )
     parser.add_argument("--output", required=True, help="file that gets all rows; also s3://, gs://")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output whatever it is")
     return parser
 
 
@@ -46,15 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             open_folder(args.folder) as folder,
             open_output(args.output, "csv", None) as (path, there),
         ):
+            there.check_replaceable(path, args.overwrite)
             rows, errors = merge(folder, path)
             there.publish(path)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 3
-    print(f"{rows} rows in {args.output}, one for each input: {rows - errors} scored, {errors} errors")
+    where = redact(args.output)
+    print(f"{rows} rows in {where}, one for each input: {rows - errors} scored, {errors} errors")
     return 0 if errors < rows else 1
 
 

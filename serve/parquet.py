@@ -1,7 +1,8 @@
-"""Rows to Parquet: `pip install 'purebred[parquet]'`. pyarrow is imported on first use only."""
+"""Rows to Parquet: the extra parquet. pyarrow is imported on first use only."""
 
 from typing import IO, Any
 
+from serve.installation import how_to_install
 from serve.inventory import printable
 from serve.writers import Layout, Row
 
@@ -15,7 +16,7 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError(
-            f"--format parquet needs pyarrow ({error}): pip install 'purebred[parquet]', or use jsonl"
+            f"--format parquet needs pyarrow ({error}): {how_to_install('parquet')}, or use jsonl"
         ) from error
     return pyarrow, pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Objects behind s3://, gs:// and https://, through fsspec: `pip install 'purebred[cloud]'`.
+"""Objects behind s3://, gs:// and https://, through fsspec (the extras cloud and gcs).
 
 Reads are retried a bounded number of times. fsspec and its file systems are imported on first use only.
 """
@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from serve.installation import how_to_install
 from serve.preprocess import MAX_FILE_BYTES, ImageError
 
 SCHEMES = ("s3://", "gs://", "gcs://", "https://", "http://")
@@ -129,26 +130,43 @@ def remove(url: str) -> None:
 
 def list_objects(url: str) -> Iterator[str]:
     """Names below a folder, relative to it, in no particular order."""
+    return (name for name, _ in list_stamped(url))
+
+
+def list_stamped(url: str) -> Iterator[tuple[str, str]]:
+    """(name below a folder, stamp), which is another when the object is; "" if the store has none."""
     if _is_http(url):
         raise ValueError(f"{url}: HTTP cannot list a folder; give a text file of URLs, or tar files")
     filesystem = _filesystem(url)
     prefix = filesystem._strip_protocol(url).rstrip("/") + "/"
     if url.startswith("s3://"):
         bucket, _, key = prefix.partition("/")
-        yield from (name for name in _s3_keys(filesystem, bucket, key) if not name.endswith("/"))
+        yield from (found for found in _s3_keys(filesystem, bucket, key) if not found[0].endswith("/"))
         return
     try:
         # by default, what cannot be listed would be left out without a word
-        for folder, _, files in filesystem.walk(prefix.rstrip("/"), detail=False, on_error="raise"):
-            yield from (f"{folder}/{file}".removeprefix(prefix) for file in files)
+        for folder, _, files in filesystem.walk(prefix.rstrip("/"), detail=True, on_error="raise"):
+            yield from ((f"{folder}/{file}".removeprefix(prefix), _stamp(files[file])) for file in files)
     except (OSError, ValueError):
         raise
     except Exception as error:  # google's and aiohttp's own
         raise OSError(f"{url} cannot be listed: {error}") from error
 
 
-def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:
-    """Page by page: s3fs itself would hold a dictionary for each object at once."""
+def stamp(url: str) -> str:
+    """Of one object, as `list_stamped` has it."""
+    return retried(lambda: _stamp(_filesystem(url).info(url)))
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    """Of what fsspec knows of an object."""
+    fields = ("ETag", "etag", "Content-MD5", "Last-Modified", "LastModified", "updated", "mtime")
+    known = next(filter(None, map(info.get, fields)), "")
+    return f"{info.get('size')}:{known}" if known else ""
+
+
+def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """(key without the prefix, stamp), page by page: s3fs would hold a dictionary for each object."""
     position: dict[str, str] = {}
     while True:
         arguments = {"Bucket": bucket, "Prefix": prefix, **position}
@@ -157,7 +175,7 @@ def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:
         except (FileNotFoundError, PermissionError) as error:
             raise type(error)(f"s3://{bucket}/{prefix}: {error}") from error
         for item in page.get("Contents", ()):
-            yield item["Key"].removeprefix(prefix)
+            yield item["Key"].removeprefix(prefix), f"{item.get('Size')}:{item.get('ETag')}"
         if not page.get("IsTruncated"):
             return
         position = {"ContinuationToken": page["NextContinuationToken"]}
@@ -212,7 +230,7 @@ def _filesystem(url: str) -> Any:
     except ImportError as error:
         extra = "gcs" if scheme in ("gs", "gcs") else "cloud"
         raise ValueError(
-            f"{scheme}:// needs packages that are not installed ({error}): pip install 'purebred[{extra}]'"
+            f"{scheme}:// needs packages that are not installed ({error}): {how_to_install(extra)}"
         ) from error
 
 

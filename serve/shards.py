@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from serve.writers import atomic_writer
 
@@ -90,6 +90,10 @@ class Manifest:
     format_version: int = MANIFEST_VERSION
     transient: int = 0
     """Of the errors, those that may pass: a later call with --resume tries again."""
+    stamps: str = ""
+    """Sum over the inputs' files as they were before they were read: sizes, times, numbers, ETags."""
+    contents: str = ""
+    """Sum over the bytes that were read. "": of an earlier version, which did not look."""
 
     @classmethod
     def read(cls, part: Path) -> "Manifest":
@@ -122,6 +126,14 @@ class Manifest:
 
 def manifest_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
+
+
+def is_manifest(file: IO[bytes]) -> bool:
+    """Whether this is one, of any version, whole or not any more."""
+    try:
+        return not (data := file.read()) or {"job", "sha256", "format_version"} <= set(json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def pieces_folder(part: Path) -> Path:

@@ -7,18 +7,22 @@ import csv
 import glob
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import IO
 
 from serve import remote
+from serve.archive import file_stamp, plain
 from serve.formats import kind_of_other, unread_pictures
-from serve.inventory import PROBLEM, Entry, Inventory
+from serve.inventory import PROBLEM, Entry, Inventory, Same
 from serve.preprocess import ImageError, has_image_suffix, read_image_file, system_folder, walk_images
 from serve.remote import is_remote
 from serve.tars import Tars
+from serve.urls import redact, unsigned, url_path
 
 LIST_SUFFIXES = (".txt", ".lst")
 MANIFEST_SUFFIX = ".csv"
@@ -28,8 +32,10 @@ MAX_LINE_BYTES = 1 << 16
 BOM = b"\xef\xbb\xbf"  # Windows marks UTF-8 with it
 WILDCARDS = re.compile(r"[*?\[{]")
 MAX_PATTERN_FILES = 1_000_000
+NO_PROBLEM = "\1"  # in place of PROBLEM in what is none
 
 Read = Callable[[Entry], bytes]
+Stamp = Callable[[Entry], str]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Source:
     """The bytes of an entry. Raises ImageError or OSError; called from several threads."""
     ignored: int
     """Files without an image suffix, which are no inputs."""
+    stamp: Stamp
+    """Of an entry's file: another when it was changed or replaced; "" where that is not known (URLs that
+    were not listed by their store)."""
     others: Counter[str] = field(default_factory=Counter)
     """How many of them there are of which kind, as `kind_of_other` says."""
     system: Counter[str] = field(default_factory=Counter)
@@ -69,8 +78,10 @@ def open_source(images: str) -> Source:
         if unread := unread_pictures(source.others):
             hint = f"; {unread}"
         left = f", {left_out(source)}" if source.system else ""
-        raise ValueError(f"no images in {images!r}: {source.ignored} other files{left}{found}{hint}")
-    place = images if is_remote(images) else os.path.abspath(images)
+        raise ValueError(
+            f"no images in {redact(images)!r}: {source.ignored} other files{left}{found}{hint}"
+        )
+    place = redact(images, hidden="") if is_remote(images) else os.path.abspath(images)
     return replace(source, place=place.rstrip("/"))
 
 
@@ -83,7 +94,9 @@ def left_out(source: Source) -> str:
     return f"{source.system.total()} system folders left out ({names}{more})"
 
 
-def _collect(entries: Iterator[Entry | str | None], read: Read) -> Source:
+def _collect(
+    entries: Iterator[Entry | str | None], read: Read, stamp: Stamp, same: Same = lambda a, b: True
+) -> Source:
     """An input for each Entry; None is a file that is none, and text is the path of a system folder."""
     ignored = 0
     system: set[str] = set()
@@ -103,9 +116,14 @@ def _collect(entries: Iterator[Entry | str | None], read: Read) -> Source:
             raise ImageError(entry.problem)
         return read(entry)
 
-    inventory = Inventory.sort(images())
-    names = Counter(path.rpartition("/")[2] for path in system)
-    return Source(inventory, read_or_refuse, ignored, names)
+    inventory = Inventory.sort(images(), same)
+    return Source(
+        inventory,
+        read_or_refuse,
+        ignored,
+        lambda entry: entry.place if entry.problem else stamp(entry),
+        system=Counter(path.rpartition("/")[2] for path in system),
+    )
 
 
 def _folder(root: str) -> Source:
@@ -120,14 +138,19 @@ def _folder(root: str) -> Source:
             else:
                 yield _entry(name, others)
 
-    source = _collect(entries(), lambda entry: read_image_file(os.path.join(root, entry.name)))
+    def path(entry: Entry) -> str:
+        return os.path.join(root, entry.name)
+
+    source = _collect(
+        entries(), lambda entry: read_image_file(path(entry)), lambda entry: file_stamp(path(entry))
+    )
     return replace(source, others=others)
 
 
-def _entry(name: str, others: Counter[str]) -> Entry | None:
+def _entry(name: str, others: Counter[str], place: str = "") -> Entry | None:
     """None for a file that is no image, which is counted."""
     if has_image_suffix(name):
-        return Entry(name)
+        return Entry(name, place)
     others[kind_of_other(name)] += 1
     return None
 
@@ -138,7 +161,7 @@ def _open_file(path: str) -> Source:
 
 def _by_suffix(path: str, folder: str) -> Source:
     """One file or object, by its suffix: a list, a manifest, a tar file, or else an image."""
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = os.path.splitext(url_path(path))[1].lower()
     if suffix in LIST_SUFFIXES:
         return _listed(path, folder, _lines(path))
     if suffix == MANIFEST_SUFFIX:
@@ -154,28 +177,70 @@ def _files(paths: list[str], base: str, pattern: str = "") -> Source:
     def entries() -> Iterator[Entry | str | None]:
         for path in paths:
             name = path.removeprefix(prefix)
-            if not is_remote(path):
+            if is_remote(path):
+                name = redact(path, hidden="").removeprefix(redact(prefix, hidden=""))
+            else:
                 name = name.lstrip("/")  # a doubled slash is none; in an object's key it is one
+            kind = url_path(path).lower()
             folder = system_folder(name)
             if folder and folder.rstrip("/").rpartition("/")[2] not in pattern:
                 yield folder
-            elif path.lower().endswith(TAR_SUFFIX):
+            elif kind.endswith(TAR_SUFFIX):
                 yield from tars.index(path, name)
-            elif path.lower().endswith(COMPRESSED_TARS):
+            elif kind.endswith(COMPRESSED_TARS):
                 raise ValueError(f"{path} is compressed, so its members have no places: decompress it")
             else:
-                yield Entry(name)
+                yield Entry(name, _place(path))
 
     def read(entry: Entry) -> bytes:
-        if entry.place:
-            return tars.read(entry)
-        return _read_path(entry.name if is_remote(entry.name) else prefix + entry.name)
+        if url := _url_of(entry):
+            return remote.read_object(url)
+        return tars.read(entry) if entry.place else read_image_file(prefix + entry.name)
 
-    return replace(_collect(entries(), read), others=tars.others)
+    def stamp(entry: Entry) -> str:
+        if _url_of(entry):
+            return ""
+        return tars.stamp(entry) if entry.place else file_stamp(prefix + entry.name)
+
+    source = _collect(entries(), read, stamp, partial(_same_input, prefix))
+    return replace(source, others=tars.others)
 
 
-def _read_path(path: str) -> bytes:
-    return remote.read_object(path) if is_remote(path) else read_image_file(path)
+def _place(target: str) -> str:
+    """A URL as an entry's place: its name is without the secrets. "" of a path, which is its own name."""
+    return target.replace(PROBLEM, NO_PROBLEM) if is_remote(target) else ""
+
+
+def _absolute(path: str) -> str:
+    """Without ./ and //, but with .., which may follow a link."""
+    return "/" + plain(os.path.join(os.getcwd(), path))
+
+
+def _same_input(base: str, one: Entry, other: Entry) -> bool:
+    """Whether two entries of one key, with names relative to `base`, are one input.
+
+    Raises:
+        ValueError: they are URLs, and nothing that a row may show tells them apart.
+    """
+    if is_remote(one.place) and is_remote(other.place):
+        if unsigned(one.place) != unsigned(other.place):
+            raise ValueError(
+                f"two URLs differ in a secret only, so that their rows would have one name, {one.name!r}: "
+                "score them in two calls"
+            )
+        return True
+    paths = [os.path.join(base, entry.name) for entry in (one, other)]
+    if _absolute(paths[0]) == _absolute(paths[1]):
+        return True
+    try:  # an accent in one code point or in two: some file systems make no difference
+        return os.path.samefile(*paths)
+    except OSError:
+        return False
+
+
+def _url_of(entry: Entry) -> str:
+    """ "" for what is no URL."""
+    return entry.place.replace(NO_PROBLEM, PROBLEM) if is_remote(entry.place) else ""
 
 
 # -- lists -----------------------------------------------------------------------------------------------
@@ -184,16 +249,27 @@ def _read_path(path: str) -> bytes:
 def _listed(path: str, folder: str, names: Iterator[str]) -> Source:
     """Paths and URLs in a file; what is relative is relative to the file's own folder."""
 
+    base = redact(folder, hidden="") if is_remote(folder) else _absolute(folder).rstrip("/")
+
+    def entry(name: str) -> Entry:
+        if is_remote(name) or is_remote(folder):
+            url = name if is_remote(name) else remote.join_url(folder, name)
+            key = redact(url, hidden="").removeprefix(f"{base}/")
+            return Entry(redact(name, hidden=""), _place(url), key)
+        key = _absolute(os.path.join(folder, name)).removeprefix(f"{base}/")
+        return Entry(name, key=unicodedata.normalize("NFC", key))
+
     def read(entry: Entry) -> bytes:
-        if is_remote(entry.name):
-            return remote.read_object(entry.name)
-        if is_remote(folder):
-            return remote.read_object(remote.join_url(folder, entry.name))
+        if url := _url_of(entry):
+            return remote.read_object(url)
         return read_image_file(os.path.join(folder, entry.name))
 
-    source = _collect((Entry(name) for name in names), read)
+    def stamp(entry: Entry) -> str:
+        return "" if _url_of(entry) else file_stamp(os.path.join(folder, entry.name))
+
+    source = _collect(map(entry, names), read, stamp, partial(_same_input, folder))
     if not len(source.inventory):
-        raise ValueError(f"no images in {path!r}: the list is empty")
+        raise ValueError(f"no images in {redact(path)!r}: the list is empty")
     return source
 
 
@@ -243,7 +319,7 @@ def _manifest_paths(path: str) -> Iterator[str]:
 def _pattern(pattern: str) -> Source:
     paths: list[str] = []
     for expanded in expand_braces(pattern):
-        wildcard = re.search(r"[*?\[]", expanded)
+        wildcard = re.search(r"[*?\[]", url_path(expanded))
         if wildcard is None:
             paths.append(expanded)  # one that is missing is an error row, not a silent gap
         elif is_remote(expanded):
@@ -262,7 +338,8 @@ def _pattern(pattern: str) -> Source:
     base = pattern[: found.start()].rpartition("/")[0]
     if not base and any(path.startswith("/") for path in paths):  # also of {/a,/b}/*.png
         base, paths = "/", [path if is_remote(path) else os.path.abspath(path) for path in paths]
-    return _files(sorted(set(paths)), base, pattern)
+    unique = {path if is_remote(path) else _absolute(path): path for path in sorted(paths)}
+    return _files(sorted(unique.values()), base, pattern)
 
 
 class Links:
@@ -301,14 +378,20 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _open_remote(url: str) -> Source:
+    path = url_path(url)
     if (WILDCARDS.search(url) and not url.startswith("http")) or "{" in url:
         return _pattern(url)
     known = (*LIST_SUFFIXES, MANIFEST_SUFFIX, TAR_SUFFIX, *COMPRESSED_TARS)
-    if url.lower().endswith(known) or has_image_suffix(url) or (url.startswith("http") and url[-1] != "/"):
-        return _by_suffix(url, url.rpartition("/")[0])
+    is_file = path.lower().endswith(known) or has_image_suffix(path)
+    if is_file or (url.startswith("http") and path[-1] != "/"):
+        return _by_suffix(url, path.rpartition("/")[0])
     root = url.rstrip("/")
-    names = remote.list_objects(root)
     others: Counter[str] = Counter()
-    entries = (system_folder(name) or _entry(name, others) for name in names)
-    source = _collect(entries, lambda entry: remote.read_object(f"{root}/{entry.name}"))
+    entries = (
+        system_folder(name) or _entry(name, others, stamp.replace(PROBLEM, NO_PROBLEM))
+        for name, stamp in remote.list_stamped(root)
+    )
+    source = _collect(
+        entries, lambda entry: remote.read_object(f"{root}/{entry.name}"), lambda entry: entry.place
+    )
     return replace(source, others=others)

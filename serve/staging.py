@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from serve.shards import Shard
+from serve.overwrite import is_predictions
+from serve.shards import Shard, is_manifest, manifest_path
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class Staging:
         """In this order. Raises OSError; what was published before stays."""
         for path in paths if self.url else ():
             _remote().put_file(path, self._url_of(path))
+
+    def check_replaceable(self, path: Path, overwrite: bool, keep_manifest: bool = False) -> None:
+        """Raises ValueError when an output at `path`, or its manifest, would replace another kind of file.
+
+        An object that may be written and not read cannot be examined.
+        """
+        tests = {path: is_predictions} | ({manifest_path(path): is_manifest} if keep_manifest else {})
+        for file, test in {} if overwrite else tests.items():
+            name = self._url_of(file) if self.url else str(file)
+            try:
+                with _remote().open_seekable(name) if self.url else file.open("rb") as opened:
+                    if test(opened):
+                        continue
+            except FileNotFoundError:
+                continue
+            except (PermissionError, IsADirectoryError):
+                if self.url:
+                    continue
+            raise ValueError(
+                f"--output: {name} exists, and this command did not write it: choose another name, or give "
+                "--overwrite to replace it"
+            )
 
     def remove_folder(self, folder: Path) -> None:
         if self.url:

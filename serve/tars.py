@@ -9,14 +9,17 @@ import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from serve.archive import identity, members, plain
+from serve.archive import file_stamp, identity, members, plain
 from serve.formats import kind_of_other
 from serve.inventory import PROBLEM, Entry
 from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking, system_folder
 from serve.remote import is_remote, open_seekable, read_range
+from serve.remote import stamp as remote_stamp
+from serve.urls import redact
 
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -32,6 +35,7 @@ class _Tar:
     path: str
     identity: tuple[int, ...]
     """Of the local file that was indexed; empty for a remote one."""
+    stamp: str
 
 
 class Tars:
@@ -50,19 +54,24 @@ class Tars:
         the members before the damage are listed all the same.
         """
         try:
+            stamp = _stamp(path)
             file, mark = _open(path)
             with file:
-                self._tars.append(_Tar(path, mark))
+                self._tars.append(_Tar(path, mark, stamp))
                 for member in members(file):
                     entry = _entry(member, name, len(self._tars) - 1)
                     if entry is None:
                         self.others[kind_of_other(member.name)] += 1
                     yield entry
         except Exception as error:  # tarfile raises nearly anything on damaged bytes
-            message = str(error) or type(error).__name__
+            message = redact(error) or type(error).__name__
             if isinstance(error, OSError) and error.strerror:
                 message = error.strerror
             yield Entry(name, f"{PROBLEM}cannot read this tar file to its end: {message}")
+
+    def stamp(self, entry: Entry) -> str:
+        """The tar file's own: its members change with it."""
+        return self._tars[int(entry.place.partition(":")[0])].stamp
 
     def read(self, entry: Entry) -> bytes:
         """Raises ImageError or OSError."""
@@ -73,6 +82,14 @@ class Tars:
         if len(data) != size:
             raise ImageError(f"truncated: the tar file has {len(data)} of its {size} bytes")
         return data
+
+
+def _stamp(path: str) -> str:
+    if not is_remote(path):
+        return file_stamp(path)
+    with suppress(OSError):  # why it cannot be read, reading says better
+        return remote_stamp(path)
+    return ""
 
 
 def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:

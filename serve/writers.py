@@ -1,4 +1,4 @@
-"""Rows to a file: CSV, JSON Lines, Parquet (`pip install 'purebred[parquet]'`), or Kaggle's two columns.
+"""Rows to a file: CSV, JSON Lines, Parquet (the extra parquet), or Kaggle's two columns.
 
 Whatever the format: path; label and probability of the likeliest class; the probabilities of all classes
 or, with `top_k`, of the k likeliest; the embedding if asked for; error, which is empty (in JSON and Parquet

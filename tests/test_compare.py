@@ -171,3 +171,17 @@ def test_an_unusable_run_is_one_line(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "curves.png"])
+def test_a_file_of_the_users_is_not_replaced_and_a_comparison_is(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(Path("a"))
+    Path("notes").mkdir()
+    Path("notes", name).write_text("mine")
+    assert compare.main(["a", "--output", "notes"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [path.read_text() for path in Path("notes").iterdir()] == ["mine"]
+    assert compare.main(["a", "--output", "notes", "--overwrite"]) == 0
+    assert compare.main(["a", "--output", "notes"]) == 0

@@ -85,7 +85,9 @@ def test_a_failed_verification_leaves_no_model_not_even_an_older_one(
     for name in ("model.onnx", "model.int8.onnx", "model.fp16.onnx"):
         (run / "export" / name).write_text("from an earlier export")
     monkeypatch.setattr(export.main, "convert", tampering)
-    assert export.main.main(["--run", str(run)]) == 1
+    assert export.main.main(["--run", str(run)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert export.main.main(["--run", str(run), "--overwrite"]) == 1
     assert [p.name for p in (run / "export").iterdir()] == ["verification.json"]
     assert not json.loads((run / "export" / "verification.json").read_text())["passed"]
     out, err = capsys.readouterr()

@@ -89,6 +89,40 @@ def test_a_store_that_is_away_does_not_stop_a_job_that_has_its_copy(
     assert said == "warning: s3://bucket/away cannot be listed, an earlier copy is used: refused"
 
 
+class Unstamped:
+    """A file system that says of a file how long it is and no more."""
+
+    def __init__(self, **info: object):
+        self.data, self.stamp = b"old", info
+
+    def info(self, name: str) -> dict[str, Any]:
+        return {"size": len(self.data), **self.stamp}
+
+    def get_file(self, name: str, target: str) -> None:
+        Path(target).write_bytes(self.data)
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, {}), ({"Last-Modified": "1"}, {"Last-Modified": "2"})])
+def test_a_signed_tar_file_is_copied_once_and_anew_when_it_may_be_another(
+    before: dict[str, str], after: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Unstamped(**before)
+    monkeypatch.setattr(train.fetch, "open_store", lambda url: (files, url))
+    said: list[str] = []
+
+    def get(number: int, look_again: bool) -> bytes:
+        url = f"https://host/set.tar?X-Amz-Date={number}&X-Amz-Signature=SECRET"
+        return copy(url, tmp_path, look_again, said.append).read_bytes()
+
+    assert get(1, True) == b"old"
+    files.data = b"new"
+    assert get(2, False) == b"old"  # another process of the same start
+    files.stamp = after
+    assert get(3, True) == b"new"
+    assert [path.name for path in tmp_path.rglob("*.tar")] == ["set.tar"]
+    assert not any("SECRET" in text for text in said)
+
+
 class ShortAtFirst:
     """A file system whose first answer is cut off."""
 

@@ -17,7 +17,7 @@ names = st.text(st.characters(exclude_characters="\0", exclude_categories=()), m
 
 
 def rows(inventory: Inventory, start: int = 0, stop: int | None = None) -> list[tuple[str, str]]:
-    return [tuple(entry) for entry in inventory.entries(start, stop)]
+    return [(entry.name, entry.place) for entry in inventory.entries(start, stop)]
 
 
 @settings(max_examples=60, deadline=None)

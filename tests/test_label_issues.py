@@ -123,6 +123,34 @@ def test_the_report_is_a_table_a_picture_and_a_summary(
     assert f"likely ones listed: {len(issues.found)}" in printed
 
 
+def test_a_list_that_somebody_edited_is_not_replaced(tmp_path: Path) -> None:
+    data, _ = predictions(2, 100, 0.1, tmp_path)
+    for path in data.paths:
+        draw(tmp_path / path)
+    table = tmp_path / "out" / "label_issues.csv"
+    report(data, tmp_path / "out")
+    whole = table.read_text()
+    report(data, tmp_path / "out")
+    edited = "".join(whole.splitlines(keepends=True)[:-1])  # the last one was right after all
+    table.write_text(edited)
+    with pytest.raises(ValueError, match="--overwrite"):
+        report(data, tmp_path / "out")
+    assert table.read_text() == edited
+    assert sorted(path.name for path in table.parent.iterdir()) == [table.name, "label_issues.png"]
+    report(data, tmp_path / "out", overwrite=True)
+    assert table.read_text() == whole
+
+
+@pytest.mark.parametrize("name", ["label_issues.csv", "label_issues.png"])
+def test_a_file_of_the_users_is_found_before_any_training(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("path,label\n")
+    assert main(["--folds", "2", "--output", str(tmp_path), "--", "--data", "nowhere"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "path,label\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

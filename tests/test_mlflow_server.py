@@ -37,7 +37,7 @@ def postgresql() -> Iterator[str]:
     """URI of an empty database in a cluster of its own."""
     if not (PROGRAMS / "initdb").exists():
         pytest.skip("PostgreSQL's server is not installed")
-    pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install 'purebred[server]'")
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install '.[server]'")
     user = USER if os.geteuid() == 0 else None
     manifest = (REPOSITORY / "k8s" / "base" / "mlflow.yaml").read_text()
     (scheme,) = re.findall(

@@ -56,5 +56,5 @@ def test_parquet_is_written_in_row_groups_as_rows_come(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"pip install 'purebred\[parquet\]', or use jsonl"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[parquet\]' .*, or use jsonl"):
         open_writer("parquet", io.BytesIO(), Layout(CLASS_NAMES))

@@ -10,6 +10,7 @@ from serve_model import SIZE, build_model
 from export import quantize, record
 from export.record import (
     add_report,
+    check_replaceable,
     lost_by_exporting,
     published_model,
     remove_model,
@@ -171,3 +172,22 @@ def test_what_a_new_export_takes_away_is_known(run: Path) -> None:
     assert lost_by_exporting(folder) == ["model.int8.onnx", "openvino:bf16"]
     (folder / "verification.json").unlink()
     assert lost_by_exporting(folder) == ["model.int8.onnx"]
+
+
+def test_a_model_of_another_origin_is_not_replaced(run: Path) -> None:
+    folder, name = run / "export", "model.onnx"
+    check_replaceable(folder, [name, "model.int8.onnx"], overwrite=False)
+    (folder / "verification.json").write_text("damaged")  # the file itself says whence it is
+    check_replaceable(folder, [name], overwrite=False)
+    (folder / "verification.json").unlink()
+    (folder / name).write_bytes(b"my own")
+    with pytest.raises(ValueError, match="--overwrite"):
+        check_replaceable(folder, [name], overwrite=False)
+    check_replaceable(folder, [name], overwrite=True)
+
+
+def test_a_model_that_was_changed_since_it_was_verified_is_not_replaced(run: Path) -> None:
+    model = run / "export" / "model.onnx"
+    model.write_bytes(model.read_bytes() + b"\x00")
+    with pytest.raises(ValueError, match="is not the file that"):
+        check_replaceable(run / "export", [model.name], overwrite=False)

@@ -201,7 +201,7 @@ class Handler(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        kind, _, name = self.path[1:].partition("/")
+        kind, _, name = self.path[1:].partition("?")[0].partition("/")
         self.asked.append(self.path)
         if answer := self.answers.get(name if kind == "odd" else ""):
             answer(self)
@@ -255,6 +255,41 @@ def test_images_lists_and_tar_files_over_http(server: str) -> None:
 def test_a_list_on_disk_can_name_urls(server: str, tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text(f"{server}/files/2.png\n")
     assert contents(open_source(str(tmp_path / "l.txt"))) == {f"{server}/files/2.png": PNG["2.png"]}
+
+
+SIGNED = "X-Amz-Credential=AKIA/2026/s3&X-Amz-Date=1&X-Amz-Signature=SECRET"
+
+
+def test_presigned_urls_are_what_their_paths_say_and_rows_do_not_tell_the_secret(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = f"{server.replace('//', '//user:SECRET@')}/files"
+    assert contents(open_source(f"{files}/x.tar?{SIGNED}")) == {f"x.tar/{n}": PNG[n] for n in PNG}
+    assert contents(open_source(f"{files}/l.txt?sig=SECRET")) == {n: PNG[n] for n in ("0.png", "1.png")}
+    assert contents(open_source(f"{files}/{{3..4}}.png?{SIGNED}")) == {
+        n: PNG[n] for n in ("3.png", "4.png")
+    }
+    model, images, output = build_model(tmp_path / "model.onnx"), tmp_path / "l.txt", tmp_path / "out.csv"
+    urls = [f"{files}/0.png?{SIGNED}", f"{files}/0.png?id=2&{SIGNED}", f"{files}/missing.png?{SIGNED}"]
+    images.write_text("\n".join([*urls, urls[0].replace("Date=1", "Date=2")]))
+    arguments = ["--model", str(model), "--images", str(images), "--output", str(output)]
+    assert serve_main.main([*arguments, "--shard", "0/1", "--output", str(tmp_path / "parts")]) == 0
+    assert serve_main.main(arguments) == 0
+    rows = output.read_text().splitlines()[1:]
+    names = ["0.png", "0.png?id=2", "missing.png"]
+    assert [row.split(",")[0] for row in rows] == [f"{server}/files/{name}" for name in names]
+    assert [row.endswith(",") for row in rows] == [True, True, False]
+    written = [path.read_text() for path in tmp_path.rglob("*.csv*")]
+    for text in (*written, *capsys.readouterr()):
+        assert "SECRET" not in text
+        assert "AKIA" not in text
+
+
+def test_urls_that_only_a_secret_tells_apart_are_refused(server: str, tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("".join(f"{server}/files/0.png?token=SECRET{n}\n" for n in range(2)))
+    with pytest.raises(ValueError, match="differ in a secret only") as raised:
+        open_source(str(tmp_path / "l.txt"))
+    assert "SECRET" not in str(raised.value)
 
 
 def test_one_request_for_each_image(server: str) -> None:
@@ -401,5 +436,5 @@ def test_one_bad_object_costs_its_own_row_only(
 def test_without_fsspec_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
     for url, extra in (("s3://b/x", "cloud"), ("https://h/x.png", "cloud"), ("gs://b/x", "gcs")):
-        with pytest.raises(ValueError, match=rf"pip install 'purebred\[{extra}\]'"):
+        with pytest.raises(ValueError, match=rf"pip install '\.\[{extra}\]'"):
             remote.read_object(url)

@@ -115,6 +115,17 @@ def test_duplicates_are_listed_and_drawn_when_there_are_any(tmp_path: Path) -> N
     assert not (tmp_path / "runs" / "b" / "duplicates.csv").exists()
 
 
+def test_a_resumed_run_keeps_a_list_of_duplicates_that_was_edited(tmp_path: Path) -> None:
+    config = ready(tmp_path, name="a")
+    shutil.copy(Path(config.data) / "cat.0.png", Path(config.data) / "cat.90.png")
+    opened(config)
+    table = run_folder(config) / "duplicates.csv"
+    edited = "".join(table.read_text().splitlines(keepends=True)[:-1])
+    table.write_text(edited)
+    opened(parse_config(["--resume", str(run_folder(config))]))
+    assert table.read_text() == edited
+
+
 def resumed(tmp_path: Path, *flags: str) -> TrainConfig:
     return parse_config(["--resume", str(tmp_path / "runs" / "a"), *flags])
 

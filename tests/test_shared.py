@@ -45,7 +45,7 @@ SIZE = 50_000_000
 
 
 def memory_of_a_copy(folder: str, ranks: Ranks) -> tuple[float, float]:
-    """Return this process's own memory, as a share of an array: with a copy of it, and once it is shared."""
+    """Return this process's own memory as a share of an array: with a copy of it, and once it is shared."""
 
     def own() -> int:
         uss: int = psutil.Process().memory_full_info().uss

@@ -139,6 +139,30 @@ def test_a_list_is_relative_to_its_own_folder(folder: Path, name: str) -> None:
     assert source.inventory.repeated == 1
 
 
+def test_one_image_in_several_spellings_is_scored_once_by_a_name_that_was_listed(folder: Path) -> None:
+    make(folder, "a.jpg", "in/b.jpg", "c.jpg", "..x.jpg")
+    paths = ["./a.jpg", "a.jpg", "in//b.jpg", "./in/./b.jpg", f"{folder}/in/b.jpg", "./c.jpg", "..x.jpg"]
+    (folder / "l.txt").write_text("\n".join(paths))
+    source = open_source("l.txt")
+    assert sorted(contents(source).values()) == ["..x.jpg", "a.jpg", "c.jpg", "in/b.jpg"]
+    assert set(contents(source)) < set(paths)
+    assert "./c.jpg" in contents(source)
+    assert source.inventory.repeated == 3
+    assert contents(open_source("{in,./in}/b.jpg")) == {"in/b.jpg": "in/b.jpg"}
+
+
+def test_two_files_whose_names_look_alike_are_two_inputs_and_one_file_is_one(folder: Path) -> None:
+    composed, decomposed = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    make(folder, composed, decomposed)
+    (folder / "l.txt").write_text(f"{composed}\n{decomposed}\n./{composed}")
+    source = open_source("l.txt")
+    assert len(contents(source)) == 2
+    assert source.inventory.repeated == 1
+    (folder / decomposed).unlink()
+    (folder / decomposed).hardlink_to(folder / composed)  # as a Mac's file system has it
+    assert len(contents(open_source("l.txt"))) == 1
+
+
 def test_lists_made_on_windows_and_of_names_that_are_not_utf8(folder: Path) -> None:
     odd = os.fsdecode(b"caf\xe9.jpg")
     make(folder, "a b.jpg", odd, "two\nlines.jpg", '"q".jpg')

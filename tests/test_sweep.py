@@ -325,6 +325,27 @@ def test_a_study_of_someone_else_is_left_alone(capsys: pytest.CaptureFixture[str
     assert "was not made by train/sweep.py" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["study.csv", "history.png"])
+def test_a_file_of_the_users_in_the_studys_folder_is_kept(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/s").mkdir(parents=True)
+    Path("runs/s", name).write_text("mine")
+    assert sweep.main(arguments(1)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert Path("runs/s", name).read_text() == "mine"
+
+
+def test_no_secret_of_the_data_is_in_the_studys_settings() -> None:
+    url = "https://user:SECRET@host/set.tar?X-Amz-Date=1&X-Amz-Signature=SECRET"
+    settings = [
+        sweep.parse_plan(arguments(1, "--data", url.replace("Date=1", f"Date={n}"))) for n in (1, 2)
+    ]
+    assert settings[0].settings() == settings[1].settings()
+    assert settings[0].settings()["data"] == "https://host/set.tar"
+    assert "SECRET" in settings[0].config.data
+
+
 def test_a_sweep_does_not_need_mlflow_to_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,10 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch")
+
 import argparse
 import math
 from collections.abc import Sequence
@@ -25,10 +29,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serve.urls import redact
 from train.figures import comparison_curves
 from train.results import RunResult, paired, read_run
 from train.significance import Interval, PairedTest, accuracy_interval, auc_interval, holm, mean_interval
-from train.tables import markdown_table, write_table
+from train.tables import check_replaceable, markdown_table, write_table
 
 DATA_SETTINGS = ("data", "val_data")
 NOT_COMPARED = frozenset({"name", "output", "resume"})
@@ -58,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="run directory written by train/main.py")
     add("--output", type=Path, default=Path("comparison"), help="folder; default: %(default)s")
+    add("--overwrite", action="store_true", help="replace reports of other origin in --output")
     add("--promote", default="", metavar="MODEL", help="registered MLflow model whose champion may change")
     add(
         "--margin",
@@ -74,11 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
 
 
 def run(args: argparse.Namespace) -> int:
+    starts = {"comparison.md": "# Comparison of ", "comparison.csv": '"run","folder",', "curves.png": ""}
+    check_replaceable({args.output / name: start for name, start in starts.items()}, args.overwrite)
     comparison = compare(read_runs(args.runs))
     text = markdown(comparison)
     print(text)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.installation import how_to_install
+from serve.urls import redact, unsigned, url_path
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list
 
@@ -21,6 +23,10 @@ THREADS = 32  # they wait for the network
 PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and last attempt
 INDEX = ".copied.json"
 UNFINISHED = f"{INDEX}.unfinished"
+STAMPS = (
+    *("ETag", "etag", "mtime", "LastModified", "updated", "Last-Modified", "last_modified", "Content-MD5"),
+    *("content_md5", "blob_id", "modify", "modificationTime", "last_write_time"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def fetch(config: TrainConfig, ranks: Ranks, say: Say) -> TrainConfig:
             try:
                 changes[name] = str(copy(url, Path(config.output) / ".cache", ranks.local_rank == 0, say))
             except (OSError, ValueError) as reason:
-                error = f"--{name} {reason}"
+                error = redact(f"--{name} {reason}")
     errors = [text for part in gather_list([error], ranks) for text in part if text]
     if errors:
         raise ValueError(errors[0])
@@ -65,24 +71,25 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
     Raises:
         ValueError: nothing there, no room, not readable, or packages are missing.
     """
-    home = cache / f"data-{hashlib.sha256(os.fsencode(url)).hexdigest()[:16]}"
+    # the same for a URL that was signed anew
+    home = cache / f"data-{hashlib.sha256(os.fsencode(unsigned(url))).hexdigest()[:16]}"
+    shown = redact(url)
     with _locked(home):
         known = _read_index(home)
         if known is None or look_again:
             try:
                 known = _bring(url, home, known, say)
             except ImportError as error:
-                raise ValueError(
-                    f"{url} needs packages that are not installed ({error}): pip install 'purebred[cloud]'"
-                ) from error
+                raise ValueError(needs_packages(url, error)) from error
             except ValueError:
                 raise
             except Exception as error:  # botocore's, aiohttp's and google's exceptions share no base
                 known = _read_index(home)
                 if known is None:
-                    raise ValueError(f"{url} cannot be copied: {error or type(error).__name__}") from error
-                say(f"warning: {url} cannot be listed, an earlier copy is used: {error}")
-    single = url.rstrip("/").rpartition("/")[2]
+                    reason = redact(error) or type(error).__name__
+                    raise ValueError(f"{shown} cannot be copied: {reason}") from error
+                say(redact(f"warning: {shown} cannot be listed, an earlier copy is used: {error}"))
+    single = url_path(url).rstrip("/").rpartition("/")[2]
     return home / single if list(known) == [single] else home
 
 
@@ -91,15 +98,15 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
     wanted = {path: [remote.size, remote.stamp] for path, remote in found.items()}
     if known is None:  # a start that was stopped says what it was copying
         known = _read_index(home, UNFINISHED) or {}
-    elif known == wanted and all(_is_whole(home / path, found[path].size) for path in wanted):
+    elif known == wanted and all(_is_whole(home / path, found[path]) for path in wanted):
         return wanted
     missing = [
         path
         for path, entry in wanted.items()
-        if known.get(path) != entry or not _is_whole(home / path, found[path].size)
+        if known.get(path) != entry or not _is_whole(home / path, found[path])
     ]
     total = sum(found[path].size or 0 for path in missing)
-    what = f"{url}: {len(missing)} of {len(found)} files, {total / 1e9:.2f} GB, to {home}"
+    what = f"{redact(url)}: {len(missing)} of {len(found)} files, {total / 1e9:.2f} GB, to {home}"
     free = shutil.disk_usage(home).free
     if total > free:
         room = f"which has {free / 1e9:.2f} GB free"
@@ -130,8 +137,8 @@ def open_store(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ValueError as error:  # an unknown scheme
-        raise ValueError(f"{url}: {error}") from error
-    return files, root.rstrip("/")
+        raise ValueError(f"{redact(url)}: {redact(error)}") from error
+    return files, root if url_path(url) != url else root.rstrip("/")
 
 
 def list_objects(files: Any, root: str) -> dict[str, Remote]:
@@ -152,8 +159,13 @@ def list_objects(files: Any, root: str) -> dict[str, Remote]:
 
 
 def _remote(name: str, info: dict[str, Any]) -> Remote:
-    stamps = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated"))
+    stamps = (info.get(key) for key in STAMPS)
     return Remote(name, info.get("size"), str(next(filter(None, stamps), "")))
+
+
+def needs_packages(url: str, error: ImportError) -> str:
+    extra = "gcs" if url.startswith(("gs://", "gcs://")) else "cloud"
+    return f"{redact(url)} needs packages that are not installed ({error}): {how_to_install(extra)}"
 
 
 def _list(url: str) -> tuple[Any, dict[str, Remote]]:
@@ -161,12 +173,12 @@ def _list(url: str) -> tuple[Any, dict[str, Remote]]:
     files, root = open_store(url)
     if not url.startswith(("http://", "https://")):
         found = list_objects(files, root)
-    elif url.endswith(".tar"):
-        found = {root.rpartition("/")[2]: _remote(root, files.info(root))}
+    elif url_path(url).endswith(".tar"):
+        found = {url_path(root).rpartition("/")[2]: _remote(root, files.info(root))}
     else:
-        raise ValueError(f"{url}: HTTP cannot list a folder; give a tar file, or an object store")
+        raise ValueError(f"{redact(url)}: HTTP cannot list a folder; give a tar file, or an object store")
     if not found:
-        raise ValueError(f"{url}: there is nothing")
+        raise ValueError(f"{redact(url)}: there is nothing")
     return files, found
 
 
@@ -180,10 +192,10 @@ def _clear(home: Path, keep: set[str]) -> None:
                 path.unlink()
 
 
-def _is_whole(path: Path, size: int | None) -> bool:
-    """What has its name was whole when it came."""
+def _is_whole(path: Path, remote: Remote) -> bool:
+    """What has its name was whole when it came; what has no stamp may be another by now."""
     try:
-        return path.stat().st_size == size or (size is None and path.is_file())
+        return bool(remote.stamp) and (path.stat().st_size == remote.size or remote.size is None)
     except OSError:
         return False
 

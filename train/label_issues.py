@@ -20,6 +20,10 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch", "cleanlab")
+
 import argparse
 import csv
 import subprocess
@@ -30,6 +34,7 @@ from functools import cache, partial
 import numpy as np
 from matplotlib.figure import Figure
 
+from serve.urls import redact
 from train.checkpoint import load_checkpoint
 from train.command_line import parse_config
 from train.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
@@ -40,9 +45,15 @@ from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
 from train.pretrained import settle
 from train.snapshots import newest_whole
+from train.tables import check_replaceable
 from train.trainee import FREE_TO_CHANGE, History
 
 MAIN = Path(__file__).resolve().with_name("main.py")
+TABLE, FIGURE = "label_issues.csv", "label_issues.png"
+HEADER = (
+    *("rank", "path", "label", "suggestion", "probability_of_label", "probability_of_suggestion"),
+    *("score", "fold"),
+)
 COLUMNS = 6
 MOST_PICTURES = 42
 
@@ -61,6 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path("label_issues"),
         help="folder of what is written (default: %(default)s)",
     )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a list that was edited or is of other origin",
+    )
     return parser
 
 
@@ -77,13 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("give either the run directories of the folds, or --folds to train them")
         if flags and not args.folds:
             raise ValueError("flags after -- are for trainings, which only --folds starts")
+        reports = {args.output / TABLE: ",".join(f'"{name}"' for name in HEADER), args.output / FIGURE: ""}
+        check_replaceable(reports, args.overwrite)
         runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
-        report(read_folds(runs), args.output)
+        report(read_folds(runs), args.output, args.overwrite)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"error: this training failed: {' '.join(error.cmd)}", file=sys.stderr)
+        print(f"error: this training failed: {redact(' '.join(error.cmd))}", file=sys.stderr)
         return int(error.returncode)
     return 0
 
@@ -153,13 +171,23 @@ def _content_digest(config: TrainConfig, output: Path) -> str:
     return prepare_data(config.replace(output=str(output))).content_digest
 
 
-def report(data: OutOfFold, output: Path) -> LabelIssues:
+def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssues:
+    """Raises ValueError when there is a list that differs: people are meant to edit it."""
     issues = find_issues(data)
     output.mkdir(parents=True, exist_ok=True)
-    write_issues(output / "label_issues.csv", data, issues)
-    draw_issues(data, issues).savefig(output / "label_issues.png", dpi=110)
+    table, new = output / TABLE, output / f".{TABLE}.tmp"
+    write_issues(new, data, issues)
+    differs = table.exists() and table.read_bytes() != new.read_bytes()
+    if differs and not overwrite:
+        new.unlink()
+        raise ValueError(
+            f"{table} exists and differs from the new list, perhaps because somebody struck lines out: "
+            "choose another --output, or give --overwrite to replace it"
+        )
+    new.replace(table)
+    draw_issues(data, issues).savefig(output / FIGURE, dpi=110)
     print(summary(data, issues))
-    print(f"written: {output}/label_issues.csv, label_issues.png")
+    print(f"written: {output}/{TABLE}, {FIGURE}")
     return issues
 
 
@@ -167,8 +195,7 @@ def write_issues(path: Path, data: OutOfFold, issues: LabelIssues) -> None:
     """Columns rank, path, label, suggestion, their probabilities, score, fold."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        probabilities = ["probability_of_label", "probability_of_suggestion"]
-        writer.writerow(["rank", "path", "label", "suggestion", *probabilities, "score", "fold"])
+        writer.writerow(HEADER)
         for rank, i in enumerate(issues.found.tolist(), 1):
             p, label = data.probabilities[i], int(data.labels[i])
             names = data.class_names[label], data.class_names[p.argmax()]

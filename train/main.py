@@ -18,6 +18,10 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
+from serve.installation import require
+
+require("train", "torch")
+
 import os
 import shlex
 import time
@@ -31,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from serve.urls import redact
 from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.checks import check_batch_size
@@ -64,7 +69,7 @@ def run(
     config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: int, stop: StopRequest
 ) -> None:
     """The whole training run, read downwards. Call inside a process group."""
-    say: Say = print if ranks.is_main else lambda _: None
+    say: Say = (lambda text: print(redact(text))) if ranks.is_main else lambda _: None
     asked = config
     local, url = localise(asked, ranks, say)
     config = fetch(local, ranks, partial(print, flush=True))
@@ -96,7 +101,7 @@ def run(
         run_id = state["run_id"] if state else ""
         epochs_done = job.history.epochs_done
         tracker = build_tracker(config, ranks.is_main, folder / "metrics.jsonl", epochs_done, run_id)
-        tracker.start(job.parameters(), asked.data or config.data, data.digest)
+        tracker.start(job.parameters(), redact(asked.data or config.data, hidden=""), data.digest)
         there = f"{url}/{config.name}" if url and ranks.is_main else ""
         publish = stack.enter_context(mirrored(folder, there, say))
         status = "FAILED"
@@ -213,7 +218,7 @@ def main() -> None:
             raise  # a library's error, not a message of ours: show where it comes from
         if is_mine_to_say(ranks, stop):
             where = "" if ranks.is_main else f" (rank {ranks.rank})"
-            print(f"error{where}: {error}", file=sys.stderr, flush=True)
+            print(f"error{where}: {redact(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
     except (KeyboardInterrupt, Preempted):
         stop.noted = True

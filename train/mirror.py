@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from serve.urls import redact
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list, on_main
-from train.fetch import Remote, Say, copy_file, is_remote, list_objects, open_store
+from train.fetch import Remote, Say, copy_file, is_remote, list_objects, needs_packages, open_store
 from train.resume import LOCK, only_writer
 from train.snapshots import list_snapshots
 
@@ -216,8 +217,6 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ValueError(
-            f"--output {url} needs packages that are not installed ({error}): pip install 'purebred[cloud]'"
-        ) from error
+        raise ValueError(f"--output {needs_packages(url, error)}") from error
     except Exception as error:
-        raise ValueError(f"--output {url}: {error or type(error).__name__}") from error
+        raise ValueError(redact(f"--output {url}: {error or type(error).__name__}")) from error

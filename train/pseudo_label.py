@@ -16,6 +16,10 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch")
+
 import argparse
 import csv
 import json
@@ -29,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.preprocess import list_images
+from serve.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig
@@ -99,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--{name} {value} is outside {lowest}..{highest}")
         run(args, flags)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"error: this step failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        print(f"error: this step failed: {redact(' '.join(map(str, error.cmd)))}", file=sys.stderr)
         return int(error.returncode)
     return 0
 
@@ -126,6 +131,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     name = student.name or f"{checkpoint['run_name']}-student"
     folder = Path(student.output) / f"{name}-labels"
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / "settings.json").exists():
+        raise ValueError(f"{folder} holds other files: give the student another --name")
     check_settings(folder / "settings.json", args)
 
     teacher, data = args.teacher, prepare_data(taught)
@@ -184,7 +191,11 @@ def check_settings(file: Path, args: argparse.Namespace) -> None:
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
         temporary.replace(file)
-    before = json.loads(file.read_text())
+    try:
+        before = json.loads(file.read_text())
+        before = {name: before[name] for name in settings}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is none of this command: give the student another --name") from error
     changed = [f"--{name} {before[name]} -> {new}" for name, new in settings.items() if before[name] != new]
     if changed and not any(file.parent.glob("train-*.csv")):  # no round is labelled: begin anew
         for path in (file, *file.parent.glob("scores-*.csv")):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.metadata import ModelMetadata
+from serve.urls import redact
 from train.tracking import connect, log_points, mlflow
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
@@ -23,7 +24,7 @@ def mlflow_answers() -> Iterator[None]:
         raise
     except Exception as error:  # they share no base
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"MLflow at {mlflow.get_tracking_uri()}: {reason}") from error
+        raise ValueError(redact(f"MLflow at {mlflow.get_tracking_uri()}: {reason}")) from error
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def open_folder(config: TrainConfig, data: Data) -> None:
         raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
     write_bad_files(folder, data.bad)
-    save_duplicates(folder, list_duplicates(data))
+    if not (folder / "duplicates.csv").exists():  # else of this run, and perhaps edited for --exclude
+        save_duplicates(folder, list_duplicates(data))
 
 
 def write_bad_files(folder: Path, bad: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
+from serve.urls import redact
 from train.config import TrainConfig
 from train.registry import end_children, log_parent, open_parent
 from train.space import Space
@@ -51,6 +52,7 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """What may not change within a study, or its trials would not be comparable."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in NOT_OF_THE_STUDY}
+        config |= {k: redact(v, hidden="") for k, v in config.items() if isinstance(v, str)}
         space = {f"space of {name}": distribution_to_json(d) for name, d in self.space.items()}
         return {**config, **space, "folder": str(self.folder.resolve())}
 

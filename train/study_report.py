@@ -8,10 +8,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train.figures import sweep_history, sweep_importance
 from train.study import Plan, finished
-from train.tables import markdown_table, write_table
+from train.tables import check_replaceable, markdown_table, write_table
 
 ENOUGH_FOR_IMPORTANCE = 10  # complete trials; with fewer, chance decides
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raises ValueError when the report of a study would replace other files."""
+    figures = dict.fromkeys((folder / "history.png", folder / "importance.png"), "")
+    check_replaceable({folder / "study.csv": '"trial","run","state",', **figures}, overwrite)
 
 
 def write_report(plan: Plan, study: optuna.Study) -> list[Path]:

@@ -18,6 +18,10 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch", "optuna")
+
 import argparse
 import math
 import os
@@ -31,6 +35,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from serve.urls import redact
 from train.checks import check_batch_size
 from train.command_line import parse_config
 from train.config import TrainConfig
@@ -49,7 +54,7 @@ from train.study import (
     recover,
     sampler,
 )
-from train.study_report import summary, write_report
+from train.study_report import check_folder, summary, write_report
 from train.trial import run_trial
 
 TRAIN = Path(__file__).with_name("main.py")
@@ -81,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=5,
         help="trials drawn at random, and finished before any is ended early",
     )
+    add("--overwrite", action="store_true", help="replace reports of other origin in the study's folder")
     add(
         "--prune-after", type=int, help="epochs before a trial can be ended early; default: a third of them"
     )
@@ -129,6 +135,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
                 "`--`, or give --space)"
             ) from error
     folder = Path(config.output) / args.study
+    check_folder(folder, args.overwrite)
     return Plan(
         study=args.study,
         trials=args.trials,
@@ -174,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with locked(plan.folder) as lock:
             return run(plan, lock)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

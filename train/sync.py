@@ -15,9 +15,14 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "mlflow")
+
 import argparse
 from collections.abc import Sequence
 
+from serve.urls import redact
 from train.metrics_file import read_metrics
 from train.mlflow_run import Sender, read_record
 from train.resume import is_locked
@@ -33,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             print(f"{folder}: MLflow run {sync(folder)} is complete")
         except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {redact(error)}", file=sys.stderr)
             worst = max(worst, 2)
         except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            reason = redact(error).splitlines()[0][:200] if str(error) else type(error).__name__
             print(f"error: {folder}: MLflow does not answer: {reason}", file=sys.stderr)
             worst = max(worst, 1)
     return worst

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,6 +16,29 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
+
+
+def check_replaceable(reports: Mapping[Path, str], overwrite: bool) -> None:
+    """`reports` are what one command writes together: texts by how they begin, and figures (""), which go
+    by the texts beside them.
+
+    Raises:
+        ValueError: one of them exists and is no such report, which `overwrite` would allow to replace.
+    """
+    there = [] if overwrite else [path for path in reports if path.exists()]
+    ours = {path for path in there if reports[path] and _begins(path, reports[path])}
+    for path in there:
+        if path not in ours and (reports[path] or not ours):
+            raise ValueError(
+                f"{path} exists, and this command did not write it: choose another folder, or give "
+                "--overwrite to replace it"
+            )
+
+
+def _begins(path: Path, start: str) -> bool:
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(len(start)) == start
+    return False
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -16,6 +16,7 @@ from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import LoggedModelInput, Metric, Param
 
 from serve.metadata import CHECKPOINT_TAG
+from serve.urls import split_credentials
 from train.config import TrainConfig
 
 if TYPE_CHECKING:  # seconds that a training does without
@@ -43,8 +44,14 @@ def connect() -> None:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
         mlflow.set_tracking_uri(DEFAULT_URI)
+    elif uri.startswith(("http://", "https://")):
+        address, user, password = split_credentials(uri)
+        if user and password:  # else they are in every message of mlflow and requests
+            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password
+            os.environ["MLFLOW_TRACKING_URI"] = address
 
 
 def log_points(run_id: str, points: list[Metric]) -> None:
