@@ -93,6 +93,8 @@ class Verification:
     onnxruntime: str = ONNXRUNTIME_VERSION
     conversion: dict[str, Any] = field(default_factory=dict)
     """How an int8 file was made."""
+    images_per_second: dict[str, float] = field(default_factory=dict)
+    """As in {"model.onnx openvino:bf16": 302.0}, timed in turn with cpu:fp32 of the same file."""
     checkpoint_sha256: str = ""
     model_sha256: str = ""
 
