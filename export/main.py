@@ -243,6 +243,8 @@ def print_report(report: Verification) -> None:
     )
     if report.images_per_second:
         print(f"on this machine: {describe_rates(report.images_per_second)}")
+    for note in report.notes:
+        print(f"note: {note}")
     for failure in report.failures:
         print(f"FAILED: {failure}", file=sys.stderr)
 

@@ -1,10 +1,13 @@
 """A run directory in an object store: a copy here, whose export folder is copied back."""
 
 import fcntl
+import io
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import TextIO
 
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
 
@@ -39,7 +42,8 @@ def open_run(run: str) -> Iterator[Path]:
                 get_file(f"{url}/{name}", folder / name)
         before = {path: path.stat().st_mtime_ns for path in _files(folder)}
         try:
-            yield folder
+            with _named(folder, url):
+                yield folder
         finally:
             after = _files(folder)
             for path in before.keys() - set(after):
@@ -47,6 +51,34 @@ def open_run(run: str) -> Iterator[Path]:
             for path in sorted(after, key=lambda path: (path.suffix == ".onnx", path)):
                 if before.get(path) != path.stat().st_mtime_ns:
                     put_file(path, f"{url}/{path.relative_to(folder).as_posix()}")
+
+
+@contextmanager
+def _named(folder: Path, url: str) -> Iterator[None]:
+    """Let everything that is printed or raised name the run, not its copy, which is deleted at the end."""
+    out, err = (_Renaming(stream, str(folder), url) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error.filename, str):
+                error.filename = error.filename.replace(str(folder), url)
+            raise
+        except ValueError as error:
+            error.args = tuple(str(part).replace(str(folder), url) for part in error.args)
+            raise
+
+
+class _Renaming(io.TextIOBase):
+    def __init__(self, stream: TextIO, name: str, instead: str):
+        self.stream, self.name, self.instead = stream, name, instead
+
+    def write(self, text: str) -> int:
+        self.stream.write(text.replace(self.name, self.instead))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 @contextmanager
