@@ -33,15 +33,17 @@ def test_what_is_printed_and_raised_names_the_run_and_not_its_copy(
     """The copy is gone when it is read."""
     with s3_server() as client:
         client.put_object(Bucket="bucket", Key="runs/a/config.yaml", Body=b"x")
-        with pytest.raises(error) as raised, open_run("s3://bucket/runs/a") as folder:
-            print(f"verified: {folder}/export/model.onnx")
-            print(f"FAILED: {folder}", file=sys.stderr)
-            name = folder / "checkpoints" / "best.pt"
-            raise (
-                error(2, "No such file", str(name)) if error is FileNotFoundError else error(f"{name}: no")
-            )
-    assert str(folder) not in str(raised.value)
-    assert "s3://bucket/runs/a/checkpoints/best.pt" in str(raised.value)
+
+        def fail() -> None:
+            with open_run("s3://bucket/runs/a") as folder:
+                print(f"verified: {folder}/export/model.onnx")
+                print(f"FAILED: {folder}", file=sys.stderr)
+                name = str(folder / "best.pt")
+                raise error(2, "No such file", name) if error is FileNotFoundError else error(f"{name}: no")
+
+        with pytest.raises(error, match="s3://bucket/runs/a/best.pt") as raised:
+            fail()
+    assert "purebred-" not in str(raised.value)
     out, err = capsys.readouterr()
     assert "verified: s3://bucket/runs/a/export/model.onnx\n" in out
     assert "FAILED: s3://bucket/runs/a\n" in err
