@@ -11,13 +11,17 @@ from typing import TextIO
 
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
 
+PROBE = ".writable"
 LOCK = ".export.lock"
 SNAPSHOTS = "checkpoints/epoch-"  # not needed here
 
 
 @contextmanager
-def open_run(run: str) -> Iterator[Path]:
+def open_run(run: str, writes: bool = True) -> Iterator[Path]:
     """The run directory; of one in an object store a copy, from which export/ is published at the end.
+
+    What is printed and raised meanwhile names the run, not its copy. With `writes`, a store that takes no
+    files is an error at once.
 
     Of one here, other exports wait. What is no longer in export/ goes first, and the record of verification
     comes before the models: a model that is there is one that was verified.
@@ -28,6 +32,8 @@ def open_run(run: str) -> Iterator[Path]:
         return
     url = run.rstrip("/")
     check_bucket(url)
+    if writes:
+        _check_writable(f"{url}/export")
     with tempfile.TemporaryDirectory(prefix="purebred-") as temporary:
         folder = Path(temporary) / url.rpartition("/")[2]
         names = list(list_objects(url))
@@ -53,9 +59,19 @@ def open_run(run: str) -> Iterator[Path]:
                     put_file(path, f"{url}/{path.relative_to(folder).as_posix()}")
 
 
+def _check_writable(url: str) -> None:
+    """Raises ValueError when no file can be put there."""
+    with tempfile.NamedTemporaryFile() as empty:
+        try:
+            put_file(Path(empty.name), f"{url}/{PROBE}")
+        except PermissionError as error:
+            raise ValueError(f"{url} cannot be written: {error}") from error
+    with suppress(PermissionError):
+        remove(f"{url}/{PROBE}")
+
+
 @contextmanager
 def _named(folder: Path, url: str) -> Iterator[None]:
-    """Let everything that is printed or raised name the run, not its copy, which is deleted at the end."""
     out, err = (_Renaming(stream, str(folder), url) for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         try:

@@ -110,13 +110,18 @@ def _is_url(name: str) -> bool:
 def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
+    folder = path if shard and path.is_dir() else path.absolute().parent
     if shard:
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
-        return path / shard.part_name(suffix)
-    if path.exists() and not path.is_file():  # replaced at the end, so found out too late
+    elif path.exists() and not path.is_file():  # replaced at the end, so found out too late
         raise ValueError(f"--output {str(path)!r} is not a regular file")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
+    return path / shard.part_name(suffix) if shard else path
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -126,7 +126,7 @@ def test_the_first_the_better_and_not_the_worse(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("n", "skill", "reason"),
-    [(400, 0.0, "train it better"), (3, 99.0, "no model could show it on 3 images")],
+    [(400, 0.0, "train it longer"), (3, 99.0, "no model could show it on 3 images")],
 )
 def test_a_first_champion_that_may_be_at_chance_is_refused(
     n: int, skill: float, reason: str, capsys: pytest.CaptureFixture[str]

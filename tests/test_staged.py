@@ -41,7 +41,7 @@ def test_what_is_printed_and_raised_names_the_run_and_not_its_copy(
                 name = str(folder / "best.pt")
                 raise error(2, "No such file", name) if error is FileNotFoundError else error(f"{name}: no")
 
-        with pytest.raises(error, match="s3://bucket/runs/a/best.pt") as raised:
+        with pytest.raises(error, match=r"s3://bucket/runs/a/best\.pt") as raised:
             fail()
     assert "purebred-" not in str(raised.value)
     out, err = capsys.readouterr()

@@ -74,11 +74,10 @@ def decide_first(predictions: Predictions) -> Decision:
     ]
     if not holds:
         best = accuracy_interval(np.ones(len(predictions.labels), bool)).low
-        reasons.append(
-            "train it better"
-            if best > largest
-            else f"no model could show it on {len(predictions.labels)} images: validate on more"
-        )
+        way_out = "train it longer, or validate on more images"
+        if best <= largest:
+            way_out = f"no model could show it on {len(predictions.labels)} images: validate on more"
+        reasons.append(f"{way_out}; if accuracy is not what counts, move the alias {CHAMPION} in MLflow")
     return Decision(holds, reasons)
 
 
