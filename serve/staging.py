@@ -4,6 +4,7 @@ A file that is published appears there whole or not at all, so that what holds f
 objects: a part has its manifest only when it is whole.
 """
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from serve.shards import Shard
+
+MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise type(error)(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
+        kind = OSError if error.errno in MAY_PASS else ValueError
+        raise kind(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
     return path / shard.part_name(suffix) if shard else path
 
 
