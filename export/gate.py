@@ -33,4 +33,4 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 def images_needed(gained: int, lost: int, n: int, limit: float) -> int:
     """Return about how many images rule out a loss of `limit` (a share of images), if as many are gained as
     lost and as large a share changes sides as of these n."""
-    return ceil(Z * Z * max(1 / limit, (gained + lost) / n / limit**2))
+    return ceil(Z * Z * (1 / limit + (gained + lost) / n / limit**2))

@@ -21,7 +21,6 @@ if not __package__:  # started by path: the repository root, not export/, belong
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
 import argparse
-import errno
 import math
 import tempfile
 from collections.abc import Sequence
@@ -45,13 +44,13 @@ from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
 from serve.predictor import Predictor
+from serve.staging import MAY_PASS
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import best_checkpoint, rebuild
 
 MAX_ACCURACY_DROP = 0.3
 
 
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # also the next time
 # such a call fails again
 STAYS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -169,7 +168,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+        if error.errno in MAY_PASS:
             raise
         raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
 

@@ -201,6 +201,7 @@ def test_openvino_that_takes_no_processor_of_this_machine_is_an_error(
     model = model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32")
     with pytest.raises(ValueError, match="finds no processor that it takes"):
         Predictor(model, "openvino")
+    record_verification(model, ("openvino:fp32", True, 1.3))
     predictor = Predictor(model, "auto", threads=1)
     assert predictor.provider == "cpu"
     assert "finds no processor" in predictor.reason
