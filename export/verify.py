@@ -394,5 +394,5 @@ def _check_rounded(report: Verification, total: int, drop: float, limit: float) 
         report.failures.append(
             f"probabilities of {report.largely_changed} of {total} validation images differ by more than "
             f"{LARGE_CHANGE:g}, by up to {report.max_difference_validation:.3f}: at most "
-            f"{MAX_LARGELY_CHANGED:.0%} of the images may"
+            f"{MAX_LARGELY_CHANGED:.1%} of the images may"
         )

@@ -74,7 +74,8 @@ def test_as_many_images_as_are_said_to_be_needed_rule_the_limit_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "changed", "fails"), [(90, 0, False), (90, 1, True), (2250, 22, False), (2250, 23, True)]
+    ("total", "changed", "fails"),
+    [(90, 0, False), (90, 1, True), (199, 1, True), (200, 1, False), (2250, 11, False), (2250, 12, True)],
 )
 def test_few_images_may_change_much_and_on_few_images_none(total: int, changed: int, fails: bool) -> None:
     """Accuracy alone passed an int8 model with a probability off by 0.375 on one of 90 images."""
