@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
+from serve.staging import named
 
 PROBE = ".writable"
 LOCK = ".export.lock"
@@ -48,7 +49,7 @@ def open_run(run: str, writes: bool = True) -> Iterator[Path]:
                 get_file(f"{url}/{name}", folder / name)
         before = {path: path.stat().st_mtime_ns for path in _files(folder)}
         try:
-            with _named(folder, url):
+            with _renaming(folder, url):
                 yield folder
         finally:
             after = _files(folder)
@@ -71,18 +72,10 @@ def _check_writable(url: str) -> None:
 
 
 @contextmanager
-def _named(folder: Path, url: str) -> Iterator[None]:
+def _renaming(folder: Path, url: str) -> Iterator[None]:
     out, err = (_Renaming(stream, str(folder), url) for stream in (sys.stdout, sys.stderr))
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error.filename, str):
-                error.filename = error.filename.replace(str(folder), url)
-            raise
-        except ValueError as error:
-            error.args = tuple(str(part).replace(str(folder), url) for part in error.args)
-            raise
+    with redirect_stdout(out), redirect_stderr(err), named(folder, url):
+        yield
 
 
 class _Renaming(io.TextIOBase):

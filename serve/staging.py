@@ -54,6 +54,22 @@ class Staging:
 
 
 @contextmanager
+def named(copy: Path, url: str) -> Iterator[None]:
+    """Let errors name the object or folder in the store: its copy is gone when they are read."""
+
+    def renamed(value: object) -> object:
+        return value.replace(str(copy), url) if isinstance(value, str) else value
+
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.args = tuple(renamed(part) for part in error.args)
+        if isinstance(error, OSError):
+            error.filename = renamed(error.filename)
+        raise
+
+
+@contextmanager
 def open_model(model: str) -> Iterator[Path]:
     """The model's file, or a copy of the object that it names for as long as it is needed."""
     if not _is_url(model):
@@ -67,7 +83,8 @@ def open_model(model: str) -> Iterator[Path]:
         if "?" not in model:  # a signed address is of one object
             with suppress(OSError, ValueError):  # without it, the file is served with what it says itself
                 _remote().get_file(f"{model.rpartition('/')[0]}/{RECORD}", path.with_name(RECORD))
-        yield path
+        with named(path, model):
+            yield path
 
 
 @contextmanager
@@ -78,7 +95,8 @@ def open_folder(folder: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="purebred-") as here:
         Staging(Path(here), folder.rstrip("/")).bring_folder(Path(here))
-        yield Path(here)
+        with named(Path(here), folder.rstrip("/")):
+            yield Path(here)
 
 
 @contextmanager
@@ -96,7 +114,8 @@ def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[
     folder, name = (output.rstrip("/"), shard.part_name(suffix)) if shard else _split(output)
     _remote().check_bucket(folder)
     with tempfile.TemporaryDirectory(prefix="purebred-") as here:
-        yield Path(here).resolve() / name, Staging(Path(here).resolve(), folder)
+        with named(Path(here).resolve(), folder):
+            yield Path(here).resolve() / name, Staging(Path(here).resolve(), folder)
 
 
 def _remote() -> ModuleType:

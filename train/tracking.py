@@ -135,7 +135,13 @@ def find_logged_model(run_id: str, model_sha256: str) -> str:
     client = mlflow.MlflowClient()
     outputs = client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs else []:
-        if client.get_logged_model(output.model_id).tags.get(MODEL_TAG) == model_sha256:
+        try:
+            tags = client.get_logged_model(output.model_id).tags
+        except mlflow.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it
+                continue
+            raise
+        if tags.get(MODEL_TAG) == model_sha256:
             return str(output.model_id)
     return ""
 
