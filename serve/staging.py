@@ -113,9 +113,8 @@ def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[
         return
     folder, name = (output.rstrip("/"), shard.part_name(suffix)) if shard else _split(output)
     _remote().check_bucket(folder)
-    with tempfile.TemporaryDirectory(prefix="purebred-") as here:
-        with named(Path(here).resolve(), folder):
-            yield Path(here).resolve() / name, Staging(Path(here).resolve(), folder)
+    with tempfile.TemporaryDirectory(prefix="purebred-") as here, named(Path(here).resolve(), folder):
+        yield Path(here).resolve() / name, Staging(Path(here).resolve(), folder)
 
 
 def _remote() -> ModuleType:
