@@ -59,8 +59,10 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _says_more(entry: dict[str, Any], known: dict[tuple[str, str], Pairing]) -> bool:
-    is_known = (entry["provider"], entry["precision"]) in known
-    return (entry["passed"] is True) != is_known or pairing_of(entry).speed > 0
+    provider, precision = entry["provider"], entry["precision"]
+    if (entry["passed"] is True) != ((provider, precision) in known):
+        return True
+    return pairing_of(entry).speed > 0 and f"{provider}:{precision}" != DEFAULT_PAIRING
 
 
 def pairing_of(entry: Mapping[str, Any]) -> Pairing:
