@@ -52,7 +52,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                 pairing_of(entry)
                 if not isinstance(entry["model_sha256"], str) or "passed" not in entry:
                     raise TypeError(f"no report: {entry}")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         yield from entries
         return

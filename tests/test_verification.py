@@ -63,7 +63,12 @@ def test_what_failed_later_is_served_no_more(model: Path) -> None:
         Predictor(model, "cpu")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"pairings": []}', '{"pairings": 3, "file": "a"}'])
+LIST_OF_RATES = '{"pairings": [], "file": "a", "provider": "b", "precision": "c", "images_per_second": [1]}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"pairings": []}', '{"pairings": 3, "file": "a"}', LIST_OF_RATES]
+)
 def test_a_record_that_cannot_be_read_costs_no_scores(model: Path, text: str) -> None:
     model.with_name("verification.json").write_text(text)
     assert Predictor(model, "auto", threads=1).provider == "cpu"
