@@ -30,7 +30,6 @@ from export.convert import convert, describe, has_embeddings
 from export.publish import check_register, track
 from export.record import (
     MODEL_FILES,
-    RECORD,
     add_report,
     lost_by_exporting,
     published_model,
@@ -45,6 +44,7 @@ from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
 from serve.predictor import Predictor
 from serve.staging import MAY_PASS
+from serve.verification import RECORD
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import best_checkpoint, rebuild
 

@@ -36,13 +36,13 @@ from export.main import (
 )
 from export.publish import track
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
-from export.record import MODEL_FILES, RECORD, add_report, remove_model, stamp, verified_model
+from export.record import MODEL_FILES, add_report, remove_model, stamp, verified_model
 from export.search import choose_float_layers
 from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
-from serve.verification import DEFAULT_PAIRING
+from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild
 
