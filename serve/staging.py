@@ -64,7 +64,7 @@ def named(copy: Path, url: str) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         error.args = tuple(renamed(part) for part in error.args)
-        if isinstance(error, OSError) and error.filename is not None:  # None set is not None unset
+        if isinstance(error, OSError) and error.filename is not None:  # set to None, it would be printed
             error.filename = renamed(error.filename)
         raise
 
