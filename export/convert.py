@@ -152,6 +152,10 @@ def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_metadata(path: Path, metadata: ModelMetadata, to: Path) -> None:
-    """Write the graph of a file with other metadata."""
-    save(onnx.load(path), metadata, to)
+def write_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Write a file again with other metadata."""
+    save(onnx.load(path), metadata, path)
+
+
+def has_embeddings(path: Path) -> bool:
+    return any(output.name == EMBEDDINGS_NAME for output in onnx.load(path).graph.output)

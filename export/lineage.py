@@ -19,7 +19,9 @@ def main() -> int:
     run = ScoringRun(**json.load(sys.stdin))
     source = Source()
     if run.training_run_id:
-        experiment_id, model_id, versions = find_model(run.training_run_id, run.checkpoint_sha256)
+        experiment_id, model_id, versions = find_model(
+            run.training_run_id, run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
+        )
         source = Source(experiment_id, model_id, tuple(versions))
     run_id = log_scoring_run(
         run.name,

@@ -8,7 +8,7 @@ there is no model.onnx.
     python export/main.py --run runs/NAME --verify-provider openvino:bf16
 
 verifies the model.onnx that is there on another provider of this machine, which serve/main.py may use from
-then on.
+then on, and times it. The model file stays as it is: verification.json beside it says so.
 """
 
 import gc
@@ -26,25 +26,30 @@ require("train", "torch")
 
 import argparse
 import math
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from export.convert import convert, describe
+from export.convert import convert, describe, has_embeddings
+from export.publish import check_register, track
 from export.record import (
     MODEL_FILES,
     RECORD,
+    add_report,
     check_replaceable,
     lost_by_exporting,
     published_model,
-    restamp,
     stamp,
+    verified_model,
     write_report,
 )
+from export.speed import describe as describe_rates
+from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
-from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
+from serve.staging import MAY_PASS
 from serve.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import best_checkpoint, rebuild
@@ -75,7 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", type=Path, help="folder of the validation images; default: where training read them")
     add("--verify-provider", metavar="PROVIDER:PRECISION", help="verify the exported model there, too")
     add(
-        "--model-precision", choices=MODEL_FILES, default="fp32", help="of that model; default: %(default)s"
+        "--model-precision",
+        choices=MODEL_FILES,
+        default="fp32",
+        help="which file --verify-provider and --register mean; default: %(default)s",
     )
     add(
         "--max-accuracy-drop",
@@ -84,7 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="points of accuracy that arithmetic below float32 may lose; default: %(default)s",
     )
     add("--overwrite", action="store_true", help="replace model files of other origin")
-    add("--register", default="", help="MLflow registered model that gets the new version as challenger")
+    add(
+        "--register",
+        default="",
+        metavar="MODEL",
+        help="MLflow registered model that gets the file as challenger; what is exported already is "
+        "registered as it is",
+    )
     return parser
 
 
@@ -110,8 +124,12 @@ def run(args: argparse.Namespace) -> int:
     check_replaceable(folder, MODEL_FILES.values(), args.overwrite)
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
-    model = rebuild(checkpoint)
     metadata = describe(checkpoint, file_sha256(path))
+    check_start(args, metadata.run_id)
+    if args.register and is_exported(args, metadata.checkpoint_sha256):
+        track(metadata.run_id, args.run, args.register, args.model_precision)
+        return 0
+    model = rebuild(checkpoint)
     images = validation_images(args.run, checkpoint, args.images, args.limit)
     try:
         convert(model, metadata, unverified, args.embeddings)
@@ -132,32 +150,86 @@ def run(args: argparse.Namespace) -> int:
     finally:
         unverified.unlink(missing_ok=True)
     print(f"verified: {published}")
-    track(metadata, published, report, args.register)
+    track(metadata.run_id, args.run, args.register)
     return 0
 
 
+def check_start(args: argparse.Namespace, run_id: str) -> None:
+    """Find what would fail after minutes of work.
+
+    Raises:
+        ValueError: the run's export folder cannot be written, or nothing can be registered.
+    """
+    if args.model_precision != "fp32" and not (args.verify_provider or args.register):
+        raise ValueError(
+            f"--model-precision {args.model_precision} goes with --verify-provider or --register; "
+            f"python export/quantize.py --run {args.run} --to {args.model_precision} makes that file"
+        )
+    check_writable(args.run / "export")
+    if args.register:
+        check_register(run_id, args.register)
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in MAY_PASS:
+            raise
+        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def is_exported(args: argparse.Namespace, checkpoint_sha256: str) -> bool:
+    """Whether the model file that --register means is there, verified, and of the best checkpoint.
+
+    Raises:
+        ValueError: it is not, and this command does not make it: it is an int8 or fp16 file.
+    """
+    file = args.run / "export" / MODEL_FILES[args.model_precision]
+    try:
+        _, metadata, _ = verified_model(args.run, args.model_precision)
+        if metadata.checkpoint_sha256 != checkpoint_sha256:
+            raise ValueError(f"{file} is of an earlier checkpoint than best.pt")
+        if args.embeddings and not has_embeddings(file):
+            raise ValueError(f"{file} has no embeddings")
+    except ValueError as error:
+        if args.model_precision != "fp32":
+            raise
+        if file.exists():
+            print(f"the run is exported anew: {error}")
+        return False
+    print(f"{file} is verified and of the best checkpoint: it is registered as it is, not exported anew")
+    return True
+
+
 def verify_provider(args: argparse.Namespace) -> int:
-    """Add a provider and precision to those that a published model may be served with, or strike it out."""
+    """Record that a published model may be served on a provider at a precision, or that it may not."""
     provider, _, precision = args.verify_provider.partition(":")
     known = [f"{name}:{p}" for name, precisions in PRECISIONS.items() for p in precisions]
     if args.verify_provider not in known:
         raise ValueError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
+    check_start(args, metadata.run_id)
     Predictor(published, provider, precision=precision, allow_unverified=True)  # not to be had: an error
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images, args.limit)
     limits = limits_for(metadata.precision, precision, args.max_accuracy_drop)
     report = verify(rebuild(checkpoint), checkpoint, published, images, provider, precision, limits)
     report.file, report.checkpoint_sha256 = published.name, metadata.checkpoint_sha256
-    restamp(published, report)
+    report.model_sha256 = file_sha256(published)
+    if report.passed:
+        whole = published.with_name(MODEL_FILES["fp32"])
+        report.images_per_second = time_pairing(published, args.verify_provider, whole)
+    add_report(published.parent, report)
     print_report(report)
-    if not report.passed:
+    if report.passed:
+        print(f"verified: {published} on {args.verify_provider}")
+    else:
         print(f"error: {published} is not to be served on {args.verify_provider}", file=sys.stderr)
-        return 1
-    print(f"verified: {published} on {args.verify_provider}")
-    if args.register:
-        track(metadata, published, report, args.register)
-    return 0
+    track(metadata.run_id, args.run, args.register if report.passed else "", args.model_precision)
+    return 0 if report.passed else 1
 
 
 def validation_images(
@@ -176,40 +248,12 @@ def print_report(report: Verification) -> None:
         f"accuracy {report.accuracy_pytorch:.4f} and {report.accuracy_served:.4f}, "
         f"log loss {report.log_loss_pytorch:.4f} and {report.log_loss_served:.4f}"
     )
+    if report.images_per_second:
+        print(f"on this machine: {describe_rates(report.images_per_second)}")
+    for note in report.notes:
+        print(f"note: {note}")
     for failure in report.failures:
         print(f"FAILED: {failure}", file=sys.stderr)
-
-
-def track(metadata: ModelMetadata, model: Path, report: Verification, register: str) -> None:
-    """Log the model to the MLflow run that trained it. Without a run this does nothing."""
-    if not metadata.run_id:
-        if register:
-            raise ValueError("--register: this run was not tracked in MLflow (--track false)")
-        return
-    from train.tracking import log_verified_model  # half a second that --track false saves
-
-    try:
-        uri = log_verified_model(
-            metadata.run_id,
-            model,
-            model.with_name(RECORD),
-            metadata.preprocess.size,
-            len(metadata.class_names),
-            {
-                "served/accuracy": report.accuracy_served,
-                "served/log_loss": report.log_loss_served,
-                "served/argmax_agreement": report.argmax_agreement,
-                "served/max_difference_probabilities": report.max_difference_probabilities,
-            },
-            register,
-            metadata.checkpoint_sha256,
-        )
-    except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
-        if register:
-            raise ValueError(f"--register {register}: {error}") from error
-        print(f"warning: the model is not in MLflow: {redact(error)}", file=sys.stderr)
-    else:
-        print(f"in MLflow: {uri}" + (f", registered as {register}@challenger" if register else ""))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,15 @@ from numpy.typing import NDArray
 
 from export.calibration_set import training_pixels
 from export.convert import save
-from export.main import MAX_ACCURACY_DROP, exit_code, not_negative, print_report, validation_images
+from export.main import (
+    MAX_ACCURACY_DROP,
+    check_writable,
+    exit_code,
+    not_negative,
+    print_report,
+    validation_images,
+)
+from export.publish import track
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
 from export.record import (
     MODEL_FILES,
@@ -42,9 +50,12 @@ from export.record import (
     verified_model,
 )
 from export.search import choose_float_layers
+from export.speed import describe as describe_rates
+from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
 from serve.urls import redact
+from serve.verification import DEFAULT_PAIRING
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild
 
@@ -117,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images)
+    check_writable(folder)
     if args.to == "int8":
         conversion = _to_int8(args, source, checkpoint, images)
     else:
@@ -143,8 +155,12 @@ def run(args: argparse.Namespace) -> int:
         unverified.replace(published)
     finally:
         unverified.unlink(missing_ok=True)
+    report.images_per_second = time_pairing(published, DEFAULT_PAIRING, source)
+    add_report(folder, report)
+    print(f"on this machine: {describe_rates(report.images_per_second)}")
     sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (published, source)]
     print(f"verified: {published}, {sizes[0]} instead of {sizes[1]}")
+    track(metadata.run_id, args.run)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""What was verified, in two places: the model file's metadata for serving, verification.json for people.
+"""What was verified: the export's own verification in the model file's metadata, all others beside it.
 
 verification.json is the report of model.onnx on the CPU; under "pairings" it has those of every other file,
-provider and precision, failed ones too.
+provider and precision, failed ones too. Later verification leaves the model file as it is: its sha256
+identifies it, to scoring jobs and in MLflow.
 """
 
 import json
@@ -13,49 +14,20 @@ from typing import Any
 
 from export.convert import write_metadata
 from export.verify import Verification
-from serve.metadata import ModelMetadata, Pairing
+from serve.metadata import ModelMetadata
+from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import file_sha256
 
-RECORD = "verification.json"
 DIGESTS = ("model_sha256", "replaced_sha256")
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}
 """Precision of a file's own layers -> its name in the run's export folder."""
 
 
-def stamp(file: Path, report: Verification, to: Path | None = None) -> None:
-    """Enter the report's provider and precision in the file's metadata, or strike them out if it failed.
-
-    The file itself changes, or a copy is written `to` another place.
-    """
-    metadata = ModelMetadata.read(file)
-    kept = [
-        p for p in metadata.verified if (p.provider, p.precision) != (report.provider, report.precision)
-    ]
-    if report.passed:
-        kept.append(
-            Pairing(
-                provider=report.provider,
-                precision=report.precision,
-                num_images=report.num_images,
-                accuracy=report.accuracy_served,
-                argmax_agreement=report.validation_agreement,
-                max_difference_probabilities=report.max_difference_probabilities,
-                onnxruntime=report.onnxruntime,
-            )
-        )
-    write_metadata(file, replace(metadata, verified=tuple(kept)), to or file)
-    report.model_sha256 = file_sha256(to or file)
-
-
-def restamp(published: Path, report: Verification) -> None:
-    """`stamp` a published file and `add_report`. However that ends, the record describes the file."""
-    stamped = published.with_name(f"unverified.{published.name}")
-    try:
-        stamp(published, report, stamped)
-        add_report(published.parent, report)
-        stamped.replace(published)
-    finally:
-        stamped.unlink(missing_ok=True)
+def stamp(file: Path, report: Verification) -> None:
+    """Enter the report's provider and precision in the metadata of a file that is not published yet."""
+    metadata = replace(ModelMetadata.read(file), verified=(pairing_of(report.to_dict()),))
+    write_metadata(file, metadata)
+    report.model_sha256 = file_sha256(file)
 
 
 def write_report(folder: Path, report: Verification) -> None:
@@ -64,23 +36,14 @@ def write_report(folder: Path, report: Verification) -> None:
 
 
 def add_report(folder: Path, report: Verification) -> None:
-    """Add a report, or replace that of the same file, provider and precision.
-
-    The file's digest is from now on the one of all reports about it: they differ by metadata only. Until
-    the file is replaced it has the one before.
-    """
-    new, file = report.to_dict(), folder / report.file
-    replaced = file_sha256(file) if file.is_file() else ""
+    """Add a report, or replace that of the same file, provider and precision."""
+    new = report.to_dict()
     entries = list(_read(folder))
     known = [i for i, entry in enumerate(entries) if _key(entry) == _key(new)]
     if known:
         entries[known[0]] = new
     else:
         entries.append(new)
-    for entry in entries:
-        if entry["file"] == new["file"]:
-            entry["replaced_sha256"] = replaced
-            entry["model_sha256"] = new["model_sha256"]
     _write(folder, entries)
 
 
@@ -135,11 +98,9 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     if not file.is_file():
         command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
         raise ValueError(f"{file} does not exist; make it with python export/{command} --run {run}")
-    entries = [entry for entry in _read(file.parent) if entry["file"] == file.name]
-    digests = {entry.get(key) for entry in entries for key in DIGESTS}
-    if file_sha256(file) not in digests:
+    if file_sha256(file) not in {report["model_sha256"] for report in reports_of(file)}:
         raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
-    metadata = ModelMetadata.read(file)
+    metadata = read_metadata(file)
     for checkpoint in sorted((run / "checkpoints").glob("*.pt")):
         if file_sha256(checkpoint) == metadata.checkpoint_sha256:
             return file, metadata, checkpoint
@@ -150,23 +111,23 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
 
 
 def verified_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path]:
-    """`published_model`, if it may still be served somewhere: later verification can strike it out.
+    """`published_model`, if it may still be served somewhere: later verification can withdraw it.
 
     Raises:
         ValueError: it may not, or there is none.
     """
     file, metadata, checkpoint = published_model(run, precision)
-    passed = {
-        (entry["provider"], entry["precision"])
-        for entry in _read(file.parent)
-        if entry["file"] == file.name and entry.get("passed") is True
-    }
-    if not any(metadata.is_verified(*pairing) for pairing in passed):
+    if not metadata.verified:
         raise ValueError(
             f"{file} failed verification and is not to be used: see {RECORD} beside it, and export the run "
             "again"
         )
     return file, metadata, checkpoint
+
+
+def reports_of(file: Path) -> list[dict[str, Any]]:
+    """Return the record's reports about a model file, that of its export first."""
+    return [entry for entry in _read(file.parent) if entry["file"] == file.name]
 
 
 def _read(folder: Path) -> Iterator[dict[str, Any]]:

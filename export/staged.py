@@ -1,20 +1,28 @@
 """A run directory in an object store: a copy here, whose export folder is copied back."""
 
 import fcntl
+import io
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import TextIO
 
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
+from serve.staging import named
 
+PROBE = ".writable"
 LOCK = ".export.lock"
 SNAPSHOTS = "checkpoints/epoch-"  # not needed here
 
 
 @contextmanager
-def open_run(run: str) -> Iterator[Path]:
+def open_run(run: str, writes: bool = True) -> Iterator[Path]:
     """The run directory; of one in an object store a copy, from which export/ is published at the end.
+
+    What is printed and raised meanwhile names the run, not its copy. With `writes`, a store that takes no
+    files is an error at once.
 
     Of one here, other exports wait. What is no longer in export/ goes first, and the record of verification
     comes before the models: a model that is there is one that was verified.
@@ -25,6 +33,8 @@ def open_run(run: str) -> Iterator[Path]:
         return
     url = run.rstrip("/")
     check_bucket(url)
+    if writes:
+        _check_writable(f"{url}/export")
     with tempfile.TemporaryDirectory(prefix="purebred-") as temporary:
         folder = Path(temporary) / url.rpartition("/")[2]
         names = list(list_objects(url))
@@ -39,7 +49,8 @@ def open_run(run: str) -> Iterator[Path]:
                 get_file(f"{url}/{name}", folder / name)
         before = {path: path.stat().st_mtime_ns for path in _files(folder)}
         try:
-            yield folder
+            with _renaming(folder, url):
+                yield folder
         finally:
             after = _files(folder)
             for path in before.keys() - set(after):
@@ -47,6 +58,36 @@ def open_run(run: str) -> Iterator[Path]:
             for path in sorted(after, key=lambda path: (path.suffix == ".onnx", path)):
                 if before.get(path) != path.stat().st_mtime_ns:
                     put_file(path, f"{url}/{path.relative_to(folder).as_posix()}")
+
+
+def _check_writable(url: str) -> None:
+    """Raises ValueError when no file can be put there."""
+    with tempfile.NamedTemporaryFile() as empty:
+        try:
+            put_file(Path(empty.name), f"{url}/{PROBE}")
+        except PermissionError as error:
+            raise ValueError(f"{url} cannot be written: {error}") from error
+    with suppress(PermissionError):
+        remove(f"{url}/{PROBE}")
+
+
+@contextmanager
+def _renaming(folder: Path, url: str) -> Iterator[None]:
+    out, err = (_Renaming(stream, str(folder), url) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err), named(folder, url):
+        yield
+
+
+class _Renaming(io.TextIOBase):
+    def __init__(self, stream: TextIO, name: str, instead: str):
+        self.stream, self.name, self.instead = stream, name, instead
+
+    def write(self, text: str) -> int:
+        self.stream.write(text.replace(self.name, self.instead))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 @contextmanager

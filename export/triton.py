@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        with open_run(args.run) as run:
+        with open_run(args.run, writes=False) as run:
             name = args.name or run.name
             version = write(run, args.repository, name, args.model_precision, args.max_batch_size)
     except (ValueError, OSError) as error:

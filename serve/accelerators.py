@@ -47,6 +47,8 @@ class Runtime:
     """Which GPU."""
     engine_cache: Path | None = None
     """Folder for TensorRT's engines; unset: in the user's cache folder."""
+    workers: int = 1
+    """Threads that call the session at the same time."""
 
     def __post_init__(self) -> None:
         if self.provider not in ("auto", *PROVIDERS):

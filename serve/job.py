@@ -4,7 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ from serve.shards import (
     Job,
     Manifest,
     cut,
+    difference,
     file_sha256,
     finished,
     manifest_path,
@@ -136,6 +137,18 @@ class Scoring:
         return {"provider": self.predictor.provider, **versions}
 
 
+def earlier_manifest(part: Path, staging: Staging, model: Path) -> Manifest | None:
+    """Return what an earlier call with these bytes of a model left: the manifest of the part, or of its
+    first piece."""
+    for path in (part, _piece(part, 0)):
+        staging.bring(manifest_path(path))
+        with suppress(ValueError):
+            manifest = Manifest.read(path)
+            if manifest.job.model_sha256 == file_sha256(model):
+                return manifest
+    return None
+
+
 def score_part(
     scoring: Scoring,
     part: Path,
@@ -162,6 +175,8 @@ def score_part(
             progress.skip(manifest)
             _clean(part, staging)
             return
+        if resume and attempt == 1 and (changed := difference(part, job)):
+            print(f"{part.name} has another {changed}: it is scored again", file=sys.stderr)
         folder = pieces_folder(part)
         folder.mkdir(exist_ok=True)
         if resume and len(pieces) > 1:
@@ -184,6 +199,10 @@ def score_part(
             if not (keep_manifest and manifest.transient and len(pieces) > 1):
                 _clean(part, staging)
             return
+
+
+def _piece(part: Path, number: int) -> Path:
+    return pieces_folder(part) / f"{number:05}{part.suffix}"
 
 
 def _clean(part: Path, staging: Staging) -> None:
@@ -224,7 +243,7 @@ def _join_pieces(
     folder = pieces_folder(part)
     paths, manifests = [], []
     for number, rows in enumerate(pieces):
-        path = folder / f"{number:05}{part.suffix}"
+        path = _piece(part, number)
         manifest = finished(path, job, rows) if resume else None
         if manifest is None or not unchanged(scoring.source, manifest):
             manifest = _score_piece(scoring, job, path, rows, progress, folder)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serve.metadata import CHECKPOINT_TAG
+from serve.metadata import CHECKPOINT_TAG, PRECISION_TAG
 from serve.tracking_server import TrackingServer, UntrustedError
 from serve.urls import redact
 
@@ -155,7 +155,8 @@ class Server:
         for output in found.get("outputs", {}).get("model_outputs", []):
             model = self.find(f"logged-models/{output['model_id']}", {}) or {"model": {"info": {}}}
             tags = {tag["key"]: tag["value"] for tag in model["model"]["info"].get("tags", [])}
-            if tags.get(CHECKPOINT_TAG) == run.checkpoint_sha256:
+            wanted = run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
+            if (tags.get(CHECKPOINT_TAG), tags.get(PRECISION_TAG, "fp32")) == wanted:
                 model_id = output["model_id"]
         search = {"filter": f"run_id = '{run.training_run_id}'"}
         versions = self.call("model-versions/search", search).get("model_versions", [])

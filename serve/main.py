@@ -30,18 +30,20 @@ import PIL
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
 from serve.formats import unread_pictures
-from serve.job import Progress, Scoring, is_an_image, score_part
+from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
 from serve.predictor import Predictor
 from serve.preprocess import has_image_suffix
 from serve.processors import available_processors
+from serve.providers import absent
 from serve.remote import is_remote
-from serve.shards import Shard, file_sha256
+from serve.shards import Manifest, Shard, file_sha256
 from serve.sources import Source, left_out, open_source
 from serve.staging import open_model, open_output
 from serve.urls import redact, url_path
+from serve.verification import read_metadata
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
@@ -174,6 +176,8 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
         check_lineage(uri)
     started = time.time()
     source = open_source(args.images)
+    if args.resume and args.provider == "auto":
+        keep_choices(args, model, earlier_manifest(part, staging, model))
     scoring = open_scoring(args, model, format_name, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
@@ -222,18 +226,29 @@ def check_options(args: argparse.Namespace, format_name: str, shard: Shard | Non
         import_pyarrow()
 
 
+def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None) -> None:
+    """Let auto choose as in the call that this one resumes: batches of another size would be another job,
+    and the model may have been verified on a faster provider since."""
+    if earlier is None or earlier.job.settings.get("precision") != args.precision:
+        return
+    if args.batch_size is None:
+        args.batch_size = earlier.job.settings["batch_size"]
+    provider = earlier.made_with.get("provider", "")
+    usable = provider in PROVIDERS and not absent(provider)
+    if usable and (args.allow_unverified or read_metadata(model).is_verified(provider, args.precision)):
+        args.provider = provider
+
+
 def open_scoring(args: argparse.Namespace, model: Path, format_name: str, source: Source) -> Scoring:
-    threads = args.threads
-    if not threads and args.provider in ("auto", "cpu"):  # the workers together use every processor
-        threads = max(1, available_processors() // (args.workers or available_processors()))
     predictor = Predictor(
         model,
         args.provider,
-        threads,
+        args.threads,
         args.precision,
         device_id=args.device_id,
         engine_cache=args.engine_cache,
         allow_unverified=args.allow_unverified,
+        workers=args.workers or available_processors(),
     )
     batch_size = args.batch_size
     if batch_size is None:

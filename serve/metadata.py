@@ -16,6 +16,7 @@ FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 CHECKPOINT_TAG = "purebred.checkpoint_sha256"  # on models in MLflow, as in the file's own metadata
+PRECISION_TAG = "purebred.model_precision"  # of the file's own layers; unset: fp32
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
 EMBEDDINGS_NAME = "embeddings"  # float32 [N, features], the last layer's input; only if asked for at export
 
@@ -35,6 +36,9 @@ class Pairing:
     max_difference_probabilities: float
     onnxruntime: str
     """Its version."""
+    speed: float = 0.0
+    """Images a second as a multiple of those on the cpu provider at fp32, timed in turn by verification; 0:
+    not timed. Only in the record beside the file (serve/verification.py)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ModelMetadata:
     precision: str = "fp32"
     """What the file's own weights and layers are in: fp32, int8 or fp16."""
     verified: tuple[Pairing, ...] = ()
-    """What this file may be served with."""
+    """What this file may be served with; more may be in the record beside it (serve/verification.py)."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the exported checkpoint."""
     temperature: float = 1.0
@@ -77,13 +81,18 @@ class ModelMetadata:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class names repeat: {self.class_names}")
 
+    def pairing(self, provider: str, precision: str) -> Pairing | None:
+        return next((p for p in self.verified if (p.provider, p.precision) == (provider, precision)), None)
+
     def is_verified(self, provider: str, precision: str) -> bool:
-        return any((p.provider, p.precision) == (provider, precision) for p in self.verified)
+        return self.pairing(provider, precision) is not None
 
     def to_json(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["preprocess"] = self.preprocess.to_dict()
         values["verified"] = [asdict(pairing) for pairing in self.verified]
+        for pairing in values["verified"]:
+            del pairing["speed"]
         return json.dumps({"format_version": FORMAT_VERSION, **values}, sort_keys=True)
 
     @classmethod

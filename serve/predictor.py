@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.accelerators import Runtime
-from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
+from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.providers import open_session
+from serve.verification import read_metadata
 
 
 class Predictor:
@@ -28,27 +29,30 @@ class Predictor:
         device_id: int = 0,
         engine_cache: Path | None = None,
         allow_unverified: bool = False,
+        workers: int = 1,
     ):
         """
         Args:
             model: an ONNX file written by export/main.py.
-            provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the best that is there and was
+            provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the fastest that is there and was
                 verified with this file (`reason` says why).
             threads: inference threads; 0 means one for each processor this process may use.
             precision: of the provider's arithmetic, "fp32", "bf16" or "fp16".
             device_id: which GPU.
             engine_cache: folder for TensorRT's engines.
             allow_unverified: take a provider and precision that this file was never verified with.
+            workers: threads that will call `run` at the same time. With `threads` 0, the cpu provider's
+                calls share the processors.
 
         Raises:
             ValueError: not an exported model; or the provider asked for is not to be had, has no such
                 precision, or was never verified with this file.
         """
         self.path = Path(model)
-        runtime = Runtime(provider, precision, threads, device_id, engine_cache)
+        runtime = Runtime(provider, precision, threads, device_id, engine_cache, workers)
         if not self.path.is_file():
             raise ValueError(f"model {str(self.path)!r} does not exist or is not a file")
-        self.metadata = ModelMetadata.read(self.path)
+        self.metadata = read_metadata(self.path)
         opened = open_session(self.path, runtime, self.metadata, allow_unverified)
         self.session, self.provider, self.precision = opened.session, opened.provider, precision
         self.reason, self.share = opened.reason, opened.share

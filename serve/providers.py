@@ -4,6 +4,7 @@ onnxruntime by itself falls back to the CPU without a word, and OpenVINO takes b
 """
 
 import importlib.util
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import onnxruntime as ort
 
 from serve.accelerators import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
 from serve.heap import reused_heap
-from serve.metadata import ModelMetadata
+from serve.metadata import ModelMetadata, Pairing
 from serve.processors import available_processors
 
 ONNXRUNTIME_VERSION: str = ort.__version__
-AUTO = ("cuda", "openvino", "cpu")  # TensorRT builds its engines for minutes: only when asked for
+DEFAULT = "cpu"
+AUTO = ("cuda", "openvino", DEFAULT)  # TensorRT builds its engines for minutes: only when asked for
+CLEARLY_FASTER = 1.05  # than the default; less may be the noise of the timing
 NOWHERE = "/nonexistent"  # as in Debian's passwd: a folder that is never made
 INSTALL = {
     "cpu": "",
@@ -50,7 +53,8 @@ def open_session(
 ) -> Opened:
     """A session whose provider and precision are those asked for.
 
-    auto takes the first of `AUTO` that is there and was verified with this file, and says why.
+    auto takes the provider of `AUTO` that was verified with this file at this precision, is there, and was
+    clearly the fastest where it was verified: `Opened.reason` says why.
 
     Raises:
         ValueError: the provider is not to be had, has no such precision, was given no node of this graph,
@@ -58,31 +62,35 @@ def open_session(
     """
     if runtime.provider != "auto":
         _check_precision(runtime.provider, runtime.precision)
-        if absent := _absent(runtime.provider):
+        if reason := absent(runtime.provider):
             raise ValueError(
-                f"provider {runtime.provider!r} is not to be had: {absent}; {INSTALL[runtime.provider]}"
+                f"provider {runtime.provider!r} is not to be had: {reason}; {INSTALL[runtime.provider]}"
             )
         if not allow_unverified:
             check_verified(path, metadata, runtime.provider, runtime.precision)
         return _open(path, runtime.provider, runtime, metadata, "")
-    passed_over = []
-    for provider in AUTO[:-1]:
-        if why_not := _why_not(provider, runtime.precision, metadata):
-            passed_over.append(f"{provider}: {why_not}")
-            continue
+    notes, ranked = {}, []
+    for provider in AUTO:
+        why_not = _why_not(provider, runtime.precision, metadata)
+        if not why_not:
+            ranked.append(provider)
+        if provider != DEFAULT:
+            notes[provider] = why_not or _described(metadata.pairing(provider, runtime.precision))
+    ranked.sort(key=lambda name: _expected_speed(name, runtime.precision, metadata), reverse=True)
+    for provider in ranked:
+        reason = "; ".join(f"{name}: {note}" for name, note in notes.items())
         try:
-            reason = "; ".join([*passed_over, f"{provider}: verified"])
-            return _open(path, provider, runtime, metadata, reason)
+            return _open(path, provider, runtime, metadata, reason + _hint(runtime.precision, metadata))
         except ValueError as error:
-            passed_over.append(f"{provider}: {error}")
-    reason = "; ".join(passed_over)
+            notes[provider] = str(error)
+    reason = "; ".join(f"{name}: {note}" for name, note in notes.items())
     try:
-        _check_precision(AUTO[-1], runtime.precision)
+        _check_precision(DEFAULT, runtime.precision)
     except ValueError as error:
         raise ValueError(f"{error}; of the others, {reason}") from error
     if not allow_unverified:
-        check_verified(path, metadata, AUTO[-1], runtime.precision)
-    return _open(path, AUTO[-1], runtime, metadata, reason)
+        check_verified(path, metadata, DEFAULT, runtime.precision)
+    return _open(path, DEFAULT, runtime, metadata, reason)
 
 
 def check_verified(path: Path, metadata: ModelMetadata, provider: str, precision: str) -> None:
@@ -108,7 +116,7 @@ def _check_precision(provider: str, precision: str) -> None:
     )
 
 
-def _absent(provider: str) -> str:
+def absent(provider: str) -> str:
     """Why a provider is not to be had, as far as that is known without loading it; "" when it may be."""
     if provider == "openvino":
         return "" if importlib.util.find_spec("onnxruntime_ep_openvino") else "not installed"
@@ -120,8 +128,8 @@ def _absent(provider: str) -> str:
 
 def _why_not(provider: str, precision: str, metadata: ModelMetadata) -> str:
     """Why auto passes a provider over without loading it; "" when it does not."""
-    if absent := _absent(provider):
-        return absent
+    if reason := absent(provider):
+        return reason
     if precision not in PRECISIONS[provider]:
         return f"has no {precision}"
     if not metadata.is_verified(provider, precision):
@@ -129,8 +137,37 @@ def _why_not(provider: str, precision: str, metadata: ModelMetadata) -> str:
     return ""
 
 
+def _expected_speed(provider: str, precision: str, metadata: ModelMetadata) -> float:
+    """Images a second as a multiple of the default provider's, to choose by."""
+    pairing = metadata.pairing(provider, precision)
+    if provider == DEFAULT or pairing is None:
+        return 1.0
+    if not pairing.speed:  # an earlier version verified it: a GPU may be taken to be faster
+        return math.inf if provider == "cuda" else 0.0
+    return pairing.speed if pairing.speed >= CLEARLY_FASTER else 0.0
+
+
+def _described(pairing: Pairing | None) -> str:
+    if pairing is None or not pairing.speed:
+        return "verified, but not timed; --verify-provider times it"
+    return f"{pairing.speed:.2f} times as fast as {DEFAULT} where it was verified"
+
+
+def _hint(precision: str, metadata: ModelMetadata) -> str:
+    """Say that a verified pairing of another precision was faster; the precision is the caller's choice."""
+    own = max((p.speed for p in metadata.verified if p.precision == precision), default=0.0)
+    others = [p for p in metadata.verified if p.precision != precision and not absent(p.provider)]
+    best = max(others, key=lambda p: p.speed, default=None)
+    if best is None or best.speed <= CLEARLY_FASTER * max(own, 1.0):
+        return ""
+    return f"; {best.provider} with --precision {best.precision}: {_described(best)}"
+
+
 def _open(path: Path, provider: str, runtime: Runtime, metadata: ModelMetadata, reason: str) -> Opened:
-    options = _session_options(runtime.threads)
+    threads = runtime.threads  # 0: a provider that serialises its calls takes every processor for each
+    if not threads and provider == DEFAULT:
+        threads = max(1, available_processors() // runtime.workers)
+    options = _session_options(threads)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     providers: list[Any] | None = None  # OpenVINO's plug-in is named in the options
     if provider == "openvino":

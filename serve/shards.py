@@ -154,6 +154,19 @@ def finished(part: Path, job: Job, rows: range) -> Manifest | None:
         return None
 
 
+def difference(part: Path, job: Job) -> str:
+    """Name what the manifest of a part has otherwise than this job, as in "model, batch_size"; "" when
+    nothing is known to differ."""
+    try:
+        other = Manifest.read(part).job
+    except ValueError:
+        return ""
+    then, now = (
+        {"model": j.model_sha256, "list of inputs": j.inputs_sha256, **j.settings} for j in (other, job)
+    )
+    return ", ".join(name for name in now if now[name] != then.get(name))
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

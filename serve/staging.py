@@ -4,15 +4,18 @@ A file that is published appears there whole or not at all, so that what holds f
 objects: a part has its manifest only when it is whole.
 """
 
+import errno
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from serve.overwrite import is_predictions
 from serve.shards import Shard, is_manifest, manifest_path
+
+MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,37 @@ class Staging:
 
 
 @contextmanager
+def named(copy: Path, url: str) -> Iterator[None]:
+    """Let errors name the object or folder in the store: its copy is gone when they are read."""
+
+    def renamed(value: object) -> object:
+        return value.replace(str(copy), url) if isinstance(value, str) else value
+
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.args = tuple(renamed(part) for part in error.args)
+        if isinstance(error, OSError):
+            error.filename = renamed(error.filename)
+        raise
+
+
+@contextmanager
 def open_model(model: str) -> Iterator[Path]:
     """The model's file, or a copy of the object that it names for as long as it is needed."""
     if not _is_url(model):
         yield Path(model)
         return
     with tempfile.TemporaryDirectory(prefix="purebred-") as folder:
+        from serve.verification import RECORD  # it imports Pillow, too
+
         path = Path(folder) / "model.onnx"
         _remote().get_file(model, path)
-        yield path
+        if "?" not in model:  # a signed address is of one object
+            with suppress(OSError, ValueError):  # without it, the file is served with what it says itself
+                _remote().get_file(f"{model.rpartition('/')[0]}/{RECORD}", path.with_name(RECORD))
+        with named(path, model):
+            yield path
 
 
 @contextmanager
@@ -93,7 +118,8 @@ def open_folder(folder: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="purebred-") as here:
         Staging(Path(here), folder.rstrip("/")).bring_folder(Path(here))
-        yield Path(here)
+        with named(Path(here), folder.rstrip("/")):
+            yield Path(here)
 
 
 @contextmanager
@@ -110,7 +136,7 @@ def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[
         return
     folder, name = (output.rstrip("/"), shard.part_name(suffix)) if shard else _split(output)
     _remote().check_bucket(folder)
-    with tempfile.TemporaryDirectory(prefix="purebred-") as here:
+    with tempfile.TemporaryDirectory(prefix="purebred-") as here, named(Path(here).resolve(), folder):
         yield Path(here).resolve() / name, Staging(Path(here).resolve(), folder)
 
 
@@ -128,13 +154,19 @@ def _is_url(name: str) -> bool:
 def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
+    folder = path if shard and path.is_dir() else path.absolute().parent
     if shard:
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
-        return path / shard.part_name(suffix)
-    if path.exists() and not path.is_file():  # replaced at the end, so found out too late
+    elif path.exists() and not path.is_file():  # replaced at the end, so found out too late
         raise ValueError(f"--output {str(path)!r} is not a regular file")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        kind = OSError if error.errno in MAY_PASS else ValueError
+        raise kind(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
+    return path / shard.part_name(suffix) if shard else path
 
 
 def _split(url: str) -> tuple[str, str]:

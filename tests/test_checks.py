@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from train_data import build, linear_model, make_data, make_trainee
 
+from train import rundir
 from train.checkpoint import save_checkpoint
 from train.checks import (
     check_batch_size,
@@ -32,6 +33,43 @@ def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp
         (warning,) = trained_on_validation(other, prepare_data(other))
         assert warning.startswith(f"warning: --{next(iter(changes))} {next(iter(changes.values()))} was")
         assert "--seed 1 --val_fraction 0.15 --folds 0 --fold 0" in warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": "/proc/runs"}, "--output: cannot write in '/proc'"),
+        ({"output": "file"}, "--output: cannot write in '.*file': Not a directory"),
+        ({"output": "file/runs"}, "--output: cannot write in '.*file': Not a directory"),
+        ({"teacher": "nowhere"}, "nowhere/checkpoints/best.pt"),
+        (
+            {"weights": "default", "model": "squeezenet1_1"},
+            "squeezenet1_1's weights could not be downloaded",
+        ),
+        (
+            {"subject_crop": "detector", "crop_detector": "none.pt"},
+            "--crop_detector 'none.pt' is not a file",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_had_or_written_is_found_before_the_images_are_read(
+    changes: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scan(_: TrainConfig) -> None:
+        raise AssertionError("the images are read")
+
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(rundir, "prepare_data", scan)
+    config = TrainConfig(data=".", output="runs", name="a", model="simple_cnn")
+    with pytest.raises(AssertionError, match="the images are read"):
+        rundir.prepare(config)
+    assert not Path("runs").exists()
+    with pytest.raises(ValueError, match=message):
+        rundir.prepare(config.replace(**changes))
 
 
 def test_a_teacher_of_other_images_has_seen_none_of_these(tmp_path: Path) -> None:

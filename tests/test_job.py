@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from forked import call, fork, run
-from serve_model import broken_files, build_model, encode, noise
+from serve_model import broken_files, build_model, encode, noise, record_verification
 
 from benchmarks.jobs import wait_until
 from serve import main as serve_main
 from serve import sources
+from serve.predictor import Predictor
 from serve.preprocess import read_image_file
 from serve.shards import Manifest
 
@@ -184,6 +185,53 @@ def test_what_is_finished_is_not_scored_again_and_other_settings_are(
     output.write_bytes(output.read_bytes()[:-9])  # damaged, and still told to be ours
     assert "from before" not in run("--resume", "--top-k", 1)
     assert "from before" not in run("--top-k", 1)  # not asked to
+
+
+def test_a_job_is_resumed_with_the_provider_and_batches_that_auto_took_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the model was verified on since: other batches would be another job."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(encode(noise(30, 30, 1), "PNG"))
+    model = build_model(tmp_path / "model.onnx")
+    arguments = ["--model", str(model), "--images", str(tmp_path / "images"), "--resume"]
+    arguments += ["--output", str(tmp_path / "out.csv")]
+    assert serve_main.main([*arguments, "--batch-size", "7"]) == 0
+    record_verification(model, ("cpu:fp32", True, 0.0), ("openvino:fp32", True, 9.0))
+    monkeypatch.setattr(serve_main, "default_batch_size", lambda predictor: 64)  # as of another provider
+    asked: list[str] = []
+
+    def opens(path: Path, provider: str, *others: object, **settings: object) -> Predictor:
+        asked.append(provider)
+        return Predictor(path, "cpu", threads=1)
+
+    monkeypatch.setattr(serve_main, "Predictor", opens)
+    assert serve_main.main(arguments) == 0
+    assert asked == ["cpu"]
+    assert "1 of them from before" in capsys.readouterr().out
+    assert serve_main.main([*arguments, "--precision", "bf16"]) == 0  # another job
+    assert asked == ["cpu", "auto"]
+
+
+def test_a_part_that_is_scored_again_says_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(encode(noise(30, 30, 1), "PNG"))
+    model = build_model(tmp_path / "model.onnx")
+    arguments = ["--model", str(model), "--images", str(tmp_path / "images"), "--resume"]
+    arguments += ["--output", str(tmp_path / "out.csv")]
+    for change, named in (
+        ((), ""),
+        (("--top-k", "1"), "top_k"),
+        (("--batch-size", "3"), "top_k, batch_size"),
+    ):
+        assert serve_main.main([*arguments, *change]) == 0
+        printed = capsys.readouterr().err
+        assert (f"out.csv has another {named}: it is scored again" in printed) == bool(named), printed
+    build_model(model, ("a", "b", "c"))
+    assert serve_main.main([*arguments, "--batch-size", "3"]) == 0
+    assert "out.csv has another model: it is scored again" in capsys.readouterr().err
 
 
 def test_another_folder_of_the_same_names_is_another_job(

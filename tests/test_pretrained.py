@@ -20,7 +20,7 @@ from serve.preprocess import load_image
 from train.config import TrainConfig
 from train.model import build_model
 from train.networks import create
-from train.pretrained import InputSettings, input_settings, read_weights, settle
+from train.pretrained import InputSettings, check_download, input_settings, read_weights, settle
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
 LITE = "tf_efficientnet_lite0"
@@ -87,6 +87,28 @@ def test_default_weights_without_a_network_are_soon_an_error_with_the_way_out(
     with pytest.raises(ValueError, match=f"{name}'s weights could not be downloaded .*--weights FILE"):
         build(name, 3, 64, weights="default")
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/resnet18"])
+def test_whether_weights_can_be_downloaded_is_known_before_the_data_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses, also where there is a network
+    with pytest.raises(ValueError, match=f"{name}'s weights could not be downloaded .*--weights FILE"):
+        check_download(name, 64)
+
+
+def test_weights_that_were_downloaded_before_need_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth").write_bytes(b"")
+    check_download("squeezenet1_1", 64)
 
 
 @pytest.mark.parametrize("word", ["default", "package"])

@@ -124,6 +124,21 @@ def test_the_first_the_better_and_not_the_worse(capsys: pytest.CaptureFixture[st
     assert "is of run worse" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("n", "skill", "reason"),
+    [(400, 0.0, "train it longer"), (3, 99.0, "no model could show it on 3 images")],
+)
+def test_a_first_champion_that_may_be_at_chance_is_refused(
+    n: int, skill: float, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = registered_run("first", seed=0, n=n, skill=skill)
+    assert compare.main([str(run), "--promote", "pets"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILS: accuracy" in printed
+    assert reason in printed
+    assert not mlflow.MlflowClient().get_registered_model("pets").aliases.get("champion")
+
+
 def test_too_few_images_say_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (registered_run(f"r{seed}", seed=0, n=100) for seed in range(2))
     compare.main([str(first), "--promote", "pets"])

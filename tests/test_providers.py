@@ -8,14 +8,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from serve_model import SIZE, build_model, colour_of, model_verified_on, probabilities_for
+from serve_model import (
+    SIZE,
+    build_model,
+    colour_of,
+    model_verified_on,
+    probabilities_for,
+    record_verification,
+)
 
 import serve.accelerators
 import serve.providers
-from serve.accelerators import PRECISIONS, PROVIDERS
+from serve.accelerators import PRECISIONS, PROVIDERS, Runtime
 from serve.metadata import ModelMetadata, Pairing
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess
+from serve.providers import open_session
+from serve.verification import read_metadata
 
 needs_gpu_build = pytest.mark.skipif(
     PROVIDERS["cuda"] not in ort.get_available_providers(), reason="this onnxruntime is no GPU build"
@@ -55,6 +64,78 @@ def test_the_way_out_names_the_precision_of_the_file(tmp_path: Path) -> None:
     model = build_model(tmp_path / "model.int8.onnx", ("a", "b", "c"), metadata=metadata.to_json())
     with pytest.raises(ValueError, match="--model-precision int8 --verify-provider cpu:fp32"):
         Predictor(model, "cpu")
+
+
+# -- auto -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reports", "precision", "chosen"),
+    [
+        ([("openvino:fp32", True, 1.3)], "fp32", "openvino"),
+        ([("openvino:fp32", True, 0.7)], "fp32", "cpu"),
+        ([("openvino:fp32", True, 1.01)], "fp32", "cpu"),  # the noise of a timing
+        ([("openvino:fp32", True, 0.0)], "fp32", "cpu"),  # never timed
+        ([("openvino:fp32", False, 0.0)], "fp32", "cpu"),
+        ([("openvino:fp32", True, 1.3), ("cuda:fp32", True, 9.0)], "fp32", "cuda"),
+        ([("openvino:fp32", True, 9.0), ("cuda:fp32", True, 1.3)], "fp32", "openvino"),
+        ([("cuda:fp32", True, 0.5)], "fp32", "cpu"),
+        ([("openvino:bf16", True, 6.0)], "fp32", "cpu"),  # the precision is the caller's choice
+        ([("openvino:bf16", True, 0.5)], "bf16", "openvino"),  # and then there is no other
+    ],
+    ids=str,
+)
+def test_auto_takes_the_verified_provider_that_was_clearly_faster(
+    tmp_path: Path,
+    reports: list[tuple[str, bool, float]],
+    precision: str,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    record_verification(model, *reports)
+    monkeypatch.setattr(serve.providers, "absent", lambda provider: "")
+    monkeypatch.setattr(serve.providers, "_open", lambda *arguments: arguments[1])
+    assert open_session(model, Runtime(precision=precision), read_metadata(model)) == chosen
+
+
+def test_auto_falls_back_from_the_fastest_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    record_verification(model, ("cuda:fp32", True, 9.0), ("openvino:fp32", True, 1.3))
+
+    def opens(_: Path, provider: str, *others: object) -> str:
+        if provider == "cuda":
+            raise ValueError("out of memory")
+        return f"{provider} ({others[-1]})"
+
+    monkeypatch.setattr(serve.providers, "absent", lambda provider: "")
+    monkeypatch.setattr(serve.providers, "_open", opens)
+    opened = str(open_session(model, Runtime(), read_metadata(model)))
+    assert opened.startswith("openvino (cuda: out of memory; openvino: 1.30 times as fast as cpu")
+
+
+def test_auto_names_a_faster_precision_that_was_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    record_verification(model, ("openvino:bf16", True, 6.0))
+    monkeypatch.setattr(serve.providers, "absent", lambda p: "no driver" if p == "cuda" else "")
+    predictor = Predictor(model, "auto", threads=1)
+    assert predictor.provider == "cpu"
+    assert "openvino with --precision bf16: 6.00 times as fast as cpu" in predictor.reason
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (16, 1)])
+def test_calls_of_the_cpu_provider_share_the_processors(
+    tmp_path: Path, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.providers, "available_processors", lambda: 8)
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    for provider in ("cpu", "auto"):
+        session = Predictor(model, provider, workers=workers).session
+        assert session.get_session_options().intra_op_num_threads == threads
 
 
 # -- a model is one file ----------------------------------------------------------------------------------
@@ -120,6 +201,7 @@ def test_openvino_that_takes_no_processor_of_this_machine_is_an_error(
     model = model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32")
     with pytest.raises(ValueError, match="finds no processor that it takes"):
         Predictor(model, "openvino")
+    record_verification(model, ("openvino:fp32", True, 1.3))
     predictor = Predictor(model, "auto", threads=1)
     assert predictor.provider == "cpu"
     assert "finds no processor" in predictor.reason
@@ -183,11 +265,14 @@ def test_openvino_gives_each_image_its_own_answer_at_the_precision_asked_for(
         np.testing.assert_allclose(predictor.predict(pixels), expected, atol=tolerance)
 
 
-def test_auto_takes_openvino_where_it_was_verified_and_says_so(tmp_path: Path) -> None:
+def test_auto_takes_openvino_where_it_was_faster_and_says_so(tmp_path: Path) -> None:
     openvino_devices()
-    predictor = Predictor(model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32"), "auto", threads=1)
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    record_verification(model, ("openvino:fp32", True, 1.3))
+    predictor = Predictor(model, "auto", threads=1)
     assert predictor.provider == "openvino"
-    assert re.search("cuda: .*; openvino: verified", predictor.reason)
+    assert re.search("cuda: .*; openvino: 1.30 times as fast", predictor.reason)
+    model.with_name("verification.json").unlink()
     assert Predictor(model_verified_on(tmp_path, "cpu:fp32"), "auto", threads=1).provider == "cpu"
 
 

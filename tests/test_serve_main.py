@@ -184,6 +184,8 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
         (["--images", "texts"], "no images in 'texts': 2 other files"),
         (["--output", "missing/out.csv"], "folder of --output 'missing/out.csv' does not exist"),
         (["--output", "empty"], "--output 'empty' is not a regular file"),
+        (["--output", "/proc/out.csv"], "--output: cannot write in '/proc'"),
+        (["--output", "/proc", "--shard", "0/2"], "--output: cannot write in '/proc'"),
         (["--output", "fifo"], "--output 'fifo' is not a regular file"),
         (
             ["--images", "texts/a.txt", "--output", "texts/a.txt", "--format", "csv"],

@@ -26,6 +26,29 @@ def test_only_what_is_new_in_export_is_published() -> None:
         assert client.get_object(Bucket="bucket", Key="runs/a/config.yaml")["Body"].read() == b"x"
 
 
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_what_is_printed_and_raised_names_the_run_and_not_its_copy(
+    error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The copy is gone when it is read."""
+    with s3_server() as client:
+        client.put_object(Bucket="bucket", Key="runs/a/config.yaml", Body=b"x")
+
+        def fail() -> None:
+            with open_run("s3://bucket/runs/a") as folder:
+                print(f"verified: {folder}/export/model.onnx")
+                print(f"FAILED: {folder}", file=sys.stderr)
+                name = str(folder / "best.pt")
+                raise error(2, "No such file", name) if error is FileNotFoundError else error(f"{name}: no")
+
+        with pytest.raises(error, match=r"s3://bucket/runs/a/best\.pt") as raised:
+            fail()
+    assert "purebred-" not in str(raised.value)
+    out, err = capsys.readouterr()
+    assert "verified: s3://bucket/runs/a/export/model.onnx\n" in out
+    assert "FAILED: s3://bucket/runs/a\n" in err
+
+
 @pytest.mark.parametrize("name", ["/{}/owned", "../owned", "a/./owned", "a//owned"])
 def test_an_object_that_would_be_written_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     key = "runs/a/" + name.format(str(tmp_path)[1:])

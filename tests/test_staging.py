@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from s3 import s3_server
-from serve_model import broken_files, build_model, colour_of, encode, solid
+from serve_model import broken_files, build_model, colour_of, encode, record_verification, solid
 
 from serve import main as serve_main
 from serve import remote
 from serve.merge import main as merge_main
-from serve.staging import Staging
+from serve.staging import Staging, open_model
+from serve.verification import read_metadata
 
 SCRIPT = Path(__file__).resolve().parents[1] / "serve" / "main.py"
 
@@ -157,6 +158,27 @@ def test_scores_replace_neither_the_model_nor_the_list(
     assert serve_main.main(command(model, images, flag, url, "--output", url, "--format", "csv")) == 2
     assert f"would replace {flag}" in capsys.readouterr().err
     assert content(client, "models/model.onnx") == before
+
+
+def test_a_model_in_a_store_has_the_record_beside_it_and_errors_name_it(
+    client: Any, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_model(tmp_path / "model.onnx")
+    record_verification(model, ("cpu:fp32", True, 0.0), ("openvino:bf16", True, 2.0))
+    url = "s3://bucket/verified/pets.onnx"
+    client.upload_file(str(model), "bucket", "verified/pets.onnx")
+    with open_model(url) as copy:
+        assert not read_metadata(copy).is_verified("openvino", "bf16")
+    client.upload_file(str(model.with_name("verification.json")), "bucket", "verified/verification.json")
+    with open_model(url) as copy:
+        assert read_metadata(copy).is_verified("openvino", "bf16")
+    output = str(tmp_path / "a.csv")
+    assert serve_main.main([*command(url, images, "--output", output), "--provider", "cuda"]) == 2
+    broken = "s3://bucket/verified/verification.json"
+    assert serve_main.main(command(broken, images, "--output", output)) == 2
+    error = capsys.readouterr().err
+    assert f"error: {broken}: not an ONNX file" in error
+    assert "purebred-" not in error
 
 
 def test_a_part_is_not_merged_over(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ from mlflow_store import DIGEST, PARAMETERS, onnx_file, runs, tracker, whole_run
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
 from train import tracking
-from train.tracking import log_verified_model, metric_name
+from train.checkpoint import file_sha256
+from train.tracking import find_model, log_verified_model, metric_name
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -97,3 +98,40 @@ def test_a_verified_model_has_its_own_metrics_in_mlflow(store: str) -> None:
     (run,) = runs(store)
     assert run.data.metrics["served/accuracy"] == 0.75
     assert run.info.status == "FINISHED"
+
+
+def test_a_logged_model_is_found_by_its_bytes_and_gets_the_present_record(store: str) -> None:
+    t = whole_run()
+    verification = Path("verification.json")
+    verification.write_text("{}")
+    ids = {}
+    for precision in ("fp32", "int8"):
+        metadata = ModelMetadata(("cat", "dog"), Preprocess("crop", 16, 18), precision=precision)
+        file = onnx_file(Path(f"model.{precision}.onnx"), metadata)
+        assert tracking.find_logged_model(t.run_id, file_sha256(file)) == ""
+        uri = log_verified_model(t.run_id, file, verification, 16, 2, {}, "", "5" * 64, precision)
+        ids[precision] = uri.rpartition("/")[2]
+        assert tracking.find_logged_model(t.run_id, file_sha256(file)) == ids[precision]
+        assert find_model(t.run_id, "5" * 64, precision)[1] == ids[precision]
+    assert len(set(ids.values())) == 2
+    verification.write_text('{"new": 1}')
+    tracking.log_verification(t.run_id, ids["int8"], verification)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{ids['int8']}", dst_path="copy"))
+    assert (folder / "verification.json").read_text() == '{"new": 1}'
+    # the copy is the very file: its record is about these bytes
+    assert file_sha256(folder / "model.onnx") == file_sha256(Path("model.int8.onnx"))
+
+    for _ in range(2):
+        tracking.register_logged_model(ids["int8"], "pets")
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
+    assert (str(version.version), version.run_id) == ("1", t.run_id)
+    assert find_model(t.run_id, "5" * 64, "int8")[2] == ["pets/1"]
+    assert find_model(t.run_id, "5" * 64)[2] == []
+
+
+def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
+    t = whole_run()
+    tracking.check_registrable(t.run_id, "pets")
+    for run_id, name in (("0" * 32, "pets"), (t.run_id, "a/b:c")):
+        with pytest.raises(mlflow.MlflowException):
+            tracking.check_registrable(run_id, name)

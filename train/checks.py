@@ -1,6 +1,7 @@
 """What is noticed of settings, processes and data once they are known, before a run trains."""
 
 import copy
+import tempfile
 from pathlib import Path
 
 import torch
@@ -10,8 +11,36 @@ from train.config import TrainConfig
 from train.data import Data
 from train.loader import EpochPlan
 from train.model import ImageClassifier, best_checkpoint, try_forward
+from train.pretrained import check_download, read_file
 
 FEW_STEPS = 100
+
+
+def check_start(config: TrainConfig) -> None:
+    """Find what would fail after the data were scanned, which takes minutes. `config` has a name.
+
+    Raises:
+        ValueError: nothing can be written in the run directory, or weights or a teacher cannot be had.
+    """
+    check_output(Path(config.output) / config.name)
+    if config.teacher:
+        load_checkpoint(best_checkpoint(config.teacher), "meta")
+    if config.resume:  # its checkpoint has the weights
+        return
+    if config.weights == "default":
+        check_download(config.model, config.image_size)
+    if config.subject_crop == "detector":
+        read_file(config.crop_detector, "--crop_detector")
+
+
+def check_output(folder: Path) -> None:
+    """Raises ValueError when the folder cannot be made, or nothing can be written in it."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output: cannot write in {str(there)!r}: {error.strerror}") from error
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:

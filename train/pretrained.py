@@ -215,16 +215,41 @@ def download(
         weights = torchvision.models.get_model_weights(name).DEFAULT
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"--weights default: {name}'s weights could not be downloaded ({error}); without a network, "
-            "give a file: --weights FILE"
-        ) from error
+        raise _not_downloaded(name, error) from error
     network = create(name, num_classes, image_size)
     return network, transfer(network, name, state, str(weights), ())
 
 
+def check_download(name: str, image_size: int) -> None:
+    """
+    Raises:
+        ValueError: the library's weights are neither in its cache nor to be had now.
+    """
+    try:
+        if library_of(name) == "timm":
+            _go_offline_if_unreachable()
+            if huggingface_hub.constants.HF_HUB_OFFLINE:
+                create(name, 2, image_size, pretrained=True)
+            return
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        if not Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2]).is_file():
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
+    except (OSError, RuntimeError) as error:
+        raise _not_downloaded(name, error) from error
+
+
+def _not_downloaded(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"--weights default: {name}'s weights could not be downloaded ({error}); without a network, "
+        "give a file: --weights FILE"
+    )
+
+
 def _go_offline_if_unreachable() -> None:
     """The hub's client would try again and again, for most of a minute; its cache can be used offline."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
     try:
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:

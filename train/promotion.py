@@ -1,6 +1,8 @@
 """Whether a registered model's challenger becomes its champion, decided on validation images that both saw.
 
-The challenger is promoted when there is no champion yet, or when it is *not worse*. That takes all three:
+The first champion must be surely better than always naming the largest class: the lower bound of Wilson's
+95 % interval of its accuracy lies above that class's share. Later challengers are promoted when they are
+*not worse*. That takes all three:
 
 1. Accuracy is not lower by the margin (default 0.01): the lower bound of Tango's 90 % interval of the
    difference, which is a one-sided 95 % bound, lies above -margin. Too few images fail this.
@@ -10,13 +12,16 @@ The challenger is promoted when there is no champion yet, or when it is *not wor
 """
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from train.checkpoint import file_sha256, load_checkpoint
 from train.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.results import Predictions, RunResult, check_metrics, paired, read_predictions
-from train.significance import CONFIDENCE, PairedTest, paired_interval
+from train.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -56,6 +61,24 @@ def decide(test: PairedTest, margin: float) -> Decision:
             "images or accept a wider --margin"
         )
     return Decision(all(holds for holds, _ in conditions), reasons)
+
+
+def decide_first(predictions: Predictions) -> Decision:
+    """Of a challenger where there is no champion to compare it with."""
+    largest = max(Counter(predictions.labels).values()) / len(predictions.labels)
+    accuracy = accuracy_interval(predictions.correct)
+    holds = accuracy.low > largest
+    reasons = [
+        f"{'holds' if holds else 'FAILS'}: accuracy {accuracy.value:.4f}, lower bound (95 %) "
+        f"{accuracy.low:.4f}, must be above {largest:.4f}, which always naming the largest class gives"
+    ]
+    if not holds:
+        best = accuracy_interval(np.ones(len(predictions.labels), bool)).low
+        way_out = "train it longer, or validate on more images"
+        if best <= largest:
+            way_out = f"no model could show it on {len(predictions.labels)} images: validate on more"
+        reasons.append(f"{way_out}; if accuracy is not what counts, move the alias {CHAMPION} in MLflow")
+    return Decision(holds, reasons)
 
 
 def promote(model: str, runs: list[RunResult], margin: float) -> bool:
@@ -99,7 +122,11 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
             f"{test.num_images} shared validation images"
         )
     else:
-        decision = Decision(True, [f"holds: {model} has no {CHAMPION} yet"])
+        decision = decide_first(new)
+        print(
+            f"{model} has no {CHAMPION} yet: {CHALLENGER} {challenger.metadata.run_name} (version "
+            f"{challenger.version}) on its {len(new.labels)} validation images"
+        )
     for reason in decision.reasons:
         print(f"  {reason}")
     if decision.promote:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checks import check_start
 from train.command_line import save_config
 from train.config import TrainConfig
 from train.data import Data, prepare_data
@@ -56,6 +57,7 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
         folder = Path(config.resume).resolve()
         config = config.replace(name=folder.name, output=str(folder.parent))
     config = named(config)
+    check_start(config)
     data = prepare_data(config)
     data.notes[:0] = notes
     if data.bad:

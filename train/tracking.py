@@ -15,8 +15,9 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import LoggedModelInput, Metric, Param
 
-from serve.metadata import CHECKPOINT_TAG
+from serve.metadata import CHECKPOINT_TAG, PRECISION_TAG
 from serve.urls import split_credentials
+from train.checkpoint import file_sha256
 from train.config import TrainConfig
 
 if TYPE_CHECKING:  # seconds that a training does without
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # seconds that a training does without
     from mlflow.models import ModelSignature
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+MODEL_TAG = "purebred.model_sha256"  # of a logged model's file
 LONGEST_METRIC_NAME = 240  # MLflow takes 250, and a hash may follow
 
 
@@ -77,15 +79,16 @@ def log_verified_model(
     metrics: dict[str, float],
     register: str,
     checkpoint_sha256: str = "",
+    precision: str = "fp32",
 ) -> str:
     """Log the ONNX file with its signature and metrics to the run that trained it; returns the model's URI.
 
     With `register`, also a new version of that registered model, which gets the alias challenger.
+    `precision` is that of the file's own layers.
     """
     import onnx
 
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # nobody trains meanwhile
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    wait_for_answers()
     connect()
     client = mlflow.MlflowClient()
     info_of_run = client.get_run(run_id).info
@@ -96,7 +99,7 @@ def log_verified_model(
             proto = onnx.load(model)
             info = mlflow.onnx.log_model(
                 proto,
-                name="model",
+                name="model" if precision == "fp32" else f"model-{precision}",
                 signature=_signature(proto, image_size, num_classes),
                 pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pillow"],
                 save_as_external_data=False,
@@ -105,10 +108,65 @@ def log_verified_model(
             mlflow.log_metrics(metrics, model_id=info.model_id)
     finally:  # reopening must change neither how the training ended nor when
         client.set_terminated(run_id, info_of_run.status, info_of_run.end_time)
-    client.set_logged_model_tags(info.model_id, {CHECKPOINT_TAG: checkpoint_sha256})
+    tags = {CHECKPOINT_TAG: checkpoint_sha256, PRECISION_TAG: precision, MODEL_TAG: file_sha256(model)}
+    client.set_logged_model_tags(info.model_id, tags)
+    client.log_model_artifact(info.model_id, str(verification))
     if register:
         client.set_registered_model_alias(register, "challenger", str(info.registered_model_version))
     return str(info.model_uri)
+
+
+def wait_for_answers() -> None:
+    """Let requests wait longer and be repeated: nobody trains meanwhile. Call it before `connect`."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+
+
+def check_registrable(run_id: str, name: str) -> None:
+    """Raise mlflow's exception if the run is not in the store, or no registered model can have the name."""
+    wait_for_answers()
+    connect()
+    client = mlflow.MlflowClient()
+    client.get_run(run_id)
+    try:
+        client.get_registered_model(name)
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def find_logged_model(run_id: str, model_sha256: str) -> str:
+    """ID of the run's logged model with these bytes; "" when there is none."""
+    wait_for_answers()
+    connect()
+    client = mlflow.MlflowClient()
+    outputs = client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else []:
+        try:
+            tags = client.get_logged_model(output.model_id).tags
+        except mlflow.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it
+                continue
+            raise
+        if tags.get(MODEL_TAG) == model_sha256:
+            return str(output.model_id)
+    return ""
+
+
+def log_verification(run_id: str, model_id: str, verification: Path) -> None:
+    """Replace the verification record of a logged model, and so of every registered version of it."""
+    client = mlflow.MlflowClient()
+    client.log_model_artifact(model_id, str(verification))
+    client.log_artifact(run_id, str(verification), "export")
+
+
+def register_logged_model(model_id: str, name: str) -> None:
+    """Give the alias challenger to the version of this logged model, made if there is none."""
+    client = mlflow.MlflowClient()
+    source = f"models:/{model_id}"
+    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
+    version = known[0] if known else mlflow.register_model(source, name)
+    client.set_registered_model_alias(name, "challenger", str(version.version))
 
 
 def _signature(model: "onnx.ModelProto", image_size: int, num_classes: int) -> "ModelSignature":
@@ -125,9 +183,9 @@ def _signature(model: "onnx.ModelProto", image_size: int, num_classes: int) -> "
     )
 
 
-def find_model(run_id: str, checkpoint_sha256: str) -> tuple[str, str, list[str]]:
-    """The model that was exported from this checkpoint of this run: (experiment ID, model ID, registered
-    versions as in pets/3), each empty where the store knows nothing."""
+def find_model(run_id: str, checkpoint_sha256: str, precision: str = "fp32") -> tuple[str, str, list[str]]:
+    """The model of this precision that was exported from this checkpoint of this run: (experiment ID, model
+    ID, registered versions as in pets/3), each empty where the store knows nothing."""
     connect()
     client = mlflow.MlflowClient()
     try:
@@ -136,7 +194,12 @@ def find_model(run_id: str, checkpoint_sha256: str) -> tuple[str, str, list[str]
         return "", "", []
     outputs = run.outputs.model_outputs if run.outputs else []
     models = [client.get_logged_model(output.model_id) for output in outputs]
-    same = [m.model_id for m in models if m.tags.get(CHECKPOINT_TAG) == checkpoint_sha256]
+    wanted = checkpoint_sha256, precision
+    same = [
+        m.model_id
+        for m in models
+        if (m.tags.get(CHECKPOINT_TAG), m.tags.get(PRECISION_TAG, "fp32")) == wanted
+    ]
     versions = client.search_model_versions(f"run_id = '{run_id}'") if same else []
     names = sorted(f"{v.name}/{v.version}" for v in versions if v.source == f"models:/{same[-1]}")
     return run.info.experiment_id, same[-1] if same else "", names

@@ -1,0 +1,82 @@
+"""verification.json beside a model file: what these bytes were verified with since the export.
+
+Verification never changes the model file, whose sha256 identifies it to scoring jobs. A file that is copied
+without its record is served with what it says of itself: the cpu provider at fp32.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from serve.metadata import ModelMetadata, Pairing
+from serve.shards import file_sha256
+
+RECORD = "verification.json"
+DEFAULT_PAIRING = "cpu:fp32"
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Return what the file says of itself, with the pairings that the record beside it adds or withdraws.
+
+    A record of other bytes, or one that cannot be read, changes nothing.
+
+    Raises:
+        ValueError: not an exported model.
+    """
+    metadata = ModelMetadata.read(path)
+    pairings = {(p.provider, p.precision): p for p in metadata.verified}
+    entries = [entry for entry in _entries(path) if _says_more(entry, pairings)]
+    digest = file_sha256(path) if entries else ""  # most records hold no more than the file
+    for entry in entries:
+        if entry["model_sha256"] == digest:
+            key = entry["provider"], entry["precision"]
+            pairings.pop(key, None)
+            if entry["passed"] is True:
+                pairings[key] = pairing_of(entry)
+    return replace(metadata, verified=tuple(pairings.values()))
+
+
+def timed_as(file: str, pairing: str) -> str:
+    """Return the key of a report's `images_per_second`, as in "model.onnx openvino:bf16"."""
+    return f"{file} {pairing}"
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    for folder in dict.fromkeys((path.parent, path.resolve().parent)):  # a link stands for its file
+        try:
+            first = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            entries = [first, *first["pairings"]]
+            for entry in entries:
+                pairing_of(entry)
+                if not isinstance(entry["model_sha256"], str) or "passed" not in entry:
+                    raise TypeError(f"no report: {entry}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        yield from entries
+        return
+
+
+def _says_more(entry: dict[str, Any], known: dict[tuple[str, str], Pairing]) -> bool:
+    provider, precision = entry["provider"], entry["precision"]
+    if (entry["passed"] is True) != ((provider, precision) in known):
+        return True
+    return pairing_of(entry).speed > 0 and f"{provider}:{precision}" != DEFAULT_PAIRING
+
+
+def pairing_of(entry: Mapping[str, Any]) -> Pairing:
+    """Return what serving needs to know of a report."""
+    rates = entry.get("images_per_second") or {}  # none in records of earlier versions
+    own = rates.get(timed_as(entry["file"], f"{entry['provider']}:{entry['precision']}"), 0.0)
+    default = rates.get(timed_as(entry["file"], DEFAULT_PAIRING), 0.0)
+    return Pairing(
+        provider=entry["provider"],
+        precision=entry["precision"],
+        num_images=entry["num_images"],
+        accuracy=entry["accuracy_served"],
+        argmax_agreement=entry["validation_agreement"],
+        max_difference_probabilities=entry["max_difference_probabilities"],
+        onnxruntime=entry["onnxruntime"],
+        speed=float(own) / float(default) if default > 0 else 0.0,
+    )

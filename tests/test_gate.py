@@ -1,0 +1,84 @@
+"""What rounded arithmetic may change, and what a number of validation images can show."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.gate import images_needed, paired_interval
+from export.verify import ValidationImages, Verification, _check_accuracy
+from train.significance import paired_interval as tango
+
+
+@pytest.mark.parametrize("n", [1, 2, 24, 90, 2250])
+@pytest.mark.parametrize("gained", [0, 1, 9])
+@pytest.mark.parametrize("lost", [0, 1, 14])
+def test_the_interval_is_the_one_that_compares_runs(gained: int, lost: int, n: int) -> None:
+    if gained + lost > n:
+        return
+    expected = tango(gained, lost, n, 0.9)
+    assert paired_interval(gained, lost, n) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+def judged(total: int, gained: int = 0, lost: int = 0, limit: float = 0.003, **values: Any) -> Verification:
+    report = Verification(
+        accuracy_pytorch=0.9,
+        accuracy_served=0.9 + (gained - lost) / total,
+        accuracy_trained=0.9,
+        gained=gained,
+        lost=lost,
+        max_accuracy_drop=limit,
+        **values,
+    )
+    _check_accuracy(report, ValidationImages(Path(), [""] * total, [""] * total, is_whole_set=False))
+    return report
+
+
+@pytest.mark.parametrize(
+    ("total", "gained", "lost", "fails"),
+    [
+        (90, 0, 1, False),  # chance
+        (90, 1, 2, False),
+        (90, 0, 9, True),
+        (2250, 3, 9, False),  # 0.27 points
+        (2250, 8, 15, False),  # 0.31 points of 23 that changed: chance
+        (2250, 0, 7, True),  # 0.31 points, all in one direction
+        (2250, 5, 25, True),
+        (50_000, 100, 240, False),
+        (50_000, 100, 260, True),
+        (1000, 4, 4, False),
+        (1000, 99, 9, False),  # a gain
+    ],
+)
+def test_accuracy_fails_when_more_than_the_limit_is_lost_beyond_chance(
+    total: int, gained: int, lost: int, fails: bool
+) -> None:
+    failures = judged(total, gained, lost).failures
+    assert bool(failures) == fails
+    assert all("points lost, more than 0.3" in failure for failure in failures)
+
+
+def test_too_few_images_say_how_many_would_tell() -> None:
+    (note,) = judged(90, lost=1).notes
+    assert note.endswith(f"about {images_needed(0, 1, 90, 0.003)} images")
+    assert "cannot rule out a loss of 0.3 points" in note
+    assert judged(images_needed(0, 0, 90, 0.003) + 1).notes == []
+    assert judged(90, lost=1, limit=0.1).notes == []
+
+
+def test_as_many_images_as_are_said_to_be_needed_rule_the_limit_out() -> None:
+    for gained, lost, n in ((0, 0, 90), (5, 5, 2250), (1, 3, 500)):
+        needed = images_needed(gained, lost, n, 0.003)
+        change = round((gained + lost) / 2 * needed / n)
+        assert -0.0031 < paired_interval(change, change, needed)[0] < -0.0025
+
+
+@pytest.mark.parametrize(
+    ("total", "changed", "fails"),
+    [(90, 0, False), (90, 1, True), (199, 1, True), (200, 1, False), (2250, 11, False), (2250, 12, True)],
+)
+def test_few_images_may_change_much_and_on_few_images_none(total: int, changed: int, fails: bool) -> None:
+    """Accuracy alone passed an int8 model with a probability off by 0.375 on one of 90 images."""
+    failures = judged(total, largely_changed=changed, max_difference_validation=0.375).failures
+    assert bool(failures) == fails
+    assert all("differ by more than 0.25, by up to 0.375" in failure for failure in failures)
