@@ -56,3 +56,18 @@ def test_a_best_checkpoint_that_cannot_be_written_to_the_end_is_an_error(tmp_pat
     running.snapshots.owed = full
     with pytest.raises(ValueError, match=r"best checkpoint cannot be written: .*No space.* Make room"):
         running.run()
+
+
+def test_the_tracker_has_the_best_epoch_as_soon_as_it_is_done(tmp_path: Path) -> None:
+    class Noting(MetricsFile):
+        def log_best(self, epoch: int, values: dict[str, float]) -> None:
+            assert self.rows[-1]["epoch"] == epoch
+            noted.append((epoch, values["val/accuracy"]))
+
+    noted: list[tuple[int, float]] = []
+    job = make_job(tmp_path, epochs=2, optimizer="adamw")
+    running = make_epochs(tmp_path, job)
+    running.tracker = Noting(tmp_path / "run" / "metrics.jsonl", 0)
+    running.run()
+    assert noted[0][0] == 1
+    assert noted[-1] == (job.history.best_epoch, job.history.best["val/accuracy"])
