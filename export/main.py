@@ -23,6 +23,7 @@ if not __package__:  # started by path: the repository root, not export/, belong
 import argparse
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from export.convert import convert, describe
@@ -38,6 +39,7 @@ from export.record import (
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
+from serve.lineage import recorded_run
 from serve.metadata import ModelMetadata
 from serve.predictor import Predictor
 from train.checkpoint import file_sha256, load_checkpoint
@@ -102,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run / "export"
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
+    checkpoint["run_id"] = training_run(args.run, checkpoint["run_id"], file_sha256(path))
+    check_registrable(args.register, args.run, checkpoint["run_id"])
     model = rebuild(checkpoint)
     metadata = describe(checkpoint, file_sha256(path))
     images = validation_images(args.run, checkpoint, args.images, args.limit)
@@ -126,6 +130,34 @@ def run(args: argparse.Namespace) -> int:
     print(f"verified: {published}")
     track(metadata, published, report, args.register)
     return 0
+
+
+def training_run(run: Path, run_id: str, checkpoint_sha256: str) -> str:
+    """ID of the MLflow run: by the run directory, by the checkpoint (`run_id`), or, if training was tracked
+    and MLflow was away, by MLflow itself, which may have been sent the run since; "": none."""
+    recorded = recorded_run(run)
+    if recorded.run_id or run_id or not recorded.tracked:
+        return recorded.run_id or run_id
+    from train.tracking import explained, find_training_run
+
+    with suppress(ValueError, OSError), explained(recorded.uri):
+        return find_training_run("", checkpoint_sha256, recorded.uri)
+    return ""
+
+
+def check_registrable(register: str, run: Path, run_id: str) -> None:
+    """
+    Raises:
+        ValueError: a model is to be registered, and MLflow has no run that it could belong to.
+    """
+    if not register or run_id:
+        return
+    if recorded_run(run).tracked:
+        raise ValueError(
+            "--register: MLflow does not have this run yet: send it by python train/sync.py with the run "
+            "directory that training wrote"
+        )
+    raise ValueError("--register: this run was not tracked in MLflow (--track false)")
 
 
 def verify_provider(args: argparse.Namespace) -> int:
@@ -174,15 +206,18 @@ def print_report(report: Verification) -> None:
 
 def track(metadata: ModelMetadata, model: Path, report: Verification, register: str) -> None:
     """Log the model to the MLflow run that trained it. Without a run this does nothing."""
-    if not metadata.run_id:
-        if register:
-            raise ValueError("--register: this run was not tracked in MLflow (--track false)")
+    recorded = recorded_run(model.parents[1])
+    run_id = training_run(model.parents[1], metadata.run_id, metadata.checkpoint_sha256)
+    check_registrable(register, model.parents[1], run_id)
+    if not run_id:
+        if recorded.tracked:
+            print("the model is not in MLflow, which does not have its training run yet: see train/sync.py")
         return
     from train.tracking import log_verified_model  # half a second that --track false saves
 
     try:
         uri = log_verified_model(
-            metadata.run_id,
+            run_id,
             model,
             model.with_name(RECORD),
             metadata.preprocess.size,
@@ -195,10 +230,12 @@ def track(metadata: ModelMetadata, model: Path, report: Verification, register: 
             },
             register,
             metadata.checkpoint_sha256,
+            recorded.uri,
         )
-    except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
+    except (ValueError, OSError) as error:
         if register:
-            raise ValueError(f"--register {register}: {error}") from error
+            kind = ConnectionError if isinstance(error, OSError) else ValueError
+            raise kind(f"--register {register}: {error}") from error
         print(f"warning: the model is not in MLflow: {error}", file=sys.stderr)
     else:
         print(f"in MLflow: {uri}" + (f", registered as {register}@challenger" if register else ""))

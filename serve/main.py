@@ -30,7 +30,7 @@ import PIL
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
 from serve.job import Progress, Scoring, is_an_image, score_part
-from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
+from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
 from serve.predictor import Predictor
@@ -164,8 +164,9 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
         if same:
             raise ValueError(f"--output {output!r} would replace {flag}: choose another name")
     model = stack.enter_context(open_model(args.model))
-    uri = tracking_uri()
+    uri = ""
     if args.track:
+        uri = tracking_uri(args.model)
         check_lineage(uri)
     started = time.time()
     source = open_source(args.images)
@@ -298,7 +299,7 @@ def describe_run(
     return ScoringRun(
         name=f"score {metadata.run_name or Path(args.model).stem}"
         + (f" {shard.index}/{shard.count}" if shard else ""),
-        training_run_id=metadata.run_id,
+        training_run_id=run_of_model(args.model).run_id or metadata.run_id,
         checkpoint_sha256=metadata.checkpoint_sha256,
         parameters={
             "model": args.model,
