@@ -4,6 +4,7 @@ serve/lineage.py starts this where the store is a file, which only mlflow itself
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,20 +13,22 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 from serve.lineage import ScoringRun, Source
-from train.tracking import find_model, log_scoring_run
+from train.tracking import find_model, find_training_run, log_scoring_run
 
 
 def main() -> int:
     run = ScoringRun(**json.load(sys.stdin))
-    source = Source()
-    if run.training_run_id:
+    training_run_id, source = find_training_run(run.training_run_id, run.checkpoint_sha256), Source()
+    if training_run_id:
         experiment_id, model_id, versions = find_model(
-            run.training_run_id, run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
+            training_run_id, run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
         )
-        source = Source(experiment_id, model_id, tuple(versions))
+        source = Source(training_run_id, experiment_id, model_id, tuple(versions))
+    if warning := source.warning(run):
+        print(warning, file=sys.stderr)
     run_id = log_scoring_run(
         run.name,
-        source.experiment_id,
+        "" if os.environ.get("MLFLOW_EXPERIMENT_NAME") else source.experiment_id,
         run.parameters,
         run.metrics,
         source.tags(run),

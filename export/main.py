@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.convert import convert, describe, has_embeddings
-from export.publish import check_register, track
+from export.publish import check_register, track, training_run
 from export.record import (
     MODEL_FILES,
     RECORD,
@@ -124,10 +124,12 @@ def run(args: argparse.Namespace) -> int:
     check_replaceable(folder, MODEL_FILES.values(), args.overwrite)
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
-    metadata = describe(checkpoint, file_sha256(path))
+    sha256 = file_sha256(path)
+    checkpoint["run_id"] = training_run(args.run, checkpoint["run_id"], sha256)
+    metadata = describe(checkpoint, sha256)
     check_start(args, metadata.run_id)
     if args.register and is_exported(args, metadata.checkpoint_sha256):
-        track(metadata.run_id, args.run, args.register, args.model_precision)
+        track(metadata, args.run, args.register, args.model_precision)
         return 0
     model = rebuild(checkpoint)
     images = validation_images(args.run, checkpoint, args.images, args.limit)
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         unverified.unlink(missing_ok=True)
     print(f"verified: {published}")
-    track(metadata.run_id, args.run, args.register)
+    track(metadata, args.run, args.register)
     return 0
 
 
@@ -167,7 +169,7 @@ def check_start(args: argparse.Namespace, run_id: str) -> None:
         )
     check_writable(args.run / "export")
     if args.register:
-        check_register(run_id, args.register)
+        check_register(args.run, run_id, args.register)
 
 
 def check_writable(folder: Path) -> None:
@@ -211,7 +213,7 @@ def verify_provider(args: argparse.Namespace) -> int:
     if args.verify_provider not in known:
         raise ValueError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
-    check_start(args, metadata.run_id)
+    check_start(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
     Predictor(published, provider, precision=precision, allow_unverified=True)  # not to be had: an error
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images, args.limit)
@@ -228,7 +230,7 @@ def verify_provider(args: argparse.Namespace) -> int:
         print(f"verified: {published} on {args.verify_provider}")
     else:
         print(f"error: {published} is not to be served on {args.verify_provider}", file=sys.stderr)
-    track(metadata.run_id, args.run, args.register if report.passed else "", args.model_precision)
+    track(metadata, args.run, args.register if report.passed else "", args.model_precision)
     return 0 if report.passed else 1
 
 

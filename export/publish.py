@@ -1,10 +1,13 @@
 """What MLflow has of a run's exported files: a logged model for each, with the record of verification."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from export.record import MODEL_FILES, published_model, reports_of
+from serve.lineage import recorded_run
 from serve.metadata import ModelMetadata
+from serve.urls import redact
 from serve.verification import RECORD
 
 METRICS = {
@@ -15,50 +18,86 @@ METRICS = {
 }
 
 
-def check_register(run_id: str, name: str) -> None:
+def training_run(run: Path, run_id: str, checkpoint_sha256: str) -> str:
+    """Return the ID of the MLflow run that trained: by the run directory, by the checkpoint (`run_id`), or,
+    if training was tracked and MLflow was away, by MLflow itself, which may have been sent the run since.
+
+    "" when there is none.
+    """
+    recorded = recorded_run(run)
+    if recorded.run_id or run_id or not recorded.tracked:
+        return recorded.run_id or run_id
+    from train.tracking import explained, find_training_run
+
+    with suppress(ValueError, OSError), explained(recorded.uri):
+        return find_training_run("", checkpoint_sha256, recorded.uri)
+    return ""
+
+
+def check_register(run: Path, run_id: str, name: str) -> None:
     """
     Raises:
         ValueError: nothing of this run can be registered under this name.
+        ConnectionError: MLflow does not answer.
     """
+    recorded = recorded_run(run)
+    if not run_id and recorded.tracked:
+        raise ValueError(
+            "--register: MLflow does not have this run yet: send it by python train/sync.py with the run "
+            "directory that training wrote"
+        )
     if not run_id:
         raise ValueError("--register: this run was not tracked in MLflow (--track false)")
-    from train.tracking import check_registrable
+    from train.tracking import check_registrable, explained
 
     try:
-        check_registrable(run_id, name)
-    except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
-        raise ValueError(f"--register {name}: {error}") from error
+        with explained(recorded.uri):
+            check_registrable(run_id, name, recorded.uri)
+    except (ValueError, OSError) as error:
+        raise _of_register(name, error) from error
 
 
-def track(run_id: str, run: Path, register: str = "", precision: str = "fp32") -> None:
+def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str = "fp32") -> None:
     """Log each published model file of a run directory to the MLflow run that trained it, or bring the
     record of one that is there up to date; register the file of this precision.
 
     Without a run this does nothing.
 
     Raises:
-        ValueError: it cannot be registered.
+        ValueError, ConnectionError: it cannot be registered.
     """
+    recorded = recorded_run(run)
+    run_id = training_run(run, metadata.run_id, metadata.checkpoint_sha256)
     if not run_id:
+        if recorded.tracked:
+            print("the model is not in MLflow, which does not have its training run yet: see train/sync.py")
         return
+    from train.tracking import explained  # half a second that --track false saves
+
     try:
-        for of_file in MODEL_FILES:
-            try:
-                file, metadata, _ = published_model(run, of_file)
-            except ValueError:  # there is none, or it is of a checkpoint that is gone
-                continue
-            _log(run_id, file, metadata, register if of_file == precision else "")
-    except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
+        with explained(recorded.uri):
+            for of_file in MODEL_FILES:
+                try:
+                    file, published, _ = published_model(run, of_file)
+                except ValueError:  # there is none, or it is of a checkpoint that is gone
+                    continue
+                _log(run_id, file, published, register if of_file == precision else "", recorded.uri)
+    except (ValueError, OSError) as error:
         if register:
-            raise ValueError(f"--register {register}: {error}") from error
+            raise _of_register(register, error) from error
         print(f"warning: the model is not in MLflow: {redact(error)}", file=sys.stderr)
 
 
-def _log(run_id: str, file: Path, metadata: ModelMetadata, register: str) -> None:
-    from train import tracking  # half a second that --track false saves
+def _of_register(name: str, error: Exception) -> Exception:
+    kind = ConnectionError if isinstance(error, OSError) else ValueError
+    return kind(f"--register {name}: {error}")
+
+
+def _log(run_id: str, file: Path, metadata: ModelMetadata, register: str, uri: str) -> None:
+    from train import tracking
 
     verification, reports = file.with_name(RECORD), reports_of(file)
-    model_id = tracking.find_logged_model(run_id, reports[0]["model_sha256"])
+    model_id = tracking.find_logged_model(run_id, reports[0]["model_sha256"], uri)
     if model_id:
         tracking.log_verification(run_id, model_id, verification)
         if register:
@@ -67,7 +106,7 @@ def _log(run_id: str, file: Path, metadata: ModelMetadata, register: str) -> Non
         return
     else:
         prefix = "served" if metadata.precision == "fp32" else f"served_{metadata.precision}"
-        uri = tracking.log_verified_model(
+        logged = tracking.log_verified_model(
             run_id,
             file,
             verification,
@@ -77,7 +116,8 @@ def _log(run_id: str, file: Path, metadata: ModelMetadata, register: str) -> Non
             register,
             metadata.checkpoint_sha256,
             metadata.precision,
+            uri,
         )
-        model_id = uri.rpartition("/")[2]
+        model_id = logged.rpartition("/")[2]
     registered = f", registered as {register}@challenger" if register else ""
     print(f"in MLflow: models:/{model_id} ({file.name}){registered}")

@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"on this machine: {describe_rates(report.images_per_second)}")
     sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (published, source)]
     print(f"verified: {published}, {sizes[0]} instead of {sizes[1]}")
-    track(metadata.run_id, args.run)
+    track(metadata, args.run)
     return 0
 
 

@@ -13,14 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serve.metadata import CHECKPOINT_TAG, PRECISION_TAG
+from serve.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
 from serve.tracking_server import TrackingServer, UntrustedError
 from serve.urls import redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run this store does not know
+RECORD = "tracking.json"  # in the run directory: what training knows of its MLflow run
 REQUEST_SECONDS = 20.0
 MAX_ANSWER_BYTES = 1 << 24
+MAX_EXPERIMENTS = 1000  # in one answer
 LOCAL_STORE_SECONDS = 300.0
 LOCAL_LOGGER = Path(__file__).resolve().parents[1] / "export" / "lineage.py"
 
@@ -40,18 +42,39 @@ class ScoringRun:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What a run directory says of its MLflow run; `tracked` is False where it says nothing."""
+
+    tracked: bool = False
+    run_id: str = ""
+    """Empty as long as MLflow does not have the run."""
+    uri: str = ""
+    """Of the store."""
+
+
+@dataclass(frozen=True)
 class Source:
     """Where in the store the model came from; empty where the store knows nothing."""
 
+    training_run_id: str = ""
     experiment_id: str = ""
     model_id: str = ""
     versions: tuple[str, ...] = ()
     """Registered ones, as in pets/3."""
 
+    def warning(self, run: ScoringRun) -> str:
+        """Empty where the store has the training run, or the model was trained without MLflow."""
+        if self.training_run_id or not run.training_run_id:
+            return ""
+        return (
+            f"warning: MLflow there does not have run {run.training_run_id}, which trained this model: the "
+            "scoring run is not linked to it; MLFLOW_TRACKING_URI should be the store of training"
+        )
+
     def tags(self, run: ScoringRun) -> dict[str, str]:
         tags = {
             **run.tags,
-            "purebred.training_run_id": run.training_run_id,
+            "purebred.training_run_id": self.training_run_id or run.training_run_id,
             "purebred.model_id": self.model_id,
             "purebred.model_version": ", ".join(self.versions),
             CHECKPOINT_TAG: run.checkpoint_sha256,
@@ -59,8 +82,36 @@ class Source:
         return {key: value for key, value in tags.items() if value}
 
 
-def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+def recorded_run(folder: Path) -> Recorded:
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return Recorded(True, str(values["run_id"]), str(values.get("uri", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Recorded()
+
+
+def run_of_model(model: str) -> Recorded:
+    """Of the run directory in which the model is, RUN/export/model.onnx; of no other file."""
+    file = Path(os.path.realpath(model))
+    return recorded_run(file.parents[1]) if file.parent.name == "export" else Recorded()
+
+
+def tracking_uri(model: str) -> str:
+    """The store for a scoring run: MLFLOW_TRACKING_URI, or that of the model's training run.
+
+    Raises:
+        ValueError: the training run's is not to be had here.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    uri = run_of_model(model).uri
+    file = uri.removeprefix("sqlite:///")
+    if ":***@" in uri or (file.startswith("/") and not Path(file).is_file()):
+        raise ValueError(
+            f"--track: {uri}, the store of the run that trained this model, does not exist here or needs a "
+            "password: set MLFLOW_TRACKING_URI"
+        )
+    return uri or DEFAULT_URI
 
 
 def check_lineage(uri: str) -> None:
@@ -106,6 +157,9 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ValueError(redact(f"{LOCAL_LOGGER.name} could not log to {uri}: {last[0]}"))
+    for line in done.stderr.splitlines():
+        if line.startswith("warning: MLflow"):
+            print(redact(line), file=sys.stderr)
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -122,7 +176,11 @@ class Server:
 
     def log(self, run: ScoringRun) -> str:
         source = self.find_source(run)
-        experiment = source.experiment_id or self.find_experiment(DEFAULT_EXPERIMENT)
+        named, numbered = (os.environ.get(f"MLFLOW_EXPERIMENT_{key}", "") for key in ("NAME", "ID"))
+        experiment = "" if named else source.experiment_id or numbered
+        experiment = experiment or self.find_experiment(named or DEFAULT_EXPERIMENT)
+        if warning := source.warning(run):
+            print(warning, file=sys.stderr)
         created = self.call(
             "runs/create",
             body={
@@ -145,12 +203,13 @@ class Server:
         return run_id
 
     def find_source(self, run: ScoringRun) -> Source:
-        if not run.training_run_id:
+        trained = None
+        if run.training_run_id:
+            trained = self.find("runs/get", {"run_id": run.training_run_id})
+        found = trained["run"] if trained else self.find_by_checkpoint(run.checkpoint_sha256)
+        if not found:
             return Source()
-        trained = self.find("runs/get", {"run_id": run.training_run_id})
-        if trained is None:
-            return Source()
-        found = trained["run"]
+        training_run_id = found["info"]["run_id"]
         model_id = ""
         for output in found.get("outputs", {}).get("model_outputs", []):
             model = self.find(f"logged-models/{output['model_id']}", {}) or {"model": {"info": {}}}
@@ -158,14 +217,28 @@ class Server:
             wanted = run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
             if (tags.get(CHECKPOINT_TAG), tags.get(PRECISION_TAG, "fp32")) == wanted:
                 model_id = output["model_id"]
-        search = {"filter": f"run_id = '{run.training_run_id}'"}
+        search = {"filter": f"run_id = '{training_run_id}'"}
         versions = self.call("model-versions/search", search).get("model_versions", [])
         names = [
             f"{v['name']}/{v['version']}"
             for v in versions
             if model_id and v.get("source") == f"models:/{model_id}"
         ]
-        return Source(found["info"]["experiment_id"], model_id, tuple(sorted(names)))
+        return Source(training_run_id, found["info"]["experiment_id"], model_id, tuple(sorted(names)))
+
+    def find_by_checkpoint(self, checkpoint_sha256: str) -> dict[str, Any]:
+        """The run whose best checkpoint it is, if MLflow did not have the run at export; {}: none."""
+        known = self.call("experiments/search", {"max_results": MAX_EXPERIMENTS})
+        experiments = known.get("experiments", [])
+        if not checkpoint_sha256 or not experiments:
+            return {}
+        body = {
+            "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
+            "filter": f"tags.`{BEST_CHECKPOINT_TAG}` = '{checkpoint_sha256}'",
+            "max_results": 1,
+        }
+        found: list[dict[str, Any]] = self.call("runs/search", body=body).get("runs", [])
+        return found[0] if found else {}
 
     def find_experiment(self, name: str) -> str:
         found = self.find("experiments/get-by-name", {"experiment_name": name})

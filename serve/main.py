@@ -31,7 +31,7 @@ from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
 from serve.formats import unread_pictures
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
-from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
+from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
 from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
 from serve.predictor import Predictor
@@ -171,8 +171,9 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     keep_manifest = bool(shard or args.resume)
     staging.check_replaceable(part, args.overwrite, keep_manifest)
     model = stack.enter_context(open_model(args.model))
-    uri = tracking_uri()
+    uri = ""
     if args.track:
+        uri = tracking_uri(args.model)
         check_lineage(uri)
     started = time.time()
     source = open_source(args.images)
@@ -323,7 +324,7 @@ def describe_run(
     return ScoringRun(
         name=f"score {metadata.run_name or Path(url_path(args.model)).stem}"
         + (f" {shard.index}/{shard.count}" if shard else ""),
-        training_run_id=metadata.run_id,
+        training_run_id=run_of_model(args.model).run_id or metadata.run_id,
         checkpoint_sha256=metadata.checkpoint_sha256,
         parameters={
             "model": args.model,

@@ -17,6 +17,7 @@ INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 CHECKPOINT_TAG = "purebred.checkpoint_sha256"  # on models in MLflow, as in the file's own metadata
 PRECISION_TAG = "purebred.model_precision"  # of the file's own layers; unset: fp32
+BEST_CHECKPOINT_TAG = "purebred.best_checkpoint_sha256"  # on training runs in MLflow
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
 EMBEDDINGS_NAME = "embeddings"  # float32 [N, features], the last layer's input; only if asked for at export
 

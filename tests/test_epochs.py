@@ -66,3 +66,18 @@ def test_an_epochs_line_shows_the_log_loss_that_decides_which_is_best(calibrate:
         History(1, 1), TrainConfig(calibrate=calibrate), values | {"images_per_second": 9.0}, True
     )
     assert [number for number in ("0.2500", "0.5000") if number in line] == [shown]
+
+
+def test_the_tracker_has_the_best_epoch_as_soon_as_it_is_done(tmp_path: Path) -> None:
+    class Noting(MetricsFile):
+        def log_best(self, epoch: int, values: dict[str, float]) -> None:
+            assert self.rows[-1]["epoch"] == epoch
+            noted.append((epoch, values["val/accuracy"]))
+
+    noted: list[tuple[int, float]] = []
+    job = make_job(tmp_path, epochs=2, optimizer="adamw")
+    running = make_epochs(tmp_path, job)
+    running.tracker = Noting(tmp_path / "run" / "metrics.jsonl", 0)
+    running.run()
+    assert noted[0][0] == 1
+    assert noted[-1] == (job.history.best_epoch, job.history.best["val/accuracy"])

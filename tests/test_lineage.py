@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -23,7 +24,7 @@ from test_export_main import published as published
 import export.main
 import serve.main
 from serve import lineage
-from serve.lineage import ScoringRun, check_lineage, log_scoring_run
+from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
 from serve.predictor import Predictor
 
 MLFLOW = Path(sys.executable).with_name("mlflow")
@@ -239,3 +240,57 @@ def test_a_server_that_is_out_of_order_may_be_asked_again_and_one_that_refuses_n
         with pytest.raises(kind, match=f"refused experiments/search with {code}"):
             check_lineage(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
+
+
+def test_a_model_that_was_exported_before_mlflow_had_its_run_is_found_by_its_checkpoint() -> None:
+    asked: list[Any] = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            size = int(self.headers.get("Content-Length", 0))
+            asked.append((self.path.partition("mlflow/")[2], self.rfile.read(size).decode()))
+            answers = {
+                "experiments/search": {"experiments": [{"experiment_id": "1"}, {"experiment_id": "2"}]},
+                "runs/search": {"runs": [{"info": {"run_id": "trained", "experiment_id": "2"}}]},
+                "model-versions/search": {},
+                "runs/create": {"run": {"info": {"run_id": "scored"}}},
+            }
+            self.send_response(200)
+            self.end_headers()
+            known = next((value for path, value in answers.items() if asked[-1][0].startswith(path)), {})
+            self.wfile.write(json.dumps(known).encode())
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    scored = ScoringRun("score x", "", "abc", {}, {"rows": 3.0}, {}, 1000, 2000)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        assert log_scoring_run(f"http://127.0.0.1:{server.server_port}", scored) == "scored"
+        server.shutdown()
+    bodies = {path: json.loads(body) for path, body in asked if body}
+    assert bodies["runs/search"]["experiment_ids"] == ["1", "2"]
+    assert "= 'abc'" in bodies["runs/search"]["filter"]
+    assert bodies["runs/create"]["experiment_id"] == "2"
+    assert {"key": "purebred.training_run_id", "value": "trained"} in bodies["runs/create"]["tags"]
+
+
+def test_the_store_of_a_model_in_its_run_directory_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model = tmp_path / "run" / "export" / "model.onnx"
+    model.parent.mkdir(parents=True)
+    model.touch()
+    assert tracking_uri(str(model)) == "sqlite:///mlflow.db"
+    store, record = tmp_path / "mlflow.db", {"run_id": "1", "uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    (tmp_path / "run" / "tracking.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="does not exist here"):
+        tracking_uri(str(model))
+    store.touch()
+    (tmp_path / "link.onnx").symlink_to(model)
+    for name in (model, tmp_path / "link.onnx"):
+        assert tracking_uri(str(name)) == record["uri"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://given")
+    assert tracking_uri(str(model)) == "http://given"

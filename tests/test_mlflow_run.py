@@ -12,9 +12,9 @@ import mlflow
 import pytest
 from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use, whole_run
 
-from train import mlflow_run
+from train import mlflow_run, sync
 from train.metrics_file import read_metrics
-from train.mlflow_run import read_record
+from train.run_record import read_record
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -282,3 +282,45 @@ def test_metrics_that_are_not_finite_are_logged(store: str) -> None:
     t.end("FINISHED")
     assert runs(store)[0].data.metrics["val/accuracy"] == 0.5
     assert len(read_metrics(Path("metrics.jsonl"))) == 1
+
+
+def test_an_end_that_mlflow_missed_is_sent_again(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_terminated = mlflow.MlflowClient.set_terminated
+
+    def away(*args: Any, **options: Any) -> None:
+        monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", set_terminated)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", away)
+    whole_run("KILLED")
+    assert [run.info.status for run in runs(store)] == ["KILLED"]
+
+
+def test_a_running_run_and_a_killed_one_have_their_best_metrics(store: str) -> None:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])
+    t.log_best(1, {"val/accuracy": 0.5})
+    t.send()
+    wait_until(lambda: runs(store)[0].data.metrics.get("best/val/accuracy") == 0.5)
+    assert runs(store)[0].info.status == "RUNNING"
+    t.log_metrics(2, METRICS[1])
+    t.log_best(2, {"val/accuracy": 0.75})  # and now the process is killed
+    assert sync.main(["."]) == 0
+    (run,) = runs(store)
+    assert run.info.status == "KILLED"
+    assert (run.data.metrics["best/val/accuracy"], run.data.metrics["best/epoch"]) == (0.75, 2)
+
+
+def test_the_best_metrics_of_a_resumed_run_are_logged_once(store: str) -> None:
+    first = tracker()
+    first.start(PARAMETERS, "data/train", DIGEST)
+    first.log_metrics(1, METRICS[0])
+    first.log_best(1, {"val/accuracy": 0.5})
+    first.end("KILLED")
+    t = tracker(0, first.run_id)
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, METRICS[0])  # done again
+    t.log_best(1, {"val/accuracy": 0.5})
+    t.end("FINISHED")
+    assert history(store, t.run_id, "best/val/accuracy") == [(1, 0.5)]

@@ -1,16 +1,26 @@
 """What is asked of MLflow about one run: names that it takes, the store, the model that was verified."""
 
+import io
+import json
 import os
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow_store import DIGEST, PARAMETERS, onnx_file, runs, tracker, whole_run
+from mlflow_store import DIGEST, PARAMETERS, REFUSES, onnx_file, runs, tracker, use, whole_run
 
+from export import lineage
+from export.publish import check_register, training_run
+from serve.lineage import Recorded, ScoringRun, recorded_run
 from serve.metadata import ModelMetadata
 from serve.preprocess import Preprocess
-from train import tracking
-from train.checkpoint import file_sha256
+from train import mlflow_run, sync, tracking
+from train.checkpoint import file_sha256, save_checkpoint
+from train.config import TrainConfig
+from train.mlflow_run import MlflowTracker
 from train.tracking import find_model, log_verified_model, metric_name
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -135,3 +145,73 @@ def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
     for run_id, name in (("0" * 32, "pets"), (t.run_id, "a/b:c")):
         with pytest.raises(mlflow.MlflowException):
             tracking.check_registrable(run_id, name)
+
+
+def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported_and_scored(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint and the model, made meanwhile, know no run ID."""
+    run = Path("runs/small")
+    (run / "export").mkdir(parents=True)
+    save_checkpoint({"run_id": ""}, run / "checkpoints" / "best.pt")
+    digest = file_sha256(run / "checkpoints" / "best.pt")
+    use(monkeypatch, REFUSES)
+    monkeypatch.setattr(mlflow_run, "LAST_TRIES", 1)
+    t = MlflowTracker(TrainConfig(name="small"), run / "metrics.jsonl", 0, "")
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.end("FINISHED")
+    use(monkeypatch, store)
+    assert training_run(run, "", digest) == ""
+    with pytest.raises(ValueError, match=r"does not have this run yet: send it by python train/sync.py"):
+        check_register(run, "", "pets")
+    before = (run / "tracking.json").read_text()
+    assert sync.main([str(run)]) == 0
+    (trained,) = runs(store)
+    assert training_run(run, "", digest) == trained.info.run_id
+    assert recorded_run(run) == Recorded(True, trained.info.run_id, store)
+    (run / "tracking.json").write_text(before)  # as in a copy that an object store has from the outage
+    assert training_run(run, "", digest) == trained.info.run_id
+
+    metadata = ModelMetadata(("cat", "dog"), Preprocess("crop", 16, 18), checkpoint_sha256=digest)
+    model = onnx_file(run / "export" / "model.onnx", metadata)
+    report = Path("verification.json")
+    report.write_text("{}")
+    log_verified_model(trained.info.run_id, model, report, 16, 2, {}, "pets", digest)
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
+    assert version.run_id == trained.info.run_id
+
+    scored = ScoringRun("score", "", digest, {}, {"rows": 3.0}, {"purebred.kind": "scoring"}, 1000, 2000)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(scored))))
+    assert lineage.main() == 0
+    tags = mlflow.MlflowClient(store).get_run(capsys.readouterr().out.split()[-1]).data.tags
+    assert tags["purebred.training_run_id"] == trained.info.run_id
+    assert tags["purebred.model_version"] == "pets/1"
+
+
+def test_a_scoring_run_that_is_linked_to_nothing_warns(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trained_by, warned in (("0" * 32, True), ("", False)):
+        scored = ScoringRun("score", trained_by, "ab", {}, {"rows": 3.0}, {}, 1000, 2000)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(scored))))
+        assert lineage.main() == 0
+        assert ("warning: MLflow there does not have run" in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize(
+    ("uri", "artifacts", "refused"),
+    [
+        ("http://mlflow:5000", "{}/srv/1/abc/artifacts", True),
+        ("http://mlflow:5000", "file://{}/srv/1/abc/artifacts", True),
+        ("http://mlflow:5000", "{}/1/abc/artifacts", False),  # mounted here, too
+        ("http://mlflow:5000", "mlflow-artifacts:/1/abc/artifacts", False),
+        ("https://mlflow", "s3://bucket/srv/1/abc/artifacts", False),
+        ("http://127.0.0.1:5000", "{}/srv/1/abc/artifacts", False),
+        ("sqlite:////srv/mlflow.db", "{}/srv/1/abc/artifacts", False),
+    ],
+)
+def test_files_are_not_left_in_a_folder_that_only_the_server_has(
+    tmp_path: Path, uri: str, artifacts: str, refused: bool
+) -> None:
+    with pytest.raises(ValueError, match="--serve-artifacts") if refused else nullcontext():
+        tracking.check_artifact_folder(uri, artifacts.format(tmp_path))

@@ -17,7 +17,8 @@ from train.depthwise import DepthwiseConv2d
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import add_subject_crop, build_model, load_teacher, rebuild
-from train.trainee import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore
+from train.optim import lr_factor
+from train.trainee import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore, schedule_change
 
 RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}
 
@@ -405,3 +406,38 @@ def test_depthwise_networks_train_with_fast_gradients() -> None:
     model, _ = build_model("mobilenet_v3_small", 2, 64)
     make_trainee(TrainConfig(model="mobilenet_v3_small", image_size=64), model)
     assert any(isinstance(module, DepthwiseConv2d) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "done", "word"),
+    [
+        ({}, 4, 2, "rises"),
+        ({"warmup_epochs": 0.0}, 4, 1, "rises"),
+        ({"epochs": 4}, 3, 2, "falls"),
+        ({}, 1, 1, ""),
+        ({}, 2, 1, ""),
+        ({"schedule": "constant", "warmup_epochs": 0.0}, 4, 2, ""),
+        ({}, 4, 0, ""),
+    ],
+)
+def test_what_more_epochs_do_to_the_learning_rate_is_printed(
+    tmp_path: Path, settings: dict[str, Any], epochs: int, done: int, word: str
+) -> None:
+    config, data = make_data(tmp_path, **{"epochs": 2, "lr": 0.01, **settings})
+    trainee = new_trainee(config, data)
+    train(trainee, config, data, range(done))
+    last = trainee.optimizer.param_groups[0]["lr"]
+    state = checkpoint_state(trainee, History(epochs_done=done, best_epoch=1), data, config, "")
+    longer, steps = config.replace(epochs=epochs), EpochPlan(len(data.train), config.batch_size, 0).steps
+    resumed = new_trainee(longer, data)
+    resumed.load_state_dict(state)
+    printed = schedule_change(state, resumed, longer, steps)
+    assert bool(printed) == bool(word)
+    if word:
+        following = resumed.optimizer.param_groups[0]["lr"]
+        step = done * steps
+        before = 0.01 * lr_factor(step - 1, config, steps)
+        assert f"--epochs {config.epochs} -> {epochs}" in printed
+        assert f"{word} from {before:.2e} to {following:.2e}" in printed
+        assert printed.startswith("warning") == (word == "rises")
+        assert last <= before

@@ -22,7 +22,7 @@ from train.pixels import PixelCache, Stored, open_cache, training_entries, valid
 from train.retune import head_trainee, retuning
 from train.shared import share
 from train.snapshots import Position, Say
-from train.trainee import History, Trainee, build_trainee, is_retuning, restore
+from train.trainee import History, Trainee, build_trainee, is_retuning, restore, schedule_change
 
 
 @dataclass
@@ -115,6 +115,9 @@ def assemble(
     if state is not None and is_retuning(state):
         stage = retuning(config)
         trainee = head_trainee(trainee, stage, plan, ranks, device)
+    history = restore(state, trainee, data, config) if state else History()
+    if state is not None and (note := schedule_change(state, trainee, config, plan.steps)):
+        say(note)
     soft = data.train.targets
     cache, val_cache = open_caches(config, data, ranks, say)
     return Job(
@@ -129,7 +132,7 @@ def assemble(
         teacher=None if teacher is None else teacher.to(device),
         soft_targets=None if soft is None else torch.from_numpy(soft).to(device),
         trainee=trainee,
-        history=restore(state, trainee, data, config) if state else History(),
+        history=history,
         position=Position(**state["position"]) if state and "position" in state else Position(),
         cache=cache,
         val_cache=val_cache,

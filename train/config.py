@@ -188,8 +188,9 @@ class TrainConfig:
     """Folder of the run directories. s3:// and gs:// need a `name`; the run is copied there as it grows."""
     name: str = ""
     """Run directory and MLflow run name; empty: time and model."""
-    experiment: str = "purebred"
-    """MLflow experiment. The server is MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db."""
+    experiment: str = ""
+    """MLflow experiment; empty: MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, or else purebred. The
+    server is MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db."""
     track: bool = True
     """Log to MLflow; metrics.jsonl is written in any case."""
     resume: str = ""

@@ -182,6 +182,8 @@ class Epochs:
         """What an epoch leaves behind: metrics, the best checkpoint, a snapshot."""
         job = self.job
         self.tracker.log_metrics(job.history.epochs_done, values)
+        if improved:
+            self.tracker.log_best(job.history.best_epoch, job.history.best)
         state = copy_to_cpu(self._state())  # of this epoch, also when it can be written only later
         best = None
         if improved and evaluation is not None:

@@ -101,6 +101,8 @@ def run(
         run_id = state["run_id"] if state else ""
         epochs_done = job.history.epochs_done
         tracker = build_tracker(config, ranks.is_main, folder / "metrics.jsonl", epochs_done, run_id)
+        if job.history.best:
+            tracker.log_best(job.history.best_epoch, job.history.best)
         tracker.start(job.parameters(), redact(asked.data or config.data, hidden=""), data.digest)
         there = f"{url}/{config.name}" if url and ranks.is_main else ""
         publish = stack.enter_context(mirrored(folder, there, say))

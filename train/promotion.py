@@ -11,6 +11,7 @@ The first champion must be surely better than always naming the largest class: t
 3. Log loss is not higher beyond chance: the 95 % interval of the paired difference reaches 0 or below.
 """
 
+import os
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 from train.checkpoint import file_sha256, load_checkpoint
 from train.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.results import Predictions, RunResult, check_metrics, paired, read_predictions
+from train.run_record import read_record
 from train.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -90,6 +92,9 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     """
     if not 0 < margin < 1:
         raise ValueError(f"--margin {margin} is outside 0..1: it is a difference of accuracy")
+    records = [read_record(run.folder / "tracking.json") for run in runs]
+    if stores := [record.uri for record in records if record is not None and record.uri]:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", stores[0])
     aliases = read_aliases(model)
     if CHALLENGER not in aliases:
         raise ValueError(
@@ -137,9 +142,10 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
 
 
 def run_id_of(run: RunResult) -> str:
-    """The MLflow run's ID, from the best checkpoint."""
+    """The MLflow run's ID, from the run's record, or from the best checkpoint where there is none."""
+    record = read_record(run.folder / "tracking.json")
     run_id: str = load_checkpoint(run.folder / "checkpoints" / "best.pt")["run_id"]
-    return run_id
+    return record.run_id if record is not None and record.run_id else run_id
 
 
 def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predictions:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.metadata import ModelMetadata
-from serve.urls import redact
-from train.tracking import connect, log_points, mlflow
+from train.mlflow_errors import explain, may_pass, without_passwords
+from train.tracking import choose_experiment, connect, log_points, mlflow, store_uri, use_experiment
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
 
@@ -23,8 +23,11 @@ def mlflow_answers() -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:  # they share no base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(redact(f"MLflow at {mlflow.get_tracking_uri()}: {reason}")) from error
+        reason = explain(error, store_uri())
+        if may_pass(error):
+            reason = f"it does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
+        uri = mlflow.get_tracking_uri()
+        raise ValueError(without_passwords(f"MLflow at {uri}: {reason}")) from error
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, s
         if run_id:
             client.update_run(run_id, status="RUNNING")
         else:
-            experiment_id = mlflow.set_experiment(experiment).experiment_id
+            experiment_id = use_experiment(*choose_experiment(experiment))
             run_id = client.create_run(experiment_id, run_name=name).info.run_id
             client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
     return run_id

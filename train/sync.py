@@ -3,9 +3,11 @@
     python train/sync.py runs/NAME [runs/OTHER ...]
 
 What MLflow has already stays as it is, so that this can be done twice. A run whose processes are gone
-without saying how becomes KILLED. The server is MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db.
+without saying how becomes KILLED. The server is MLFLOW_TRACKING_URI, by default the one that the run was
+logged to, or should have been.
 
-Exit code: 0 MLflow has everything; 1 it does not answer; 2 not a run directory, or it is being trained.
+Exit code: 0 MLflow has everything; 1 it does not answer; 2 it refuses something, or this is not a run
+directory, or it is being trained.
 """
 
 import sys
@@ -24,8 +26,10 @@ from collections.abc import Sequence
 
 from serve.urls import redact
 from train.metrics_file import read_metrics
-from train.mlflow_run import Sender, read_record
+from train.mlflow_errors import RefusedError, without_passwords
+from train.mlflow_run import Sender
 from train.resume import is_locked
+from train.run_record import read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {redact(error)}", file=sys.stderr)
             worst = max(worst, 2)
         except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
-            reason = redact(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            reason = (without_passwords(str(error)) or type(error).__name__).splitlines()[0][:200]
             print(f"error: {folder}: MLflow does not answer: {reason}", file=sys.stderr)
             worst = max(worst, 1)
     return worst
@@ -51,7 +55,7 @@ def sync(folder: Path) -> str:
     """Returns the run's ID.
 
     Raises:
-        ValueError: `folder` is no run that MLflow should have, or is being trained.
+        ValueError: `folder` is no run that MLflow should have, or is being trained, or MLflow refuses it.
     """
     place = folder / "tracking.json"
     record = read_record(place)
@@ -59,11 +63,19 @@ def sync(folder: Path) -> str:
         raise ValueError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
     if is_locked(folder):
         raise ValueError(f"{folder} is being trained: that process sends what is missing")
-    if record.complete:
+    if record.complete and record.run_id:
         return record.run_id
     if record.status == "RUNNING":
         record.status = "KILLED"
-    Sender(record, place, read_metrics(folder / "metrics.jsonl"), system_metrics=False).update()
+    sender = Sender(record, place, read_metrics(folder / "metrics.jsonl"), system_metrics=False)
+    try:
+        sender.update()
+    except RefusedError as error:
+        raise RefusedError(f"{folder}: MLflow refuses this run: {error}") from error
+    finally:
+        sender.close()  # another folder's run may follow
+    if sentences := sender.refused.sentences():
+        raise RefusedError(f"{folder}: " + "\n".join(sentences.values()))
     return record.run_id
 
 

@@ -17,7 +17,7 @@ from train.depthwise import quicken_depthwise
 from train.device import Precision
 from train.distributed import Ranks, wrap
 from train.model import ImageClassifier
-from train.optim import MovingAverage, build_ema, build_optimizer, build_scheduler
+from train.optim import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
 from train.snapshots import Position
 
 LEAST_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default
@@ -338,6 +338,26 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
         )
     trainee.load_state_dict(state)
     return history
+
+
+def schedule_change(state: dict[str, Any], trainee: Trainee, config: TrainConfig, steps: int) -> str:
+    """A sentence on what other --epochs than the checkpoint's do to the learning rate; "" if nothing. An
+    epoch has so many `steps`."""
+    before, step = config.replace(epochs=state["config"]["epochs"]), trainee.scheduler.last_epoch
+    planned, now = (lr_factor(step, c, steps) for c in (before, config))
+    if not 0 < step < config.epochs * steps or planned == now:
+        return ""
+    peak = trainee.scheduler.base_lrs[0]
+    last, following = peak * lr_factor(step - 1, before, steps), peak * now
+    rises = following > last
+    text = (
+        f"--epochs {before.epochs} -> {config.epochs}: the {config.schedule} schedule is stretched to "
+        f"{config.epochs} epochs, and the learning rate {'rises' if rises else 'falls'} from {last:.2e} to "
+        f"{following:.2e} at the next step"
+    )
+    best = f"{config.output}/{config.name}/checkpoints/best.pt"
+    cure = f"to keep it low, start a new run with --weights {best} and a low --lr"
+    return f"warning: {text}; {cure}" if rises else text
 
 
 def is_retuning(state: dict[str, Any]) -> bool:
