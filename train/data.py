@@ -18,6 +18,7 @@ from serve.preprocess import list_images
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.duplicates import Near, labels_decide, near_duplicates
+from train.labels import check_known, unify
 from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_targets
 from train.scan import scan
 from train.shared import Texts, share
@@ -153,9 +154,11 @@ def _readable(
 ) -> tuple[ImageSet, NDArray[np.uint8], dict[str, str]]:
     """(images, their thumbnails, unreadable files -> why)"""
     root, labels, layout, problems = find_labels(Path(source), config.data_format, flag)
-    soft = read_soft_labels(Path(source)) if layout == MANIFEST else {}
+    soft = read_soft_labels(Path(source)) if layout.startswith(MANIFEST) else {}
+    spellings: list[str] = []
+    labels = unify(labels, source, spellings)
     class_names = tuple(sorted(set(labels.values()), key=natural_key))
-    notes.append(f"{source}: {len(labels)} images, {layout}")
+    notes += [f"{source}: {len(labels)} images, {layout}", *spellings]
     if excluded:
         unknown = [path for path in excluded if path not in labels]
         if unknown:
@@ -210,11 +213,12 @@ def find_labels(
         data_format = _recognise(source)
     try:
         if data_format == "csv":
-            return source.parent, read_manifest(source), MANIFEST, []
+            notes: list[str] = []
+            return source.parent, read_manifest(source, notes), "; ".join([MANIFEST, *notes]), []
         if data_format == "tar":
-            labels = tar_labels(source)
+            labels, problems = tar_labels(source)
             check_no_split(labels, source)
-            return tar_root(source), labels, "images in tar files", []
+            return tar_root(source), labels, "images in tar files", problems
         if data_format == "folders":
             labels, problems = _folder_labels(source)
             check_no_split(labels, source)
@@ -316,6 +320,7 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
 def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
     unknown = sorted(set(val.class_names) - set(class_names), key=natural_key)
     if unknown:
+        check_known(unknown, class_names, source)
         raise ValueError(
             f"--val_data {source} has classes that the training data do not: {', '.join(unknown)}; "
             f"known are {', '.join(class_names)}"

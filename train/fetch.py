@@ -21,6 +21,9 @@ THREADS = 32  # they wait for the network
 PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and last attempt
 INDEX = ".copied.json"
 UNFINISHED = f"{INDEX}.unfinished"
+# What stores know of an object's content, the surest first
+STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "generation", "mtime", "LastModified")
+STAMPS += ("last_modified", "Last-Modified", "updated", "modified")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Remote:
     """As the file system has it."""
     size: int | None
     stamp: str
-    """Another one when the content is another."""
+    """Another one when the content is another; empty where the store does not say."""
 
 
 def is_remote(source: str) -> bool:
@@ -91,13 +94,13 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
     wanted = {path: [remote.size, remote.stamp] for path, remote in found.items()}
     if known is None:  # a start that was stopped says what it was copying
         known = _read_index(home, UNFINISHED) or {}
-    elif known == wanted and all(_is_whole(home / path, found[path].size) for path in wanted):
-        return wanted
     missing = [
         path
-        for path, entry in wanted.items()
-        if known.get(path) != entry or not _is_whole(home / path, found[path].size)
+        for path, remote in found.items()
+        if known.get(path) != wanted[path] or not remote.stamp or not _is_whole(home / path, remote.size)
     ]
+    if known == wanted and not missing:
+        return wanted
     total = sum(found[path].size or 0 for path in missing)
     what = f"{url}: {len(missing)} of {len(found)} files, {total / 1e9:.2f} GB, to {home}"
     free = shutil.disk_usage(home).free
@@ -152,7 +155,7 @@ def list_objects(files: Any, root: str) -> dict[str, Remote]:
 
 
 def _remote(name: str, info: dict[str, Any]) -> Remote:
-    stamps = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated"))
+    stamps = (info.get(key) for key in STAMPS)
     return Remote(name, info.get("size"), str(next(filter(None, stamps), "")))
 
 
