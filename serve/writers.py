@@ -262,8 +262,8 @@ def check_kaggle(names: Iterable[str], class_names: Sequence[str], labels: bool)
     others = [name for name in class_names if name not in numbers]
     if labels and numbers and others:
         raise ValueError(
-            f"--format kaggle --labels writes numbers; the class {numbers[0]!r} is one and {others[0]!r} is "
-            "none: use --format csv"
+            f"--format kaggle --labels writes numbers; {numbers[0]!r} is one and {others[0]!r} is none: "
+            "use --format csv"
         )
     # sorted by id; no id has a slash
     ids = Inventory.sort(Entry(f"{PurePosixPath(name).stem}/{name}") for name in names)
