@@ -117,6 +117,15 @@ def test_a_row_that_says_the_same_again_counts_once(tmp_path: Path) -> None:
         read_soft_labels(file)
 
 
+def test_a_class_that_is_called_as_missing_labels_are_is_written_in_quotes(tmp_path: Path) -> None:
+    labels = {"a.jpg": "None", "b.jpg": "-", "c.jpg": "cat"}
+    write_manifest(tmp_path / "m.csv", list(labels), list(labels.values()))
+    assert read_manifest(tmp_path / "m.csv") == labels
+    write(tmp_path / "m.csv", 'a.jpg,"None"', "b.jpg,cat", "c.jpg,nan", header="path,label")
+    with pytest.raises(ValueError, match=r"line 4: 'nan' stands for .* write it in double quotes"):
+        read_manifest(tmp_path / "m.csv")
+
+
 def test_a_path_that_is_not_utf8_is_kept_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes(b"path,label\ncaf\xe9.jpg,cat\n")
     assert list(read_manifest(tmp_path / "m.csv")) == [os.fsdecode(b"caf\xe9.jpg")]

@@ -187,12 +187,11 @@ def missing(labels: Iterable[str]) -> set[str]:
     }
 
 
-def check_none_missing(counts: Mapping[str, int], where: str) -> None:
-    """Raises ValueError when a label, in a table or a .cls file, stands for none."""
-    if absent := missing(counts):
+def check_none_missing(counts: Mapping[str, int], where: str, meant: str, certain: Collection[str]) -> None:
+    """Raises ValueError when a label that is not `certain` stands for none; `meant`: how to write one."""
+    if absent := missing(counts).difference(certain):
         images, total = sum(counts[name] for name in absent), sum(counts.values())
         raise ValueError(
             f"{where}: {', '.join(map(repr, sorted(absent)))} stands for a missing label ({images} of "
-            f"{total} images); leave these images out or label them, or, if it is a class, give it another "
-            "name (none_of_these)"
+            f"{total} images); leave these images out or label them, or, if it is a class, {meant}"
         )

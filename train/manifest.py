@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,14 @@ from train.text_encoding import is_undecoded, text_encoding
 SOFT_COLUMN = "probability_"
 FIRST_FILES = 10  # if none of them exists, it is not that a file is lost
 
-Rows = Iterator[tuple[int, dict[str, str]]]  # line number, cells by column
+Rows = Iterator[tuple[int, str, dict[str, str]]]  # line number, the line, cells by column
 
 
 def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
     """image -> label, from the columns path and label. A row that says the same again counts once.
+
+    A label such as None is a class if it is in double quotes, as `write_manifest` writes all: what stands
+    for a missing value is written without them.
 
     Raises:
         ValueError: a column, path or label is missing, an image has two labels, a label stands for none or
@@ -32,11 +35,12 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
     labels: dict[str, str] = {}
     first_of = _Files(path.parent)
     lines: dict[str, int] = {}  # of each label and image, where it comes first
+    quoted: set[str] = set()
     repeated = 0
     with _table(path) as (columns, rows):
         if not {"path", "label"} <= set(columns):
             described = ", ".join(map(repr, columns))[:200] or "nothing in it"
-            first = next(rows, (0, {}))[1]
+            first = next(rows, (0, "", {}))[2]
             raise ValueError(
                 f"{path} is read as a manifest: UTF-8, separated by commas, with the columns path,label in "
                 f"its first line; it has {described}{cure_for_columns(path, columns, list(first.values()))}"
@@ -46,7 +50,7 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
                 f"{path} has a column split, which is not looked at: make it two manifests, one for --data "
                 "and one for --val_data, without this column"
             )
-        for line, row in rows:
+        for line, text, row in rows:
             image, label = first_of[row["path"]], row["label"]
             if not image or not label.strip():
                 raise ValueError(f"{path} line {line}: path or label is empty")
@@ -64,25 +68,30 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
                 repeated += 1
             else:
                 labels[image] = label
+                if label not in lines and f'"{label}"' in text:
+                    quoted.add(label)
                 lines.setdefault(label, line)
     if not labels:
         raise ValueError(f"{path} lists no images")
-    _check_labels(path, lines, labels)
+    _check_labels(path, lines, labels, quoted)
     if cure := cure_for_paths(path, columns, list(islice(labels, FIRST_FILES))):
         raise ValueError(f"{path}: {cure}")
-    if repeated and notes is not None:
-        notes.append(f"{repeated} rows repeat an earlier one and count once")
+    if notes is not None:
+        notes += [f"{name!r}, in quotes, is a class" for name in sorted(missing(lines))]
+        notes += [f"{repeated} rows repeat an earlier one and count once"] if repeated else []
     return labels
 
 
-def _check_labels(path: Path, lines: Mapping[str, int], labels: Mapping[str, str]) -> None:
+def _check_labels(
+    path: Path, lines: Mapping[str, int], labels: Mapping[str, str], quoted: Collection[str]
+) -> None:
     """`lines`: label -> the line in which it comes first."""
     if odd := [label for label in lines if is_undecoded(label)]:
         cure = cure_for_encoding(path, [os.fsencode(label) for label in odd])
         raise ValueError(f"{path} line {lines[odd[0]]}: the label is not UTF-8; {cure}")
-    if absent := missing(lines):
-        line = min(lines[name] for name in absent)
-        check_none_missing(Counter(labels.values()), f"{path} line {line}")
+    if absent := missing(lines).difference(quoted):
+        where = f"{path} line {min(lines[name] for name in absent)}"
+        check_none_missing(Counter(labels.values()), where, "write it in double quotes", quoted)
     check_white_space(lines, str(path))
 
 
@@ -121,8 +130,7 @@ def _table(path: Path) -> Iterator[tuple[list[str], Rows]]:
                     raise ValueError(f"{path} has the column {name} twice: remove one of them")
             before = reader.line_num
             spaced = any(name.startswith(" ") for name in header[1:])  # path, label: so are the rows
-            reader = csv.reader(file, strict=True, skipinitialspace=spaced)
-            yield columns, _rows(path, header, columns, reader, before)
+            yield columns, _rows(path, header, columns, file, before, spaced)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} begins as UTF-16 does, but is none: save it as UTF-8") from error
 
@@ -134,9 +142,20 @@ def _column(name: str, header: Sequence[str]) -> str:
 
 
 def _rows(
-    path: Path, header: Sequence[str], columns: Sequence[str], reader: "csv._reader", before: int
+    path: Path, header: list[str], columns: list[str], file: Iterable[str], before: int, spaced: bool
 ) -> Rows:
+    """`before`: the lines of the header; `spaced`: cells begin with a space."""
+    read: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in file:
+            read.append(line)
+            yield line
+
+    reader = csv.reader(remembered(), strict=True, skipinitialspace=spaced)
     for cells in reader:
+        text = "".join(read)
+        read.clear()
         line = before + reader.line_num
         if not any(cells):
             continue
@@ -149,7 +168,7 @@ def _rows(
             raise ValueError(f"{path} line {line} repeats the first line: two files were joined; remove it")
         if any("\0" in cell for cell in cells):
             raise ValueError(f"{path} line {line} holds a NUL character: it is no text")
-        yield line, dict(zip(columns, [*cells, *("" for _ in columns)], strict=False))
+        yield line, text, dict(zip(columns, [*cells, *("" for _ in columns)], strict=False))
 
 
 def read_excluded(path: str) -> list[str]:
@@ -164,7 +183,7 @@ def read_excluded(path: str) -> list[str]:
         with _table(Path(path)) as (columns, rows):
             if "path" not in columns:
                 raise ValueError(f"--exclude {path} needs the column path; it has {columns}")
-            return list(dict.fromkeys(row["path"] for _, row in rows))
+            return list(dict.fromkeys(row["path"] for _, _, row in rows))
     except (OSError, csv.Error) as error:
         raise ValueError(f"--exclude {path} cannot be read: {error}") from error
 
@@ -176,7 +195,7 @@ def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
     first_of, seen = _Files(path.parent), dict[str, dict[str, str]]()
     with _table(path) as (columns, rows):
         columns = [name for name in columns if name.startswith(SOFT_COLUMN)]
-        for line, row in rows if columns else ():
+        for line, _, row in rows if columns else ():
             image = first_of[row["path"]]
             cells = {normal(name.removeprefix(SOFT_COLUMN)): row[name] for name in columns}
             if seen.setdefault(image, cells) != cells:

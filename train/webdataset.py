@@ -48,7 +48,7 @@ def tar_labels(source: Path) -> tuple[dict[str, str], list[str]]:
             labels[f"{tar.name}/{name}"] = label
     if not labels:
         raise ValueError(f"the tar files of {source} hold no images")
-    check_none_missing(keys, f"the {LABEL_SUFFIX} files of {source}")
+    check_none_missing(keys, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
     return labels, [
         f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class"
         for kind, count in left_out.items()
