@@ -23,7 +23,7 @@ INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)
 MAX_HEADER_BYTES = 1 << 22
 """Of a member's name and attributes, in which macOS keeps small files; a damaged header claims anything."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
-Identity = tuple[int, int, int, int]  # of a local file, until somebody changes it
+Identity = tuple[int, ...]  # of a local file, until somebody changes it
 
 
 class Places(NamedTuple):
@@ -93,7 +93,7 @@ def read_member(tar: str, name: str, most: int) -> bytes:
         FileNotFoundError: no such member. ValueError: the tar file is damaged. OSError: it cannot be read.
     """
     info = os.stat(tar)
-    places = _places(tar, _identity(info))
+    places = _places(tar, (*_identity(info), info.st_ctime_ns))
     key = _hash(plain(name))
     index = int(np.searchsorted(places.names, key))
     if index == len(places.names) or places.names[index] != key:

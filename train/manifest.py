@@ -4,7 +4,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -40,10 +40,12 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
     with _table(path) as (columns, rows):
         if not {"path", "label"} <= set(columns):
             described = ", ".join(map(repr, columns))[:200] or "nothing in it"
-            first = next(rows, (0, "", {}))[2]
+            first: list[str] = []
+            with suppress(ValueError, StopIteration):
+                first = list(next(rows)[2].values())
             raise ValueError(
                 f"{path} is read as a manifest: UTF-8, separated by commas, with the columns path,label in "
-                f"its first line; it has {described}{cure_for_columns(path, columns, list(first.values()))}"
+                f"its first line; it has {described}{cure_for_columns(path, columns, first)}"
             )
         if "split" in columns:
             raise ValueError(
@@ -99,7 +101,7 @@ class _Files:
     """A file's path as it is written first: ./a.jpg and a.jpg are one."""
 
     def __init__(self, folder: Path):
-        self._folder = os.path.abspath(folder)
+        self._folder = os.path.realpath(folder)
         self._first: dict[str, str] = {}
 
     def __getitem__(self, path: str) -> str:
@@ -124,21 +126,19 @@ def _table(path: Path) -> Iterator[tuple[list[str], Rows]]:
         with path.open(newline="", encoding=encoding, errors=errors) as file:
             reader = csv.reader(file, strict=True)  # else a quote that is left open takes all that follows
             header = next(reader, [])
-            columns = [_column(name, header) for name in header]
+            spaced = any(name.startswith(" ") for name in header[1:])  # path, label: so are the rows
+            columns = [_column(name.strip(' "') if spaced else name, header) for name in header]
             for name in ("path", "label"):
                 if columns.count(name) > 1:
                     raise ValueError(f"{path} has the column {name} twice: remove one of them")
-            before = reader.line_num
-            spaced = any(name.startswith(" ") for name in header[1:])  # path, label: so are the rows
-            yield columns, _rows(path, header, columns, file, before, spaced)
+            yield columns, _rows(path, header, columns, file, reader.line_num, spaced)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} begins as UTF-16 does, but is none: save it as UTF-8") from error
 
 
 def _column(name: str, header: Sequence[str]) -> str:
-    plain = name.strip().strip('"')  # of path, "label"
-    lowered = plain.casefold()
-    return lowered if lowered in ("path", "label", "split") and lowered not in header else plain
+    lowered = name.strip().casefold()
+    return lowered if lowered in ("path", "label", "split") and lowered not in header else name.strip()
 
 
 def _rows(
