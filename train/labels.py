@@ -179,7 +179,9 @@ def _unmangled(name: str) -> str:
 def missing(labels: Iterable[str]) -> set[str]:
     """Those that stand for no label in a table. A placeholder such as - is a class among other signs."""
     names = set(labels)
-    signs = {name for name in names if len(name) == 1 and not (name.isalnum() or PLACEHOLDER.match(name))}
+    signs = {
+        c for name in names if len(c := name.strip()) == 1 and not (c.isalnum() or PLACEHOLDER.match(c))
+    }
     return {
         name
         for name in names
