@@ -67,7 +67,7 @@ def test_labels_are_members_or_folders_or_names(
         ),
         (
             {"0.jpg": b"", "0.cls": b"nan", "1.jpg": b"", "1.cls": b"cat"},
-            "'nan' stands for a missing label",
+            "'nan' stands for no label",
         ),
         (
             {"0.jpg": b"", "0.cls": "\uace0\uc591\uc774".encode("cp949")},

@@ -194,6 +194,6 @@ def check_none_missing(counts: Mapping[str, int], where: str, meant: str, certai
     if absent := missing(counts).difference(certain):
         images, total = sum(counts[name] for name in absent), sum(counts.values())
         raise ValueError(
-            f"{where}: {', '.join(map(repr, sorted(absent)))} stands for a missing label ({images} of "
+            f"{where}: {', '.join(map(repr, sorted(absent)))} stands for no label ({images} of "
             f"{total} images); leave these images out or label them, or, if it is a class, {meant}"
         )
