@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from serve import remote
@@ -13,7 +13,8 @@ from serve.preprocess import has_image_suffix
 from serve.remote import is_remote
 
 MAX_LINE_BYTES = 1 << 16
-CHANGES = (  # what may be wrong with each line alike -> the command that mends it
+# What may be wrong with each line alike, and the command that mends it
+CHANGES: tuple[tuple[Callable[[str], str], str], ...] = (
     (lambda line: line.replace("\\", "/"), "tr '\\\\' /"),
     (lambda line: line.strip(), "sed -E 's/^[[:space:]]+|[[:space:]]+$//g'"),
     (lambda line: line.strip("\"'"), 'sed -E "s/^[\\"\']|[\\"\']$//g"'),

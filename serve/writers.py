@@ -220,7 +220,7 @@ class KaggleWriter:
     def write(self, row: Row) -> None:
         label = ""
         if row.probabilities is not None:
-            likeliest = row.probabilities.argmax()
+            likeliest = int(row.probabilities.argmax())
             label = self.numbers[likeliest] if self.labels else str(row.probabilities[self.positive])
         self.csv.writerow([PurePosixPath(row.path).stem, label])
 

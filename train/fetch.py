@@ -22,8 +22,8 @@ PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and last attempt
 INDEX = ".copied.json"
 UNFINISHED = f"{INDEX}.unfinished"
 # What stores know of an object's content, the surest first
-STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "generation", "mtime", "LastModified")
-STAMPS += ("last_modified", "Last-Modified", "updated", "modified")
+STAMPS = ["ETag", "etag", "md5Hash", "Content-MD5", "Digest", "generation", "mtime", "LastModified"]
+STAMPS += ["last_modified", "Last-Modified", "updated", "modified"]
 
 
 @dataclass(frozen=True)
