@@ -1,6 +1,5 @@
 """Real training images for calibration: what the network saw, and nothing that it is verified on."""
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from export.verify import ValidationImages
 from serve.archive import SUFFIX, list_tars, member_names
+from serve.lists import listed_in_csv
 from serve.preprocess import Preprocess, has_image_suffix, list_images, load_image, read_image_file
 
 SEED = 0
@@ -57,13 +57,28 @@ def _list(source: Path) -> list[Path]:
             "started in, or name them with --training-images"
         )
     if source.is_file() and source.suffix != SUFFIX:
-        with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return sorted(source.parent / row["path"] for row in csv.DictReader(file))
+        return sorted({source.parent / path for path in listed_in_csv(str(source))})
     for recursive in (False, True) if source.is_dir() else ():  # the second is a folder for each class
         if images := list(_visible(list_images(source, recursive).paths)):
             return [source / path for path in images]
+    return [tar / name for tar in list_tars(source) for name in _photographs(_visible(member_names(tar)))]
+
+
+def _photographs(names: Iterable[str]) -> list[str]:
+    """Training takes no KEY.seg.png beside KEY.jpg and KEY.cls."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    labelled = False
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        key, _, extension = base.partition(".")
+        labelled = labelled or extension == "cls"
+        if has_image_suffix(name):
+            found.setdefault((f"{folder}/{key}", "." in extension), []).append(name)
     return [
-        tar / n for tar in list_tars(source) for n in _visible(member_names(tar)) if has_image_suffix(n)
+        name
+        for (key, worded), same in found.items()
+        if not (labelled and worded and (key, False) in found)
+        for name in same
     ]
 
 

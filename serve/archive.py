@@ -93,7 +93,7 @@ def read_member(tar: str, name: str, most: int) -> bytes:
         FileNotFoundError: no such member. ValueError: the tar file is damaged. OSError: it cannot be read.
     """
     info = os.stat(tar)
-    places = _places(tar, _identity(info))
+    places = _places(tar, (*_identity(info), info.st_ctime_ns))
     key = _hash(plain(name))
     index = int(np.searchsorted(places.names, key))
     if index == len(places.names) or places.names[index] != key:

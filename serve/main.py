@@ -44,7 +44,7 @@ from serve.sources import Source, left_out, open_source
 from serve.staging import open_model, open_output
 from serve.urls import redact, url_path
 from serve.verification import read_metadata
-from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of
+from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of, kaggle_meaning
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
 MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
     add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")
     add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
-    add("--labels", action="store_true", help="kaggle: class number instead of probability")
+    add("--labels", action="store_true", help="kaggle: the class's number instead of a probability")
     add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
     add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
@@ -258,6 +258,7 @@ def open_scoring(args: argparse.Namespace, model: Path, format_name: str, source
     if format_name == "kaggle":
         names = (entry.name for entry in source.inventory.entries() if is_an_image(entry))
         check_kaggle(names, layout.class_names, args.labels)
+        print(f"in Kaggle's form, {kaggle_meaning(layout)}", file=sys.stderr)
         for entry in source.inventory.entries():
             if not is_an_image(entry):
                 print(

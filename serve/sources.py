@@ -3,7 +3,6 @@
 Every source is an inventory of sorted names and a function that reads one of them.
 """
 
-import csv
 import glob
 import os
 import re
@@ -13,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import IO
 
 from serve import remote
 from serve.archive import file_stamp, plain
 from serve.formats import kind_of_other, unread_pictures
 from serve.inventory import PROBLEM, Entry, Inventory, Same
+from serve.lists import listed_in_csv, listed_lines
 from serve.preprocess import ImageError, has_image_suffix, read_image_file, system_folder, walk_images
 from serve.remote import is_remote
 from serve.tars import Tars
@@ -28,8 +27,6 @@ LIST_SUFFIXES = (".txt", ".lst")
 MANIFEST_SUFFIX = ".csv"
 TAR_SUFFIX = ".tar"
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MAX_LINE_BYTES = 1 << 16
-BOM = b"\xef\xbb\xbf"  # Windows marks UTF-8 with it
 WILDCARDS = re.compile(r"[*?\[{]")
 MAX_PATTERN_FILES = 1_000_000
 NO_PROBLEM = "\1"  # in place of PROBLEM in what is none
@@ -163,9 +160,9 @@ def _by_suffix(path: str, folder: str) -> Source:
     """One file or object, by its suffix: a list, a manifest, a tar file, or else an image."""
     suffix = os.path.splitext(url_path(path))[1].lower()
     if suffix in LIST_SUFFIXES:
-        return _listed(path, folder, _lines(path))
+        return _listed(path, folder, listed_lines(path))
     if suffix == MANIFEST_SUFFIX:
-        return _listed(path, folder, _manifest_paths(path))
+        return _listed(path, folder, listed_in_csv(path))
     return _files([path], folder)
 
 
@@ -271,46 +268,6 @@ def _listed(path: str, folder: str, names: Iterator[str]) -> Source:
     if not len(source.inventory):
         raise ValueError(f"no images in {redact(path)!r}: the list is empty")
     return source
-
-
-def _open_bytes(path: str) -> IO[bytes]:
-    return remote.download(path) if is_remote(path) else open(path, "rb")
-
-
-def _lines(path: str) -> Iterator[str]:
-    """The lines of a text file, without their ends. Empty lines are passed over."""
-    with _open_bytes(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES or b"\0" in line:
-                raise ValueError(f"{path}: line {number} is no path: is this a list of images?")
-            if number == 1:
-                line = line.removeprefix(BOM)
-            name = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
-            if name:
-                yield name
-
-
-def _manifest_paths(path: str) -> Iterator[str]:
-    with _open_bytes(path) as file:
-        if file.read(3) != BOM:
-            file.seek(0)
-        lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b""))
-        reader = csv.reader(lines, strict=True)  # else a quote that is left open takes all that follows
-        try:
-            columns = [name.strip() for name in next(reader, [])]
-            if columns.count("path") != 1:
-                count = columns.count("path") or "no"
-                raise ValueError(f"{path}: {count} column 'path' among {columns[:10]}; it needs one")
-            at = columns.index("path")
-            for row in reader:
-                if row and (len(row) <= at or not row[at]):
-                    raise ValueError(f"{path}: line {reader.line_num} has no path")
-                if row:
-                    yield row[at]
-        except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
 
 
 # -- patterns --------------------------------------------------------------------------------------------

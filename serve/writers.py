@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from serve.inventory import Entry, Inventory, printable
 
 FORMATS = ("csv", "jsonl", "parquet", "kaggle")
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)  # as a class's name
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -51,7 +53,7 @@ class Layout:
     """0: the probabilities of all classes, in the model's order."""
     embeddings: bool = False
     labels: bool = False
-    """Kaggle: the number of the likeliest class instead of the second class's probability."""
+    """Kaggle: the number of the likeliest class instead of a probability."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_k <= len(self.class_names):
@@ -206,23 +208,49 @@ class JsonlWriter:
 class KaggleWriter:
     """Columns id (file name without suffix) and label.
 
-    label is the probability of the second class, or with `labels` the number of the likeliest class.
+    label is the probability of the second class (of two numbers: the greater one), or with `labels` the
+    likeliest class: its name where the names are numbers, else its place in the model's order, from 0.
     It is empty for an unreadable file: Kaggle refuses that, where a guess would pass unseen.
     """
 
     def __init__(self, file: IO[bytes], layout: Layout):
         self.labels, self.lines = layout.labels, _UnixLines(file)
+        self.numbers, self.positive = _numbers(layout.class_names), _positive(layout.class_names)
         self.csv = csv.writer(self.lines, lineterminator="\r\n")
         self.csv.writerow(["id", "label"])
 
     def write(self, row: Row) -> None:
         label = ""
         if row.probabilities is not None:
-            label = str(row.probabilities.argmax() if self.labels else row.probabilities[1])
+            likeliest = int(row.probabilities.argmax())
+            label = self.numbers[likeliest] if self.labels else str(row.probabilities[self.positive])
         self.csv.writerow([PurePosixPath(row.path).stem, label])
 
     def close(self) -> None:
         self.lines.close()
+
+
+def _numbers(class_names: Sequence[str]) -> Sequence[str]:
+    """What stands for the classes in a column of numbers."""
+    if all(map(NUMBER.fullmatch, class_names)):
+        return class_names
+    return [str(place) for place in range(len(class_names))]
+
+
+def _positive(class_names: Sequence[str]) -> int:
+    """The place of the class whose probability is asked for."""
+    if all(map(NUMBER.fullmatch, class_names)):  # by name, 1 is before -1
+        return max(range(len(class_names)), key=lambda place: float(class_names[place]))
+    return 1
+
+
+def kaggle_meaning(layout: Layout) -> str:
+    """What the column label holds, in words."""
+    names = layout.class_names
+    if not layout.labels:
+        return f"label is the probability of {names[_positive(names)]!r}"
+    pairs = [f"{number} for {name!r}" for number, name in zip(_numbers(names), names, strict=True)]
+    return f"label is {', '.join(pairs[:10])}{', ...' if pairs[10:] else ''}"
 
 
 def check_kaggle(names: Iterable[str], class_names: Sequence[str], labels: bool) -> None:
@@ -231,6 +259,13 @@ def check_kaggle(names: Iterable[str], class_names: Sequence[str], labels: bool)
         raise ValueError(
             f"--format kaggle writes the second of two classes' probability, and the model has "
             f"{len(class_names)} classes: add --labels or use --format csv"
+        )
+    numbers = [name for name in class_names if NUMBER.fullmatch(name)]
+    others = [name for name in class_names if name not in numbers]
+    if labels and numbers and others:
+        raise ValueError(
+            f"--format kaggle --labels writes numbers; {numbers[0]!r} is one and {others[0]!r} is none: "
+            "use --format csv"
         )
     # sorted by id; no id has a slash
     ids = Inventory.sort(Entry(f"{PurePosixPath(name).stem}/{name}") for name in names)

@@ -1,6 +1,7 @@
 """A member of a tar file is read as a file of its path is, and nothing else is taken for it."""
 
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Mapping
@@ -117,3 +118,16 @@ def test_a_later_link_of_the_same_name_is_what_counts(tmp_path: Path) -> None:
     assert member_names(path) == ["b.png"]
     with pytest.raises(FileNotFoundError):
         read_member(str(path), "a.png", 10)
+
+
+def test_a_tar_file_that_was_replaced_by_one_of_its_size_and_time_is_indexed_anew(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "x.tar", {"a.jpg": b"a" * 9, "b.jpg": b"b" * 9})
+    assert read_member(str(tar), "a.jpg", 99) == b"a" * 9
+    before = tar.stat()
+    make_tar(tar, {"b.jpg": b"b" * 9, "a.jpg": b"a" * 9})
+    while True:  # as cp -p does; until the clock has gone on
+        os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if tar.stat().st_ctime_ns != before.st_ctime_ns:
+            break
+    assert (tar.stat().st_size, tar.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert read_member(str(tar), "a.jpg", 99) == b"a" * 9

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_archive import make_tar
 from train_data import draw
 
 from export.calibration_set import training_pixels
@@ -68,13 +69,23 @@ def test_class_folders_and_manifests_are_read_like_training_does(
         target = tmp_path / "folders" / path.name.split(".")[0] / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+    with (tmp_path / "manifest.csv").open("w", newline="", encoding="utf-16") as file:
         csv.writer(file).writerows(
             [["path", "label"], *(["images/" + p.name, "x"] for p in root.iterdir())]
         )
     for source in (tmp_path / "folders", tmp_path / "manifest.csv"):
         taken = training_pixels(checkpoint(source), validation, 1000)
         assert {image.tobytes() for image in taken} == expected
+
+
+def test_masks_in_shards_are_not_taken(flat: tuple[Path, ValidationImages], tmp_path: Path) -> None:
+    root, validation = flat
+    members = {}
+    for i, path in enumerate(sorted(root.iterdir())):
+        members |= {f"{i}.png": path.read_bytes(), f"{i}.cls": b"1"}
+        members[f"{i}.seg.png"] = draw(tmp_path / "masks" / f"{i}.png", 3, i).read_bytes()
+    taken = training_pixels(checkpoint(make_tar(tmp_path / "x.tar", members)), validation, 1000)
+    assert len(taken) == 15
 
 
 def test_images_that_are_not_there_or_too_few_say_so(

@@ -133,6 +133,16 @@ class ShortAtFirst:
         Path(target).write_bytes(b"who" if self.calls == 1 else b"whole")
 
 
+def test_what_a_store_says_nothing_about_is_copied_again(tmp_path: Path) -> None:
+    import fsspec
+
+    url, files = "memory://unmarked", fsspec.filesystem("memory")
+    files.pipe({"unmarked/cat/1.jpg": b"old", "unmarked/cat/2.jpg": b"two"})
+    assert copied(url, tmp_path)[0]["cat/1.jpg"] == b"old"
+    files.pipe("unmarked/cat/1.jpg", b"new")
+    assert copied(url, tmp_path)[0]["cat/1.jpg"] == b"new"
+
+
 def test_a_short_answer_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.fetch, "PAUSES", (0.0,))
     files = ShortAtFirst()

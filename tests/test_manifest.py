@@ -1,5 +1,7 @@
 """CSV manifests with soft labels; hard ones are in test_data.py."""
 
+import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +72,60 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("", "it has nothing in it"),
         ("path,label,split\na.jpg,cat,val\n", "a column split, which is not looked at"),
         ("path,label\na.jpg,cat\nb.jpg,cat \n", "labels 'cat' and 'cat ' differ by white space alone"),
+        ("path,label\na.jpg,cat\nb,c.jpg,dog\n", "line 3 has 3 cells for 2 columns"),
+        ("path,label,x\na.jpg,cat,\nb,c.jpg,dog\n", "line 3: the label 'c.jpg' is an image's name"),
+        ("path,label\na.jpg,cat\npath,label\nb.jpg,dog\n", "line 3 repeats the first line"),
+        ("path,label,label\na.jpg,cat,dog\n", "has the column label twice"),
+        ("path,label\na.jpg,cat\nb.jpg,nan\nc.jpg,nan\n", r"line 3: 'nan' stands .* \(2 of 3 images\)"),
+        ("path,label\na.jpg,cat\nb.jpg, \n", "line 3: path or label is empty"),
+        ('path,label\na.jpg,cat\nb.jpg,"dog\nc.jpg,cat\n', "unexpected end of data"),
+        ("path,label\na.jpg,cat\n./a.jpg,dog\n", "line 3: 'a.jpg' is listed twice, as 'cat' and as 'dog'"),
+        ("path,label\na.jpg,cat\nx/../a.jpg,dog\n", "line 3: 'a.jpg' is listed twice"),
     ],
 )
 def test_a_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "images.csv").write_text(text)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises((ValueError, csv.Error), match=reason):
         read_manifest(tmp_path / "images.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["path,label", "a.jpg,cat", "b/c.jpg,caf\u00e9"],
+        ["Path,LABEL", "a.jpg,cat", "b/c.jpg,caf\u00e9"],
+        ["label, path", "cat, a.jpg", 'caf\u00e9, "b/c.jpg"'],
+        [",path,label,", "0,a.jpg,cat,", ",,,", "1,b/c.jpg,caf\u00e9"],
+    ],
+    ids=["plain", "capitals", "spaces", "index and empty cells"],
+)
+def test_what_spreadsheets_write_is_read(tmp_path: Path, lines: list[str], encoding: str) -> None:
+    (tmp_path / "m.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    assert read_manifest(tmp_path / "m.csv") == {"a.jpg": "cat", "b/c.jpg": "caf\u00e9"}
+
+
+def test_a_row_that_says_the_same_again_counts_once(tmp_path: Path) -> None:
+    paths = ["a.jpg", "./a.jpg", str(tmp_path / "a.jpg"), "b//../a.jpg", "a.jpg", "b.jpg"]
+    file = write(tmp_path / "m.csv", *(f"{path},cat,0.5,0.5" for path in paths))
+    notes: list[str] = []
+    assert read_manifest(file, notes) == {"a.jpg": "cat", "b.jpg": "cat"}
+    assert notes == ["4 rows repeat an earlier one and count once"]
+    assert list(read_soft_labels(file)) == ["a.jpg", "b.jpg"]
+    write(file, "a.jpg,cat,0.5,0.5", "./a.jpg,cat,0.6,0.4")
+    with pytest.raises(ValueError, match=r"line 3: 'a.jpg' is listed twice, with other probabilities"):
+        read_soft_labels(file)
+
+
+def test_a_class_that_is_called_as_missing_labels_are_is_written_in_quotes(tmp_path: Path) -> None:
+    labels = {"a.jpg": "None", "b.jpg": "-", "c.jpg": "cat"}
+    write_manifest(tmp_path / "m.csv", list(labels), list(labels.values()))
+    assert read_manifest(tmp_path / "m.csv") == labels
+    write(tmp_path / "m.csv", 'a.jpg,"None"', "b.jpg,cat", "c.jpg,nan", header="path,label")
+    with pytest.raises(ValueError, match=r"line 4: 'nan' stands for .* write it in double quotes"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_path_that_is_not_utf8_is_kept_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path,label\ncaf\xe9.jpg,cat\n")
+    assert list(read_manifest(tmp_path / "m.csv")) == [os.fsdecode(b"caf\xe9.jpg")]

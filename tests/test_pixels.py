@@ -1,7 +1,9 @@
 """Decoding once: the pixels of every epoch, built once whoever asks, never half a file."""
 
 import errno
+import hashlib
 import pickle
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from serve.orientation import ORIENTATION
 from serve.preprocess import load_image
 from train.augment import View
 from train.config import TrainConfig
-from train.data import ImageSet
+from train.data import ImageSet, prepare_data
 from train.loader import EpochPlan, Loader, PixelDataset, read_pixels
 from train.pixels import PixelCache, open_cache, training_entries, validation_entries
 
@@ -41,7 +43,8 @@ def image_set(root: Path, *pictures: Image.Image, **options: object) -> ImageSet
         picture.save(root / f"{i}.png", **options)
     n = len(pictures)
     names = [f"{i}.png" for i in range(n)]
-    return ImageSet(root, names, np.zeros(n, np.int64), ("a", "b"), [f"{i:064x}" for i in range(n)])
+    sha256 = [hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names]
+    return ImageSet(root, names, np.zeros(n, np.int64), ("a", "b"), sha256)
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -124,10 +127,10 @@ def test_other_splits_share_the_cache_and_other_contents_do_not(tmp_path: Path) 
     turned = open_training(tmp_path / "cache", data.train.take(order), config)
     assert first.file == turned.file
     assert np.array_equal(first[0], turned[len(order) - 1])
-    changed = data.train.take(np.arange(len(data.train)))
-    changed.sha256[0] = "f" * 64
-    assert open_training(tmp_path / "cache", changed, config).file != first.file
     assert open_training(tmp_path / "cache", data.train, config.replace(cache_size=9)).file != first.file
+    shutil.copy(data.val.root / data.val.paths[0], data.train.root / data.train.paths[0])
+    changed = prepare_data(config).train
+    assert open_training(tmp_path / "cache", changed, config).file != first.file
 
 
 @pytest.mark.parametrize("damage", ["no index", "truncated", "index of another"])
@@ -219,6 +222,25 @@ def test_a_file_that_vanished_is_named_and_there_is_no_cache(tmp_path: Path) -> 
     assert "0.png was readable before training and is not now" in said[-1]
     assert "images are decoded in every epoch" in said[-1]
     assert not list((tmp_path / "cache").glob("*/*"))
+
+
+def test_a_file_that_changed_since_the_scan_is_an_error_and_nobodys_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.reading.PAUSES", ())
+    images = image_set(tmp_path / "images", noise(40, 30))
+    noise(30, 40).save(images.root / "0.png")
+    stored = training_entries(TrainConfig(image_size=32))
+    with pytest.raises(ValueError, match=r"0\.png has changed since it was scanned: start again"):
+        open_cache(tmp_path / "cache", images, stored, "auto", silent)
+    assert not list((tmp_path / "cache").glob("*/*"))
+
+
+def test_what_another_decoder_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, data = make_data(tmp_path, image_size=16)
+    first = open_training(tmp_path / "cache", data.train, config)
+    monkeypatch.setattr(module, "DECODER", "another")
+    assert open_training(tmp_path / "cache", data.train, config).file != first.file
 
 
 def test_loader_processes_get_the_index_and_not_the_pixels(tmp_path: Path) -> None:

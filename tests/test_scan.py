@@ -160,6 +160,41 @@ def test_a_file_of_another_size_or_time_is_read_again(
     assert result.sha256["cat.0.png"] == hashlib.sha256((root / "cat.0.png").read_bytes()).hexdigest()
 
 
+def in_place(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def renamed(path: Path, data: bytes) -> None:
+    new = path.with_name("new")
+    new.write_bytes(data)
+    shutil.copystat(path, new)
+    new.replace(path)
+
+
+@pytest.mark.parametrize("replace", [in_place, renamed], ids=["cp -p", "rsync -t"])
+def test_a_file_of_the_same_size_and_time_is_read_again(
+    root: Path, tmp_path: Path, reads: Counter[str], replace: Callable[[Path, bytes], None]
+) -> None:
+    path = root / "cat.0.png"
+    before, info = scan(root, names(root), tmp_path / "cache"), path.stat()
+    data = path.read_bytes()
+    replace(path, data[:-20] + bytes(byte ^ 1 for byte in data[-20:-12]) + data[-12:])
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (info.st_size, info.st_mtime_ns)
+    after = scan(root, names(root), tmp_path / "cache")
+    assert reads == {"cat.0.png": 2, "cat.1.png": 1, "dog.0.png": 1, "dog.1.png": 1}
+    assert (after.sha256.get(path.name), after.bad) != (before.sha256[path.name], {})
+
+
+def test_what_another_decoder_made_is_made_again(
+    root: Path, tmp_path: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan(root, names(root), tmp_path / "cache")
+    monkeypatch.setattr(module, "DECODER", "another")
+    scan(root, names(root), tmp_path / "cache")
+    assert set(reads.values()) == {2}
+
+
 def test_a_file_that_was_mended_is_good_again(root: Path, tmp_path: Path) -> None:
     text(root / "cat.9.png")
     assert scan(root, names(root), tmp_path / "cache").bad

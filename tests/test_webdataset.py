@@ -20,6 +20,16 @@ def labels(source: Path) -> dict[str, str]:
     return found
 
 
+def test_an_image_beside_the_photograph_of_its_key_is_left_out_in_every_shard(tmp_path: Path) -> None:
+    make_tar(
+        tmp_path / "0.tar", {"a.jpg": b"", "a.seg.png": b"", "a.cls": b"1", "b.JPG": b"", "b.cls": b"2"}
+    )
+    make_tar(tmp_path / "1.tar", {"d.seg.png": b"", "d.cls": b"1", "c.big.png": b"", "c.cls": b"2"})
+    _, found, _, problems = find_labels(tmp_path, "auto")
+    assert found == {"0.tar/a.jpg": "1", "0.tar/b.JPG": "2", "1.tar/c.big.png": "2"}
+    assert [problem.partition(" are")[0] for problem in problems] == ["2 images KEY.seg.png"]
+
+
 @pytest.mark.parametrize(
     ("members", "expected"),
     [
@@ -47,6 +57,23 @@ def test_labels_are_members_or_folders_or_names(
         ),
         ({"0.jpg": b"", "0.cls": b" \n"}, r"x\.tar: '0\.cls' is no label: it is empty"),
         ({"0.jpg": b"", "0.cls": b"c" * 2000}, r"x\.tar: '0\.cls' is no label: .* above 1000 bytes"),
+        (
+            {"0.jpg": b"", "0.png": b"", "0.cls": b"cat"},
+            r"x\.tar: '0\.jpg', '0\.png' have one key, .* call one of them 0\.jpg",
+        ),
+        ({"0.left.jpg": b"", "0.right.jpg": b"", "0.cls": b"cat"}, r"'0\.left\.jpg', '0\.right\.jpg' have"),
+        (
+            {"img.0.jpg": b"", "img.0.cls": b"cat", "img.1.jpg": b"", "img.1.cls": b"dog"},
+            r"'img\.0\.cls', 'img\.1\.cls' have one key, which ends at the first dot",
+        ),
+        (
+            {"0.jpg": b"", "0.cls": b"nan", "1.jpg": b"", "1.cls": b"cat"},
+            "'nan' stands for no label",
+        ),
+        (
+            {"0.jpg": b"", "0.cls": "\uace0\uc591\uc774".encode("cp949")},
+            "'0.cls' is not UTF-8: .* in cp949",
+        ),
         ({"photo.jpg": b""}, r"x\.tar: no label for 'photo\.jpg': give it a member .*\.cls, a folder"),
         ({"README": b""}, "the tar files of .* hold no images"),
     ],

@@ -19,7 +19,7 @@ from serve_model import CLASS_NAMES
 from written import ROWS, row_of, write
 
 from serve.inventory import printable
-from serve.writers import Layout, Row, atomic_writer, check_kaggle, format_of
+from serve.writers import Layout, Row, atomic_writer, check_kaggle, format_of, kaggle_meaning
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -243,12 +243,45 @@ def test_kaggle_has_the_second_class_probability_or_the_class_number(tmp_path: P
     assert table(labels=True) == [["id", "label"], ["1", "0"], ["2.b", "1"], ["3", ""]]
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("1", "2", "3"), ["1", "2", "3"]),
+        (("01", "2", "10"), ["01", "2", "10"]),
+        (("1", "-1"), ["1", "-1"]),
+        (("0.0", "1.0"), ["0.0", "1.0"]),
+        (("cat", "dog"), ["0", "1"]),
+        (("c1", "c2", "c3"), ["0", "1", "2"]),
+    ],
+)
+def test_kaggles_number_is_the_classs_own_where_it_has_one(
+    tmp_path: Path, names: tuple[str, ...], labels: list[str]
+) -> None:
+    rows = [row_of(f"{i}.jpg", *np.eye(len(names))[i]) for i in range(len(names))]
+    layout = Layout(names, labels=True)
+    text = write(tmp_path / "out.csv", "kaggle", rows, layout).read_text()
+    assert [line.split(",")[1] for line in text.splitlines()[1:]] == labels
+    assert all(
+        f"{number} for {name!r}" in kaggle_meaning(layout)
+        for number, name in zip(labels, names, strict=True)
+    )
+
+
+def test_kaggles_probability_is_that_of_the_greater_number(tmp_path: Path) -> None:
+    layout = Layout(("1", "-1"))
+    text = write(tmp_path / "out.csv", "kaggle", [row_of("a.jpg", 0.75, 0.25)], layout).read_text()
+    assert text.splitlines()[1] == "a,0.75"
+    assert kaggle_meaning(layout) == "label is the probability of '1'"
+
+
 def test_kaggle_refuses_what_it_cannot_hold() -> None:
     paths = ["a/1.jpg", "a/2.jpg"]
     check_kaggle(paths, ("a", "b"), labels=False)
     check_kaggle(paths, tuple("abcdefghi"), labels=True)
     with pytest.raises(ValueError, match="the model has 3 classes: add --labels or use --format csv"):
         check_kaggle(paths, ("a", "b", "c"), labels=False)
+    with pytest.raises(ValueError, match="'1' is one and 'other' is none: use --format csv"):
+        check_kaggle(paths, ("1", "other", "2"), labels=True)
     for twin in ("b/1.jpg", "a/1.png"):
         with pytest.raises(ValueError, match=re.escape(f"'a/1.jpg' and '{twin}' have the same id '1'")):
             check_kaggle([*paths, twin], ("a", "b"), labels=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.duplicates import Near, labels_decide, near_duplicates
+from train.labels import check_known, unify
 from train.layouts import flat_labels, folder_labels, recognise, tar_parts
 from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_targets
 from train.parts import folder_of_classes
@@ -149,9 +150,11 @@ def _readable(
 ) -> tuple[ImageSet, NDArray[np.uint8], dict[str, str]]:
     """(images, their thumbnails, unreadable files -> why)"""
     root, labels, layout, problems = find_labels(Path(source), config.data_format, flag)
-    soft = read_soft_labels(Path(source)) if layout == MANIFEST else {}
+    soft = read_soft_labels(Path(source)) if layout.startswith(MANIFEST) else {}
+    spellings: list[str] = []
+    labels = unify(labels, source, spellings)
     class_names = tuple(sorted(set(labels.values()), key=natural_key))
-    notes.append(f"{source}: {len(labels)} images, {layout}")
+    notes += [f"{source}: {len(labels)} images, {layout}", *spellings]
     if excluded:
         unknown = [path for path in excluded if path not in labels]
         if unknown:
@@ -212,10 +215,12 @@ def find_labels(
         data_format = recognise(source)
     try:
         if data_format == "csv":
-            return source.parent, read_manifest(source), MANIFEST, []
+            notes: list[str] = []
+            return source.parent, read_manifest(source, notes), "; ".join([MANIFEST, *notes]), []
         if data_format == "tar":
-            labels = tar_labels(source)
-            return tar_root(source), labels, "images in tar files", tar_parts(labels, source, flag)
+            labels, problems = tar_labels(source)
+            problems += tar_parts(labels, source, flag)
+            return tar_root(source), labels, "images in tar files", problems
         if data_format == "folders":
             labels, facts, problems = folder_labels(source, flag)
             return source, labels, "; ".join(["one folder for each class", *facts]), problems
@@ -236,6 +241,7 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
 def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
     unknown = sorted(set(val.class_names) - set(class_names), key=natural_key)
     if unknown:
+        check_known(unknown, class_names, source)
         hint = folder_of_classes(val.paths, class_names)
         raise ValueError(
             f"--val_data {source} has classes that the training data do not: {', '.join(unknown)}; "

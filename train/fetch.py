@@ -23,10 +23,10 @@ THREADS = 32  # they wait for the network
 PAUSES = (0.5, 2.0, 8.0)  # seconds before the second, third and last attempt
 INDEX = ".copied.json"
 UNFINISHED = f"{INDEX}.unfinished"
-STAMPS = (
-    *("ETag", "etag", "mtime", "LastModified", "updated", "Last-Modified", "last_modified", "Content-MD5"),
-    *("content_md5", "blob_id", "modify", "modificationTime", "last_write_time"),
-)
+# What stores know of an object's content, the surest first
+STAMPS = ["ETag", "etag", "md5Hash", "Content-MD5", "content_md5", "Digest", "generation", "blob_id"]
+STAMPS += ["mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "modify"]
+STAMPS += ["modificationTime", "last_write_time"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Remote:
     """As the file system has it."""
     size: int | None
     stamp: str
-    """Another one when the content is another."""
+    """Another one when the content is another; empty where the store does not say."""
 
 
 def is_remote(source: str) -> bool:
@@ -98,13 +98,13 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
     wanted = {path: [remote.size, remote.stamp] for path, remote in found.items()}
     if known is None:  # a start that was stopped says what it was copying
         known = _read_index(home, UNFINISHED) or {}
-    elif known == wanted and all(_is_whole(home / path, found[path]) for path in wanted):
-        return wanted
     missing = [
         path
-        for path, entry in wanted.items()
-        if known.get(path) != entry or not _is_whole(home / path, found[path])
+        for path, remote in found.items()
+        if known.get(path) != wanted[path] or not _is_whole(home / path, remote)
     ]
+    if known == wanted and not missing:
+        return wanted
     total = sum(found[path].size or 0 for path in missing)
     what = f"{redact(url)}: {len(missing)} of {len(found)} files, {total / 1e9:.2f} GB, to {home}"
     free = shutil.disk_usage(home).free

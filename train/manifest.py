@@ -1,52 +1,174 @@
 """CSV manifests: path, label, and for soft labels a column probability_CLASS for each class."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.preprocess import has_image_suffix
+from train.labels import check_none_missing, check_white_space, missing, normal
+from train.manifest_cures import cure_for_columns, cure_for_encoding, cure_for_paths
+from train.text_encoding import is_undecoded, text_encoding
+
 SOFT_COLUMN = "probability_"
+FIRST_FILES = 10  # if none of them exists, it is not that a file is lost
+
+Rows = Iterator[tuple[int, str, dict[str, str]]]  # line number, the line, cells by column
 
 
-def read_manifest(path: Path) -> dict[str, str]:
-    """image -> label, from the columns path and label.
+def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
+    """image -> label, from the columns path and label. A row that says the same again counts once.
+
+    A label such as None is a class if it is in double quotes, as `write_manifest` writes all: what stands
+    for a missing value is written without them.
 
     Raises:
-        ValueError: a column, path or label is missing, an image is listed twice, labels differ by white
-            space alone, or a column `split` would have no effect.
+        ValueError: a column, path or label is missing, an image has two labels, a label stands for none or
+            is not UTF-8, labels differ by white space alone, or a column `split` would have no effect.
     """
     labels: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or ()
+    first_of = _Files(path.parent)
+    lines: dict[str, int] = {}  # of each label and image, where it comes first
+    quoted: set[str] = set()
+    repeated = 0
+    with _table(path) as (columns, rows):
         if not {"path", "label"} <= set(columns):
             described = ", ".join(map(repr, columns))[:200] or "nothing in it"
+            first: list[str] = []
+            with suppress(ValueError, StopIteration):
+                first = list(next(rows)[2].values())
             raise ValueError(
                 f"{path} is read as a manifest: UTF-8, separated by commas, with the columns path,label in "
-                f"its first line; it has {described}"
+                f"its first line; it has {described}{cure_for_columns(path, columns, first)}"
             )
         if "split" in columns:
             raise ValueError(
                 f"{path} has a column split, which is not looked at: make it two manifests, one for --data "
                 "and one for --val_data, without this column"
             )
-        for row in reader:
-            image, label = row["path"], row["label"]
-            if not image or not label:
-                raise ValueError(f"{path} line {reader.line_num}: path or label is empty")
+        for line, text, row in rows:
+            image, label = first_of[row["path"]], row["label"]
+            if not image or not label.strip():
+                raise ValueError(f"{path} line {line}: path or label is empty")
+            if has_image_suffix(label):
+                raise ValueError(
+                    f"{path} line {line}: the label {label!r} is an image's name; write a path that holds "
+                    "a comma in double quotes, and the label in the column label"
+                )
             if image in labels:
-                raise ValueError(f"{path} line {reader.line_num}: {image!r} is listed twice")
-            labels[image] = label
+                if normal(labels[image]) != normal(label):
+                    raise ValueError(
+                        f"{path} line {line}: {image!r} is listed twice, as {labels[image]!r} and as "
+                        f"{label!r}: keep one of the two rows"
+                    )
+                repeated += 1
+            else:
+                labels[image] = label
+                if label not in lines and f'"{label}"' in text:
+                    quoted.add(label)
+                lines.setdefault(label, line)
     if not labels:
         raise ValueError(f"{path} lists no images")
-    spellings: dict[str, str] = {}
-    for label in dict.fromkeys(labels.values()):
-        other = spellings.setdefault(label.strip(), label)
-        if other != label:
-            raise ValueError(f"{path}: the labels {other!r} and {label!r} differ by white space alone")
+    _check_labels(path, lines, labels, quoted)
+    if cure := cure_for_paths(path, columns, list(islice(labels, FIRST_FILES))):
+        raise ValueError(f"{path}: {cure}")
+    if notes is not None:
+        notes += [f"{name!r}, in quotes, is a class" for name in sorted(missing(lines))]
+        notes += [f"{repeated} rows repeat an earlier one and count once"] if repeated else []
     return labels
+
+
+def _check_labels(
+    path: Path, lines: Mapping[str, int], labels: Mapping[str, str], quoted: Collection[str]
+) -> None:
+    """`lines`: label -> the line in which it comes first."""
+    if odd := [label for label in lines if is_undecoded(label)]:
+        cure = cure_for_encoding(path, [os.fsencode(label) for label in odd])
+        raise ValueError(f"{path} line {lines[odd[0]]}: the label is not UTF-8; {cure}")
+    if absent := missing(lines).difference(quoted):
+        where = f"{path} line {min(lines[name] for name in absent)}"
+        check_none_missing(Counter(labels.values()), where, "write it in double quotes", quoted)
+    check_white_space(lines, str(path))
+
+
+class _Files:
+    """A file's path as it is written first: ./a.jpg and a.jpg are one."""
+
+    def __init__(self, folder: Path):
+        self._folder = os.path.realpath(folder)
+        self._first: dict[str, str] = {}
+
+    def __getitem__(self, path: str) -> str:
+        whole = os.path.join(self._folder, path)
+        # through a linked folder, a/../b is not b
+        file = os.path.realpath(whole) if ".." in path else os.path.normpath(whole)
+        return self._first.setdefault(file, path) if path else path
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[tuple[list[str], Rows]]:
+    """(columns, rows) of a CSV file in UTF-8 or UTF-16. path and label are found in capitals, too.
+
+    Raises:
+        ValueError: not decodable, a column twice, a row with more cells than columns, or NUL characters.
+        OSError, csv.Error: it cannot be read.
+    """
+    try:
+        with path.open("rb") as binary:
+            encoding = text_encoding(binary.read(4))
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+        with path.open(newline="", encoding=encoding, errors=errors) as file:
+            reader = csv.reader(file, strict=True)  # else a quote that is left open takes all that follows
+            header = next(reader, [])
+            spaced = any(name.startswith(" ") for name in header[1:])  # path, label: so are the rows
+            columns = [_column(name.strip(' "') if spaced else name, header) for name in header]
+            for name in ("path", "label"):
+                if columns.count(name) > 1:
+                    raise ValueError(f"{path} has the column {name} twice: remove one of them")
+            yield columns, _rows(path, header, columns, file, reader.line_num, spaced)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} begins as UTF-16 does, but is none: save it as UTF-8") from error
+
+
+def _column(name: str, header: Sequence[str]) -> str:
+    lowered = name.strip().casefold()
+    return lowered if lowered in ("path", "label", "split") and lowered not in header else name.strip()
+
+
+def _rows(
+    path: Path, header: list[str], columns: list[str], file: Iterable[str], before: int, spaced: bool
+) -> Rows:
+    """`before`: the lines of the header; `spaced`: cells begin with a space."""
+    read: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in file:
+            read.append(line)
+            yield line
+
+    reader = csv.reader(remembered(), strict=True, skipinitialspace=spaced)
+    for cells in reader:
+        text = "".join(read)
+        read.clear()
+        line = before + reader.line_num
+        if not any(cells):
+            continue
+        if any(cells[len(columns) :]):
+            raise ValueError(
+                f"{path} line {line} has {len(cells)} cells for {len(columns)} columns: write what holds a "
+                "comma in double quotes"
+            )
+        if cells == header:
+            raise ValueError(f"{path} line {line} repeats the first line: two files were joined; remove it")
+        if any("\0" in cell for cell in cells):
+            raise ValueError(f"{path} line {line} holds a NUL character: it is no text")
+        yield line, text, dict(zip(columns, [*cells, *("" for _ in columns)], strict=False))
 
 
 def read_excluded(path: str) -> list[str]:
@@ -58,11 +180,10 @@ def read_excluded(path: str) -> list[str]:
     if not path:
         return []
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or ()):
-                raise ValueError(f"--exclude {path} needs the column path; it has {reader.fieldnames}")
-            return list(dict.fromkeys(row["path"] for row in reader))
+        with _table(Path(path)) as (columns, rows):
+            if "path" not in columns:
+                raise ValueError(f"--exclude {path} needs the column path; it has {columns}")
+            return list(dict.fromkeys(row["path"] for _, _, row in rows))
     except (OSError, csv.Error) as error:
         raise ValueError(f"--exclude {path} cannot be read: {error}") from error
 
@@ -71,18 +192,22 @@ def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
     """image -> class -> probability, from a manifest's columns probability_CLASS; images whose cells are
     empty have none."""
     soft: dict[str, dict[str, float]] = {}
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or () if name.startswith(SOFT_COLUMN)]
-        for row in reader:
-            cells = {name.removeprefix(SOFT_COLUMN): row[name] for name in columns}
+    first_of, seen = _Files(path.parent), dict[str, dict[str, str]]()
+    with _table(path) as (columns, rows):
+        columns = [name for name in columns if name.startswith(SOFT_COLUMN)]
+        for line, _, row in rows if columns else ():
+            image = first_of[row["path"]]
+            cells = {normal(name.removeprefix(SOFT_COLUMN)): row[name] for name in columns}
+            if seen.setdefault(image, cells) != cells:
+                raise ValueError(
+                    f"{path} line {line}: {image!r} is listed twice, with other probabilities: keep one of "
+                    "the two rows"
+                )
             if any(cells.values()):
                 try:
-                    soft[row["path"]] = {name: float(cell) for name, cell in cells.items()}
-                except (TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"{path} line {reader.line_num}: not a probability: {error}"
-                    ) from error
+                    soft[image] = {name: float(cell) for name, cell in cells.items()}
+                except ValueError as error:
+                    raise ValueError(f"{path} line {line}: not a probability: {error}") from error
     return soft
 
 

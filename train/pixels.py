@@ -29,7 +29,7 @@ from serve.orientation import on_its_side
 from serve.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
 from train.data import ImageSet
-from train.reading import read_image
+from train.reading import DECODER, ChangedError, read_image
 from train.shrink import FILTER, LEAST_RATIO, Shrunk, Size
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
@@ -51,9 +51,9 @@ class Stored:
     decode: Callable[[Image.Image], Image.Image] | None = None
     """As in `load_image`."""
 
-    def load(self, path: Path) -> Pixels:
-        """Raises OSError or ValueError when the file cannot be read."""
-        return self.pixels(read_image(path, self.decode))
+    def load(self, path: Path, sha256: str = "") -> Pixels:
+        """Raises OSError or ValueError when the file cannot be read, or its bytes have another hash."""
+        return self.pixels(read_image(path, self.decode, sha256))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def open_cache(
     the same time build it once.
 
     Raises:
-        ValueError: mode is on and there is no room for it, or nothing can be written.
+        ValueError: mode is on and there is no room for it, or nothing can be written; or an image has
+            changed since it was scanned.
     """
     if mode == "off":
         return None
@@ -132,7 +133,13 @@ def open_cache(
         if index is None:
             paths = [images.root / images.paths[i] for i in first]
             try:
-                index = _build(home, paths, stored, mode, say)
+                index = _build(home, paths, sha256s.tolist(), stored, mode, say)
+            except ChangedError as error:
+                shutil.rmtree(home, ignore_errors=True)
+                raise ValueError(
+                    f"{error}: start again; if that ends in the same way, the file system keeps no time of "
+                    f"change: delete {folder}/scan-*.json"
+                ) from error
             except RuntimeError as error:
                 shutil.rmtree(home, ignore_errors=True)
                 say(f"warning: no pixel cache, images are decoded in every epoch: {error}")
@@ -145,7 +152,7 @@ def open_cache(
 
 
 def _key(sha256s: NDArray[np.str_], stored: Stored) -> str:
-    settings = json.dumps({"format": FORMAT, **stored.settings}, sort_keys=True)
+    settings = json.dumps({"format": FORMAT, "decoder": DECODER, **stored.settings}, sort_keys=True)
     return hashlib.sha256("\n".join([settings, *sha256s]).encode()).hexdigest()[:16]
 
 
@@ -166,7 +173,12 @@ def _offsets(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _build(
-    home: Path, paths: Sequence[Path], stored: Stored, mode: str, say: Callable[[str], None]
+    home: Path,
+    paths: Sequence[Path],
+    sha256s: Sequence[str],
+    stored: Stored,
+    mode: str,
+    say: Callable[[str], None],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
     started = time.perf_counter()
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
@@ -195,7 +207,7 @@ def _build(
             pixels = np.memmap(file, np.uint8, "r+")
 
             def write(i: int) -> None:
-                entry = _load(stored, paths[i])
+                entry = _load(stored, paths[i], sha256s[i])
                 if entry.shape != (sizes[i, 1], sizes[i, 0], 3):
                     raise RuntimeError(f"{paths[i]} changed while it was read")
                 pixels[offsets[i] : offsets[i + 1]] = entry.reshape(-1)
@@ -229,9 +241,11 @@ def _open(path: Path) -> Image.Image:
         return open_image(read_image_file(path))
 
 
-def _load(stored: Stored, path: Path) -> Pixels:
+def _load(stored: Stored, path: Path, sha256: str) -> Pixels:
     try:
-        return stored.load(path)
+        return stored.load(path, sha256)
+    except ChangedError:
+        raise
     except (OSError, ValueError) as error:
         raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
 

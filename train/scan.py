@@ -18,13 +18,15 @@ from PIL import Image
 from serve.archive import split_member
 from serve.doubts import Doubts
 from serve.preprocess import load_image, read_image_file
+from train.reading import DECODER
 from train.shrink import Shrunk
 
-Entry = list[str]  # [size and time of change, sha256, error, thumbnail in base64, what looks wrong]
+Entry = list[str]  # [stamp, sha256, error, thumbnail in base64, what looks wrong]
 ENTRY_FIELDS = 5
 THUMBNAIL = (8, 8)  # pixels
 ENOUGH = Shrunk(64)  # for a thumbnail: JPEGs need not be decoded whole
 SECONDS_BETWEEN_SAVES = 300.0
+TICK_NS = 10_000_000  # of the clock that times of change are read from
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,21 @@ class ScanResult:
 def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
     """Decode, hash and shrink all files with one thread a processor.
 
-    What is known of a file is kept in `cache_folder`, every few minutes, and used again while its size and
-    time of change stay the same. A file that could not be read at all is tried again: permissions and
-    mounts are mended without changing either.
+    What is known of a file is kept in `cache_folder`, every few minutes, and used again while its size, its
+    times of modification and of change, and the decoder stay the same. cp -p, rsync -t and tar restore the
+    first of these times; nobody can set the second, where the file system keeps it (not FAT, squashfs and
+    some mounted buckets). A file that could not be read at all is tried again: mounts are mended without
+    changing any of them.
     """
     cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
     known = _load_cache(cache_file)
 
     def examine(path: str) -> tuple[str, Entry]:
-        stamp, cached = _stamp(root / path), known.get(path)
+        (stamp, changed), cached = _stamp(root / path), known.get(path)
         if cached and stamp and cached[0] == stamp and len(cached) == ENTRY_FIELDS:
             return path, cached
+        if abs(time.time_ns() - changed) < TICK_NS:  # changed once more, it could have the same time
+            time.sleep(TICK_NS / 1e9)
         try:
             return path, [stamp, *_examine(root / path)]
         except OSError as error:
@@ -98,15 +104,16 @@ def _examine(path: Path) -> tuple[str, str, str, str]:
     return hashlib.sha256(data).hexdigest(), "", thumbnail, "".join(doubts)
 
 
-def _stamp(path: Path) -> str:
+def _stamp(path: Path) -> tuple[str, int]:
+    """(another text when the file, or what decodes it, is another; time of change in ns)"""
     try:
         info = os.stat(path)
     except NotADirectoryError:  # a member of a tar file changes with the whole
         inside = split_member(path)
-        return _stamp(Path(inside[0])) if inside else ""
+        return _stamp(Path(inside[0])) if inside else ("", 0)
     except OSError:
-        return ""
-    return f"{info.st_size}:{info.st_mtime_ns}"
+        return "", 0
+    return f"{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}:{DECODER}", info.st_ctime_ns
 
 
 def _digest(text: str) -> str:

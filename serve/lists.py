@@ -1,0 +1,102 @@
+"""Paths of images that a text file or a CSV file lists."""
+
+import codecs
+import csv
+import io
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from serve import remote
+from serve.preprocess import has_image_suffix
+from serve.remote import is_remote
+
+MAX_LINE_BYTES = 1 << 16
+# What may be wrong with each line alike, and the command that mends it
+CHANGES: tuple[tuple[Callable[[str], str], str], ...] = (
+    (lambda line: line.replace("\\", "/"), "tr '\\\\' /"),
+    (lambda line: line.strip(), "sed -E 's/^[[:space:]]+|[[:space:]]+$//g'"),
+    (lambda line: line.strip("\"'"), 'sed -E "s/^[\\"\']|[\\"\']$//g"'),
+    (lambda line: line.rpartition(",")[0], "sed 's/,[^,]*$//'"),
+    (lambda line: line.rstrip().rpartition("\t")[0], "sed -E 's/\\t[^\\t]*$//'"),
+    (lambda line: line.rstrip().rpartition(" ")[0], "sed -E 's/ +[^ ]*$//'"),
+)
+
+
+def listed_lines(path: str) -> Iterator[str]:
+    """The lines of a text file, without their ends. Empty lines are passed over."""
+    number = 0
+    try:
+        with _open_text(path) as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES or "\0" in line:
+                    raise ValueError(f"{path}: line {number} is no path: is this a list of images?")
+                if name := line.removesuffix("\n").removesuffix("\r"):
+                    if number == 1:
+                        _check_first(path, name)
+                    yield name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: line {number + 1} is not UTF-16 as its beginning is: {error}") from error
+
+
+def listed_in_csv(path: str) -> Iterator[str]:
+    """The column path of a CSV file."""
+    with _open_text(path) as file:
+        reader = csv.reader(file, strict=True)  # else a quote that is left open takes all that follows
+        try:
+            columns = [name.strip() for name in next(reader, [])]
+            if "path" not in columns:
+                columns = ["path" if name.casefold() == "path" else name for name in columns]
+            if columns.count("path") != 1:
+                count = columns.count("path") or "no"
+                raise ValueError(
+                    f"{path}: {count} column 'path' among {columns[:10]}; it needs one, and commas between "
+                    "columns"
+                )
+            at = columns.index("path")
+            for row in reader:
+                if row and (len(row) <= at or not row[at]):
+                    raise ValueError(f"{path}: line {reader.line_num} has no path")
+                if row:
+                    yield row[at]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+
+
+def _open_text(path: str) -> IO[str]:
+    """UTF-8, with what is none of it kept as it is, or UTF-16. Lines end with a newline alone: a name may
+    hold a carriage return."""
+    file = remote.download(path) if is_remote(path) else open(path, "rb")  # noqa: SIM115
+    encoding = _encoding(file.read(2))
+    file.seek(0)
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    return io.TextIOWrapper(file, encoding, errors, newline="\n")
+
+
+def _encoding(head: bytes) -> str:
+    if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if len(head) == 2 and (head[0] == 0) != (head[1] == 0):  # of ASCII in UTF-16 each other byte is 0
+        return "utf-16-be" if head[0] == 0 else "utf-16-le"
+    return "utf-8-sig"
+
+
+def _check_first(path: str, line: str) -> None:
+    """Raises ValueError when the first line leads to no file, and a part of it does: so will the others."""
+    folder = os.path.dirname(path)
+    if is_remote(path) or is_remote(line) or os.path.lexists(os.path.join(folder, line)):
+        return
+    name, extension = os.path.splitext(path)
+    run = f"run: %s < {shlex.quote(path)} > {shlex.quote(f'{name}.new{extension}')}"
+    if line.startswith("#") and not has_image_suffix(line):
+        command = "grep -v '^#'"
+        raise ValueError(f"{path}: the first line, {line!r}, is no path; {run % command}")
+    for change, command in CHANGES:
+        other = change(line)
+        if other != line and os.path.isfile(os.path.join(folder, other)):
+            raise ValueError(
+                f"{path}: the file of the first line, {line!r}, does not exist, {other!r} does; "
+                f"{run % command}"
+            )

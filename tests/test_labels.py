@@ -1,0 +1,149 @@
+"""One class in two spellings, labels that stand for none, and names that were mangled."""
+
+import os
+import string
+import unicodedata
+from pathlib import Path
+
+import pytest
+from train_data import draw, settings
+
+from train.data import prepare_data
+from train.labels import check_known, missing, unify
+
+NFC, NFD = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
+
+
+def unified(*labels: str) -> tuple[list[str], list[str]]:
+    """(labels, notes)"""
+    notes: list[str] = []
+    found = unify({f"{i}.png": label for i, label in enumerate(labels)}, "source", notes)
+    return list(found.values()), notes
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Cat", "cat"),
+        ("CAT", "cat"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("1", "1.0"),
+        ("1", "01"),
+        ("1", "1,0"),
+        ("0", "-0"),
+        ("1", "\uff11"),
+        ("100000", "1E+05"),
+        ("0.5", "0.50"),
+        ("ice_cream", "ice cream"),
+        ("ice-cream", "ice cream"),
+        ("ice - cream", "ice cream"),
+        ("cat", "\uff43\uff41\uff54"),
+        ("cat", "cat\u200b"),
+        ("cat", "\ufeffcat"),
+        ("cat", "c\u0430t"),
+        ("don't", "don\u2019t"),
+        ("x-ray", "x\u2011ray"),
+        (NFC, "Cafe\u0301"),
+        (NFC, "caf\u00c3\u00a9"),
+        ("cat", "cat "),
+        ("cat", "\u00a0cat"),
+        ("cat", "cat\n"),
+    ],
+)
+def test_probably_one_class_is_refused_in_a_set_and_between_two(first: str, second: str) -> None:
+    with pytest.raises(ValueError, match=r"source: the labels .* differ by"):
+        unified(first, second, "dog")
+    (other,), _ = unified(second)
+    if other != first:  # white space around it is not part of a label
+        with pytest.raises(ValueError, match=r"--val-data val has the label .* the training data have"):
+            check_known([other], [first, "dog"], "val")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [*string.ascii_letters, *string.digits],  # EMNIST
+        ["letter_A", "letter_a", "letter B"],
+        ["-1", "0", "1"],
+        ["a1", "a01", "a001"],
+        ["temp_-5", "temp_5"],
+        ["1_11", "11_1"],
+        ["1.05", "1.5"],
+        ["C", "C++", "C#"],
+        ["A", "a_", "aa"],
+        ["A+", "A-"],
+        ["blackbird", "black bird"],
+        ["00042", "00420", "42000"],
+        ["1" * 40, "1" * 39 + "2"],
+        ["\u0430", "a", "\u03b1", "\uff41"],
+        ["a\u00f1o", "ano"],
+        ["None", "NA", "unknown"],  # as folders
+        ["+", "-", "?", "="],
+        ["n01440764", "n01443537"],
+    ],
+)
+def test_different_classes_are_left_alone(names: list[str]) -> None:
+    found, notes = unified(*names)
+    assert found == [unicodedata.normalize("NFC", name) for name in names]
+    assert not [note for note in notes if note.startswith("warning")]
+
+
+def test_a_refusal_names_both_spellings_and_their_counts() -> None:
+    with pytest.raises(ValueError, match=r"'Cat' \(1 images\) and 'cat' \(2 images\) differ by upper and"):
+        unified("Cat", "cat", "cat", "dog")
+
+
+def test_classes_of_a_letter_in_two_cases_are_mentioned() -> None:
+    assert ["'A' and 'a', ... (2 pairs)" in note for note in unified("A", "a", "B", "b", "c")[1]] == [True]
+
+
+def test_unicodes_two_forms_are_one_class_in_a_set_and_between_two(tmp_path: Path) -> None:
+    assert unified(NFC, NFD, "dog")[0] == [NFC, NFC, "dog"]
+    for i in range(8):
+        draw(tmp_path / "images" / NFD / f"{i}.png", 0, i)
+        draw(tmp_path / "images" / (NFC if i > 6 else "dog") / f"{i}.png", 1, i)
+        draw(tmp_path / "val" / (NFC if i % 2 else "dog") / f"{i}.png", i % 2, 50 + i)
+    data = prepare_data(settings(tmp_path, val_data=str(tmp_path / "val")))
+    assert data.train.counts() == {NFC: 9, "dog": 7}
+    assert data.val.counts() == {NFC: 4, "dog": 4}
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "#N/A"])
+def test_a_folder_that_a_script_named_after_a_missing_label_is_warned_of(name: str) -> None:
+    assert unified(name, "dog")[1] == [
+        f"warning: source: {name!r} is trained as a class; it often stands for no label"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (
+            os.fsdecode("\uace0\uc591\uc774".encode("cp949")),
+            r"not UTF-8.*'\uace0\uc591\uc774' in cp949.*convmv",
+        ),
+        (os.fsdecode(b"caf\xe9"), r"b'caf\\xe9' is not UTF-8.*'caf\u00e9' in cp1252 \(latin-1\).*convmv"),
+        ("caf\ufffd", "has lost characters"),
+    ],
+)
+def test_a_name_that_is_no_text_is_no_class(label: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        unified(label, "dog")
+
+
+def test_a_name_that_was_decoded_wrongly_is_warned_of() -> None:
+    for mangled in ("caf\u00c3\u00a9", "caf\u251c\u2310"):
+        assert f"probably {NFC!r}, decoded wrongly" in unified(mangled, "dog")[1][0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["cat", "", " ", "nan", "NaN", "None", "null", "NA", "N/A", "?", "-", "--", "<NA>"], {"cat"}),
+        (["none", "unknown", "na", "nano", "Nan"], {"none", "unknown", "na", "nano", "Nan"}),
+        (["0", "1", "-", "+", "?"], {"0", "1", "-", "+", "?"}),  # signs
+        (["0", "1", "-"], {"0", "1"}),
+    ],
+)
+def test_labels_of_a_table_that_stand_for_none(labels: list[str], expected: set[str]) -> None:
+    assert set(labels) - missing(labels) == expected
