@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from train_data import build, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
@@ -10,6 +11,7 @@ from train.checks import (
     check_batch_size,
     check_clip,
     check_single_image,
+    check_size,
     check_teacher,
     few_steps,
     trained_on_validation,
@@ -32,6 +34,16 @@ def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp
         (warning,) = trained_on_validation(other, prepare_data(other))
         assert warning.startswith(f"warning: --{next(iter(changes))} {next(iter(changes.values()))} was")
         assert "--seed 1 --val_fraction 0.15 --folds 0 --fold 0" in warning
+
+
+def test_a_model_that_could_never_be_exported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ONNX file holds 2 GiB."""
+    model = linear_model()
+    check_size(model, "linear")
+    with torch.device("meta"):
+        model.network = torch.nn.Linear(2**15, 2**14)
+    with pytest.raises(ValueError, match=r"--model linear has weights of 2\.15 GB.* 2\.08 GB"):
+        check_size(model, "linear")
 
 
 def test_a_teacher_of_other_images_has_seen_none_of_these(tmp_path: Path) -> None:
