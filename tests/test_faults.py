@@ -56,7 +56,8 @@ def test_told_to_stop_all_ranks_take_a_snapshot_and_the_same_command_goes_on(
         job.kill(1, signal.SIGTERM)
         assert job.wait(60) == 1, "torchrun makes 1 of our 143"
         assert "exitcode  : 143" in job.printed()
-        assert "stopped as told to; the same command goes on" in job.printed()
+        assert "stopped by " in job.printed()
+        assert "resume with: " in job.printed()
     place = job.place()
     assert (0, 3) < place < (EPOCHS, 0)
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
@@ -135,7 +136,7 @@ def test_files_that_vanish_beyond_max_bad_end_the_run_which_goes_on_when_they_ar
         assert job.wait() == 1
     printed = job.printed()
     assert "more than --max_bad 0.1 allows" in printed
-    assert "restore them, and the same command goes on" in printed
+    assert "once that is mended, resume with: " in printed
     assert printed.index("error: ") < printed.index("Traceback"), "which is torchrun's own"
     listed = (job.folder / "bad_files.csv").read_text()
     assert sum(path.name in listed for path in gone) > 8
