@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
+from serve.interrupts import end_on_signal
 from serve.processors import available_processors, cpu_quota
 from serve.remote import is_remote
 
@@ -266,4 +267,5 @@ def until(deadline: float, attempt: Callable[[], Finding]) -> Finding:
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

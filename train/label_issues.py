@@ -18,6 +18,11 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from train.preemption import end_on_signal
+
+    end_on_signal(importing=True)
+
 import argparse
 import csv
 import subprocess
@@ -44,6 +49,7 @@ from train.pretrained import settle
 from train.significance import accuracy_interval
 from train.snapshots import newest_whole
 from train.trainee import FREE_TO_CHANGE, History
+from train.trial import run_child
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 COLUMNS = 6
@@ -115,7 +121,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
         if (run / "checkpoints" / "last.pt").exists():
             own = ["--resume", str(run)]  # else train/main.py goes on by the name, with what there is
         command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
-        subprocess.run(command, check=True)
+        run_child(command)
     return runs
 
 
@@ -241,4 +247,5 @@ def summary(data: OutOfFold, issues: LabelIssues) -> str:
 
 
 if __name__ == "__main__":
+    end_on_signal("; the same command continues with the folds that are not finished")
     sys.exit(main())
