@@ -20,6 +20,11 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from serve.interrupts import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "torch")
@@ -261,4 +266,5 @@ def print_report(report: Verification) -> None:
 if __name__ == "__main__":
     gc.freeze()  # what was imported stays: it is not looked through again
     gc.enable()
+    end_on_signal()
     sys.exit(main())

@@ -15,6 +15,11 @@ if not __package__:  # started by path: the repository root, not export/, belong
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from serve.interrupts import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "torch", "onnx")
@@ -200,4 +205,5 @@ def mean_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

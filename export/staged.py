@@ -92,8 +92,8 @@ class _Renaming(io.TextIOBase):
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """One command at a time makes or records model files; others wait. A file system without locks, or one
-    that cannot be written, is trusted."""
+    """One command at a time makes or records model files; others wait. On a file system without locks a
+    warning is printed, and one that cannot be written is trusted."""
     with ExitStack() as stack:
         with suppress(OSError):
             file = stack.enter_context(open(run / LOCK, "a", encoding="utf-8"))
@@ -102,6 +102,12 @@ def _alone(run: Path) -> Iterator[None]:
             except (BlockingIOError, PermissionError):
                 print(f"waiting for another export of {run}", flush=True)
                 fcntl.lockf(file, fcntl.LOCK_EX)
+            except OSError as error:
+                print(
+                    f"warning: the file system of {run} has no file locks ({error.strerror}): two exports "
+                    "of this run at once are not noticed, and replace each other's files",
+                    file=sys.stderr,
+                )
         yield
 
 

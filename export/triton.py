@@ -17,6 +17,11 @@ if not __package__:  # started by path: the repository root, not export/, belong
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from serve.interrupts import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "torch")
@@ -129,4 +134,5 @@ version_policy: {{ latest: {{ num_versions: 1 }} }}
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

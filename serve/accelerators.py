@@ -97,7 +97,10 @@ def _engine_folder(path: Path, runtime: Runtime) -> Path:
     and would take an engine of other weights for this model's."""
     base = runtime.engine_cache
     if base is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError as error:  # neither HOME nor an entry for this user
+            raise ValueError("this user has no home folder: give --engine-cache, or set HOME") from error
         base = Path(home) / "purebred" / "tensorrt"
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,6 +25,7 @@ from http.client import HTTPException
 from typing import Literal
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
+from serve.interrupts import end_on_signal
 from serve.processors import available_processors, cpu_quota
 from serve.remote import is_remote
 from serve.tracking_server import TrackingServer
@@ -258,4 +259,5 @@ def until(deadline: float, attempt: Callable[[], Finding]) -> Finding:
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

@@ -13,13 +13,14 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
 
 if __name__ == "__main__":  # before the imports that take longest, to go on beside them
     from serve.heap import warm_up
+    from serve.interrupts import end_on_signal
 
+    end_on_signal(importing=True)
     warm_up(sys.argv)
 
 import argparse
 import io
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -369,11 +370,6 @@ def resampling_warning(metadata: ModelMetadata) -> str:
     )
 
 
-def end(number: int, _: object) -> None:
-    """Of a signal: like an interrupt, so that unfinished files are removed."""
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, end)
+    end_on_signal()
     sys.exit(main())

@@ -11,6 +11,11 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from serve.interrupts import end_on_signal
+
+    end_on_signal(importing=True)
+
 import argparse
 from collections.abc import Sequence
 
@@ -121,4 +126,5 @@ def check_fit(parts: Sequence[Path], manifests: Sequence[Manifest]) -> None:
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

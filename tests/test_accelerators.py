@@ -37,6 +37,18 @@ def test_tensorrt_gets_its_precision_and_one_range_of_batch_sizes(
     assert (serve.accelerators.os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (precision == "fp32")
 
 
+def test_a_user_without_a_home_has_to_say_where_engines_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(ValueError, match="--engine-cache"):
+        tensorrt(tmp_path, Runtime("tensorrt"), ModelMetadata(("a", "b"), Preprocess("crop", 224, 256)))
+
+
 def test_models_of_the_same_graph_and_other_weights_share_no_tensorrt_engine(tmp_path: Path) -> None:
     folders = set()
     metadata = ModelMetadata(("a", "b"), Preprocess("crop", SIZE, SIZE))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from train_data import build, linear_model, make_data, make_trainee
 
 from train import rundir
@@ -11,6 +12,7 @@ from train.checks import (
     check_batch_size,
     check_clip,
     check_single_image,
+    check_size,
     check_teacher,
     few_steps,
     trained_on_validation,
@@ -70,6 +72,16 @@ def test_what_cannot_be_had_or_written_is_found_before_the_images_are_read(
     assert not Path("runs").exists()
     with pytest.raises(ValueError, match=message):
         rundir.prepare(config.replace(**changes))
+
+
+def test_a_model_that_could_never_be_exported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ONNX file holds 2 GiB."""
+    model = linear_model()
+    check_size(model, "linear")
+    with torch.device("meta"):
+        model.network = torch.nn.Linear(2**15, 2**14)
+    with pytest.raises(ValueError, match=r"--model linear has weights of 2\.15 GB.* 2\.08 GB"):
+        check_size(model, "linear")
 
 
 def test_a_teacher_of_other_images_has_seen_none_of_these(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Device, threads and number format: what is asked for is what is used."""
 
-import time
 from pathlib import Path
 
 import joblib
@@ -17,7 +16,9 @@ from train.device import (
     choose_precision,
     choose_workers,
     compile_note,
+    default_option,
     has_bf16,
+    multiplies_bf16,
     time_step,
 )
 from train.distributed import Ranks
@@ -87,30 +88,83 @@ def test_bf16_is_a_candidate_where_the_kernels_are() -> None:
         assert has_bf16()
 
 
-def test_the_fastest_candidate_is_chosen_and_each_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+NAMES = ("fp32, channels_last", "fp32, contiguous", "bf16, channels_last", "bf16, contiguous")
+
+
+def choice(monkeypatch: pytest.MonkeyPatch, bf16: bool, *turns: tuple[float, ...]) -> tuple[str, list[str]]:
+    """(what is taken, what was timed in what order) where the steps of each turn last so long, by NAMES."""
     monkeypatch.setattr("train.device.has_bf16", lambda: True)
+    timed: list[str] = []
+
+    def measure(step: str, device: torch.device, most: int) -> tuple[float, float]:
+        turn = timed.count(step)
+        timed.append(step)
+        return 9.0, turns[min(turn, len(turns) - 1)][NAMES.index(step)]
+
+    monkeypatch.setattr("train.device.time_step", measure)
     options = candidates(TrainConfig(), CPU)
-    steps: list[str] = []
+    chosen, seconds = choose_precision(options, default_option(options, bf16), str, CPU)  # type: ignore[arg-type]
+    assert tuple(seconds) == NAMES
+    return str(chosen), timed
 
-    def make_step(option: Precision):
-        seconds = 0.001 if str(option) == "bf16, channels_last" else 0.01
 
-        def step() -> None:
-            steps.append(str(option))
-            time.sleep(seconds)
+QUIET = (0.40, 0.41, 0.20, 0.21)
 
-        return step
 
-    chosen, seconds = choose_precision(options, make_step, CPU)
-    assert str(chosen) == "bf16, channels_last"
-    assert set(seconds) == set(steps) == {str(option) for option in options}
+@pytest.mark.parametrize(
+    ("bf16", "turns", "taken"),
+    [
+        (True, [QUIET], NAMES[2]),
+        (True, [(0.17, 0.3, 0.3, 0.3)], NAMES[0]),
+        (False, [(0.3, 0.3, 0.2, 0.15)], NAMES[3]),
+        (False, [(0.20, 0.19, 0.21, 0.22)], NAMES[0]),
+        (True, [(0.20, 0.19, 0.21, 0.22)], NAMES[2]),
+        (True, [QUIET, (0.3, 0.3, 0.9, 0.9), QUIET, (0.3, 0.3, 0.9, 0.9), QUIET], NAMES[2]),
+        (True, [(0.3, 0.3, 0.4, 0.4), (0.5, 0.41, 0.4, 0.3), (0.2, 0.9, 0.21, 0.2)] * 2, NAMES[2]),
+    ],
+    ids=[
+        "bf16 is twice as fast",
+        "fp32 is faster though bf16 is usual",
+        "bf16 is faster though fp32 is usual",
+        "all are alike without bf16 arithmetic",
+        "all are alike with it",
+        "other work on the machine hits bf16 twice",
+        "no order is stable",
+    ],
+)
+def test_a_clearly_faster_option_is_taken_or_the_default(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, turns: list[tuple[float, ...]], taken: str
+) -> None:
+    """Not the winner of noise: the same machine takes the same one, busy or not."""
+    assert choice(monkeypatch, bf16, *turns)[0] == taken
+
+
+def test_options_are_timed_in_turn_and_hopeless_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, timed = choice(monkeypatch, True, QUIET)
+    assert timed == [*NAMES, *NAMES[2:] * 4]
+    _, slow = choice(monkeypatch, True, (1.7, 1.7, 1.2, 1.2))
+    assert slow == [*NAMES] * 3
+    _, clear = choice(monkeypatch, True, (0.4, 0.4, 0.2, 0.4))
+    assert clear == [*NAMES], "nothing is left to compare with"
+
+
+def test_the_usual_precision_is_what_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX-512 without bf16 instructions has kernels for bf16, which are no faster than those of fp32."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for amx, avx, expected in ((True, False, True), (False, True, True), (False, False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert multiplies_bf16(CPU) is expected
+    assert multiplies_bf16(torch.device("cuda"))
+    fp32, fp16 = Precision(""), Precision("float16")
+    assert default_option([fp32, fp16], bf16=True) == fp32
 
 
 def test_a_single_candidate_is_not_timed() -> None:
     def make_step(option: Precision):
         raise AssertionError("timed")
 
-    assert choose_precision([Precision()], make_step, CPU) == (Precision(), {})
+    assert choose_precision([Precision()], Precision(), make_step, CPU) == (Precision(), {})
 
 
 @pytest.mark.parametrize(

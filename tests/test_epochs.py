@@ -1,17 +1,24 @@
 """The epochs of a run, with nothing of what trains in them replaced."""
 
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from train_data import CPU, ONE, make_data
 
 from train import epochs
 from train.assemble import Job, assemble
+from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
+from train.distributed import Ranks
 from train.epochs import Epochs, epoch_line
+from train.loader import Batch, Key, Loader
 from train.loop import Running, train_one_epoch
 from train.metrics_file import MetricsFile
-from train.preemption import StopRequest
+from train.preemption import Preempted, StopRequest
 from train.snapshots import Position
 from train.trainee import History
 
@@ -44,6 +51,75 @@ def test_retuning_begins_at_its_start_though_a_resume_cut_the_epoch_before_it_sh
     make_epochs(tmp_path, job).run()
     assert began == [0]
     assert job.history.retuned == 1
+
+
+class Slow:
+    """Batches of which one does not come until somebody has waited for it."""
+
+    def __init__(self, loader: Loader, late: int, told: StopRequest):
+        self.loader, self.late, self.told = loader, late, told
+        self.lost: dict[str, str] = {}
+        self.images = loader.images
+        self.while_waiting: Callable[[], None] = lambda: None
+        self.exit_codes = loader.exit_codes
+
+    def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
+        for number, batch in enumerate(self.loader(batches)):
+            if number == self.late:
+                self.told.received = signal.SIGTERM
+                self.while_waiting()
+                raise AssertionError("waited on")
+            yield batch
+
+
+@pytest.mark.parametrize("late", [2, 3], ids=["between steps", "within a step"])
+def test_a_run_that_waits_for_a_batch_stops_with_a_snapshot_of_its_last_step(
+    late: int, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, accumulation=2, batch_size=4, epochs=1)
+    running = make_epochs(tmp_path, job)
+    slow = Slow(running.train_loader, late, running.stop)
+    slow.while_waiting = running.train_loader.while_waiting
+    running.train_loader = slow  # type: ignore[assignment]
+    with pytest.raises(Preempted):
+        running.run()
+    snapshot = load_checkpoint(tmp_path / "run" / "checkpoints" / "epoch-000000-step-00000001.pt")
+    again = make_job(tmp_path, accumulation=2, batch_size=4, epochs=1)
+    first = make_epochs(tmp_path / "again", again)
+
+    def stop_after_one() -> None:
+        first.stop.received = signal.SIGTERM
+
+    first.profiler.step = stop_after_one  # type: ignore[method-assign]
+    with pytest.raises(Preempted):
+        first.run()
+    other = load_checkpoint(tmp_path / "again" / "run" / "checkpoints" / "epoch-000000-step-00000001.pt")
+    assert all(torch.equal(value, other["model"][name]) for name, value in snapshot["model"].items())
+
+
+def test_a_rank_of_several_leaves_the_others_when_its_batch_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = make_epochs(tmp_path, make_job(tmp_path))
+    running.job.ranks = Ranks(1, 1, 2, 2)
+    running.train_loader.while_waiting()  # nobody told it
+    running.stop.received, running.stop.since = signal.SIGTERM, time.monotonic()
+    running.train_loader.while_waiting()  # the batch may still come
+    running.stop.since -= epochs.LATE_BATCH_SECONDS
+    with pytest.raises(KeyboardInterrupt):
+        running.val_loader.while_waiting()
+
+
+def test_a_loader_process_that_was_killed_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(epochs, "train_one_epoch", killed)
+    monkeypatch.setattr(Loader, "exit_codes", lambda self: [-signal.SIGKILL])
+    with pytest.raises(ValueError, match=r"memory runs out"):
+        make_epochs(tmp_path, make_job(tmp_path)).run()
 
 
 def test_a_best_checkpoint_that_cannot_be_written_to_the_end_is_an_error(tmp_path: Path) -> None:

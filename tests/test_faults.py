@@ -63,6 +63,7 @@ def test_told_to_stop_all_ranks_take_a_snapshot_and_the_same_command_resumes(
         job.wait_for(0, 3)
         job.kill(1, signal.SIGTERM)
         assert job.wait(60) == 143
+    assert "resume with: " in job.printed()
     assert (0, 3) < job.place() < (EPOCHS, 0)
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
         assert db.execute("select status from runs").fetchall() == [("KILLED",)]
@@ -139,6 +140,7 @@ def test_files_that_vanish_beyond_max_bad_end_the_run_which_resumes_when_they_ar
         for path in gone:
             path.rename(tmp_path / "elsewhere" / path.name)
         assert job.wait() == 2
+    assert "resume with: " in job.printed()
     listed = (job.folder / "bad_files.csv").read_text()
     assert sum(path.name in listed for path in gone) > 8
     for path in gone:

@@ -1,5 +1,6 @@
 """A data set in an object store is trained on as a folder is; what is copied once is not copied again."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from test_archive import make_tar
 from train_data import flat_set
 
 import train.fetch
-from train.fetch import INDEX, Remote, copy, copy_file
+from train.config import TrainConfig
+from train.distributed import Ranks
+from train.fetch import INDEX, Remote, copy, copy_file, fetch
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,31 @@ def copied(url: str, cache: Path, look_again: bool = True) -> tuple[dict[str, by
     home = copy(url, cache, look_again, said.append)
     files = [path for path in home.rglob("*") if path.is_file() and path.name != INDEX]
     return {path.relative_to(home).as_posix(): path.read_bytes() for path in files}, " ".join(said)
+
+
+def test_without_file_locks_data_is_copied_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    root = flat_set(tmp_path / "images", 1)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    files, said = copied(f"file://{root}", tmp_path / "cache")
+    assert set(files) == {"cat.0.png", "dog.0.png"}
+    assert "No locks available" in said
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_the_first_rank_of_a_machine_copies_before_the_others(
+    local_rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no file lock holds them back."""
+    order: list[str] = []
+    monkeypatch.setattr(train.fetch, "copy", lambda *_: order.append("copied") or tmp_path)
+    monkeypatch.setattr(train.fetch, "gather_list", lambda values, ranks: order.append("met") or [values])
+    fetch(TrainConfig(data="s3://bucket/x"), Ranks(local_rank, local_rank, 2, 2), print)
+    assert order == (["copied", "met", "met"] if local_rank == 0 else ["met", "copied", "met"])
 
 
 def test_what_is_there_is_not_copied_again_and_what_changed_is(client: Any, tmp_path: Path) -> None:

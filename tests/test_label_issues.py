@@ -184,12 +184,11 @@ def test_all_folds_with_one_command_and_again_without_training(
 ) -> None:
     """Real runs on reddish cats and bluish dogs, of which four have the other's name."""
 
-    def call(command: list[object], check: bool) -> None:
-        assert check
+    def call(command: list[object]) -> None:
         assert Path(str(command[1])).name == "main.py", "one process needs no torchrun"
         print(forked.run("train/main.py", *command[2:], cwd=tmp_path))
 
-    monkeypatch.setattr("train.label_issues.subprocess.run", call)
+    monkeypatch.setattr("train.label_issues.run_child", call)
     wrong = {"dog.103.png", "dog.117.png", "cat.103.png", "cat.117.png"}
     root = flat_set(tmp_path / "images", per_class=40)
     for i in (3, 17):
@@ -227,7 +226,7 @@ def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(
     checkpoints.mkdir(parents=True)
     (checkpoints / "epoch-000000-step-00000003.pt").write_bytes(b"")
     started: list[list[str]] = []
-    monkeypatch.setattr("subprocess.run", lambda command, check: started.append(command))
+    monkeypatch.setattr("train.label_issues.run_child", started.append)
     train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
     assert [command[-2:] for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]
 
@@ -252,11 +251,11 @@ def test_an_interrupted_fold_goes_on_and_a_finished_one_is_not_repeated(
         save_checkpoint(state, run / "checkpoints" / "last.pt")
     started: list[list[str]] = []
 
-    def killed(command: list[str], check: bool) -> None:
+    def killed(command: list[str]) -> None:
         started.append(command)
         raise subprocess.CalledProcessError(143, command)
 
-    monkeypatch.setattr("subprocess.run", killed)
+    monkeypatch.setattr("train.label_issues.run_child", killed)
     asked = ["--folds", "2", "--nproc_per_node", "2", "--output", str(tmp_path), "--", *flags]
     assert main(asked) == 143
     assert capsys.readouterr().out.count("is finished") == 1

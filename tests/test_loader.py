@@ -1,7 +1,10 @@
 """The epoch plan and the loader: every image once, whatever the processes, workers or point of resume."""
 
+import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from unittest.mock import patch
 
 import numpy as np
@@ -14,18 +17,21 @@ from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.preprocess import load_image
-from train import reading
+from train import reading, workers
 from train.augment import View
 from train.loader import (
     LISTED_ORDER,
     Batch,
     EpochPlan,
+    Hang,
     Key,
     Loader,
     PixelDataset,
     evaluation_batches,
+    read_pixels,
 )
 from train.permutation import Permutation
+from train.pixels import PixelCache, open_cache, training_entries
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
 
@@ -232,6 +238,59 @@ def test_a_file_that_vanished_or_was_damaged_counts_for_nothing_and_is_named(
         assert batch.weights.tolist() == [0, 1]
     assert list(loader.lost) == [str(gone)]
     assert capsys.readouterr().out.count(f"{gone} was readable before training and is not now") == 1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_batch_that_does_not_come_is_an_error_that_names_what_was_to_be_read(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.01)
+    config, data = make_data(tmp_path)
+    stuck = Event()
+    cache = open_cache(tmp_path, data.train, training_entries(config), "on", print) if cached else None
+
+    def read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+        stuck.wait(60)
+        raise OSError
+
+    dataset = PixelDataset(data.train, 0, config.preprocess(), cache, read)
+    if cached:
+        monkeypatch.setattr(PixelCache, "__getitem__", lambda self, index: read(Path()))
+    loader = Loader(dataset, 0, pin_memory=False, hang_seconds=0.05)
+    named = str(cache.file) if cache else data.train.paths[2]
+    with pytest.raises(Hang, match=re.escape(named)):
+        next(loader([[(0, 2, 1.0), (0, 3, 1.0)], [(0, 0, 1.0)]]))
+    monkeypatch.setattr(reading, "PAUSES", ())
+    stuck.set()
+
+
+def test_a_slow_batch_is_waited_for_and_who_waits_can_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.01)
+    config, data = make_data(tmp_path)
+    asked = Event()
+
+    def read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+        assert asked.wait(60)
+        return read_pixels(path)
+
+    loader = Loader(PixelDataset(data.train, 0, config.preprocess(), None, read), 0, False, 60.0)
+    loader.while_waiting = asked.set
+    (batch,) = loader([[(0, 2, 1.0)]])
+    assert batch.weights.tolist() == [1]
+
+
+def test_a_process_that_may_open_no_more_files_does_not_call_images_unreadable(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+
+    def read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loader = Loader(PixelDataset(data.train, 0, config.preprocess(), None, read), 0, False)
+    with pytest.raises(OSError, match="Too many open files"):
+        next(loader([[(0, 2, 1.0)]]))
+    assert not loader.lost
 
 
 def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:

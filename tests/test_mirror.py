@@ -176,6 +176,16 @@ def test_a_store_that_cannot_be_used_is_an_error_before_training(
         localise(TrainConfig(**settings), Ranks(), silent)
 
 
+def test_a_user_without_a_home_is_told_where_the_copy_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(ValueError, match=r"s3://bucket/runs.* HOME"):
+        localise(TrainConfig(output="s3://bucket/runs", name="a"), Ranks(), silent)
+
+
 def test_a_local_folder_is_left_alone(tmp_path: Path) -> None:
     config = TrainConfig(output=str(tmp_path))
     assert localise(config, Ranks(), silent) == (config, "")

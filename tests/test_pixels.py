@@ -172,6 +172,42 @@ def test_processes_that_ask_at_once_build_it_once(tmp_path: Path) -> None:
     assert len({text.splitlines()[-1] for text in printed}) == 1
 
 
+@pytest.mark.parametrize("other", ["nobody", "one that is faster"])
+def test_without_file_locks_a_cache_is_whole_though_two_build_it(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither sees half of what the other one writes."""
+    config, data = make_data(tmp_path, image_size=16)
+    whole = open_training(tmp_path / "cache", data.train, config).file.read_bytes()
+    folder, said = tmp_path / "unlocked", []
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def flush(self: object) -> None:  # the last thing of a build
+        monkeypatch.setattr(np.memmap, "flush", lambda self: None)
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        assert not list(folder.glob("*/sizes.npy"))
+        if other != "nobody":
+            open_training(folder, data.train, config)
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr(np.memmap, "flush", flush)
+    cache = open_cache(folder, data.train, training_entries(config), "on", said.append)
+    assert cache is not None
+    assert cache.file.read_bytes() == whole
+    assert "No locks available" in said[0]
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, image_size=16)
+    home = open_training(tmp_path / "cache", data.train, config).file.parent
+    home.rename(home.with_name(f"{home.name}.machine-7.tmp"))
+    open_training(tmp_path / "cache", data.train, config)
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
 def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
     stored = training_entries(TrainConfig(image_size=32))

@@ -14,12 +14,12 @@ from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
 from train import preemption
-from train.preemption import StopRequest, ignore_stops
+from train.preemption import STOPS, StopRequest, Unbreakable, end_on_signal, ignore_stops
 
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOPS}
     request = StopRequest()
     request.install()
     yield request
@@ -27,13 +27,16 @@ def stop() -> Iterator[StopRequest]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_where_nobody_looks_a_signal_ends_the_process(stop: StopRequest, number: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
+    for other in STOPS:  # a second one does not interrupt the end of the run
+        signal.raise_signal(other)
+    assert stop.received == number
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_where_somebody_looks_it_is_noted_also_when_it_comes_twice(stop: StopRequest, number: int) -> None:
     """Ctrl-C reaches a rank from the terminal and from torchrun."""
     stop.noted = True
@@ -51,13 +54,69 @@ def test_a_user_who_insists_is_obeyed(stop: StopRequest, monkeypatch: pytest.Mon
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_rank_that_is_ended_for_anothers_sake_was_not_told_to_stop(
+    stop: StopRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun sends the same signal when it is told to stop and when a rank has died."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for ranks, told in ((1, True), (2, False)):
+        here = len(psutil.Process(os.getppid()).children())
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(1 if ranks == 1 else here + 1))
+        stop.__init__()  # type: ignore[misc]
+        stop.noted = True
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.told is told
+
+
+def test_nohup_keeps_its_word(stop: StopRequest) -> None:
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    stop.install()
+    end_on_signal()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_command_ends_in_one_line_and_cleans_up_though_the_signal_comes_twice(
+    number: int, code: int, stop: StopRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    end_on_signal("; again")
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert ended.value.code == code
+    assert capfd.readouterr().err == f"stopped by {signal.Signals(number).name}; again\n"
+
+
+def test_a_command_ends_in_one_line_while_it_imports() -> None:
+    program = (
+        "import os, signal; from train.preemption import end_on_signal; end_on_signal(importing=True)\n"
+    )
+    program += "try:\n    os.kill(os.getpid(), signal.SIGINT)\nfinally:\n    print('traceback')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by SIGINT\n")
+
+
+def test_nobody_who_stops_reading_stops_a_run() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        with pytest.raises(BrokenPipeError):
+            print("lost", file=pipe, flush=True)
+        print("lost", file=Unbreakable(pipe), flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+
+
 def test_loader_processes_ignore_the_signal() -> None:
     others = set(psutil.Process().children())  # such as multiprocessing's resource tracker
     loader = DataLoader(range(8), num_workers=1, worker_init_fn=ignore_stops, persistent_workers=True)
     batches = iter(loader)
     assert int(next(batches)) == 0
     (worker,) = set(psutil.Process().children()) - others
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         worker.send_signal(number)
     assert [int(batch) for batch in batches] == list(range(1, 8))
 

@@ -2,6 +2,9 @@
 
 import errno
 import fcntl
+import os
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,9 @@ from train_data import settings
 
 from benchmarks.jobs import wait_until
 from train import resume
-from train.command_line import save_config
+from train.command_line import parse_config, save_config
 from train.config import TrainConfig
-from train.resume import is_locked, only_writer, settle_run, started_at
+from train.resume import how_to_resume, is_locked, only_writer, settle_run, started_at, started_by
 from train.snapshots import Snapshots, list_snapshots
 
 
@@ -87,12 +90,14 @@ def test_an_empty_folder_is_what_a_kill_leaves_and_a_full_one_is_somebodys(tmp_p
         settle_run(config)
 
 
-def test_auto_without_a_name_takes_the_newest_unfinished_run_of_these_settings(tmp_path: Path) -> None:
+def test_auto_without_a_name_takes_the_furthest_unfinished_run_of_these_settings(tmp_path: Path) -> None:
+    """Not an empty one that was started after it by mistake."""
     auto = settings(tmp_path, resume="auto")
     assert settle_run(auto).resume == ""
     for name, epochs_done, changes in (
-        ("old", 1, {}),
-        ("new", 1, {}),
+        ("far", 2, {}),
+        ("newer", 1, {}),
+        ("empty", 0, {}),
         ("other", 1, {"lr": 0.5}),
         ("elsewhere", 1, {"data": "other"}),
         ("finished", 3, {}),
@@ -101,7 +106,73 @@ def test_auto_without_a_name_takes_the_newest_unfinished_run_of_these_settings(t
         time.sleep(0.02)
     (tmp_path / "runs" / "latest").symlink_to("gone")
     found = settle_run(auto)
-    assert (found.resume, found.name) == (str(tmp_path / "runs" / "new"), "new")
+    assert (found.resume, found.name) == (str(tmp_path / "runs" / "far"), "far")
+
+
+def test_of_runs_that_are_equally_far_auto_takes_the_newest(tmp_path: Path) -> None:
+    for name, age in (("old", 100), ("new", 50), ("older", 200)):
+        make_run(tmp_path, name, 1)
+        os.utime(tmp_path / "runs" / name, (time.time() - age,) * 2)
+    assert settle_run(settings(tmp_path, resume="auto")).name == "new"
+
+
+def command_that_resumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: list[str], run: str = "a b"
+) -> str:
+    monkeypatch.setattr("sys.orig_argv", typed)
+    asked = parse_config(typed[typed.index("train/main.py") + 1 :]) if "train/main.py" in typed else None
+    assert asked is not None
+    return how_to_resume(asked, asked.replace(name=run, output=str(tmp_path / "runs")))
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ([], ["--name", "a b"]),
+        (["--resume", "auto"], ["--name", "a b"]),
+        (["--name=a b"], []),
+        (["--stop-after", "1", "--name", "a b"], ["--stop-after", "0"]),
+    ],
+)
+def test_the_command_that_resumes_is_the_one_that_was_typed_with_the_runs_name(
+    given: list[str], added: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_run(tmp_path, "a b", 1)
+    typed = ["python3", "train/main.py", "--data", "my cats", *given]
+    printed = command_that_resumes(monkeypatch, tmp_path, typed)
+    assert shlex.split(printed.partition(": ")[2]) == typed + added
+
+
+def test_a_run_that_is_named_by_resume_is_resumed_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_run(tmp_path, "a", 1)
+    typed = ["python", "train/main.py", "--resume", str(tmp_path / "runs" / "a")]
+    assert command_that_resumes(monkeypatch, tmp_path, typed, "a").endswith(shlex.join(typed))
+
+
+def test_a_run_without_snapshot_is_started_again_under_its_name_and_one_without_folder_not_mentioned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    typed = ["python", "train/main.py", "--data", "x"]
+    assert command_that_resumes(monkeypatch, tmp_path, typed, "a") == ""
+    make_run(tmp_path, "a")
+    printed = command_that_resumes(monkeypatch, tmp_path, typed, "a")
+    assert "no snapshot was written yet" in printed
+    assert printed.endswith(": python train/main.py --data x --name a")
+
+
+def test_under_torchrun_the_command_is_torchruns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "torchrun"
+    program.parent.mkdir()
+    program.write_text("")
+    program.chmod(0o755)
+    typed = [sys.executable, str(program), "--nproc_per_node=4", "train/main.py", "--data", "a b"]
+    monkeypatch.setattr("psutil.Process.cmdline", lambda self: typed)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert started_by() == typed[1:]
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert started_by() == ["torchrun", *typed[2:]]
 
 
 HOLDS = """
@@ -138,16 +209,20 @@ def test_one_process_at_a_time_writes_and_a_killed_one_leaves_no_lock(
         pass
 
 
-def test_a_file_system_without_locks_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_on_a_file_system_without_locks_training_is_possible_with_a_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     make_run(tmp_path, "a", 1)
     monkeypatch.setattr(fcntl, "lockf", refused)
     monkeypatch.setattr(resume, "WAIT_FOR_LOCK_SECONDS", 0.0)
     said: list[str] = []
     with only_writer(tmp_path / "runs" / "a", said.append):
-        assert not said
+        assert os.strerror(number) in said[0]
+    assert len(said) == 1
     assert settle_run(settings(tmp_path, resume="auto")).name == "a"
 
 

@@ -1,5 +1,6 @@
 """A run in an object store is copied as it is, and nowhere else."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_an_object_that_would_be_written_elsewhere_is_refused(tmp_path: Path, na
         ):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_without_file_locks_a_run_is_exported_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with open_run(str(tmp_path)) as run:
+        assert run == tmp_path
+    assert "No locks available" in capsys.readouterr().err
 
 
 def test_two_exports_of_a_run_come_one_after_the_other(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Where the training itself does not matter, a stand-in for train/main.py writes m
 """
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -239,6 +240,32 @@ def test_one_interrupted_before_its_first_checkpoint_starts_anew(monkeypatch: py
     assert sweep.main(arguments(2, epochs=2)) == 0
     assert [row["run"] for row in rows()] == ["s-1", "s-2"]
     assert load().trials[0].params == load().trials[1].params
+
+
+def test_a_sweep_whose_terminal_is_gone_is_stopped_like_by_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang_up(*_: Any) -> bool:
+        signal.raise_signal(signal.SIGHUP)
+        raise AssertionError("went on")
+
+    script([0.5])
+    monkeypatch.setattr(sweep, "run_trial", hang_up)
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        assert sweep.main(arguments(1, epochs=1)) == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_without_file_locks_a_study_can_be_run_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(study.fcntl, "flock", refuse)
+    with study.locked(tmp_path):
+        assert "Function not implemented" in capsys.readouterr().out
 
 
 def test_two_sweeps_of_one_study_do_not_run_at_once(

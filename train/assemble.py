@@ -10,10 +10,26 @@ import torch
 from torch import Tensor
 
 from train.augment import View
-from train.checks import check_clip, check_single_image, check_teacher, few_steps, trained_on_validation
+from train.checks import (
+    check_clip,
+    check_single_image,
+    check_size,
+    check_teacher,
+    few_steps,
+    trained_on_validation,
+)
 from train.config import TrainConfig
 from train.data import Data, ImageSet, class_weights
-from train.device import Precision, candidates, choose_precision, compile_note, has_bf16, time_step
+from train.device import (
+    Precision,
+    candidates,
+    choose_precision,
+    compile_note,
+    default_option,
+    has_bf16,
+    multiplies_bf16,
+    time_step,
+)
 from train.distributed import Ranks, on_main
 from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
@@ -60,7 +76,8 @@ class Job:
         return self._loader(PixelDataset(self.data.val, self.config.seed, transform, self.val_cache))
 
     def _loader(self, dataset: PixelDataset) -> Loader:
-        return Loader(dataset, self.num_workers, pin_memory=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        return Loader(dataset, self.num_workers, pin, 60 * self.config.hang_minutes)
 
     def parameters(self) -> dict[str, Any]:
         """What a comparison of runs wants to know."""
@@ -89,6 +106,8 @@ def assemble(
     classes = data.train.class_names
     check_clip(config.clip_probabilities, len(classes))
     model, notes = build_everywhere(config, ranks, classes, state)
+    if state is None:  # a run that is there keeps at least its checkpoints
+        check_size(model, config.model)
     model.to(device)
     plan = EpochPlan(
         len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
@@ -234,10 +253,16 @@ def fastest_precision(
 
     if config.precision == "bf16" and device.type == "cpu" and not has_bf16():
         say("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
-    options = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
-    precision, seconds = choose_precision(options, make_step, device)
+
+    def choice() -> tuple[list[Precision], Precision]:
+        options = candidates(config, device)
+        return options, default_option(options, multiplies_bf16(device))
+
+    options, default = on_main(ranks, choice)  # nodes may have other processors
+    precision, seconds = choose_precision(options, default, make_step, device)
     if seconds:
-        say("seconds a step: " + "; ".join(f"{name} {s:.3f}" for name, s in seconds.items()))
+        listed = "; ".join(f"{name} {s:.3f}" for name, s in seconds.items())
+        say(f"seconds a step: {listed}. Taken: {precision}")
     if config.compile:
         plain = seconds.get(str(precision)) or time_step(make_step(precision), device)[1]
         try:

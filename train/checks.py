@@ -14,6 +14,7 @@ from train.model import ImageClassifier, best_checkpoint, try_forward
 from train.pretrained import check_download, read_file
 
 FEW_STEPS = 100
+LARGEST_EXPORT = 2**31 - 2**26  # bytes of weights: protobuf's limit, less room for the graph
 
 
 def check_start(config: TrainConfig) -> None:
@@ -68,6 +69,20 @@ def check_clip(clip: float, num_classes: int) -> None:
         raise ValueError(
             f"--clip_probabilities {clip:g} is too much for {num_classes} classes: together they would get "
             f"{clip * num_classes:g} whatever the image; at most {most:g}"
+        )
+
+
+def check_size(model: ImageClassifier, name: str) -> None:
+    """
+    Raises:
+        ValueError: its weights do not fit into one ONNX file, so that it could never be exported.
+    """
+    size = sum(tensor.numel() * 4 for tensor in (*model.parameters(), *model.buffers()))
+    if size > LARGEST_EXPORT:
+        raise ValueError(
+            f"--model {name} has weights of {size / 1e9:.2f} GB in float32, and one ONNX file takes "
+            f"{LARGEST_EXPORT / 1e9:.2f} GB (protobuf's limit of 2 GiB, less the graph): it could not be "
+            "exported. Choose a smaller --model"
         )
 
 

@@ -18,6 +18,11 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from train.preemption import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "torch")
@@ -252,4 +257,5 @@ def columns(name: str, interval: Interval | None) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

@@ -163,7 +163,8 @@ class TrainConfig:
     """Stop, as if interrupted, once this many epochs are done in all; `resume` goes on. 0: never."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type; auto times a few steps and takes the fastest (fp32 in deterministic mode)."""
+    """Autocast type; auto: bf16 on a device that multiplies it, else fp32, unless another is clearly faster
+    in a few timed steps (fp32 in deterministic mode)."""
     channels_last: bool | None = None
     """Memory format of convolutions; unset: decided with the precision."""
     compile: bool = False
@@ -176,7 +177,8 @@ class TrainConfig:
     """Bit-identical results on the same machine and number of processes; slower on CUDA, where torch has no
     such backward pass for the pooling of AlexNet, VGG and GoogLeNet and says so."""
     num_workers: int = -1
-    """Loader processes of each rank; -1: from the processors, 0: load in the training process."""
+    """Loader processes of each rank, fewer if shared memory is too small for their batches; -1: from the
+    processors, 0: load in the training process."""
     pixel_cache: Literal["auto", "on", "off"] = "auto"
     """Decode images once, into a file below `output`; auto: if it takes no more than a quarter of the free
     disk and the run has more than one epoch."""
@@ -194,15 +196,15 @@ class TrainConfig:
     track: bool = True
     """Log to MLflow; metrics.jsonl is written in any case."""
     resume: str = ""
-    """Run directory to go on with; its settings hold unless given again. `auto`: the run of this `name`, or
-    without one the newest unfinished run of these settings in `output`, and a new run if there is none."""
+    """Run directory to resume; its settings hold unless given again. `auto`: the run of this `name`, or
+    without one the furthest unfinished run of these settings in `output`; if there is none, a new run."""
     snapshot_minutes: float = 10.0
     """Minutes between snapshots within an epoch, written in the background; 0: only after each epoch."""
     snapshot_steps: int = 0
     """Optimizer steps between snapshots within an epoch; 0: as `snapshot_minutes` says."""
     hang_minutes: float = 10.0
-    """A process that does not take part in training for so long is given up, and the job fails (torchrun
-    restarts it with --max-restarts)."""
+    """A process that does not take part in training for so long, or gets no batch, is given up, and the job
+    fails (torchrun restarts it with --max-restarts)."""
     max_skipped: int = 20
     """Steps in a row whose gradients are not finite, and which are skipped; one more ends the run."""
 

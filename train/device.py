@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import joblib
 import torch
@@ -17,6 +18,10 @@ from train.distributed import Ranks, max_over_ranks
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 TIMED_STEPS = 3
 LONG_STEP_SECONDS = 1.0  # one such step is timed truly enough
+TURNS, TURNS_OF_LONG_STEPS = 5, 3  # in which all options are timed one after the other
+CLEARLY_BETTER = 0.9  # of the default's seconds, which other work on the machine does not explain
+MOST_TURNS = 0.8  # in which an option must be so much better
+HOPELESS = 1.5  # times the default's seconds in the first turn
 
 
 @dataclass(frozen=True)
@@ -119,22 +124,62 @@ def has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether it has instructions for that, with which bf16 is the usual choice: of an x86 processor
+    more than `has_bf16`, which AVX-512 alone satisfies."""
+    if device.type == "cuda" or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def default_option(options: list[Precision], bf16: bool) -> Precision:
+    """Of the options that the settings leave: bf16 on a device that multiplies it, else fp32."""
+    usual = [option for option in options if option.autocast == ("bfloat16" if bf16 else "")]
+    return (usual or options)[0]
+
+
 def choose_precision(
     options: list[Precision],
+    default: Precision,
     make_step: Callable[[Precision], Callable[[], None]],
     device: torch.device,
 ) -> tuple[Precision, dict[str, float]]:
-    """The option whose steps are fastest on the slowest rank, and seconds a step of each.
+    """Return the default or a clearly faster option, and seconds a step of each on the slowest rank.
 
-    `make_step` returns a function that does one whole training step on a copy of the model.
+    `make_step` returns a function that does one whole training step on a copy of the model. The options are
+    timed in turns, so that what else the machine does meets all of them, and one copy is there at a time.
     """
     if len(options) == 1:
         return options[0], {}
-    seconds = {str(option): time_step(make_step(option), device)[1] for option in options}
-    return min(options, key=lambda option: seconds[str(option)]), seconds
+    times: dict[Precision, list[float]] = {option: [] for option in options}
+    timed, turns = options, TURNS
+    while len(times[default]) < turns:
+        for option in timed:
+            times[option].append(time_step(make_step(option), device, 1)[1])
+        first = times[default][0]
+        timed = [option for option in timed if times[option][0] < HOPELESS * first]
+        turns = TURNS_OF_LONG_STEPS if first >= LONG_STEP_SECONDS else TURNS
+        if timed == [default]:
+            break
+    seconds = {str(option): median(times[option]) for option in options}
+    return choose_option(times, default), seconds
 
 
-def time_step(step: Callable[[], None], device: torch.device) -> tuple[float, float]:
+def choose_option(times: dict[Precision, list[float]], default: Precision) -> Precision:
+    """Return the fastest of the options that are clearly faster than the default in most turns, or else the
+    default. `times` are the seconds of each turn; an option that was given up has fewer."""
+    best = default
+    for option, seconds in times.items():
+        wins = sum(mine < CLEARLY_BETTER * its for mine, its in zip(seconds, times[default], strict=False))
+        clearly = median(seconds) < CLEARLY_BETTER * median(times[default])
+        if clearly and wins >= MOST_TURNS * len(times[default]) and median(seconds) < median(times[best]):
+            best = option
+    return best
+
+
+def time_step(
+    step: Callable[[], None], device: torch.device, most: int = TIMED_STEPS
+) -> tuple[float, float]:
     """Seconds of the first call, with allocation, kernel selection and compilation, and of a later one."""
 
     def once() -> float:
@@ -147,9 +192,9 @@ def time_step(step: Callable[[], None], device: torch.device) -> tuple[float, fl
 
     first = once()
     times = [once()]
-    while times[0] < LONG_STEP_SECONDS and len(times) < TIMED_STEPS:
+    while times[0] < LONG_STEP_SECONDS and len(times) < most:
         times.append(once())
-    return first, sorted(times)[len(times) // 2]
+    return first, median(times)
 
 
 def compile_note(plain: float, first: float, compiled: float, steps_per_epoch: int) -> str:

@@ -1,5 +1,6 @@
 """The epochs of a run, with a snapshot now and then, and an end in order when told to stop."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from train.retune import begin_retuning, retuning
 from train.rundir import save_best, write_bad_files
 from train.snapshots import Position, Say, Snapshots, copy_to_cpu
 from train.trainee import History, checkpoint_state
+from train.workers import explained
+
+LATE_BATCH_SECONDS = 10.0  # after a signal, until a rank whose batch does not come ends without the others
 
 
 class Epochs:
@@ -37,6 +41,8 @@ class Epochs:
         self.agreement = Agreement(job.ranks)
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()
+        self.train_loader.while_waiting = self._stop_while_training
+        self.val_loader.while_waiting = self._stop_while_waiting
         self.running = Running(job.ranks, job.device, job.position)
         self.asked = False
         """For a snapshot, in the last step."""
@@ -49,7 +55,7 @@ class Epochs:
         """
         Raises:
             Preempted: a rank was told to stop; a snapshot is written.
-            ValueError: the best checkpoint cannot be written.
+            ValueError: the best checkpoint cannot be written, or a loader process died.
         """
         self.stop.noted = True
         try:
@@ -61,8 +67,14 @@ class Epochs:
             if self.job.ranks.is_main:
                 self.snapshots.write(self._state(position))
             raise
+        except (RuntimeError, OSError) as error:
+            codes = self.train_loader.exit_codes() + self.val_loader.exit_codes()
+            if (reason := explained(error, codes)) is None:
+                raise
+            raise ValueError(reason) from error
         finally:
             self.stop.noted = False
+            self.train_loader.while_waiting = self.val_loader.while_waiting = no_wish  # that was a circle
             self.snapshots.finish()
         self.agreement.settle()
         if self.snapshots.owed is not None:
@@ -70,8 +82,8 @@ class Epochs:
                 self.snapshots.owed()  # the last chance: now the error counts
             except OSError as error:
                 raise ValueError(
-                    f"the best checkpoint cannot be written: {error}. Make room in {self.folder}, and the "
-                    "same command goes on from the newest snapshot"
+                    f"the best checkpoint cannot be written: {error}. Make room in {self.folder}; the "
+                    "newest snapshot is whole"
                 ) from error
 
     def _one_epoch(self) -> None:
@@ -124,6 +136,7 @@ class Epochs:
         job.trainee = begin_retuning(
             job.trainee, job.stage, self.train_loader, job.plan, epoch, job.ranks, job.device
         )
+        self.train_loader.while_waiting = self._stop_while_training  # not before: half of it is no state
 
     def _after_step(self) -> None:
         """At most two steps after a signal, or after a snapshot is due, all ranks know and act alike."""
@@ -142,11 +155,28 @@ class Epochs:
     def _after_batch(self) -> None:
         self._stop_if_told()
 
+    def _stop_while_training(self) -> None:
+        if self.stop.received and self.job.ranks.world_size == 1:
+            self.job.trainee.abandon_step()
+        self._stop_while_waiting()
+
+    def _stop_while_waiting(self) -> None:
+        """A batch does not come. A process that is alone stops here as well as after a step; of several,
+        none can write a snapshot without the others, which wait for this one."""
+        if not self.stop.received:
+            return
+        if self.job.ranks.world_size == 1:
+            self.stop.ending = True
+            raise Preempted
+        if time.monotonic() - self.stop.since > LATE_BATCH_SECONDS:
+            raise KeyboardInterrupt
+
     def _stop_if_told(self, due: bool = False) -> bool:
         lost = self.train_loader.lost | self.val_loader.lost
         new = len(lost.keys() - self.lost.keys())
         told, due_on_main, new_anywhere = self.agreement.exchange(bool(self.stop.received), due, new)
         if told:
+            self.stop.ending = True
             raise Preempted
         if new_anywhere:
             self._count_lost(lost)
@@ -169,7 +199,7 @@ class Epochs:
             raise ValueError(
                 f"{len(data.bad) + len(self.lost)} of {images} images cannot be read, {len(self.lost)} of "
                 f"them since training began, more than --max_bad {config.max_bad:g} allows ({first}): "
-                "restore them, and the same command goes on"
+                "restore them"
             )
 
     def _state(self, position: Position | None = None) -> dict[str, object]:

@@ -17,6 +17,7 @@ from serve.installation import how_to_install
 from serve.urls import redact, unsigned, url_path
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list
+from train.locks import NoLocks, take
 
 Say = Callable[[str], None]
 THREADS = 32  # they wait for the network
@@ -49,16 +50,17 @@ def fetch(config: TrainConfig, ranks: Ranks, say: Say) -> TrainConfig:
         ValueError: it cannot be copied; the message names the URL.
     """
     changes, error = {}, ""
-    for name in ("data", "val_data"):
-        url = getattr(config, name)
-        if not error and is_remote(url):
-            try:
-                changes[name] = str(copy(url, Path(config.output) / ".cache", ranks.local_rank == 0, say))
-            except (OSError, ValueError) as reason:
-                error = redact(f"--{name} {reason}")
-    errors = [text for part in gather_list([error], ranks) for text in part if text]
-    if errors:
-        raise ValueError(errors[0])
+    for first in (True, False):  # not all at once, also where there are no locks
+        for name in ("data", "val_data"):
+            url = getattr(config, name)
+            if not error and is_remote(url) and first == (ranks.local_rank == 0):
+                try:
+                    changes[name] = str(copy(url, Path(config.output) / ".cache", first, say))
+                except (OSError, ValueError) as reason:
+                    error = redact(f"--{name} {reason}")
+        errors = [text for part in gather_list([error], ranks) for text in part if text]
+        if errors:
+            raise ValueError(errors[0])
     return config.replace(**changes)
 
 
@@ -74,7 +76,7 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
     # the same for a URL that was signed anew
     home = cache / f"data-{hashlib.sha256(os.fsencode(unsigned(url))).hexdigest()[:16]}"
     shown = redact(url)
-    with _locked(home):
+    with _locked(home, say):
         known = _read_index(home)
         if known is None or look_again:
             try:
@@ -237,9 +239,12 @@ def _write_index(home: Path, files: dict[str, list[Any]], name: str = INDEX) -> 
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def _locked(home: Path, say: Say) -> Iterator[None]:
     """One process at a time; a process that is killed leaves no lock behind."""
     home.mkdir(parents=True, exist_ok=True)
     with (home.with_suffix(".lock")).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            take(fcntl.flock, file, wait=True)
+        except NoLocks as error:
+            error.warn(say, home, "two jobs that copy the same data at once disturb each other")
         yield

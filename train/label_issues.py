@@ -20,6 +20,11 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from train.preemption import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "torch", "cleanlab")
@@ -47,6 +52,7 @@ from train.pretrained import settle
 from train.snapshots import newest_whole
 from train.tables import check_replaceable
 from train.trainee import FREE_TO_CHANGE, History
+from train.trial import run_child
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
@@ -124,7 +130,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
         if (run / "checkpoints" / "last.pt").exists():
             own = ["--resume", str(run)]  # else train/main.py finds it by its name
         command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
-        subprocess.run(command, check=True)
+        run_child(command)
     return runs
 
 
@@ -253,4 +259,5 @@ def summary(data: OutOfFold, issues: LabelIssues) -> str:
 
 
 if __name__ == "__main__":
+    end_on_signal("; the same command continues with the folds that are not finished")
     sys.exit(main())

@@ -1,8 +1,12 @@
 """Plan an epoch and load its batches; both are functions of (seed, epoch), whatever the processes."""
 
 import atexit
+import errno
+import math
 import multiprocessing
+import signal
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +25,9 @@ from train.data import ImageSet
 from train.draws import seed_of
 from train.permutation import Permutation
 from train.pixels import PixelCache
-from train.preemption import ignore_stops
 from train.reading import read_image
 from train.threads import in_threads
+from train.workers import PREFETCH, begin_worker, in_thread
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
 LISTED_ORDER = 2**16  # samples up to which an epoch's order is a list; beyond, it is computed
@@ -177,10 +181,18 @@ class PixelDataset(Dataset[Batch]):
             try:
                 return self.load(path)
             except (OSError, ValueError) as error:
+                if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                    raise  # no fault of the file's
                 lost[index] = (str(path), str(error))
                 return np.full((64, 64, 3), 128, np.uint8)
 
         return in_threads(decode, indices)
+
+
+def _on_device(batches: Iterator[Batch], device: int) -> Iterator[Batch]:
+    """Yield the same batches, pinned for this device in any thread: each thread has its current one."""
+    torch.cuda.set_device(device)
+    yield from batches
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -192,17 +204,34 @@ class _Keys:
 
     def __init__(self) -> None:
         self.batches: Iterable[list[Key]] = ()
+        self.awaited: deque[list[Key]] = deque()
+        """Those that were asked for and have not come, the next one first."""
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
+        self.awaited.clear()
+        for keys in self.batches:
+            self.awaited.append(keys)
+            yield keys
+
+
+class Hang(ValueError):  # noqa: N818, what it is
+    """A batch did not come in time; some thread or process may be stuck in reading for ever."""
 
 
 class Loader:
-    """Loads the batches asked for, in worker processes that live as long as the loader."""
+    """Loads the batches asked for, in worker processes that live as long as the loader.
 
-    def __init__(self, dataset: PixelDataset, num_workers: int, pin_memory: bool):
+    Args:
+        hang_seconds: after which a batch that has not come ends the run.
+    """
+
+    def __init__(
+        self, dataset: PixelDataset, num_workers: int, pin_memory: bool, hang_seconds: float = math.inf
+    ):
         _open_loaders.add(self)
-        self.images = dataset.images
+        self.images, self.cache, self.hang_seconds = dataset.images, dataset.cache, hang_seconds
+        self.while_waiting: Callable[[], None] = lambda: None
+        """Called once a second while a batch does not come; may raise."""
         self.lost: dict[str, str] = {}
         """Files that this rank could not read any more, and why."""
         self.keys = _Keys()
@@ -213,17 +242,44 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=ignore_stops,
+            prefetch_factor=PREFETCH if num_workers else None,
+            worker_init_fn=begin_worker,
         )
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
+        """
+        Raises:
+            Hang: a batch did not come in time.
+        """
         self.keys.batches = batches
-        for batch in self.loader:
+        loaded: Iterator[Batch] = iter(self.loader)
+        if self.loader.pin_memory:
+            loaded = _on_device(loaded, torch.cuda.current_device())
+        for batch in in_thread(loaded, self._wait):
+            self.keys.awaited.popleft()
             for path, why in batch.lost:
                 if path not in self.lost:
                     print(f"warning: {path} was readable before training and is not now: {why}", flush=True)
                     self.lost[path] = why
             yield batch
+
+    def exit_codes(self) -> list[int]:
+        """Of those loader processes that have ended; negative: minus the signal that ended it."""
+        iterator = getattr(self.loader, "_iterator", None)  # torch shows them nowhere else
+        return [worker.exitcode for worker in getattr(iterator, "_workers", ()) if worker.exitcode]
+
+    def _wait(self, seconds: float) -> None:
+        self.while_waiting()
+        if seconds < self.hang_seconds:
+            return
+        first = self.images.paths[self.keys.awaited[0][0][1]] if self.keys.awaited else "its first image"
+        read = f"{first!r} and the other images of its batch from {self.images.root}"
+        if self.cache is not None:
+            read = f"the pixel cache {self.cache.file}"
+        raise Hang(
+            f"no batch came for {self.hang_seconds / 60:g} minutes (--hang-minutes): whoever was to read "
+            f"{read} hangs. See whether that storage answers; if it is only slow, raise --hang-minutes"
+        )
 
 
 _open_loaders: "weakref.WeakSet[Loader]" = weakref.WeakSet()
@@ -235,6 +291,13 @@ def _end_workers() -> None:
     for loader in list(_open_loaders):
         del loader.loader  # its iterator tells the workers to end
     for child in multiprocessing.active_children():  # of an iterator that an error's traceback holds
+        child.kill()
+
+
+def kill_workers() -> None:
+    """End the loader processes at once, also those that are stuck."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as an error
+    for child in multiprocessing.active_children():
         child.kill()
 
 

@@ -2,11 +2,11 @@
 
 torchrun --nproc_per_node=4 train/main.py --data DIR
 
-A run that was interrupted, however it was, goes on by the same command with its --name or --resume auto.
+A run that was interrupted, however it was, is resumed by the same command with its --name or --resume auto.
 
 Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, or the
-training diverged; 143 told to stop by SIGTERM or SIGINT, with a snapshot written. torchrun makes 1 of all
-but 0.
+training diverged; 143 told to stop by SIGTERM, SIGINT or SIGHUP, with a snapshot written. torchrun makes 1
+of all but 0.
 """
 
 import gc
@@ -18,11 +18,24 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
+from train.home import ensure_home
+from train.preemption import (
+    EXIT_CODE,
+    Preempted,
+    StopRequest,
+    end_on_signal,
+    end_with_agent,
+    outlive_readers,
+)
+
+if __name__ == "__main__":  # before the imports that take seconds
+    end_on_signal(importing=True, code=EXIT_CODE)
+    home_warning = ensure_home()
+
 from serve.installation import require
 
 require("train", "torch")
 
-import os
 import shlex
 import time
 import traceback
@@ -50,19 +63,19 @@ from train.distributed import (
     process_group,
     ranks_from_environment,
 )
+from train.endings import give_up, leave, stopped
 from train.epochs import Epochs
 from train.fetch import fetch
 from train.metrics import read_predictions
 from train.metrics_file import NullTracker, build_tracker
 from train.mirror import localise, mirrored
-from train.preemption import EXIT_CODE, Preempted, StopRequest, end_with_agent
-from train.resume import only_writer
+from train.resume import how_to_resume, only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
 from train.trainee import History
+from train.workers import allow_open_files, fit_workers
 
 ALONE_SECONDS = 10.0  # in which a rank with the same error has ended, and torchrun says so
-LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
 
 
 def run(
@@ -76,10 +89,17 @@ def run(
     config, data = on_main(ranks, lambda: prepare(config))
     data = data.shared(ranks, Path(config.output) / ".cache")
     folder = run_folder(config)
+    stop.advice = partial(how_to_resume, asked, config)
     for note in data.notes:
         say(note)
     say(f"train {len(data.train)} images {data.train.counts()}")
     say(f"val   {len(data.val)} images {data.val.counts()}")
+    fitting, warning = fit_workers(config, ranks, num_workers, len(data.train), len(data.val))
+    if warning and ranks.local_rank == 0:
+        print(warning, flush=True)
+    if fitting != num_workers:
+        num_workers = fitting
+        configure(config, ranks, device, num_workers)
     with ExitStack() as stack:
 
         def claim() -> None:
@@ -107,17 +127,24 @@ def run(
         there = f"{url}/{config.name}" if url and ranks.is_main else ""
         publish = stack.enter_context(mirrored(folder, there, say))
         status = "FAILED"
+        stop.began = True
         try:
             Epochs(job, folder, tracker, stop, say, publish).run()
             report(job, folder, tracker)
             status = "FINISHED" if job.history.complete(config) else "KILLED"
-        except (KeyboardInterrupt, Preempted):
-            status = "KILLED"
+        except (KeyboardInterrupt, Preempted):  # also when torchrun ended the ranks that were left
+            status = "FAILED" if stop.lost_peer else "KILLED"
+            raise
+        except RuntimeError as error:
+            if stop.told and lost_contact(error):  # to ranks that ended sooner
+                status = "KILLED"
             raise
         finally:
             tracker.end(status)
     if ranks.is_main:
         say(summary(job.history, config, data.val.labels, there or str(folder)))
+        if not job.history.complete(config):
+            say(stop.advice())
 
 
 def newest_state(folder: Path, ranks: Ranks, say: Say) -> dict[str, Any] | None:
@@ -164,7 +191,7 @@ def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], fo
     if not history.complete(config):
         undone = (
             f"stopped after {history.epochs_done} of {config.epochs + config.retune_epochs} epochs, as "
-            "--stop_after says; the same command without it goes on\n"
+            "--stop-after says\n"
         )
     return (
         f"{undone}best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
@@ -173,15 +200,6 @@ def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], fo
         f"{doubt}run directory {folder}\n"
         f"next: python export/main.py --run {shlex.quote(folder)}"
     )
-
-
-def give_up(ranks: Ranks, error: RuntimeError) -> None:
-    """End one line after another rank did, so that its traceback is what is seen first."""
-    reason = str(error).splitlines()[0][:200]
-    print(f"rank {ranks.rank} lost contact to another rank, which has the cause: {reason}", flush=True)
-    time.sleep(LET_THE_CAUSE_BE_SEEN_SECONDS)
-    sys.stdout.flush()
-    os._exit(1)  # not by way of the group's end, which could wait for the lost one
 
 
 def is_mine_to_say(ranks: Ranks, stop: StopRequest) -> bool:
@@ -200,6 +218,7 @@ def main() -> None:
     stop.install()
     try:
         end_with_agent()
+        allow_open_files()
         config = parse_config(sys.argv[1:])
         device = choose_device(config, ranks)
         num_workers = choose_workers(config, ranks, device)
@@ -211,7 +230,7 @@ def main() -> None:
             except RuntimeError as error:
                 if not lost_contact(error):
                     raise
-                give_up(ranks, error)
+                give_up(ranks, error, stop)
     except (ValueError, FloatingPointError) as error:
         stop.noted = True  # it ends already: torchrun, which tells it to, need not be obeyed
         root = Path(__file__).resolve().parents[1]
@@ -221,15 +240,18 @@ def main() -> None:
         if is_mine_to_say(ranks, stop):
             where = "" if ranks.is_main else f" (rank {ranks.rank})"
             print(f"error{where}: {redact(error)}", file=sys.stderr, flush=True)
-        sys.exit(2)
+            if stop.began and isinstance(error, ValueError):
+                print(f"once that is mended, {stop.advice()}", file=sys.stderr, flush=True)
+        leave(2)
     except (KeyboardInterrupt, Preempted):
         stop.noted = True
-        if ranks.is_main:
-            print("stopped as told to; the same command goes on", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CODE)
+        leave(stopped(ranks, stop))
 
 
 if __name__ == "__main__":
+    outlive_readers()
+    if home_warning and ranks_from_environment().is_main:
+        print(home_warning, flush=True)
     gc.freeze()  # what was imported stays: it is not looked through again
     gc.enable()
     main()

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from serve.orientation import on_its_side
 from serve.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
 from train.data import ImageSet
+from train.locks import NoLocks, take
 from train.reading import DECODER, ChangedError, read_image
 from train.shrink import FILTER, LEAST_RATIO, Shrunk, Size
 
@@ -128,20 +130,18 @@ def open_cache(
             raise ValueError(f"{refused}; choose another --output, or use --pixel_cache off") from error
         say(f"warning: {refused}; images are decoded in every epoch")
         return None
-    with _locked(lock):
+    with _locked(lock, say) as alone:
         index = _read_index(home)
         if index is None:
             paths = [images.root / images.paths[i] for i in first]
             try:
-                index = _build(home, paths, sha256s.tolist(), stored, mode, say)
+                index = _build(home, paths, sha256s.tolist(), stored, mode, say, alone)
             except ChangedError as error:
-                shutil.rmtree(home, ignore_errors=True)
                 raise ValueError(
                     f"{error}: start again; if that ends in the same way, the file system keeps no time of "
                     f"change: delete {folder}/scan-*.json"
                 ) from error
             except RuntimeError as error:
-                shutil.rmtree(home, ignore_errors=True)
                 say(f"warning: no pixel cache, images are decoded in every epoch: {error}")
                 return None
             if index is None:
@@ -179,6 +179,36 @@ def _build(
     stored: Stored,
     mode: str,
     say: Callable[[str], None],
+    alone: bool = True,
+) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """Build under another name, which no other process has: `home` is whole as soon as it is there."""
+    building = home.with_name(f"{home.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        if alone:
+            for left in home.parent.glob(f"{home.name}.*.tmp"):  # by a build that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        built = _decode(building, home, paths, sha256s, stored, mode, say)
+        if built is not None and _read_index(home) is None:  # else another process was faster
+            shutil.rmtree(home, ignore_errors=True)
+            try:
+                building.rename(home)
+            except OSError:
+                if _read_index(home) is None:  # else another process was faster by a moment
+                    raise
+        return built
+    finally:
+        if building.exists():
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _decode(
+    building: Path,
+    home: Path,
+    paths: Sequence[Path],
+    sha256s: Sequence[str],
+    stored: Stored,
+    mode: str,
+    say: Callable[[str], None],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
     started = time.perf_counter()
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
@@ -193,13 +223,11 @@ def _build(
             say(f"{room}: images are decoded in every epoch; --pixel_cache on takes more than a quarter")
             return None
         say(f"{what}: decoding once")
-        shutil.rmtree(home, ignore_errors=True)  # of a build that was killed
-        home.mkdir()
-        with (home / "pixels.u8").open("w+b") as file:
+        building.mkdir()
+        with (building / "pixels.u8").open("w+b") as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, max(1, total))
             except OSError as error:
-                shutil.rmtree(home, ignore_errors=True)
                 if mode == "on":
                     raise ValueError(f"{what}: {error.strerror}") from error
                 say(f"{what}: {error.strerror}; images are decoded in every epoch")
@@ -215,10 +243,9 @@ def _build(
             for _ in pool.map(write, range(len(paths))):
                 pass
             pixels.flush()
-        with (home / "sizes.tmp").open("wb") as index:
+        with (building / "sizes.npy").open("wb") as index:
             np.save(index, sizes)
             os.fsync(index.fileno())
-        (home / "sizes.tmp").rename(home / "sizes.npy")  # from here on it is whole
     say(f"decoded in {time.perf_counter() - started:.0f} s")
     return offsets[:-1], sizes
 
@@ -251,8 +278,15 @@ def _load(stored: Stored, path: Path, sha256: str) -> Pixels:
 
 
 @contextlib.contextmanager
-def _locked(lock: TextIO) -> Iterator[None]:
-    """One process at a time; a process that is killed leaves no lock behind."""
+def _locked(lock: TextIO, say: Callable[[str], None]) -> Iterator[bool]:
+    """One process at a time, if the file system has locks; a process that is killed leaves none behind.
+    Yields whether this process is sure to be alone."""
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            take(fcntl.flock, lock, wait=True)
+        except NoLocks as error:
+            lost = "trainings that start at the same time decode all images each"
+            error.warn(say, Path(lock.name).parent, lost)
+            yield False
+        else:
+            yield True

@@ -1,15 +1,21 @@
-"""Being told to stop: SIGTERM (a cluster's preemption, torchrun) and SIGINT (Ctrl-C)."""
+"""Being told to stop: SIGTERM (a cluster's preemption, torchrun), SIGINT (Ctrl-C), SIGHUP (the terminal or
+the connection to it is gone)."""
 
 import ctypes
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""Of a rank that was told to stop and did so in order; the same command goes on. torchrun makes 1 of it."""
+"""Of a rank that was told to stop and did so in order. torchrun makes 1 of it."""
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_INSIST = 5.0  # Ctrl-C reaches ranks twice: from the terminal and from torchrun
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -25,24 +31,107 @@ class StopRequest:
         self.received = 0
         self.noted = False
         """Signals are noted; the one who sets it looks at `received`."""
+        self.agent = os.getppid()
+        self.ending = False
+        """The process ends already: what it still has to do is not interrupted once more."""
         self.since = 0.0
+        self.lost_peer = False
+        """Another rank of this machine had ended when the signal came: torchrun sent it for that."""
+        self.began = False
+        """The run has begun to train."""
+        self.advice: Callable[[], str] = str
+        """How to resume the run, once it is known which; until then ""."""
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stops():
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        again = bool(self.received)
         insisted = number == signal.SIGINT and time.monotonic() - self.since > SECONDS_TO_INSIST
-        if not self.noted or (self.received and insisted):
-            raise KeyboardInterrupt
-        if not self.received:
+        if not again:
             self.received, self.since = number, time.monotonic()
+            self.lost_peer = number == signal.SIGTERM and not self.ending and has_lost_peer(self.agent)
+        if not (self.noted or self.ending) or (again and insisted):
+            self.ending = True
+            raise KeyboardInterrupt
+
+    @property
+    def told(self) -> bool:
+        """Somebody wants this job to end."""
+        return bool(self.received) and not self.lost_peer
+
+
+def stops() -> list[signal.Signals]:
+    """Return the signals that end a command: not SIGHUP where nohup has it ignored."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [number for number in STOPS if hangs_up or number != signal.SIGHUP]
+
+
+def end_on_signal(advice: str = "", importing: bool = False, code: int = 0) -> None:
+    """End this command at a signal, in one line, with exit code 128 + its number, or `code`: by SystemExit,
+    so that what is unfinished is cleaned up; while it is `importing`, or if somebody insists, at once."""
+    ending_since = math.inf
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ending_since
+        now = time.monotonic()
+        if now >= ending_since:
+            if now > ending_since + SECONDS_TO_INSIST:
+                os._exit(code or 128 + number)
+            return
+        ending_since = now
+        with suppress(OSError):  # a terminal that is gone
+            os.write(2, f"stopped by {signal.Signals(number).name}{advice}\n".encode())
+        if importing:
+            os._exit(code or 128 + number)
+        sys.exit(code or 128 + number)
+
+    for number in stops():
+        signal.signal(number, end)
+
+
+class Unbreakable:
+    """A stream to which writing never fails: nobody may be reading any more, and that must stop no run."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def outlive_readers() -> None:
+    """Of standard output and error: a terminal that hangs up, a `| tee` that ends with it."""
+    sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)  # type: ignore[assignment]
 
 
 def ignore_stops(worker: int) -> None:
     """For loader processes: the rank that started them ends them when it has what it needs."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def has_lost_peer(agent: int) -> bool:
+    """Return whether a rank that torchrun, process `agent`, started beside this one has ended."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks == 1 or "TORCHELASTIC_RUN_ID" not in os.environ or os.getppid() != agent:
+        return False
+    import psutil  # which the first line of a program need not wait for
+
+    with suppress(psutil.Error):
+        children = psutil.Process(agent).children()
+        return sum(child.status() != psutil.STATUS_ZOMBIE for child in children) < ranks
+    return False
 
 
 def end_with_agent() -> None:

@@ -16,6 +16,11 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from train.preemption import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "torch")
@@ -44,6 +49,7 @@ from train.manifest import SOFT_COLUMN, write_manifest
 from train.results import read_predictions
 from train.scan import scan
 from train.significance import better_than_largest
+from train.trial import run_child
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
@@ -342,8 +348,9 @@ def train(processes: int, flags: Sequence[object]) -> None:
 def call(program: str | Path, *arguments: object) -> None:
     """Run a program of ours, or `-m MODULE`, with this interpreter; its output is shown."""
     first = program if str(program).startswith("-") else ROOT / program
-    subprocess.run([sys.executable, *map(str, (first, *arguments))], check=True)
+    run_child([sys.executable, *map(str, (first, *arguments))])
 
 
 if __name__ == "__main__":
+    end_on_signal("; the same command continues with what is not finished")
     sys.exit(main())

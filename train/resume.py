@@ -1,20 +1,23 @@
-"""Which run the same command goes on with, and that one process at a time writes in it."""
+"""Which run a command resumes, which command resumes a run, and that one process at a time writes in it."""
 
-import errno
 import fcntl
 import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import psutil
 
 from train.checkpoint import CheckpointError, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig
-from train.snapshots import Say, list_snapshots
+from train.locks import NoLocks, take
+from train.snapshots import Say, list_snapshots, place_of
 from train.trainee import History, changed_settings
 
 WAIT_FOR_LOCK_SECONDS = 60.0  # torchrun gives the processes of an earlier start 30 s to end
@@ -64,7 +67,7 @@ def settle_run(config: TrainConfig) -> TrainConfig:
                 f"--resume {folder} and more --epochs"
             )
         return config.replace(resume=str(folder))
-    for folder in sorted(output.iterdir() if output.is_dir() else (), key=_age):
+    for folder in sorted(output.iterdir() if output.is_dir() else (), key=_progress, reverse=True):
         saved = read_settings(folder)
         if saved is None or changed_settings(saved.to_dict(), config) or saved.data != config.data:
             continue
@@ -101,7 +104,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 def only_writer(folder: Path, say: Say) -> Iterator[None]:
     """Hold the run directory's lock, waiting a minute for a process that is about to end.
 
-    It goes with the process, however that ends. A file system without locks is trusted.
+    It goes with the process, however that ends. A file system without locks gets a warning.
 
     Raises:
         ValueError: another process has it, or nothing can be written there.
@@ -112,13 +115,18 @@ def only_writer(folder: Path, say: Say) -> Iterator[None]:
         raise ValueError(f"run {str(folder)!r} cannot be written: {error.strerror}") from error
     with opened as file:
         deadline, told = time.monotonic() + WAIT_FOR_LOCK_SECONDS, False
-        while not _lock(file):
-            if time.monotonic() > deadline:
-                raise ValueError(f"run {str(folder)!r} is being trained by another process: end that first")
-            if not told:
-                say(f"waiting for another process to leave {folder}")
-                told = True
-            time.sleep(0.2)
+        try:
+            while not _lock(file):
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"run {str(folder)!r} is being trained by another process: end that first"
+                    )
+                if not told:
+                    say(f"waiting for another process to leave {folder}")
+                    told = True
+                time.sleep(0.2)
+        except NoLocks as error:
+            error.warn(say, folder, "two trainings of this run at once are not noticed, and spoil it")
         yield
 
 
@@ -128,18 +136,44 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _lock(file: Any) -> bool:
+def _lock(file: IO[str]) -> bool:
     """Record locks, unlike those of flock, are not inherited by loader processes, which may live on."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-    return True
+    return take(fcntl.lockf, file)
 
 
-def _age(folder: Path) -> float:
+def _progress(folder: Path) -> tuple[int, int, float]:
+    """Epochs and further steps that a run has done, and when its folder changed; more is further."""
     try:
-        return -folder.stat().st_mtime
-    except OSError:  # a link to nothing, or deleted meanwhile
-        return 0.0
+        newest = list_snapshots(folder / "checkpoints")
+        return *(place_of(newest[0]) if newest else (0, 0)), folder.stat().st_mtime
+    except OSError:  # a link to nothing, deleted meanwhile, or somebody else's
+        return 0, 0, 0.0
+
+
+def how_to_resume(asked: TrainConfig, config: TrainConfig) -> str:
+    """Name the command that resumes this run: the one that was `asked`, with the name that it got; ""
+    before the run has a folder."""
+    folder = Path(config.output) / config.name
+    if not folder.exists():
+        return ""
+    command = started_by()
+    if not asked.name and asked.resume in ("", "auto"):
+        command += ["--name", config.name]
+    if asked.stop_after:
+        command += ["--stop-after", "0"]
+    if any((folder / "checkpoints").glob("*.pt")):
+        return f"resume with: {shlex.join(command)}"
+    return f"no snapshot was written yet; start the run again with: {shlex.join(command)}"
+
+
+def started_by() -> list[str]:
+    """What was typed to start this process, or torchrun, which has started it."""
+    command = list(sys.orig_argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(psutil.Error):
+            command = psutil.Process(os.getppid()).cmdline() or command
+    script = "".join(command[1:2])
+    if os.path.isabs(script) and os.access(script, os.X_OK) and not script.endswith(".py"):
+        name = os.path.basename(script)  # of a program like torchrun, listed with its interpreter
+        return [name if shutil.which(name) == script else script, *command[2:]]
+    return command

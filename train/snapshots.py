@@ -111,10 +111,14 @@ def list_snapshots(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
 
-    def place(path: Path) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", path.name)]
+    found = (path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    return sorted(found, key=place_of, reverse=True)
 
-    return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=place, reverse=True)
+
+def place_of(snapshot: Path) -> tuple[int, int]:
+    """Epochs, and steps of the next one, that it was written after."""
+    epochs, steps = re.findall(r"\d+", snapshot.name)
+    return int(epochs), int(steps)
 
 
 def newest_whole(folder: Path, say: Say) -> Path | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from serve.urls import redact
 from train.config import TrainConfig
+from train.locks import NoLocks, take
 from train.registry import end_children, log_parent, open_parent
 from train.space import Space
 
@@ -70,11 +72,14 @@ def locked(folder: Path) -> Iterator[int]:
         started, waiting = time.monotonic(), False
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if take(fcntl.flock, file):
+                    break
+            except NoLocks as error:
+                lost = "two sweeps of this study at once are not noticed, and spoil each other's trials"
+                error.warn(partial(print, flush=True), folder, lost)
                 break
-            except BlockingIOError:
-                if time.monotonic() - started > LOCK_SECONDS:
-                    raise ValueError(f"another sweep, or a trial of it, is at work in {folder}") from None
+            if time.monotonic() - started > LOCK_SECONDS:
+                raise ValueError(f"another sweep, or a trial of it, is at work in {folder}")
             if not waiting:
                 print(f"waiting for another sweep, or for a trial of it, to end in {folder}", flush=True)
             waiting = True

@@ -18,6 +18,11 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from train.preemption import EXIT_CODE, end_on_signal, outlive_readers, stops
+
+if __name__ == "__main__":  # before the imports that take seconds
+    end_on_signal(importing=True, code=EXIT_CODE)
+
 from serve.installation import require
 
 require("train", "torch", "optuna")
@@ -174,7 +179,8 @@ def check_batches(config: TrainConfig, space: Space, given: set[str], processes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in stops():
+        signal.signal(number, interrupt)
     try:
         plan = parse_plan(sys.argv[1:] if argv is None else argv)
         plan.folder.mkdir(parents=True, exist_ok=True)
@@ -184,11 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        print("stopped; the same command resumes the study", file=sys.stderr)
+        return EXIT_CODE
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
+    for number in stops():  # the trial is ended in order, whatever comes now
+        signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt
 
 
@@ -308,4 +316,5 @@ def signature(error: str) -> str:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

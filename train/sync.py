@@ -17,6 +17,11 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from train.preemption import end_on_signal
+
+    end_on_signal(importing=True)
+
 from serve.installation import require
 
 require("train", "mlflow")
@@ -80,4 +85,5 @@ def sync(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(main())

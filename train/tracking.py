@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from train.home import ensure_home
+
+ensure_home()  # mlflow fails when it is imported without
+
 import mlflow as mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset

@@ -97,6 +97,9 @@ class Trainee:
             if buffer is not None
         ]
         self.kept = [buffer.clone() for buffer in self.statistics]
+        batch_norms = (module for module in self.model.modules() if isinstance(module, _BatchNorm))
+        self.counts = [m.num_batches_tracked for m in batch_norms if m.num_batches_tracked is not None]
+        self.kept_counts = [count.clone() for count in self.counts]
 
     @property
     def evaluated(self) -> ImageClassifier:
@@ -117,6 +120,8 @@ class Trainee:
         """Keep batch-norm statistics, in case that this step turns out not to count."""
         if self.statistics:
             torch._foreach_copy_(self.kept, self.statistics)
+        if self.counts:
+            torch._foreach_copy_(self.kept_counts, self.counts)
 
     def forward(self, images: Tensor) -> Any:
         """The training forward pass: logits, or `Outputs` of a network with auxiliary heads."""
@@ -166,6 +171,13 @@ class Trainee:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return finite
+
+    @torch.no_grad()
+    def abandon_step(self) -> None:
+        """Undo what the forward passes of a step that will not be finished have changed."""
+        for changed, kept in ((self.statistics, self.kept), (self.counts, self.kept_counts)):
+            if changed:
+                torch._foreach_copy_(changed, kept)
 
     @torch.no_grad()
     def _restore_statistics(self, finite: Tensor) -> None:

@@ -75,6 +75,21 @@ def run_trial(
         stop(process)
 
 
+def run_child(command: Sequence[str]) -> None:
+    """Run a program of ours to its end, as subprocess.run does; what ends this one stops it in order.
+
+    Raises:
+        CalledProcessError: its exit code is not 0.
+    """
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    finally:
+        stop(process)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, on which training ends its MLflow run as KILLED; SIGKILL to whatever is left after that."""
     if process.poll() is not None:

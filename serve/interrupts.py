@@ -1,0 +1,40 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command in one line."""
+
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+
+SECONDS_TO_INSIST = 5.0  # a signal may come twice, from the terminal and from the parent
+
+
+def end_on_signal(importing: bool = False) -> None:
+    """End this command at a signal with exit code 128 + its number: by SystemExit, so that unfinished files
+    are removed; while it is `importing`, and when somebody insists, at once. A signal that is ignored stays
+    so, as SIGHUP under nohup."""
+    ending_since = math.inf
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ending_since
+        now = time.monotonic()
+        if now >= ending_since:
+            if now > ending_since + SECONDS_TO_INSIST:
+                os._exit(128 + number)
+            return
+        ending_since = now
+        with suppress(OSError):  # a terminal that is gone
+            os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())  # print is not reentrant
+        if importing:
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
