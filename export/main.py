@@ -39,7 +39,6 @@ from export.convert import convert, describe, has_embeddings
 from export.publish import check_register, track, training_run
 from export.record import (
     MODEL_FILES,
-    RECORD,
     add_report,
     check_replaceable,
     lost_by_exporting,
@@ -56,6 +55,7 @@ from serve.accelerators import PRECISIONS
 from serve.predictor import Predictor
 from serve.staging import MAY_PASS
 from serve.urls import redact
+from serve.verification import RECORD
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import best_checkpoint, rebuild
 

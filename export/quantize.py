@@ -47,7 +47,6 @@ from export.publish import track
 from export.quantization import Quantizer, optimise, probabilities, to_fp16
 from export.record import (
     MODEL_FILES,
-    RECORD,
     add_report,
     check_replaceable,
     remove_model,
@@ -60,7 +59,7 @@ from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
 from serve.urls import redact
-from serve.verification import DEFAULT_PAIRING
+from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild
 

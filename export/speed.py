@@ -47,7 +47,8 @@ def describe(rates: dict[str, float]) -> str:
     ordered = sorted(rates.items(), key=lambda item: item[1])
     base = ordered[0][1]
     return "; ".join(
-        f"{name} {rate:.3g} images/s" + (f" ({rate / base:.2f} times)" if rate > base else "")
+        f"{name} {rate:,.{0 if rate >= 100 else 1}f} images/s"
+        + (f" ({rate / base:.2f} times)" if rate > base else "")
         for name, rate in ordered
     )
 

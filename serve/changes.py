@@ -8,7 +8,6 @@ again and their contents compared, which costs less than scoring them. URLs of a
 import hashlib
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 
@@ -51,6 +50,8 @@ def digesting(read: Read, contents: SetDigest) -> Read:
 
 
 def digest_stamps(source: Source, rows: range) -> str:
+    from concurrent.futures import ThreadPoolExecutor  # milliseconds that other calls do without
+
     total = SetDigest()
 
     def add(entries: list[Entry]) -> None:
@@ -81,6 +82,8 @@ def unchanged(source: Source, manifest: Manifest) -> bool:
 
 
 def _digest_contents(source: Source, rows: range) -> str:
+    from concurrent.futures import ThreadPoolExecutor
+
     contents = SetDigest()
     read = digesting(source.read, contents)
 

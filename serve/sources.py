@@ -119,7 +119,7 @@ def _collect(
         read_or_refuse,
         ignored,
         lambda entry: entry.place if entry.problem else stamp(entry),
-        system=Counter(path.rpartition("/")[2] for path in system),
+        system=Counter(path.rpartition("/")[2] for path in sorted(system)),
     )
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
 
@@ -55,7 +56,8 @@ class Staging:
         for file, test in {} if overwrite else tests.items():
             name = self._url_of(file) if self.url else str(file)
             try:
-                with _remote().open_seekable(name) if self.url else file.open("rb") as opened:
+                remote = BufferedReader(_remote().open_seekable(name)) if self.url else None
+                with remote or file.open("rb") as opened:  # fsspec's own readline has no limit
                     if test(opened):
                         continue
             except FileNotFoundError:
@@ -87,7 +89,7 @@ def named(copy: Path, url: str) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         error.args = tuple(renamed(part) for part in error.args)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename is not None:  # set to None, it would be printed
             error.filename = renamed(error.filename)
         raise
 

@@ -2,12 +2,14 @@
 
 import errno
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -309,3 +311,16 @@ def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
     process = fork(execute, program, [str(tmp_path)], cwd=REPOSITORY, log=tmp_path / "log")
     process.join(60)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
+
+
+def test_loader_processes_outlive_the_signals_that_stop_a_job(tmp_path: Path) -> None:
+    """The batches that are under way are still needed."""
+    config, data = make_data(tmp_path)
+    others = set(psutil.Process().children())  # such as multiprocessing's resource tracker
+    loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 1, pin_memory=False)
+    batches = loader([[(0, i % 4, 1.0)] for i in range(12)])
+    next(batches)
+    (worker,) = set(psutil.Process().children()) - others
+    for number in (signal.SIGTERM, signal.SIGINT):
+        worker.send_signal(number)
+    assert len(list(batches)) == 11

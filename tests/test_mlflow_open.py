@@ -70,8 +70,9 @@ def test_the_experiment_is_the_one_given_or_that_of_the_environment(
     store: str, monkeypatch: pytest.MonkeyPatch, given: str, variables: dict[str, str], expected: str
 ) -> None:
     client = mlflow.MlflowClient(store)
-    for number in range(20):  # an ID that no other test has made the active experiment
-        client.create_experiment(f"experiment {number}")
+    monkeypatch.setattr(
+        mlflow.tracking.fluent, "_active_experiment_id", None
+    )  # other tests' of this process
     for name, value in variables.items():
         monkeypatch.setenv(name, client.create_experiment(value) if name.endswith("ID") else value)
     t = MlflowTracker(TrainConfig(name="small", experiment=given), Path("metrics.jsonl"), 0, "")

@@ -125,8 +125,7 @@ def test_the_logged_copy_learns_of_a_later_verification(run: Path) -> None:
     assert register(run) == 0
     report = Verification(provider="cpu", model_sha256=file_sha256(run / "export" / "model.onnx"))
     add_report(run / "export", report)  # as of a later onnxruntime, with which it failed
-    (run_id,) = {ModelMetadata.read(run / "export" / "model.onnx").run_id}
-    track(run_id, run)
+    track(ModelMetadata.read(run / "export" / "model.onnx"), run)
     with pytest.raises(ValueError, match="verified on nothing"):
         Predictor(challenger()[1] / "model.onnx", "cpu")
 

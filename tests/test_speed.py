@@ -33,6 +33,6 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_the_rates_are_a_line_with_the_slowest_first() -> None:
-    rates = {"model.onnx openvino:bf16": 302.1, "model.onnx cpu:fp32": 48.2}
-    expected = "model.onnx cpu:fp32 48.2 images/s; model.onnx openvino:bf16 302 images/s (6.27 times)"
+    rates = {"model.onnx openvino:bf16": 2302.1, "model.onnx cpu:fp32": 48.2}
+    expected = "model.onnx cpu:fp32 48.2 images/s; model.onnx openvino:bf16 2,302 images/s (47.76 times)"
     assert describe(rates) == expected

@@ -224,3 +224,13 @@ def test_a_folder_of_its_own_is_published_nowhere(tmp_path: Path) -> None:
     place.publish(tmp_path / "a")
     place.remove_folder(tmp_path)
     assert (tmp_path / "a").read_text() == "here"
+
+
+def test_labels_in_the_store_are_not_replaced(client: Any, model: str, images: Path) -> None:
+    labels = b"path,label\na.png,cat\n"
+    client.put_object(Bucket="bucket", Key="labels.csv", Body=labels)
+    arguments = command(model, images, "--output", "s3://bucket/labels.csv")
+    assert serve_main.main(arguments) == 2
+    assert content(client, "labels.csv") == labels
+    assert serve_main.main([*arguments, "--overwrite"]) == 0
+    assert serve_main.main(arguments) == 0

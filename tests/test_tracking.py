@@ -61,10 +61,10 @@ def test_the_default_store_is_sqlite_in_the_working_directory(monkeypatch: pytes
 def test_a_password_in_the_address_becomes_a_setting_that_no_message_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:p%40ss@localhost:5000")
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
-    mlflow.set_tracking_uri(None)
     tracking.connect()
     assert mlflow.get_tracking_uri() == "http://localhost:5000"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "user"

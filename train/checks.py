@@ -41,7 +41,7 @@ def check_output(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"--output: cannot write in {str(there)!r}: {error.strerror}") from error
+        raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:

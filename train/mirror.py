@@ -44,11 +44,11 @@ def localise(config: TrainConfig, ranks: Ranks, say: Say) -> tuple[TrainConfig, 
         raise ValueError(f"--output {url}: HTTP servers take no files; give a folder, s3:// or gs://")
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purebred"
-    except RuntimeError as error:  # neither HOME nor an entry for this user
+    except RuntimeError as reason:  # neither HOME nor an entry for this user
         raise ValueError(
             f"--output {url} keeps a copy of the run here, and this user has no home folder: set HOME, or "
             "XDG_CACHE_HOME"
-        ) from error
+        ) from reason
     local = config.replace(output=str(home / f"runs-{hashlib.sha256(url.encode()).hexdigest()[:16]}"))
     folder, there = Path(local.output) / config.name, f"{url}/{config.name}"
 

@@ -112,7 +112,7 @@ class Unbreakable:
 
 def outlive_readers() -> None:
     """Of standard output and error: a terminal that hangs up, a `| tee` that ends with it."""
-    sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
 
 
 def ignore_stops(worker: int) -> None:
@@ -130,7 +130,7 @@ def has_lost_peer(agent: int) -> bool:
 
     with suppress(psutil.Error):
         children = psutil.Process(agent).children()
-        return sum(child.status() != psutil.STATUS_ZOMBIE for child in children) < ranks
+        return len([c for c in children if c.status() != psutil.STATUS_ZOMBIE]) < ranks
     return False
 
 

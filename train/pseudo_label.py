@@ -176,7 +176,7 @@ def check_teacher(run: Path) -> None:
         ValueError: the run is not surely better than always naming the largest class.
     """
     predictions = read_predictions(run / "val_predictions.csv")
-    labels = np.unique(predictions.labels, return_inverse=True)[1]
+    labels = np.unique(predictions.labels, return_inverse=True)[1].astype(np.int64)
     if not better_than_largest(predictions.correct, labels):
         raise ValueError(
             f"the teacher {run} is not surely better than always naming the largest class: accuracy "

@@ -152,29 +152,29 @@ def choose_experiment(name: str) -> tuple[str, str]:
     """Name or ID of the experiment, the other one empty: the given name, or what MLflow's environment
     variables say, or the default."""
     name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
-    experiment_id = "" if name else os.environ.get("MLFLOW_EXPERIMENT_ID", "")
-    if experiment_id == getattr(mlflow.tracking.fluent, "_active_experiment_id", None):
-        experiment_id = ""  # not from outside: mlflow.set_experiment wrote it in this process
+    experiment_id = "" if name else _given_experiment_id()
     return (name or ("" if experiment_id else DEFAULT_EXPERIMENT)), experiment_id
+
+
+def _given_experiment_id() -> str:
+    """MLFLOW_EXPERIMENT_ID, unless mlflow.set_experiment wrote it in this process."""
+    active = getattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    if os.environ.get("MLFLOW_EXPERIMENT_ID") == active:
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    return os.environ.get("MLFLOW_EXPERIMENT_ID", "")
 
 
 def use_experiment(name: str, experiment_id: str = "") -> str:
     """Make an experiment the active one, by its ID if there is one; returns its ID."""
-    with _environment_kept("MLFLOW_EXPERIMENT_ID"):  # MLflow sets it, and the next run would obey it
+    given = _given_experiment_id()
+    try:
         if experiment_id:
             return str(mlflow.set_experiment(experiment_id=experiment_id).experiment_id)
         return str(mlflow.set_experiment(name).experiment_id)
-
-
-@contextmanager
-def _environment_kept(name: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+    finally:  # MLflow writes the variable, and the next run in this process would obey it
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+        if given:
+            os.environ["MLFLOW_EXPERIMENT_ID"] = given
 
 
 def log_points(run_id: str, points: list[Metric]) -> None:
