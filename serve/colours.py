@@ -21,7 +21,8 @@ def sample_bits(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(258, (1,))))  # type: ignore[attr-defined]
     if image.format == "PPM":  # other maxima are scaled to 16 bits while the pixels are read
-        return 16 if any(mark in str(image.tile[0][3]) for mark in (";16", "65535")) else 8
+        stored = str(image.tile[0][3])  # type: ignore[attr-defined]
+        return 16 if any(mark in stored for mark in (";16", "65535")) else 8
     return 8
 
 

@@ -56,7 +56,7 @@ def is_one_colour(image: Image.Image) -> bool:
 def is_blank(image: Image.Image, opened: Image.Image, data: bytes) -> bool:
     """Whether RGB pixels of nearly one colour are much less than their file holds, its metadata aside."""
     if opened.format in ("JPEG", "MPO"):
-        segments = sum(len(segment) for _, segment in opened.applist)  # type: ignore[attr-defined]
+        segments = sum(len(segment) for _, segment in opened.applist)  # type: ignore[attr-defined,misc]
         held = scans_and_end(data)[1] - segments
     else:  # a bitmap is as large whatever it shows
         tags = getattr(opened, "tag_v2", {}).values()
@@ -70,4 +70,5 @@ def is_blank(image: Image.Image, opened: Image.Image, data: bytes) -> bool:
 def varies_by(image: Image.Image) -> int:
     """Grey levels, in the band that varies most."""
     extremes: Any = image.getextrema()
-    return max(high - low for low, high in (extremes if isinstance(extremes[0], tuple) else [extremes]))
+    bands = extremes if isinstance(extremes[0], tuple) else [extremes]
+    return int(max(high - low for low, high in bands))

@@ -93,7 +93,7 @@ def names_of(data: OutOfFold, classes: list[int]) -> str:
 
 def _folds_at_chance(data: OutOfFold) -> list[int]:
     labels = data.labels
-    finite = np.isfinite(data.probabilities).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(data.probabilities).all(axis=1))
     correct = finite & (data.probabilities.argmax(axis=1) == labels)
     together = better_than_largest(correct, labels)
     at_chance = []
