@@ -9,7 +9,7 @@ from PIL import Image
 from serve.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
 
 STRIP_PIXELS = 1 << 20  # laid over white at once
-WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
 PNG_DEPTH = 24  # place of the bits a sample in a PNG
 PNG_GREY, PNG_RGB = 0, 2
 
@@ -21,8 +21,8 @@ def sample_bits(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(258, (1,))))  # type: ignore[attr-defined]
     if image.format == "PPM":  # other maxima are scaled to 16 bits while the pixels are read
-        stored = str(image.tile[0][3])  # type: ignore[attr-defined]
-        return 16 if any(mark in stored for mark in (";16", "65535")) else 8
+        how = str(image.tile[0][3])  # type: ignore[attr-defined]
+        return 16 if ";16" in how or "65535" in how else 8
     return 8
 
 
@@ -42,6 +42,8 @@ def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) ->
         return _eight_bits(decoded, bits, inverted)
     if decoded.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {decoded.mode!r} have no defined white; save 8 bits")
+    if decoded.mode == "La":  # the one mode with alpha that Pillow makes no RGBA of
+        decoded = decoded.convert("LA")
     if opened.format == "PNG" and "transparency" in decoded.info:
         decoded = _whole_transparent_colour(decoded, data)
     doubt = NARROW if bits == 16 and 0 < varies_by(decoded) < NEARLY else ""

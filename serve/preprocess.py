@@ -21,7 +21,7 @@ from PIL import Image
 
 from serve.archive import read_member, split_member
 from serve.colours import sample_bits, to_rgb
-from serve.doubts import BLANK, is_blank, is_one_colour
+from serve.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
 from serve.formats import unread_format
 from serve.jpeg import scans_and_end, without_metadata
 from serve.orientation import TURNS, orientation, pass_over_metadata
@@ -181,7 +181,7 @@ def _decode(
         whole = image.size
         decoded = decode(image)
         rgb, doubt = to_rgb(decoded, image, data, bits)
-        if check and not doubt and is_one_colour(rgb):
+        if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
             if image.size != whole and decode is not _whole:  # made smaller, a fine pattern is one too
                 doubt = _decode(data, _whole, check)[2]
             elif is_blank(rgb, image, data):

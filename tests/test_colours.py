@@ -145,6 +145,15 @@ def test_a_white_drawing_on_nothing_is_named_and_a_black_one_is_not() -> None:
         assert load(encode(drawing, "PNG"))[1] == doubts
 
 
+def test_a_tiff_whose_grey_is_multiplied_by_its_alpha_is_laid_over_white() -> None:
+    data = encode(Image.new("LA", (1, 1), (50, 128)), "TIFF")
+    entry = struct.pack("<HHI", 338, 3, 1)
+    assert data.count(entry + b"\2") == 1
+    pixels, doubts = load(data.replace(entry + b"\2", entry + b"\1"))
+    assert pixels[0, 0].tolist() == [177] * 3
+    assert doubts == []
+
+
 def test_what_is_partly_transparent_is_laid_over_white_as_ever() -> None:
     image = noise(48, 40)
     image.putalpha(Image.linear_gradient("L").resize((48, 40)))
