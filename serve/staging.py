@@ -5,6 +5,7 @@ objects: a part has its manifest only when it is whole.
 """
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -156,7 +157,8 @@ def _is_url(name: str) -> bool:
 def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
-    folder = path if shard and path.is_dir() else path.absolute().parent
+    # a link is written through, as of a redirected standard output
+    folder = path if shard and path.is_dir() else Path(os.path.realpath(path)).parent
     if shard:
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")

@@ -295,4 +295,6 @@ BY_HAND = "\n# What training, exporting and MLflow meet\n"
 
 if __name__ == "__main__":
     page = Path(__file__).resolve().parents[1] / "docs" / "hostile.md"
-    page.write_text(document() + BY_HAND + page.read_text(encoding="utf-8").partition(BY_HAND)[2], encoding="utf-8")
+    page.write_text(
+        document() + BY_HAND + page.read_text(encoding="utf-8").partition(BY_HAND)[2], encoding="utf-8"
+    )

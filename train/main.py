@@ -18,6 +18,10 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
+from serve.installation import require
+
+require("train", "torch")
+
 from train.home import ensure_home
 from train.preemption import (
     EXIT_CODE,
@@ -31,10 +35,6 @@ from train.preemption import (
 if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True, code=EXIT_CODE)
     home_warning = ensure_home()
-
-from serve.installation import require
-
-require("train", "torch")
 
 import shlex
 import time

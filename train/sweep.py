@@ -18,14 +18,14 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.installation import require
+
+require("train", "torch", "optuna")
+
 from train.preemption import EXIT_CODE, end_on_signal, outlive_readers, stops
 
 if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True, code=EXIT_CODE)
-
-from serve.installation import require
-
-require("train", "torch", "optuna")
 
 import argparse
 import math
