@@ -84,10 +84,10 @@ FAULTS = [
     ),
     Fault(
         "loader processes end with the job's signals",
-        "train/loader.py",
-        "            worker_init_fn=ignore_stops,\n",
+        "train/workers.py",
+        "    ignore_stops(worker)\n",
         "",
-        ("loader", "preemption", "faults"),
+        ("workers", "loader"),
     ),
     Fault(
         "a rank's loss is dropped from the sum",
@@ -335,8 +335,8 @@ FAULTS = [
     Fault(
         "a status that is always FINISHED",
         "train/mlflow_run.py",
-        "mlflow.end_run(status)",
-        'mlflow.end_run("FINISHED")',
+        "set_terminated(self.record.run_id, status)",
+        'set_terminated(self.record.run_id, "FINISHED")',
     ),
     Fault(
         "metrics are sent again after a resume",
@@ -451,14 +451,15 @@ FAULTS = [
     Fault(
         "linked folders are followed",
         "serve/preprocess.py",
-        "if entry.is_dir(follow_symlinks=False):",
-        "if entry.is_dir():",
+        "elif linked and not _is_of_config_map(entry.path):",
+        "elif False:",
     ),
     Fault(
         "transparency is laid over black",
-        "serve/preprocess.py",
+        "serve/colours.py",
         "(255, 255, 255, 255)",
         "(0, 0, 0, 255)",
+        ("colours", "preprocess"),
     ),
 ]
 
