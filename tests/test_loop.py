@@ -197,6 +197,17 @@ def test_too_many_such_steps_in_a_row_end_the_run_with_step_rate_and_files(tmp_p
     assert torch.equal(before, weights_of(trainee.model))
 
 
+def test_an_epoch_after_a_validation_is_trained_with_batch_statistics(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path)
+    model, _ = build_model("simple_cnn", 2, 16)
+    model.eval()  # as validation leaves it
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    train(config, data, make_trainee(config, model))
+    after = dict(model.named_buffers())
+    assert before
+    assert not any(torch.equal(value, after[name]) for name, value in before.items())
+
+
 def test_accuracy_counts_images_once(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, 7, batch_size=8, lr=0.0)
     model = linear_model()
