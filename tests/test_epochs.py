@@ -157,3 +157,20 @@ def test_the_tracker_has_the_best_epoch_as_soon_as_it_is_done(tmp_path: Path) ->
     running.run()
     assert noted[0][0] == 1
     assert noted[-1] == (job.history.best_epoch, job.history.best["val/accuracy"])
+
+
+def test_the_best_checkpoint_stays_that_of_the_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = History.update
+
+    def worse_and_worse(self: History, metrics: dict[str, float], config: TrainConfig) -> bool:
+        return update(self, metrics | {"val/accuracy": 1 / (self.epochs_done + 1)}, config)
+
+    monkeypatch.setattr(History, "update", worse_and_worse)
+    job = make_job(tmp_path, epochs=3, optimizer="adamw")
+    running = make_epochs(tmp_path, job)
+    running.run()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    epochs = [load_checkpoint(checkpoints / name)["epoch"] for name in ("best.pt", "last.pt")]
+    assert epochs == [1, 3]

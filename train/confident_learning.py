@@ -102,7 +102,7 @@ def _folds_at_chance(data: OutOfFold) -> list[int]:
         table = [[(correct & part).sum(), (~correct & part).sum()] for part in (mine, ~mine)]
         lower = fisher_exact(table, alternative="less").pvalue < 1 - CONFIDENCE
         skilled = better_than_largest(correct[mine], labels[mine]) or (together and not lower)
-        if not (skilled and finite[mine].all()):
+        if not (skilled and np.isfinite(data.probabilities[mine]).all()):
             at_chance.append(fold)
     return at_chance
 
