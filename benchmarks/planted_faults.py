@@ -335,14 +335,15 @@ FAULTS = [
     Fault(
         "a status that is always FINISHED",
         "train/mlflow_run.py",
-        "set_terminated(self.record.run_id, status)",
-        'set_terminated(self.record.run_id, "FINISHED")',
+        "self.record.status, self.ending = status, True",
+        'self.record.status, self.ending = "FINISHED", True',
     ),
     Fault(
         "metrics are sent again after a resume",
         "train/mlflow_run.py",
-        "        self.sent += len(rows)\n",
-        "",
+        "        if epoch not in self.known[key]:\n            return False\n",
+        "        return False\n",
+        ("mlflow_run", "mlflow_open", "faults"),
     ),
     # the model and its file
     Fault(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from train.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness
+from serve.preprocess import RESAMPLING
+from train.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness, resize
 from train.config import TrainConfig
 
 STRONG = {"crop_scale": 0.3, "flip": 0.5, "color_jitter": 0.5, "random_erasing": 0.8}
@@ -223,3 +224,20 @@ def test_without_crops_every_size_shows_the_part_that_evaluation_shows() -> None
         pixels = Augment(config)(smooth, 0, epoch, 0)
         assert abs(int(pixels[0, 0, 0]) - int(seen[0, 0, 0])) < 8
         assert abs(int(pixels[-1, 0, 0]) - int(seen[-1, 0, 0])) < 8
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_are_made_smaller_as_pillow_makes_them_smaller(interpolation: str) -> None:
+    """Antialiased, as validation and serving do: without it noise keeps its contrast."""
+    image = picture((160, 120))
+    expected = np.asarray(image.resize((32, 32), RESAMPLING[interpolation])).astype(int)
+    assert np.abs(resize(np.asarray(image), 32, interpolation).astype(int) - expected).max() <= 2
+
+
+def test_a_box_of_an_aspect_above_1_is_wider_than_high() -> None:
+    draws = np.full(4 * TRIES, 0.5)
+    left, upper, width, height = random_box(400, 300, (0.1, 0.1), (2.0, 2.0), draws)
+    assert width == pytest.approx(2 * height, abs=2)
+    assert width * height == pytest.approx(0.1 * 400 * 300, rel=0.02)
+    assert left + width <= 400
+    assert upper + height <= 300

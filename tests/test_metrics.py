@@ -34,6 +34,14 @@ def test_values_by_hand() -> None:
     assert result.confusion.tolist() == [[1, 1], [1, 1]]
 
 
+def test_the_confusion_matrix_has_a_row_for_each_true_class() -> None:
+    logits, labels = example(3)
+    result = evaluation(3)
+    assert result.confusion.sum(axis=1).tolist() == np.bincount(labels).tolist()
+    assert result.confusion.sum(axis=0).tolist() == np.bincount(logits.argmax(1)).tolist()
+    assert result.confusion.sum(axis=0).tolist() != result.confusion.sum(axis=1).tolist()
+
+
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_values_are_scikit_learns(num_classes: int) -> None:
     logits, labels = example(num_classes)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import TrainedRun
 from onnx import numpy_helper
@@ -12,6 +13,8 @@ from onnx import numpy_helper
 from export.convert import convert, describe
 from export.verify import ValidationImages, Verification, _check_accuracy, verify
 from serve.metadata import METADATA_KEY, ModelMetadata
+from serve.predictor import Predictor
+from serve.preprocess import load_image
 from train.checkpoint import load_checkpoint
 from train.model import rebuild
 
@@ -130,20 +133,34 @@ def test_swapped_class_names_fail(trained: TrainedRun, good: Path, tmp_path: Pat
     assert report.accuracy_served == pytest.approx(1 - report.accuracy_pytorch)
 
 
+def largest(onnx_file: Path, tensor: str, root: Path) -> float:
+    """Return the largest value of a tensor inside the graph for all validation images."""
+    predictor, proto = Predictor(onnx_file, "cpu"), onnx.load(onnx_file)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    sample = Path(load_checkpoint(root / "checkpoints" / "best.pt")["val_root"])
+    paths = ValidationImages.read(root / "val_predictions.csv", sample).paths
+    pixels = [predictor.preprocess(load_image((sample / path).read_bytes())) for path in paths]
+    return float(session.run([tensor], {"images": np.stack(pixels)})[0].max())
+
+
 def test_a_graph_that_is_wrong_on_noise_alone_fails(
     trained: TrainedRun, good: Path, tmp_path: Path
 ) -> None:
     """Validation images are much alike; noise reaches values that they do not."""
     proto = onnx.load(good)
-    conv = next(n for n in proto.graph.node if n.op_type == "Relu")
-    clip = onnx.helper.make_node("Clip", [conv.input[0], "zero", "ceiling"], [conv.output[0]])
+    relu = next(n for n in proto.graph.node if n.op_type == "Relu")
+    ceiling = largest(good, relu.input[0], trained.folder) + 1e-3
+    clip = onnx.helper.make_node("Clip", [relu.input[0], "zero", "ceiling"], [relu.output[0]])
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(3.0), "ceiling"))
-    position = list(proto.graph.node).index(conv)
-    proto.graph.node.remove(conv)
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(ceiling), "ceiling"))
+    position = list(proto.graph.node).index(relu)
+    proto.graph.node.remove(relu)
     proto.graph.node.insert(position, clip)
     onnx.save(proto, tmp_path / "clipped.onnx")
-    assert not check(trained, tmp_path / "clipped.onnx").passed
+    report = check(trained, tmp_path / "clipped.onnx")
+    assert not report.passed
+    assert report.max_difference_validation < 1e-5
 
 
 def test_embeddings_are_verified_too(trained: TrainedRun, tmp_path: Path) -> None:
