@@ -110,7 +110,7 @@ def _over_white(image: Image.Image) -> tuple[Image.Image, str]:
         result.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, upper))
     if opaque and not is_one_colour(result):
         return result, ""
-    plain = image.convert("RGBA")
+    plain = image if image.mode == "RGBA" else image.convert("RGBA")  # which would be a copy
     varies = varies_by(plain) >= NEARLY
     if opaque:
         return result, FADED if varies else ""
