@@ -23,6 +23,9 @@ PARTS = ("train", "export", "serve", "k8s", "tests", "benchmarks", "docs")
 FILES = ("pyproject.toml", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")
 
 
+LONGEST = 1800.0  # seconds of all tests on a slow machine
+
+
 @dataclass(frozen=True)
 class Fault:
     name: str
@@ -450,10 +453,10 @@ FAULTS = [
         "left = 0",
     ),
     Fault(
-        "linked folders are followed",
+        "linked folders are passed over in silence",
         "serve/preprocess.py",
-        "elif linked and not _is_of_config_map(entry.path):",
-        "elif False:",
+        'yield name, "folder", "linked folder, not followed"',
+        "pass",
     ),
     Fault(
         "transparency is laid over black",
@@ -469,7 +472,12 @@ def failed_test(root: Path, *arguments: str) -> tuple[str, int]:
     """Return the first test that failed, or "", and pytest's exit code."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=no", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return f"(a test does not end in {LONGEST} s)", 1
     found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     return (found[1] if found else "", done.returncode)
 
