@@ -25,7 +25,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("faults")
     make_sample(root / "sample", train_per_class=40, num_test=4)
     data = ["--data", str(root / "sample" / "train"), "--output", "runs"]
-    return [*data, *SMALL, *EXACT, "--epochs", str(EPOCHS), "--num-workers", "1", *NO_BATCH_NORM]
+    return [*data, *SMALL, *EXACT, "--epochs", str(EPOCHS), *NO_BATCH_NORM]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,17 @@ def test_torchrun_restarts_a_rank_that_hangs_raises_or_is_killed_and_its_own_end
 ) -> None:
     """Each in turn on one job; a damaged snapshot is set aside at the last start."""
     (tmp_path / "sitecustomize.py").write_text(RAISES_ONCE)
-    command = [*settings, "--name", "hurt", "--hang-minutes", "0.1", "--track", "false"]
+    command = [
+        *settings,
+        "--name",
+        "hurt",
+        "--hang-minutes",
+        "0.1",
+        "--track",
+        "false",
+        "--num-workers",
+        "1",
+    ]
     environment = {"PYTHONPATH": str(tmp_path)}
     with TrainingJob(tmp_path, *command, restarts=2, environment=environment) as job:
         job.wait_for(0, 2)

@@ -8,7 +8,6 @@ import pytest
 from conftest import SMALL
 from forked import train
 from fsspec import AbstractFileSystem, filesystem
-from gcp_storage_emulator.server import create_server
 
 from export.main import main as export_main
 from serve import remote
@@ -22,6 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[AbstractFileSystem]:
     """gs://bucket, which this process and its children see."""
+    from gcp_storage_emulator.server import create_server  # installed for `make test-all` alone
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
