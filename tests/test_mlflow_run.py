@@ -227,8 +227,8 @@ def test_a_server_that_hangs_holds_nobody_up(
         slowest = max(slowest, time.perf_counter() - started)
     started = time.perf_counter()
     t.end("FINISHED")
-    assert time.perf_counter() - started < 2
-    assert slowest < 0.1
+    assert time.perf_counter() - started < 10  # the server answers after 30
+    assert slowest < 5
     assert "python train/sync.py" in capsys.readouterr().out
     released.set()
     t.over.wait(30)
@@ -266,7 +266,7 @@ def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) 
         other.execute("begin exclusive")
         t.log_metrics(1, METRICS[0])
         t.send()
-        time.sleep(0.5)
+        wait_until(lambda: not t.wake.is_set())  # it is sending
         other.execute("commit")
     t.log_metrics(2, METRICS[1])
     t.end("FINISHED")
