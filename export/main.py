@@ -8,7 +8,7 @@ there is no model.onnx.
     python export/main.py --run runs/NAME --verify-provider openvino:bf16
 
 verifies the model.onnx that is there on another provider of this machine, which serve/main.py may use from
-then on, and times it. The model file stays as it is: verification.json beside it says so.
+then on, and times it. The model file stays as it is: verification.json beside it has the result.
 """
 
 import gc

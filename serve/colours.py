@@ -56,8 +56,8 @@ def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) ->
 def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> tuple[Image.Image, str]:
     """Grey of more bits to RGB; `inverted`: 0 is white.
 
-    12 bits in a TIFF that says so are 12 bits. 10 or 12 in a file that says 16 cannot be told from a dark
-    picture: guessing by the brightest pixel would make dark ones of a data set bright, and others not.
+    12 bits in a TIFF that declares them are 12 bits. 10 or 12 in a file that declares 16 may as well be a
+    dark picture: guessing by the brightest pixel would make dark ones of a data set bright, and others not.
     """
     levels = np.asarray(image).astype(np.uint16)
     grey = (levels >> (4 if bits == 12 else 8)).astype(np.uint8)  # convert("RGB") would clip at 255

@@ -11,10 +11,10 @@ from types import FrameType
 SECONDS_TO_INSIST = 5.0  # a signal may come twice, from the terminal and from the parent
 
 
-def end_on_signal(importing: bool = False) -> None:
-    """End this command at a signal with exit code 128 + its number: by SystemExit, so that unfinished files
-    are removed; while it is `importing`, and when somebody insists, at once. A signal that is ignored stays
-    so, as SIGHUP under nohup."""
+def end_on_signal(advice: str = "", importing: bool = False, code: int = 0) -> None:
+    """End this command at a signal: print one line, which ends with `advice`, and exit with `code`, or else
+    with 128 + the signal's number. By SystemExit, so that unfinished files are removed; at once while it is
+    `importing`, and when somebody insists. An ignored signal stays ignored, as SIGHUP under nohup."""
     ending_since = math.inf
     numbers = [
         number
@@ -27,14 +27,16 @@ def end_on_signal(importing: bool = False) -> None:
         now = time.monotonic()
         if now >= ending_since:
             if now > ending_since + SECONDS_TO_INSIST:
-                os._exit(128 + number)
+                os._exit(code or 128 + number)
             return
         ending_since = now
         with suppress(OSError):  # a terminal that is gone
-            os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())  # print is not reentrant
+            os.write(
+                2, f"stopped by {signal.Signals(number).name}{advice}\n".encode()
+            )  # print is not reentrant
         if importing:
-            os._exit(128 + number)
-        sys.exit(128 + number)
+            os._exit(code or 128 + number)
+        sys.exit(code or 128 + number)
 
     for number in numbers:
         signal.signal(number, end)

@@ -25,12 +25,12 @@ def _handlers() -> Iterator[None]:
 def test_a_signal_ends_a_command_in_one_line_and_a_second_one_does_not_interrupt_its_end(
     number: signal.Signals, code: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end_on_signal()
+    end_on_signal("; again")
     with pytest.raises(SystemExit) as ended:
         signal.raise_signal(number)
     signal.raise_signal(number)
     assert ended.value.code == code
-    assert capfd.readouterr().err == f"stopped by {number.name}\n"
+    assert capfd.readouterr().err == f"stopped by {number.name}; again\n"
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -190,7 +190,7 @@ def test_what_is_finished_is_not_scored_again_and_other_settings_are(
 def test_a_job_is_resumed_with_the_provider_and_batches_that_auto_took_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever the model was verified on since: other batches would be another job."""
+    """A later verification changes no batch size: other batches would be another job."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.png").write_bytes(encode(noise(30, 30, 1), "PNG"))
     model = build_model(tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""A file of the user's is never replaced unless --overwrite says so; predictions are, as they were."""
+"""A file of the user's is never replaced without --overwrite; predictions are."""
 
 import os
 from collections.abc import Callable

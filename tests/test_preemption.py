@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
 from train import preemption
-from train.preemption import STOPS, StopRequest, Unbreakable, end_on_signal, ignore_stops
+from train.preemption import STOPS, StopRequest, Unbreakable, ignore_stops
 
 
 @pytest.fixture
@@ -72,32 +72,8 @@ def test_nohup_keeps_its_word(stop: StopRequest) -> None:
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     stop.install()
-    end_on_signal()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_command_ends_in_one_line_and_cleans_up_though_the_signal_comes_twice(
-    number: int, code: int, stop: StopRequest, capfd: pytest.CaptureFixture[str]
-) -> None:
-    end_on_signal("; again")
-    with pytest.raises(SystemExit) as ended:
-        signal.raise_signal(number)
-    signal.raise_signal(number)
-    assert ended.value.code == code
-    assert capfd.readouterr().err == f"stopped by {signal.Signals(number).name}; again\n"
-
-
-def test_a_command_ends_in_one_line_while_it_imports() -> None:
-    program = (
-        "import os, signal; from train.preemption import end_on_signal; end_on_signal(importing=True)\n"
-    )
-    program += "try:\n    os.kill(os.getpid(), signal.SIGINT)\nfinally:\n    print('traceback')"
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by SIGINT\n")
 
 
 def test_nobody_who_stops_reading_stops_a_run() -> None:

@@ -5,7 +5,7 @@ torchrun --nproc_per_node=4 train/main.py --data DIR
 A run that was interrupted, however it was, is resumed by the same command with its --name or --resume auto.
 
 Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, or the
-training diverged; 143 told to stop by SIGTERM, SIGINT or SIGHUP, with a snapshot written. torchrun makes 1
+training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot written. torchrun makes 1
 of all but 0.
 """
 
@@ -22,12 +22,12 @@ from serve.installation import require
 
 require("train", "torch")
 
+from serve.interrupts import end_on_signal
 from train.home import ensure_home
 from train.preemption import (
     EXIT_CODE,
     Preempted,
     StopRequest,
-    end_on_signal,
     end_with_agent,
     outlive_readers,
 )

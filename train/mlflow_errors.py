@@ -101,6 +101,7 @@ def explain(error: BaseException, uri: str, place: str = "") -> str:
 
 
 def without_passwords(text: str) -> str:
+    """Hide the passwords of addresses and keep their users, by whom a recorded store is found again."""
     return re.sub(r"(://[^/\s:@]*):[^/\s]+@", rf"\1:{HIDDEN}@", text)
 
 

@@ -2,7 +2,6 @@
 the connection to it is gone)."""
 
 import ctypes
-import math
 import os
 import signal
 import sys
@@ -66,29 +65,6 @@ def stops() -> list[signal.Signals]:
     """Return the signals that end a command: not SIGHUP where nohup has it ignored."""
     hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     return [number for number in STOPS if hangs_up or number != signal.SIGHUP]
-
-
-def end_on_signal(advice: str = "", importing: bool = False, code: int = 0) -> None:
-    """End this command at a signal, in one line, with exit code 128 + its number, or `code`: by SystemExit,
-    so that what is unfinished is cleaned up; while it is `importing`, or if somebody insists, at once."""
-    ending_since = math.inf
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal ending_since
-        now = time.monotonic()
-        if now >= ending_since:
-            if now > ending_since + SECONDS_TO_INSIST:
-                os._exit(code or 128 + number)
-            return
-        ending_since = now
-        with suppress(OSError):  # a terminal that is gone
-            os.write(2, f"stopped by {signal.Signals(number).name}{advice}\n".encode())
-        if importing:
-            os._exit(code or 128 + number)
-        sys.exit(code or 128 + number)
-
-    for number in stops():
-        signal.signal(number, end)
 
 
 class Unbreakable:

@@ -17,7 +17,7 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from train.preemption import end_on_signal
+    from serve.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 

@@ -22,7 +22,8 @@ from serve.installation import require
 
 require("train", "torch", "optuna")
 
-from train.preemption import EXIT_CODE, end_on_signal, outlive_readers, stops
+from serve.interrupts import end_on_signal
+from train.preemption import EXIT_CODE, outlive_readers, stops
 
 if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True, code=EXIT_CODE)
