@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from export.verify import ValidationImages
 from serve.archive import SUFFIX, list_tars, member_names
+from serve.errors import UserError
 from serve.lists import listed_in_csv
 from serve.preprocess import Preprocess, has_image_suffix, list_images, load_image, read_image_file
 
@@ -26,7 +27,7 @@ def training_pixels(
     passed over, as training did.
 
     Raises:
-        ValueError: the training images are not where they were, or hardly any are left.
+        UserError: the training images are not where they were, or hardly any are left.
     """
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
     source = source or Path(checkpoint["config"]["data"])
@@ -43,7 +44,7 @@ def training_pixels(
         except (OSError, ValueError):
             continue
     if len(taken) < MIN_IMAGES:
-        raise ValueError(
+        raise UserError(
             f"only {len(taken)} readable images in {str(source)!r} that are not validation images; "
             f"calibration needs {MIN_IMAGES} or more"
         )
@@ -52,7 +53,7 @@ def training_pixels(
 
 def _list(source: Path) -> list[Path]:
     if not source.exists():
-        raise ValueError(
+        raise UserError(
             f"the training images {str(source)!r} are not there; start from the folder that training was "
             "started in, or name them with --training-images"
         )

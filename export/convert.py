@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from serve.errors import UserError
 from serve.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
@@ -60,7 +61,7 @@ def split_head(
     """A copy of the model without its last linear layer, and that layer.
 
     Raises:
-        ValueError: the network does not end in a linear layer (SqueezeNet ends in a convolution).
+        UserError: the network does not end in a linear layer (SqueezeNet ends in a convolution).
     """
     images = torch.arange(2 * image_size**2 * 3).remainder(251).to(torch.uint8)
     images = images.view(2, image_size, image_size, 3)
@@ -78,7 +79,7 @@ def split_head(
             continue
         if torch.allclose(layer(embeddings) / model.temperature, logits, rtol=1e-4, atol=1e-5):
             return body.eval(), layer
-    raise ValueError("this network does not end in a linear layer, so it has no embeddings to export")
+    raise UserError("this network does not end in a linear layer, so it has no embeddings to export")
 
 
 def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadata:
@@ -109,7 +110,7 @@ def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path, embeddi
 
     Raises:
         RuntimeError: the exporter cannot trace this network.
-        ValueError: it has no embeddings.
+        UserError: it has no embeddings.
     """
     size = metadata.preprocess.size
     clip = metadata.clip_probabilities

@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with open_run(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return exit_code(error)
 
@@ -165,10 +166,10 @@ def check_start(args: argparse.Namespace, run_id: str) -> None:
     """Find what would fail after minutes of work.
 
     Raises:
-        ValueError: the run's export folder cannot be written, or nothing can be registered.
+        UserError: the run's export folder cannot be written, or nothing can be registered.
     """
     if args.model_precision != "fp32" and not (args.verify_provider or args.register):
-        raise ValueError(
+        raise UserError(
             f"--model-precision {args.model_precision} goes with --verify-provider or --register; "
             f"python export/quantize.py --run {args.run} --to {args.model_precision} makes that file"
         )
@@ -185,22 +186,22 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         if error.errno in MAY_PASS:
             raise
-        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def is_exported(args: argparse.Namespace, checkpoint_sha256: str) -> bool:
     """Whether the model file that --register means is there, verified, and of the best checkpoint.
 
     Raises:
-        ValueError: it is not, and this command does not make it: it is an int8 or fp16 file.
+        UserError: it is not, and this command does not make it: it is an int8 or fp16 file.
     """
     file = args.run / "export" / MODEL_FILES[args.model_precision]
     try:
         _, metadata, _ = verified_model(args.run, args.model_precision)
         if metadata.checkpoint_sha256 != checkpoint_sha256:
-            raise ValueError(f"{file} is of an earlier checkpoint than best.pt")
+            raise UserError(f"{file} is of an earlier checkpoint than best.pt")
         if args.embeddings and not has_embeddings(file):
-            raise ValueError(f"{file} has no embeddings")
+            raise UserError(f"{file} has no embeddings")
     except ValueError as error:
         if args.model_precision != "fp32":
             raise
@@ -216,7 +217,7 @@ def verify_provider(args: argparse.Namespace) -> int:
     provider, _, precision = args.verify_provider.partition(":")
     known = [f"{name}:{p}" for name, precisions in PRECISIONS.items() for p in precisions]
     if args.verify_provider not in known:
-        raise ValueError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
+        raise UserError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
     check_start(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
     Predictor(published, provider, precision=precision, allow_unverified=True)  # not to be had: an error

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from export.record import MODEL_FILES, published_model, reports_of
+from serve.errors import UserError
 from serve.lineage import recorded_run
 from serve.metadata import ModelMetadata
 from serve.urls import redact
@@ -37,17 +38,17 @@ def training_run(run: Path, run_id: str, checkpoint_sha256: str) -> str:
 def check_register(run: Path, run_id: str, name: str) -> None:
     """
     Raises:
-        ValueError: nothing of this run can be registered under this name.
+        UserError: nothing of this run can be registered under this name.
         ConnectionError: MLflow does not answer.
     """
     recorded = recorded_run(run)
     if not run_id and recorded.tracked:
-        raise ValueError(
+        raise UserError(
             "--register: MLflow does not have this run yet: send it by python train/sync.py with the run "
             "directory that training wrote"
         )
     if not run_id:
-        raise ValueError("--register: this run was not tracked in MLflow (--track false)")
+        raise UserError("--register: this run was not tracked in MLflow (--track false)")
     from train.tracking import check_registrable, explained
 
     try:
@@ -64,7 +65,7 @@ def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str
     Without a run this does nothing.
 
     Raises:
-        ValueError, ConnectionError: it cannot be registered.
+        UserError, ConnectionError: it cannot be registered.
     """
     recorded = recorded_run(run)
     run_id = training_run(run, metadata.run_id, metadata.checkpoint_sha256)
@@ -89,7 +90,7 @@ def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str
 
 
 def _of_register(name: str, error: Exception) -> Exception:
-    kind = ConnectionError if isinstance(error, OSError) else ValueError
+    kind = ConnectionError if isinstance(error, OSError) else UserError
     return kind(f"--register {name}: {error}")
 
 

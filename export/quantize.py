@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch", "onnx")
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with open_run(args.run) as args.run:
             return run(args)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return exit_code(error)
 
@@ -172,7 +173,7 @@ def _to_int8(
     args: argparse.Namespace, source: Path, checkpoint: dict[str, Any], images: ValidationImages
 ) -> Conversion:
     if args.calibration_images < 1:
-        raise ValueError(f"--calibration-images {args.calibration_images} must be 1 or more")
+        raise UserError(f"--calibration-images {args.calibration_images} must be 1 or more")
     pixels = training_pixels(checkpoint, images, args.calibration_images, args.training_images)
     quantizer = Quantizer(optimise(source), pixels)
     probe = pixels[:SEARCH_IMAGES]

@@ -14,6 +14,7 @@ from typing import Any
 
 from export.convert import write_metadata
 from export.verify import Verification
+from serve.errors import UserError
 from serve.metadata import ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import file_sha256
@@ -48,10 +49,10 @@ def add_report(folder: Path, report: Verification) -> None:
 
 
 def check_replaceable(folder: Path, names: Iterable[str], overwrite: bool) -> None:
-    """Raises ValueError when a file of these names is no model that was published there."""
+    """Raises UserError when a file of these names is no model that was published there."""
     for file in (folder / name for name in names):
         if file.is_file() and not overwrite and not _is_published(file):
-            raise ValueError(
+            raise UserError(
                 f"{file} is not the file that {RECORD} beside it describes: move it away, or give "
                 "--overwrite to replace it"
             )
@@ -92,19 +93,19 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     """(the run's model file of this precision, its metadata, the checkpoint that it was exported from).
 
     Raises:
-        ValueError: there is none, it is not the one that was verified, or its checkpoint is gone.
+        UserError: there is none, it is not the one that was verified, or its checkpoint is gone.
     """
     file = run / "export" / MODEL_FILES[precision]
     if not file.is_file():
         command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
-        raise ValueError(f"{file} does not exist; make it with python export/{command} --run {run}")
+        raise UserError(f"{file} does not exist; make it with python export/{command} --run {run}")
     if file_sha256(file) not in {report["model_sha256"] for report in reports_of(file)}:
-        raise ValueError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
+        raise UserError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
     metadata = read_metadata(file)
     for checkpoint in sorted((run / "checkpoints").glob("*.pt")):
         if file_sha256(checkpoint) == metadata.checkpoint_sha256:
             return file, metadata, checkpoint
-    raise ValueError(
+    raise UserError(
         f"{file} was exported from a checkpoint that is no longer in {run / 'checkpoints'}: export the run "
         "again"
     )
@@ -114,11 +115,11 @@ def verified_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path
     """`published_model`, if it may still be served somewhere: later verification can withdraw it.
 
     Raises:
-        ValueError: it may not, or there is none.
+        UserError: it may not, or there is none.
     """
     file, metadata, checkpoint = published_model(run, precision)
     if not metadata.verified:
-        raise ValueError(
+        raise UserError(
             f"{file} failed verification and is not to be used: see {RECORD} beside it, and export the run "
             "again"
         )
@@ -141,7 +142,7 @@ def _read(folder: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(entry[key], str):
                     raise TypeError(f"{key} is {entry[key]!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}): export the run again") from error
+        raise UserError(f"{path} cannot be read ({error!r}): export the run again") from error
     yield values
     yield from pairings
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import TextIO
 
+from serve.errors import UserError
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
 from serve.staging import named
 
@@ -39,10 +40,10 @@ def open_run(run: str, writes: bool = True) -> Iterator[Path]:
         folder = Path(temporary) / url.rpartition("/")[2]
         names = list(list_objects(url))
         if not names:
-            raise ValueError(f"--run {run}: there is nothing")
+            raise UserError(f"--run {run}: there is nothing")
         for name in names:
             if any(part in ("", ".", "..") for part in name.split("/")):
-                raise ValueError(f"the object {url}/{name} cannot be a file below a folder: rename it")
+                raise UserError(f"the object {url}/{name} cannot be a file below a folder: rename it")
         for name in names:
             if not name.startswith(SNAPSHOTS):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +62,12 @@ def open_run(run: str, writes: bool = True) -> Iterator[Path]:
 
 
 def _check_writable(url: str) -> None:
-    """Raises ValueError when no file can be put there."""
+    """Raises UserError when no file can be put there."""
     with tempfile.NamedTemporaryFile() as empty:
         try:
             put_file(Path(empty.name), f"{url}/{PROBE}")
         except PermissionError as error:
-            raise ValueError(f"{url} cannot be written: {error}") from error
+            raise UserError(f"{url} cannot be written: {error}") from error
     with suppress(PermissionError):
         remove(f"{url}/{PROBE}")
 

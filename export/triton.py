@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run(args.run, writes=False) as run:
             name = args.name or run.name
             version = write(run, args.repository, name, args.model_precision, args.max_batch_size)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     print(f"in the model repository: {version}")
@@ -74,18 +75,18 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
     """Add the run's verified model of this precision as the newest version; returns its folder.
 
     Raises:
-        ValueError: no such model, a name that Triton or a file system cannot take, or the repository holds
+        UserError: no such model, a name that Triton or a file system cannot take, or the repository holds
             a model of this name with other classes or another input.
     """
     if not MODEL_NAME.fullmatch(name):
-        raise ValueError(f"--name {name!r} may hold letters, digits, '.', '_' and '-' only")
+        raise UserError(f"--name {name!r} may hold letters, digits, '.', '_' and '-' only")
     if max_batch_size < 1:
-        raise ValueError(f"--max-batch-size {max_batch_size} must be 1 or more")
+        raise UserError(f"--max-batch-size {max_batch_size} must be 1 or more")
     file, metadata, _ = verified_model(run, precision)
     if not any(metadata.is_verified(provider, "fp32") for provider in INSTANCE_KINDS):
-        raise ValueError(f"{file} is verified neither on cuda nor on cpu at fp32, and Triton has no others")
+        raise UserError(f"{file} is verified neither on cuda nor on cpu at fp32, and Triton has no others")
     if broken := [label for label in metadata.class_names if "\n" in label or "\r" in label]:
-        raise ValueError(f"class names hold line breaks, and labels.txt has one a line: {broken[:3]}")
+        raise UserError(f"class names hold line breaks, and labels.txt has one a line: {broken[:3]}")
     model = repository / name
     texts = {
         "config.pbtxt": config(name, metadata, max_batch_size),
@@ -94,7 +95,7 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
     for other, text in texts.items():
         path = model / other
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ValueError(
+            raise UserError(
                 f"{path} describes another model; take another --name, or remove {model} and its versions"
             )
     model.mkdir(parents=True, exist_ok=True)

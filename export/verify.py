@@ -23,6 +23,7 @@ from export.gate import (
     images_needed,
     paired_interval,
 )
+from serve.errors import UserError
 from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.predictor import Predictor
 from serve.preprocess import Preprocess, load_image, read_image_file
@@ -132,12 +133,12 @@ class ValidationImages:
             with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = list(csv.DictReader(file))
         except OSError as error:
-            raise ValueError(f"{predictions} cannot be read: {error.strerror}") from error
+            raise UserError(f"{predictions} cannot be read: {error.strerror}") from error
         total = len(rows)
         if not rows or any(row.get("path") is None or row.get("label") is None for row in rows):
-            raise ValueError(f"{predictions} holds no validation images (columns path and label)")
+            raise UserError(f"{predictions} holds no validation images (columns path and label)")
         if limit < 0:
-            raise ValueError(f"--limit {limit} must be 0 or more")
+            raise UserError(f"--limit {limit} must be 0 or more")
         if limit and limit < total:
             rows = [rows[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
         _load(root / rows[0]["path"])  # before minutes of work
@@ -179,7 +180,7 @@ def verify(
     """Never raises for a bad model file: every finding is in `failures`, and `passed` is the verdict.
 
     Raises:
-        ValueError: a validation image is gone or unreadable, so that nothing can be verified.
+        UserError: a validation image is gone or unreadable, so that nothing can be verified.
     """
     report = Verification(accuracy_trained=checkpoint["history"]["best"]["val/accuracy"])
     class_names = list(checkpoint["class_names"])
@@ -243,7 +244,7 @@ def _load(path: Path) -> Any:
     try:
         return load_image(read_image_file(path))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"validation image {path} cannot be read, so nothing is verified: {error}"
         ) from error
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from serve.errors import UserError
 from serve.metadata import INPUT_NAME, ModelMetadata
 from serve.processors import processor_flags
 
@@ -53,13 +54,13 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.provider not in ("auto", *PROVIDERS):
             known = ", ".join(("auto", *PROVIDERS))
-            raise ValueError(f"provider {self.provider!r} is none of {known}")
+            raise UserError(f"provider {self.provider!r} is none of {known}")
         if self.precision not in ALL_PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is none of {', '.join(ALL_PRECISIONS)}")
+            raise UserError(f"precision {self.precision!r} is none of {', '.join(ALL_PRECISIONS)}")
         if self.threads < 0:
-            raise ValueError(f"threads {self.threads} must be 0 (one a processor) or more")
+            raise UserError(f"threads {self.threads} must be 0 (one a processor) or more")
         if self.device_id < 0:
-            raise ValueError(f"device_id {self.device_id} must be 0 or more")
+            raise UserError(f"device_id {self.device_id} must be 0 or more")
 
 
 def cuda(runtime: Runtime) -> tuple[str, dict[str, str]]:
@@ -100,7 +101,7 @@ def _engine_folder(path: Path, runtime: Runtime) -> Path:
         try:
             home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         except RuntimeError as error:  # neither HOME nor an entry for this user
-            raise ValueError("this user has no home folder: give --engine-cache, or set HOME") from error
+            raise UserError("this user has no home folder: give --engine-cache, or set HOME") from error
         base = Path(home) / "purebred" / "tensorrt"
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -108,7 +109,7 @@ def _engine_folder(path: Path, runtime: Runtime) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--engine-cache: cannot make {str(folder)!r}: {error.strerror}") from error
+        raise UserError(f"--engine-cache: cannot make {str(folder)!r}: {error.strerror}") from error
     return folder
 
 
@@ -116,14 +117,14 @@ def add_openvino(options: ort.SessionOptions, runtime: Runtime) -> None:
     try:
         devices = openvino_devices()
     except Exception as error:  # onnxruntime's own exception types share no public base
-        raise ValueError(f"the OpenVINO plug-in does not load: {error}") from error
+        raise UserError(f"the OpenVINO plug-in does not load: {error}") from error
     if not devices:
-        raise ValueError(
+        raise UserError(
             "the OpenVINO plug-in finds no processor that it takes: as of its version 1.8 it takes Intel's "
             "only; use --provider cpu"
         )
     if runtime.precision == "bf16" and not has_bf16(devices[0]):
-        raise ValueError(
+        raise UserError(
             f"this processor has no bf16 arithmetic ({', '.join(BF16_FLAGS)}): use --precision fp32"
         )
     config = {

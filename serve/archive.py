@@ -18,6 +18,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
+
 SUFFIX = ".tar"
 INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)
 MAX_HEADER_BYTES = 1 << 22
@@ -54,14 +56,14 @@ def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """All but folders.
 
     Raises:
-        ValueError, OSError, tarfile.TarError: the file is damaged; what stands before has been yielded.
+        UserError, OSError, tarfile.TarError: the file is damaged; what stands before has been yielded.
     """
     previous = -1
     with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         while (member := tar.next()) is not None:
             tar.members.clear()  # it would keep them all
             if member.offset <= previous or member.size < 0:
-                raise ValueError(f"the header at byte {member.offset} leads backwards")
+                raise UserError(f"the header at byte {member.offset} leads backwards")
             previous = member.offset
             if not member.isdir():
                 yield member
@@ -69,14 +71,14 @@ def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     file.seek(end)
     if file.read(BLOCK_BYTES).strip(b"\0") or not file.tell() > end:
         # tarfile takes a damaged header, and the end of a file cut short, for the end
-        raise ValueError(f"no end mark at byte {end}: cut short or damaged, what follows is not read")
+        raise UserError(f"no end mark at byte {end}: cut short or damaged, what follows is not read")
 
 
 def member_names(tar: str | os.PathLike[str]) -> list[str]:
     """Of the regular members, in their order; of two of one name the last one counts, as for tar itself.
 
     Raises:
-        ValueError: damaged; the message names the tar file.
+        UserError: damaged; the message names the tar file.
     """
     names: dict[str, None] = {}
     for name, place in _members(os.fspath(tar)):
@@ -103,7 +105,7 @@ def read_member(tar: str, name: str, most: int) -> bytes:
         file.seek(int(places.offsets[index]))
         data = file.read(min(size, most + 1))
     if len(data) < min(size, most + 1):
-        raise ValueError(f"truncated: the tar file has {len(data)} of its {size} bytes")
+        raise UserError(f"truncated: the tar file has {len(data)} of its {size} bytes")
     return data
 
 
@@ -142,14 +144,14 @@ def _members(tar: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
     try:
         with open(tar, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("not a regular file")
+                raise UserError("not a regular file")
             for member in members(file):
                 regular = member.isreg() and not member.issparse()
                 yield plain(member.name), (member.offset_data, member.size) if regular else None
     except OSError:
         raise
     except Exception as error:  # tarfile raises nearly anything on damaged bytes
-        raise ValueError(f"{tar} cannot be read as a tar file: {error}") from error
+        raise UserError(f"{tar} cannot be read as a tar file: {error}") from error
 
 
 _building: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -180,9 +182,9 @@ class _Headers:
 
     def read(self, size: int) -> bytes:
         if size > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {size} bytes is over the limit of {MAX_HEADER_BYTES}")
+            raise UserError(f"a header of {size} bytes is over the limit of {MAX_HEADER_BYTES}")
         data = self._file.read(size)
         self._empty_reads += not data
         if self._empty_reads > 9:  # in a damaged sparse map, tarfile would go on reading nothing
-            raise ValueError("it ends inside a header")
+            raise UserError("it ends inside a header")
         return data

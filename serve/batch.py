@@ -21,6 +21,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
 from serve.inventory import Entry
 from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
 from serve.predictor import Predictor
@@ -93,7 +94,7 @@ def score(
             is left behind, and another takes over the rest of its batch.
 
     Raises:
-        ValueError: an argument below its limit, or the model has no embeddings.
+        UserError: an argument below its limit, or the model has no embeddings.
         StorageHangsError: more than MAX_STUCK threads hang.
     """
     check_score(predictor, batch_size, workers, image_timeout, embeddings)
@@ -110,14 +111,14 @@ def default_batch_size(predictor: Predictor) -> int:
 def check_score(
     predictor: Predictor, batch_size: int, workers: int, image_timeout: float, embeddings: bool
 ) -> None:
-    """Raises ValueError as `score` would, before anything is begun."""
+    """Raises UserError as `score` would, before anything is begun."""
     if batch_size < 1 or workers < 0 or not image_timeout >= 0:
-        raise ValueError(
+        raise UserError(
             f"batch_size {batch_size} must be 1 or more; workers {workers} and image_timeout "
             f"{image_timeout} must be 0 or more"
         )
     if embeddings and EMBEDDINGS_NAME not in (o.name for o in predictor.session.get_outputs()):
-        raise ValueError(
+        raise UserError(
             f"{predictor.path} has no output {EMBEDDINGS_NAME!r}: "
             "export it again with export/main.py --embeddings"
         )

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
+from serve.errors import UserError
 
 STRIP_PIXELS = 1 << 20  # laid over white at once
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
@@ -34,14 +35,14 @@ def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) ->
         bits: a sample, as `sample_bits` says.
 
     Raises:
-        ValueError: pixels without a defined white.
+        UserError: pixels without a defined white.
     """
     deep = opened.mode.startswith("I;16") or (opened.format == "PPM" and opened.mode == "I")
     if deep:
         inverted = getattr(opened, "tag_v2", {}).get(262) == 0  # TIFF's white is zero
         return _eight_bits(decoded, bits, inverted)
     if decoded.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {decoded.mode!r} have no defined white; save 8 bits")
+        raise UserError(f"pixels of mode {decoded.mode!r} have no defined white; save 8 bits")
     if decoded.mode == "La":  # the one mode with alpha that Pillow makes no RGBA of
         decoded = decoded.convert("LA")
     if opened.format == "PNG" and "transparency" in decoded.info:

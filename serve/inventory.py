@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
 
+from serve.errors import UserError
+
 STRETCH = 50_000  # records sorted in memory at once
 STRIDE = 256  # records from one known position in the file to the next
 BLOCK = 1 << 16  # bytes read at once
@@ -76,7 +78,7 @@ class Inventory:
     def sort(cls, entries: Iterable[Entry], same: Same = lambda a, b: True) -> "Inventory":
         """`same` tells whether two entries of one key are one input.
 
-        Raises ValueError for a name that no file can have, OSError when there is no room on disk.
+        Raises UserError for a name that no file can have, OSError when there is no room on disk.
         """
         positions, size, length, repeated = array("Q"), 0, 0, 0
         file = tempfile.TemporaryFile(prefix="inventory-")  # noqa: SIM115  read as long as we live
@@ -113,7 +115,7 @@ class Inventory:
 def _encode(entry: Entry) -> bytes:
     # surrogatepass keeps the order of code points, which surrogateescape would not
     if "\0" in entry.name:
-        raise ValueError(f"the name {entry.name!r} has a NUL character, which no file can have")
+        raise UserError(f"the name {entry.name!r} has a NUL character, which no file can have")
     key = entry.key or entry.name
     fields = (key, "" if key == entry.name else entry.name, entry.place.replace("\0", " "), "")
     return "\0".join(fields).encode("utf-8", "surrogatepass")

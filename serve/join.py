@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from serve.errors import UserError
 from serve.inventory import NamesDigest
 from serve.parquet import import_pyarrow
 from serve.shards import Manifest, file_sha256
@@ -16,11 +17,11 @@ MAX_FIELD = 1 << 24  # a name may be longer than the csv module's own limit
 def join(parts: Sequence[Path], manifests: Sequence[Manifest], file: IO[bytes]) -> str:
     """Copy the rows of all parts into `file`; the digest of their names. Memory is one row (group).
 
-    Raises ValueError when a part is not what its manifest says, or its format cannot be joined.
+    Raises UserError when a part is not what its manifest says, or its format cannot be joined.
     """
     format_name = manifests[0].job.settings.get("format")  # a piece may have any suffix
     if format_name not in JOINERS:
-        raise ValueError(f"{parts[0]}: the format {format_name!r} cannot be joined")
+        raise UserError(f"{parts[0]}: the format {format_name!r} cannot be joined")
     before = csv.field_size_limit(MAX_FIELD)
     try:
         return _join(parts, manifests, JOINERS[format_name](file))
@@ -32,13 +33,13 @@ def _join(parts: Sequence[Path], manifests: Sequence[Manifest], joiner: "_Joiner
     names = NamesDigest()
     for part, manifest in zip(parts, manifests, strict=True):
         if file_sha256(part) != manifest.sha256:
-            raise ValueError(f"{part} is not the file that its manifest describes: score it again")
+            raise UserError(f"{part} is not the file that its manifest describes: score it again")
         rows = 0
         for name in joiner.add(part):
             names.add(name)
             rows += 1
         if rows != manifest.rows:
-            raise ValueError(f"{part} has {rows} rows, its manifest says {manifest.rows}")
+            raise UserError(f"{part} has {rows} rows, its manifest says {manifest.rows}")
     joiner.close()
     return names.hexdigest()
 
@@ -76,7 +77,7 @@ class _Csv:
                     self.header = raw
                     self.file.write(raw)
                 elif raw != self.header:
-                    raise ValueError(f"{part} has other columns than the parts before it")
+                    raise UserError(f"{part} has other columns than the parts before it")
 
     def close(self) -> None:
         pass
@@ -107,7 +108,7 @@ class _Parquet:
             if self.writer is None:
                 self.writer = parquet.ParquetWriter(self.file, rows.schema_arrow, compression="zstd")
             elif rows.schema_arrow != self.writer.schema:
-                raise ValueError(f"{part} has other columns than the parts before it")
+                raise UserError(f"{part} has other columns than the parts before it")
             for group in range(rows.num_row_groups):
                 table = rows.read_row_group(group)
                 self.writer.write_table(table)

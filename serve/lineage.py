@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from serve.errors import UserError
 from serve.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
 from serve.tracking_server import TrackingServer, UntrustedError
 from serve.urls import redact
@@ -100,14 +101,14 @@ def tracking_uri(model: str) -> str:
     """The store for a scoring run: MLFLOW_TRACKING_URI, or that of the model's training run.
 
     Raises:
-        ValueError: the training run's is not to be had here.
+        UserError: the training run's is not to be had here.
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return given
     uri = run_of_model(model).uri
     file = uri.removeprefix("sqlite:///")
     if ":***@" in uri or (file.startswith("/") and not Path(file).is_file()):
-        raise ValueError(
+        raise UserError(
             f"--track: {uri}, the store of the run that trained this model, does not exist here or needs a "
             "password: set MLFLOW_TRACKING_URI"
         )
@@ -118,13 +119,13 @@ def check_lineage(uri: str) -> None:
     """Before anything is scored.
 
     Raises:
-        ValueError: a scoring run cannot be logged there.
+        UserError: a scoring run cannot be logged there.
         OSError: the server does not answer now.
     """
     if is_server(uri):
         Server(uri).call("experiments/search", {"max_results": 1})
     elif not (LOCAL_LOGGER.is_file() and find_spec("mlflow")):
-        raise ValueError(
+        raise UserError(
             f"--track: {redact(uri)} is a local store, which needs mlflow; set MLFLOW_TRACKING_URI to a "
             "server's http address"
         )
@@ -134,7 +135,7 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
     """Returns the ID of the new MLflow run.
 
     Raises:
-        ValueError, OSError: the store refuses or does not answer; the message says what it said.
+        UserError, OSError: the store refuses or does not answer; the message says what it said.
     """
     parameters = {key: redact(value) for key, value in run.parameters.items()}
     run = replace(run, name=redact(run.name), parameters=parameters)
@@ -142,9 +143,7 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
         try:
             return Server(uri).log(run)
         except (KeyError, TypeError, AttributeError) as error:  # a field is not there, or of another kind
-            raise ValueError(
-                f"MLflow at {redact(uri)} does not answer as MLflow does: {error!r}"
-            ) from error
+            raise UserError(f"MLflow at {redact(uri)} does not answer as MLflow does: {error!r}") from error
     done = subprocess.run(
         [sys.executable, str(LOCAL_LOGGER)],
         input=json.dumps(asdict(run)),
@@ -156,7 +155,7 @@ def log_scoring_run(uri: str, run: ScoringRun) -> str:
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ValueError(redact(f"{LOCAL_LOGGER.name} could not log to {uri}: {last[0]}"))
+        raise UserError(redact(f"{LOCAL_LOGGER.name} could not log to {uri}: {last[0]}"))
     for line in done.stderr.splitlines():
         if line.startswith("warning: MLflow"):
             print(redact(line), file=sys.stderr)
@@ -274,17 +273,17 @@ class Server:
             refused = f"MLflow at {self.uri} refused {endpoint} with {error.code}: {said}"
             if error.code >= 500:
                 raise OSError(refused) from error
-            raise (_AbsentError if error.code == 404 else ValueError)(refused) from error
+            raise (_AbsentError if error.code == 404 else UserError)(refused) from error
         except OSError as error:
             raise OSError(f"MLflow at {self.uri} does not answer: {error}") from error
         except (ValueError, http.client.HTTPException) as error:
-            raise ValueError(f"MLflow at {self.uri} does not answer as MLflow does: {error!r}") from error
+            raise UserError(f"MLflow at {self.uri} does not answer as MLflow does: {error!r}") from error
         if not isinstance(values, dict):
-            raise ValueError(f"MLflow at {self.uri} does not answer as MLflow does: {values!r:.200}")
+            raise UserError(f"MLflow at {self.uri} does not answer as MLflow does: {values!r:.200}")
         return values
 
 
-class _AbsentError(ValueError):
+class _AbsentError(UserError):
     pass
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from serve import remote
+from serve.errors import UserError
 from serve.preprocess import has_image_suffix
 from serve.remote import is_remote
 
@@ -32,13 +33,13 @@ def listed_lines(path: str) -> Iterator[str]:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES or "\0" in line:
-                    raise ValueError(f"{path}: line {number} is no path: is this a list of images?")
+                    raise UserError(f"{path}: line {number} is no path: is this a list of images?")
                 if name := line.removesuffix("\n").removesuffix("\r"):
                     if number == 1:
                         _check_first(path, name)
                     yield name
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: line {number + 1} is not UTF-16 as its beginning is: {error}") from error
+        raise UserError(f"{path}: line {number + 1} is not UTF-16 as its beginning is: {error}") from error
 
 
 def listed_in_csv(path: str) -> Iterator[str]:
@@ -51,18 +52,18 @@ def listed_in_csv(path: str) -> Iterator[str]:
                 columns = ["path" if name.casefold() == "path" else name for name in columns]
             if columns.count("path") != 1:
                 count = columns.count("path") or "no"
-                raise ValueError(
+                raise UserError(
                     f"{path}: {count} column 'path' among {columns[:10]}; it needs one, and commas between "
                     "columns"
                 )
             at = columns.index("path")
             for row in reader:
                 if row and (len(row) <= at or not row[at]):
-                    raise ValueError(f"{path}: line {reader.line_num} has no path")
+                    raise UserError(f"{path}: line {reader.line_num} has no path")
                 if row:
                     yield row[at]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+            raise UserError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
 
 
 def _open_text(path: str) -> IO[str]:
@@ -84,7 +85,7 @@ def _encoding(head: bytes) -> str:
 
 
 def _check_first(path: str, line: str) -> None:
-    """Raises ValueError when the first line leads to no file, and a part of it does: so will the others."""
+    """Raises UserError when the first line leads to no file, and a part of it does: so will the others."""
     folder = os.path.dirname(path)
     if is_remote(path) or is_remote(line) or os.path.lexists(os.path.join(folder, line)):
         return
@@ -92,11 +93,11 @@ def _check_first(path: str, line: str) -> None:
     run = f"run: %s < {shlex.quote(path)} > {shlex.quote(f'{name}.new{extension}')}"
     if line.startswith("#") and not has_image_suffix(line):
         command = "grep -v '^#'"
-        raise ValueError(f"{path}: the first line, {line!r}, is no path; {run % command}")
+        raise UserError(f"{path}: the first line, {line!r}, is no path; {run % command}")
     for change, command in CHANGES:
         other = change(line)
         if other != line and os.path.isfile(os.path.join(folder, other)):
-            raise ValueError(
+            raise UserError(
                 f"{path}: the file of the first line, {line!r}, does not exist, {other!r} does; "
                 f"{run % command}"
             )

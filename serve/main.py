@@ -30,6 +30,7 @@ import PIL
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
+from serve.errors import UserError
 from serve.formats import unread_pictures
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"error: {error or 'out of memory'}: lower --batch-size or --workers", file=sys.stderr)
         return 2
-    except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+    except (UserError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -168,7 +169,7 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     for flag, given in (("--images", args.images), ("--model", args.model)):
         same = output == given if is_remote(given) else os.path.realpath(given) == str(part)
         if same:
-            raise ValueError(f"--output {output!r} would replace {flag}: choose another name")
+            raise UserError(f"--output {output!r} would replace {flag}: choose another name")
     keep_manifest = bool(shard or args.resume)
     staging.check_replaceable(part, args.overwrite, keep_manifest)
     model = stack.enter_context(open_model(args.model))
@@ -215,15 +216,15 @@ def is_outage(progress: Progress) -> bool:
 def check_options(args: argparse.Namespace, format_name: str, shard: Shard | None) -> None:
     name = args.output or ""
     if not shard and (has_image_suffix(name) or name.lower().endswith(".tar")):
-        raise ValueError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
+        raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
     if args.part_size < 1:
-        raise ValueError(f"--part-size {args.part_size} must be 1 or more")
+        raise UserError(f"--part-size {args.part_size} must be 1 or more")
     if args.labels and format_name != "kaggle":
-        raise ValueError("--labels goes with --format kaggle; csv has a label column anyway")
+        raise UserError("--labels goes with --format kaggle; csv has a label column anyway")
     if format_name == "kaggle" and (shard or args.resume or args.top_k):
-        raise ValueError("--shard, --resume and --top-k need --format csv, jsonl or parquet")
+        raise UserError("--shard, --resume and --top-k need --format csv, jsonl or parquet")
     if format_name in ("kaggle", "csv") and args.embeddings:
-        raise ValueError(f"--embeddings needs --format jsonl or parquet: {format_name} holds no vectors")
+        raise UserError(f"--embeddings needs --format jsonl or parquet: {format_name} holds no vectors")
     if format_name == "parquet":
         import_pyarrow()
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import argparse
 from collections.abc import Sequence
 
+from serve.errors import UserError
 from serve.join import join
 from serve.shards import PART_NAME, Manifest
 from serve.staging import open_folder, open_output
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         where, _, name = args.output.rpartition("/")
         if where == args.folder.rstrip("/") and PART_NAME.fullmatch(name):
-            raise ValueError(f"--output {args.output!r} is named as the parts are: choose another name")
+            raise UserError(f"--output {args.output!r} is named as the parts are: choose another name")
         with (
             open_folder(args.folder) as folder,
             open_output(args.output, "csv", None) as (path, there),
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             there.check_replaceable(path, args.overwrite)
             rows, errors = merge(folder, path)
             there.publish(path)
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (UserError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -68,37 +69,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def merge(folder: Path, output: Path) -> tuple[int, int]:
-    """(rows, rows with an error). Raises ValueError when the parts are not one whole job's."""
+    """(rows, rows with an error). Raises UserError when the parts are not one whole job's."""
     parts = find_parts(folder)
     manifests = [Manifest.read(part) for part in parts]
     check_fit(parts, manifests)
     job = manifests[0].job
     if output.suffix != parts[0].suffix:
-        raise ValueError(f"--output {str(output)!r} must end in {parts[0].suffix}, as the parts do")
+        raise UserError(f"--output {str(output)!r} must end in {parts[0].suffix}, as the parts do")
     if output.resolve() in {part.resolve() for part in parts}:
-        raise ValueError(f"--output {str(output)!r} is one of the parts: choose another name")
+        raise UserError(f"--output {str(output)!r} is one of the parts: choose another name")
     with atomic_writer(output) as file:
         if join(parts, manifests, file) != job.inputs_sha256:
-            raise ValueError(
+            raise UserError(
                 f"the names in the {len(parts)} parts are not the job's {job.total} inputs in their order"
             )
     return job.total, sum(manifest.errors for manifest in manifests)
 
 
 def find_parts(folder: Path) -> list[Path]:
-    """One for each shard, in order. Raises ValueError when some are missing or of another job."""
+    """One for each shard, in order. Raises UserError when some are missing or of another job."""
     found = {path: match for path in folder.iterdir() if (match := PART_NAME.fullmatch(path.name))}
     if not found:
-        raise ValueError(f"no part files (part-00000-of-00001.csv, ...) in {str(folder)!r}")
+        raise UserError(f"no part files (part-00000-of-00001.csv, ...) in {str(folder)!r}")
     kinds = {(match[2], match[3]) for match in found.values()}
     if len(kinds) > 1:
         described = ", ".join(f"of {int(count)} ({suffix})" for count, suffix in sorted(kinds))
-        raise ValueError(f"{str(folder)!r} has parts of several jobs: {described}")
+        raise UserError(f"{str(folder)!r} has parts of several jobs: {described}")
     count, parts = int(kinds.pop()[0]), sorted(found)
     there = {int(match[1]) for match in found.values()}
     if missing := sorted(set(range(count)) - there):
         listed = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
-        raise ValueError(f"{len(missing)} of {count} parts are missing: {listed}")
+        raise UserError(f"{len(missing)} of {count} parts are missing: {listed}")
     return parts
 
 
@@ -114,15 +115,13 @@ def check_fit(parts: Sequence[Path], manifests: Sequence[Manifest]) -> None:
         ):
             ours, theirs = getattr(manifest.job, name), getattr(first, name)
             if ours != theirs:
-                raise ValueError(f"{part.name} is of {reason} than {parts[0].name}: {ours} and {theirs}")
+                raise UserError(f"{part.name} is of {reason} than {parts[0].name}: {ours} and {theirs}")
         if manifest.first != position:
             kind = "overlap" if manifest.first < position else "leave a gap"
-            raise ValueError(
-                f"parts {kind}: {part.name} begins at row {manifest.first}, {position} is next"
-            )
+            raise UserError(f"parts {kind}: {part.name} begins at row {manifest.first}, {position} is next")
         position += manifest.rows
     if position != first.total:
-        raise ValueError(f"the parts have {position} rows for {first.total} inputs")
+        raise UserError(f"the parts have {position} rows for {first.total} inputs")
 
 
 if __name__ == "__main__":

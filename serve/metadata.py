@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from serve.errors import UserError
 from serve.preprocess import Preprocess
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
@@ -78,9 +79,9 @@ class ModelMetadata:
         if not all(isinstance(name, str) for name in self.class_names):
             raise TypeError(f"class_names {self.class_names}")
         if len(self.class_names) < 2:
-            raise ValueError(f"a classifier needs two classes or more, not {self.class_names}")
+            raise UserError(f"a classifier needs two classes or more, not {self.class_names}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class names repeat: {self.class_names}")
+            raise UserError(f"class names repeat: {self.class_names}")
 
     def pairing(self, provider: str, precision: str) -> Pairing | None:
         return next((p for p in self.verified if (p.provider, p.precision) == (provider, precision)), None)
@@ -98,21 +99,21 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ValueError when the text is not metadata that this version understands."""
+        """Raises UserError when the text is not metadata that this version understands."""
         try:
             values: dict[str, Any] = json.loads(text)
             version = values.pop("format_version")
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"model metadata is not readable: {error!r}") from error
+            raise UserError(f"model metadata is not readable: {error!r}") from error
         if version != FORMAT_VERSION:
             older = isinstance(version, int) and version < FORMAT_VERSION
-            raise ValueError(
+            raise UserError(
                 f"model metadata has format_version {version}, this version reads {FORMAT_VERSION}: "
                 + ("export the model again" if older else "update purebred")
             )
         known = {f.name for f in fields(cls)}
         if set(values) != known:
-            raise ValueError(f"model metadata fields {sorted(values)} are not {sorted(known)}")
+            raise UserError(f"model metadata fields {sorted(values)} are not {sorted(known)}")
         try:
             for name, kind in (("class_names", list), ("versions", dict), ("metrics", dict)):
                 if not isinstance(values[name], kind):
@@ -123,25 +124,25 @@ class ModelMetadata:
             values["verified"] = tuple(Pairing(**pairing) for pairing in values["verified"])
             return cls(**values)
         except TypeError as error:
-            raise ValueError(f"model metadata hold a value of the wrong type: {error}") from error
+            raise UserError(f"model metadata hold a value of the wrong type: {error}") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Of an ONNX file, whose graph is not looked at.
 
         Raises:
-            ValueError: not an exported model.
+            UserError: not an exported model.
         """
         try:
             return cls.from_props(read_props(path))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Self:
-        """From the ONNX file's metadata_props. Raises ValueError when there is none of ours."""
+        """From the ONNX file's metadata_props. Raises UserError when there is none of ours."""
         if METADATA_KEY not in props:
-            raise ValueError(
+            raise UserError(
                 f"no {METADATA_KEY!r} metadata in this ONNX file: it was not made by export/main.py"
             )
         return cls.from_json(props[METADATA_KEY])
@@ -151,7 +152,7 @@ def read_props(path: Path) -> dict[str, str]:
     """An ONNX file's metadata_props. Neither onnx nor a session is needed, which would read all weights.
 
     Raises:
-        ValueError: not an ONNX file.
+        UserError: not an ONNX file.
     """
     props = {}
     try:
@@ -160,7 +161,7 @@ def read_props(path: Path) -> dict[str, str]:
                 parts = dict(_strings(io.BytesIO(entry), len(entry), {1, 2}))
                 props[parts.get(1, b"").decode()] = parts.get(2, b"").decode()
     except (EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"not an ONNX file, or a damaged one: {error}") from error
+        raise UserError(f"not an ONNX file, or a damaged one: {error}") from error
     return props
 
 

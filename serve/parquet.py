@@ -2,6 +2,7 @@
 
 from typing import IO, Any
 
+from serve.errors import UserError
 from serve.installation import how_to_install
 from serve.inventory import printable
 from serve.writers import Layout, Row
@@ -15,7 +16,7 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"--format parquet needs pyarrow ({error}): {how_to_install('parquet')}, or use jsonl"
         ) from error
     return pyarrow, pyarrow.parquet

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.accelerators import Runtime
+from serve.errors import UserError
 from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.providers import open_session
 from serve.verification import read_metadata
@@ -45,13 +46,13 @@ class Predictor:
                 calls share the processors.
 
         Raises:
-            ValueError: not an exported model; or the provider asked for is not to be had, has no such
+            UserError: not an exported model; or the provider asked for is not to be had, has no such
                 precision, or was never verified with this file.
         """
         self.path = Path(model)
         runtime = Runtime(provider, precision, threads, device_id, engine_cache, workers)
         if not self.path.is_file():
-            raise ValueError(f"model {str(self.path)!r} does not exist or is not a file")
+            raise UserError(f"model {str(self.path)!r} does not exist or is not a file")
         self.metadata = read_metadata(self.path)
         opened = open_session(self.path, runtime, self.metadata, allow_unverified)
         self.session, self.provider, self.precision = opened.session, opened.provider, precision
@@ -67,19 +68,19 @@ class Predictor:
             or image.shape[1:] != [size, size, 3]
             or isinstance(image.shape[0], int)  # exported for one batch size only
         ):
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: input {image.name} {image.type} {image.shape} is not "
                 f"{INPUT_NAME} tensor(uint8) [N, {size}, {size}, 3] as its metadata say"
             )
         for output in self.session.get_outputs():
             if output.name in (LOGITS_NAME, PROBABILITIES_NAME) and output.shape[1:] != [self.num_classes]:
-                raise ValueError(
+                raise UserError(
                     f"{self.path}: output {output.name} {output.shape} is not [N, {self.num_classes}], "
                     "the number of class names in its metadata"
                 )
         missing = {LOGITS_NAME, PROBABILITIES_NAME} - {o.name for o in self.session.get_outputs()}
         if missing:
-            raise ValueError(f"{self.path}: outputs {sorted(missing)} are missing")
+            raise UserError(f"{self.path}: outputs {sorted(missing)} are missing")
 
     @property
     def num_classes(self) -> int:

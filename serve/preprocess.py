@@ -22,6 +22,7 @@ from PIL import Image
 from serve.archive import read_member, split_member
 from serve.colours import sample_bits, to_rgb
 from serve.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
+from serve.errors import UserError
 from serve.formats import unread_format
 from serve.jpeg import scans_and_end, without_metadata
 from serve.orientation import TURNS, orientation, pass_over_metadata
@@ -66,7 +67,7 @@ MODES = ("crop", "squash", "pad")
 Image.MAX_IMAGE_PIXELS = None
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """This file is not an image that can be classified; the message says why."""
 
 
@@ -221,14 +222,14 @@ class Preprocess:
         if type(self.size) is not int or type(self.resize_size) is not int:
             raise TypeError(f"preprocess sizes {self.size!r} and {self.resize_size!r}")
         if self.mode not in MODES:
-            raise ValueError(f"preprocess mode {self.mode!r} is none of {', '.join(MODES)}")
+            raise UserError(f"preprocess mode {self.mode!r} is none of {', '.join(MODES)}")
         if self.interpolation not in RESAMPLING:
             known = ", ".join(RESAMPLING)
-            raise ValueError(f"interpolation {self.interpolation!r} is none of {known}")
+            raise UserError(f"interpolation {self.interpolation!r} is none of {known}")
         if not 1 <= self.size <= 4096:
-            raise ValueError(f"preprocess size {self.size} is outside 1..4096 pixels")
+            raise UserError(f"preprocess size {self.size} is outside 1..4096 pixels")
         if self.mode == "crop" and not self.size <= self.resize_size <= 8192:
-            raise ValueError(
+            raise UserError(
                 f"preprocess resize_size {self.resize_size} is outside {self.size} (size)..8192 pixels"
             )
 
@@ -272,10 +273,10 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises ValueError on an unknown or missing field: a newer file must not be half understood."""
+        """Raises UserError on an unknown or missing field: a newer file must not be half understood."""
         fields = set(cls.__dataclass_fields__)
         if set(values) != fields:
-            raise ValueError(f"preprocess fields {sorted(values)} are not {sorted(fields)}")
+            raise UserError(f"preprocess fields {sorted(values)} are not {sorted(fields)}")
         return cls(**values)
 
 

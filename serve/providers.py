@@ -14,6 +14,7 @@ from typing import Any
 import onnxruntime as ort
 
 from serve.accelerators import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
+from serve.errors import UserError
 from serve.heap import reused_heap
 from serve.metadata import ModelMetadata, Pairing
 from serve.processors import available_processors
@@ -57,13 +58,13 @@ def open_session(
     clearly the fastest where it was verified: `Opened.reason` says why.
 
     Raises:
-        ValueError: the provider is not to be had, has no such precision, was given no node of this graph,
+        UserError: the provider is not to be had, has no such precision, was given no node of this graph,
             or was never verified with this file (unless `allow_unverified`). The message says what to do.
     """
     if runtime.provider != "auto":
         _check_precision(runtime.provider, runtime.precision)
         if reason := absent(runtime.provider):
-            raise ValueError(
+            raise UserError(
                 f"provider {runtime.provider!r} is not to be had: {reason}; {INSTALL[runtime.provider]}"
             )
         if not allow_unverified:
@@ -87,20 +88,20 @@ def open_session(
     try:
         _check_precision(DEFAULT, runtime.precision)
     except ValueError as error:
-        raise ValueError(f"{error}; of the others, {reason}") from error
+        raise UserError(f"{error}; of the others, {reason}") from error
     if not allow_unverified:
         check_verified(path, metadata, DEFAULT, runtime.precision)
     return _open(path, DEFAULT, runtime, metadata, reason)
 
 
 def check_verified(path: Path, metadata: ModelMetadata, provider: str, precision: str) -> None:
-    """Raises ValueError when this file was never verified on this provider at this precision."""
+    """Raises UserError when this file was never verified on this provider at this precision."""
     if metadata.is_verified(provider, precision):
         return
     known = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified) or "nothing"
     of = "" if metadata.precision == "fp32" else f" --model-precision {metadata.precision}"
     command = f"python export/main.py --run RUN{of} --verify-provider {provider}:{precision}"
-    raise ValueError(
+    raise UserError(
         f"{path} ({metadata.precision}) was verified on {known}, never on {provider}:{precision}; verify "
         f"it on this machine ({command}), or take its answers unproven with --allow-unverified"
     )
@@ -110,7 +111,7 @@ def _check_precision(provider: str, precision: str) -> None:
     if precision in PRECISIONS[provider]:
         return
     others = [name for name, precisions in PRECISIONS.items() if precision in precisions]
-    raise ValueError(
+    raise UserError(
         f"the {provider} provider has no {precision} arithmetic: use --precision "
         f"{' or '.join(PRECISIONS[provider])}, or --provider {' or '.join(others)}"
     )
@@ -182,11 +183,11 @@ def _open(path: Path, provider: str, runtime: Runtime, metadata: ModelMetadata, 
         session = _create(path, options, providers)
     except ValueError as error:
         hint = f"; provider {provider!r}: {INSTALL[provider]}" if INSTALL[provider] else ""
-        raise ValueError(f"{str(error).strip()}{hint}") from error
+        raise UserError(f"{str(error).strip()}{hint}") from error
     # The GPU build lists CUDA and TensorRT on any machine and falls back silently: ask the session.
     got = next(short for short, name in PROVIDERS.items() if name == session.get_providers()[0])
     if got != provider:
-        raise ValueError(
+        raise UserError(
             f"provider {provider!r} was asked for and the session got {got!r}: {INSTALL[provider]}; or use "
             "--provider cpu"
         )
@@ -194,7 +195,7 @@ def _open(path: Path, provider: str, runtime: Runtime, metadata: ModelMetadata, 
     for part in session.get_provider_graph_assignment_info():
         nodes[part.ep_name] += len(part.get_nodes())
     if not nodes[PROVIDERS[provider]]:
-        raise ValueError(
+        raise UserError(
             f"{path}: provider {provider!r} took none of the graph's nodes, {dict(nodes)}: it cannot run "
             "this model; use --provider cpu"
         )
@@ -217,7 +218,7 @@ def _create(path: Path, options: ort.SessionOptions, providers: list[Any] | None
         with reused_heap():
             return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own exception types share no public base
-        raise ValueError(f"{path}: onnxruntime cannot load this model: {error}") from error
+        raise UserError(f"{path}: onnxruntime cannot load this model: {error}") from error
 
 
 def _has_nvidia_driver() -> bool:

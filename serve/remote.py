@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from serve.errors import UserError
 from serve.installation import how_to_install
 from serve.preprocess import MAX_FILE_BYTES, ImageError
 
@@ -104,10 +105,10 @@ def put_file(path: Path, url: str) -> None:
 
 
 def check_bucket(url: str) -> None:
-    """Raises ValueError or FileNotFoundError when nothing can be written below `url`, as far as can be told
+    """Raises UserError or FileNotFoundError when nothing can be written below `url`, as far as can be told
     without writing."""
     if _is_http(url) or not is_remote(url):
-        raise ValueError(f"{url}: results are written to a folder, s3:// or gs://")
+        raise UserError(f"{url}: results are written to a folder, s3:// or gs://")
     if url.startswith("s3://"):
         bucket = url.removeprefix("s3://").partition("/")[0]
         with suppress(PermissionError):  # to list; to write may be allowed
@@ -136,7 +137,7 @@ def list_objects(url: str) -> Iterator[str]:
 def list_stamped(url: str) -> Iterator[tuple[str, str]]:
     """(name below a folder, stamp), which is another when the object is; "" if the store has none."""
     if _is_http(url):
-        raise ValueError(f"{url}: HTTP cannot list a folder; give a text file of URLs, or tar files")
+        raise UserError(f"{url}: HTTP cannot list a folder; give a text file of URLs, or tar files")
     filesystem = _filesystem(url)
     prefix = filesystem._strip_protocol(url).rstrip("/") + "/"
     if url.startswith("s3://"):
@@ -229,7 +230,7 @@ def _filesystem(url: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         extra = "gcs" if scheme in ("gs", "gcs") else "cloud"
-        raise ValueError(
+        raise UserError(
             f"{scheme}:// needs packages that are not installed ({error}): {how_to_install(extra)}"
         ) from error
 

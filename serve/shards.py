@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from serve.errors import UserError
 from serve.writers import atomic_writer
 
 MANIFEST_VERSION = 1
@@ -42,9 +43,9 @@ class Shard:
         if index == "auto":
             index = os.environ.get(INDEX_VARIABLE, "")
             if not index:
-                raise ValueError(f"--shard {text}: the environment variable {INDEX_VARIABLE} is not set")
+                raise UserError(f"--shard {text}: the environment variable {INDEX_VARIABLE} is not set")
         if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) <= MAX_SHARDS):
-            raise ValueError(
+            raise UserError(
                 f"--shard {text!r} is not I/N with I from 0 to N-1, or auto/N (index {index!r}), and N at "
                 f"most {MAX_SHARDS}"
             )
@@ -97,12 +98,12 @@ class Manifest:
 
     @classmethod
     def read(cls, part: Path) -> "Manifest":
-        """Raises ValueError when there is none, or none that this version understands."""
+        """Raises UserError when there is none, or none that this version understands."""
         path = manifest_path(part)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] != MANIFEST_VERSION:
-                raise ValueError(
+                raise UserError(
                     f"{path} has format_version {values['format_version']}, this version reads "
                     f"{MANIFEST_VERSION}"
                 )
@@ -115,9 +116,9 @@ class Manifest:
                 raise TypeError(f"settings are {manifest.job.settings!r}")
             return manifest
         except OSError as error:
-            raise ValueError(f"{path} cannot be read, so {part.name} is unfinished: {error}") from error
+            raise UserError(f"{path} cannot be read, so {part.name} is unfinished: {error}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no manifest: {error!r}") from error
+            raise UserError(f"{path} is no manifest: {error!r}") from error
 
     def write(self, part: Path, scratch: Path | None = None) -> None:
         with atomic_writer(manifest_path(part), scratch) as file:

@@ -15,6 +15,7 @@ from itertools import islice
 
 from serve import remote
 from serve.archive import file_stamp, plain
+from serve.errors import UserError
 from serve.formats import kind_of_other, unread_pictures
 from serve.inventory import PROBLEM, Entry, Inventory, Same
 from serve.lists import listed_in_csv, listed_lines
@@ -54,7 +55,7 @@ class Source:
 
 
 def open_source(images: str) -> Source:
-    """Raises ValueError when there is nothing to score, OSError when it cannot be listed."""
+    """Raises UserError when there is nothing to score, OSError when it cannot be listed."""
     if is_remote(images):
         source = _open_remote(images)
     elif os.path.isdir(images):
@@ -64,7 +65,7 @@ def open_source(images: str) -> Source:
     elif WILDCARDS.search(images):
         source = _pattern(images)
     else:
-        raise ValueError(f"--images {images!r} does not exist or is neither a folder nor a regular file")
+        raise UserError(f"--images {images!r} does not exist or is neither a folder nor a regular file")
     problems = [entry for entry in islice(source.inventory.entries(), 1000) if entry.problem]
     if len(problems) == len(source.inventory):
         described = [f"{entry.name}: {entry.problem}" for entry in problems[:3]]
@@ -75,9 +76,7 @@ def open_source(images: str) -> Source:
         if unread := unread_pictures(source.others):
             hint = f"; {unread}"
         left = f", {left_out(source)}" if source.system else ""
-        raise ValueError(
-            f"no images in {redact(images)!r}: {source.ignored} other files{left}{found}{hint}"
-        )
+        raise UserError(f"no images in {redact(images)!r}: {source.ignored} other files{left}{found}{hint}")
     place = redact(images, hidden="") if is_remote(images) else os.path.abspath(images)
     return replace(source, place=place.rstrip("/"))
 
@@ -185,7 +184,7 @@ def _files(paths: list[str], base: str, pattern: str = "") -> Source:
             elif kind.endswith(TAR_SUFFIX):
                 yield from tars.index(path, name)
             elif kind.endswith(COMPRESSED_TARS):
-                raise ValueError(f"{path} is compressed, so its members have no places: decompress it")
+                raise UserError(f"{path} is compressed, so its members have no places: decompress it")
             else:
                 yield Entry(name, _place(path))
 
@@ -217,11 +216,11 @@ def _same_input(base: str, one: Entry, other: Entry) -> bool:
     """Whether two entries of one key, with names relative to `base`, are one input.
 
     Raises:
-        ValueError: they are URLs, and nothing that a row may show tells them apart.
+        UserError: they are URLs, and nothing that a row may show tells them apart.
     """
     if is_remote(one.place) and is_remote(other.place):
         if unsigned(one.place) != unsigned(other.place):
-            raise ValueError(
+            raise UserError(
                 f"two URLs differ in a secret only, so that their rows would have one name, {one.name!r}: "
                 "score them in two calls"
             )
@@ -266,7 +265,7 @@ def _listed(path: str, folder: str, names: Iterator[str]) -> Source:
 
     source = _collect(map(entry, names), read, stamp, partial(_same_input, folder))
     if not len(source.inventory):
-        raise ValueError(f"no images in {redact(path)!r}: the list is empty")
+        raise UserError(f"no images in {redact(path)!r}: the list is empty")
     return source
 
 
@@ -289,7 +288,7 @@ def _pattern(pattern: str) -> Source:
                 if not os.path.isdir(path) and not ("**" in expanded and links.lead_to(path))
             )
     if not paths or not any(is_remote(path) or os.path.exists(path) for path in paths):
-        raise ValueError(f"--images {pattern!r} matches no file")
+        raise UserError(f"--images {pattern!r} matches no file")
     found = WILDCARDS.search(pattern)
     assert found is not None
     base = pattern[: found.start()].rpartition("/")[0]
@@ -323,7 +322,7 @@ def expand_braces(pattern: str) -> list[str]:
     if numbers:
         first, last = numbers.groups()
         if int(last) - int(first) >= MAX_PATTERN_FILES:
-            raise ValueError(f"{found[0]} stands for more than {MAX_PATTERN_FILES} files")
+            raise UserError(f"{found[0]} stands for more than {MAX_PATTERN_FILES} files")
         width = len(first) if first.startswith("0") else 0
         choices = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
     else:

@@ -14,6 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
 
+from serve.errors import UserError
 from serve.overwrite import is_predictions
 from serve.shards import Shard, is_manifest, manifest_path
 
@@ -49,7 +50,7 @@ class Staging:
             _remote().put_file(path, self._url_of(path))
 
     def check_replaceable(self, path: Path, overwrite: bool, keep_manifest: bool = False) -> None:
-        """Raises ValueError when an output at `path`, or its manifest, would replace another kind of file.
+        """Raises UserError when an output at `path`, or its manifest, would replace another kind of file.
 
         An object that may be written and not read cannot be examined.
         """
@@ -66,7 +67,7 @@ class Staging:
             except (PermissionError, IsADirectoryError):
                 if self.url:
                     continue
-            raise ValueError(
+            raise UserError(
                 f"--output: {name} exists, and this command did not write it: choose another name, or give "
                 "--overwrite to replace it"
             )
@@ -129,7 +130,7 @@ def open_folder(folder: str) -> Iterator[Path]:
 def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[tuple[Path, Staging]]:
     """The file to write, with a shard a part in the folder `output`; and where it is published.
 
-    Raises ValueError and FileNotFoundError for what cannot be written, before anything is scored.
+    Raises UserError and FileNotFoundError for what cannot be written, before anything is scored.
     """
     suffix = ".csv" if format_name == "kaggle" else f".{format_name}"
     output = output or ("predictions" if shard else f"predictions{suffix}")
@@ -156,19 +157,19 @@ def _is_url(name: str) -> bool:
 
 def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"the folder of --output {str(path)!r} does not exist; make it first")
+        raise UserError(f"the folder of --output {str(path)!r} does not exist; make it first")
     # a link is written through, as of a redirected standard output
     folder = path if shard and path.is_dir() else Path(os.path.realpath(path)).parent
     if shard:
         if path.exists() and not path.is_dir():
-            raise ValueError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
+            raise UserError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
     elif path.exists() and not path.is_file():  # replaced at the end, so found out too late
-        raise ValueError(f"--output {str(path)!r} is not a regular file")
+        raise UserError(f"--output {str(path)!r} is not a regular file")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        kind = OSError if error.errno in MAY_PASS else ValueError
+        kind = OSError if error.errno in MAY_PASS else UserError
         raise kind(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
     return path / shard.part_name(suffix) if shard else path
 
@@ -177,5 +178,5 @@ def _split(url: str) -> tuple[str, str]:
     """(folder, name)"""
     folder, _, name = url.rpartition("/")
     if folder.endswith("/") or name in ("", ".", ".."):
-        raise ValueError(f"--output {url} names no object in a bucket, such as s3://bucket/predictions.csv")
+        raise UserError(f"--output {url} names no object in a bucket, such as s3://bucket/predictions.csv")
     return folder, name

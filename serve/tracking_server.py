@@ -4,6 +4,7 @@ import base64
 import os
 from typing import TYPE_CHECKING, Any
 
+from serve.errors import UserError
 from serve.urls import split_credentials
 
 if TYPE_CHECKING:  # a tenth of the time to the first row, and most calls need none
@@ -15,7 +16,7 @@ SERVER_CERTIFICATE, CLIENT_CERTIFICATE = (
 INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 
 
-class UntrustedError(ValueError):
+class UntrustedError(UserError):
     """The server's certificate is not of an authority that we know."""
 
 
@@ -23,7 +24,7 @@ class TrackingServer:
     """A server's address, without the credentials in it, and how to reach it.
 
     Raises:
-        ValueError: its certificates cannot be read, or two settings contradict each other.
+        UserError: its certificates cannot be read, or two settings contradict each other.
     """
 
     def __init__(self, uri: str):
@@ -79,7 +80,7 @@ def _tls() -> "ssl.SSLContext":
     insecure = _setting(INSECURE).lower() in ("true", "1")
     authority = _setting(SERVER_CERTIFICATE)
     if insecure and authority:
-        raise ValueError(f"{INSECURE} and {SERVER_CERTIFICATE} are both set: unset one of them")
+        raise UserError(f"{INSECURE} and {SERVER_CERTIFICATE} are both set: unset one of them")
     variable = SERVER_CERTIFICATE
     try:
         # as requests, by which MLflow's client reaches its server
@@ -92,7 +93,7 @@ def _tls() -> "ssl.SSLContext":
         if certificate := _setting(CLIENT_CERTIFICATE):
             context.load_cert_chain(certificate)
     except OSError as error:  # ssl's own errors too
-        raise ValueError(f"{variable}: the file cannot be read as PEM certificates: {error}") from error
+        raise UserError(f"{variable}: the file cannot be read as PEM certificates: {error}") from error
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

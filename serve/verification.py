@@ -23,7 +23,7 @@ def read_metadata(path: Path) -> ModelMetadata:
     A record of other bytes, or one that cannot be read, changes nothing.
 
     Raises:
-        ValueError: not an exported model.
+        UserError: not an exported model.
     """
     metadata = ModelMetadata.read(path)
     pairings = {(p.provider, p.precision): p for p in metadata.verified}

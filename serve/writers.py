@@ -21,6 +21,7 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
 from serve.inventory import Entry, Inventory, printable
 
 FORMATS = ("csv", "jsonl", "parquet", "kaggle")
@@ -57,7 +58,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_k <= len(self.class_names):
-            raise ValueError(f"top_k {self.top_k} is outside 0 (all) .. {len(self.class_names)} classes")
+            raise UserError(f"top_k {self.top_k} is outside 0 (all) .. {len(self.class_names)} classes")
 
     @property
     def columns(self) -> list[str]:
@@ -81,12 +82,12 @@ class Writer(Protocol):
 
 
 def format_of(output: str) -> str:
-    """The suffix's format; csv without one. Raises ValueError when the suffix says none."""
+    """The suffix's format; csv without one. Raises UserError when the suffix says none."""
     suffix = os.path.splitext(output)[1].lower()
     if not suffix:
         return "csv"
     if suffix not in SUFFIXES:
-        raise ValueError(
+        raise UserError(
             f"--output {output!r}: {suffix!r} is none of {', '.join(SUFFIXES)}; add --format, which decides"
         )
     return SUFFIXES[suffix]
@@ -100,7 +101,7 @@ def open_writer(format_name: str, file: IO[bytes], layout: Layout) -> Writer:
 
         return ParquetWriter(file, layout)
     if layout.embeddings and format_name == "csv":
-        raise ValueError("--embeddings needs --format jsonl or parquet: a CSV cell holds no vector")
+        raise UserError("--embeddings needs --format jsonl or parquet: a CSV cell holds no vector")
     return CsvWriter(file, layout) if format_name == "csv" else JsonlWriter(file, layout)
 
 
@@ -254,16 +255,16 @@ def kaggle_meaning(layout: Layout) -> str:
 
 
 def check_kaggle(names: Iterable[str], class_names: Sequence[str], labels: bool) -> None:
-    """Raises ValueError when the Kaggle format cannot hold the answers."""
+    """Raises UserError when the Kaggle format cannot hold the answers."""
     if len(class_names) != 2 and not labels:
-        raise ValueError(
+        raise UserError(
             f"--format kaggle writes the second of two classes' probability, and the model has "
             f"{len(class_names)} classes: add --labels or use --format csv"
         )
     numbers = [name for name in class_names if NUMBER.fullmatch(name)]
     others = [name for name in class_names if name not in numbers]
     if labels and numbers and others:
-        raise ValueError(
+        raise UserError(
             f"--format kaggle --labels writes numbers; {numbers[0]!r} is one and {others[0]!r} is none: "
             "use --format csv"
         )
@@ -273,7 +274,7 @@ def check_kaggle(names: Iterable[str], class_names: Sequence[str], labels: bool)
     for entry in ids.entries():
         id_and_name = entry.name.split("/", 1)
         if id_and_name[0] == previous[0]:
-            raise ValueError(
+            raise UserError(
                 f"--format kaggle: {previous[1]!r} and {id_and_name[1]!r} have the same id "
                 f"{previous[0]!r}; rename one or use --format csv"
             )

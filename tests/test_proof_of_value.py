@@ -1,7 +1,7 @@
 """A change that should not alter results does not: digests of one fixed run, its export and its scores.
 
-Arithmetic is not the same on all processors, nor in all versions of torch: `tests/proof_of_value.json` has an
-entry for each that was seen. Whoever changes results on purpose writes its entry anew, by
+Arithmetic is not the same on all processors, nor in all versions of torch: `tests/proof_of_value.json` has
+an entry for each that was seen. Whoever changes results on purpose writes its entry anew, by
 `PUREBRED_WRITE_PROOF=1 python -m pytest tests/test_proof_of_value.py`, and says why.
 """
 
@@ -38,8 +38,8 @@ def environment() -> str:
     text = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     fields = dict(re.findall(r"^(vendor_id|cpu family|model|stepping)\s*: (.*)$", text, re.MULTILINE))
     processor = " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *fields.values()])
-    torch_version = torch.__version__.split("+")[0]
-    return f"torch {torch_version}, onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}, {processor}"
+    versions = f"torch {torch.__version__.split('+')[0]}, onnxruntime {onnxruntime.__version__}"
+    return f"{versions}, Pillow {PIL.__version__}, {processor}"
 
 
 def digest_of_weights(weights: dict[str, torch.Tensor]) -> str:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from serve.errors import UserError
 from train.subject import Classifier, crop_and_resize, in_float32, whole
 
 TAIL = 0.1  # share of the evidence that may lie outside the box, on each of its four sides
@@ -104,7 +105,7 @@ def find_activation_map(
     reads it where global average pooling alone is between them.
 
     Raises:
-        ValueError: there is no such map, or it is too small to tell where the subject is.
+        UserError: there is no such map, or it is too small to tell where the subject is.
     """
     probe = copy.deepcopy(network).double().eval()  # exact enough to tell equal from nearly equal
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +118,7 @@ def find_activation_map(
     maps = [(key, out) for key, out in maps if min(out.shape[2:]) >= SMALLEST_MAP]
     spatial = [out.ndim for _, out in outputs if out.ndim in (3, 4)]  # 3: a sequence of tokens
     if not maps or spatial[-1] == 3:
-        raise ValueError(
+        raise UserError(
             f"--subject_crop cam: {name} has no feature map of {SMALLEST_MAP} cells a side at {size} "
             "pixels; use a convolutional network, larger images, or --subject_crop detector"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve.errors import UserError
 from train.augment import View
 from train.checks import (
     check_clip,
@@ -234,7 +235,7 @@ def fastest_precision(
     compiling is worth.
 
     Raises:
-        ValueError: the network cannot be compiled.
+        UserError: the network cannot be compiled.
     """
     size = config.input_size(config.image_size)
     images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8).to(device)
@@ -269,7 +270,7 @@ def fastest_precision(
             first, later = time_step(make_step(precision, compiled=True), device)
         except Exception as error:  # the compiler's and its backends' share no base
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(
+            raise UserError(
                 f"--compile: {config.model} cannot be compiled here ({reason}); leave it out"
             ) from error
         say(compile_note(plain, first, later, steps_per_epoch))

@@ -18,6 +18,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torchvision.transforms import v2
 
+from serve.errors import UserError
 from serve.preprocess import RESAMPLING
 from train.config import TrainConfig
 from train.draws import seed_of, uniforms
@@ -185,14 +186,14 @@ class PairMix:
             images as they were, or float32 [N, H, W, 3] when mixed; targets float32 [N, num_classes].
 
         Raises:
-            ValueError: a pair would be divided over processes or accumulation steps.
+            UserError: a pair would be divided over processes or accumulation steps.
         """
         if labels.ndim == 1:
             labels = F.one_hot(labels, self.num_classes).float()
         if not (self.mixup or self.cutmix):
             return images, labels
         if len(images) % 2 or first % 2:
-            raise ValueError(
+            raise UserError(
                 f"mixup and cutmix need an even number of images in each forward pass, and there are "
                 f"{len(images)}: choose another --batch_size, --accumulation or number of processes"
             )

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from serve.errors import UserError
+
 MARK = b"PUREBRED"
 TRAILER_BYTES = len(MARK) + 32
 FORMAT_VERSION = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """This file is not a whole checkpoint of ours; the message says what is wrong."""
 
 

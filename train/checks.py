@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from serve.errors import UserError
 from train.checkpoint import has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data import Data
@@ -21,7 +22,7 @@ def check_start(config: TrainConfig) -> None:
     """Find what would fail after the data were scanned, which takes minutes. `config` has a name.
 
     Raises:
-        ValueError: nothing can be written in the run directory, or weights or a teacher cannot be had.
+        UserError: nothing can be written in the run directory, or weights or a teacher cannot be had.
     """
     check_output(Path(config.output) / config.name)
     if config.teacher:
@@ -35,24 +36,24 @@ def check_start(config: TrainConfig) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Raises ValueError when the folder cannot be made, or nothing can be written in it."""
+    """Raises UserError when the folder cannot be made, or nothing can be written in it."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
+        raise UserError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:
     """
     Raises:
-        ValueError: batches cannot be divided among the processes, or not into pairs that are mixed.
+        UserError: batches cannot be divided among the processes, or not into pairs that are mixed.
     """
     plan = EpochPlan(1, config.batch_size, 0, 0, world_size, config.accumulation)
     if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
         parts = world_size * config.accumulation
-        raise ValueError(
+        raise UserError(
             f"--batch_size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
             f"({world_size} processes x {config.accumulation} accumulation steps), for images are mixed in "
             "pairs"
@@ -62,11 +63,11 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
 def check_clip(clip: float, num_classes: int) -> None:
     """
     Raises:
-        ValueError: nothing would be left for the answer.
+        UserError: nothing would be left for the answer.
     """
     most = 0.5 / num_classes
     if clip > most:
-        raise ValueError(
+        raise UserError(
             f"--clip_probabilities {clip:g} is too much for {num_classes} classes: together they would get "
             f"{clip * num_classes:g} whatever the image; at most {most:g}"
         )
@@ -75,11 +76,11 @@ def check_clip(clip: float, num_classes: int) -> None:
 def check_size(model: ImageClassifier, name: str) -> None:
     """
     Raises:
-        ValueError: its weights do not fit into one ONNX file, so that it could never be exported.
+        UserError: its weights do not fit into one ONNX file, so that it could never be exported.
     """
     size = sum(tensor.numel() * 4 for tensor in (*model.parameters(), *model.buffers()))
     if size > LARGEST_EXPORT:
-        raise ValueError(
+        raise UserError(
             f"--model {name} has weights of {size / 1e9:.2f} GB in float32, and one ONNX file takes "
             f"{LARGEST_EXPORT / 1e9:.2f} GB (protobuf's limit of 2 GiB, less the graph): it could not be "
             "exported. Choose a smaller --model"
@@ -118,7 +119,7 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
 
 
 def check_teacher(teacher: ImageClassifier, config: TrainConfig, num_classes: int) -> None:
-    """Raises ValueError when it cannot take images of the sizes that are trained on."""
+    """Raises UserError when it cannot take images of the sizes that are trained on."""
     own = {} if config.retune_epochs else {"eval_size": 0}  # re-tuning is at the size of validation
     for size in config.replace(**own).input_sizes():
         try_forward(teacher, f"--teacher {config.teacher!r}", num_classes, size)
@@ -129,13 +130,13 @@ def check_single_image(model: ImageClassifier, config: TrainConfig) -> None:
     """Batch norm cannot be trained on one image whose last features are one pixel.
 
     Raises:
-        ValueError: so it is.
+        UserError: so it is.
     """
     size = config.input_size(config.train_size(0))
     try:
         copy.deepcopy(model).cpu().train()(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{config.model} cannot be trained on single images of {size} pixels ({error}): give each "
             "process two or more by a larger --batch_size, or larger images"
         ) from error

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from serve.errors import UserError
 from train.config import TrainConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -37,14 +38,14 @@ def parse_config(argv: list[str]) -> TrainConfig:
     """Flags (dashes or underscores) -> TrainConfig. With --resume the run's settings are the defaults.
 
     Raises:
-        ValueError: an unknown flag or an unusable value; the message names it and the limit.
+        UserError: an unknown flag or an unusable value; the message names it and the limit.
     """
     config = _parse(argv, None)
     if config.resume in ("", "auto"):
         return config
     saved = Path(config.resume) / "config.yaml"
     if not saved.is_file():
-        raise ValueError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
+        raise UserError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
     defaults = _parse(["--config", str(saved)], None).to_dict()
     del defaults["stop_after"]  # that interruption is over
     return _parse(argv, defaults)
@@ -54,7 +55,7 @@ def _parse(argv: list[str], defaults: dict[str, Any] | None) -> TrainConfig:
     try:
         values = build_parser(defaults).parse_args(normalise_flags(argv)).as_dict()
     except Exception as error:  # argparse's and jsonargparse's errors share no base
-        raise ValueError(f"{_plainly(str(error))} (train/main.py --help lists the settings)") from error
+        raise UserError(f"{_plainly(str(error))} (train/main.py --help lists the settings)") from error
     values.pop("config", None)
     return TrainConfig(**values)
 

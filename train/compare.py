@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch")
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return run(args)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
 
@@ -125,7 +126,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunResult]:
     resolved = [folder.resolve() for folder in folders]
     for i, folder in enumerate(resolved):
         if folder in resolved[:i]:
-            raise ValueError(f"run {str(folders[i])!r} is given twice")
+            raise UserError(f"run {str(folders[i])!r} is given twice")
     names = [folder.name for folder in resolved]
     return [
         read_run(folder, name if names.count(name) == 1 else str(folder))

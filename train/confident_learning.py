@@ -19,6 +19,7 @@ from cleanlab.rank import get_label_quality_scores
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
+from serve.errors import UserError
 from train.out_of_fold import OutOfFold
 from train.significance import CONFIDENCE, Bools, better_than_largest
 
@@ -48,15 +49,15 @@ def find_issues(data: OutOfFold) -> LabelIssues:
     another class's threshold is counted, and as many are taken of the least plausible.
 
     Raises:
-        ValueError: no model, or no two classes, fulfil the conditions.
+        UserError: no model, or no two classes, fulfil the conditions.
     """
     labels, probabilities = data.labels, data.probabilities
     if len(np.unique(labels)) < 2:
-        raise ValueError("the folds hold images of one class only: nothing can be told apart")
+        raise UserError("the folds hold images of one class only: nothing can be told apart")
     at_chance = _folds_at_chance(data)
     judged = ~np.isin(data.folds, at_chance)
     if not judged.any():
-        raise ValueError(
+        raise UserError(
             f"the folds' models are not surely better than always naming the largest class (accuracy "
             f"{data.accuracy:.4f} on {len(labels)} images), so they cannot judge labels: {CURE}"
         )
@@ -67,14 +68,14 @@ def find_issues(data: OutOfFold) -> LabelIssues:
     listed[judged] = find_label_issues(labels[judged], probabilities[judged], filter_by=FILTER, n_jobs=1)
     share = listed.sum() / judged.sum()
     if share > MOST_LISTED:
-        raise ValueError(
+        raise UserError(
             f"{share:.0%} of the labels would be listed, more than {MOST_LISTED:.0%}: that says more of "
             f"the models (accuracy {data.accuracy:.4f} on {len(labels)} images) than of the labels; {CURE}"
         )
     unknown = _unknown_classes(labels, probabilities, listed, judged)
     judged &= ~np.isin(labels, unknown)
     if len(np.unique(labels[judged])) < 2:
-        raise ValueError(
+        raise UserError(
             f"more than {MOST_LISTED:.0%} of the labels of {names_of(data, unknown)} would be listed: that "
             f"says more of the models than of the labels, and no two classes are left to judge; {CURE}"
         )

@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
+from serve.errors import UserError
 from serve.preprocess import Preprocess
 
 
@@ -212,23 +213,21 @@ class TrainConfig:
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"--{name} {value} is outside {low}..{high}")
+                raise UserError(f"--{name} {value} is outside {low}..{high}")
         if self.mixup + self.cutmix > 0 and self.batch_size % (2 * self.accumulation):
-            raise ValueError(
+            raise UserError(
                 f"--batch_size {self.batch_size} with mixup or cutmix must be a multiple of "
                 f"{2 * self.accumulation}: images are mixed in pairs"
             )
         if self.precision == "fp16" and self.device == "cpu":
-            raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
+            raise UserError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
         for name in ("image_size", "start_size", "eval_size"):
             if 0 < getattr(self, name) < SMALLEST_IMAGE:
-                raise ValueError(f"--{name} {getattr(self, name)} is outside {SMALLEST_IMAGE}..2048")
+                raise UserError(f"--{name} {getattr(self, name)} is outside {SMALLEST_IMAGE}..2048")
         if self.start_size > self.image_size > 0:
-            raise ValueError(
-                f"--start_size {self.start_size} is larger than --image_size {self.image_size}"
-            )
+            raise UserError(f"--start_size {self.start_size} is larger than --image_size {self.image_size}")
         if 0 < self.patience < self.val_interval:
-            raise ValueError(
+            raise UserError(
                 f"--patience {self.patience} is less than --val_interval {self.val_interval}: the run "
                 "would stop before it can get better"
             )
@@ -239,38 +238,38 @@ class TrainConfig:
 
     def _check_texts(self) -> None:
         if "/" in self.name or self.name in (".", ".."):
-            raise ValueError(f"--name {self.name!r} must be a plain folder name, without '/'")
+            raise UserError(f"--name {self.name!r} must be a plain folder name, without '/'")
         if len(self.name.encode(errors="surrogateescape")) > LONGEST_NAME:
-            raise ValueError(
+            raise UserError(
                 f"--name {self.name!r} is longer than {LONGEST_NAME} bytes: file systems take few more"
             )
         for name, value in self.to_dict().items():
             if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-                raise ValueError(
+                raise UserError(
                     f"--{name} {value!r} is not UTF-8, and neither YAML nor MLflow can keep it: rename "
                     "that, or give a link to it"
                 )
 
     def _check_folds(self) -> None:
         if self.folds == 1:
-            raise ValueError("--folds 1 would validate on everything and train on nothing; give 2 or more")
+            raise UserError("--folds 1 would validate on everything and train on nothing; give 2 or more")
         if self.folds and not 1 <= self.fold <= self.folds:
-            raise ValueError(f"--fold {self.fold} is outside 1..{self.folds} (--folds)")
+            raise UserError(f"--fold {self.fold} is outside 1..{self.folds} (--folds)")
         if self.fold and not self.folds:
-            raise ValueError(f"--fold {self.fold} needs --folds, the number of parts")
+            raise UserError(f"--fold {self.fold} needs --folds, the number of parts")
         if self.folds and self.val_data:
-            raise ValueError(
+            raise UserError(
                 "--folds validates on parts of --data, and --val_data on other images: give one"
             )
 
     def _check_subject(self) -> None:
         if (self.subject_crop == "detector") != bool(self.crop_detector):
-            raise ValueError(
+            raise UserError(
                 f"--subject_crop {self.subject_crop} with --crop_detector {self.crop_detector!r}: "
                 "--subject_crop detector and a file of weights belong together"
             )
         if not re.fullmatch(r"(\d+(,\d+)*)?", self.crop_classes):
-            raise ValueError(
+            raise UserError(
                 f"--crop_classes {self.crop_classes!r} must be numbers with commas, as in 17,18"
             )
 

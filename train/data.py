@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.duplicates import Near, labels_decide, near_duplicates
@@ -98,13 +99,13 @@ def prepare_data(config: TrainConfig) -> Data:
     """Index, scan and split what `config` names.
 
     Raises:
-        ValueError: nothing to train on, or too much of it unreadable; the message says what to do.
+        UserError: nothing to train on, or too much of it unreadable; the message says what to do.
     """
     notes: list[str] = []
     excluded = read_excluded(config.exclude)
     train, thumbnails, bad = _readable(config.data, "--data", config, excluded, notes)
     if len(train.class_names) < 2:
-        raise ValueError(
+        raise UserError(
             f"{config.data} has the one class {train.class_names[0]!r}; a classifier needs two or more"
         )
     if not config.val_data:
@@ -158,7 +159,7 @@ def _readable(
     if excluded:
         unknown = [path for path in excluded if path not in labels]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"--exclude {config.exclude} names {len(unknown)} images that are not in {source} "
                 f"({', '.join(map(repr, unknown[:3]))}): paths are relative to it"
             )
@@ -166,7 +167,7 @@ def _readable(
         labels = {path: label for path, label in labels.items() if path in left}
         empty = sorted(set(class_names) - set(labels.values()), key=natural_key)
         if empty:
-            raise ValueError(
+            raise UserError(
                 f"--exclude {config.exclude} leaves no image of class {empty[0]!r}: strike some out of "
                 f"that list, or take the class out of {source}"
             )
@@ -176,7 +177,7 @@ def _readable(
     result = scan(root, paths, Path(config.output) / ".cache")
     if len(result.bad) > config.max_bad * len(paths):
         first = "; ".join(f"{path!r}: {why}" for path, why in list(result.bad.items())[:3])
-        raise ValueError(
+        raise UserError(
             f"{len(result.bad)} of {len(paths)} images in {source} are unreadable, more than "
             f"--max-bad {config.max_bad:g} allows ({first}); repair or convert them, name them in a CSV "
             "file for --exclude, or raise --max-bad"
@@ -187,7 +188,7 @@ def _readable(
     for name in class_names:
         if name not in readable:
             first = next(f"{path!r}: {why}" for path, why in result.bad.items() if labels[path] == name)
-            raise ValueError(
+            raise UserError(
                 f"class {name!r} in {source} has no readable image ({first}); repair or convert its files, "
                 f"or leave the class out of {source}"
             )
@@ -208,9 +209,7 @@ def find_labels(
 ) -> tuple[Path, dict[str, str], str, list[str]]:
     """(root, path -> label, description of the layout, what is left out and why)."""
     if not source.exists():
-        raise ValueError(
-            f"{flag} {str(source)!r} does not exist; name a folder of images or a CSV manifest"
-        )
+        raise UserError(f"{flag} {str(source)!r} does not exist; name a folder of images or a CSV manifest")
     if data_format == "auto":
         data_format = recognise(source)
     try:
@@ -229,7 +228,7 @@ def find_labels(
         return source, labels, "; ".join([layout, *facts]), problems
     except (OSError, csv.Error) as error:
         culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
-        raise ValueError(f"{culprit} cannot be read as --data_format {data_format}: {reason}") from error
+        raise UserError(f"{culprit} cannot be read as --data_format {data_format}: {reason}") from error
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
@@ -243,7 +242,7 @@ def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> Im
     if unknown:
         check_known(unknown, class_names, source)
         hint = folder_of_classes(val.paths, class_names)
-        raise ValueError(
+        raise UserError(
             f"--val_data {source} has classes that the training data do not: {', '.join(unknown)}; "
             f"known are {', '.join(class_names)}"
             + (f". They are in its folder {hint!r}: give that to --val-data" if hint else "")

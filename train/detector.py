@@ -16,6 +16,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
+from serve.errors import UserError
 from train.subject import Classifier, in_float32, whole
 
 ONE_STAGE = (
@@ -66,7 +67,7 @@ class DetectedSubject(nn.Module):
             known = self.detector.head(features)["cls_logits"].shape[2]
         if any(number >= known for number in classes):
             listed = ",".join(map(str, classes))
-            raise ValueError(f"--crop_classes {listed}: the detector's classes are 0 to {known - 1}")
+            raise UserError(f"--crop_classes {listed}: the detector's classes are 0 to {known - 1}")
         (anchors,) = detector.anchor_generator(ImageList(blank, [(self.size, self.size)]), features)
         self.register_buffer("anchors", anchors, persistent=False)
 
@@ -119,7 +120,7 @@ def build_detector(state: Mapping[str, Tensor], source: str) -> tuple[nn.Module,
     """The detector whose weights these are, and its architecture's name, told from the tensors' names.
 
     Raises:
-        ValueError: weights of a two-stage detector or of something else.
+        UserError: weights of a two-stage detector or of something else.
     """
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     for name in ONE_STAGE:
@@ -137,7 +138,7 @@ def build_detector(state: Mapping[str, Tensor], source: str) -> tuple[nn.Module,
         network.load_state_dict(state, strict=False)
         return network, name
     two_stage = any(key.startswith(("rpn.", "roi_heads.")) for key in state)
-    raise ValueError(
+    raise UserError(
         f"--crop_detector {source!r} holds {'a two-stage detector' if two_stage else 'no detector known'}; "
         f"those that run inside the exported model are torchvision's {', '.join(ONE_STAGE)}"
     )

@@ -12,6 +12,7 @@ from statistics import median
 import joblib
 import torch
 
+from serve.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks, max_over_ranks
 
@@ -45,16 +46,16 @@ class Precision:
 
 
 def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
-    """Raises ValueError when CUDA is asked for, or needed by each process, and not there."""
+    """Raises UserError when CUDA is asked for, or needed by each process, and not there."""
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise ValueError("--device cuda, but torch sees no CUDA device; use --device cpu or fix the driver")
+        raise UserError("--device cuda, but torch sees no CUDA device; use --device cpu or fix the driver")
     if config.device == "cpu" or not available:
         if config.precision == "fp16":
-            raise ValueError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
+            raise UserError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
         return torch.device("cpu")
     if ranks.local_world_size > torch.cuda.device_count():
-        raise ValueError(
+        raise UserError(
             f"{ranks.local_world_size} processes on this machine and {torch.cuda.device_count()} CUDA "
             "devices: lower --nproc_per_node or use --device cpu"
         )

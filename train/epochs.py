@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from serve.errors import UserError
 from train.assemble import Job
 from train.augment import PairMix
 from train.config import TrainConfig
@@ -55,7 +56,7 @@ class Epochs:
         """
         Raises:
             Preempted: a rank was told to stop; a snapshot is written.
-            ValueError: the best checkpoint cannot be written, or a loader process died.
+            UserError: the best checkpoint cannot be written, or a loader process died.
         """
         self.stop.noted = True
         try:
@@ -71,7 +72,7 @@ class Epochs:
             codes = self.train_loader.exit_codes() + self.val_loader.exit_codes()
             if (reason := explained(error, codes)) is None:
                 raise
-            raise ValueError(reason) from error
+            raise UserError(reason) from error
         finally:
             self.stop.noted = False
             self.train_loader.while_waiting = self.val_loader.while_waiting = no_wish  # that was a circle
@@ -81,7 +82,7 @@ class Epochs:
             try:
                 self.snapshots.owed()  # the last chance: now the error counts
             except OSError as error:
-                raise ValueError(
+                raise UserError(
                     f"the best checkpoint cannot be written: {error}. Make room in {self.folder}; the "
                     "newest snapshot is whole"
                 ) from error
@@ -186,7 +187,7 @@ class Epochs:
         """Every rank calls it at the same step.
 
         Raises:
-            ValueError: too many files cannot be read any more.
+            UserError: too many files cannot be read any more.
         """
         data, config = self.job.data, self.job.config
         for part in gather_list(list(lost.items()), self.job.ranks):
@@ -196,7 +197,7 @@ class Epochs:
         images = len(data.train) + len(data.val) + len(data.bad)
         if len(data.bad) + len(self.lost) > config.max_bad * images:
             first = "; ".join(f"{path}: {why}" for path, why in list(self.lost.items())[:3])
-            raise ValueError(
+            raise UserError(
                 f"{len(data.bad) + len(self.lost)} of {images} images cannot be read, {len(self.lost)} of "
                 f"them since training began, more than --max_bad {config.max_bad:g} allows ({first}): "
                 "restore them"

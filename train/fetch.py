@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.errors import UserError
 from serve.installation import how_to_install
 from serve.urls import redact, unsigned, url_path
 from train.config import TrainConfig
@@ -47,7 +48,7 @@ def fetch(config: TrainConfig, ranks: Ranks, say: Say) -> TrainConfig:
     """Settings whose `data` and `val_data` are local; the first rank of a machine copies, all must call it.
 
     Raises:
-        ValueError: it cannot be copied; the message names the URL.
+        UserError: it cannot be copied; the message names the URL.
     """
     changes, error = {}, ""
     for first in (True, False):  # not all at once, also where there are no locks
@@ -60,7 +61,7 @@ def fetch(config: TrainConfig, ranks: Ranks, say: Say) -> TrainConfig:
                     error = redact(f"--{name} {reason}")
         errors = [text for part in gather_list([error], ranks) for text in part if text]
         if errors:
-            raise ValueError(errors[0])
+            raise UserError(errors[0])
     return config.replace(**changes)
 
 
@@ -71,7 +72,7 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
     copy is copied again, and what is gone is deleted.
 
     Raises:
-        ValueError: nothing there, no room, not readable, or packages are missing.
+        UserError: nothing there, no room, not readable, or packages are missing.
     """
     # the same for a URL that was signed anew
     home = cache / f"data-{hashlib.sha256(os.fsencode(unsigned(url))).hexdigest()[:16]}"
@@ -82,14 +83,14 @@ def copy(url: str, cache: Path, look_again: bool, say: Say) -> Path:
             try:
                 known = _bring(url, home, known, say)
             except ImportError as error:
-                raise ValueError(needs_packages(url, error)) from error
+                raise UserError(needs_packages(url, error)) from error
             except ValueError:
                 raise
             except Exception as error:  # botocore's, aiohttp's and google's exceptions share no base
                 known = _read_index(home)
                 if known is None:
                     reason = redact(error) or type(error).__name__
-                    raise ValueError(f"{shown} cannot be copied: {reason}") from error
+                    raise UserError(f"{shown} cannot be copied: {reason}") from error
                 say(redact(f"warning: {shown} cannot be listed, an earlier copy is used: {error}"))
     single = url_path(url).rstrip("/").rpartition("/")[2]
     return home / single if list(known) == [single] else home
@@ -112,7 +113,7 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
     free = shutil.disk_usage(home).free
     if total > free:
         room = f"which has {free / 1e9:.2f} GB free"
-        raise ValueError(f"{what}, {room}: free some or choose another --output")
+        raise UserError(f"{what}, {room}: free some or choose another --output")
     if missing:
         say(f"copying {what}")
     started = time.perf_counter()
@@ -133,13 +134,13 @@ def _bring(url: str, home: Path, known: dict[str, list[Any]] | None, say: Say) -
 
 
 def open_store(url: str) -> tuple[Any, str]:
-    """(fsspec's file system, path in it). Raises ImportError, ValueError."""
+    """(fsspec's file system, path in it). Raises ImportError, UserError."""
     import fsspec
 
     try:
         files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ValueError as error:  # an unknown scheme
-        raise ValueError(f"{redact(url)}: {redact(error)}") from error
+        raise UserError(f"{redact(url)}: {redact(error)}") from error
     return files, root if url_path(url) != url else root.rstrip("/")
 
 
@@ -147,7 +148,7 @@ def list_objects(files: Any, root: str) -> dict[str, Remote]:
     """By their path below `root`; an object that is `root` itself by its own name.
 
     Raises:
-        ValueError: a name that cannot be a file's.
+        UserError: a name that cannot be a file's.
     """
     found: dict[str, Remote] = {}
     for name, info in files.find(root, detail=True).items():
@@ -155,7 +156,7 @@ def list_objects(files: Any, root: str) -> dict[str, Remote]:
             continue
         path = name.removeprefix(f"{root}/") if name != root else name.rpartition("/")[2]
         if any(part in ("", ".", "..") for part in path.split("/")):
-            raise ValueError(f"the object {name!r} cannot be a file below a folder: rename it")
+            raise UserError(f"the object {name!r} cannot be a file below a folder: rename it")
         found[path] = _remote(name, info)
     return found
 
@@ -178,9 +179,9 @@ def _list(url: str) -> tuple[Any, dict[str, Remote]]:
     elif url_path(url).endswith(".tar"):
         found = {url_path(root).rpartition("/")[2]: _remote(root, files.info(root))}
     else:
-        raise ValueError(f"{redact(url)}: HTTP cannot list a folder; give a tar file, or an object store")
+        raise UserError(f"{redact(url)}: HTTP cannot list a folder; give a tar file, or an object store")
     if not found:
-        raise ValueError(f"{redact(url)}: there is nothing")
+        raise UserError(f"{redact(url)}: there is nothing")
     return files, found
 
 

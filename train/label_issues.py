@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch", "cleanlab")
@@ -94,16 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name, lowest in (("folds", 0), ("nproc_per_node", 1)):
             if getattr(args, name) < lowest:
-                raise ValueError(f"--{name} {getattr(args, name)} is less than {lowest}")
+                raise UserError(f"--{name} {getattr(args, name)} is less than {lowest}")
         if bool(args.runs) == bool(args.folds):
-            raise ValueError("give either the run directories of the folds, or --folds to train them")
+            raise UserError("give either the run directories of the folds, or --folds to train them")
         if flags and not args.folds:
-            raise ValueError("flags after -- are for trainings, which only --folds starts")
+            raise UserError("flags after -- are for trainings, which only --folds starts")
         reports = {args.output / TABLE: ",".join(f'"{name}"' for name in HEADER), args.output / FIGURE: ""}
         check_replaceable(reports, args.overwrite)
         runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
         report(read_folds(runs), args.output, args.overwrite)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
@@ -117,7 +118,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
     given, plain = parse_config(list(flags)), TrainConfig()
     for name in ("folds", "fold", "output", "name", "resume", "val_data", "stop_after"):
         if getattr(given, name) != getattr(plain, name):
-            raise ValueError(f"--{name} is set for each fold by train/label_issues.py; leave it out")
+            raise UserError(f"--{name} is set for each fold by train/label_issues.py; leave it out")
     runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
     digest = cache(partial(_content_digest, output=output))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -138,7 +139,7 @@ def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], st
     """Return whether a run is complete.
 
     Raises:
-        ValueError: it was trained with other settings or data.
+        UserError: it was trained with other settings or data.
     """
     checkpoints = run / "checkpoints"
     if not (checkpoints / "last.pt").exists():  # not one epoch is done
@@ -152,7 +153,7 @@ def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], st
     changed = [name for name in wanted if name not in free and saved.get(name) != wanted[name]]
     if changed:
         listed = ", ".join(f"--{name} {saved.get(name)!r} -> {wanted[name]!r}" for name in changed)
-        raise ValueError(f"{run} was trained with other settings: {listed}; choose another --output")
+        raise UserError(f"{run} was trained with other settings: {listed}; choose another --output")
     if not History(**state["history"]).complete(config):
         return False  # train/main.py itself compares the data
     source = TrainConfig(
@@ -163,7 +164,7 @@ def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], st
         near_duplicates=False,
     )
     if digest(source) != state["content_digest"]:
-        raise ValueError(
+        raise UserError(
             f"{run} was trained before {source.data} changed (images, labels or --exclude): choose another "
             "--output to judge the data as they are"
         )
@@ -178,7 +179,7 @@ def _content_digest(config: TrainConfig, output: Path) -> str:
 
 
 def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssues:
-    """Raises ValueError when there is a list that differs: people are meant to edit it."""
+    """Raises UserError when there is a list that differs: people are meant to edit it."""
     issues = find_issues(data)
     output.mkdir(parents=True, exist_ok=True)
     table, new = output / TABLE, output / f".{TABLE}.tmp"
@@ -186,7 +187,7 @@ def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssue
     differs = table.exists() and table.read_bytes() != new.read_bytes()
     if differs and not overwrite:
         new.unlink()
-        raise ValueError(
+        raise UserError(
             f"{table} exists and differs from the new list, perhaps because somebody struck lines out: "
             "choose another --output, or give --overwrite to replace it"
         )

@@ -9,6 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations
 
+from serve.errors import UserError
 from train.text_encoding import likely_encodings, reads_as
 
 NUMBER = re.compile(r"[-+]?\d+([.]\d*|,\d{1,2})?(e[-+]?\d{1,3})?", re.IGNORECASE)
@@ -39,7 +40,7 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
     """The labels in their normal form.
 
     Raises:
-        ValueError: two of them are probably one class, or one is no text.
+        UserError: two of them are probably one class, or one is no text.
     """
     counts = Counter(labels.values())
     check_white_space(counts, source)
@@ -65,20 +66,20 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
 
 
 def check_white_space(counts: Iterable[str], source: str) -> None:
-    """Raises ValueError when two labels differ by the white space around them alone."""
+    """Raises UserError when two labels differ by the white space around them alone."""
     spellings: dict[str, str] = {}
     for label in counts:
         composed = unicodedata.normalize("NFC", label)
         other = spellings.setdefault(composed.strip(), composed)
         if other != composed:
-            raise ValueError(
+            raise UserError(
                 f"{source}: the labels {other!r} and {label!r} differ by white space alone: remove it"
             )
 
 
 def _check_text(name: str, source: str) -> None:
     if "\ufffd" in name:
-        raise ValueError(
+        raise UserError(
             f"{source}: the label {name!r} has lost characters when it was converted (U+FFFD stands for "
             "them): make it anew from the original"
         )
@@ -86,7 +87,7 @@ def _check_text(name: str, source: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         likely = likely_encodings([os.fsencode(name)])
-        raise ValueError(
+        raise UserError(
             f"{source}: the label {os.fsencode(name)!r} is not UTF-8; it {reads_as(likely)}; rename its "
             f"folder or files: convmv -r --notest -f {next(iter(likely), 'ENCODING')} -t utf-8 FOLDER"
         ) from error
@@ -102,7 +103,7 @@ def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -
         a, b = doubtful[0]
         shown = _shown(a, b)
         others = ", ".join(" and ".join(_shown(*pair)) for pair in doubtful[1:4])
-        raise ValueError(
+        raise UserError(
             f"{source}: the labels {shown[0]} ({counts[a]} images) and {shown[1]} ({counts[b]} images) "
             f"differ by {_difference(a, b)} alone{f' (so do {others})' if others else ''}: give them one "
             "name if they are one class, and names that differ by more if they are two"
@@ -116,12 +117,12 @@ def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -
 
 
 def check_known(unknown: Collection[str], class_names: Collection[str], source: str) -> None:
-    """Raises ValueError when one of the unknown labels is another spelling of a known class."""
+    """Raises UserError when one of the unknown labels is another spelling of a known class."""
     known = {spelling(name): name for name in class_names}
     for name in unknown:
         if other := known.get(spelling(name)):
             ours, theirs = _shown(name, other)
-            raise ValueError(
+            raise UserError(
                 f"--val-data {source} has the label {ours}, the training data have {theirs}: they "
                 f"differ by {_difference(name, other)} alone; give them one name"
             )
@@ -190,10 +191,10 @@ def missing(labels: Iterable[str]) -> set[str]:
 
 
 def check_none_missing(counts: Mapping[str, int], where: str, meant: str, certain: Collection[str]) -> None:
-    """Raises ValueError when a label that is not `certain` stands for none; `meant`: how to write one."""
+    """Raises UserError when a label that is not `certain` stands for none; `meant`: how to write one."""
     if absent := missing(counts).difference(certain):
         images, total = sum(counts[name] for name in absent), sum(counts.values())
-        raise ValueError(
+        raise UserError(
             f"{where}: {', '.join(map(repr, sorted(absent)))} stands for no label ({images} of "
             f"{total} images); leave these images out or label them, or, if it is a class, {meant}"
         )

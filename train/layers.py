@@ -5,6 +5,8 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
+from serve.errors import UserError
+
 # Modules that are only a list of layers, and those of torchvision whose forward is hardly more than one.
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 STAGES = ("Encoder", "MaxVitBlock")
@@ -59,11 +61,11 @@ def freeze(network: nn.Module, count: int) -> tuple[tuple[str, ...], str]:
     Returns the paths of the modules that hold nothing else, and the name of the last frozen parameter.
 
     Raises:
-        ValueError: there are not so many groups besides the head.
+        UserError: there are not so many groups besides the head.
     """
     groups = layer_groups(network)
     if count >= len(groups):
-        raise ValueError(
+        raise UserError(
             f"--freeze {count}: this network has {len(groups)} layer groups, and the last is the head; "
             f"freeze at most {len(groups) - 1}, or -1 for that"
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve.archive import SUFFIX, list_tars
+from serve.errors import UserError
 from serve.preprocess import Listing, list_images, system_folder
 from train.masks import find_made
 from train.outputs import is_output, is_report, without_outputs
@@ -35,20 +36,20 @@ OTHER_WAYS = (
 
 
 def recognise(source: Path) -> str:
-    """csv, tar, folders or flat. Raises ValueError when it is none, or could be two."""
+    """csv, tar, folders or flat. Raises UserError when it is none, or could be two."""
     if source.is_file():
         return "tar" if source.suffix == SUFFIX else "csv"
     try:
         listing = list_images(source, recursive=False)
     except PermissionError as error:
-        raise ValueError(f"{source} cannot be read: permission denied") from error
+        raise UserError(f"{source} cannot be read: permission denied") from error
     top = [p for p in listing.paths if not p.startswith(".") and not is_report(source / p)]
     folders, _ = _class_folders(source)
     tars = list_tars(source)
     if top or tars:
         folders = [folder for folder in folders if not is_output(source / folder)]
     if top and folders:
-        raise ValueError(
+        raise UserError(
             f"{source} holds both images ({top[0]!r}, ...) and folders ({folders[0]!r}, ...): say "
             "--data_format flat or --data_format folders"
         )
@@ -56,7 +57,7 @@ def recognise(source: Path) -> str:
         if tars:
             return "tar"
         what = f"{source} holds no images, no class folders and no tar files"
-        raise ValueError("; ".join([what, *_left_out(listing.ignored), *_other_ways(listing.ignored)]))
+        raise UserError("; ".join([what, *_left_out(listing.ignored), *_other_ways(listing.ignored)]))
     return "folders" if folders else "flat"
 
 
@@ -69,14 +70,14 @@ def flat_labels(root: Path) -> tuple[dict[str, str], list[str], list[str]]:
             continue
         match = FLAT_NAME.match(os.path.splitext(path)[0])
         if match is None:
-            raise ValueError(
+            raise UserError(
                 f"no label in the file name {path!r} in {root}: expected label.number.suffix as in "
                 "cat.0.jpg; use a folder for each class or a CSV manifest (path,label)"
             )
         labels[path] = match["label"]
     if not labels:
         left_out, ways = _left_out(listing.ignored), _other_ways(listing.ignored)
-        raise ValueError("; ".join([f"no images in {root}", *left_out, *ways]))
+        raise UserError("; ".join([f"no images in {root}", *left_out, *ways]))
     return labels, _system_facts(_class_folders(root)[1]), _left_out(listing.ignored)
 
 
@@ -84,7 +85,7 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
     """(path -> class, facts about the layout, what a user should be warned of)
 
     Raises:
-        ValueError: there are no classes, or what looks like classes is none.
+        UserError: there are no classes, or what looks like classes is none.
     """
     folders, system = _class_folders(root)
     _check_links(root, folders)
@@ -105,7 +106,7 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
             problems += _not_entered(name, listing)
             ignored += listing.ignored
         elif name not in explained:
-            raise ValueError(_no_images(root, name, listing))
+            raise UserError(_no_images(root, name, listing))
     facts = ([] if warnings else describe_inside(full)) + _system_facts(system)
     if outputs:
         facts.append(f"output of this program left out ({', '.join(map(repr, outputs))})")
@@ -115,7 +116,7 @@ def folder_labels(root: Path, flag: str) -> tuple[dict[str, str], list[str], lis
         )
     if not full or (len(full) == 1 and (outputs or made) and flag == "--data"):
         only = "".join(f" but {name!r}" for name in full)
-        raise ValueError("; ".join([f"no class folders in {root}{only}", *facts, *problems]))
+        raise UserError("; ".join([f"no class folders in {root}{only}", *facts, *problems]))
     labels = {f"{name}/{path}": name for name, paths in full.items() for path in paths}
     return labels, facts, problems + _left_out(ignored)
 
@@ -145,12 +146,12 @@ def _class_folders(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _check_links(root: Path, folders: Sequence[str]) -> None:
-    """Raises ValueError when linked folders are not there, or would give images two classes."""
+    """Raises UserError when linked folders are not there, or would give images two classes."""
     links = sorted(name for name in os.listdir(root) if os.path.islink(root / name))
     for name in links:
         if not (os.path.exists(root / name) or name.startswith(".") or os.path.splitext(name)[1]):
             target = os.readlink(root / name)
-            raise ValueError(
+            raise UserError(
                 f"{str(root / name)!r} is a link to {target!r}, which is not there: mount or fetch what it "
                 "leads to, or move the link elsewhere"
             )
@@ -159,14 +160,14 @@ def _check_links(root: Path, folders: Sequence[str]) -> None:
     places = sorted((os.path.realpath(root / folder) + "/", folder) for folder in folders)
     for i, (place, folder) in enumerate(places):
         if f"{os.path.realpath(root)}/".startswith(place):
-            raise ValueError(
+            raise UserError(
                 f"{folder!r} in {root} is a link to a folder around it, so all images would be of that "
                 "class too: move the link elsewhere, or name the images in a CSV manifest"
             )
         for other, name in places[i + 1 :]:
             if not other.startswith(place):
                 break
-            raise ValueError(
+            raise UserError(
                 f"the folders {folder!r} and {name!r} in {root} are links to the same images, which would "
                 "be of both classes: move one link elsewhere, or name the images in a CSV manifest"
             )

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from serve.errors import UserError
 from serve.preprocess import Preprocess
 from train.augment import View
 from train.data import ImageSet
@@ -52,7 +53,7 @@ class EpochPlan:
     def __post_init__(self) -> None:
         parts = self.world_size * self.accumulation
         if self.batch_size % parts:
-            raise ValueError(
+            raise UserError(
                 f"--batch_size {self.batch_size} is not divisible by {parts} "
                 f"({self.world_size} processes x {self.accumulation} accumulation steps)"
             )
@@ -214,7 +215,7 @@ class _Keys:
             yield keys
 
 
-class Hang(ValueError):  # noqa: N818, what it is
+class Hang(UserError):  # noqa: N818, what it is
     """A batch did not come in time; some thread or process may be stuck in reading for ever."""
 
 

@@ -18,6 +18,7 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch")
@@ -38,7 +39,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import shlex
 import time
-import traceback
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -231,16 +231,12 @@ def main() -> None:
                 if not lost_contact(error):
                     raise
                 give_up(ranks, error, stop)
-    except (ValueError, FloatingPointError) as error:
+    except (UserError, FloatingPointError) as error:
         stop.noted = True  # it ends already: torchrun, which tells it to, need not be obeyed
-        root = Path(__file__).resolve().parents[1]
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve().parent
-        if raised_in not in (root / "train", root / "serve"):
-            raise  # a library's error, not a message of ours: show where it comes from
         if is_mine_to_say(ranks, stop):
             where = "" if ranks.is_main else f" (rank {ranks.rank})"
             print(f"error{where}: {redact(error)}", file=sys.stderr, flush=True)
-            if stop.began and isinstance(error, ValueError):
+            if stop.began and isinstance(error, UserError):
                 print(f"once that is mended, {stop.advice()}", file=sys.stderr, flush=True)
         leave(2)
     except (KeyboardInterrupt, Preempted):

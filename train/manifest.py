@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
 from serve.preprocess import has_image_suffix
 from train.labels import check_none_missing, check_white_space, missing, normal
 from train.manifest_cures import cure_for_columns, cure_for_encoding, cure_for_paths
@@ -29,7 +30,7 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
     for a missing value is written without them.
 
     Raises:
-        ValueError: a column, path or label is missing, an image has two labels, a label stands for none or
+        UserError: a column, path or label is missing, an image has two labels, a label stands for none or
             is not UTF-8, labels differ by white space alone, or a column `split` would have no effect.
     """
     labels: dict[str, str] = {}
@@ -43,27 +44,27 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
             first: list[str] = []
             with suppress(ValueError, StopIteration):
                 first = list(next(rows)[2].values())
-            raise ValueError(
+            raise UserError(
                 f"{path} is read as a manifest: UTF-8, separated by commas, with the columns path,label in "
                 f"its first line; it has {described}{cure_for_columns(path, columns, first)}"
             )
         if "split" in columns:
-            raise ValueError(
+            raise UserError(
                 f"{path} has a column split, which is not looked at: make it two manifests, one for --data "
                 "and one for --val_data, without this column"
             )
         for line, text, row in rows:
             image, label = first_of[row["path"]], row["label"]
             if not image or not label.strip():
-                raise ValueError(f"{path} line {line}: path or label is empty")
+                raise UserError(f"{path} line {line}: path or label is empty")
             if has_image_suffix(label):
-                raise ValueError(
+                raise UserError(
                     f"{path} line {line}: the label {label!r} is an image's name; write a path that holds "
                     "a comma in double quotes, and the label in the column label"
                 )
             if image in labels:
                 if normal(labels[image]) != normal(label):
-                    raise ValueError(
+                    raise UserError(
                         f"{path} line {line}: {image!r} is listed twice, as {labels[image]!r} and as "
                         f"{label!r}: keep one of the two rows"
                     )
@@ -74,10 +75,10 @@ def read_manifest(path: Path, notes: list[str] | None = None) -> dict[str, str]:
                     quoted.add(label)
                 lines.setdefault(label, line)
     if not labels:
-        raise ValueError(f"{path} lists no images")
+        raise UserError(f"{path} lists no images")
     _check_labels(path, lines, labels, quoted)
     if cure := cure_for_paths(path, columns, list(islice(labels, FIRST_FILES))):
-        raise ValueError(f"{path}: {cure}")
+        raise UserError(f"{path}: {cure}")
     if notes is not None:
         notes += [f"{name!r}, in quotes, is a class" for name in sorted(missing(lines))]
         notes += [f"{repeated} rows repeat an earlier one and count once"] if repeated else []
@@ -90,7 +91,7 @@ def _check_labels(
     """`lines`: label -> the line in which it comes first."""
     if odd := [label for label in lines if is_undecoded(label)]:
         cure = cure_for_encoding(path, [os.fsencode(label) for label in odd])
-        raise ValueError(f"{path} line {lines[odd[0]]}: the label is not UTF-8; {cure}")
+        raise UserError(f"{path} line {lines[odd[0]]}: the label is not UTF-8; {cure}")
     if absent := missing(lines).difference(quoted):
         where = f"{path} line {min(lines[name] for name in absent)}"
         check_none_missing(Counter(labels.values()), where, "write it in double quotes", quoted)
@@ -116,7 +117,7 @@ def _table(path: Path) -> Iterator[tuple[list[str], Rows]]:
     """(columns, rows) of a CSV file in UTF-8 or UTF-16. path and label are found in capitals, too.
 
     Raises:
-        ValueError: not decodable, a column twice, a row with more cells than columns, or NUL characters.
+        UserError: not decodable, a column twice, a row with more cells than columns, or NUL characters.
         OSError, csv.Error: it cannot be read.
     """
     try:
@@ -130,10 +131,10 @@ def _table(path: Path) -> Iterator[tuple[list[str], Rows]]:
             columns = [_column(name.strip(' "') if spaced else name, header) for name in header]
             for name in ("path", "label"):
                 if columns.count(name) > 1:
-                    raise ValueError(f"{path} has the column {name} twice: remove one of them")
+                    raise UserError(f"{path} has the column {name} twice: remove one of them")
             yield columns, _rows(path, header, columns, file, reader.line_num, spaced)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} begins as UTF-16 does, but is none: save it as UTF-8") from error
+        raise UserError(f"{path} begins as UTF-16 does, but is none: save it as UTF-8") from error
 
 
 def _column(name: str, header: Sequence[str]) -> str:
@@ -160,14 +161,14 @@ def _rows(
         if not any(cells):
             continue
         if any(cells[len(columns) :]):
-            raise ValueError(
+            raise UserError(
                 f"{path} line {line} has {len(cells)} cells for {len(columns)} columns: write what holds a "
                 "comma in double quotes"
             )
         if cells == header:
-            raise ValueError(f"{path} line {line} repeats the first line: two files were joined; remove it")
+            raise UserError(f"{path} line {line} repeats the first line: two files were joined; remove it")
         if any("\0" in cell for cell in cells):
-            raise ValueError(f"{path} line {line} holds a NUL character: it is no text")
+            raise UserError(f"{path} line {line} holds a NUL character: it is no text")
         yield line, text, dict(zip(columns, [*cells, *("" for _ in columns)], strict=False))
 
 
@@ -175,17 +176,17 @@ def read_excluded(path: str) -> list[str]:
     """The column path of a CSV file, in order, without repetition; none if `path` is empty.
 
     Raises:
-        ValueError: the file cannot be read, or has no such column.
+        UserError: the file cannot be read, or has no such column.
     """
     if not path:
         return []
     try:
         with _table(Path(path)) as (columns, rows):
             if "path" not in columns:
-                raise ValueError(f"--exclude {path} needs the column path; it has {columns}")
+                raise UserError(f"--exclude {path} needs the column path; it has {columns}")
             return list(dict.fromkeys(row["path"] for _, _, row in rows))
     except (OSError, csv.Error) as error:
-        raise ValueError(f"--exclude {path} cannot be read: {error}") from error
+        raise UserError(f"--exclude {path} cannot be read: {error}") from error
 
 
 def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
@@ -199,7 +200,7 @@ def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
             image = first_of[row["path"]]
             cells = {normal(name.removeprefix(SOFT_COLUMN)): row[name] for name in columns}
             if seen.setdefault(image, cells) != cells:
-                raise ValueError(
+                raise UserError(
                     f"{path} line {line}: {image!r} is listed twice, with other probabilities: keep one of "
                     "the two rows"
                 )
@@ -207,7 +208,7 @@ def read_soft_labels(path: Path) -> dict[str, dict[str, float]]:
                 try:
                     soft[image] = {name: float(cell) for name, cell in cells.items()}
                 except ValueError as error:
-                    raise ValueError(f"{path} line {line}: not a probability: {error}") from error
+                    raise UserError(f"{path} line {line}: not a probability: {error}") from error
     return soft
 
 
@@ -221,7 +222,7 @@ def soft_targets(
     """[N, num_classes]; an image without probabilities has its label with certainty.
 
     Raises:
-        ValueError: the columns are not of these classes, or a row is no distribution.
+        UserError: the columns are not of these classes, or a row is no distribution.
     """
     targets = np.zeros((len(paths), len(class_names)), np.float32)
     for i, path in enumerate(paths):
@@ -229,13 +230,13 @@ def soft_targets(
             targets[i, class_names.index(labels[path])] = 1
             continue
         if set(soft[path]) != set(class_names):
-            raise ValueError(
+            raise UserError(
                 f"{source} has the columns {SOFT_COLUMN}CLASS for {sorted(soft[path])}, its labels are "
                 f"{sorted(class_names)}"
             )
         targets[i] = [soft[path][name] for name in class_names]
         if not (targets[i] >= 0).all() or abs(targets[i].sum() - 1) > 0.01:
-            raise ValueError(
+            raise UserError(
                 f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, do not sum to 1"
             )
     return targets

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from serve.errors import UserError
 from serve.urls import redact
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list, on_main
@@ -31,21 +32,21 @@ def localise(config: TrainConfig, ranks: Ranks, say: Say) -> tuple[TrainConfig, 
     `output` was, "" if it is local anyway. All ranks must call it.
 
     Raises:
-        ValueError: the store cannot be used; the message names the URL.
+        UserError: the store cannot be used; the message names the URL.
     """
     url = config.output.rstrip("/")
     if not is_remote(url):
         return config, ""
     if not config.name or config.resume not in ("", "auto"):
-        raise ValueError(
+        raise UserError(
             f"--output {url} needs a --name, by which the run is found again, and no --resume PATH"
         )
     if url.startswith(("http://", "https://")):
-        raise ValueError(f"--output {url}: HTTP servers take no files; give a folder, s3:// or gs://")
+        raise UserError(f"--output {url}: HTTP servers take no files; give a folder, s3:// or gs://")
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purebred"
     except RuntimeError as reason:  # neither HOME nor an entry for this user
-        raise ValueError(
+        raise UserError(
             f"--output {url} keeps a copy of the run here, and this user has no home folder: set HOME, or "
             "XDG_CACHE_HOME"
         ) from reason
@@ -66,7 +67,7 @@ def localise(config: TrainConfig, ranks: Ranks, say: Say) -> tuple[TrainConfig, 
             error = str(reason)
     errors = [text for part in gather_list([error], ranks) for text in part if text]
     if errors:
-        raise ValueError(errors[0])
+        raise UserError(errors[0])
     return local, url
 
 
@@ -75,7 +76,7 @@ def mirrored(folder: Path, url: str, say: Say) -> Iterator[Callable[[], None]]:
     """Gives a function that asks for what is new in `folder` to be copied to `url`; at the end, all is.
 
     Raises:
-        ValueError: at the end, the store does not take it; it stays in `folder`.
+        UserError: at the end, the store does not take it; it stays in `folder`.
     """
     if not url:
         yield lambda: None
@@ -139,12 +140,12 @@ class Mirror:
         self.thread.start()
 
     def end(self) -> None:
-        """Raises ValueError when not everything could be published."""
+        """Raises UserError when not everything could be published."""
         self.over.set()
         self.wake.set()
         self.thread.join()
         if self.failed:
-            raise ValueError(
+            raise UserError(
                 f"{self.url} does not take the run: {self.failed}. It is whole in {self.folder}; "
                 "the same command on this machine publishes it"
             )
@@ -223,6 +224,6 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"--output {needs_packages(url, error)}") from error
+        raise UserError(f"--output {needs_packages(url, error)}") from error
     except Exception as error:
-        raise ValueError(redact(f"--output {url}: {error or type(error).__name__}")) from error
+        raise UserError(redact(f"--output {url}: {error or type(error).__name__}")) from error

@@ -9,6 +9,8 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
+from serve.errors import UserError
+
 LONGEST = 2000  # characters of a message; a proxy may answer with a whole page
 # MLflow's names of answers that another attempt may change
 PASSING_CODES = frozenset(
@@ -69,7 +71,7 @@ PACKAGES = {
 """Modules whose package has another name."""
 
 
-class RefusedError(ValueError):
+class RefusedError(UserError):
     """MLflow refuses, and would again. The message is whole and has the way out."""
 
 

@@ -11,6 +11,7 @@ import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
+from serve.errors import UserError
 from train.activation import ActivationMap, find_activation_map
 from train.checkpoint import load_checkpoint
 from train.detector import DetectedSubject, build_detector
@@ -105,7 +106,7 @@ class ImageClassifier(nn.Module):
         Returns a note.
 
         Raises:
-            ValueError: nothing would be left to train.
+            UserError: nothing would be left to train.
         """
         self.frozen, last = freeze(self.network, groups)
         self.train(self.training)
@@ -148,7 +149,7 @@ def build_model(
     """A network for `num_classes`, and notes on what was loaded. The normalisation is the weights' own.
 
     Raises:
-        ValueError: unknown name (the closest ones are suggested), weights that do not fit or cannot be
+        UserError: unknown name (the closest ones are suggested), weights that do not fit or cannot be
             had, or a network that cannot take images of this size.
     """
     content = read_weights(name, weights)
@@ -187,7 +188,7 @@ def add_subject_crop(
         weights: of a whole ImageClassifier, to take a detector's from; None: read --crop_detector.
 
     Raises:
-        ValueError: this network or this detector cannot do it.
+        UserError: this network or this detector cannot do it.
     """
     if config["subject_crop"] == "none":
         return []
@@ -238,18 +239,18 @@ def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> I
     """The best checkpoint of another run of the same classes; none without a name. `zoom` is the student's.
 
     Raises:
-        ValueError: no such run, or it knows other classes, or takes images of another size.
+        UserError: no such run, or it knows other classes, or takes images of another size.
     """
     if not run:
         return None
     checkpoint = load_checkpoint(best_checkpoint(run))
     if list(checkpoint["class_names"]) != list(class_names):
-        raise ValueError(
+        raise UserError(
             f"--teacher {run!r} knows the classes {checkpoint['class_names']}, the data have {class_names}"
         )
     teacher = rebuild(checkpoint)
     if teacher.zoom != zoom:
-        raise ValueError(
+        raise UserError(
             f"--teacher {run!r} takes images {teacher.zoom:g} times its network's input, this run {zoom:g} "
             "times: it would see the wrong size; give both the same --subject_zoom, or no --subject_crop"
         )
@@ -259,7 +260,7 @@ def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> I
 
 @torch.no_grad()
 def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
-    """Raises ValueError when the network cannot take images of this size."""
+    """Raises UserError when the network cannot take images of this size."""
     model.eval()
     images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
@@ -274,20 +275,20 @@ def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size:
     assert logits.shape == (2, num_classes), logits.shape
 
 
-def cannot_take(name: str, image_size: int, error: Exception) -> ValueError:
+def cannot_take(name: str, image_size: int, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"{name} cannot take images of {image_size} pixels: {reason}")
+    return UserError(f"{name} cannot take images of {image_size} pixels: {reason}")
 
 
 def check_patches(network: nn.Module, size: int) -> None:
-    """Raises ValueError when a transformer of timm would never see the last rows and columns."""
+    """Raises UserError when a transformer of timm would never see the last rows and columns."""
     embedding = getattr(network, "patch_embed", None)
     if not isinstance(embedding, PatchEmbed) or embedding.dynamic_img_pad:
         return
     for patch in embedding.patch_size:
         if size % patch:
             lower = size // patch * patch
-            raise ValueError(
+            raise UserError(
                 f"it sees squares of {patch} pixels, and never the last {size % patch}; take {lower} or "
                 f"{lower + patch}"
             )

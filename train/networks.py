@@ -11,6 +11,8 @@ from timm.layers import drop as timm_drop
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from serve.errors import UserError
+
 OPTIONAL = ("img_size", "drop_path_rate")  # what only some of timm's networks can be built with
 SUGGESTIONS = 6  # names that an unknown one is answered with, at most
 
@@ -90,7 +92,7 @@ def library_of(name: str) -> str:
     """ours, torchvision or timm.
 
     Raises:
-        ValueError: none of them has this name; the message suggests others.
+        UserError: none of them has this name; the message suggests others.
     """
     if name in OURS:
         return "ours"
@@ -99,7 +101,7 @@ def library_of(name: str) -> str:
     if timm.is_model(name.removeprefix("timm/")):
         return "timm"
     close = ", ".join(closest_names(name.removeprefix("timm/"))) or "none"
-    raise ValueError(f"unknown --model {name!r}; the closest names are {close}")
+    raise UserError(f"unknown --model {name!r}; the closest names are {close}")
 
 
 def base_name(name: str) -> str:
@@ -128,7 +130,7 @@ def create(
     """`pretrained` is for timm's, whose weights it adapts to the image size and the number of classes.
 
     Raises:
-        ValueError: unknown name.
+        UserError: unknown name.
         OSError, RuntimeError: the weights cannot be downloaded.
     """
     library = library_of(name)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
 from train.checkpoint import load_checkpoint
 from train.results import Predictions, read_predictions
 
@@ -41,7 +42,7 @@ class OutOfFold:
 def read_folds(runs: Sequence[Path]) -> OutOfFold:
     """
     Raises:
-        ValueError: these are no folds of one data set, or an image is in two; the message names them.
+        UserError: these are no folds of one data set, or an image is in two; the message names them.
     """
     parts = [_read_fold(run) for run in runs]
     first, reference = runs[0], parts[0][1]
@@ -54,18 +55,18 @@ def read_folds(runs: Sequence[Path]) -> OutOfFold:
             ("class names", state["class_names"], reference["class_names"]),
         ):
             if here != there:
-                raise ValueError(
+                raise UserError(
                     f"{run} and {first} are not folds of one data set: {name} {here!r} and {there!r}"
                 )
         fold = state["config"]["fold"]
         if fold in taken:
-            raise ValueError(f"{taken[fold]} and {run} are both fold {fold}")
+            raise UserError(f"{taken[fold]} and {run} are both fold {fold}")
         taken[fold] = run
     where: dict[str, Path] = {}
     for run, (predictions, _) in zip(runs, parts, strict=True):
         for path in predictions.paths:
             if path in where:
-                raise ValueError(f"{path!r} is in both {where[path]} and {run}: they are no folds")
+                raise UserError(f"{path!r} is in both {where[path]} and {run}: they are no folds")
             where[path] = run
     tables = [predictions for predictions, _ in parts]
     class_names = tuple(reference["class_names"])
@@ -84,8 +85,8 @@ def read_folds(runs: Sequence[Path]) -> OutOfFold:
 def _read_fold(run: Path) -> tuple[Predictions, dict[str, Any]]:
     state = load_checkpoint(run / "checkpoints" / "best.pt")
     if not state["config"].get("folds"):
-        raise ValueError(f"{run} is no fold: it was trained without --folds")
+        raise UserError(f"{run} is no fold: it was trained without --folds")
     predictions = read_predictions(run / "val_predictions.csv")
     if predictions.class_names != tuple(state["class_names"]):
-        raise ValueError(f"{predictions.source} is not of {run / 'checkpoints' / 'best.pt'}: other classes")
+        raise UserError(f"{predictions.source} is not of {run / 'checkpoints' / 'best.pt'}: other classes")
     return predictions, state

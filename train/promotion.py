@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serve.errors import UserError
 from train.checkpoint import file_sha256, load_checkpoint
 from train.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.results import Predictions, RunResult, check_metrics, paired, read_predictions
@@ -87,24 +88,24 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     """Print the decision, and move the alias when it is to promote; True when champion is challenger.
 
     Raises:
-        ValueError: no such model or challenger, predictions that are not of the registered version, no
+        UserError: no such model or challenger, predictions that are not of the registered version, no
             shared images, MLflow does not answer, or another promotion moved an alias meanwhile.
     """
     if not 0 < margin < 1:
-        raise ValueError(f"--margin {margin} is outside 0..1: it is a difference of accuracy")
+        raise UserError(f"--margin {margin} is outside 0..1: it is a difference of accuracy")
     records = [read_record(run.folder / "tracking.json") for run in runs]
     if stores := [record.uri for record in records if record is not None and record.uri]:
         os.environ.setdefault("MLFLOW_TRACKING_URI", stores[0])
     aliases = read_aliases(model)
     if CHALLENGER not in aliases:
-        raise ValueError(
+        raise UserError(
             f"{model} has no version with the alias {CHALLENGER}: make one with "
             f"export/main.py --run RUN --register {model}"
         )
     challenger = read_version(model, aliases[CHALLENGER])
     found = {run_id_of(run): run for run in runs}
     if challenger.run_id not in found:
-        raise ValueError(
+        raise UserError(
             f"the {CHALLENGER}, {model} version {challenger.version}, is of run "
             f"{challenger.metadata.run_name} ({challenger.run_id}), which is not among those given"
         )
@@ -116,7 +117,7 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
         champion = read_version(model, aliases[CHAMPION])
         test = paired(new, predictions_of(champion, found))
         if test is None:
-            raise ValueError(
+            raise UserError(
                 f"{CHALLENGER} and {CHAMPION} of {model} share no validation image: train one of them with "
                 f"the other's --val-data, or move the alias {CHAMPION} in MLflow if they need no comparison"
             )
@@ -154,7 +155,7 @@ def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predic
         run = found[version.run_id]
         checkpoint = run.folder / "checkpoints" / "best.pt"
         if file_sha256(checkpoint) != version.metadata.checkpoint_sha256:
-            raise ValueError(
+            raise UserError(
                 f"version {version.version} is not an export of {checkpoint}, which is newer or was not "
                 "what was exported: export and register it again"
             )
@@ -163,7 +164,7 @@ def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predic
         try:
             path = fetch_run_file(version.run_id, "val_predictions.csv", Path(folder))
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"version {version.version} is of run {version.metadata.run_name} ({version.run_id}), "
                 f"whose val_predictions.csv is not in MLflow ({error}): give its run directory too"
             ) from error

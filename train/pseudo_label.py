@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch")
@@ -107,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, (lowest, highest) in LIMITS.items():
             value = getattr(args, name)
             if not lowest <= value <= highest:
-                raise ValueError(f"--{name} {value} is outside {lowest}..{highest}")
+                raise UserError(f"--{name} {value} is outside {lowest}..{highest}")
         run(args, flags)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
@@ -123,27 +124,27 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     taught = TrainConfig(**checkpoint["config"])
     student = parse_config(list(flags))
     if student.data or student.val_data:
-        raise ValueError("--data and --val_data are the teacher's and the guesses; leave them out")
+        raise UserError("--data and --val_data are the teacher's and the guesses; leave them out")
     plain = TrainConfig()
     for flag in ("folds", "fold", "exclude", "data_format", "resume", "stop_after"):
         if getattr(student, flag) != getattr(plain, flag):
-            raise ValueError(f"--{flag} does not go with what students are given; leave it out")
+            raise UserError(f"--{flag} does not go with what students are given; leave it out")
     if is_remote(student.output):
-        raise ValueError(f"--output {student.output}: rounds need a local folder; copy it afterwards")
+        raise UserError(f"--output {student.output}: rounds need a local folder; copy it afterwards")
     if not args.unlabelled.is_dir() or not list_images(args.unlabelled).paths:
-        raise ValueError(
+        raise UserError(
             f"--unlabelled {str(args.unlabelled)!r} is no local folder of images; unpack tar files first"
         )
     name = student.name or f"{checkpoint['run_name']}-student"
     folder = Path(student.output) / f"{name}-labels"
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / "settings.json").exists():
-        raise ValueError(f"{folder} holds other files: give the student another --name")
+        raise UserError(f"{folder} holds other files: give the student another --name")
     check_settings(folder / "settings.json", args)
 
     teacher, data = args.teacher, prepare_data(taught)
     if data.digest != checkpoint["data_digest"]:
-        raise ValueError(f"the data of {args.teacher} changed since it was trained: {taught.data}")
+        raise UserError(f"the data of {args.teacher} changed since it was trained: {taught.data}")
     val = folder / "val.csv"
     write_manifest(val, *labelled(data.val))
     for number in range(1, args.rounds + 1):
@@ -173,12 +174,12 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def check_teacher(run: Path) -> None:
     """
     Raises:
-        ValueError: the run is not surely better than always naming the largest class.
+        UserError: the run is not surely better than always naming the largest class.
     """
     predictions = read_predictions(run / "val_predictions.csv")
     labels = np.unique(predictions.labels, return_inverse=True)[1].astype(np.int64)
     if not better_than_largest(predictions.correct, labels):
-        raise ValueError(
+        raise UserError(
             f"the teacher {run} is not surely better than always naming the largest class: accuracy "
             f"{predictions.accuracy:.4f} on {len(labels)} validation images. Its guesses would mislead a "
             "student; train it longer, with --weights or on more images, or validate it on more"
@@ -189,7 +190,7 @@ def check_settings(file: Path, args: argparse.Namespace) -> None:
     """Of how images are labelled: noted in the first call, the same in later ones.
 
     Raises:
-        ValueError: a setting changed, and rounds that are finished would not follow it.
+        UserError: a setting changed, and rounds that are finished would not follow it.
     """
     settings = {name: getattr(args, name) for name in ("threshold", "labels", "balance")}
     settings |= {name: str(getattr(args, name).resolve()) for name in ("teacher", "unlabelled")}
@@ -201,14 +202,14 @@ def check_settings(file: Path, args: argparse.Namespace) -> None:
         before = json.loads(file.read_text())
         before = {name: before[name] for name in settings}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is none of this command: give the student another --name") from error
+        raise UserError(f"{file} is none of this command: give the student another --name") from error
     changed = [f"--{name} {before[name]} -> {new}" for name, new in settings.items() if before[name] != new]
     if changed and not any(file.parent.glob("train-*.csv")):  # no round is labelled: begin anew
         for path in (file, *file.parent.glob("scores-*.csv")):
             path.unlink()
         check_settings(file, args)
     elif changed:
-        raise ValueError(
+        raise UserError(
             f"{file.parent} holds rounds with other settings ({', '.join(changed)}): give those, or the "
             "student another --name"
         )
@@ -232,7 +233,7 @@ def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
     be trained on, and no label be doubted.
 
     Raises:
-        ValueError: none is left.
+        UserError: none is left.
     """
     cache = Path(config.output) / ".cache"
     labelled = [scan(images.root, images.paths, cache) for images in (data.train, data.val)]
@@ -259,7 +260,7 @@ def unknown(guesses: Guesses, data: Data, config: TrainConfig) -> Guesses:
 
     kept = np.flatnonzero([is_new(path) for path in guesses.paths])
     if not len(kept):
-        raise ValueError(
+        raise UserError(
             f"all {len(guesses.paths)} unlabelled images that can be read show what labelled ones do: "
             "there is nothing to learn from them; give --unlabelled other images"
         )
@@ -315,7 +316,7 @@ def select(guesses: Guesses, threshold: float, balance: bool) -> Guesses:
     """The confident ones, most confident first in each class.
 
     Raises:
-        ValueError: there are none, or some class has none and all are to have equally many.
+        UserError: there are none, or some class has none and all are to have equally many.
     """
     confidence, labels = guesses.probabilities.max(axis=1), guesses.labels
     by_class = []
@@ -329,7 +330,7 @@ def select(guesses: Guesses, threshold: float, balance: bool) -> Guesses:
             f"probability of {threshold:g}"
         )
         if balance or len(absent) == len(by_class):
-            raise ValueError(
+            raise UserError(
                 f"{missing}: lower --threshold, add such images to --unlabelled or train the teacher better"
                 f"{', or leave out --balance' if balance else ''}"
             )

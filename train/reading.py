@@ -8,6 +8,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
+from serve.errors import UserError
 from serve.preprocess import load_image, read_image_file
 
 DECODER = f"2, Pillow {PIL.__version__}"
@@ -15,7 +16,7 @@ DECODER = f"2, Pillow {PIL.__version__}"
 PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and last attempt
 
 
-class ChangedError(ValueError):
+class ChangedError(UserError):
     """The file is not the one that was scanned."""
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.errors import UserError
 from serve.metadata import ModelMetadata
 from train.mlflow_errors import explain, may_pass, without_passwords
 from train.tracking import choose_experiment, connect, log_points, mlflow, store_uri, use_experiment
@@ -15,7 +16,7 @@ Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.en
 
 @contextmanager
 def mlflow_answers() -> Iterator[None]:
-    """Turn mlflow's, requests' and SQLAlchemy's exceptions into a ValueError that names the server."""
+    """Turn mlflow's, requests' and SQLAlchemy's exceptions into a UserError that names the server."""
     connect()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
@@ -27,7 +28,7 @@ def mlflow_answers() -> Iterator[None]:
         if may_pass(error):
             reason = f"it does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
         uri = mlflow.get_tracking_uri()
-        raise ValueError(without_passwords(f"MLflow at {uri}: {reason}")) from error
+        raise UserError(without_passwords(f"MLflow at {uri}: {reason}")) from error
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ def move_alias(model: str, alias: str, version: str, seen: dict[str, str]) -> No
     """
     aliases = read_aliases(model)
     if aliases != seen:
-        raise ValueError(
-            f"the aliases of {model} changed meanwhile, from {seen} to {aliases}: run it again"
-        )
+        raise UserError(f"the aliases of {model} changed meanwhile, from {seen} to {aliases}: run it again")
     with mlflow_answers():
         mlflow.MlflowClient().set_registered_model_alias(model, alias, version)
 

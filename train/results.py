@@ -1,6 +1,6 @@
 """What a run left behind, read back strictly: val_predictions.csv, metrics.jsonl, config.yaml.
 
-A file that is missing, damaged or of another run is a ValueError that names it.
+A file that is missing, damaged or of another run is a UserError that names it.
 """
 
 import csv
@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from serve.errors import UserError
 from train.calibration import log_probabilities
 from train.config import TrainConfig
 from train.manifest import SOFT_COLUMN
@@ -64,7 +65,7 @@ class RunResult:
 def read_run(folder: Path, name: str = "") -> RunResult:
     """A run directory; `name` is how reports call it, by default the folder's own name."""
     if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is not a run directory: there is no such folder")
+        raise UserError(f"{str(folder)!r} is not a run directory: there is no such folder")
     config = _read_config(folder / "config.yaml")
     calibrate = bool(config.get("calibrate", False))  # runs of before there was such a setting did not
     rows = _read_rows(folder / "metrics.jsonl", calibrate)
@@ -92,7 +93,7 @@ def check_metrics(
     is compared: earlier versions clipped in a way that cannot be undone.
 
     Raises:
-        ValueError: they differ by more than rounding.
+        UserError: they differ by more than rounding.
     """
     checks = [("val/accuracy", predictions.accuracy, 1e-9)]
     if not clip and not (predictions.probabilities < SMALLEST_PROBABILITY).any():
@@ -104,7 +105,7 @@ def check_metrics(
     for name, value, tolerance in checks:
         recorded = float(metrics[name])
         if not np.isclose(value, recorded, rtol=0, atol=tolerance, equal_nan=True):
-            raise ValueError(
+            raise UserError(
                 f"{predictions.source} gives {name} {value:.6f}, but {source} says {recorded:.6f}: they "
                 "are not of one checkpoint (a run that was killed while saving is whole after --resume)"
             )
@@ -114,14 +115,14 @@ def paired(run: Predictions, reference: Predictions) -> PairedTest | None:
     """Test on the images that both have, joined by path; None when there is no such image.
 
     Raises:
-        ValueError: a path has two labels, so it does not name the same image in both.
+        UserError: a path has two labels, so it does not name the same image in both.
     """
     places = {path: i for i, path in enumerate(reference.paths)}
     here = [i for i, path in enumerate(run.paths) if path in places]
     there = [places[run.paths[i]] for i in here]
     for i, j in zip(here, there, strict=True):
         if run.labels[i] != reference.labels[j]:
-            raise ValueError(
+            raise UserError(
                 f"{run.source} and {reference.source} are not of the same images: {run.paths[i]!r} is "
                 f"labelled {run.labels[i]!r} in one and {reference.labels[j]!r} in the other"
             )
@@ -140,29 +141,29 @@ def read_predictions(path: Path) -> Predictions:
             header = next(table, [])
             rows = list(table)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except csv.Error as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     names = tuple(column.removeprefix(SOFT_COLUMN) for column in header[len(COLUMNS) :])
     if tuple(header) != (*COLUMNS, *(SOFT_COLUMN + name for name in names)) or len(names) < 2:
-        raise ValueError(f"{path} is not a table of predictions: its columns are {header}")
+        raise UserError(f"{path} is not a table of predictions: its columns are {header}")
     if not rows:
-        raise ValueError(f"{path} is damaged: it has no rows")
+        raise UserError(f"{path} is damaged: it has no rows")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
-            raise ValueError(f"{path} is damaged: row {number} has {len(row)} of {len(header)} values")
+            raise UserError(f"{path} is damaged: row {number} has {len(row)} of {len(header)} values")
     paths, labels, predicted, correct = list(zip(*rows, strict=True))[: COLUMNS.index("loss")]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"{path} is damaged: an image occurs twice")
+        raise UserError(f"{path} is damaged: an image occurs twice")
     right = np.array([a == b for a, b in zip(labels, predicted, strict=True)])
     try:
         numbers = np.array([row[COLUMNS.index("loss") :] for row in rows], np.float64)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     if not set(labels) <= set(names):
-        raise ValueError(f"{path} is damaged: {sorted(set(labels) - set(names))} are no classes of it")
+        raise UserError(f"{path} is damaged: {sorted(set(labels) - set(names))} are no classes of it")
     if [str(int(r)) for r in right] != list(correct):
-        raise ValueError(f"{path} is damaged: the column 'correct' contradicts label and prediction")
+        raise UserError(f"{path} is damaged: the column 'correct' contradicts label and prediction")
     return Predictions(str(path), list(paths), list(labels), right, numbers[:, 0], numbers[:, 1:], names)
 
 
@@ -172,9 +173,9 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
     try:
         *lines, rest = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     names = ["val/accuracy", "val/log_loss"]
     names += ["val/temperature", "val/log_loss_calibrated"] if calibrate else []
     rows: list[dict[str, Any]] = []
@@ -185,12 +186,12 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
             validated = any(name.startswith("val/") for name in row)
             row |= {name: float(row[name]) for name in ("train/loss", *(names if validated else ()))}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: line {number} is no epoch's metrics") from error
+            raise UserError(f"{path} is damaged: line {number} is no epoch's metrics") from error
         if not whole:
-            raise ValueError(f"{path} is damaged: line {number} is of epoch {row['epoch']}")
+            raise UserError(f"{path} is damaged: line {number} is of epoch {row['epoch']}")
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path} has no whole epoch{': its only line is cut off' if rest else ''}")
+        raise UserError(f"{path} has no whole epoch{': its only line is cut off' if rest else ''}")
     return rows
 
 
@@ -198,9 +199,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict) or config.get("best_by", "accuracy") not in ("accuracy", "log_loss"):
-        raise ValueError(f"{path} is damaged: it does not hold a run's settings")
+        raise UserError(f"{path} is damaged: it does not hold a run's settings")
     return config

@@ -13,6 +13,7 @@ from typing import IO
 
 import psutil
 
+from serve.errors import UserError
 from train.checkpoint import CheckpointError, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig
@@ -39,7 +40,7 @@ def settle_run(config: TrainConfig) -> TrainConfig:
     with: what a job that was killed needs is the same command.
 
     Raises:
-        ValueError: the name is taken by a finished run (unless `resume` is auto), by a run of other
+        UserError: the name is taken by a finished run (unless `resume` is auto), by a run of other
             settings, or by something else.
     """
     if config.resume not in ("", "auto"):
@@ -54,15 +55,15 @@ def settle_run(config: TrainConfig) -> TrainConfig:
             return config.replace(resume=str(folder))
         saved = read_settings(folder)
         if saved is None:
-            raise ValueError(f"{str(folder)!r} exists and is not a run directory: choose another --name")
+            raise UserError(f"{str(folder)!r} exists and is not a run directory: choose another --name")
         changed = changed_settings(saved.to_dict(), config)
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"run {str(folder)!r} exists with other settings ({changed}): choose another --name, or "
                 f"go on with it by --resume {folder}"
             )
         if not asked and is_finished(folder, config):
-            raise ValueError(
+            raise UserError(
                 f"run {str(folder)!r} exists and is finished: choose another --name, or give "
                 f"--resume {folder} and more --epochs"
             )
@@ -107,18 +108,18 @@ def only_writer(folder: Path, say: Say) -> Iterator[None]:
     It goes with the process, however that ends. A file system without locks gets a warning.
 
     Raises:
-        ValueError: another process has it, or nothing can be written there.
+        UserError: another process has it, or nothing can be written there.
     """
     try:
         opened = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise ValueError(f"run {str(folder)!r} cannot be written: {error.strerror}") from error
+        raise UserError(f"run {str(folder)!r} cannot be written: {error.strerror}") from error
     with opened as file:
         deadline, told = time.monotonic() + WAIT_FOR_LOCK_SECONDS, False
         try:
             while not _lock(file):
                 if time.monotonic() > deadline:
-                    raise ValueError(
+                    raise UserError(
                         f"run {str(folder)!r} is being trained by another process: end that first"
                     )
                 if not told:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from serve.errors import UserError
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.checks import check_start
 from train.command_line import save_config
@@ -32,7 +33,7 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     An unfinished run of the same name and settings is gone on with.
 
     Raises:
-        ValueError: unusable data, or a run of this name exists that is finished or has other settings.
+        UserError: unusable data, or a run of this name exists that is finished or has other settings.
     """
     notes = []
     if not config.data:
@@ -42,7 +43,7 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             try:
                 make_sample(SAMPLE)
             except OSError as error:
-                raise ValueError(
+                raise UserError(
                     f"no {DEFAULT_DATA}, and the sample set cannot be drawn: {error}; give --data"
                 ) from error
             config = config.replace(data=str(SAMPLE / "train"))
@@ -82,15 +83,15 @@ def open_folder(config: TrainConfig, data: Data) -> None:
     """Make the run directory with what is known before training, once all settings proved usable.
 
     Raises:
-        ValueError: it exists, or cannot be made.
+        UserError: it exists, or cannot be made.
     """
     folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=bool(config.resume))
     except FileExistsError as error:  # since `prepare` looked
-        raise ValueError(f"run {str(folder)!r} exists: choose another --name") from error
+        raise UserError(f"run {str(folder)!r} exists: choose another --name") from error
     except OSError as error:
-        raise ValueError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
+        raise UserError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
     write_bad_files(folder, data.bad)
     if not (folder / "duplicates.csv").exists():  # else of this run, and perhaps edited for --exclude

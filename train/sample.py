@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
+from serve.errors import UserError
+
 LABELS = ("cat", "dog")
 TRAIN, TEST = 0, 1  # part of each image's seed
 SUPERSAMPLE = 2  # ImageDraw has no antialiasing: draw larger, then reduce
@@ -108,10 +110,10 @@ def rotation(angle: float) -> Floats:
 def draw_face(label: str, rng: np.random.Generator) -> Image.Image:
     """Draw one "cat" or "dog" before a cluttered background: RGB, sides of 120 to 260 pixels.
 
-    Equal states of `rng` give equal images. Raises ValueError for any other label.
+    Equal states of `rng` give equal images. Raises UserError for any other label.
     """
     if label not in LABELS:
-        raise ValueError(f"label must be one of {LABELS}, got {label!r}")
+        raise UserError(f"label must be one of {LABELS}, got {label!r}")
     size = rng.integers(120, 261, size=2)
     image = draw_background(rng, size * SUPERSAMPLE)
     scale = min(image.size) * rng.uniform(0.2, 0.36)

@@ -14,6 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from serve.errors import UserError
 from train.command_line import normalise_flags, parse_config
 from train.config import TrainConfig
 
@@ -54,7 +55,7 @@ def given_settings(argv: Sequence[str]) -> set[str]:
     """Settings that the command line fixes by a flag, or by a file of --config.
 
     Raises:
-        ValueError: such a file cannot be read.
+        UserError: such a file cannot be read.
     """
     names: set[str] = set()
     normalised = normalise_flags(list(argv))
@@ -76,7 +77,7 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
     Every bound and choice is tried on train/main.py's parser together with `argv`.
 
     Raises:
-        ValueError: not a space, a name that is no setting, or a value that the setting refuses.
+        UserError: not a space, a name that is no setting, or a value that the setting refuses.
     """
     given = given_settings(argv)
     if path is None:
@@ -88,17 +89,13 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
         described, source = _read_yaml(path, "--space"), f"--space {path}"
         twice = sorted(given & set(described))
         if twice:
-            raise ValueError(
-                f"{source} searches {', '.join(twice)}, which the command line fixes: drop one"
-            )
+            raise UserError(f"{source} searches {', '.join(twice)}, which the command line fixes: drop one")
     if not described:
-        raise ValueError(f"{source}: nothing is left to search")
+        raise UserError(f"{source}: nothing is left to search")
     if AUGMENTATION in described:
         both = sorted(set(augmentation(1)) & set(described))
         if both:
-            raise ValueError(
-                f"{source}: {AUGMENTATION} sets {', '.join(both)} too: search one or the other"
-            )
+            raise UserError(f"{source}: {AUGMENTATION} sets {', '.join(both)} too: search one or the other")
     space = {}
     for name, entry in described.items():
         try:
@@ -106,7 +103,7 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
             for value in extremes(space[name]):
                 parse_config([*argv, *flags({name: value}, given)])
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{source}, {name}: {error}") from error
+            raise UserError(f"{source}, {name}: {error}") from error
     return space
 
 
@@ -131,41 +128,41 @@ def _read_yaml(path: Path, flag: str) -> dict[str, Any]:
     try:
         described = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{flag} {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{flag} {path} is no YAML: {error}") from error
+        raise UserError(f"{flag} {path} is no YAML: {error}") from error
     if not isinstance(described, dict):
         line = "lr: {low: 1.0e-4, high: 1.0e-2, log: true}" if flag == "--space" else "lr: 0.01"
-        raise ValueError(f"{flag} {path} must hold lines like `{line}`")
+        raise UserError(f"{flag} {path} must hold lines like `{line}`")
     return {str(name): entry for name, entry in described.items()}
 
 
 def _distribution(name: str, entry: Any) -> BaseDistribution:
-    """Raises ValueError or TypeError; the caller names the setting."""
+    """Raises UserError or TypeError; the caller names the setting."""
     if name in NOT_SEARCHED:
-        raise ValueError("cannot be searched: trials would not be comparable, or not be kept apart")
+        raise UserError("cannot be searched: trials would not be comparable, or not be kept apart")
     if name not in TYPES and name != AUGMENTATION:
-        raise ValueError(f"is no setting of train/main.py, nor {AUGMENTATION}")
+        raise UserError(f"is no setting of train/main.py, nor {AUGMENTATION}")
     keys = set(entry) if isinstance(entry, dict) else set()
     if keys == {"choices"}:
         choices = entry["choices"]
         plain = isinstance(choices, list) and all(isinstance(c, str | int | float | None) for c in choices)
         if not plain or not choices or len(set(map(repr, choices))) < len(choices):
-            raise ValueError(f"choices must be a list of different values, not {choices!r}")
+            raise UserError(f"choices must be a list of different values, not {choices!r}")
         return CategoricalDistribution(choices)
     if not {"low", "high"} <= keys <= {"low", "high", "log"}:
-        raise ValueError(f"must be {{low: , high: , log: }} or {{choices: [, ]}}, not {entry!r}")
+        raise UserError(f"must be {{low: , high: , log: }} or {{choices: [, ]}}, not {entry!r}")
     kind = TYPES.get(name, float)
     if kind in (bool, str) or get_origin(kind) is Literal or kind == bool | None:
-        raise ValueError("takes no range: give its choices")
+        raise UserError("takes no range: give its choices")
     low, high, log = entry["low"], entry["high"], entry.get("log", False)
     numbers = int if kind is int else (int, float)
     for bound in (low, high):
         if not isinstance(bound, numbers) or isinstance(bound, bool):
             hint = " (YAML reads 1e-4 as a text: write 1.0e-4)" if isinstance(bound, str) else ""
-            raise ValueError(f"{bound!r} is not {'a whole' if kind is int else 'a'} number{hint}")
+            raise UserError(f"{bound!r} is not {'a whole' if kind is int else 'a'} number{hint}")
     if not low < high or not isinstance(log, bool):
-        raise ValueError(f"low must be less than high and log true or false, not {entry!r}")
+        raise UserError(f"low must be less than high and log true or false, not {entry!r}")
     if kind is int:
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), float(high), log=log)

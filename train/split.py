@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.errors import UserError
+
 
 def choose_validation(
     labels: Sequence[int],
@@ -46,7 +48,7 @@ def choose_validation(
             notes.append(f"warning: class {class_names[label]!r} has no image to validate on")
         chosen += [i for group in taken for i in members[group]]
     if not chosen:
-        raise ValueError("no class has two different images: nothing is left to validate on")
+        raise UserError("no class has two different images: nothing is left to validate on")
     is_val = np.zeros(len(labels), bool)
     is_val[chosen] = True
     return is_val
@@ -92,7 +94,7 @@ def choose_fold(
         )
     is_val: NDArray[np.bool_] = part == fold
     if not is_val.any():
-        raise ValueError(f"--fold {fold} of --folds {folds} has no image to validate on: use fewer folds")
+        raise UserError(f"--fold {fold} of --folds {folds} has no image to validate on: use fewer folds")
     present = {labels[i] for i in np.flatnonzero(is_val).tolist()}
     notes.extend(
         f"warning: class {name!r} has no image to validate on in fold {fold} of {folds}"

@@ -14,6 +14,7 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
+from serve.errors import UserError
 from serve.urls import redact
 from train.config import TrainConfig
 from train.locks import NoLocks, take
@@ -66,7 +67,7 @@ def locked(folder: Path) -> Iterator[int]:
     A trial inherits it: the lock is free when a killed sweep *and* its last trial have ended.
 
     Raises:
-        ValueError: another sweep holds it.
+        UserError: another sweep holds it.
     """
     with open(folder / ".lock", "a") as file:
         started, waiting = time.monotonic(), False
@@ -79,7 +80,7 @@ def locked(folder: Path) -> Iterator[int]:
                 error.warn(partial(print, flush=True), folder, lost)
                 break
             if time.monotonic() - started > LOCK_SECONDS:
-                raise ValueError(f"another sweep, or a trial of it, is at work in {folder}")
+                raise UserError(f"another sweep, or a trial of it, is at work in {folder}")
             if not waiting:
                 print(f"waiting for another sweep, or for a trial of it, to end in {folder}", flush=True)
             waiting = True
@@ -91,7 +92,7 @@ def open_study(plan: Plan) -> optuna.Study:
     """Begin it or go on with it.
 
     Raises:
-        ValueError: unusable storage, or a study of this name that was begun with other settings.
+        UserError: unusable storage, or a study of this name that was begun with other settings.
     """
     try:
         study = optuna.create_study(
@@ -102,17 +103,17 @@ def open_study(plan: Plan) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(plan.startup, plan.prune_after),
         )
     except Exception as error:  # optuna's own and SQLAlchemy's, which share no base
-        raise ValueError(f"--storage {plan.storage}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--storage {plan.storage}: {str(error).splitlines()[0]}") from error
     settings, known = plan.settings(), study.user_attrs.get("settings")
     if known is None:
         if study.get_trials(deepcopy=False):
-            raise ValueError(f"study {plan.study} in {plan.storage} was not made by train/sweep.py")
+            raise UserError(f"study {plan.study} in {plan.storage} was not made by train/sweep.py")
         study.set_user_attr("settings", settings)
     else:
         names = sorted(n for n in settings.keys() | known.keys() if settings.get(n) != known.get(n))
         if names:
             listed = "; ".join(f"{name} {known.get(name)!r} -> {settings.get(name)!r}" for name in names)
-            raise ValueError(
+            raise UserError(
                 f"study {plan.study} was begun with other settings ({listed}): use another --study"
             )
     return study

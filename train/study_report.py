@@ -15,7 +15,7 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "ended early", Tri
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises ValueError when the report of a study would replace other files."""
+    """Raises UserError when the report of a study would replace other files."""
     figures = dict.fromkeys((folder / "history.png", folder / "importance.png"), "")
     check_replaceable({folder / "study.csv": '"trial","run","state",', **figures}, overwrite)
 

@@ -18,6 +18,7 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "torch", "optuna")
@@ -103,7 +104,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     """Everything that can be checked before the first trial is.
 
     Raises:
-        ValueError: an unusable flag, space, model or number of processes.
+        UserError: an unusable flag, space, model or number of processes.
     """
     argv = list(argv)
     place = argv.index("--") if "--" in argv else len(argv)
@@ -113,19 +114,19 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         args.data and "data" in given
     )
     if taken:
-        raise ValueError(f"--{taken[0]} after `--`: the sweep gives it to its trials")
+        raise UserError(f"--{taken[0]} after `--`: the sweep gives it to its trials")
     if args.data:
         rest = [f"--data={args.data}", *rest]
     for name in ("trials", "nproc_per_node", "startup"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)} is less than 1")
+            raise UserError(f"--{name} {getattr(args, name)} is less than 1")
     config = parse_config([*rest, f"--name={args.study}"])
     if not args.study:
-        raise ValueError("--study needs a name")
+        raise UserError("--study needs a name")
     if config.data and not is_remote(config.data) and not Path(config.data).exists():
-        raise ValueError(f"--data {config.data!r} does not exist")
+        raise UserError(f"--data {config.data!r} does not exist")
     if is_remote(config.output):
-        raise ValueError(f"--output {config.output}: a study needs a local folder; copy it afterwards")
+        raise UserError(f"--output {config.output}: a study needs a local folder; copy it afterwards")
     space = read_space(args.space, rest)
     check_batches(config, space, given_settings(rest), args.nproc_per_node)
     models = getattr(space.get("model"), "choices", (config.model,))
@@ -136,7 +137,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         except ValueError as error:
             if len(models) == 1 or args.space:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"{error} (the usual space has the models {', '.join(models)}: fix one by --model after "
                 "`--`, or give --space)"
             ) from error
@@ -160,14 +161,14 @@ def check_batches(config: TrainConfig, space: Space, given: set[str], processes:
     """Every batch size that can be drawn must suit the processes, and mixing if that can be drawn.
 
     Raises:
-        ValueError: one does not; the message names it.
+        UserError: one does not; the message names it.
     """
     searched = space.keys() | ({"mixup"} if AUGMENTATION in space and "mixup" not in given else set())
     mixes = config.mixup + config.cutmix > 0 or bool({"mixup", "cutmix"} & searched)
     drawn = {name: extremes(space[name]) for name in ("batch_size", "accumulation") if name in space}
     ranges = [name for name in drawn if isinstance(space[name], IntDistribution)]
     if ranges and (mixes or processes > 1 or len(drawn) > 1 or config.accumulation > 1):
-        raise ValueError(
+        raise UserError(
             f"--space: a range of {ranges[0]} holds numbers by which batches cannot be divided here; give "
             "its choices"
         )
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan.folder.mkdir(parents=True, exist_ok=True)
         with locked(plan.folder) as lock:
             return run(plan, lock)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.errors import UserError
 from serve.installation import require
 
 require("train", "mlflow")
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in parser.parse_args(argv).runs:
         try:
             print(f"{folder}: MLflow run {sync(folder)} is complete")
-        except ValueError as error:
+        except UserError as error:
             print(f"error: {redact(error)}", file=sys.stderr)
             worst = max(worst, 2)
         except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
@@ -60,14 +61,14 @@ def sync(folder: Path) -> str:
     """Returns the run's ID.
 
     Raises:
-        ValueError: `folder` is no run that MLflow should have, or is being trained, or MLflow refuses it.
+        UserError: `folder` is no run that MLflow should have, or is being trained, or MLflow refuses it.
     """
     place = folder / "tracking.json"
     record = read_record(place)
     if record is None:
-        raise ValueError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
+        raise UserError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
     if is_locked(folder):
-        raise ValueError(f"{folder} is being trained: that process sends what is missing")
+        raise UserError(f"{folder} is being trained: that process sends what is missing")
     if record.complete and record.run_id:
         return record.run_id
     if record.status == "RUNNING":

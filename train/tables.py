@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from serve.errors import UserError
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns are padded to one width: it also reads well on a terminal."""
@@ -23,13 +25,13 @@ def check_replaceable(reports: Mapping[Path, str], overwrite: bool) -> None:
     by the texts beside them.
 
     Raises:
-        ValueError: one of them exists and is no such report, which `overwrite` would allow to replace.
+        UserError: one of them exists and is no such report, which `overwrite` would allow to replace.
     """
     there = [] if overwrite else [path for path in reports if path.exists()]
     ours = {path for path in there if reports[path] and _begins(path, reports[path])}
     for path in there:
         if path not in ours and (reports[path] or not ours):
-            raise ValueError(
+            raise UserError(
                 f"{path} exists, and this command did not write it: choose another folder, or give "
                 "--overwrite to replace it"
             )

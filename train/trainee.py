@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from serve.errors import UserError
 from train.config import TrainConfig
 from train.data import Data
 from train.depthwise import quicken_depthwise
@@ -202,7 +203,7 @@ class Trainee:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if (state["ema"] is None) != (self.ema is None):
-            raise ValueError("--ema cannot be turned on or off in a resumed run")
+            raise UserError("--ema cannot be turned on or off in a resumed run")
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -323,28 +324,28 @@ def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainCo
     """Load a checkpoint into the trainee.
 
     Raises:
-        ValueError: the data or a setting changed, so that this would be another run.
+        UserError: the data or a setting changed, so that this would be another run.
     """
     saved = state["config"]
     changed = changed_settings(saved, config)
     if changed:
-        raise ValueError(f"a resumed run keeps its settings, and these differ: {changed}; start a new run")
+        raise UserError(f"a resumed run keeps its settings, and these differ: {changed}; start a new run")
     if state["data_digest"] != data.digest:
-        raise ValueError(
+        raise UserError(
             f"the data of this run changed since it started (digest {state['data_digest'][:12]} -> "
             f"{data.digest[:12]}): restore the data, or start a new run from its weights with --weights"
         )
     if is_retuning(state) and config.epochs != saved["epochs"]:
-        raise ValueError("--epochs cannot change once a run is being re-tuned; start a new run")
+        raise UserError("--epochs cannot change once a run is being re-tuned; start a new run")
     history = History(**state["history"])
     if is_retuning(state) and not history.retuning(config):
-        raise ValueError(
+        raise UserError(
             f"this run is being re-tuned, which with --patience {config.patience} and --retune_epochs "
             f"{config.retune_epochs} would not have begun; keep --patience {saved['patience']} and "
             f"--retune_epochs {saved['retune_epochs']}, or start a new run"
         )
     if config.epochs < min(state["epoch"], saved["epochs"]):
-        raise ValueError(
+        raise UserError(
             f"--epochs {config.epochs} is less than the {state['epoch']} that this run has done; give "
             f"{state['epoch']} to end it as it is"
         )

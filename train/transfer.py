@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serve.errors import UserError
 from train.layers import head_names, is_auxiliary
 from train.networks import base_name, create, library_of
 
@@ -42,7 +43,7 @@ def transfer(
     trained on other classes than `class_names`.
 
     Raises:
-        ValueError: another network's weights; the message names what is missing.
+        UserError: another network's weights; the message names what is missing.
     """
     tensors, own = tensors_of(content), network.state_dict()
     heads = {parameter.rpartition(".")[0] for parameter in head_names(network)}
@@ -57,7 +58,7 @@ def transfer(
     absent = [k for k in absent if not k.endswith(".num_batches_tracked")]
     missing = [k for k in absent if not (is_auxiliary(k) and k not in tensors)]
     if missing or not fitting:
-        raise ValueError(_misfit(name, source, missing, tensors, own))
+        raise UserError(_misfit(name, source, missing, tensors, own))
     own.update(fitting)
     network.load_state_dict(own)
     zero(network, new)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from serve.archive import list_tars, member_names, read_member
+from serve.errors import UserError
 from serve.preprocess import has_image_suffix, system_folder
 from train.labels import check_none_missing
 from train.text_encoding import likely_encodings, reads_as
@@ -28,7 +29,7 @@ def tar_labels(source: Path) -> tuple[dict[str, str], list[str]]:
     the label is in the names (cat.0.jpg).
 
     Raises:
-        ValueError: damaged, an image without a label, or two for one; the message names the tar file.
+        UserError: damaged, an image without a label, or two for one; the message names the tar file.
     """
     labels: dict[str, str] = {}
     shards = [(tar, *_members(tar)) for tar in list_tars(source)]
@@ -47,7 +48,7 @@ def tar_labels(source: Path) -> tuple[dict[str, str], list[str]]:
                 keys[label] += 1
             labels[f"{tar.name}/{name}"] = label
     if not labels:
-        raise ValueError(f"the tar files of {source} hold no images")
+        raise UserError(f"the tar files of {source} hold no images")
     check_none_missing(keys, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
     return labels, [
         f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class"
@@ -85,7 +86,7 @@ def _plain(tar: Path, names: list[str]) -> str:
     if len(plain) != 1:
         few = ", ".join(map(repr, names[:3])) + (", ..." if names[3:] else "")
         wanted = _key(names[0]).lstrip("/") + os.path.splitext(names[0])[1]
-        raise ValueError(
+        raise UserError(
             f"{tar}: {few} have one key, which ends at the first dot: call one of them {wanted} and the "
             "others KEY.WORD.SUFFIX, or give each a key of its own"
         )
@@ -111,19 +112,19 @@ def _key(name: str) -> str:
 def _written(tar: Path, image: str, written: dict[str, str]) -> str:
     member = written.get(_key(image))
     if member is None:
-        raise ValueError(
+        raise UserError(
             f"{tar}: {image!r} has no label: there is no {_key(image).lstrip('/')}{LABEL_SUFFIX}"
         )
     data = read_member(str(tar), member, MAX_LABEL_BYTES)
     try:
         label = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{tar}: {member!r} is not UTF-8: {data[:50]!r} {reads_as(likely_encodings([data.strip()]))}; "
             "write the labels in UTF-8"
         ) from error
     if not label or len(label) > MAX_LABEL_BYTES:
-        raise ValueError(f"{tar}: {member!r} is no label: it is empty or above {MAX_LABEL_BYTES} bytes")
+        raise UserError(f"{tar}: {member!r} is no label: it is empty or above {MAX_LABEL_BYTES} bytes")
     return label
 
 
@@ -132,7 +133,7 @@ def _from_name(tar: Path, image: str) -> str:
         return image.partition("/")[0]
     match = FLAT_NAME.match(os.path.splitext(image)[0])
     if match is None:
-        raise ValueError(
+        raise UserError(
             f"{tar}: no label for {image!r}: give it a member of the same name with {LABEL_SUFFIX}, a "
             "folder for each class, or names as in cat.0.jpg"
         )
