@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.verify import ValidationImages
-from serve.preprocess import Preprocess, load_image, read_image_file
+from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from train.calibration import expected_calibration_error, fit_temperature, log_probabilities
 from train.checkpoint import load_checkpoint
 from train.device import keep_freed_memory

@@ -180,9 +180,9 @@ def purebred(precision: str, provider: str = "cpu", arithmetic: str = "fp32") ->
 
     def prepare(model: Path) -> Scorer:
         from serve.batch import default_batch_size, score
+        from serve.contract.preprocess import read_image_file
         from serve.inventory import Entry
         from serve.predictor import Predictor
-        from serve.preprocess import read_image_file
 
         file = model.with_suffix(f".{precision}.onnx")
         threads = 1 if provider == "cpu" else 0
@@ -207,8 +207,8 @@ def limit(precision: str, what: str) -> Callable[[Path], Scorer]:
         import numpy as np
 
         from serve.batch import default_batch_size
+        from serve.contract.preprocess import load_image, read_image_file
         from serve.predictor import Predictor
-        from serve.preprocess import load_image, read_image_file
 
         predictor = Predictor(model.with_suffix(f".{precision}.onnx"), "cpu", 1, allow_unverified=True)
         size = default_batch_size(predictor)

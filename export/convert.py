@@ -13,8 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from serve.errors import UserError
-from serve.metadata import (
+from serve.contract.errors import UserError
+from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
     LOGITS_NAME,
@@ -22,7 +22,7 @@ from serve.metadata import (
     PROBABILITIES_NAME,
     ModelMetadata,
 )
-from serve.preprocess import Preprocess
+from serve.contract.preprocess import Preprocess
 from train.model import ImageClassifier, probabilities
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "pillow")

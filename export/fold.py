@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from serve.metadata import INPUT_NAME
+from serve.contract.metadata import INPUT_NAME
 
 WHITE = 255
 PADDED, TURNED, PIXELS = "images_and_mask", "images_and_mask_nchw", "pixels_and_mask"

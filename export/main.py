@@ -21,12 +21,12 @@ if not __package__:  # started by path: the repository root, not export/, belong
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch")
 
@@ -53,9 +53,9 @@ from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.accelerators import PRECISIONS
+from serve.contract.urls import redact
 from serve.predictor import Predictor
 from serve.staging import MAY_PASS
-from serve.urls import redact
 from serve.verification import RECORD
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import best_checkpoint, rebuild

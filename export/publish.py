@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from export.record import MODEL_FILES, published_model, reports_of
-from serve.errors import UserError
+from serve.contract.errors import UserError
+from serve.contract.metadata import ModelMetadata
+from serve.contract.urls import redact
 from serve.lineage import recorded_run
-from serve.metadata import ModelMetadata
-from serve.urls import redact
 from serve.verification import RECORD
 
 METRICS = {

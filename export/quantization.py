@@ -35,7 +35,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from export.fold import feed_bytes, fold_normalisation
-from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.processors import available_processors
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # have weights, and nearly all of the arithmetic

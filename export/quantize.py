@@ -16,12 +16,12 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch", "onnx")
 
@@ -59,7 +59,7 @@ from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
-from serve.urls import redact
+from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import file_sha256, load_checkpoint
 from train.model import rebuild

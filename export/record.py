@@ -14,8 +14,8 @@ from typing import Any
 
 from export.convert import write_metadata
 from export.verify import Verification
-from serve.errors import UserError
-from serve.metadata import ModelMetadata
+from serve.contract.errors import UserError
+from serve.contract.metadata import ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import file_sha256
 

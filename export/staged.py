@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import TextIO
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
 from serve.staging import named
 

@@ -5,7 +5,7 @@
 
 writes models/NAME/config.pbtxt, models/NAME/labels.txt and models/NAME/1/model.onnx; the next call adds
 version 2 of the same classes and input, which Triton then serves. Clients send uint8 pixels prepared with
-serve/preprocess.py (the file's metadata say how) and get logits and probabilities. It runs on GPUs if the
+serve/contract/preprocess.py (the file's metadata say how) and get logits and probabilities. It runs on GPUs if the
 model was verified there (--verify-provider cuda), else on the CPU; on GPUs start Triton with
 NVIDIA_TF32_OVERRIDE=0, for verified is float32.
 """
@@ -18,12 +18,12 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch")
 
@@ -35,8 +35,8 @@ from collections.abc import Sequence
 
 from export.record import MODEL_FILES, verified_model
 from export.staged import open_run
-from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
-from serve.urls import redact
+from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
+from serve.contract.urls import redact
 
 MAX_BATCH_SIZE = 64
 QUEUE_MICROSECONDS = 2000  # how long a request waits for others to share its batch

@@ -23,10 +23,10 @@ from export.gate import (
     images_needed,
     paired_interval,
 )
-from serve.errors import UserError
-from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME
+from serve.contract.errors import UserError
+from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME
+from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from serve.predictor import Predictor
-from serve.preprocess import Preprocess, load_image, read_image_file
 from serve.providers import ONNXRUNTIME_VERSION
 from train.model import ImageClassifier, probabilities
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from serve.errors import UserError
-from serve.metadata import INPUT_NAME, ModelMetadata
+from serve.contract.errors import UserError
+from serve.contract.metadata import INPUT_NAME, ModelMetadata
 from serve.processors import processor_flags
 
 PROVIDERS = {

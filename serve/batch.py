@@ -21,15 +21,15 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
+from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
+from serve.contract.preprocess import load_image
+from serve.contract.urls import redact
 from serve.inventory import Entry
-from serve.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
 from serve.predictor import Predictor
-from serve.preprocess import load_image
 from serve.processors import available_processors
 from serve.remote import OutageError
 from serve.sources import Read
-from serve.urls import redact
 from serve.writers import Row
 
 BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache

@@ -25,11 +25,11 @@ from http.client import HTTPException
 from typing import Literal
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
-from serve.interrupts import end_on_signal
+from serve.contract.interrupts import end_on_signal
+from serve.contract.urls import redact
 from serve.processors import available_processors, cpu_quota
 from serve.remote import is_remote
 from serve.tracking_server import TrackingServer
-from serve.urls import redact
 
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks
 HTTP_SECONDS = 5.0

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 STRETCH = 50_000  # records sorted in memory at once
 STRIDE = 256  # records from one known position in the file to the next

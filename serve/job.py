@@ -15,11 +15,11 @@ import PIL
 
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
-from serve.doubts import Doubts
+from serve.contract.doubts import Doubts
+from serve.contract.preprocess import has_image_suffix
 from serve.inventory import Entry
 from serve.join import join
 from serve.predictor import Predictor
-from serve.preprocess import has_image_suffix
 from serve.shards import (
     Job,
     Manifest,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from serve.inventory import NamesDigest
 from serve.parquet import import_pyarrow
 from serve.shards import Manifest, file_sha256

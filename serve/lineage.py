@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serve.errors import UserError
-from serve.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
+from serve.contract.errors import UserError
+from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
+from serve.contract.urls import redact
 from serve.tracking_server import TrackingServer, UntrustedError
-from serve.urls import redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run this store does not know

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from serve import remote
-from serve.errors import UserError
-from serve.preprocess import has_image_suffix
+from serve.contract.errors import UserError
+from serve.contract.preprocess import has_image_suffix
 from serve.remote import is_remote
 
 MAX_LINE_BYTES = 1 << 16

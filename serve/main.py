@@ -12,8 +12,8 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take longest, to go on beside them
+    from serve.contract.interrupts import end_on_signal
     from serve.heap import warm_up
-    from serve.interrupts import end_on_signal
 
     end_on_signal(importing=True)
     warm_up(sys.argv)
@@ -30,21 +30,21 @@ import PIL
 
 from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
-from serve.errors import UserError
-from serve.formats import unread_pictures
+from serve.contract.errors import UserError
+from serve.contract.formats import unread_pictures
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import has_image_suffix
+from serve.contract.urls import redact, url_path
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
-from serve.metadata import ModelMetadata
 from serve.parquet import import_pyarrow
 from serve.predictor import Predictor
-from serve.preprocess import has_image_suffix
 from serve.processors import available_processors
 from serve.providers import absent
 from serve.remote import is_remote
 from serve.shards import Manifest, Shard, file_sha256
 from serve.sources import Source, left_out, open_source
 from serve.staging import open_model, open_output
-from serve.urls import redact, url_path
 from serve.verification import read_metadata
 from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of, kaggle_meaning
 

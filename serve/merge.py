@@ -12,18 +12,18 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
 import argparse
 from collections.abc import Sequence
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
+from serve.contract.urls import redact
 from serve.join import join
 from serve.shards import PART_NAME, Manifest
 from serve.staging import open_folder, open_output
-from serve.urls import redact
 from serve.writers import atomic_writer
 
 

@@ -2,8 +2,8 @@
 
 from typing import IO, Any
 
-from serve.errors import UserError
-from serve.installation import how_to_install
+from serve.contract.errors import UserError
+from serve.contract.installation import how_to_install
 from serve.inventory import printable
 from serve.writers import Layout, Row
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.accelerators import Runtime
-from serve.errors import UserError
-from serve.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from serve.contract.errors import UserError
+from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.providers import open_session
 from serve.verification import read_metadata
 

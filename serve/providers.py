@@ -14,9 +14,9 @@ from typing import Any
 import onnxruntime as ort
 
 from serve.accelerators import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
-from serve.errors import UserError
+from serve.contract.errors import UserError
+from serve.contract.metadata import ModelMetadata, Pairing
 from serve.heap import reused_heap
-from serve.metadata import ModelMetadata, Pairing
 from serve.processors import available_processors
 
 ONNXRUNTIME_VERSION: str = ort.__version__

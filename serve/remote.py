@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from serve.errors import UserError
-from serve.installation import how_to_install
-from serve.preprocess import MAX_FILE_BYTES, ImageError
+from serve.contract.errors import UserError
+from serve.contract.installation import how_to_install
+from serve.contract.preprocess import MAX_FILE_BYTES, ImageError
 
 SCHEMES = ("s3://", "gs://", "gcs://", "https://", "http://")
 ATTEMPTS = 4

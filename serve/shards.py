@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from serve.writers import atomic_writer
 
 MANIFEST_VERSION = 1

@@ -14,15 +14,21 @@ from functools import partial
 from itertools import islice
 
 from serve import remote
-from serve.archive import file_stamp, plain
-from serve.errors import UserError
-from serve.formats import kind_of_other, unread_pictures
+from serve.contract.archive import file_stamp, plain
+from serve.contract.errors import UserError
+from serve.contract.formats import kind_of_other, unread_pictures
+from serve.contract.preprocess import (
+    ImageError,
+    has_image_suffix,
+    read_image_file,
+    system_folder,
+    walk_images,
+)
+from serve.contract.urls import redact, unsigned, url_path
 from serve.inventory import PROBLEM, Entry, Inventory, Same
 from serve.lists import listed_in_csv, listed_lines
-from serve.preprocess import ImageError, has_image_suffix, read_image_file, system_folder, walk_images
 from serve.remote import is_remote
 from serve.tars import Tars
-from serve.urls import redact, unsigned, url_path
 
 LIST_SUFFIXES = (".txt", ".lst")
 MANIFEST_SUFFIX = ".csv"

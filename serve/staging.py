@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from serve.overwrite import is_predictions
 from serve.shards import Shard, is_manifest, manifest_path
 

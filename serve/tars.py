@@ -13,13 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from serve.archive import file_stamp, identity, members, plain
-from serve.formats import kind_of_other
+from serve.contract.archive import file_stamp, identity, members, plain
+from serve.contract.formats import kind_of_other
+from serve.contract.preprocess import (
+    MAX_FILE_BYTES,
+    ImageError,
+    has_image_suffix,
+    open_nonblocking,
+    system_folder,
+)
+from serve.contract.urls import redact
 from serve.inventory import PROBLEM, Entry
-from serve.preprocess import MAX_FILE_BYTES, ImageError, has_image_suffix, open_nonblocking, system_folder
 from serve.remote import is_remote, open_seekable, read_range
 from serve.remote import stamp as remote_stamp
-from serve.urls import redact
 
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",

@@ -4,8 +4,8 @@ import base64
 import os
 from typing import TYPE_CHECKING, Any
 
-from serve.errors import UserError
-from serve.urls import split_credentials
+from serve.contract.errors import UserError
+from serve.contract.urls import split_credentials
 
 if TYPE_CHECKING:  # a tenth of the time to the first row, and most calls need none
     import ssl

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serve.metadata import ModelMetadata, Pairing
+from serve.contract.metadata import ModelMetadata, Pairing
 from serve.shards import file_sha256
 
 RECORD = "verification.json"

@@ -21,7 +21,7 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from serve.inventory import Entry, Inventory, printable
 
 FORMATS = ("csv", "jsonl", "parquet", "kaggle")

@@ -9,7 +9,7 @@ import pytest
 from mlflow.entities import Run
 from onnx import TensorProto, helper
 
-from serve.metadata import METADATA_KEY, ModelMetadata
+from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from train.config import TrainConfig
 from train.mlflow_run import MlflowTracker
 

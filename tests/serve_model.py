@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from serve.metadata import (
+from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
     LOGITS_NAME,
@@ -30,7 +30,7 @@ from serve.metadata import (
     ModelMetadata,
     Pairing,
 )
-from serve.preprocess import Preprocess
+from serve.contract.preprocess import Preprocess
 
 SIZE = 8
 CLASS_NAMES = ("red", "green", "blue")

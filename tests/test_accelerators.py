@@ -9,9 +9,9 @@ from serve_model import SIZE, model_verified_on
 import serve.accelerators
 import serve.providers
 from serve.accelerators import Runtime, cuda, tensorrt
-from serve.metadata import ModelMetadata
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from serve.preprocess import Preprocess
 
 
 def test_cuda_computes_in_float32_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

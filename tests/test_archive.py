@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.archive import member_names, read_member, split_member
-from serve.preprocess import MAX_FILE_BYTES, ImageError, read_image_file
+from serve.contract.archive import member_names, read_member, split_member
+from serve.contract.preprocess import MAX_FILE_BYTES, ImageError, read_image_file
 
 
 def make_tar(path: Path, members: Mapping[str, bytes]) -> Path:

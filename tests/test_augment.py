@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from serve.preprocess import RESAMPLING
+from serve.contract.preprocess import RESAMPLING
 from train.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness, resize
 from train.config import TrainConfig
 

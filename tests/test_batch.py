@@ -25,11 +25,11 @@ from serve_model import (
 
 from serve import batch
 from serve.batch import StorageHangsError, check_score, default_batch_size, score
-from serve.doubts import NARROW
+from serve.contract.doubts import NARROW
+from serve.contract.metadata import EMBEDDINGS_NAME
+from serve.contract.preprocess import load_image, read_image_file
 from serve.inventory import Entry
-from serve.metadata import EMBEDDINGS_NAME
 from serve.predictor import Predictor
-from serve.preprocess import load_image, read_image_file
 from serve.remote import OutageError
 from serve.writers import Row
 

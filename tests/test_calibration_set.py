@@ -12,7 +12,7 @@ from train_data import draw
 
 from export.calibration_set import training_pixels
 from export.verify import ValidationImages
-from serve.preprocess import Preprocess, load_image
+from serve.contract.preprocess import Preprocess, load_image
 
 PREPROCESS = Preprocess("squash", 8, 8)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from serve_model import encode, noise
 
-from serve.doubts import CLEAR, FADED, NARROW
-from serve.preprocess import ImageError, load_image
+from serve.contract.doubts import CLEAR, FADED, NARROW
+from serve.contract.preprocess import ImageError, load_image
 
 
 def load(data: bytes) -> tuple[NDArray[np.uint8], list[str]]:

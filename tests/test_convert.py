@@ -10,9 +10,9 @@ from test_detector import detector as untrained_detector
 from torch import nn
 
 from export.convert import convert, describe, split_head
-from serve.metadata import ModelMetadata
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from serve.preprocess import Preprocess
 from train.calibration import log_probabilities
 from train.config import TrainConfig
 from train.model import ImageClassifier, add_subject_crop, build_model, rebuild

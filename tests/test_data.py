@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from train_data import draw, flat_set, image_set, settings
 
-from serve.doubts import NARROW
+from serve.contract.doubts import NARROW
 from train.config import TrainConfig
 from train.data import (
     Data,

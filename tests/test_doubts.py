@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from serve_model import encode, noise, solid
 
-from serve.doubts import BLANK, Doubts
-from serve.preprocess import load_image
+from serve.contract.doubts import BLANK, Doubts
+from serve.contract.preprocess import load_image
 from train.scan import ENOUGH
 
 

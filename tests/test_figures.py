@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from train_data import draw
 
-from serve.preprocess import Preprocess
+from serve.contract.preprocess import Preprocess
 from train.data import ImageSet
 from train.figures import _curves, caption, save_figures
 from train.metrics import Evaluation, evaluate_logits

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from export.convert import convert
 from export.fold import feed_bytes, fold_normalisation
-from serve.metadata import ModelMetadata
-from serve.preprocess import Preprocess
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from train.model import ImageClassifier
 
 SIZE = 15

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.formats import kind_of_other, unread_pictures
-from serve.preprocess import ImageError, load_image
+from serve.contract.formats import kind_of_other, unread_pictures
+from serve.contract.preprocess import ImageError, load_image
 from serve.sources import open_source
 
 BEGINNINGS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from serve.installation import require
+from serve.contract.installation import require
 
 COMMANDS = [
     path

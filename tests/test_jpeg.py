@@ -6,8 +6,8 @@ from serve_model import encode, noise
 from test_orientation import exif_block, turned
 from zoo import many_scans
 
-from serve.jpeg import scans_and_end
-from serve.preprocess import MAX_JPEG_SCANS, ImageError, load_image
+from serve.contract.jpeg import scans_and_end
+from serve.contract.preprocess import MAX_JPEG_SCANS, ImageError, load_image
 
 SCAN_MARKS = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
 BASELINE = encode(noise(64, 48), "JPEG")

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_data import make_data
 
-from serve.preprocess import load_image
+from serve.contract.preprocess import load_image
 from train import reading, workers
 from train.augment import View
 from train.loader import (

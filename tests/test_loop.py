@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
 from train_data import CPU, ONE, linear_model, make_data, make_trainee
 
-from serve.preprocess import load_image
+from serve.contract.preprocess import load_image
 from train.augment import PairMix, View
 from train.config import TrainConfig
 from train.data import Data, ImageSet

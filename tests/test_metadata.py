@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from serve.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata, Pairing, read_props
-from serve.preprocess import Preprocess
+from serve.contract.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata, Pairing, read_props
+from serve.contract.preprocess import Preprocess
 
 # Surrogates too: a class may be named after a folder whose name is not UTF-8.
 names = st.text(st.characters())

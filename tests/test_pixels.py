@@ -17,8 +17,8 @@ from PIL import Image, ImageFilter
 from train_data import make_data
 
 import train.pixels as module
-from serve.orientation import ORIENTATION
-from serve.preprocess import load_image
+from serve.contract.orientation import ORIENTATION
+from serve.contract.preprocess import load_image
 from train.augment import View
 from train.config import TrainConfig
 from train.data import ImageSet, prepare_data

@@ -20,9 +20,9 @@ from serve_model import (
     solid,
 )
 
-from serve.metadata import METADATA_KEY, ModelMetadata
+from serve.contract.metadata import METADATA_KEY, ModelMetadata
+from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from serve.preprocess import Preprocess
 from serve.processors import available_processors
 
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")

@@ -28,7 +28,7 @@ from serve_model import (
 )
 from torchvision.transforms import InterpolationMode, v2
 
-from serve.preprocess import (
+from serve.contract.preprocess import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
     MODES,

@@ -8,8 +8,8 @@ import pytest
 from mlflow_store import onnx_file
 from run_folders import make_run
 
-from serve.metadata import ModelMetadata
-from serve.preprocess import Preprocess
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from train import compare, promotion, tracking
 from train.checkpoint import file_sha256, save_checkpoint
 from train.promotion import decide

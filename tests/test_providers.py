@@ -20,9 +20,9 @@ from serve_model import (
 import serve.accelerators
 import serve.providers
 from serve.accelerators import PRECISIONS, PROVIDERS, Runtime
-from serve.metadata import ModelMetadata, Pairing
+from serve.contract.metadata import ModelMetadata, Pairing
+from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from serve.preprocess import Preprocess
 from serve.providers import open_session
 from serve.verification import read_metadata
 

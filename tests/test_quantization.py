@@ -11,8 +11,8 @@ from onnx import numpy_helper
 
 from export.convert import convert
 from export.quantization import Quantizer, correct_biases, optimise, probabilities, run, to_fp16
-from serve.metadata import INPUT_NAME, ModelMetadata
-from serve.preprocess import Preprocess
+from serve.contract.metadata import INPUT_NAME, ModelMetadata
+from serve.contract.preprocess import Preprocess
 from train.model import build_model
 
 SIZE = 48

@@ -14,8 +14,8 @@ import export.main
 import export.quantize
 import export.speed
 from export.quantize import main, mean_error
+from serve.contract.preprocess import load_image
 from serve.predictor import Predictor
-from serve.preprocess import load_image
 from train.checkpoint import file_sha256
 
 

@@ -19,8 +19,8 @@ from export.record import (
     write_report,
 )
 from export.verify import Verification
-from serve.metadata import ModelMetadata
-from serve.preprocess import Preprocess
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from serve.verification import read_metadata
 from train.checkpoint import file_sha256
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 from train_data import draw, flat_set
 
-from serve.doubts import NARROW
+from serve.contract.doubts import NARROW
 from train import scan as module
 from train.scan import ScanResult, scan
 

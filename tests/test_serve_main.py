@@ -24,11 +24,11 @@ from serve_model import (
     solid,
 )
 
-from serve.doubts import NARROW
+from serve.contract.doubts import NARROW
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from serve.job import Progress
 from serve.main import main, report, resampling_warning
-from serve.metadata import ModelMetadata
-from serve.preprocess import Preprocess
 from serve.sources import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[1]

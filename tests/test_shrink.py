@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from serve.orientation import ORIENTATION, on_its_side
-from serve.preprocess import ImageError, load_image
+from serve.contract.orientation import ORIENTATION, on_its_side
+from serve.contract.preprocess import ImageError, load_image
 from train.reading import read_image
 from train.shrink import LEAST_RATIO, Shrunk
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.contract.preprocess import ImageError
 from serve.inventory import Entry
-from serve.preprocess import ImageError
 from serve.sources import Source, expand_braces, open_source
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from serve_model import encode, noise, open_descriptors_unchanged, solid
 
-from serve.archive import MAX_HEADER_BYTES, plain
+from serve.contract.archive import MAX_HEADER_BYTES, plain
+from serve.contract.preprocess import MAX_FILE_BYTES, ImageError
 from serve.inventory import Entry, Inventory
-from serve.preprocess import MAX_FILE_BYTES, ImageError
 from serve.tars import Tars
 
 JPEG = encode(noise(20, 20), "JPEG")

@@ -14,9 +14,9 @@ from mlflow_store import DIGEST, PARAMETERS, REFUSES, onnx_file, runs, tracker, 
 
 from export import lineage
 from export.publish import check_register, training_run
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
 from serve.lineage import Recorded, ScoringRun, recorded_run
-from serve.metadata import ModelMetadata
-from serve.preprocess import Preprocess
 from train import mlflow_run, sync, tracking
 from train.checkpoint import file_sha256, save_checkpoint
 from train.config import TrainConfig

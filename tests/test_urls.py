@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.urls import redact, split_credentials, unsigned, url_path
+from serve.contract.urls import redact, split_credentials, unsigned, url_path
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from serve_model import build_model, model_verified_on, record_verification
 
-from serve.metadata import ModelMetadata
+from serve.contract.metadata import ModelMetadata
 from serve.predictor import Predictor
 from serve.verification import read_metadata
 

@@ -14,8 +14,8 @@ import zoo
 from serve_model import CLASS_NAMES, build_model, encode, probabilities_for, solid
 from zoo import FILES, IGNORED, MEMBERS, NAMES, PLACES, TRAVERSAL, Specimen
 
-from serve.archive import plain
 from serve.batch import score
+from serve.contract.archive import plain
 from serve.inventory import printable
 from serve.predictor import Predictor
 from serve.sources import open_source

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.subject import Classifier, crop_and_resize, in_float32, whole
 
 TAIL = 0.1  # share of the evidence that may lie outside the box, on each of its four sides

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.augment import View
 from train.checks import (
     check_clip,

@@ -18,8 +18,8 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torchvision.transforms import v2
 
-from serve.errors import UserError
-from serve.preprocess import RESAMPLING
+from serve.contract.errors import UserError
+from serve.contract.preprocess import RESAMPLING
 from train.config import TrainConfig
 from train.draws import seed_of, uniforms
 

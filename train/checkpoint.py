@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 MARK = b"PUREBRED"
 TRAILER_BYTES = len(MARK) + 32

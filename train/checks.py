@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.checkpoint import has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data import Data

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

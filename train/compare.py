@@ -19,12 +19,12 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch")
 
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.urls import redact
+from serve.contract.urls import redact
 from train.figures import comparison_curves
 from train.results import RunResult, paired, read_run
 from train.significance import Interval, PairedTest, accuracy_interval, auc_interval, holm, mean_interval

@@ -19,7 +19,7 @@ from cleanlab.rank import get_label_quality_scores
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.out_of_fold import OutOfFold
 from train.significance import CONFIDENCE, Bools, better_than_largest
 

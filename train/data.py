@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.duplicates import Near, labels_decide, near_duplicates

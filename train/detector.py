@@ -16,7 +16,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.subject import Classifier, in_float32, whole
 
 ONE_STAGE = (

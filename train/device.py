@@ -12,7 +12,7 @@ from statistics import median
 import joblib
 import torch
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks, max_over_ranks
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.assemble import Job
 from train.augment import PairMix
 from train.config import TrainConfig

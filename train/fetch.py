@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.errors import UserError
-from serve.installation import how_to_install
-from serve.urls import redact, unsigned, url_path
+from serve.contract.errors import UserError
+from serve.contract.installation import how_to_install
+from serve.contract.urls import redact, unsigned, url_path
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list
 from train.locks import NoLocks, take

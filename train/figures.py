@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from serve.preprocess import Preprocess, load_image, read_image_file
+from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from train.data import ImageSet
 from train.fonts import printable
 from train.metrics import Evaluation

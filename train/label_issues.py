@@ -21,12 +21,12 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch", "cleanlab")
 
@@ -40,7 +40,7 @@ from functools import cache, partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from serve.urls import redact
+from serve.contract.urls import redact
 from train.checkpoint import load_checkpoint
 from train.command_line import parse_config
 from train.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of

@@ -9,7 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.text_encoding import likely_encodings, reads_as
 
 NUMBER = re.compile(r"[-+]?\d+([.]\d*|,\d{1,2})?(e[-+]?\d{1,3})?", re.IGNORECASE)

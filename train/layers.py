@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 # Modules that are only a list of layers, and those of torchvision whose forward is hardly more than one.
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

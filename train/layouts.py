@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.archive import SUFFIX, list_tars
-from serve.errors import UserError
-from serve.preprocess import Listing, list_images, system_folder
+from serve.contract.archive import SUFFIX, list_tars
+from serve.contract.errors import UserError
+from serve.contract.preprocess import Listing, list_images, system_folder
 from train.masks import find_made
 from train.outputs import is_output, is_report, without_outputs
 from train.parts import Given, check_parts, check_wrapper, describe_inside

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from serve.errors import UserError
-from serve.preprocess import Preprocess
+from serve.contract.errors import UserError
+from serve.contract.preprocess import Preprocess
 from train.augment import View
 from train.data import ImageSet
 from train.draws import seed_of

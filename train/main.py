@@ -18,12 +18,12 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
     gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch")
 
-from serve.interrupts import end_on_signal
+from serve.contract.interrupts import end_on_signal
 from train.home import ensure_home
 from train.preemption import (
     EXIT_CODE,
@@ -48,7 +48,7 @@ import torch
 from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from serve.urls import redact
+from serve.contract.urls import redact
 from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.checks import check_batch_size

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
-from serve.preprocess import has_image_suffix
+from serve.contract.errors import UserError
+from serve.contract.preprocess import has_image_suffix
 from train.labels import check_none_missing, check_white_space, missing, normal
 from train.manifest_cures import cure_for_columns, cure_for_encoding, cure_for_paths
 from train.text_encoding import is_undecoded, text_encoding

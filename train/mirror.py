@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from serve.errors import UserError
-from serve.urls import redact
+from serve.contract.errors import UserError
+from serve.contract.urls import redact
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list, on_main
 from train.fetch import Remote, Say, copy_file, is_remote, list_objects, needs_packages, open_store

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 LONGEST = 2000  # characters of a message; a proxy may answer with a whole page
 # MLflow's names of answers that another attempt may change

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.metadata import BEST_CHECKPOINT_TAG
+from serve.contract.metadata import BEST_CHECKPOINT_TAG
 from train.checkpoint import file_sha256
 from train.config import TrainConfig
 from train.fetch import is_remote

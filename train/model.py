@@ -11,7 +11,7 @@ import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.activation import ActivationMap, find_activation_map
 from train.checkpoint import load_checkpoint
 from train.detector import DetectedSubject, build_detector

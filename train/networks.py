@@ -11,7 +11,7 @@ from timm.layers import drop as timm_drop
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 OPTIONAL = ("img_size", "drop_path_rate")  # what only some of timm's networks can be built with
 SUGGESTIONS = 6  # names that an unknown one is answered with, at most

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.checkpoint import load_checkpoint
 from train.results import Predictions, read_predictions
 

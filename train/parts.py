@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.masks import MADE, words
 from train.tree import Tree, classes_in, folders_in, images_in, inside, unwrap
 

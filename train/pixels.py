@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.errors import UserError
-from serve.orientation import on_its_side
-from serve.preprocess import FORMATS, open_image, read_image_file
+from serve.contract.errors import UserError
+from serve.contract.orientation import on_its_side
+from serve.contract.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
 from train.data import ImageSet
 from train.locks import NoLocks, take

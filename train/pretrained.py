@@ -18,8 +18,8 @@ import torchvision
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from serve.errors import UserError
-from serve.preprocess import RESAMPLING
+from serve.contract.errors import UserError
+from serve.contract.preprocess import RESAMPLING
 from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.layers import head_names

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.checkpoint import file_sha256, load_checkpoint
 from train.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.results import Predictions, RunResult, check_metrics, paired, read_predictions

@@ -17,12 +17,12 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch")
 
@@ -38,8 +38,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.preprocess import list_images
-from serve.urls import redact
+from serve.contract.preprocess import list_images
+from serve.contract.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig

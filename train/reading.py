@@ -8,8 +8,8 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from serve.errors import UserError
-from serve.preprocess import load_image, read_image_file
+from serve.contract.errors import UserError
+from serve.contract.preprocess import load_image, read_image_file
 
 DECODER = f"2, Pillow {PIL.__version__}"
 """In every key under which something decoded is kept. Count up where `load_image` decodes otherwise."""

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.errors import UserError
-from serve.metadata import ModelMetadata
+from serve.contract.errors import UserError
+from serve.contract.metadata import ModelMetadata
 from train.mlflow_errors import explain, may_pass, without_passwords
 from train.tracking import choose_experiment, connect, log_points, mlflow, store_uri, use_experiment
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.calibration import log_probabilities
 from train.config import TrainConfig
 from train.manifest import SOFT_COLUMN

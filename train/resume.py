@@ -13,7 +13,7 @@ from typing import IO
 
 import psutil
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.checkpoint import CheckpointError, load_checkpoint
 from train.command_line import parse_config
 from train.config import TrainConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.checks import check_start
 from train.command_line import save_config

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 LABELS = ("cat", "dog")
 TRAIN, TEST = 0, 1  # part of each image's seed

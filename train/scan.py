@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.archive import split_member
-from serve.doubts import Doubts
-from serve.preprocess import load_image, read_image_file
+from serve.contract.archive import split_member
+from serve.contract.doubts import Doubts
+from serve.contract.preprocess import load_image, read_image_file
 from train.reading import DECODER
 from train.shrink import Shrunk
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.orientation import on_its_side
-from serve.preprocess import RESAMPLING
+from serve.contract.orientation import on_its_side
+from serve.contract.preprocess import RESAMPLING
 
 Size = tuple[int, int]  # width, height
 

@@ -14,7 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.command_line import normalise_flags, parse_config
 from train.config import TrainConfig
 

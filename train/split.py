@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 
 def choose_validation(

@@ -14,8 +14,8 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from serve.errors import UserError
-from serve.urls import redact
+from serve.contract.errors import UserError
+from serve.contract.urls import redact
 from train.config import TrainConfig
 from train.locks import NoLocks, take
 from train.registry import end_children, log_parent, open_parent

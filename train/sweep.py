@@ -18,12 +18,12 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "torch", "optuna")
 
-from serve.interrupts import end_on_signal
+from serve.contract.interrupts import end_on_signal
 from train.preemption import EXIT_CODE, outlive_readers, stops
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -42,7 +42,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from serve.urls import redact
+from serve.contract.urls import redact
 from train.checks import check_batch_size
 from train.command_line import parse_config
 from train.config import TrainConfig

@@ -18,19 +18,19 @@ if not __package__:  # started by path: the repository root, not train/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from serve.interrupts import end_on_signal
+    from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)
 
-from serve.errors import UserError
-from serve.installation import require
+from serve.contract.errors import UserError
+from serve.contract.installation import require
 
 require("train", "mlflow")
 
 import argparse
 from collections.abc import Sequence
 
-from serve.urls import redact
+from serve.contract.urls import redact
 from train.metrics_file import read_metrics
 from train.mlflow_errors import RefusedError, without_passwords
 from train.mlflow_run import Sender

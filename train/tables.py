@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

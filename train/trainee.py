@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data import Data
 from train.depthwise import quicken_depthwise

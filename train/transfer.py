@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 from train.layers import head_names, is_auxiliary
 from train.networks import base_name, create, library_of
 

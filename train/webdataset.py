@@ -5,9 +5,9 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from serve.archive import list_tars, member_names, read_member
-from serve.errors import UserError
-from serve.preprocess import has_image_suffix, system_folder
+from serve.contract.archive import list_tars, member_names, read_member
+from serve.contract.errors import UserError
+from serve.contract.preprocess import has_image_suffix, system_folder
 from train.labels import check_none_missing
 from train.text_encoding import likely_encodings, reads_as
 

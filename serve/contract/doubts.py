@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serve.jpeg import scans_and_end
+from serve.contract.jpeg import scans_and_end
 
 EXAMPLES = 3  # names of files for each reason
 NEARLY = 16  # grey levels: what varies by less is nearly one colour

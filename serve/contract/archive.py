@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import UserError
+from serve.contract.errors import UserError
 
 SUFFIX = ".tar"
 INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)

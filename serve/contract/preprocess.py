@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.archive import read_member, split_member
-from serve.colours import sample_bits, to_rgb
-from serve.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
-from serve.errors import UserError
-from serve.formats import unread_format
-from serve.jpeg import scans_and_end, without_metadata
-from serve.orientation import TURNS, orientation, pass_over_metadata
+from serve.contract.archive import read_member, split_member
+from serve.contract.colours import sample_bits, to_rgb
+from serve.contract.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
+from serve.contract.errors import UserError
+from serve.contract.formats import unread_format
+from serve.contract.jpeg import scans_and_end, without_metadata
+from serve.contract.orientation import TURNS, orientation, pass_over_metadata
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from serve.errors import UserError
-from serve.preprocess import Preprocess
+from serve.contract.errors import UserError
+from serve.contract.preprocess import Preprocess
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
 METADATA_PROPS = 14  # its number in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
-from serve.errors import UserError
+from serve.contract.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
+from serve.contract.errors import UserError
 
 STRIP_PIXELS = 1 << 20  # laid over white at once
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
