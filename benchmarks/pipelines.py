@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from serve.batch import score  # noqa: E402
 from serve.contract.preprocess import list_images, load_image, read_image_file  # noqa: E402
-from serve.inventory import Entry  # noqa: E402
+from serve.inputs.inventory import Entry  # noqa: E402
 from serve.predictor import Predictor  # noqa: E402
 from serve.processors import available_processors  # noqa: E402
 

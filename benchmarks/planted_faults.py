@@ -429,7 +429,7 @@ FAULTS = [
     ),
     Fault(
         "the output is written in place",
-        "serve/writers.py",
+        "serve/outputs/writers.py",
         "        os.replace(temporary, path)\n",
         "        path.write_bytes(temporary.read_bytes())\n",
         ("writers", "job"),

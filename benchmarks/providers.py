@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from export.convert import convert, save  # noqa: E402
 from export.quantization import Quantizer, optimise  # noqa: E402
-from serve.accelerators import PRECISIONS  # noqa: E402
 from serve.contract.metadata import ModelMetadata  # noqa: E402
 from serve.contract.preprocess import Preprocess  # noqa: E402
+from serve.execution_providers import PRECISIONS  # noqa: E402
 from serve.predictor import Predictor  # noqa: E402
 from train.model import build_model  # noqa: E402
 

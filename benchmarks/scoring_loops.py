@@ -181,7 +181,7 @@ def purebred(precision: str, provider: str = "cpu", arithmetic: str = "fp32") ->
     def prepare(model: Path) -> Scorer:
         from serve.batch import default_batch_size, score
         from serve.contract.preprocess import read_image_file
-        from serve.inventory import Entry
+        from serve.inputs.inventory import Entry
         from serve.predictor import Predictor
 
         file = model.with_suffix(f".{precision}.onnx")

@@ -12,7 +12,7 @@ from export.verify import ValidationImages
 from serve.contract.archive import SUFFIX, list_tars, member_names
 from serve.contract.errors import UserError
 from serve.contract.preprocess import Preprocess, has_image_suffix, list_images, load_image, read_image_file
-from serve.lists import listed_in_csv
+from serve.inputs.lists import listed_in_csv
 
 SEED = 0
 MIN_IMAGES = 8

@@ -52,8 +52,8 @@ from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
-from serve.accelerators import PRECISIONS
 from serve.contract.urls import redact
+from serve.execution_providers import PRECISIONS
 from serve.predictor import Predictor
 from serve.staging import MAY_PASS
 from serve.verification import RECORD

@@ -34,7 +34,7 @@ from onnxruntime.quantization import quantize_static as ort_quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from export.fold import feed_bytes, fold_normalisation
+from export.normalisation import feed_bytes, fold_normalisation
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.processors import available_processors
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 from serve.contract.errors import UserError
-from serve.remote import check_bucket, get_file, is_remote, list_objects, put_file, remove
 from serve.staging import named
+from serve.storage import check_bucket, get_file, is_remote, list_objects, put_file, remove
 
 PROBE = ".writable"
 LOCK = ".export.lock"

@@ -25,12 +25,12 @@ from serve.contract.errors import UserError
 from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
 from serve.contract.preprocess import load_image
 from serve.contract.urls import redact
-from serve.inventory import Entry
+from serve.inputs.inventory import Entry
+from serve.inputs.sources import Read
+from serve.outputs.writers import Row
 from serve.predictor import Predictor
 from serve.processors import available_processors
-from serve.remote import OutageError
-from serve.sources import Read
-from serve.writers import Row
+from serve.storage import OutageError
 
 BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache
 BATCH_SIZE_ON_A_DEVICE = 64

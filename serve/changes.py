@@ -11,9 +11,9 @@ import threading
 from contextlib import suppress
 from itertools import islice
 
-from serve.inventory import Entry
+from serve.inputs.inventory import Entry
+from serve.inputs.sources import Read, Source
 from serve.shards import Manifest
-from serve.sources import Read, Source
 
 READERS = 32  # threads that wait for storage
 STAMPS_AT_ONCE = 256  # by one thread

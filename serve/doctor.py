@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Literal
 
-from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import redact
+from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.processors import available_processors, cpu_quota
-from serve.remote import is_remote
+from serve.storage import is_remote
 from serve.tracking_server import TrackingServer
 
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks

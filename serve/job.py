@@ -17,8 +17,10 @@ from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.doubts import Doubts
 from serve.contract.preprocess import has_image_suffix
-from serve.inventory import Entry
-from serve.join import join
+from serve.inputs.inventory import Entry
+from serve.inputs.sources import Source
+from serve.outputs.join import join
+from serve.outputs.writers import Layout, Row, atomic_writer, open_writer
 from serve.predictor import Predictor
 from serve.shards import (
     Job,
@@ -31,9 +33,7 @@ from serve.shards import (
     pieces_folder,
     remove_pieces,
 )
-from serve.sources import Source
 from serve.staging import Staging
-from serve.writers import Layout, Row, atomic_writer, open_writer
 
 PROGRESS_SECONDS = 5.0
 TRIES = 3  # when another process has finished the same part and cleaned up under our hands

@@ -28,25 +28,25 @@ from contextlib import ExitStack, suppress
 
 import PIL
 
-from serve.accelerators import ALL_PRECISIONS, PROVIDERS
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
 from serve.contract.formats import unread_pictures
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import has_image_suffix
 from serve.contract.urls import redact, url_path
+from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
+from serve.inputs.sources import Source, left_out, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
-from serve.parquet import import_pyarrow
+from serve.outputs.parquet import import_pyarrow
+from serve.outputs.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of, kaggle_meaning
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.providers import absent
-from serve.remote import is_remote
 from serve.shards import Manifest, Shard, file_sha256
-from serve.sources import Source, left_out, open_source
 from serve.staging import open_model, open_output
+from serve.storage import is_remote
 from serve.verification import read_metadata
-from serve.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of, kaggle_meaning
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
 MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage

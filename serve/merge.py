@@ -21,10 +21,10 @@ from collections.abc import Sequence
 
 from serve.contract.errors import UserError
 from serve.contract.urls import redact
-from serve.join import join
+from serve.outputs.join import join
+from serve.outputs.writers import atomic_writer
 from serve.shards import PART_NAME, Manifest
 from serve.staging import open_folder, open_output
-from serve.writers import atomic_writer
 
 
 def build_parser() -> argparse.ArgumentParser:

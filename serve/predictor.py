@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.accelerators import Runtime
 from serve.contract.errors import UserError
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from serve.execution_providers import Runtime
 from serve.providers import open_session
 from serve.verification import read_metadata
 

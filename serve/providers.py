@@ -13,9 +13,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from serve.accelerators import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata, Pairing
+from serve.execution_providers import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
 from serve.heap import reused_heap
 from serve.processors import available_processors
 

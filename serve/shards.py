@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serve.contract.errors import UserError
-from serve.writers import atomic_writer
+from serve.outputs.writers import atomic_writer
 
 MANIFEST_VERSION = 1
 MAX_SHARDS = 1_000_000

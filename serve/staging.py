@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from serve.contract.errors import UserError
-from serve.overwrite import is_predictions
+from serve.outputs.overwrite import is_predictions
 from serve.shards import Shard, is_manifest, manifest_path
 
 MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
@@ -146,7 +146,7 @@ def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[
 
 def _remote() -> ModuleType:
     """On first use: it imports Pillow, which merging does without."""
-    from serve import remote
+    from serve import storage as remote
 
     return remote
 

@@ -28,10 +28,10 @@ from serve.batch import StorageHangsError, check_score, default_batch_size, scor
 from serve.contract.doubts import NARROW
 from serve.contract.metadata import EMBEDDINGS_NAME
 from serve.contract.preprocess import load_image, read_image_file
-from serve.inventory import Entry
+from serve.inputs.inventory import Entry
+from serve.outputs.writers import Row
 from serve.predictor import Predictor
-from serve.remote import OutageError
-from serve.writers import Row
+from serve.storage import OutageError
 
 NUM_IMAGES = 40
 

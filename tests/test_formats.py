@@ -7,7 +7,7 @@ import pytest
 
 from serve.contract.formats import kind_of_other, unread_pictures
 from serve.contract.preprocess import ImageError, load_image
-from serve.sources import open_source
+from serve.inputs.sources import open_source
 
 BEGINNINGS = {
     "HEIC": [b"\0\0\0\x24ftypheic\0\0\0\0mif1", b"\0\0\0\x18ftypheix", b"\0\0\0\x18ftyphevc"],

@@ -10,7 +10,7 @@ from forked import train
 from fsspec import AbstractFileSystem, filesystem
 
 from export.main import main as export_main
-from serve import remote
+from serve import storage as remote
 from serve.main import main as serve_main
 from serve.merge import main as merge_main
 from train.sample import make_sample

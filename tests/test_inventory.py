@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve_model import open_descriptors_unchanged
 
-from serve import inventory
-from serve.inventory import Entry, Inventory, NamesDigest, printable
+from serve.inputs import inventory
+from serve.inputs.inventory import Entry, Inventory, NamesDigest, printable
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=()), min_size=1, max_size=20)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.lists import listed_in_csv, listed_lines
+from serve.inputs.lists import listed_in_csv, listed_lines
 
 PATHS = ["in/a.jpg", "in/b c.jpg"]
 

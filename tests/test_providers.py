@@ -17,11 +17,11 @@ from serve_model import (
     record_verification,
 )
 
-import serve.accelerators
+import serve.execution_providers
 import serve.providers
-from serve.accelerators import PRECISIONS, PROVIDERS, Runtime
 from serve.contract.metadata import ModelMetadata, Pairing
 from serve.contract.preprocess import Preprocess
+from serve.execution_providers import PRECISIONS, PROVIDERS, Runtime
 from serve.predictor import Predictor
 from serve.providers import open_session
 from serve.verification import read_metadata
@@ -35,7 +35,7 @@ no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machin
 def openvino_devices() -> tuple[object, ...]:
     if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
         pytest.skip("onnxruntime-ep-openvino is not installed")
-    devices = serve.accelerators.openvino_devices()
+    devices = serve.execution_providers.openvino_devices()
     if not devices:
         pytest.skip("onnxruntime-ep-openvino does not take this processor")
     return devices
@@ -197,7 +197,7 @@ def test_openvino_that_takes_no_processor_of_this_machine_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: ())
+    monkeypatch.setattr(serve.execution_providers, "openvino_devices", lambda: ())
     model = model_verified_on(tmp_path, "cpu:fp32", "openvino:fp32")
     with pytest.raises(ValueError, match="finds no processor that it takes"):
         Predictor(model, "openvino")
@@ -249,7 +249,7 @@ def test_openvino_gives_each_image_its_own_answer_at_the_precision_asked_for(
     tmp_path: Path, precision: str
 ) -> None:
     devices = openvino_devices()
-    if precision == "bf16" and not serve.accelerators.has_bf16(devices[0]):
+    if precision == "bf16" and not serve.execution_providers.has_bf16(devices[0]):
         pytest.skip("this processor has no bf16 arithmetic")
     model = model_verified_on(tmp_path, f"openvino:{precision}")
     predictor = Predictor(model, "openvino", threads=1, precision=precision)

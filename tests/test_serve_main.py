@@ -27,9 +27,9 @@ from serve_model import (
 from serve.contract.doubts import NARROW
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
+from serve.inputs.sources import open_source
 from serve.job import Progress
 from serve.main import main, report, resampling_warning
-from serve.sources import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "serve" / "main.py"

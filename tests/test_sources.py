@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from serve.contract.preprocess import ImageError
-from serve.inventory import Entry
-from serve.sources import Source, expand_braces, open_source
+from serve.inputs.inventory import Entry
+from serve.inputs.sources import Source, expand_braces, open_source
 
 
 def make(root: Path, *names: str) -> None:

@@ -15,7 +15,7 @@ from s3 import s3_server
 from serve_model import broken_files, build_model, colour_of, encode, record_verification, solid
 
 from serve import main as serve_main
-from serve import remote
+from serve import storage as remote
 from serve.merge import main as merge_main
 from serve.staging import Staging, open_model
 from serve.verification import read_metadata

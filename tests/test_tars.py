@@ -14,8 +14,8 @@ from serve_model import encode, noise, open_descriptors_unchanged, solid
 
 from serve.contract.archive import MAX_HEADER_BYTES, plain
 from serve.contract.preprocess import MAX_FILE_BYTES, ImageError
-from serve.inventory import Entry, Inventory
-from serve.tars import Tars
+from serve.inputs.inventory import Entry, Inventory
+from serve.inputs.tars import Tars
 
 JPEG = encode(noise(20, 20), "JPEG")
 

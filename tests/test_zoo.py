@@ -16,9 +16,9 @@ from zoo import FILES, IGNORED, MEMBERS, NAMES, PLACES, TRAVERSAL, Specimen
 
 from serve.batch import score
 from serve.contract.archive import plain
-from serve.inventory import printable
+from serve.inputs.inventory import printable
+from serve.inputs.sources import open_source
 from serve.predictor import Predictor
-from serve.sources import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The tests may run as root, whom nothing is forbidden: these privileges are dropped.

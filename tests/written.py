@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.writers import Layout, Row, atomic_writer, open_writer
+from serve.outputs.writers import Layout, Row, atomic_writer, open_writer
 
 
 def row_of(path: str, *probabilities: float) -> Row:

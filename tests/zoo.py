@@ -219,7 +219,7 @@ def write_tar(path: Path) -> None:
         tar.addfile(info, io.BytesIO(FILES[0].contents))
 
 
-# Made by test_zoo.py and test_remote.py, which check these outcomes.
+# Made by test_zoo.py and test_storage.py, which check these outcomes.
 WHILE_SCORING = [
     ("a file that is deleted after it was listed", "No such file or directory"),
     ("a file that becomes a folder", "Is a directory"),
@@ -247,7 +247,7 @@ SERVERS = [
 INTRODUCTION = """# Hostile input: what was tried, what came out
 
 Made by `python tests/zoo.py`; tests/test_zoo.py scores every line with `serve/main.py` (the tar
-and server lines: test_tars.py, test_remote.py) and fails when this page says something else. In all of them the
+and server lines: test_tars.py, test_storage.py) and fails when this page says something else. In all of them the
 command ends by itself with exit code 0, every other input keeps its own answer, and the order is the names'.
 
 A decoder or a read that hangs for `--image-timeout` seconds (default 60) costs its image an error row. The thread

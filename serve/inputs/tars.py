@@ -23,9 +23,9 @@ from serve.contract.preprocess import (
     system_folder,
 )
 from serve.contract.urls import redact
-from serve.inventory import PROBLEM, Entry
-from serve.remote import is_remote, open_seekable, read_range
-from serve.remote import stamp as remote_stamp
+from serve.inputs.inventory import PROBLEM, Entry
+from serve.storage import is_remote, open_seekable, read_range
+from serve.storage import stamp as remote_stamp
 
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",

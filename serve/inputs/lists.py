@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from serve import remote
+from serve import storage as remote
 from serve.contract.errors import UserError
 from serve.contract.preprocess import has_image_suffix
-from serve.remote import is_remote
+from serve.storage import is_remote
 
 MAX_LINE_BYTES = 1 << 16
 # What may be wrong with each line alike, and the command that mends it

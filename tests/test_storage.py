@@ -17,10 +17,10 @@ from s3 import s3_server
 from serve_model import build_model, colour_of, encode, probabilities_for, solid
 
 from serve import main as serve_main
-from serve import remote
+from serve import storage as remote
 from serve.contract.preprocess import ImageError
-from serve.inventory import Entry
-from serve.sources import Source, open_source
+from serve.inputs.inventory import Entry
+from serve.inputs.sources import Source, open_source
 
 PNG = {f"{number}.png": encode(solid(colour_of(number)), "PNG") for number in range(6)}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from serve.contract.errors import UserError
-from serve.inventory import NamesDigest
-from serve.parquet import import_pyarrow
+from serve.inputs.inventory import NamesDigest
+from serve.outputs.parquet import import_pyarrow
 from serve.shards import Manifest, file_sha256
 
 MAX_FIELD = 1 << 24  # a name may be longer than the csv module's own limit

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.convert import convert
-from export.fold import feed_bytes, fold_normalisation
+from export.normalisation import feed_bytes, fold_normalisation
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train.model import ImageClassifier

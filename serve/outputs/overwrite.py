@@ -15,7 +15,7 @@ PARQUET_MARK = b"PAR1"
 
 
 def is_predictions(file: IO[bytes]) -> bool:
-    """Whether a seekable file is empty, or begins as the predictions that serve/writers.py writes.
+    """Whether a seekable file is empty, or begins as the predictions that serve/outputs/writers.py writes.
 
     Byte for byte: what a spreadsheet or an editor saved anew is somebody's work.
     """

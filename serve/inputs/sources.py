@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
-from serve import remote
+from serve import storage as remote
 from serve.contract.archive import file_stamp, plain
 from serve.contract.errors import UserError
 from serve.contract.formats import kind_of_other, unread_pictures
@@ -25,10 +25,10 @@ from serve.contract.preprocess import (
     walk_images,
 )
 from serve.contract.urls import redact, unsigned, url_path
-from serve.inventory import PROBLEM, Entry, Inventory, Same
-from serve.lists import listed_in_csv, listed_lines
-from serve.remote import is_remote
-from serve.tars import Tars
+from serve.inputs.inventory import PROBLEM, Entry, Inventory, Same
+from serve.inputs.lists import listed_in_csv, listed_lines
+from serve.inputs.tars import Tars
+from serve.storage import is_remote
 
 LIST_SUFFIXES = (".txt", ".lst")
 MANIFEST_SUFFIX = ".csv"

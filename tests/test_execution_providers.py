@@ -6,11 +6,11 @@ import onnxruntime as ort
 import pytest
 from serve_model import SIZE, model_verified_on
 
-import serve.accelerators
+import serve.execution_providers
 import serve.providers
-from serve.accelerators import Runtime, cuda, tensorrt
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
+from serve.execution_providers import Runtime, cuda, tensorrt
 from serve.predictor import Predictor
 
 
@@ -34,7 +34,9 @@ def test_tensorrt_gets_its_precision_and_one_range_of_batch_sizes(
     assert options["trt_fp16_enable"] + options["trt_bf16_enable"] == flags
     assert options["trt_profile_min_shapes"] == "images:1x224x224x3"
     assert Path(options["trt_engine_cache_path"]).is_dir()
-    assert (serve.accelerators.os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (precision == "fp32")
+    assert (serve.execution_providers.os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (
+        precision == "fp32"
+    )
 
 
 def test_a_user_without_a_home_has_to_say_where_engines_are_kept(
@@ -80,7 +82,7 @@ def test_bf16_without_the_processor_for_it_is_an_error_not_fp32_nor_emulation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: str, flags: set[str]
 ) -> None:
     monkeypatch.setattr(serve.providers.importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(serve.accelerators, "openvino_devices", lambda: (_Device(capabilities),))
-    monkeypatch.setattr(serve.accelerators, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(serve.execution_providers, "openvino_devices", lambda: (_Device(capabilities),))
+    monkeypatch.setattr(serve.execution_providers, "processor_flags", lambda: frozenset(flags))
     with pytest.raises(ValueError, match="this processor has no bf16 arithmetic"):
         Predictor(model_verified_on(tmp_path, "openvino:bf16"), "openvino", precision="bf16")

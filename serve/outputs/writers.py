@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from serve.inventory import Entry, Inventory, printable
+from serve.inputs.inventory import Entry, Inventory, printable
 
 FORMATS = ("csv", "jsonl", "parquet", "kaggle")
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)  # as a class's name
@@ -97,7 +97,7 @@ def open_writer(format_name: str, file: IO[bytes], layout: Layout) -> Writer:
     if format_name == "kaggle":
         return KaggleWriter(file, layout)
     if format_name == "parquet":
-        from serve.parquet import ParquetWriter
+        from serve.outputs.parquet import ParquetWriter
 
         return ParquetWriter(file, layout)
     if layout.embeddings and format_name == "csv":
