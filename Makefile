@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 run: .venv/.train
 	@rm -rf $(RUN)
-	$(BIN)/python train/sample.py --output data/sample
+	$(BIN)/python train/data/sample.py --output data/sample
 	$(BIN)/torchrun --nproc_per_node=2 train/main.py --data data/sample/train --model simple_cnn \
 	  --image-size 64 --epochs 15 --crop-scale 0.6 --name sample
 	$(BIN)/python export/main.py --run $(RUN)

@@ -24,8 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from train.data import find_labels  # noqa: E402
-from train.manifest import write_manifest  # noqa: E402
+from train.data.index import find_labels  # noqa: E402
+from train.data.label_file import write_manifest  # noqa: E402
 from train.significance import accuracy_interval  # noqa: E402
 
 MODELS = (

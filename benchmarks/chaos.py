@@ -30,8 +30,8 @@ import mlflow
 import psutil
 
 from benchmarks.jobs import EXACT, SMALL, TrainingJob, weights_sha256
+from train.data.sample import make_sample
 from train.metrics_file import read_metrics
-from train.sample import make_sample
 from train.snapshots import list_snapshots
 
 

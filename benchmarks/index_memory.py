@@ -24,13 +24,13 @@ import psutil
 import torch
 
 from train.assemble import share_index
-from train.augment import View
 from train.config import TrainConfig
-from train.data import Data, ImageSet
+from train.data.augment import View
+from train.data.index import Data, ImageSet
+from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.pixel_cache import PixelCache
 from train.device import keep_freed_memory
 from train.distributed import gather_list, on_main, process_group, ranks_from_environment
-from train.loader import EpochPlan, Loader, PixelDataset
-from train.pixels import PixelCache
 
 SIDE, BATCH, STEPS = 64, 64, 50
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from train.checkpoint import load_checkpoint  # noqa: E402
-from train.sample import make_sample  # noqa: E402
+from train.data.sample import make_sample  # noqa: E402
 
 PREFIX = f"purebred{os.getpid()}"
 HUB = f"{PREFIX}-hub"

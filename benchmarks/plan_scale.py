@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from serve.shards import Shard  # noqa: E402
-from train.loader import EpochPlan  # noqa: E402
+from train.data.loader import EpochPlan  # noqa: E402
 
 MAX_MEGABYTES, MAX_SECONDS = 50, 1.0
 IMAGES_PER_RANK = 32  # of one step

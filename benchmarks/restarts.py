@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.jobs import EXACT, SMALL, TrainingJob, weights_sha256
-from train.sample import make_sample
+from train.data.sample import make_sample
 
 STEPS, EPOCHS = 9, 4  # 68 images in batches of 8
 

@@ -73,7 +73,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from train.sample import make_sample
+    from train.data.sample import make_sample
 
     def make(folder: Path) -> None:
         make_sample(folder / "sample", train_per_class=80, num_test=20)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from train.command_line import save_config
+from train.cli import save_config
 from train.config import TrainConfig
-from train.data import ImageSet
+from train.data.index import ImageSet
 from train.metrics import evaluate_logits, write_predictions
 
 

@@ -10,8 +10,8 @@ from train_data import CPU, ONE, make_data, make_trainee
 
 from export.convert import convert, describe
 from export.verify import ValidationImages, verify
-from train.augment import PairMix, View
-from train.loader import EpochPlan, Loader, PixelDataset
+from train.data.augment import PairMix, View
+from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import build_model, rebuild
 from train.trainee import History, checkpoint_state

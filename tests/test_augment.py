@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from serve.contract.preprocess import RESAMPLING
-from train.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness, resize
 from train.config import TrainConfig
+from train.data.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness, resize
 
 STRONG = {"crop_scale": 0.3, "flip": 0.5, "color_jitter": 0.5, "random_erasing": 0.8}
 OFF = {"crop_scale": 1.0, "flip": 0.0, "color_jitter": 0.0, "random_erasing": 0.0}

@@ -18,8 +18,8 @@ from train.checks import (
     trained_on_validation,
 )
 from train.config import TrainConfig
-from train.data import prepare_data
-from train.loader import EpochPlan
+from train.data.index import prepare_data
+from train.data.loader import EpochPlan
 from train.trainee import History, checkpoint_state
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.config import LIMITS, TrainConfig
 
 

@@ -7,7 +7,7 @@ from serve_model import encode, noise, solid
 
 from serve.contract.doubts import BLANK, Doubts
 from serve.contract.preprocess import load_image
-from train.scan import ENOUGH
+from train.data.scan import ENOUGH
 
 
 def doubts_of(data: bytes) -> list[str]:

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 from train_data import settings
 
-from train.data import Data, prepare_data
+from train.data.index import Data, prepare_data
+from train.data.sample import draw_face
 from train.duplicate_report import contradictory, list_duplicates, save_duplicates
-from train.sample import draw_face
 
 
 def faces(root: Path, per_class: int = 8) -> Path:

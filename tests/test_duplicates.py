@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_digits
 
-from train.duplicates import Near, compare, labels_decide, near_duplicates
-from train.sample import draw_face
-from train.scan import scan
+from train.data.duplicates import Near, compare, labels_decide, near_duplicates
+from train.data.sample import draw_face
+from train.data.scan import scan
 
 
 def face(seed: int) -> Image.Image:

@@ -13,12 +13,12 @@ from train import epochs
 from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
+from train.data.loader import Batch, Key, Loader
 from train.distributed import Ranks
 from train.epochs import Epochs, epoch_line
-from train.loader import Batch, Key, Loader
 from train.loop import Running, train_one_epoch
 from train.metrics_file import MetricsFile
-from train.preemption import Preempted, StopRequest
+from train.signals import Preempted, StopRequest
 from train.snapshots import Position
 from train.trainee import History
 

@@ -10,7 +10,7 @@ from PIL import Image
 from train_data import draw
 
 from serve.contract.preprocess import Preprocess
-from train.data import ImageSet
+from train.data.index import ImageSet
 from train.figures import _curves, caption, save_figures
 from train.metrics import Evaluation, evaluate_logits
 

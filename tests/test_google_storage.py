@@ -13,7 +13,7 @@ from export.main import main as export_main
 from serve import storage as remote
 from serve.main import main as serve_main
 from serve.merge import main as merge_main
-from train.sample import make_sample
+from train.data.sample import make_sample
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ import export.main
 import serve.doctor
 import serve.main
 import serve.merge
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.config import TrainConfig
 
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -50,7 +50,7 @@ def test_every_containers_arguments_are_understood_by_the_program_it_starts(
     for pod in jobs(overlay):
         for each in pod.containers:
             if each.get("command"):
-                assert each["command"] == ["python", "train/sample.py"]
+                assert each["command"] == ["python", "train/data/sample.py"]
                 continue
             action, *arguments = expand(each, documents)
             started.add(action)

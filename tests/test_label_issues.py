@@ -12,8 +12,8 @@ from PIL import Image
 from train_data import draw, flat_set, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
-from train.command_line import parse_config
-from train.data import prepare_data
+from train.cli import parse_config
+from train.data.index import prepare_data
 from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
 from train.out_of_fold import OutOfFold
 from train.pretrained import settle

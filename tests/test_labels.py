@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from train_data import draw, settings
 
-from train.data import prepare_data
-from train.labels import check_known, missing, unify
+from train.data.index import prepare_data
+from train.data.labels import check_known, missing, unify
 
 NFC, NFD = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
 

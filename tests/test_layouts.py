@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from train_data import draw, flat_set
 
-from train.data import find_labels
+from train.data.index import find_labels
 
 HEX = "0123456789abcdef" * 2
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic"

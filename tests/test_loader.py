@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.contract.preprocess import load_image
-from train import reading, workers
-from train.augment import View
-from train.loader import (
+from train.data import reading, workers
+from train.data.augment import View
+from train.data.loader import (
     LISTED_ORDER,
     Batch,
     EpochPlan,
@@ -32,8 +32,8 @@ from train.loader import (
     evaluation_batches,
     read_pixels,
 )
-from train.permutation import Permutation
-from train.pixels import PixelCache, open_cache, training_entries
+from train.data.permutation import Permutation
+from train.data.pixel_cache import PixelCache, open_cache, training_entries
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
 
@@ -68,7 +68,7 @@ def test_every_sample_counts_exactly_once_in_an_epoch(
     num_samples, micro, world_size, accumulation = sizes
     ranks = plans(num_samples, micro * world_size * accumulation, world_size, accumulation)
     first_step = data.draw(st.integers(0, ranks[0].steps))
-    with patch("train.loader.LISTED_ORDER", listed):
+    with patch("train.data.loader.LISTED_ORDER", listed):
         skipped = step_batches(ranks, epoch)[:first_step]
         resumed = step_batches(ranks, epoch, first_step)
     seen = [index for batch in skipped + resumed for _, index, weight in batch if weight == 1]
@@ -302,7 +302,7 @@ def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
         "from train_data import make_data\n"
-        "from train.loader import Loader, PixelDataset\n"
+        "from train.data.loader import Loader, PixelDataset\n"
         "config, data = make_data(Path(sys.argv[1]))\n"
         "loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 2, False)\n"
         "next(loader([[(0, 0, 1.0)], [(0, 1, 1.0)]]))\n"

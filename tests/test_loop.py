@@ -15,11 +15,11 @@ from torch import Tensor
 from train_data import CPU, ONE, linear_model, make_data, make_trainee
 
 from serve.contract.preprocess import load_image
-from train.augment import PairMix, View
 from train.config import TrainConfig
-from train.data import Data, ImageSet
+from train.data.augment import PairMix, View
+from train.data.index import Data, ImageSet
+from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.distributed import Ranks
-from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
 from train.model import ImageClassifier, Outputs, build_model
 from train.snapshots import Position

@@ -11,7 +11,7 @@ from conftest import REPOSITORY, launch
 from train import main
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.preemption import StopRequest
+from train.signals import StopRequest
 from train.trainee import History
 
 

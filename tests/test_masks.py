@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from train_data import draw
 
-from train.masks import find_made
+from train.data.masks import find_made
 
 
 def draw_mask(path: Path, seed: int = 0, mode: str = "L") -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from train.data import ImageSet
+from train.data.index import ImageSet
 from train.metrics import Evaluation, evaluate_logits, read_predictions, write_predictions
 
 

@@ -14,9 +14,9 @@ from s3 import s3_server
 from benchmarks.jobs import wait_until
 from serve.main import main as serve_main
 from train.config import TrainConfig
+from train.data.sample import make_sample
 from train.distributed import Ranks
 from train.mirror import UNPUBLISHED, Mirror, localise, mirrored
-from train.sample import make_sample
 from train.snapshots import list_snapshots
 
 EXACT = [*SMALL, "--precision", "fp32", "--deterministic", "--snapshot-steps", "1", "--track", "false"]

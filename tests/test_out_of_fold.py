@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.data import ImageSet
+from train.data.index import ImageSet
 from train.metrics import evaluate_logits, write_predictions
 from train.out_of_fold import read_folds
 

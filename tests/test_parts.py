@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from train.data import find_labels
-from train.parts import Given, check_parts, check_wrapper, describe_inside, folder_of_classes
+from train.data.index import find_labels
+from train.data.parts import Given, check_parts, check_wrapper, describe_inside, folder_of_classes
 
 CLASSES = ("cat", "dog", "owl")
 FLAT = tuple(f"{i}.jpg" for i in range(4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from train.perceptual_hash import MAX_FLIPPED_BITS, similar_hashes, similar_thumbnails
+from train.data.perceptual_hash import MAX_FLIPPED_BITS, similar_hashes, similar_thumbnails
 
 
 def flipped(hashes: NDArray[np.uint64], bits: int, rng: np.random.Generator) -> NDArray[np.uint64]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from train.permutation import Permutation
+from train.data.permutation import Permutation
 
 LARGE = 1_000_000_007
 

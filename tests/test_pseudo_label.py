@@ -16,8 +16,8 @@ from train_data import draw, flat_set, settings
 
 from train import pseudo_label
 from train.checkpoint import file_sha256, load_checkpoint, save_checkpoint
-from train.data import prepare_data
-from train.manifest import read_manifest, read_soft_labels
+from train.data.index import prepare_data
+from train.data.label_file import read_manifest, read_soft_labels
 from train.pseudo_label import (
     Guesses,
     build_parser,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from train_data import draw
 
-from train import reading
-from train.reading import read_image
+from train.data import reading
+from train.data.reading import read_image
 
 
 @pytest.mark.parametrize("failures", [1, 3])

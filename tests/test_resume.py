@@ -16,7 +16,7 @@ from train_data import settings
 
 from benchmarks.jobs import wait_until
 from train import resume
-from train.command_line import parse_config, save_config
+from train.cli import parse_config, save_config
 from train.config import TrainConfig
 from train.resume import how_to_resume, is_locked, only_writer, settle_run, started_at, started_by
 from train.snapshots import Snapshots, list_snapshots

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 from train_data import CPU, ONE, make_data, make_trainee
 
-from train.augment import Colour, PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.data import Data
-from train.loader import EpochPlan, Loader, PixelDataset
+from train.data.augment import Colour, PairMix, View
+from train.data.index import Data
+from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import ImageClassifier, build_model
 from train.retune import begin_retuning, head_trainee, refresh_statistics, retuning

@@ -16,8 +16,8 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from train import sample
-from train.sample import draw_face, draw_sample, make_sample
+from train.data import sample
+from train.data.sample import draw_face, draw_sample, make_sample
 
 SCRIPT = Path(sample.__file__).resolve()
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 from train_data import draw, flat_set
 
 from serve.contract.doubts import NARROW
-from train import scan as module
-from train.scan import ScanResult, scan
+from train.data import scan as module
+from train.data.scan import ScanResult, scan
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 
 from serve.contract.orientation import ORIENTATION, on_its_side
 from serve.contract.preprocess import ImageError, load_image
-from train.reading import read_image
-from train.shrink import LEAST_RATIO, Shrunk
+from train.data.reading import read_image
+from train.data.shrink import LEAST_RATIO, Shrunk
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
 

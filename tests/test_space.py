@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.space import AUGMENTATION, NOT_SEARCHED, TYPES, augmentation, flags, given_settings, read_space
 
 

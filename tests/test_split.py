@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from train.split import choose_fold, choose_validation
+from train.data.split import choose_fold, choose_validation
 
 NAMES = ("ant", "bee", "cat")
 

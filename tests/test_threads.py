@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from train.threads import in_threads
+from train.data.threads import in_threads
 
 
 @pytest.fixture(params=[1, 3])

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from train_data import CPU, ONE, draw, linear_model, make_data, make_trainee
 
-from train.augment import PairMix, View
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.data import Data
+from train.data.augment import PairMix, View
+from train.data.index import Data
+from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.depthwise import DepthwiseConv2d
-from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
 from train.model import add_subject_crop, build_model, load_teacher, rebuild
 from train.optim import lr_factor

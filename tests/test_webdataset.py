@@ -10,7 +10,7 @@ from forked import train
 from test_archive import make_tar
 from train_data import flat_set, settings
 
-from train.data import Data, ImageSet, find_labels, prepare_data
+from train.data.index import Data, ImageSet, find_labels, prepare_data
 
 
 def labels(source: Path) -> dict[str, str]:

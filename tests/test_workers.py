@@ -14,10 +14,17 @@ from typing import Any
 
 import pytest
 
-from train import workers
 from train.config import TrainConfig
+from train.data import workers
+from train.data.workers import (
+    allow_open_files,
+    begin_worker,
+    bytes_in_flight,
+    explained,
+    fit_workers,
+    in_thread,
+)
 from train.distributed import Ranks
-from train.workers import allow_open_files, begin_worker, bytes_in_flight, explained, fit_workers, in_thread
 
 Usage = namedtuple("Usage", "total used free")
 ONE, MANY = Ranks(), 10**6

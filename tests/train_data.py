@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from train.config import TrainConfig
-from train.data import Data, ImageSet, prepare_data
+from train.data.index import Data, ImageSet, prepare_data
 from train.device import Precision
 from train.distributed import Ranks
 from train.model import ImageClassifier, build_model

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from serve.contract.errors import UserError
-from train.augment import View
 from train.checks import (
     check_clip,
     check_single_image,
@@ -20,7 +19,10 @@ from train.checks import (
     trained_on_validation,
 )
 from train.config import TrainConfig
-from train.data import Data, ImageSet, class_weights
+from train.data.augment import View
+from train.data.index import Data, ImageSet, class_weights
+from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.pixel_cache import PixelCache, Stored, open_cache, training_entries, validation_entries
 from train.device import (
     Precision,
     candidates,
@@ -32,12 +34,10 @@ from train.device import (
     time_step,
 )
 from train.distributed import Ranks, on_main
-from train.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion
 from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
-from train.pixels import PixelCache, Stored, open_cache, training_entries, validation_entries
 from train.retune import head_trainee, retuning
-from train.shared import share
+from train.shared_memory import share
 from train.snapshots import Position, Say
 from train.trainee import History, Trainee, build_trainee, is_retuning, restore, schedule_change
 

@@ -9,8 +9,8 @@ import torch
 from serve.contract.errors import UserError
 from train.checkpoint import has_checksum, load_checkpoint
 from train.config import TrainConfig
-from train.data import Data
-from train.loader import EpochPlan
+from train.data.index import Data
+from train.data.loader import EpochPlan
 from train.model import ImageClassifier, best_checkpoint, try_forward
 from train.pretrained import check_download, read_file
 

@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from train.attempt import agree_on_attempt
+from train.rendezvous import agree_on_attempt
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # to come together

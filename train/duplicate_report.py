@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.data import Data, groups_of
+from train.data.index import Data, groups_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

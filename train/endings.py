@@ -6,10 +6,10 @@ import sys
 import time
 from typing import NoReturn
 
+from train.data.loader import kill_workers
+from train.data.workers import is_fetching
 from train.distributed import Ranks
-from train.loader import kill_workers
-from train.preemption import EXIT_CODE, StopRequest
-from train.workers import is_fetching
+from train.signals import EXIT_CODE, StopRequest
 
 LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from serve.contract.preprocess import Preprocess, load_image, read_image_file
-from train.data import ImageSet
+from train.data.index import ImageSet
 from train.fonts import printable
 from train.metrics import Evaluation
 from train.model import ImageClassifier

@@ -42,11 +42,11 @@ from matplotlib.figure import Figure
 
 from serve.contract.urls import redact
 from train.checkpoint import load_checkpoint
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
 from train.config import TrainConfig
-from train.data import prepare_data
-from train.fetch import copy, is_remote
+from train.data.download import copy, is_remote
+from train.data.index import prepare_data
 from train.figures import Picture, contact_sheet
 from train.out_of_fold import OutOfFold, read_folds
 from train.pretrained import settle

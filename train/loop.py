@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.augment import Colour, PairMix
 from train.config import TrainConfig
-from train.data import ImageSet
+from train.data.augment import Colour, PairMix
+from train.data.index import ImageSet
+from train.data.loader import EpochPlan, Loader, evaluation_batches
+from train.data.random_numbers import seed_of
 from train.distributed import (
     Ranks,
     broadcast_buffers,
@@ -20,8 +22,6 @@ from train.distributed import (
     on_main,
     sum_over_ranks,
 )
-from train.draws import seed_of
-from train.loader import EpochPlan, Loader, evaluation_batches
 from train.metrics import Evaluation, evaluate_logits
 from train.model import Outputs
 from train.profiler import phase

@@ -25,7 +25,7 @@ require("train", "torch")
 
 from serve.contract.interrupts import end_on_signal
 from train.home import ensure_home
-from train.preemption import (
+from train.signals import (
     EXIT_CODE,
     Preempted,
     StopRequest,
@@ -52,8 +52,10 @@ from serve.contract.urls import redact
 from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.checks import check_batch_size
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.config import TrainConfig
+from train.data.download import fetch
+from train.data.workers import allow_open_files, fit_workers
 from train.device import choose_device, choose_workers, configure
 from train.distributed import (
     Ranks,
@@ -65,7 +67,6 @@ from train.distributed import (
 )
 from train.endings import give_up, leave, stopped
 from train.epochs import Epochs
-from train.fetch import fetch
 from train.metrics import read_predictions
 from train.metrics_file import NullTracker, build_tracker
 from train.mirror import localise, mirrored
@@ -73,7 +74,6 @@ from train.resume import how_to_resume, only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
 from train.trainee import History
-from train.workers import allow_open_files, fit_workers
 
 ALONE_SECONDS = 10.0  # in which a rank with the same error has ended, and torchrun says so
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.calibration import expected_calibration_error, fit_temperature, log_probabilities
-from train.data import ImageSet
+from train.data.index import ImageSet
 
 
 @dataclass(frozen=True)

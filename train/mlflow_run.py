@@ -19,7 +19,7 @@ import numpy as np
 from serve.contract.metadata import BEST_CHECKPOINT_TAG
 from train.checkpoint import file_sha256
 from train.config import TrainConfig
-from train.fetch import is_remote
+from train.data.download import is_remote
 from train.metrics_file import MetricsFile
 from train.mlflow_errors import RefusedError, explain, is_about_schema, may_pass, without_passwords
 from train.mlflow_open import changes, free_name, open_run, save

@@ -41,14 +41,14 @@ from numpy.typing import NDArray
 from serve.contract.preprocess import list_images
 from serve.contract.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.config import TrainConfig
-from train.data import Data, ImageSet, groups_of, prepare_data
-from train.duplicates import Near, labels_decide, near_duplicates
-from train.fetch import is_remote
-from train.manifest import SOFT_COLUMN, write_manifest
+from train.data.download import is_remote
+from train.data.duplicates import Near, labels_decide, near_duplicates
+from train.data.index import Data, ImageSet, groups_of, prepare_data
+from train.data.label_file import SOFT_COLUMN, write_manifest
+from train.data.scan import scan
 from train.results import read_predictions
-from train.scan import scan
 from train.significance import better_than_largest
 from train.trial import run_child
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.manifest import SOFT_COLUMN
+from train.data.label_file import SOFT_COLUMN
 from train.significance import PairedTest, paired_test
 from train.trainee import History
 

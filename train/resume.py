@@ -15,7 +15,7 @@ import psutil
 
 from serve.contract.errors import UserError
 from train.checkpoint import CheckpointError, load_checkpoint
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.config import TrainConfig
 from train.locks import NoLocks, take
 from train.snapshots import Say, list_snapshots, place_of

@@ -11,8 +11,8 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from train.config import TrainConfig
+from train.data.loader import EpochPlan, Loader
 from train.distributed import Ranks, sum_over_ranks
-from train.loader import EpochPlan, Loader
 from train.model import ImageClassifier
 from train.trainee import Trainee, build_trainee
 

@@ -12,15 +12,15 @@ import torch
 from serve.contract.errors import UserError
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.checks import check_start
-from train.command_line import save_config
+from train.cli import save_config
 from train.config import TrainConfig
-from train.data import Data, prepare_data
+from train.data.index import Data, prepare_data
+from train.data.sample import make_sample
 from train.duplicate_report import list_duplicates, save_duplicates
 from train.metrics import Evaluation, write_predictions
 from train.model import ImageClassifier
 from train.pretrained import settle
 from train.resume import settle_run, started_at
-from train.sample import make_sample
 
 DEFAULT_DATA = Path("data/train")
 SAMPLE = Path("data/sample")

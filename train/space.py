@@ -15,7 +15,7 @@ from optuna.distributions import (
 )
 
 from serve.contract.errors import UserError
-from train.command_line import normalise_flags, parse_config
+from train.cli import normalise_flags, parse_config
 from train.config import TrainConfig
 
 AUGMENTATION = "augmentation"

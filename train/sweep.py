@@ -24,7 +24,7 @@ from serve.contract.installation import require
 require("train", "torch", "optuna")
 
 from serve.contract.interrupts import end_on_signal
-from train.preemption import EXIT_CODE, outlive_readers, stops
+from train.signals import EXIT_CODE, outlive_readers, stops
 
 if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True, code=EXIT_CODE)
@@ -44,9 +44,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from serve.contract.urls import redact
 from train.checks import check_batch_size
-from train.command_line import parse_config
+from train.cli import parse_config
 from train.config import TrainConfig
-from train.fetch import is_remote
+from train.data.download import is_remote
 from train.mlflow_run import child_environment
 from train.model import build_model
 from train.pretrained import settle

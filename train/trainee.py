@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
-from train.data import Data
+from train.data.index import Data
 from train.depthwise import quicken_depthwise
 from train.device import Precision
 from train.distributed import Ranks, wrap

@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from train.tree import Tree
+from train.data.tree import Tree
 
 RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
 REPORTS = {

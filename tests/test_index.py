@@ -17,7 +17,7 @@ from train_data import draw, flat_set, image_set, settings
 
 from serve.contract.doubts import NARROW
 from train.config import TrainConfig
-from train.data import (
+from train.data.index import (
     Data,
     ImageSet,
     class_weights,
@@ -26,7 +26,7 @@ from train.data import (
     prepare_data,
     split,
 )
-from train.sample import draw_face
+from train.data.sample import draw_face
 
 
 def prepare(tmp_path: Path, data: Path | None = None, **changes: object) -> Data:

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from serve.contract.errors import UserError
 from serve.contract.preprocess import RESAMPLING
 from train.config import TrainConfig
-from train.draws import seed_of, uniforms
+from train.data.random_numbers import seed_of, uniforms
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 

@@ -16,14 +16,14 @@ from forked import execute, fork
 from PIL import Image, ImageFilter
 from train_data import make_data
 
-import train.pixels as module
+import train.data.pixel_cache as module
 from serve.contract.orientation import ORIENTATION
 from serve.contract.preprocess import load_image
-from train.augment import View
 from train.config import TrainConfig
-from train.data import ImageSet, prepare_data
-from train.loader import EpochPlan, Loader, PixelDataset, read_pixels
-from train.pixels import PixelCache, open_cache, training_entries, validation_entries
+from train.data.augment import View
+from train.data.index import ImageSet, prepare_data
+from train.data.loader import EpochPlan, Loader, PixelDataset, read_pixels
+from train.data.pixel_cache import PixelCache, open_cache, training_entries, validation_entries
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -154,8 +154,8 @@ def test_processes_that_ask_at_once_build_it_once(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
         "from train.config import TrainConfig\n"
-        "from train.data import prepare_data\n"
-        "from train.pixels import open_cache, training_entries\n"
+        "from train.data.index import prepare_data\n"
+        "from train.data.pixel_cache import open_cache, training_entries\n"
         "config = TrainConfig(data=sys.argv[1], output=sys.argv[2], image_size=16)\n"
         "data = prepare_data(config)\n"
         "cache = open_cache(Path(sys.argv[2]), data.train, training_entries(config), 'on', print)\n"
@@ -263,7 +263,7 @@ def test_a_file_that_vanished_is_named_and_there_is_no_cache(tmp_path: Path) -> 
 def test_a_file_that_changed_since_the_scan_is_an_error_and_nobodys_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.reading.PAUSES", ())
+    monkeypatch.setattr("train.data.reading.PAUSES", ())
     images = image_set(tmp_path / "images", noise(40, 30))
     noise(30, 40).save(images.root / "0.png")
     stored = training_entries(TrainConfig(image_size=32))

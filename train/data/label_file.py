@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from serve.contract.preprocess import has_image_suffix
-from train.labels import check_none_missing, check_white_space, missing, normal
-from train.manifest_cures import cure_for_columns, cure_for_encoding, cure_for_paths
-from train.text_encoding import is_undecoded, text_encoding
+from train.data.label_file_advice import cure_for_columns, cure_for_encoding, cure_for_paths
+from train.data.labels import check_none_missing, check_white_space, missing, normal
+from train.data.text_encoding import is_undecoded, text_encoding
 
 SOFT_COLUMN = "probability_"
 FIRST_FILES = 10  # if none of them exists, it is not that a file is lost

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.distributed import Ranks, gather_list
-from train.shared import Texts, share
+from train.shared_memory import Texts, share
 
 names = st.binary(max_size=12).map(lambda name: name.decode("utf-8", "surrogateescape"))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from serve.contract.archive import list_tars, member_names, read_member
 from serve.contract.errors import UserError
 from serve.contract.preprocess import has_image_suffix, system_folder
-from train.labels import check_none_missing
-from train.text_encoding import likely_encodings, reads_as
+from train.data.labels import check_none_missing
+from train.data.text_encoding import likely_encodings, reads_as
 
 # The label is what stands before the running number: cat.0.jpg, american_bulldog_12.jpg
 FLAT_NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import combinations
 
 from serve.contract.errors import UserError
-from train.text_encoding import likely_encodings, reads_as
+from train.data.text_encoding import likely_encodings, reads_as
 
 NUMBER = re.compile(r"[-+]?\d+([.]\d*|,\d{1,2})?(e[-+]?\d{1,3})?", re.IGNORECASE)
 SEPARATORS = re.compile(r"(?<=[^\W_])([\s_]+|\s*-\s*)(?=[^\W_])")

@@ -1,6 +1,6 @@
 """Draw a small cats-vs-dogs data set, so that a machine with no download can train something.
 
-    python train/sample.py --output data/sample
+    python train/data/sample.py --output data/sample
 
 makes, in the layout of Kaggle's dogs-vs-cats,
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.run import get_args_parser
 
-from train.command_line import build_parser, parse_config, save_config
+from train.cli import build_parser, parse_config, save_config
 from train.config import TrainConfig
 
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from serve.contract.errors import UserError
-from train.masks import MADE, words
-from train.tree import Tree, classes_in, folders_in, images_in, inside, unwrap
+from train.data.masks import MADE, words
+from train.data.tree import Tree, classes_in, folders_in, images_in, inside, unwrap
 
 PART = re.compile(
     "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"

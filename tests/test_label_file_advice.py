@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train.manifest import read_manifest
+from train.data.label_file import read_manifest
 
 NAMES = ("cat", "dog")
 PATHS = [f"train/{i:02}.jpg" for i in range(6)]

@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from serve.contract.errors import UserError
 from serve.contract.preprocess import Preprocess
-from train.augment import View
-from train.data import ImageSet
-from train.draws import seed_of
-from train.permutation import Permutation
-from train.pixels import PixelCache
-from train.reading import read_image
-from train.threads import in_threads
-from train.workers import PREFETCH, begin_worker, in_thread
+from train.data.augment import View
+from train.data.index import ImageSet
+from train.data.permutation import Permutation
+from train.data.pixel_cache import PixelCache
+from train.data.random_numbers import seed_of
+from train.data.reading import read_image
+from train.data.threads import in_threads
+from train.data.workers import PREFETCH, begin_worker, in_thread
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
 LISTED_ORDER = 2**16  # samples up to which an epoch's order is a list; beyond, it is computed

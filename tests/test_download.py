@@ -12,10 +12,10 @@ from s3 import s3_server
 from test_archive import make_tar
 from train_data import flat_set
 
-import train.fetch
+import train.data.download
 from train.config import TrainConfig
+from train.data.download import INDEX, Remote, copy, copy_file, fetch
 from train.distributed import Ranks
-from train.fetch import INDEX, Remote, copy, copy_file, fetch
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,10 @@ def test_the_first_rank_of_a_machine_copies_before_the_others(
 ) -> None:
     """Also where no file lock holds them back."""
     order: list[str] = []
-    monkeypatch.setattr(train.fetch, "copy", lambda *_: order.append("copied") or tmp_path)
-    monkeypatch.setattr(train.fetch, "gather_list", lambda values, ranks: order.append("met") or [values])
+    monkeypatch.setattr(train.data.download, "copy", lambda *_: order.append("copied") or tmp_path)
+    monkeypatch.setattr(
+        train.data.download, "gather_list", lambda values, ranks: order.append("met") or [values]
+    )
     fetch(TrainConfig(data="s3://bucket/x"), Ranks(local_rank, local_rank, 2, 2), print)
     assert order == (["copied", "met", "met"] if local_rank == 0 else ["met", "copied", "met"])
 
@@ -85,7 +87,7 @@ def test_a_copy_that_was_stopped_goes_on(
 ) -> None:
     for i in range(9):
         put(client, f"stopped/{i}.jpg", bytes([i]))
-    real = train.fetch.copy_file
+    real = train.data.download.copy_file
 
     def fails_at_seven(files: Any, remote: Any, target: Path) -> None:
         if target.name == "7.jpg":
@@ -93,7 +95,7 @@ def test_a_copy_that_was_stopped_goes_on(
         real(files, remote, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.fetch, "copy_file", fails_at_seven)
+        patch.setattr(train.data.download, "copy_file", fails_at_seven)
         with pytest.raises(ValueError, match="s3://bucket/stopped cannot be copied: the network is gone"):
             copied("s3://bucket/stopped", tmp_path)
     put(client, "stopped/3.jpg", b"!")  # as many bytes
@@ -111,7 +113,7 @@ def test_a_store_that_is_away_does_not_stop_a_job_that_has_its_copy(
     def refused(url: str) -> None:
         raise ConnectionError("refused")
 
-    monkeypatch.setattr(train.fetch, "_list", refused)
+    monkeypatch.setattr(train.data.download, "_list", refused)
     files, said = copied("s3://bucket/away", tmp_path)
     assert files == {"1.jpg": b"x"}
     assert said == "warning: s3://bucket/away cannot be listed, an earlier copy is used: refused"
@@ -135,7 +137,7 @@ def test_a_signed_tar_file_is_copied_once_and_anew_when_it_may_be_another(
     before: dict[str, str], after: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = Unstamped(**before)
-    monkeypatch.setattr(train.fetch, "open_store", lambda url: (files, url))
+    monkeypatch.setattr(train.data.download, "open_store", lambda url: (files, url))
     said: list[str] = []
 
     def get(number: int, look_again: bool) -> bytes:
@@ -172,13 +174,13 @@ def test_what_a_store_says_nothing_about_is_copied_again(tmp_path: Path) -> None
 
 
 def test_a_short_answer_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.fetch, "PAUSES", (0.0,))
+    monkeypatch.setattr(train.data.download, "PAUSES", (0.0,))
     files = ShortAtFirst()
     copy_file(files, Remote("1.jpg", 5, ""), tmp_path / "1.jpg")
     assert (tmp_path / "1.jpg").read_bytes() == b"whole"
     assert files.calls == 2
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(train.fetch, "PAUSES", ())
+    monkeypatch.setattr(train.data.download, "PAUSES", ())
     with pytest.raises(OSError, match=r"2\.jpg: 3 bytes arrived of 5"):
         copy_file(ShortAtFirst(), Remote("2.jpg", 5, ""), tmp_path / "2.jpg")
     assert len(list(tmp_path.iterdir())) == 1
@@ -204,7 +206,9 @@ def test_no_room_is_said_before_anything_is_copied(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(client, "room/1.jpg", b"x" * 1000)
-    monkeypatch.setattr(train.fetch.shutil, "disk_usage", lambda _: type("usage", (), {"free": 999}))
+    monkeypatch.setattr(
+        train.data.download.shutil, "disk_usage", lambda _: type("usage", (), {"free": 999})
+    )
     with pytest.raises(ValueError, match=r"which has 0\.00 GB free: free some or choose another --output"):
         copied("s3://bucket/room", tmp_path)
     assert not list(tmp_path.rglob("*.jpg"))

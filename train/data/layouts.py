@@ -13,11 +13,11 @@ from pathlib import Path
 from serve.contract.archive import SUFFIX, list_tars
 from serve.contract.errors import UserError
 from serve.contract.preprocess import Listing, list_images, system_folder
-from train.masks import find_made
-from train.outputs import is_output, is_report, without_outputs
-from train.parts import Given, check_parts, check_wrapper, describe_inside
-from train.tree import Tree
-from train.webdataset import FLAT_NAME
+from train.data.masks import find_made
+from train.data.parts import Given, check_parts, check_wrapper, describe_inside
+from train.data.run_outputs import is_output, is_report, without_outputs
+from train.data.tree import Tree
+from train.data.webdataset import FLAT_NAME
 
 PICTURES = re.compile(
     r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|ico|icns|exr|hdr|dcm|p[bn]m"

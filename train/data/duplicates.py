@@ -1,6 +1,6 @@
 """Which images are the same picture, though not the same file: re-encoded, resized, a little brighter.
 
-Pictures whose thumbnails are alike (see train/perceptual_hash.py) are read again and compared part by part
+Pictures whose thumbnails are alike (see train/data/perceptual_hash.py) are read again and compared part by part
 at 32x32 pixels in colour; one part that differs makes two pictures. That keeps apart the digits, forms or
 boards that look alike at a glance. A picture without detail (plain, a gradient, fewer than about 16 pixels
 wide) is a copy only if its file is.
@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from serve.contract.preprocess import load_image, read_image_file
-from train.perceptual_hash import similar_thumbnails
+from train.data.perceptual_hash import similar_thumbnails
 
 DETAIL_SIZE, PART_SIZE = 32, 4  # pixels: 64 parts of 4x4
 MIN_SIMILARITY = 0.7  # of the part that differs most

@@ -4,7 +4,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from train.webdataset import FLAT_NAME
+from train.data.webdataset import FLAT_NAME
 
 Tree = dict[str, list[str]]
 """Folder -> the images below it, relative to it."""

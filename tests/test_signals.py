@@ -13,8 +13,8 @@ import pytest
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from train import preemption
-from train.preemption import STOPS, StopRequest, Unbreakable, ignore_stops
+from train import signals as preemption
+from train.signals import STOPS, StopRequest, Unbreakable, ignore_stops
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ time.sleep(60)
 """
 RANK = """
 import time
-from train.preemption import StopRequest, end_with_agent
+from train.signals import StopRequest, end_with_agent
 StopRequest().install()
 end_with_agent()
 open("ready", "w").close()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from train.attempt import agree_on_attempt
+from train.rendezvous import agree_on_attempt
 
 
 class Memory:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.draws import seed_of, uniforms
+from train.data.random_numbers import seed_of, uniforms
 
 
 def test_neighbouring_keys_have_unrelated_seeds() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from serve.contract.preprocess import IMAGE_SUFFIXES, has_image_suffix
-from train.text_encoding import ENCODINGS, is_undecoded, likely_encodings, reads_as, text_encoding
+from train.data.text_encoding import ENCODINGS, is_undecoded, likely_encodings, reads_as, text_encoding
 
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 MOST_FOLDERS = 100  # that are looked into for the images

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.preemption import ignore_stops
+from train.signals import ignore_stops
 
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")

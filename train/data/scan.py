@@ -18,8 +18,8 @@ from PIL import Image
 from serve.contract.archive import split_member
 from serve.contract.doubts import Doubts
 from serve.contract.preprocess import load_image, read_image_file
-from train.reading import DECODER
-from train.shrink import Shrunk
+from train.data.reading import DECODER
+from train.data.shrink import Shrunk
 
 Entry = list[str]  # [stamp, sha256, error, thumbnail in base64, what looks wrong]
 ENTRY_FIELDS = 5

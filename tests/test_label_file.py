@@ -1,4 +1,4 @@
-"""CSV manifests with soft labels; hard ones are in test_data.py."""
+"""CSV manifests with soft labels; hard ones are in test_index.py."""
 
 import csv
 import os
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from train_data import flat_set, settings
 
-from train.data import prepare_data
-from train.manifest import read_manifest, read_soft_labels, soft_targets, write_manifest
+from train.data.index import prepare_data
+from train.data.label_file import read_manifest, read_soft_labels, soft_targets, write_manifest
 
 
 def write(path: Path, *rows: str, header: str = "path,label,probability_cat,probability_dog") -> Path:

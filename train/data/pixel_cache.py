@@ -30,10 +30,10 @@ from serve.contract.errors import UserError
 from serve.contract.orientation import on_its_side
 from serve.contract.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
-from train.data import ImageSet
+from train.data.index import ImageSet
+from train.data.reading import DECODER, ChangedError, read_image
+from train.data.shrink import FILTER, LEAST_RATIO, Shrunk, Size
 from train.locks import NoLocks, take
-from train.reading import DECODER, ChangedError, read_image
-from train.shrink import FILTER, LEAST_RATIO, Shrunk, Size
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
+from train.data.duplicates import Near, labels_decide, near_duplicates
+from train.data.label_file import read_excluded, read_manifest, read_soft_labels, soft_targets
+from train.data.labels import check_known, unify
+from train.data.layouts import flat_labels, folder_labels, recognise, tar_parts
+from train.data.parts import folder_of_classes
+from train.data.scan import scan
+from train.data.split import choose_fold, choose_validation
+from train.data.webdataset import tar_labels, tar_root
 from train.distributed import Ranks
-from train.duplicates import Near, labels_decide, near_duplicates
-from train.labels import check_known, unify
-from train.layouts import flat_labels, folder_labels, recognise, tar_parts
-from train.manifest import read_excluded, read_manifest, read_soft_labels, soft_targets
-from train.parts import folder_of_classes
-from train.scan import scan
-from train.shared import Texts, share
-from train.split import choose_fold, choose_validation
-from train.webdataset import tar_labels, tar_root
+from train.shared_memory import Texts, share
 
 MANIFEST = "labels from a CSV manifest"
 
