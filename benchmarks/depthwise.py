@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train.depthwise import quicken_depthwise
 from train.device import keep_freed_memory
-from train.networks import create
+from train.models.zoo import create
 
 
 def main() -> None:

@@ -165,25 +165,25 @@ FAULTS = [
     ),
     Fault(
         "the warm-up begins at 0",
-        "train/optim.py",
+        "train/optim/optimizers.py",
         "return (step + 1) / warmup",
         "return step / warmup",
     ),
     Fault(
         "biases decay too",
-        "train/optim.py",
+        "train/optim/optimizers.py",
         'groups.append({"params": others, "weight_decay": 0.0, "lr": lr})',
         'groups.append({"params": others, "weight_decay": weight_decay, "lr": lr})',
     ),
     Fault(
         "the deepest group learns fastest",
-        "train/optim.py",
+        "train/optim/optimizers.py",
         "lr = peak * config.layer_decay**depth",
         "lr = peak * config.layer_decay ** (len(by_depth) - 1 - depth)",
     ),
     Fault(
         "the moving average takes the new weights' share",
-        "train/optim.py",
+        "train/optim/optimizers.py",
         "[theirs[i] for i in mixed], 1 - decay)",
         "[theirs[i] for i in mixed], decay)",
     ),
@@ -351,7 +351,7 @@ FAULTS = [
     # the model and its file
     Fault(
         "the exported weights are not the moving average",
-        "train/model.py",
+        "train/models/classifier.py",
         'checkpoint["ema"] or checkpoint["model"]',
         'checkpoint["model"] or checkpoint["ema"]',
         ("model", "convert"),

@@ -33,7 +33,7 @@ from export.convert import convert, save  # noqa: E402
 from export.quantization import Quantizer, optimise  # noqa: E402
 from serve.contract.metadata import ModelMetadata  # noqa: E402
 from serve.contract.preprocess import Preprocess, load_image, read_image_file  # noqa: E402
-from train.model import build_model  # noqa: E402
+from train.models.classifier import build_model  # noqa: E402
 
 BASELINE = "plain"
 CALIBRATION_IMAGES = 32

@@ -26,7 +26,7 @@ from torchvision import transforms
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from train.networks import create  # noqa: E402
+from train.models.zoo import create  # noqa: E402
 
 WARM_UP = 5  # batches
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,7 +23,7 @@ from serve.contract.metadata import (
     ModelMetadata,
 )
 from serve.contract.preprocess import Preprocess
-from train.model import ImageClassifier, probabilities
+from train.models.classifier import ImageClassifier, probabilities
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "onnx", "onnxscript", "numpy", "pillow")
 

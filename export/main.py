@@ -58,7 +58,7 @@ from serve.predictor import Predictor
 from serve.staging import MAY_PASS
 from serve.verification import RECORD
 from train.checkpoint import file_sha256, load_checkpoint
-from train.model import best_checkpoint, rebuild
+from train.models.classifier import best_checkpoint, rebuild
 
 MAX_ACCURACY_DROP = 0.3
 

@@ -62,7 +62,7 @@ from export.verify import ValidationImages, limits_for, verify
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import file_sha256, load_checkpoint
-from train.model import rebuild
+from train.models.classifier import rebuild
 
 # Mean |difference| of the likeliest class's probability on training images. A ResNet-18 of 20 layers has
 # 0.004 with all of them in int8.

@@ -28,7 +28,7 @@ from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from serve.predictor import Predictor
 from serve.providers import ONNXRUNTIME_VERSION
-from train.model import ImageClassifier, probabilities
+from train.models.classifier import ImageClassifier, probabilities
 
 BATCH_SIZES = (1, 2, 7, 32)
 NOISE_SEED = 0

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from test_subject import CAM, cam_model, pixels
 from torch import Tensor, nn
 
-from train.activation import ActivationMap, box_of_map, find_activation_map, on_grid
-from train.model import ImageClassifier, add_subject_crop, build_model
+from train.models.classifier import ImageClassifier, add_subject_crop, build_model
+from train.models.subject_crop.activation import ActivationMap, box_of_map, find_activation_map, on_grid
 
 
 @pytest.mark.parametrize(

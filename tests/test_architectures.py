@@ -13,7 +13,7 @@ from export.verify import ValidationImages, verify
 from train.data.augment import PairMix, View
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.loop import Criterion, train_one_epoch
-from train.model import build_model, rebuild
+from train.models.classifier import build_model, rebuild
 from train.trainee import History, checkpoint_state
 
 SIZES = {

@@ -15,7 +15,7 @@ from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
 from train.calibration import log_probabilities
 from train.config import TrainConfig
-from train.model import ImageClassifier, add_subject_crop, build_model, rebuild
+from train.models.classifier import ImageClassifier, add_subject_crop, build_model, rebuild
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.depthwise import DepthwiseConv2d, quicken_depthwise
-from train.networks import create
+from train.models.zoo import create
 
 
 def convolution(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from train.config import TrainConfig
-from train.detector import DetectedSubject, best_box, build_detector
-from train.model import ImageClassifier, add_subject_crop, build_model
-from train.optim import build_optimizer
+from train.models.classifier import ImageClassifier, add_subject_crop, build_model
+from train.models.subject_crop.detector import DetectedSubject, best_box, build_detector
+from train.optim.optimizers import build_optimizer
 
 SSDLITE = "ssdlite320_mobilenet_v3_large"
 SETTINGS = TrainConfig(

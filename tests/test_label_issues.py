@@ -15,8 +15,8 @@ from train.checkpoint import save_checkpoint
 from train.cli import parse_config
 from train.data.index import prepare_data
 from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
+from train.models.pretrained import settle
 from train.out_of_fold import OutOfFold
-from train.pretrained import settle
 from train.trainee import History, checkpoint_state
 
 

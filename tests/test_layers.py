@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from train.layers import freeze, head_names, layer_groups
-from train.networks import SimpleCNN
+from train.models.layers import freeze, head_names, layer_groups
+from train.models.zoo import SimpleCNN
 
 GROUPS = {
     "simple_cnn": 6,

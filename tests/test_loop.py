@@ -21,7 +21,7 @@ from train.data.index import Data, ImageSet
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.distributed import Ranks
 from train.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
-from train.model import ImageClassifier, Outputs, build_model
+from train.models.classifier import ImageClassifier, Outputs, build_model
 from train.snapshots import Position
 from train.trainee import Trainee
 

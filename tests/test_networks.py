@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 from train_data import build, logits, pixels
 
-from train.model import build_model
-from train.networks import LeNet5, closest_names, library_of
+from train.models.classifier import build_model
+from train.models.zoo import LeNet5, closest_names, library_of
 
 
 @pytest.mark.parametrize("size", [8, 9, 31, 100])

@@ -15,7 +15,7 @@ from export.convert import convert
 from export.normalisation import feed_bytes, fold_normalisation
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
-from train.model import ImageClassifier
+from train.models.classifier import ImageClassifier
 
 SIZE = 15
 

@@ -18,9 +18,9 @@ from train_data import build
 
 from serve.contract.preprocess import load_image
 from train.config import TrainConfig
-from train.model import build_model
-from train.networks import create
-from train.pretrained import InputSettings, check_download, input_settings, read_weights, settle
+from train.models.classifier import build_model
+from train.models.pretrained import InputSettings, check_download, input_settings, read_weights, settle
+from train.models.zoo import create
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
 LITE = "tf_efficientnet_lite0"

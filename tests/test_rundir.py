@@ -20,7 +20,7 @@ from train.config import TrainConfig
 from train.data.index import Data
 from train.data.sample import make_sample
 from train.metrics import evaluate_logits, read_predictions
-from train.model import add_subject_crop, build_model
+from train.models.classifier import add_subject_crop, build_model
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_best
 
 

@@ -13,10 +13,10 @@ from train_data import build
 
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
-from train.layers import head_names
-from train.model import build_model
-from train.networks import create
-from train.transfer import transfer
+from train.models.classifier import build_model
+from train.models.layers import head_names
+from train.models.transfer import transfer
+from train.models.zoo import create
 
 UNKNOWN = "; its head is kept, which has as many outputs as there are classes; their names are unknown"
 

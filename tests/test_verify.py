@@ -16,7 +16,7 @@ from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from serve.contract.preprocess import load_image
 from serve.predictor import Predictor
 from train.checkpoint import load_checkpoint
-from train.model import rebuild
+from train.models.classifier import rebuild
 
 
 @pytest.fixture

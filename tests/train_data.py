@@ -12,7 +12,7 @@ from train.config import TrainConfig
 from train.data.index import Data, ImageSet, prepare_data
 from train.device import Precision
 from train.distributed import Ranks
-from train.model import ImageClassifier, build_model
+from train.models.classifier import ImageClassifier, build_model
 from train.trainee import Trainee, build_trainee
 
 COLORS = [(200, 40, 40), (40, 60, 200), (40, 190, 60), (210, 200, 50)]

@@ -35,7 +35,13 @@ from train.device import (
 )
 from train.distributed import Ranks, on_main
 from train.loop import Criterion
-from train.model import ImageClassifier, add_subject_crop, build_model, load_teacher, try_forward
+from train.models.classifier import (
+    ImageClassifier,
+    add_subject_crop,
+    build_model,
+    load_teacher,
+    try_forward,
+)
 from train.retune import head_trainee, retuning
 from train.shared_memory import share
 from train.snapshots import Position, Say

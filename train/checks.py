@@ -11,8 +11,8 @@ from train.checkpoint import has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.data.loader import EpochPlan
-from train.model import ImageClassifier, best_checkpoint, try_forward
-from train.pretrained import check_download, read_file
+from train.models.classifier import ImageClassifier, best_checkpoint, try_forward
+from train.models.pretrained import check_download, read_file
 
 FEW_STEPS = 100
 LARGEST_EXPORT = 2**31 - 2**26  # bytes of weights: protobuf's limit, less room for the graph

@@ -18,7 +18,7 @@ from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from train.data.index import ImageSet
 from train.fonts import printable
 from train.metrics import Evaluation
-from train.model import ImageClassifier
+from train.models.classifier import ImageClassifier
 
 mpl.use("Agg")  # no display in a training job
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read

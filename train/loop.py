@@ -23,7 +23,7 @@ from train.distributed import (
     sum_over_ranks,
 )
 from train.metrics import Evaluation, evaluate_logits
-from train.model import Outputs
+from train.models.classifier import Outputs
 from train.profiler import phase
 from train.progress import Progress
 from train.snapshots import Position

@@ -18,8 +18,8 @@ from train.data.index import Data, prepare_data
 from train.data.sample import make_sample
 from train.duplicate_report import list_duplicates, save_duplicates
 from train.metrics import Evaluation, write_predictions
-from train.model import ImageClassifier
-from train.pretrained import settle
+from train.models.classifier import ImageClassifier
+from train.models.pretrained import settle
 from train.resume import settle_run, started_at
 
 DEFAULT_DATA = Path("data/train")

@@ -48,8 +48,8 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.mlflow_run import child_environment
-from train.model import build_model
-from train.pretrained import settle
+from train.models.classifier import build_model
+from train.models.pretrained import settle
 from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
 from train.study import (
     ParentRun,

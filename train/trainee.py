@@ -17,8 +17,8 @@ from train.data.index import Data
 from train.depthwise import quicken_depthwise
 from train.device import Precision
 from train.distributed import Ranks, wrap
-from train.model import ImageClassifier
-from train.optim import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
+from train.models.classifier import ImageClassifier
+from train.optim.optimizers import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
 from train.snapshots import Position
 
 LEAST_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default

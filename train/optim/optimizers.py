@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
 from train.device import Precision
-from train.layers import layer_groups
-from train.model import ImageClassifier
+from train.models.classifier import ImageClassifier
+from train.models.layers import layer_groups
 
 NEWTON_SCHULZ_STEPS = 3  # of muon; the usual 5 cost ResNet-18 at 64 px a sixth of its speed
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from train.config import TrainConfig
-from train.model import ImageClassifier, add_subject_crop, build_model
-from train.subject import Classifier, SubjectCrop, crop_and_resize, square, whole
+from train.models.classifier import ImageClassifier, add_subject_crop, build_model
+from train.models.subject_crop.crop import Classifier, SubjectCrop, crop_and_resize, square, whole
 
 CAM = TrainConfig(model="simple_cnn", image_size=64, subject_crop="cam", batch_size=4)
 

@@ -12,14 +12,14 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from serve.contract.errors import UserError
-from train.activation import ActivationMap, find_activation_map
 from train.checkpoint import load_checkpoint
-from train.detector import DetectedSubject, build_detector
-from train.layers import freeze
-from train.networks import create, set_drop_path, set_dropout
-from train.pretrained import download, input_settings, read_file, read_weights
-from train.subject import SubjectCrop
-from train.transfer import tensors_of, transfer
+from train.models.layers import freeze
+from train.models.pretrained import download, input_settings, read_file, read_weights
+from train.models.subject_crop.activation import ActivationMap, find_activation_map
+from train.models.subject_crop.crop import SubjectCrop
+from train.models.subject_crop.detector import DetectedSubject, build_detector
+from train.models.transfer import tensors_of, transfer
+from train.models.zoo import create, set_drop_path, set_dropout
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -180,7 +180,7 @@ def add_subject_crop(
     size: int,
     weights: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """Put the stage of train/subject.py that the settings ask for before the network; returns notes.
+    """Put the stage of train/models/subject_crop/crop.py that the settings ask for before the network; returns notes.
 
     Args:
         config: settings of TrainConfig by name.

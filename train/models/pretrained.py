@@ -22,9 +22,9 @@ from serve.contract.errors import UserError
 from serve.contract.preprocess import RESAMPLING
 from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
 from train.config import TrainConfig
-from train.layers import head_names
-from train.networks import base_name, create, library_of
-from train.transfer import transfer, zero
+from train.models.layers import head_names
+from train.models.transfer import transfer, zero
+from train.models.zoo import base_name, create, library_of
 
 READ_ERRORS = (OSError, RuntimeError, EOFError, KeyError, ValueError)  # torch.load's, of damaged files
 

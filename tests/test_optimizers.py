@@ -11,9 +11,9 @@ from torch import nn
 from train.config import TrainConfig
 from train.device import Precision
 from train.distributed import Ranks
-from train.layers import layer_groups
-from train.model import ImageClassifier, build_model
-from train.optim import build_ema, build_optimizer, build_scheduler, lr_factor
+from train.models.classifier import ImageClassifier, build_model
+from train.models.layers import layer_groups
+from train.optim.optimizers import build_ema, build_optimizer, build_scheduler, lr_factor
 from train.trainee import build_trainee
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serve.contract.errors import UserError
-from train.subject import Classifier, crop_and_resize, in_float32, whole
+from train.models.subject_crop.crop import Classifier, crop_and_resize, in_float32, whole
 
 TAIL = 0.1  # share of the evidence that may lie outside the box, on each of its four sides
 BACKGROUND = 0.01  # share of the evidence spread evenly: a map without any gives the whole image
@@ -18,7 +18,7 @@ SMALLEST_MAP = 3  # cells a side; from fewer no box can be told
 
 
 class ActivationMap(nn.Module):
-    """A locator of train.subject.SubjectCrop.
+    """A locator of train.models.subject_crop.crop.SubjectCrop.
 
     With global average pooling and one linear layer behind the map, the evidence is the class activation
     map (arXiv 1512.04150) of each class less the mean over the classes, its positive part weighted with the

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from train_data import build, logits, pixels
 
 from train.calibration import log_probabilities
-from train.model import IMAGENET_MEAN, IMAGENET_STD, Outputs, probabilities, try_forward
-from train.subject import SubjectCrop
+from train.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Outputs, probabilities, try_forward
+from train.models.subject_crop.crop import SubjectCrop
 
 # names and sizes
 

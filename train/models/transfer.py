@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from serve.contract.errors import UserError
-from train.layers import head_names, is_auxiliary
-from train.networks import base_name, create, library_of
+from train.models.layers import head_names, is_auxiliary
+from train.models.zoo import base_name, create, library_of
 
 NAMED = 3  # tensors that a message names
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Classifier(Protocol):
-    """What this stage asks of train.model.ImageClassifier."""
+    """What this stage asks of train.models.classifier.ImageClassifier."""
 
     network: nn.Module
 
