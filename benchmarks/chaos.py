@@ -31,8 +31,8 @@ import psutil
 
 from benchmarks.jobs import EXACT, SMALL, TrainingJob, weights_sha256
 from train.data.sample import make_sample
-from train.metrics_file import read_metrics
 from train.snapshots import list_snapshots
+from train.tracking.base import read_metrics
 
 
 class Server:

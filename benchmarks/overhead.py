@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.chaos import Server
 from benchmarks.jobs import SMALL
 from train.data.sample import make_sample
-from train.metrics_file import read_metrics
+from train.tracking.base import read_metrics
 
 CONDITIONS = ("quiet", "server", "frozen", "restarted", "absent")
 STEPS = 21  # of an epoch: 170 images in batches of 8

@@ -337,13 +337,13 @@ FAULTS = [
     # MLflow
     Fault(
         "a status that is always FINISHED",
-        "train/mlflow_run.py",
+        "train/tracking/mlflow_run.py",
         "self.record.status, self.ending = status, True",
         'self.record.status, self.ending = "FINISHED", True',
     ),
     Fault(
         "metrics are sent again after a resume",
-        "train/mlflow_run.py",
+        "train/tracking/mlflow_run.py",
         "        if epoch not in self.known[key]:\n            return False\n",
         "        return False\n",
         ("mlflow_run", "mlflow_open", "faults"),

@@ -13,7 +13,7 @@ if not __package__:  # started by path: the repository root, not export/, belong
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 from serve.lineage import ScoringRun, Source
-from train.tracking import find_model, find_training_run, log_scoring_run
+from train.tracking.client import find_model, find_training_run, log_scoring_run
 
 
 def main() -> int:

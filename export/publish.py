@@ -28,7 +28,7 @@ def training_run(run: Path, run_id: str, checkpoint_sha256: str) -> str:
     recorded = recorded_run(run)
     if recorded.run_id or run_id or not recorded.tracked:
         return recorded.run_id or run_id
-    from train.tracking import explained, find_training_run
+    from train.tracking.client import explained, find_training_run
 
     with suppress(ValueError, OSError), explained(recorded.uri):
         return find_training_run("", checkpoint_sha256, recorded.uri)
@@ -49,7 +49,7 @@ def check_register(run: Path, run_id: str, name: str) -> None:
         )
     if not run_id:
         raise UserError("--register: this run was not tracked in MLflow (--track false)")
-    from train.tracking import check_registrable, explained
+    from train.tracking.client import check_registrable, explained
 
     try:
         with explained(recorded.uri):
@@ -73,7 +73,7 @@ def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str
         if recorded.tracked:
             print("the model is not in MLflow, which does not have its training run yet: see train/sync.py")
         return
-    from train.tracking import explained  # half a second that --track false saves
+    from train.tracking.client import explained  # half a second that --track false saves
 
     try:
         with explained(recorded.uri):
@@ -95,7 +95,7 @@ def _of_register(name: str, error: Exception) -> Exception:
 
 
 def _log(run_id: str, file: Path, metadata: ModelMetadata, register: str, uri: str) -> None:
-    from train import tracking
+    from train.tracking import client as tracking
 
     verification, reports = file.with_name(RECORD), reports_of(file)
     model_id = tracking.find_logged_model(run_id, reports[0]["model_sha256"], uri)

@@ -138,7 +138,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
     import mlflow
     from mlflow_store import use
 
-    from train import mlflow_run
+    from train.tracking import mlflow_run
 
     monkeypatch.chdir(tmp_path)  # the default store and its artifacts are in the working directory
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())

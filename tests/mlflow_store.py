@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from train.config import TrainConfig
-from train.mlflow_run import MlflowTracker
+from train.tracking.mlflow_run import MlflowTracker
 
 DIGEST = "0123456789abcdef" * 4
 PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}

@@ -12,8 +12,8 @@ from forked import RankJob
 from benchmarks.jobs import EXACT, SMALL, Job, TrainingJob, weights_sha256
 from train.checkpoint import load_checkpoint
 from train.data.sample import make_sample
-from train.metrics_file import read_metrics
 from train.snapshots import list_snapshots
+from train.tracking.base import read_metrics
 
 EPOCHS = 3
 # so that another number of processes makes the same run

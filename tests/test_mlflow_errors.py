@@ -16,7 +16,7 @@ from mlflow.exceptions import RestException
 from mlflow.protos import databricks_pb2
 from mlflow_store import REFUSES
 
-from train.mlflow_errors import explain, is_about_values, may_pass
+from train.tracking.mlflow_errors import explain, is_about_values, may_pass
 
 
 class ClientError(Exception):

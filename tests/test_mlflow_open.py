@@ -9,11 +9,12 @@ import mlflow
 import pytest
 from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, whole_run
 
-from train import sync, tracking
+from train import sync
 from train.config import TrainConfig
-from train.mlflow_open import changes, free_name
-from train.mlflow_run import MlflowTracker
-from train.run_record import read_record
+from train.tracking import client as tracking
+from train.tracking.mlflow_open import changes, free_name
+from train.tracking.mlflow_run import MlflowTracker
+from train.tracking.run_record import read_record
 
 pytestmark = pytest.mark.usefixtures("store")
 

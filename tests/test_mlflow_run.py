@@ -12,9 +12,10 @@ import mlflow
 import pytest
 from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use, whole_run
 
-from train import mlflow_run, sync
-from train.metrics_file import read_metrics
-from train.run_record import read_record
+from train import sync
+from train.tracking import mlflow_run
+from train.tracking.base import read_metrics
+from train.tracking.run_record import read_record
 
 pytestmark = pytest.mark.usefixtures("store")
 

@@ -10,11 +10,12 @@ from run_folders import make_run
 
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
-from train import compare, promotion, tracking
+from train import compare, promotion
 from train.checkpoint import file_sha256, save_checkpoint
 from train.promotion import decide
 from train.results import read_run
 from train.significance import PairedTest, paired_test
+from train.tracking import client as tracking
 
 
 def compared(gained: int, lost: int, n: int, loss: float = 0.0) -> PairedTest:

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow_store import DIGEST, REFUSES, history, runs, tracker, use, whole_run
 
-from train import mlflow_run, registry
+from train.tracking import mlflow_run, registry
 
 pytestmark = pytest.mark.usefixtures("store")
 

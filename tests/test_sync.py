@@ -7,7 +7,7 @@ import pytest
 from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use
 
 from train import sync
-from train.mlflow_run import read_record
+from train.tracking.mlflow_run import read_record
 
 pytestmark = pytest.mark.usefixtures("store")
 

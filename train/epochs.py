@@ -13,12 +13,12 @@ from train.data.workers import explained
 from train.distributed import Agreement, gather_list
 from train.loop import Running, evaluate, no_wish, train_one_epoch
 from train.metrics import Evaluation
-from train.metrics_file import NullTracker
 from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
 from train.rundir import save_best, write_bad_files
 from train.signals import Preempted, StopRequest
 from train.snapshots import Position, Say, Snapshots, copy_to_cpu
+from train.tracking.base import NullTracker
 from train.trainee import History, checkpoint_state
 
 LATE_BATCH_SECONDS = 10.0  # after a signal, until a rank whose batch does not come ends without the others

@@ -68,11 +68,11 @@ from train.distributed import (
 from train.endings import give_up, leave, stopped
 from train.epochs import Epochs
 from train.metrics import read_predictions
-from train.metrics_file import NullTracker, build_tracker
 from train.mirror import localise, mirrored
 from train.resume import how_to_resume, only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.snapshots import Say, newest_whole
+from train.tracking.base import NullTracker, build_tracker
 from train.trainee import History
 
 ALONE_SECONDS = 10.0  # in which a rank with the same error has ended, and torchrun says so

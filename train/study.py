@@ -18,8 +18,8 @@ from serve.contract.errors import UserError
 from serve.contract.urls import redact
 from train.config import TrainConfig
 from train.locks import NoLocks, take
-from train.registry import end_children, log_parent, open_parent
 from train.space import Space
+from train.tracking.registry import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
 NOT_OF_THE_STUDY = ("name", "output", "num_workers")

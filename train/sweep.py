@@ -47,7 +47,6 @@ from train.checks import check_batch_size
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
-from train.mlflow_run import child_environment
 from train.models.classifier import build_model
 from train.models.pretrained import settle
 from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
@@ -62,6 +61,7 @@ from train.study import (
     sampler,
 )
 from train.study_report import check_folder, summary, write_report
+from train.tracking.mlflow_run import child_environment
 from train.trial import run_trial
 
 TRAIN = Path(__file__).with_name("main.py")

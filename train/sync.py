@@ -31,11 +31,11 @@ import argparse
 from collections.abc import Sequence
 
 from serve.contract.urls import redact
-from train.metrics_file import read_metrics
-from train.mlflow_errors import RefusedError, without_passwords
-from train.mlflow_run import Sender
 from train.resume import is_locked
-from train.run_record import read_record
+from train.tracking.base import read_metrics
+from train.tracking.mlflow_errors import RefusedError, without_passwords
+from train.tracking.mlflow_run import Sender
+from train.tracking.run_record import read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:

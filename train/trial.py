@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from train.metrics_file import read_metrics
+from train.tracking.base import read_metrics
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 90.0  # torchrun gives its workers 30 s of it; a busy machine and MLflow take the rest

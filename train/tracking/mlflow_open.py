@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train.mlflow_errors import RefusedError
-from train.run_record import Record
-from train.tracking import DEFAULT_EXPERIMENT, NO_SUCH_RUN, connect, mlflow, use_experiment
+from train.tracking.client import DEFAULT_EXPERIMENT, NO_SUCH_RUN, connect, mlflow, use_experiment
+from train.tracking.mlflow_errors import RefusedError
+from train.tracking.run_record import Record
 
 KEY_TAG = "purebred.key"
 OF_THE_CALL = ("resume", "output", "name")  # what a run is resumed by, not what it is

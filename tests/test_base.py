@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from train.config import TrainConfig
-from train.metrics_file import MetricsFile, NullTracker, build_tracker, read_metrics
+from train.tracking.base import MetricsFile, NullTracker, build_tracker, read_metrics
 
 METRICS = [{"train/loss": 0.9, "val/accuracy": 0.5}, {"train/loss": 0.4, "val/accuracy": 0.75}]
 

@@ -1,4 +1,4 @@
-"""MLflow: where it is, and what is logged there besides training runs (train/mlflow_run.py).
+"""MLflow: where it is, and what is logged there besides training runs (train/tracking/mlflow_run.py).
 
 No other module imports mlflow: they have it from here.
 """
@@ -25,7 +25,7 @@ from mlflow.entities import LoggedModelInput, Metric, Param
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
 from serve.contract.urls import split_credentials
 from train.checkpoint import file_sha256
-from train.mlflow_errors import HIDDEN, RefusedError, explain, may_pass, without_passwords
+from train.tracking.mlflow_errors import HIDDEN, RefusedError, explain, may_pass, without_passwords
 
 if TYPE_CHECKING:  # seconds that a training does without
     import onnx

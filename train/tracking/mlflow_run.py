@@ -20,12 +20,8 @@ from serve.contract.metadata import BEST_CHECKPOINT_TAG
 from train.checkpoint import file_sha256
 from train.config import TrainConfig
 from train.data.download import is_remote
-from train.metrics_file import MetricsFile
-from train.mlflow_errors import RefusedError, explain, is_about_schema, may_pass, without_passwords
-from train.mlflow_open import changes, free_name, open_run, save
-from train.refusals import Refusals
-from train.run_record import Record, read_record
-from train.tracking import (
+from train.tracking.base import MetricsFile
+from train.tracking.client import (
     check_artifact_folder,
     choose_experiment,
     log_dataset,
@@ -34,6 +30,10 @@ from train.tracking import (
     mlflow,
     store_uri,
 )
+from train.tracking.mlflow_errors import RefusedError, explain, is_about_schema, may_pass, without_passwords
+from train.tracking.mlflow_open import changes, free_name, open_run, save
+from train.tracking.refusals import Refusals
+from train.tracking.run_record import Record, read_record
 
 SYSTEM_METRICS_SECONDS = 5
 START_SECONDS = 20.0  # training waits so long for the run's ID, which its checkpoints name

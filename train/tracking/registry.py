@@ -8,8 +8,8 @@ from pathlib import Path
 
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata
-from train.mlflow_errors import explain, may_pass, without_passwords
-from train.tracking import choose_experiment, connect, log_points, mlflow, store_uri, use_experiment
+from train.tracking.client import choose_experiment, connect, log_points, mlflow, store_uri, use_experiment
+from train.tracking.mlflow_errors import explain, may_pass, without_passwords
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
 

@@ -17,11 +17,13 @@ from export.publish import check_register, training_run
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.lineage import Recorded, ScoringRun, recorded_run
-from train import mlflow_run, sync, tracking
+from train import sync
 from train.checkpoint import file_sha256, save_checkpoint
 from train.config import TrainConfig
-from train.mlflow_run import MlflowTracker
-from train.tracking import find_model, log_verified_model, metric_name
+from train.tracking import client as tracking
+from train.tracking import mlflow_run
+from train.tracking.client import find_model, log_verified_model, metric_name
+from train.tracking.mlflow_run import MlflowTracker
 
 pytestmark = pytest.mark.usefixtures("store")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from train.mlflow_errors import explain, is_about_values, may_pass
+from train.tracking.mlflow_errors import explain, is_about_values, may_pass
 
 ALL = "all"  # in place of names
 
