@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from export.verify import ValidationImages
 from serve.contract.preprocess import Preprocess, load_image, read_image_file
-from train.calibration import expected_calibration_error, fit_temperature, log_probabilities
 from train.checkpoint import load_checkpoint
 from train.device import keep_freed_memory
+from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
+from train.evaluation.significance import accuracy_interval, mean_interval, paired_test
 from train.models.classifier import ImageClassifier, rebuild
-from train.significance import accuracy_interval, mean_interval, paired_test
 
 BATCH = 64
 CLIP = 0.005

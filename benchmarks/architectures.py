@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from train.data.index import find_labels  # noqa: E402
 from train.data.label_file import write_manifest  # noqa: E402
-from train.significance import accuracy_interval  # noqa: E402
+from train.evaluation.significance import accuracy_interval  # noqa: E402
 
 MODELS = (
     *("lenet5", "simple_cnn", "alexnet", "vgg11_bn", "googlenet", "resnet18", "densenet121"),

@@ -280,19 +280,19 @@ FAULTS = [
     ),
     Fault(
         "ROC AUC of the first class",
-        "train/metrics.py",
+        "train/evaluation/metrics.py",
         "roc_auc_score(labels, probabilities[:, 1])",
         "roc_auc_score(labels, probabilities[:, 0])",
     ),
     Fault(
         "a confusion matrix on its side",
-        "train/metrics.py",
+        "train/evaluation/metrics.py",
         "confusion = confusion_matrix(labels, predicted, labels=classes)",
         "confusion = confusion_matrix(predicted, labels, labels=classes)",
     ),
     Fault(
         "predictions without the temperature that is served",
-        "train/metrics.py",
+        "train/evaluation/metrics.py",
         "log_probs = log_probabilities(evaluation.logits, temperature, clip)",
         "log_probs = log_probabilities(evaluation.logits, 1.0, clip)",
     ),

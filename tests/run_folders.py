@@ -9,7 +9,7 @@ import numpy as np
 from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import ImageSet
-from train.metrics import evaluate_logits, write_predictions
+from train.evaluation.metrics import evaluate_logits, write_predictions
 
 
 def make_run(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from train.calibration import expected_calibration_error, fit_temperature, log_probabilities
+from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
 
 
 def honest(n: int, num_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

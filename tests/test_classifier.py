@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from train_data import build, logits, pixels
 
-from train.calibration import log_probabilities
+from train.evaluation.calibration import log_probabilities
 from train.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Outputs, probabilities, try_forward
 from train.models.subject_crop.crop import SubjectCrop
 

@@ -13,8 +13,8 @@ from export.convert import convert, describe, split_head
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from train.calibration import log_probabilities
 from train.config import TrainConfig
+from train.evaluation.calibration import log_probabilities
 from train.models.classifier import ImageClassifier, add_subject_crop, build_model, rebuild
 
 

@@ -11,8 +11,8 @@ from train_data import draw
 
 from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
-from train.figures import _curves, caption, save_figures
-from train.metrics import Evaluation, evaluate_logits
+from train.evaluation.figures import _curves, caption, save_figures
+from train.evaluation.metrics import Evaluation, evaluate_logits
 
 PREPROCESS = Preprocess(size=16, resize_size=18)
 ROWS: list[dict[str, Any]] = [

@@ -12,8 +12,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from train import fonts
-from train.fonts import printable
+from train.evaluation import fonts
+from train.evaluation.fonts import printable
 
 
 def make_font(path: Path, family: str, characters: str) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from export.gate import images_needed, paired_interval
 from export.verify import ValidationImages, Verification, _check_accuracy
-from train.significance import paired_interval as tango
+from train.evaluation.significance import paired_interval as tango
 
 
 @pytest.mark.parametrize("n", [1, 2, 24, 90, 2250])

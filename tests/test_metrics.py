@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from train.data.index import ImageSet
-from train.metrics import Evaluation, evaluate_logits, read_predictions, write_predictions
+from train.evaluation.metrics import Evaluation, evaluate_logits, read_predictions, write_predictions
 
 
 def example(num_classes: int, n: int = 60, present: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import ImageSet
-from train.metrics import evaluate_logits, write_predictions
+from train.evaluation.metrics import evaluate_logits, write_predictions
 from train.out_of_fold import read_folds
 
 NAMES = ("cat", "dog")

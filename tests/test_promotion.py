@@ -12,9 +12,9 @@ from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train import compare, promotion
 from train.checkpoint import file_sha256, save_checkpoint
+from train.evaluation.significance import PairedTest, paired_test
 from train.promotion import decide
 from train.results import read_run
-from train.significance import PairedTest, paired_test
 from train.tracking import client as tracking
 
 

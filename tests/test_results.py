@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_folders import make_run
 
-from train.figures import comparison_curves
+from train.evaluation.figures import comparison_curves
 from train.results import check_metrics, paired, read_predictions, read_run
 
 

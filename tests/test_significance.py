@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial, norm
 from sklearn.metrics import roc_auc_score
 
-from train.significance import (
+from train.evaluation.significance import (
     Interval,
     accuracy_interval,
     auc_interval,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train.tables import markdown_table, write_table
+from train.evaluation.tables import markdown_table, write_table
 
 
 def test_a_markdown_table_is_as_wide_as_its_widest_cell() -> None:

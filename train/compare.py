@@ -36,10 +36,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.contract.urls import redact
-from train.figures import comparison_curves
+from train.evaluation.figures import comparison_curves
+from train.evaluation.significance import (
+    Interval,
+    PairedTest,
+    accuracy_interval,
+    auc_interval,
+    holm,
+    mean_interval,
+)
+from train.evaluation.tables import check_replaceable, markdown_table, write_table
 from train.results import RunResult, paired, read_run
-from train.significance import Interval, PairedTest, accuracy_interval, auc_interval, holm, mean_interval
-from train.tables import check_replaceable, markdown_table, write_table
 
 DATA_SETTINGS = ("data", "val_data")
 NOT_COMPARED = frozenset({"name", "output", "resume"})

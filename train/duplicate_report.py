@@ -80,7 +80,10 @@ def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None
 
 def _draw(groups: Sequence[Sequence[Duplicate]]) -> "Figure":
     """Of each group its centre beside the image that differs most, in its label if there is such a one."""
-    from train.figures import Picture, contact_sheet  # half a second, which other data sets need not spend
+    from train.evaluation.figures import (  # half a second, which other data sets need not spend
+        Picture,
+        contact_sheet,
+    )
 
     pictures = []
     for number, rows in enumerate(groups[:MOST_PAIRS], 1):

@@ -11,8 +11,8 @@ from train.config import TrainConfig
 from train.data.augment import PairMix
 from train.data.workers import explained
 from train.distributed import Agreement, gather_list
+from train.evaluation.metrics import Evaluation
 from train.loop import Running, evaluate, no_wish, train_one_epoch
-from train.metrics import Evaluation
 from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
 from train.rundir import save_best, write_bad_files

@@ -22,7 +22,7 @@ from train.distributed import (
     on_main,
     sum_over_ranks,
 )
-from train.metrics import Evaluation, evaluate_logits
+from train.evaluation.metrics import Evaluation, evaluate_logits
 from train.models.classifier import Outputs
 from train.profiler import phase
 from train.progress import Progress

@@ -67,7 +67,7 @@ from train.distributed import (
 )
 from train.endings import give_up, leave, stopped
 from train.epochs import Epochs
-from train.metrics import read_predictions
+from train.evaluation.metrics import read_predictions
 from train.mirror import localise, mirrored
 from train.resume import how_to_resume, only_writer
 from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
@@ -171,7 +171,7 @@ def report(job: Job, folder: Path, tracker: NullTracker) -> None:
 
 def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:
     """What the best epoch's validation says, and how certainly; `labels` [N] are the validation images'."""
-    from train.significance import accuracy_interval  # which the other ranks need not import
+    from train.evaluation.significance import accuracy_interval  # which the other ranks need not import
 
     best, num_val = history.best, len(labels)
     correct = np.arange(num_val) < round(best["val/accuracy"] * num_val)

@@ -48,8 +48,8 @@ from train.data.duplicates import Near, labels_decide, near_duplicates
 from train.data.index import Data, ImageSet, groups_of, prepare_data
 from train.data.label_file import SOFT_COLUMN, write_manifest
 from train.data.scan import scan
+from train.evaluation.significance import better_than_largest
 from train.results import read_predictions
-from train.significance import better_than_largest
 from train.trial import run_child
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,10 +14,10 @@ import yaml
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from train.calibration import log_probabilities
 from train.config import TrainConfig
 from train.data.label_file import SOFT_COLUMN
-from train.significance import PairedTest, paired_test
+from train.evaluation.calibration import log_probabilities
+from train.evaluation.significance import PairedTest, paired_test
 from train.trainee import History
 
 COLUMNS = ("path", "label", "prediction", "correct", "loss")
@@ -134,7 +134,7 @@ def paired(run: Predictions, reference: Predictions) -> PairedTest | None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """What train/metrics.py wrote, without the images."""
+    """What train/evaluation/metrics.py wrote, without the images."""
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.reader(file, strict=True)

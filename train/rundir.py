@@ -17,7 +17,7 @@ from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.data.sample import make_sample
 from train.duplicate_report import list_duplicates, save_duplicates
-from train.metrics import Evaluation, write_predictions
+from train.evaluation.metrics import Evaluation, write_predictions
 from train.models.classifier import ImageClassifier
 from train.models.pretrained import settle
 from train.resume import settle_run, started_at
@@ -134,7 +134,7 @@ def save_best(
 
 def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
     """What the best epoch's weights, which `model` is given, cut out of validation images."""
-    from train.figures import save_subject_crops
+    from train.evaluation.figures import save_subject_crops
 
     best = load_checkpoint(folder / "checkpoints" / "best.pt")
     model.load_state_dict(best["ema"] or best["model"])
@@ -148,7 +148,7 @@ def report_files(
     folder: Path, rows: Sequence[dict[str, Any]], evaluation: Evaluation, data: Data, config: TrainConfig
 ) -> list[Path]:
     """Draw the figures of the finished run; returns what belongs in MLflow."""
-    from train.figures import save_figures  # half a second, which the start need not spend
+    from train.evaluation.figures import save_figures  # half a second, which the start need not spend
 
     save_figures(folder / "figures", rows, evaluation, data.val, config.preprocess())
     names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]

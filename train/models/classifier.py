@@ -130,7 +130,7 @@ class ImageClassifier(nn.Module):
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
-    """Softmax, no value below `clip`, rows summing to 1: see `train.calibration.log_probabilities`."""
+    """Softmax, no value below `clip`, rows summing to 1: see `train.evaluation.calibration.log_probabilities`."""
     values = logits.softmax(dim=1)
     if clip:
         values = clip + (1 - clip * logits.shape[1]) * values

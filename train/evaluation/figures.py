@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from train.data.index import ImageSet
-from train.fonts import printable
-from train.metrics import Evaluation
+from train.evaluation.fonts import printable
+from train.evaluation.metrics import Evaluation
 from train.models.classifier import ImageClassifier
 
 mpl.use("Agg")  # no display in a training job

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.calibration import expected_calibration_error, fit_temperature, log_probabilities
 from train.data.index import ImageSet
+from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
 
 
 @dataclass(frozen=True)
