@@ -31,7 +31,7 @@ import psutil
 
 from benchmarks.jobs import EXACT, SMALL, TrainingJob, weights_sha256
 from train.data.sample import make_sample
-from train.snapshots import list_snapshots
+from train.runs.snapshots import list_snapshots
 from train.tracking.base import read_metrics
 
 

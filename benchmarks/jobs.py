@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from train.checkpoint import load_checkpoint  # noqa: E402
-from train.snapshots import list_snapshots  # noqa: E402
+from train.runs.snapshots import list_snapshots  # noqa: E402
 
 SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "8"]
 SMALL += ["--optimizer", "adamw", "--lr", "2e-3"]

@@ -317,13 +317,13 @@ FAULTS = [
     ),
     Fault(
         "one snapshot is kept",
-        "train/snapshots.py",
+        "train/runs/snapshots.py",
         "for old in list_snapshots(self.folder)[KEPT:]:",
         "for old in list_snapshots(self.folder)[1:]:",
     ),
     Fault(
         "tensors of a snapshot change while it is written",
-        "train/snapshots.py",
+        "train/runs/snapshots.py",
         'return value.detach().to("cpu", copy=True)',
         'return value.detach().to("cpu")',
     ),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from train_data import build, linear_model, make_data, make_trainee
 
-from train import rundir
 from train.checkpoint import save_checkpoint
 from train.checks import (
     check_batch_size,
@@ -20,6 +19,7 @@ from train.checks import (
 from train.config import TrainConfig
 from train.data.index import prepare_data
 from train.data.loader import EpochPlan
+from train.runs import directory as rundir
 from train.trainee import History, checkpoint_state
 
 

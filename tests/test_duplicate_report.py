@@ -10,7 +10,7 @@ from train_data import settings
 
 from train.data.index import Data, prepare_data
 from train.data.sample import draw_face
-from train.duplicate_report import contradictory, list_duplicates, save_duplicates
+from train.runs.duplicate_report import contradictory, list_duplicates, save_duplicates
 
 
 def faces(root: Path, per_class: int = 8) -> Path:

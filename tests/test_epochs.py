@@ -17,8 +17,8 @@ from train.data.loader import Batch, Key, Loader
 from train.distributed import Ranks
 from train.epochs import Epochs, epoch_line
 from train.loop import Running, train_one_epoch
+from train.runs.snapshots import Position
 from train.signals import Preempted, StopRequest
-from train.snapshots import Position
 from train.tracking.base import MetricsFile
 from train.trainee import History
 

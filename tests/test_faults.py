@@ -12,7 +12,7 @@ from forked import RankJob
 from benchmarks.jobs import EXACT, SMALL, Job, TrainingJob, weights_sha256
 from train.checkpoint import load_checkpoint
 from train.data.sample import make_sample
-from train.snapshots import list_snapshots
+from train.runs.snapshots import list_snapshots
 from train.tracking.base import read_metrics
 
 EPOCHS = 3

@@ -22,7 +22,7 @@ from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.distributed import Ranks
 from train.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
 from train.models.classifier import ImageClassifier, Outputs, build_model
-from train.snapshots import Position
+from train.runs.snapshots import Position
 from train.trainee import Trainee
 
 PLAIN_SGD = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad": 0.0}

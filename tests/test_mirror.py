@@ -16,8 +16,8 @@ from serve.main import main as serve_main
 from train.config import TrainConfig
 from train.data.sample import make_sample
 from train.distributed import Ranks
-from train.mirror import UNPUBLISHED, Mirror, localise, mirrored
-from train.snapshots import list_snapshots
+from train.runs.mirror import UNPUBLISHED, Mirror, localise, mirrored
+from train.runs.snapshots import list_snapshots
 
 EXACT = [*SMALL, "--precision", "fp32", "--deterministic", "--snapshot-steps", "1", "--track", "false"]
 
@@ -133,7 +133,7 @@ def test_work_that_was_not_published_is_not_lost_unless_the_store_is_further(
 def test_a_store_that_goes_away_stops_nothing_and_gets_all_of_it_later(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.mirror.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("train.runs.mirror.RETRY_SECONDS", 0.05)
     folder, said = a_run(tmp_path / "run", "epoch-000000-step-00000001.pt"), []
     away = True
     honest = Mirror.publish

@@ -10,11 +10,12 @@ from run_folders import make_run
 
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
-from train import compare, promotion
+from train import compare
 from train.checkpoint import file_sha256, save_checkpoint
 from train.evaluation.significance import PairedTest, paired_test
-from train.promotion import decide
-from train.results import read_run
+from train.runs import promotion
+from train.runs.promotion import decide
+from train.runs.results import read_run
 from train.tracking import client as tracking
 
 

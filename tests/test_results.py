@@ -11,7 +11,7 @@ import pytest
 from run_folders import make_run
 
 from train.evaluation.figures import comparison_curves
-from train.results import check_metrics, paired, read_predictions, read_run
+from train.runs.results import check_metrics, paired, read_predictions, read_run
 
 
 def test_a_run_is_read_back(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from forked import execute, fork
 from train_data import settings
 
 from benchmarks.jobs import wait_until
-from train import resume
 from train.cli import parse_config, save_config
 from train.config import TrainConfig
-from train.resume import how_to_resume, is_locked, only_writer, settle_run, started_at, started_by
-from train.snapshots import Snapshots, list_snapshots
+from train.runs import resume
+from train.runs.resume import how_to_resume, is_locked, only_writer, settle_run, started_at, started_by
+from train.runs.snapshots import Snapshots, list_snapshots
 
 
 def make_run(tmp_path: Path, name: str, epochs_done: int = 0, **changes: Any) -> TrainConfig:
@@ -178,7 +178,7 @@ def test_under_torchrun_the_command_is_torchruns(monkeypatch: pytest.MonkeyPatch
 HOLDS = """
 import sys, time
 from pathlib import Path
-from train.resume import only_writer
+from train.runs.resume import only_writer
 with only_writer(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)

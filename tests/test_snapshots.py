@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from train import snapshots
 from train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from train.snapshots import Snapshots, copy_to_cpu, list_snapshots, newest_whole
+from train.runs import snapshots
+from train.runs.snapshots import Snapshots, copy_to_cpu, list_snapshots, newest_whole
 
 
 def state(epoch: int, step: int = 0, value: float = 0.0) -> dict[str, Any]:

@@ -43,8 +43,8 @@ from train.models.classifier import (
     try_forward,
 )
 from train.retune import head_trainee, retuning
+from train.runs.snapshots import Position, Say
 from train.shared_memory import share
-from train.snapshots import Position, Say
 from train.trainee import History, Trainee, build_trainee, is_retuning, restore, schedule_change
 
 

@@ -5,7 +5,7 @@
 
 The first run is the one that the others are tested against. Writes comparison.md, comparison.csv and
 curves.png. --promote moves the alias champion of a registered MLflow model to its challenger, if the
-challenger's run is one of those given and not worse than the champion: see train/promotion.py.
+challenger's run is one of those given and not worse than the champion: see train/runs/promotion.py.
 
 Exit code: 0 compared, 2 an error, or a run that shares no validation image with the first; with --promote 0
 promoted, 1 not promoted, 2 an error.
@@ -46,7 +46,7 @@ from train.evaluation.significance import (
     mean_interval,
 )
 from train.evaluation.tables import check_replaceable, markdown_table, write_table
-from train.results import RunResult, paired, read_run
+from train.runs.results import RunResult, paired, read_run
 
 DATA_SETTINGS = ("data", "val_data")
 NOT_COMPARED = frozenset({"name", "output", "resume"})
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             f"error: no validation image in common with {comparison.runs[0].name}: {names}", file=sys.stderr
         )
     if args.promote:
-        from train.promotion import promote  # a second of mlflow that a comparison does without
+        from train.runs.promotion import promote  # a second of mlflow that a comparison does without
 
         return 0 if promote(args.promote, comparison.runs, args.margin) else 1
     return 2 if apart else 0

@@ -15,9 +15,9 @@ from train.evaluation.metrics import Evaluation
 from train.loop import Running, evaluate, no_wish, train_one_epoch
 from train.profiler import StepProfiler
 from train.retune import begin_retuning, retuning
-from train.rundir import save_best, write_bad_files
+from train.runs.directory import save_best, write_bad_files
+from train.runs.snapshots import Position, Say, Snapshots, copy_to_cpu
 from train.signals import Preempted, StopRequest
-from train.snapshots import Position, Say, Snapshots, copy_to_cpu
 from train.tracking.base import NullTracker
 from train.trainee import History, checkpoint_state
 

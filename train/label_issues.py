@@ -51,7 +51,7 @@ from train.evaluation.figures import Picture, contact_sheet
 from train.evaluation.tables import check_replaceable
 from train.models.pretrained import settle
 from train.out_of_fold import OutOfFold, read_folds
-from train.snapshots import newest_whole
+from train.runs.snapshots import newest_whole
 from train.trainee import FREE_TO_CHANGE, History
 from train.trial import run_child
 

@@ -26,7 +26,7 @@ from train.evaluation.metrics import Evaluation, evaluate_logits
 from train.models.classifier import Outputs
 from train.profiler import phase
 from train.progress import Progress
-from train.snapshots import Position
+from train.runs.snapshots import Position
 from train.trainee import Trainee
 
 AUXILIARY_WEIGHT = 0.3  # arXiv 1409.4842, section 5

@@ -68,10 +68,10 @@ from train.distributed import (
 from train.endings import give_up, leave, stopped
 from train.epochs import Epochs
 from train.evaluation.metrics import read_predictions
-from train.mirror import localise, mirrored
-from train.resume import how_to_resume, only_writer
-from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder
-from train.snapshots import Say, newest_whole
+from train.runs.directory import draw_subject_crops, open_folder, prepare, report_files, run_folder
+from train.runs.mirror import localise, mirrored
+from train.runs.resume import how_to_resume, only_writer
+from train.runs.snapshots import Say, newest_whole
 from train.tracking.base import NullTracker, build_tracker
 from train.trainee import History
 

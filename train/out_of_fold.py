@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from train.checkpoint import load_checkpoint
-from train.results import Predictions, read_predictions
+from train.runs.results import Predictions, read_predictions
 
 
 @dataclass(frozen=True)

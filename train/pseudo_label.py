@@ -49,7 +49,7 @@ from train.data.index import Data, ImageSet, groups_of, prepare_data
 from train.data.label_file import SOFT_COLUMN, write_manifest
 from train.data.scan import scan
 from train.evaluation.significance import better_than_largest
-from train.results import read_predictions
+from train.runs.results import read_predictions
 from train.trial import run_child
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ import argparse
 from collections.abc import Sequence
 
 from serve.contract.urls import redact
-from train.resume import is_locked
+from train.runs.resume import is_locked
 from train.tracking.base import read_metrics
 from train.tracking.mlflow_errors import RefusedError, without_passwords
 from train.tracking.mlflow_run import Sender

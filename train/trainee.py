@@ -19,7 +19,7 @@ from train.device import Precision
 from train.distributed import Ranks, wrap
 from train.models.classifier import ImageClassifier
 from train.optim.optimizers import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
-from train.snapshots import Position
+from train.runs.snapshots import Position
 
 LEAST_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow")

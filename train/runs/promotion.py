@@ -22,7 +22,7 @@ import numpy as np
 from serve.contract.errors import UserError
 from train.checkpoint import file_sha256, load_checkpoint
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
-from train.results import Predictions, RunResult, check_metrics, paired, read_predictions
+from train.runs.results import Predictions, RunResult, check_metrics, paired, read_predictions
 from train.tracking.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.tracking.run_record import read_record
 

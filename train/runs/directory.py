@@ -16,11 +16,11 @@ from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.data.sample import make_sample
-from train.duplicate_report import list_duplicates, save_duplicates
 from train.evaluation.metrics import Evaluation, write_predictions
 from train.models.classifier import ImageClassifier
 from train.models.pretrained import settle
-from train.resume import settle_run, started_at
+from train.runs.duplicate_report import list_duplicates, save_duplicates
+from train.runs.resume import settle_run, started_at
 
 DEFAULT_DATA = Path("data/train")
 SAMPLE = Path("data/sample")

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from train_data import draw, flat_set, settings
 
-from train import rundir
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
@@ -21,7 +20,15 @@ from train.data.sample import make_sample
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.metrics import evaluate_logits, read_predictions
 from train.models.classifier import add_subject_crop, build_model
-from train.rundir import draw_subject_crops, open_folder, prepare, report_files, run_folder, save_best
+from train.runs import directory as rundir
+from train.runs.directory import (
+    draw_subject_crops,
+    open_folder,
+    prepare,
+    report_files,
+    run_folder,
+    save_best,
+)
 
 
 def ready(tmp_path: Path, **changes: Any) -> TrainConfig:

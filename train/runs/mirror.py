@@ -18,8 +18,8 @@ from serve.contract.urls import redact
 from train.config import TrainConfig
 from train.data.download import Remote, Say, copy_file, is_remote, list_objects, needs_packages, open_store
 from train.distributed import Ranks, gather_list, on_main
-from train.resume import LOCK, only_writer
-from train.snapshots import list_snapshots
+from train.runs.resume import LOCK, only_writer
+from train.runs.snapshots import list_snapshots
 
 UNPUBLISHED = ".unpublished"
 PROBE = ".writable"
