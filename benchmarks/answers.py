@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from export.verify import ValidationImages
 from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from train.checkpoint import load_checkpoint
-from train.device import keep_freed_memory
+from train.engine.device import keep_freed_memory
 from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
 from train.evaluation.significance import accuracy_interval, mean_interval, paired_test
 from train.models.classifier import ImageClassifier, rebuild

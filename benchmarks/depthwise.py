@@ -2,7 +2,7 @@
 
     python benchmarks/depthwise.py --models mobilenet_v3_small tf_efficientnet_lite0 --image-size 128
 
-Float32, channels_last, noise for images; train/depthwise.py says where the two differ.
+Float32, channels_last, noise for images; train/engine/depthwise.py says where the two differ.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from train.depthwise import quicken_depthwise
-from train.device import keep_freed_memory
+from train.engine.depthwise import quicken_depthwise
+from train.engine.device import keep_freed_memory
 from train.models.zoo import create
 
 

@@ -23,14 +23,14 @@ import numpy as np
 import psutil
 import torch
 
-from train.assemble import share_index
 from train.config import TrainConfig
 from train.data.augment import View
 from train.data.index import Data, ImageSet
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.data.pixel_cache import PixelCache
-from train.device import keep_freed_memory
 from train.distributed import gather_list, on_main, process_group, ranks_from_environment
+from train.engine.build import share_index
+from train.engine.device import keep_freed_memory
 
 SIDE, BATCH, STEPS = 64, 64, 50
 

@@ -39,7 +39,8 @@ LEFT_OUT = 3  # the first steps of an epoch, in which its loader begins
 
 def child(times: Path, arguments: list[str]) -> None:
     """A training run that notes when each of its steps ended."""
-    from train import loop, main
+    from train import main
+    from train.engine import loop
 
     ended: list[list[float]] = []
 

@@ -12,9 +12,9 @@ from export.convert import convert, describe
 from export.verify import ValidationImages, verify
 from train.data.augment import PairMix, View
 from train.data.loader import EpochPlan, Loader, PixelDataset
-from train.loop import Criterion, train_one_epoch
+from train.engine.loop import Criterion, train_one_epoch
+from train.engine.state import History, checkpoint_state
 from train.models.classifier import build_model, rebuild
-from train.trainee import History, checkpoint_state
 
 SIZES = {
     "lenet5": 32,

@@ -7,7 +7,10 @@ import torch
 from train_data import build, linear_model, make_data, make_trainee
 
 from train.checkpoint import save_checkpoint
-from train.checks import (
+from train.config import TrainConfig
+from train.data.index import prepare_data
+from train.data.loader import EpochPlan
+from train.engine.checks import (
     check_batch_size,
     check_clip,
     check_single_image,
@@ -16,11 +19,8 @@ from train.checks import (
     few_steps,
     trained_on_validation,
 )
-from train.config import TrainConfig
-from train.data.index import prepare_data
-from train.data.loader import EpochPlan
+from train.engine.state import History, checkpoint_state
 from train.runs import directory as rundir
-from train.trainee import History, checkpoint_state
 
 
 def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.depthwise import DepthwiseConv2d, quicken_depthwise
+from train.engine.depthwise import DepthwiseConv2d, quicken_depthwise
 from train.models.zoo import create
 
 

@@ -9,7 +9,8 @@ from forked import execute, fork
 from train_data import CPU
 
 from train.config import TrainConfig
-from train.device import (
+from train.distributed import Ranks
+from train.engine.device import (
     Precision,
     candidates,
     choose_device,
@@ -21,7 +22,6 @@ from train.device import (
     multiplies_bf16,
     time_step,
 )
-from train.distributed import Ranks
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 
@@ -67,7 +67,7 @@ def test_more_processes_than_gpus_is_an_error_that_names_both(monkeypatch: pytes
 def test_candidates_are_what_the_settings_leave_open(
     settings: dict, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.device.has_bf16", lambda: True)
+    monkeypatch.setattr("train.engine.device.has_bf16", lambda: True)
     assert [str(option) for option in candidates(TrainConfig(**settings), CPU)] == names
 
 
@@ -75,7 +75,7 @@ def test_what_the_processor_only_emulates_is_no_candidate_unless_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step of emulated bf16 can take a minute."""
-    monkeypatch.setattr("train.device.has_bf16", lambda: False)
+    monkeypatch.setattr("train.engine.device.has_bf16", lambda: False)
     assert [str(o) for o in candidates(TrainConfig(), CPU)] == ["fp32, channels_last", "fp32, contiguous"]
     asked = candidates(TrainConfig(precision="bf16", channels_last=True), CPU)
     assert [str(option) for option in asked] == ["bf16, channels_last"]
@@ -93,7 +93,7 @@ NAMES = ("fp32, channels_last", "fp32, contiguous", "bf16, channels_last", "bf16
 
 def choice(monkeypatch: pytest.MonkeyPatch, bf16: bool, *turns: tuple[float, ...]) -> tuple[str, list[str]]:
     """(what is taken, what was timed in what order) where the steps of each turn last so long, by NAMES."""
-    monkeypatch.setattr("train.device.has_bf16", lambda: True)
+    monkeypatch.setattr("train.engine.device.has_bf16", lambda: True)
     timed: list[str] = []
 
     def measure(step: str, device: torch.device, most: int) -> tuple[float, float]:
@@ -101,7 +101,7 @@ def choice(monkeypatch: pytest.MonkeyPatch, bf16: bool, *turns: tuple[float, ...
         timed.append(step)
         return 9.0, turns[min(turn, len(turns) - 1)][NAMES.index(step)]
 
-    monkeypatch.setattr("train.device.time_step", measure)
+    monkeypatch.setattr("train.engine.device.time_step", measure)
     options = candidates(TrainConfig(), CPU)
     chosen, seconds = choose_precision(options, default_option(options, bf16), str, CPU)  # type: ignore[arg-type]
     assert tuple(seconds) == NAMES
@@ -180,7 +180,7 @@ def test_a_long_step_is_timed_once_after_the_first(
         nonlocal now
         now += lasts.pop(0)
 
-    monkeypatch.setattr("train.device.time.perf_counter", lambda: now)
+    monkeypatch.setattr("train.engine.device.time.perf_counter", lambda: now)
     assert time_step(step, CPU) == pytest.approx((first, later))
     assert lasts == []
 
@@ -203,7 +203,7 @@ THREADS = """
 import joblib, torch
 joblib.cpu_count = lambda: 8
 from train.config import TrainConfig
-from train.device import configure
+from train.engine.device import configure
 from train.distributed import Ranks
 for deterministic in (True, False):
     config = TrainConfig(deterministic=deterministic)

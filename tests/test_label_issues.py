@@ -14,10 +14,10 @@ from train_data import draw, flat_set, linear_model, make_data, make_trainee
 from train.checkpoint import save_checkpoint
 from train.cli import parse_config
 from train.data.index import prepare_data
+from train.engine.state import History, checkpoint_state
 from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
 from train.models.pretrained import settle
 from train.out_of_fold import OutOfFold
-from train.trainee import History, checkpoint_state
 
 
 def predictions(

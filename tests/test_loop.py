@@ -20,10 +20,10 @@ from train.data.augment import PairMix, View
 from train.data.index import Data, ImageSet
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.distributed import Ranks
-from train.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
+from train.engine.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
+from train.engine.state import Trainee
 from train.models.classifier import ImageClassifier, Outputs, build_model
 from train.runs.snapshots import Position
-from train.trainee import Trainee
 
 PLAIN_SGD = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad": 0.0}
 
@@ -287,7 +287,7 @@ def test_images_per_second_of_a_resumed_epoch_are_those_trained_since(
     def second() -> None:
         clock[0] += 1
 
-    monkeypatch.setattr("train.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("train.engine.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     trainee = make_trainee(config, linear_model())
     plan = EpochPlan(12, 5, config.seed)
     loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
@@ -346,7 +346,7 @@ def test_the_order_in_which_ranks_deliver_cannot_change_the_result(
     config, data = make_data(tmp_path, 12, val_fraction=0.45)
     criterion = Criterion(0.1, None)
     expected = evaluated(linear_model(), data, config, 3, criterion)
-    monkeypatch.setattr("train.loop.gather_rows", lambda rows, ranks: rows.flip(0))
+    monkeypatch.setattr("train.engine.loop.gather_rows", lambda rows, ranks: rows.flip(0))
     metrics, logits = evaluated(linear_model(), data, config, 3, criterion)
     assert metrics == expected[0]
     assert np.array_equal(logits, expected[1])
@@ -376,8 +376,8 @@ def test_ranks_are_asked_equally_often_though_one_has_a_batch_more(
     """What is asked after a batch is agreed on between the ranks: one that asks alone waits for ever."""
     config, data = make_data(tmp_path, 12, val_fraction=0.45)
     images = data.val.take(np.arange(2 * batch_size + 1))
-    monkeypatch.setattr("train.loop.gather_rows", lambda rows, ranks: None)
-    monkeypatch.setattr("train.loop.on_main", lambda ranks, function: {})
+    monkeypatch.setattr("train.engine.loop.gather_rows", lambda rows, ranks: None)
+    monkeypatch.setattr("train.engine.loop.on_main", lambda ranks, function: {})
     asked = [0, 0]
     for rank in range(2):
 
@@ -400,7 +400,7 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
 
 def test_an_image_evaluated_twice_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, data = make_data(tmp_path)
-    monkeypatch.setattr("train.loop.evaluation_batches", lambda *args: [[(0, 0, 1.0), (0, 0, 1.0)]])
+    monkeypatch.setattr("train.engine.loop.evaluation_batches", lambda *args: [[(0, 0, 1.0), (0, 0, 1.0)]])
     with pytest.raises(AssertionError, match="an image was evaluated twice or never"):
         evaluated(linear_model(), data, config, 4, Criterion(0.0, None))
 

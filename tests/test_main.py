@@ -11,8 +11,8 @@ from conftest import REPOSITORY, launch
 from train import main
 from train.config import TrainConfig
 from train.distributed import Ranks
+from train.engine.state import History
 from train.signals import StopRequest
-from train.trainee import History
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.profiler import PHASES, WAIT, WARM_UP, StepProfiler, phase
+from train.engine.profiler import PHASES, WAIT, WARM_UP, StepProfiler, phase
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from train import progress
-from train.progress import Progress
+from train.engine import progress
+from train.engine.progress import Progress
 
 
 def run(enabled: bool = True, total: int = 100) -> None:

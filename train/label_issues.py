@@ -47,12 +47,12 @@ from train.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues
 from train.config import TrainConfig
 from train.data.download import copy, is_remote
 from train.data.index import prepare_data
+from train.engine.state import FREE_TO_CHANGE, History
 from train.evaluation.figures import Picture, contact_sheet
 from train.evaluation.tables import check_replaceable
 from train.models.pretrained import settle
 from train.out_of_fold import OutOfFold, read_folds
 from train.runs.snapshots import newest_whole
-from train.trainee import FREE_TO_CHANGE, History
 from train.trial import run_child
 
 MAIN = Path(__file__).resolve().with_name("main.py")

@@ -49,14 +49,11 @@ from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from serve.contract.urls import redact
-from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
-from train.checks import check_batch_size
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import fetch
 from train.data.workers import allow_open_files, fit_workers
-from train.device import choose_device, choose_workers, configure
 from train.distributed import (
     Ranks,
     limit_waiting,
@@ -65,15 +62,18 @@ from train.distributed import (
     process_group,
     ranks_from_environment,
 )
-from train.endings import give_up, leave, stopped
-from train.epochs import Epochs
+from train.engine.build import Job, assemble
+from train.engine.checks import check_batch_size
+from train.engine.device import choose_device, choose_workers, configure
+from train.engine.shutdown import give_up, leave, stopped
+from train.engine.state import History
+from train.engine.trainer import Epochs
 from train.evaluation.metrics import read_predictions
 from train.runs.directory import draw_subject_crops, open_folder, prepare, report_files, run_folder
 from train.runs.mirror import localise, mirrored
 from train.runs.resume import how_to_resume, only_writer
 from train.runs.snapshots import Say, newest_whole
 from train.tracking.base import NullTracker, build_tracker
-from train.trainee import History
 
 ALONE_SECONDS = 10.0  # in which a rank with the same error has ended, and torchrun says so
 

@@ -43,10 +43,10 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from serve.contract.urls import redact
-from train.checks import check_batch_size
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
+from train.engine.checks import check_batch_size
 from train.models.classifier import build_model
 from train.models.pretrained import settle
 from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
-from train.device import Precision
+from train.engine.device import Precision
 from train.models.classifier import ImageClassifier
 from train.models.layers import layer_groups
 

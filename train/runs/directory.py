@@ -11,11 +11,11 @@ import torch
 
 from serve.contract.errors import UserError
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.checks import check_start
 from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.data.sample import make_sample
+from train.engine.checks import check_start
 from train.evaluation.metrics import Evaluation, write_predictions
 from train.models.classifier import ImageClassifier
 from train.models.pretrained import settle

@@ -34,7 +34,7 @@ class Position:
     """Of each rank: what the epoch's metrics are made from."""
     skipped: list[int] = field(default_factory=list)
     retuning: bool = False
-    """It is one of the last stage, that of train/retune.py."""
+    """It is one of the last stage, that of train/engine/retune.py."""
 
 
 class Snapshots:

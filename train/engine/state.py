@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.index import Data
-from train.depthwise import quicken_depthwise
-from train.device import Precision
 from train.distributed import Ranks, wrap
+from train.engine.depthwise import quicken_depthwise
+from train.engine.device import Precision
 from train.models.classifier import ImageClassifier
 from train.optim.optimizers import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
 from train.runs.snapshots import Position
@@ -34,7 +34,7 @@ class History:
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the best epoch, val/NAME -> value."""
     retuned: int = 0
-    """Of `epochs_done`, those of the last stage, that of train/retune.py."""
+    """Of `epochs_done`, those of the last stage, that of train/engine/retune.py."""
 
     def validates(self, config: TrainConfig) -> bool:
         """Whether the next epoch ends with a validation."""

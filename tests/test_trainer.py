@@ -9,18 +9,18 @@ import pytest
 import torch
 from train_data import CPU, ONE, make_data
 
-from train import epochs
-from train.assemble import Job, assemble
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
 from train.data.loader import Batch, Key, Loader
 from train.distributed import Ranks
-from train.epochs import Epochs, epoch_line
-from train.loop import Running, train_one_epoch
+from train.engine import trainer as epochs
+from train.engine.build import Job, assemble
+from train.engine.loop import Running, train_one_epoch
+from train.engine.state import History
+from train.engine.trainer import Epochs, epoch_line
 from train.runs.snapshots import Position
 from train.signals import Preempted, StopRequest
 from train.tracking.base import MetricsFile
-from train.trainee import History
 
 
 def make_job(tmp_path: Path, **changes: object) -> Job:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from serve.contract.errors import UserError
-from train.checks import (
+from train.config import TrainConfig
+from train.data.augment import View
+from train.data.index import Data, ImageSet, class_weights
+from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.pixel_cache import PixelCache, Stored, open_cache, training_entries, validation_entries
+from train.distributed import Ranks, on_main
+from train.engine.checks import (
     check_clip,
     check_single_image,
     check_size,
@@ -18,12 +24,7 @@ from train.checks import (
     few_steps,
     trained_on_validation,
 )
-from train.config import TrainConfig
-from train.data.augment import View
-from train.data.index import Data, ImageSet, class_weights
-from train.data.loader import EpochPlan, Loader, PixelDataset
-from train.data.pixel_cache import PixelCache, Stored, open_cache, training_entries, validation_entries
-from train.device import (
+from train.engine.device import (
     Precision,
     candidates,
     choose_precision,
@@ -33,8 +34,9 @@ from train.device import (
     multiplies_bf16,
     time_step,
 )
-from train.distributed import Ranks, on_main
-from train.loop import Criterion
+from train.engine.loop import Criterion
+from train.engine.retune import head_trainee, retuning
+from train.engine.state import History, Trainee, build_trainee, is_retuning, restore, schedule_change
 from train.models.classifier import (
     ImageClassifier,
     add_subject_crop,
@@ -42,10 +44,8 @@ from train.models.classifier import (
     load_teacher,
     try_forward,
 )
-from train.retune import head_trainee, retuning
 from train.runs.snapshots import Position, Say
 from train.shared_memory import share
-from train.trainee import History, Trainee, build_trainee, is_retuning, restore, schedule_change
 
 
 @dataclass

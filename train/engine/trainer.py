@@ -6,20 +6,20 @@ from functools import partial
 from pathlib import Path
 
 from serve.contract.errors import UserError
-from train.assemble import Job
 from train.config import TrainConfig
 from train.data.augment import PairMix
 from train.data.workers import explained
 from train.distributed import Agreement, gather_list
+from train.engine.build import Job
+from train.engine.loop import Running, evaluate, no_wish, train_one_epoch
+from train.engine.profiler import StepProfiler
+from train.engine.retune import begin_retuning, retuning
+from train.engine.state import History, checkpoint_state
 from train.evaluation.metrics import Evaluation
-from train.loop import Running, evaluate, no_wish, train_one_epoch
-from train.profiler import StepProfiler
-from train.retune import begin_retuning, retuning
 from train.runs.directory import save_best, write_bad_files
 from train.runs.snapshots import Position, Say, Snapshots, copy_to_cpu
 from train.signals import Preempted, StopRequest
 from train.tracking.base import NullTracker
-from train.trainee import History, checkpoint_state
 
 LATE_BATCH_SECONDS = 10.0  # after a signal, until a rank whose batch does not come ends without the others
 

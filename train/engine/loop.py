@@ -22,12 +22,12 @@ from train.distributed import (
     on_main,
     sum_over_ranks,
 )
+from train.engine.profiler import phase
+from train.engine.progress import Progress
+from train.engine.state import Trainee
 from train.evaluation.metrics import Evaluation, evaluate_logits
 from train.models.classifier import Outputs
-from train.profiler import phase
-from train.progress import Progress
 from train.runs.snapshots import Position
-from train.trainee import Trainee
 
 AUXILIARY_WEIGHT = 0.3  # arXiv 1409.4842, section 5
 STEPS_BETWEEN_LOOKS = 50  # at a device that is not waited for otherwise

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from train.config import TrainConfig
 from train.data.loader import EpochPlan, Loader
 from train.distributed import Ranks, sum_over_ranks
+from train.engine.state import Trainee, build_trainee
 from train.models.classifier import ImageClassifier
-from train.trainee import Trainee, build_trainee
 
 LR_SHARE = 0.1  # of the run's peak learning rate
 MOST_BATCHES = 50  # for the statistics

@@ -14,11 +14,11 @@ from train.config import TrainConfig
 from train.data.augment import PairMix, View
 from train.data.index import Data
 from train.data.loader import EpochPlan, Loader, PixelDataset
-from train.depthwise import DepthwiseConv2d
-from train.loop import Criterion, train_one_epoch
+from train.engine.depthwise import DepthwiseConv2d
+from train.engine.loop import Criterion, train_one_epoch
+from train.engine.state import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore, schedule_change
 from train.models.classifier import add_subject_crop, build_model, load_teacher, rebuild
 from train.optim.optimizers import lr_factor
-from train.trainee import FREE_TO_CHANGE, History, Trainee, checkpoint_state, restore, schedule_change
 
 RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}
 
