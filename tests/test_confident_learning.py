@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.confident_learning import find_issues
-from train.label_issues import summary
-from train.out_of_fold import OutOfFold
+from pipelines.confident_learning import find_issues
+from pipelines.label_issues import summary
+from pipelines.out_of_fold import OutOfFold
 
 
 def predictions(

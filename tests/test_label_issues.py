@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from train_data import draw, flat_set, linear_model, make_data, make_trainee
 
+from pipelines.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
+from pipelines.out_of_fold import OutOfFold
 from train.checkpoint import save_checkpoint
 from train.cli import parse_config
 from train.data.index import prepare_data
 from train.engine.state import History, checkpoint_state
-from train.label_issues import _content_digest, _finished, find_issues, main, report, train_folds
 from train.models.pretrained import settle
-from train.out_of_fold import OutOfFold
 
 
 def predictions(
@@ -188,7 +188,7 @@ def test_all_folds_with_one_command_and_again_without_training(
         assert Path(str(command[1])).name == "main.py", "one process needs no torchrun"
         print(forked.run("train/main.py", *command[2:], cwd=tmp_path))
 
-    monkeypatch.setattr("train.label_issues.run_child", call)
+    monkeypatch.setattr("pipelines.label_issues.run_child", call)
     wrong = {"dog.103.png", "dog.117.png", "cat.103.png", "cat.117.png"}
     root = flat_set(tmp_path / "images", per_class=40)
     for i in (3, 17):
@@ -226,7 +226,7 @@ def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(
     checkpoints.mkdir(parents=True)
     (checkpoints / "epoch-000000-step-00000003.pt").write_bytes(b"")
     started: list[list[str]] = []
-    monkeypatch.setattr("train.label_issues.run_child", started.append)
+    monkeypatch.setattr("pipelines.label_issues.run_child", started.append)
     train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
     assert [command[-2:] for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]
 
@@ -255,7 +255,7 @@ def test_an_interrupted_fold_goes_on_and_a_finished_one_is_not_repeated(
         started.append(command)
         raise subprocess.CalledProcessError(143, command)
 
-    monkeypatch.setattr("train.label_issues.run_child", killed)
+    monkeypatch.setattr("pipelines.label_issues.run_child", killed)
     asked = ["--folds", "2", "--nproc_per_node", "2", "--output", str(tmp_path), "--", *flags]
     assert main(asked) == 143
     assert capsys.readouterr().out.count("is finished") == 1

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.out_of_fold import read_folds
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import ImageSet
 from train.evaluation.metrics import evaluate_logits, write_predictions
-from train.out_of_fold import read_folds
 
 NAMES = ("cat", "dog")
 

@@ -14,11 +14,8 @@ from PIL import Image
 from run_folders import make_run
 from train_data import draw, flat_set, settings
 
-from train import pseudo_label
-from train.checkpoint import file_sha256, load_checkpoint, save_checkpoint
-from train.data.index import prepare_data
-from train.data.label_file import read_manifest, read_soft_labels
-from train.pseudo_label import (
+from pipelines import pseudo_label
+from pipelines.pseudo_label import (
     Guesses,
     build_parser,
     check_settings,
@@ -29,6 +26,9 @@ from train.pseudo_label import (
     soft_labels,
     unknown,
 )
+from train.checkpoint import file_sha256, load_checkpoint, save_checkpoint
+from train.data.index import prepare_data
+from train.data.label_file import read_manifest, read_soft_labels
 
 
 def guesses(rows: list[list[float]]) -> Guesses:

@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from pipelines.space import (
+    AUGMENTATION,
+    NOT_SEARCHED,
+    TYPES,
+    augmentation,
+    flags,
+    given_settings,
+    read_space,
+)
 from train.cli import parse_config
-from train.space import AUGMENTATION, NOT_SEARCHED, TYPES, augmentation, flags, given_settings, read_space
 
 
 def space_file(tmp_path: Path, text: str) -> Path:

@@ -8,9 +8,9 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from pipelines.space import Space
+from pipelines.study import ParentRun, Plan, finished, recover, sampler
 from train.config import TrainConfig
-from train.space import Space
-from train.study import ParentRun, Plan, finished, recover, sampler
 
 
 def plan(folder: Path = Path(), **changes: Any) -> Plan:

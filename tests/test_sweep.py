@@ -24,9 +24,10 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 from train_data import flat_set
 
-from train import compare, study, sweep, trial
+from pipelines import study, sweep, trial
+from pipelines.study_report import summary, write_report
+from train import compare
 from train.config import TrainConfig
-from train.study_report import summary, write_report
 
 # Trial N has the accuracies of the Nth entry; a text is an error, null stands still until it is stopped.
 STAND_IN = """
@@ -349,7 +350,7 @@ def test_a_study_of_someone_else_is_left_alone(capsys: pytest.CaptureFixture[str
     other = optuna.create_study(study_name="s", storage="sqlite:///other.db")
     other.tell(other.ask(), 1.0)
     assert sweep.main(arguments(1, "--storage", "sqlite:///other.db")) == 2
-    assert "was not made by train/sweep.py" in capsys.readouterr().err
+    assert "was not made by pipelines/sweep.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["study.csv", "history.png"])

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from conftest import REPOSITORY
 
-from train import trial
-from train.trial import Ended, failure, run_child, run_trial
+from pipelines import trial
+from pipelines.trial import Ended, failure, run_child, run_trial
 
 EPOCHS = """
 import json, pathlib, signal, sys, time
@@ -121,7 +121,7 @@ import os, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import fcntl
 from pathlib import Path
-from train.trial import run_trial
+from pipelines.trial import run_trial
 lock = open("lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 program = {EPOCHS + "open('pid', 'w').write(str(__import__('os').getpid())); time.sleep(600)"!r}

@@ -24,7 +24,7 @@ class TrainConfig:
     """Share of each class split off for validation when `val_data` is empty."""
     folds: int = 0
     """Cut `data` into so many parts of which each validates once, in a run of its own, in place of
-    `val_fraction`; 0: off. Together the runs predict every image: see train/label_issues.py."""
+    `val_fraction`; 0: off. Together the runs predict every image: see pipelines/label_issues.py."""
     fold: int = 0
     """Which part validates in this run, 1 to `folds`."""
     near_duplicates: bool = True

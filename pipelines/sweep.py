@@ -1,6 +1,6 @@
 """Search settings with Optuna; every trial is a real training run.
 
-    python train/sweep.py --trials 20 --study pets --data DIR -- --epochs 10 --image-size 112
+    python pipelines/sweep.py --trials 20 --study pets --data DIR -- --epochs 10 --image-size 112
 
 What follows `--` are flags of train/main.py, the same for all trials. Trials are kept in runs/pets/ as runs
 pets-0, pets-1, ... with study.csv and figures beside them, and in MLflow as children of one run `pets`.
@@ -42,15 +42,8 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from serve.contract.urls import redact
-from train.cli import parse_config
-from train.config import TrainConfig
-from train.data.download import is_remote
-from train.engine.checks import check_batch_size
-from train.models.classifier import build_model
-from train.models.pretrained import settle
-from train.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
-from train.study import (
+from pipelines.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
+from pipelines.study import (
     ParentRun,
     Plan,
     finished,
@@ -60,9 +53,16 @@ from train.study import (
     recover,
     sampler,
 )
-from train.study_report import check_folder, summary, write_report
+from pipelines.study_report import check_folder, summary, write_report
+from pipelines.trial import run_trial
+from serve.contract.urls import redact
+from train.cli import parse_config
+from train.config import TrainConfig
+from train.data.download import is_remote
+from train.engine.checks import check_batch_size
+from train.models.classifier import build_model
+from train.models.pretrained import settle
 from train.tracking.mlflow_run import child_environment
-from train.trial import run_trial
 
 TRAIN = Path(__file__).with_name("main.py")
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too

@@ -1,6 +1,6 @@
 """Semi-supervised training: a teacher labels images, a noised student learns from labels and guesses.
 
-python train/pseudo_label.py --teacher runs/NAME --unlabelled DIR --rounds 2 -- FLAGS OF train/main.py
+python pipelines/pseudo_label.py --teacher runs/NAME --unlabelled DIR --rounds 2 -- FLAGS OF train/main.py
 
 Each round exports the teacher unless that was done, scores the unlabelled images with serve/main.py, takes
 the confident predictions and trains a student on them and the labelled images; the student is the next
@@ -38,6 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.trial import run_child
 from serve.contract.preprocess import list_images
 from serve.contract.urls import redact
 from train.checkpoint import file_sha256, load_checkpoint
@@ -50,7 +51,6 @@ from train.data.label_file import SOFT_COLUMN, write_manifest
 from train.data.scan import scan
 from train.evaluation.significance import better_than_largest
 from train.runs.results import read_predictions
-from train.trial import run_child
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}

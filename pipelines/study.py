@@ -14,11 +14,11 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.space import Space
 from serve.contract.errors import UserError
 from serve.contract.urls import redact
 from train.config import TrainConfig
 from train.locks import NoLocks, take
-from train.space import Space
 from train.tracking.registry import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
@@ -107,7 +107,7 @@ def open_study(plan: Plan) -> optuna.Study:
     settings, known = plan.settings(), study.user_attrs.get("settings")
     if known is None:
         if study.get_trials(deepcopy=False):
-            raise UserError(f"study {plan.study} in {plan.storage} was not made by train/sweep.py")
+            raise UserError(f"study {plan.study} in {plan.storage} was not made by pipelines/sweep.py")
         study.set_user_attr("settings", settings)
     else:
         names = sorted(n for n in settings.keys() | known.keys() if settings.get(n) != known.get(n))

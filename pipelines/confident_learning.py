@@ -19,9 +19,9 @@ from cleanlab.rank import get_label_quality_scores
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
+from pipelines.out_of_fold import OutOfFold
 from serve.contract.errors import UserError
 from train.evaluation.significance import CONFIDENCE, Bools, better_than_largest
-from train.out_of_fold import OutOfFold
 
 FILTER = "prune_by_noise_rate"  # takes as many images of each class as the counts say are wrong
 MOST_LISTED = 0.25

@@ -1,14 +1,14 @@
 """Find likely wrong labels: images to which models that never saw them give another class with confidence.
 
-    python train/label_issues.py --folds 3 --output label_issues -- FLAGS OF train/main.py
-    python train/label_issues.py RUN RUN RUN --output label_issues
+    python pipelines/label_issues.py --folds 3 --output label_issues -- FLAGS OF train/main.py
+    python pipelines/label_issues.py RUN RUN RUN --output label_issues
 
 The first form trains one run for each fold, one after another, in FOLDER/fold1of3 and so on; started again,
 it skips the runs that are finished and resumes an interrupted one. The second takes runs trained with
 --folds K and --fold 1 ... K. Both write label_issues.csv, the least plausible label first, and
 label_issues.png. Delete the rows of labels that are right after all: train/main.py --exclude
 label_issues.csv leaves out every image that is listed. Models at chance list nothing, see
-train/confident_learning.py.
+pipelines/confident_learning.py.
 
 Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab.
 """
@@ -40,10 +40,12 @@ from functools import cache, partial
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
+from pipelines.out_of_fold import OutOfFold, read_folds
+from pipelines.trial import run_child
 from serve.contract.urls import redact
 from train.checkpoint import load_checkpoint
 from train.cli import parse_config
-from train.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
 from train.config import TrainConfig
 from train.data.download import copy, is_remote
 from train.data.index import prepare_data
@@ -51,9 +53,7 @@ from train.engine.state import FREE_TO_CHANGE, History
 from train.evaluation.figures import Picture, contact_sheet
 from train.evaluation.tables import check_replaceable
 from train.models.pretrained import settle
-from train.out_of_fold import OutOfFold, read_folds
 from train.runs.snapshots import newest_whole
-from train.trial import run_child
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
@@ -118,7 +118,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
     given, plain = parse_config(list(flags)), TrainConfig()
     for name in ("folds", "fold", "output", "name", "resume", "val_data", "stop_after"):
         if getattr(given, name) != getattr(plain, name):
-            raise UserError(f"--{name} is set for each fold by train/label_issues.py; leave it out")
+            raise UserError(f"--{name} is set for each fold by pipelines/label_issues.py; leave it out")
     runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
     digest = cache(partial(_content_digest, output=output))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

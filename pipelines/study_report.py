@@ -6,9 +6,9 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.study import Plan, finished
 from train.evaluation.figures import sweep_history, sweep_importance
 from train.evaluation.tables import check_replaceable, markdown_table, write_table
-from train.study import Plan, finished
 
 ENOUGH_FOR_IMPORTANCE = 10  # complete trials; with fewer, chance decides
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}
