@@ -5,8 +5,8 @@
 
 writes models/NAME/config.pbtxt, models/NAME/labels.txt and models/NAME/1/model.onnx; the next call adds
 version 2 of the same classes and input, which Triton then serves. Clients send uint8 pixels prepared with
-serve/contract/preprocess.py (the file's metadata say how) and get logits and probabilities. It runs on GPUs if the
-model was verified there (--verify-provider cuda), else on the CPU; on GPUs start Triton with
+serve/contract/preprocess.py (the file's metadata say how) and get logits and probabilities. It runs on
+GPUs if the model was verified there (--verify-provider cuda), else on the CPU; on GPUs start Triton with
 NVIDIA_TF32_OVERRIDE=0, for verified is float32.
 """
 

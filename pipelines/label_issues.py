@@ -16,7 +16,7 @@ Method: confident learning (arXiv 1911.00068) as implemented by its authors in c
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+if not __package__:  # started by path: the repository root, not pipelines/, belongs on sys.path
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
@@ -55,7 +55,7 @@ from train.evaluation.tables import check_replaceable
 from train.models.pretrained import settle
 from train.runs.snapshots import newest_whole
 
-MAIN = Path(__file__).resolve().with_name("main.py")
+MAIN = Path(__file__).resolve().parents[1] / "train" / "main.py"
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
 HEADER = (
     *("rank", "path", "label", "suggestion", "probability_of_label", "probability_of_suggestion"),

@@ -12,7 +12,7 @@ finished is not repeated; one that was interrupted goes on.
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+if not __package__:  # started by path: the repository root, not pipelines/, belongs on sys.path
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 

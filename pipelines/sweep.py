@@ -14,7 +14,7 @@ Exit code: 0 done; 1 three trials in a row failed alike, or none succeeded; 2 un
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+if not __package__:  # started by path: the repository root, not pipelines/, belongs on sys.path
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
@@ -64,7 +64,7 @@ from train.models.classifier import build_model
 from train.models.pretrained import settle
 from train.tracking.mlflow_run import child_environment
 
-TRAIN = Path(__file__).with_name("main.py")
+TRAIN = Path(__file__).resolve().parents[1] / "train" / "main.py"
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too
 KEPT_BY_SWEEP = ("name", "resume", "stop_after")
 

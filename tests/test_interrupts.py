@@ -40,7 +40,8 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 
 def test_a_command_that_still_imports_ends_at_once() -> None:
-    program = "import os, signal; from serve.contract.interrupts import end_on_signal; end_on_signal(importing=True)\n"
+    program = "import os, signal\nfrom serve.contract.interrupts import end_on_signal\n"
+    program += "end_on_signal(importing=True)\n"
     program += "try:\n    os.kill(os.getpid(), signal.SIGINT)\nfinally:\n    print('traceback')"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by SIGINT\n")

@@ -60,8 +60,8 @@ class TrainConfig:
     """The same in validation and serving; 0: image_size. Random resized crop shows objects larger than
     validation does, so that about 1.15 to 1.3 times image_size is often better (arXiv 1906.06423)."""
     resize_mode: Literal["crop", "squash", "pad"] | None = None
-    """How evaluation and serving fit an image to the input: see serve/contract/preprocess.py; unset: as the weights
-    had it, or else crop."""
+    """How evaluation and serving fit an image to the input: see serve/contract/preprocess.py; unset: as the
+    weights had it, or else crop."""
     resize_size: int = 0
     """Short side before the central crop, in pixels; 0: the crop's side by the weights' own ratio, or else
     by 0.875, the field's custom; with `subject_crop` nothing is cut off beforehand."""

@@ -1,6 +1,6 @@
 """Which images are the same picture, though not the same file: re-encoded, resized, a little brighter.
 
-Pictures whose thumbnails are alike (see train/data/perceptual_hash.py) are read again and compared part by part
+Pictures whose thumbnails are alike (see perceptual_hash.py) are read again and compared part by part
 at 32x32 pixels in colour; one part that differs makes two pictures. That keeps apart the digits, forms or
 boards that look alike at a glance. A picture without detail (plain, a gradient, fewer than about 16 pixels
 wide) is a copy only if its file is.

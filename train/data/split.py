@@ -1,6 +1,6 @@
 """Which images validate: a share of each class, or one of K folds; a function of content and seed.
 
-A group of images that show the same picture (see train/data/duplicates.py) stays on one side. Groups are taken
+A group of images that show the same picture (see duplicates.py) stays on one side. Groups are taken
 in the order of a hash of group and seed, so that adding images moves few others.
 """
 

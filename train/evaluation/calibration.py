@@ -13,7 +13,7 @@ BINS = 15
 
 def log_probabilities(logits: Floats, temperature: float = 1.0, clip: float = 0.0) -> Floats:
     """[N, num_classes] -> the same shape. Each class gets `clip`, and the softmax the rest: no probability
-    is below `clip`, and none changes its place. `train.models.classifier.probabilities` is the same in torch."""
+    is below `clip`, and none changes its place. `models.classifier.probabilities` is the same in torch."""
     values: Floats = log_softmax(logits / temperature, axis=1)
     if clip:
         values = np.log(clip + (1 - clip * logits.shape[1]) * np.exp(values))

@@ -130,7 +130,7 @@ class ImageClassifier(nn.Module):
 
 
 def probabilities(logits: Tensor, clip: float) -> Tensor:
-    """Softmax, no value below `clip`, rows summing to 1: see `train.evaluation.calibration.log_probabilities`."""
+    """Softmax, no value below `clip`, rows summing to 1: see `evaluation.calibration.log_probabilities`."""
     values = logits.softmax(dim=1)
     if clip:
         values = clip + (1 - clip * logits.shape[1]) * values
@@ -180,7 +180,7 @@ def add_subject_crop(
     size: int,
     weights: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """Put the stage of train/models/subject_crop/crop.py that the settings ask for before the network; returns notes.
+    """Put the stage of subject_crop/ that the settings ask for before the network; returns notes.
 
     Args:
         config: settings of TrainConfig by name.

@@ -1,4 +1,4 @@
-"""What train/runs/promotion.py and pipelines/sweep.py ask of MLflow. Unlike a training run they need its answers."""
+"""What promotion and sweeps ask of MLflow. Unlike a training run they need its answers."""
 
 import os
 from collections.abc import Iterator, Sequence

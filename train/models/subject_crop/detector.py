@@ -31,7 +31,7 @@ CERTAIN = 0.1  # this much above the threshold, the box counts fully
 
 
 class DetectedSubject(nn.Module):
-    """A locator of train.models.subject_crop.crop.SubjectCrop: the detector's best box, or the whole image where no score
+    """A locator of crop.SubjectCrop: the detector's best box, or the whole image where no score
     reaches `min_score`.
 
     Boxes whose scores nearly tie with the best are included with a weight that falls to 0, and just above
