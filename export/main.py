@@ -52,12 +52,13 @@ from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
+from serve.contract.files import file_sha256
 from serve.contract.urls import redact
 from serve.execution_providers import PRECISIONS
 from serve.predictor import Predictor
 from serve.staging import MAY_PASS
 from serve.verification import RECORD
-from train.checkpoint import file_sha256, load_checkpoint
+from train.checkpoint import load_checkpoint
 from train.models.classifier import best_checkpoint, rebuild
 
 MAX_ACCURACY_DROP = 0.3

@@ -59,9 +59,10 @@ from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
+from serve.contract.files import file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
-from train.checkpoint import file_sha256, load_checkpoint
+from train.checkpoint import load_checkpoint
 from train.models.classifier import rebuild
 
 # Mean |difference| of the likeliest class's probability on training images. A ResNet-18 of 20 layers has

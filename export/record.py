@@ -15,9 +15,9 @@ from typing import Any
 from export.convert import write_metadata
 from export.verify import Verification
 from serve.contract.errors import UserError
+from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
-from train.checkpoint import file_sha256
 
 DIGESTS = ("model_sha256", "replaced_sha256")
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}

@@ -49,10 +49,10 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import copy, is_remote
 from train.data.index import prepare_data
-from train.engine.state import FREE_TO_CHANGE, History
 from train.evaluation.figures import Picture, contact_sheet
 from train.evaluation.tables import check_replaceable
 from train.models.pretrained import settle
+from train.runs.history import FREE_TO_CHANGE, History
 from train.runs.snapshots import newest_whole
 
 MAIN = Path(__file__).resolve().parents[1] / "train" / "main.py"

@@ -39,9 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.trial import run_child
+from serve.contract.files import file_sha256
 from serve.contract.preprocess import list_images
 from serve.contract.urls import redact
-from train.checkpoint import file_sha256, load_checkpoint
+from train.checkpoint import load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote

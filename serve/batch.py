@@ -27,7 +27,7 @@ from serve.contract.preprocess import load_image
 from serve.contract.urls import redact
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Read
-from serve.outputs.writers import Row
+from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.storage import OutageError

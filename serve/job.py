@@ -16,18 +16,19 @@ import PIL
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.doubts import Doubts
+from serve.contract.files import atomic_writer, file_sha256
 from serve.contract.preprocess import has_image_suffix
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
 from serve.outputs.join import join
-from serve.outputs.writers import Layout, Row, atomic_writer, open_writer
+from serve.outputs.layout import Layout, Row
+from serve.outputs.writers import open_writer
 from serve.predictor import Predictor
 from serve.shards import (
     Job,
     Manifest,
     cut,
     difference,
-    file_sha256,
     finished,
     manifest_path,
     pieces_folder,

@@ -30,6 +30,7 @@ import PIL
 
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_writer, file_sha256
 from serve.contract.formats import unread_pictures
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import has_image_suffix
@@ -38,12 +39,13 @@ from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.inputs.sources import Source, left_out, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
+from serve.outputs.layout import Layout
 from serve.outputs.parquet import import_pyarrow
-from serve.outputs.writers import FORMATS, Layout, atomic_writer, check_kaggle, format_of, kaggle_meaning
+from serve.outputs.writers import FORMATS, check_kaggle, format_of, kaggle_meaning
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.providers import absent
-from serve.shards import Manifest, Shard, file_sha256
+from serve.shards import Manifest, Shard
 from serve.staging import open_model, open_output
 from serve.storage import is_remote
 from serve.verification import read_metadata

@@ -20,9 +20,9 @@ import argparse
 from collections.abc import Sequence
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_writer
 from serve.contract.urls import redact
 from serve.outputs.join import join
-from serve.outputs.writers import atomic_writer
 from serve.shards import PART_NAME, Manifest
 from serve.staging import open_folder, open_output
 

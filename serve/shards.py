@@ -12,7 +12,6 @@ Every file appears by a rename, and the same inputs give the same bytes: two pro
 write the same files over one another.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serve.contract.errors import UserError
-from serve.outputs.writers import atomic_writer
+from serve.contract.files import atomic_writer, file_sha256
 
 MANIFEST_VERSION = 1
 MAX_SHARDS = 1_000_000
@@ -166,11 +165,6 @@ def difference(part: Path, job: Job) -> str:
         {"model": j.model_sha256, "list of inputs": j.inputs_sha256, **j.settings} for j in (other, job)
     )
     return ", ".join(name for name in now if now[name] != then.get(name))
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cut(rows: range, part_size: int, batch_size: int) -> Iterator[range]:

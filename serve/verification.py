@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata, Pairing
-from serve.shards import file_sha256
 
 RECORD = "verification.json"
 DEFAULT_PAIRING = "cpu:fp32"

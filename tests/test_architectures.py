@@ -13,8 +13,9 @@ from export.verify import ValidationImages, verify
 from train.data.augment import PairMix, View
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.engine.loop import Criterion, train_one_epoch
-from train.engine.state import History, checkpoint_state
+from train.engine.state import checkpoint_state
 from train.models.classifier import build_model, rebuild
+from train.runs.history import History
 
 SIZES = {
     "lenet5": 32,

@@ -29,7 +29,7 @@ from serve.contract.doubts import NARROW
 from serve.contract.metadata import EMBEDDINGS_NAME
 from serve.contract.preprocess import load_image, read_image_file
 from serve.inputs.inventory import Entry
-from serve.outputs.writers import Row
+from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.storage import OutageError
 

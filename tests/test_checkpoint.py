@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from train.checkpoint import MARK, CheckpointError, load_checkpoint, save_checkpoint
-from train.engine.state import History
+from train.runs.history import History
 
 STATE: dict[str, Any] = {
     "model": {"weight": torch.arange(6.0).view(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},

@@ -19,8 +19,9 @@ from train.engine.checks import (
     few_steps,
     trained_on_validation,
 )
-from train.engine.state import History, checkpoint_state
+from train.engine.state import checkpoint_state
 from train.runs import directory as rundir
+from train.runs.history import History
 
 
 def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp_path: Path) -> None:

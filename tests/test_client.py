@@ -14,11 +14,12 @@ from mlflow_store import DIGEST, PARAMETERS, REFUSES, onnx_file, runs, tracker, 
 
 from export import lineage
 from export.publish import check_register, training_run
+from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.lineage import Recorded, ScoringRun, recorded_run
 from train import sync
-from train.checkpoint import file_sha256, save_checkpoint
+from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.tracking import client as tracking
 from train.tracking import mlflow_run

@@ -11,7 +11,6 @@ from train_data import CPU
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.engine.device import (
-    Precision,
     candidates,
     choose_device,
     choose_precision,
@@ -22,6 +21,7 @@ from train.engine.device import (
     multiplies_bf16,
     time_step,
 )
+from train.precision import Precision
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 

@@ -17,18 +17,12 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.index import Data
 from train.data.sample import make_sample
+from train.engine.prepare import prepare
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.metrics import evaluate_logits, read_predictions
 from train.models.classifier import add_subject_crop, build_model
 from train.runs import directory as rundir
-from train.runs.directory import (
-    draw_subject_crops,
-    open_folder,
-    prepare,
-    report_files,
-    run_folder,
-    save_best,
-)
+from train.runs.directory import draw_subject_crops, open_folder, report_files, run_folder, save_best
 
 
 def ready(tmp_path: Path, **changes: Any) -> TrainConfig:

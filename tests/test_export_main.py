@@ -18,8 +18,8 @@ from onnx import numpy_helper
 import export.main
 from export.convert import convert
 from export.verify import verify
+from serve.contract.files import file_sha256
 from serve.predictor import Predictor
-from train.checkpoint import file_sha256
 
 
 def copy_of(source: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

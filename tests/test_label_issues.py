@@ -16,8 +16,9 @@ from pipelines.out_of_fold import OutOfFold
 from train.checkpoint import save_checkpoint
 from train.cli import parse_config
 from train.data.index import prepare_data
-from train.engine.state import History, checkpoint_state
+from train.engine.state import checkpoint_state
 from train.models.pretrained import settle
+from train.runs.history import History
 
 
 def predictions(

@@ -11,7 +11,7 @@ from conftest import REPOSITORY, launch
 from train import main
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.engine.state import History
+from train.runs.history import History
 from train.signals import StopRequest
 
 

@@ -16,8 +16,9 @@ from pyarrow import parquet
 from serve_model import broken_files, build_model, colour_of, encode, solid
 
 from serve import main as serve_main
+from serve.contract.files import file_sha256
 from serve.merge import main as merge_main
-from serve.shards import file_sha256, manifest_path
+from serve.shards import manifest_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 60

@@ -10,11 +10,11 @@ from torch import nn
 
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.engine.device import Precision
 from train.engine.state import build_trainee
 from train.models.classifier import ImageClassifier, build_model
 from train.models.layers import layer_groups
 from train.optim.optimizers import build_ema, build_optimizer, build_scheduler, lr_factor
+from train.precision import Precision
 
 
 def model() -> ImageClassifier:

@@ -11,7 +11,8 @@ from pyarrow import parquet
 from serve_model import CLASS_NAMES
 from written import ROWS, write
 
-from serve.outputs.writers import Layout, Row, open_writer
+from serve.outputs.layout import Layout, Row
+from serve.outputs.writers import open_writer
 
 
 def test_parquet_has_csvs_columns_with_types(tmp_path: Path) -> None:

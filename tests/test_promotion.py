@@ -8,10 +8,11 @@ import pytest
 from mlflow_store import onnx_file
 from run_folders import make_run
 
+from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train import compare
-from train.checkpoint import file_sha256, save_checkpoint
+from train.checkpoint import save_checkpoint
 from train.evaluation.significance import PairedTest, paired_test
 from train.runs import promotion
 from train.runs.promotion import decide

@@ -26,7 +26,8 @@ from pipelines.pseudo_label import (
     soft_labels,
     unknown,
 )
-from train.checkpoint import file_sha256, load_checkpoint, save_checkpoint
+from serve.contract.files import file_sha256
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import prepare_data
 from train.data.label_file import read_manifest, read_soft_labels
 

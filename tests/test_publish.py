@@ -15,10 +15,11 @@ from export.convert import describe
 from export.publish import track
 from export.record import add_report, stamp, write_report
 from export.verify import Verification
+from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from train.checkpoint import file_sha256, save_checkpoint
+from train.checkpoint import save_checkpoint
 
 NAMES = ("red", "green", "blue")
 

@@ -14,9 +14,9 @@ import export.main
 import export.quantize
 import export.speed
 from export.quantize import main, mean_error
+from serve.contract.files import file_sha256
 from serve.contract.preprocess import load_image
 from serve.predictor import Predictor
-from train.checkpoint import file_sha256
 
 
 @pytest.fixture

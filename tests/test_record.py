@@ -19,10 +19,10 @@ from export.record import (
     write_report,
 )
 from export.verify import Verification
+from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.verification import read_metadata
-from train.checkpoint import file_sha256
 
 ON_THE_CPU: dict[str, Any] = {"passed": True, "provider": "cpu", "num_images": 9, "accuracy_served": 0.9}
 

@@ -15,9 +15,10 @@ from train.data.index import Data
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.retune import begin_retuning, head_trainee, refresh_statistics, retuning
-from train.engine.state import History, Trainee, checkpoint_state, restore
+from train.engine.state import Trainee, checkpoint_state, restore
 from train.models.classifier import ImageClassifier, build_model
 from train.models.subject_crop.crop import SubjectCrop, whole
+from train.runs.history import History
 
 STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.9}
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.shards import Job, Manifest, Shard, cut, file_sha256, finished, manifest_path
+from serve.contract.files import file_sha256
+from serve.shards import Job, Manifest, Shard, cut, finished, manifest_path
 
 JOB = Job("model", "inputs", 10, {"format": "csv", "top_k": 0})
 

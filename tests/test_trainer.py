@@ -16,8 +16,8 @@ from train.distributed import Ranks
 from train.engine import trainer as epochs
 from train.engine.build import Job, assemble
 from train.engine.loop import Running, train_one_epoch
-from train.engine.state import History
 from train.engine.trainer import Epochs, epoch_line
+from train.runs.history import History
 from train.runs.snapshots import Position
 from train.signals import Preempted, StopRequest
 from train.tracking.base import MetricsFile

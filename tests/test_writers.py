@@ -18,8 +18,10 @@ from pyarrow import parquet
 from serve_model import CLASS_NAMES
 from written import ROWS, row_of, write
 
+from serve.contract.files import atomic_writer
 from serve.inputs.inventory import printable
-from serve.outputs.writers import Layout, Row, atomic_writer, check_kaggle, format_of, kaggle_meaning
+from serve.outputs.layout import Layout, Row
+from serve.outputs.writers import check_kaggle, format_of, kaggle_meaning
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

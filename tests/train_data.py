@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from train.config import TrainConfig
 from train.data.index import Data, ImageSet, prepare_data
 from train.distributed import Ranks
-from train.engine.device import Precision
 from train.engine.state import Trainee, build_trainee
 from train.models.classifier import ImageClassifier, build_model
+from train.precision import Precision
 
 COLORS = [(200, 40, 40), (40, 60, 200), (40, 190, 60), (210, 200, 50)]
 CPU, ONE = torch.device("cpu"), Ranks()

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.outputs.writers import Layout, Row, atomic_writer, open_writer
+from serve.contract.files import atomic_writer
+from serve.outputs.layout import Layout, Row
+from serve.outputs.writers import open_writer
 
 
 def row_of(path: str, *probabilities: float) -> Row:

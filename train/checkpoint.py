@@ -86,8 +86,3 @@ def has_checksum(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-min(TRAILER_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
         return file.read(len(MARK)) == MARK
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

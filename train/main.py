@@ -65,15 +65,17 @@ from train.distributed import (
 from train.engine.build import Job, assemble
 from train.engine.checks import check_batch_size
 from train.engine.device import choose_device, choose_workers, configure
+from train.engine.prepare import prepare
 from train.engine.shutdown import give_up, leave, stopped
-from train.engine.state import History
 from train.engine.trainer import Epochs
 from train.evaluation.metrics import read_predictions
-from train.runs.directory import draw_subject_crops, open_folder, prepare, report_files, run_folder
+from train.runs.directory import draw_subject_crops, open_folder, report_files, run_folder
+from train.runs.history import History
 from train.runs.mirror import localise, mirrored
 from train.runs.resume import how_to_resume, only_writer
 from train.runs.snapshots import Say, newest_whole
-from train.tracking.base import NullTracker, build_tracker
+from train.tracking.base import NullTracker
+from train.tracking.build import build_tracker
 
 ALONE_SECONDS = 10.0  # in which a rank with the same error has ended, and torchrun says so
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from serve.contract.errors import UserError
+from serve.contract.files import file_sha256
 from serve.inputs.inventory import NamesDigest
 from serve.outputs.parquet import import_pyarrow
-from serve.shards import Manifest, file_sha256
+from serve.shards import Manifest
 
 MAX_FIELD = 1 << 24  # a name may be longer than the csv module's own limit
 

@@ -5,7 +5,7 @@ from typing import IO, Any
 from serve.contract.errors import UserError
 from serve.contract.installation import how_to_install
 from serve.inputs.inventory import printable
-from serve.outputs.writers import Layout, Row
+from serve.outputs.layout import Layout, Row
 
 ROW_GROUP_BYTES = 4 << 20  # of cells held in memory
 MAX_ROW_GROUP = 20_000

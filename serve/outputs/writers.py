@@ -6,79 +6,21 @@ null) when there is a prediction.
 """
 
 import csv
-import errno
 import io
 import json
 import os
 import re
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import IO
 
 from serve.contract.errors import UserError
 from serve.inputs.inventory import Entry, Inventory, printable
+from serve.outputs.layout import Layout, Row, Writer
 
 FORMATS = ("csv", "jsonl", "parquet", "kaggle")
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)  # as a class's name
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The outcome for one input: probabilities or an error, never both."""
-
-    path: str
-    probabilities: NDArray[np.float32] | None = None
-    """float32 [num_classes]."""
-    error: str = ""
-    transient: bool = False
-    """The error may pass: the file may be readable later."""
-    embedding: NDArray[np.float32] | None = None
-    """float32 [features], when asked for."""
-    doubt: str = ""
-    """What looks wrong about the picture that was scored."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a row holds."""
-
-    class_names: tuple[str, ...]
-    top_k: int = 0
-    """0: the probabilities of all classes, in the model's order."""
-    embeddings: bool = False
-    labels: bool = False
-    """Kaggle: the number of the likeliest class instead of a probability."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.top_k <= len(self.class_names):
-            raise UserError(f"top_k {self.top_k} is outside 0 (all) .. {len(self.class_names)} classes")
-
-    @property
-    def columns(self) -> list[str]:
-        """Of CSV and Parquet, between probability and error, the embedding apart."""
-        if not self.top_k:
-            return [f"probability_{name}" for name in self.class_names]
-        return [f"{kind}_{rank}" for rank in range(2, self.top_k + 1) for kind in ("label", "probability")]
-
-    def likeliest(self, probabilities: NDArray[np.float32]) -> list[int]:
-        """Class numbers, the likeliest first; of equal ones the first class first, as argmax takes it."""
-        if self.top_k <= 1:
-            return [int(probabilities.argmax())]
-        return [int(i) for i in np.argsort(-probabilities, kind="stable")[: self.top_k]]
-
-
-class Writer(Protocol):
-    def write(self, row: Row) -> None: ...
-
-    def close(self) -> None:
-        """Write what is held back. The file stays open."""
 
 
 def format_of(output: str) -> str:
@@ -103,29 +45,6 @@ def open_writer(format_name: str, file: IO[bytes], layout: Layout) -> Writer:
     if layout.embeddings and format_name == "csv":
         raise UserError("--embeddings needs --format jsonl or parquet: a CSV cell holds no vector")
     return CsvWriter(file, layout) if format_name == "csv" else JsonlWriter(file, layout)
-
-
-@contextmanager
-def atomic_writer(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file that appears under its name whole, or not at all. A link is written through.
-
-    `scratch` is the folder of the unfinished file, on the same file system; by default the file's own.
-    """
-    path = Path(os.path.realpath(path))
-    # Not named by process id: pods that share a folder all have the same one.
-    temporary = (scratch or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            error.filename = str(path)  # of what has no room, the system says the reason alone
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _text(file: IO[bytes]) -> io.TextIOWrapper:

@@ -25,7 +25,6 @@ from train.engine.checks import (
     trained_on_validation,
 )
 from train.engine.device import (
-    Precision,
     candidates,
     choose_precision,
     compile_note,
@@ -36,7 +35,7 @@ from train.engine.device import (
 )
 from train.engine.loop import Criterion
 from train.engine.retune import head_trainee, retuning
-from train.engine.state import History, Trainee, build_trainee, is_retuning, restore, schedule_change
+from train.engine.state import Trainee, build_trainee, restore, schedule_change
 from train.models.classifier import (
     ImageClassifier,
     add_subject_crop,
@@ -44,6 +43,8 @@ from train.models.classifier import (
     load_teacher,
     try_forward,
 )
+from train.precision import Precision
+from train.runs.history import History, is_retuning
 from train.runs.snapshots import Position, Say
 from train.shared_memory import share
 

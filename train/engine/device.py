@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
 import joblib
@@ -15,6 +14,7 @@ import torch
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks, max_over_ranks
+from train.precision import Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 TIMED_STEPS = 3
@@ -23,26 +23,6 @@ TURNS, TURNS_OF_LONG_STEPS = 5, 3  # in which all options are timed one after th
 CLEARLY_BETTER = 0.9  # of the default's seconds, which other work on the machine does not explain
 MOST_TURNS = 0.8  # in which an option must be so much better
 HOPELESS = 1.5  # times the default's seconds in the first turn
-
-
-@dataclass(frozen=True)
-class Precision:
-    """`autocast` is a torch dtype's name, or "" for plain float32."""
-
-    autocast: str = ""
-    channels_last: bool = True
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.autocast) if self.autocast else torch.float32
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    def __str__(self) -> str:
-        name = {"": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
-        return f"{name}, {'channels_last' if self.channels_last else 'contiguous'}"
 
 
 def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:

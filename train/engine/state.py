@@ -1,8 +1,7 @@
 """Everything that a run changes while it trains, and how it is saved and restored."""
 
 import importlib.metadata
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,65 +15,14 @@ from train.config import TrainConfig
 from train.data.index import Data
 from train.distributed import Ranks, wrap
 from train.engine.depthwise import quicken_depthwise
-from train.engine.device import Precision
 from train.models.classifier import ImageClassifier
 from train.optim.optimizers import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
+from train.precision import Precision
+from train.runs.history import History, changed_settings, is_retuning
 from train.runs.snapshots import Position
 
 LEAST_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow")
-
-
-@dataclass
-class History:
-    """How far the run is, and which epoch was best."""
-
-    epochs_done: int = 0
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    """Validation metrics of the best epoch, val/NAME -> value."""
-    retuned: int = 0
-    """Of `epochs_done`, those of the last stage, that of train/engine/retune.py."""
-
-    def validates(self, config: TrainConfig) -> bool:
-        """Whether the next epoch ends with a validation."""
-        left = config.epochs - self.epochs_done - 1
-        return not self.best or left <= 0 or left % config.val_interval == 0 or self.retuning(config)
-
-    def update(self, metrics: dict[str, float], config: TrainConfig) -> bool:
-        """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins). Without a
-        validation, `metrics` lacks val/accuracy."""
-
-        def rank(m: dict[str, float]) -> tuple[float, float]:
-            accuracy, loss = (
-                m["val/accuracy"],
-                -m[f"val/log_loss{'_calibrated' if config.calibrate else ''}"],
-            )
-            loss = loss if loss == loss else -math.inf  # NaN would stay the best for ever
-            return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)
-
-        self.retuned += self.retuning(config)
-        self.epochs_done += 1
-        improved = "val/accuracy" in metrics and (not self.best or rank(metrics) > rank(self.best))
-        if improved:
-            self.best, self.best_epoch = metrics, self.epochs_done
-        return improved
-
-    def retuning(self, config: TrainConfig) -> bool:
-        """All epochs are done or `patience` is used up, and those of re-tuning are next or have begun."""
-        stale = self.epochs_done - self.best_epoch
-        over = self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
-        return bool(config.retune_epochs) and (over or self.retuned > 0)
-
-    def complete(self, config: TrainConfig) -> bool:
-        if config.retune_epochs:
-            return self.retuned >= config.retune_epochs
-        stale = self.epochs_done - self.best_epoch
-        return self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
-
-    def stopped(self, config: TrainConfig) -> bool:
-        """Complete, or at `stop_after`."""
-        return self.complete(config) or bool(config.stop_after and self.epochs_done >= config.stop_after)
 
 
 @dataclass
@@ -291,35 +239,6 @@ def checkpoint_state(
     }
 
 
-# What may differ between the start of a run and its continuation; the rest decides what is trained.
-FREE_TO_CHANGE = frozenset(
-    {
-        "epochs",
-        "retune_epochs",
-        "patience",
-        "stop_after",
-        "num_workers",
-        "pixel_cache",
-        "compile",
-        "profile",
-        "resume",
-        "output",
-        "name",
-    }
-    | {"max_bad", "track", "experiment", "device", "data", "val_data", "data_format"}
-    | {"snapshot_minutes", "snapshot_steps", "hang_minutes", "max_skipped"}
-)
-
-
-def changed_settings(saved: dict[str, Any], config: TrainConfig) -> str:
-    """What would make it another run, as "--NAME OLD -> NEW, ..."."""
-    return ", ".join(
-        f"--{name} {saved[name]!r} -> {value!r}"
-        for name, value in config.to_dict().items()
-        if name not in FREE_TO_CHANGE and saved.get(name, value) != value
-    )
-
-
 def restore(state: dict[str, Any], trainee: Trainee, data: Data, config: TrainConfig) -> History:
     """Load a checkpoint into the trainee.
 
@@ -371,8 +290,3 @@ def schedule_change(state: dict[str, Any], trainee: Trainee, config: TrainConfig
     best = f"{config.output}/{config.name}/checkpoints/best.pt"
     cure = f"to keep it low, start a new run with --weights {best} and a low --lr"
     return f"warning: {text}; {cure}" if rises else text
-
-
-def is_retuning(state: dict[str, Any]) -> bool:
-    """A checkpoint of the last stage, whose optimizer has the head's parameters alone."""
-    return bool(state["history"]["retuned"] or state.get("position", {}).get("retuning"))

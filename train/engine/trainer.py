@@ -14,9 +14,10 @@ from train.engine.build import Job
 from train.engine.loop import Running, evaluate, no_wish, train_one_epoch
 from train.engine.profiler import StepProfiler
 from train.engine.retune import begin_retuning, retuning
-from train.engine.state import History, checkpoint_state
+from train.engine.state import checkpoint_state
 from train.evaluation.metrics import Evaluation
 from train.runs.directory import save_best, write_bad_files
+from train.runs.history import History
 from train.runs.snapshots import Position, Say, Snapshots, copy_to_cpu
 from train.signals import Preempted, StopRequest
 from train.tracking.base import NullTracker

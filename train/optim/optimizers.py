@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
-from train.engine.device import Precision
 from train.models.classifier import ImageClassifier
 from train.models.layers import layer_groups
+from train.precision import Precision
 
 NEWTON_SCHULZ_STEPS = 3  # of muon; the usual 5 cost ResNet-18 at 64 px a sixth of its speed
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from serve.contract.errors import UserError
-from train.checkpoint import file_sha256, load_checkpoint
+from serve.contract.files import file_sha256
+from train.checkpoint import load_checkpoint
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 from train.runs.results import Predictions, RunResult, check_metrics, paired, read_predictions
 from train.tracking.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version

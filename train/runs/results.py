@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.label_file import SOFT_COLUMN
-from train.engine.state import History
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.significance import PairedTest, paired_test
+from train.runs.history import History
 
 COLUMNS = ("path", "label", "prediction", "correct", "loss")
 LOSS_TOLERANCE = 1e-5  # the table's numbers are rounded

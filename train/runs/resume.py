@@ -17,8 +17,8 @@ from serve.contract.errors import UserError
 from train.checkpoint import CheckpointError, load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
-from train.engine.state import History, changed_settings
 from train.locks import NoLocks, take
+from train.runs.history import History, changed_settings
 from train.runs.snapshots import Say, list_snapshots, place_of
 
 WAIT_FOR_LOCK_SECONDS = 60.0  # torchrun gives the processes of an earlier start 30 s to end

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train.config import TrainConfig
-
 
 class NullTracker:
     """The interface, and what ranks other than 0 have."""
@@ -66,16 +64,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is done again
             rows.append(json.loads(line))
     return rows
-
-
-def build_tracker(
-    config: TrainConfig, is_main: bool, path: Path, epochs_done: int, run_id: str
-) -> NullTracker:
-    """Only rank 0 has one that does anything, and spends the seconds of importing mlflow."""
-    if not is_main:
-        return NullTracker()
-    if not config.track:
-        return MetricsFile(path, epochs_done)
-    from train.tracking.mlflow_run import MlflowTracker
-
-    return MlflowTracker(config, path, epochs_done, run_id)

@@ -22,9 +22,9 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import LoggedModelInput, Metric, Param
 
+from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
 from serve.contract.urls import split_credentials
-from train.checkpoint import file_sha256
 from train.tracking.mlflow_errors import HIDDEN, RefusedError, explain, may_pass, without_passwords
 
 if TYPE_CHECKING:  # seconds that a training does without

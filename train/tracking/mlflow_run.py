@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG
-from train.checkpoint import file_sha256
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.tracking.base import MetricsFile

@@ -1,0 +1,25 @@
+"""Number format and memory layout of training."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`autocast` is a torch dtype's name, or "" for plain float32."""
+
+    autocast: str = ""
+    channels_last: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.autocast) if self.autocast else torch.float32
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def __str__(self) -> str:
+        name = {"": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
+        return f"{name}, {'channels_last' if self.channels_last else 'contiguous'}"
