@@ -48,7 +48,7 @@ class Fault:
 
     def tests(self) -> list[str]:
         names = self.near or (Path(self.file).stem,)
-        return [f"tests/test_{name}.py" for name in names]
+        return [next(map(str, Path("tests").rglob(f"test_{name}.py"))) for name in names]
 
 
 FAULTS = [
@@ -117,7 +117,7 @@ FAULTS = [
         "train/engine/loop.py",
         "    trainee.model.train()\n    trainee.begin_epoch",
         "    trainee.begin_epoch",
-        ("loop", "trainee", "architectures"),
+        ("loop", "state", "architectures"),
     ),
     Fault(
         "each micro-batch's gradients are reduced, or none",
@@ -210,7 +210,7 @@ FAULTS = [
         "train/engine/state.py",
         "        self._restore_statistics(finite)\n",
         "",
-        ("trainee", "loop"),
+        ("state", "loop"),
     ),
     Fault(
         "of equal accuracies the higher log loss wins",
@@ -223,7 +223,7 @@ FAULTS = [
         "train/engine/state.py",
         "norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)",
         "norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1e9)",
-        ("trainee", "loop"),
+        ("state", "loop"),
     ),
     # what is seen of the images
     Fault(
@@ -269,14 +269,14 @@ FAULTS = [
         "train/data/split.py",
         "members.setdefault(group, []).append(i)",
         'members.setdefault(f"{group}{i}", []).append(i)',
-        ("split", "data"),
+        ("split", "index"),
     ),
     Fault(
         "the split depends on the order of listing",
         "train/data/split.py",
         'groups.sort(key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())',
         "groups.sort(key=lambda group: -len(members[group]))",
-        ("split", "data", "webdataset"),
+        ("split", "index", "webdataset"),
     ),
     Fault(
         "ROC AUC of the first class",
@@ -332,7 +332,7 @@ FAULTS = [
         "train/engine/trainer.py",
         "if improved and evaluation is not None:",
         "if evaluation is not None:",
-        ("epochs", "pipeline", "rundir"),
+        ("trainer", "pipeline", "directory"),
     ),
     # MLflow
     Fault(
@@ -354,7 +354,7 @@ FAULTS = [
         "train/models/classifier.py",
         'checkpoint["ema"] or checkpoint["model"]',
         'checkpoint["model"] or checkpoint["ema"]',
-        ("model", "convert"),
+        ("classifier", "convert"),
     ),
     Fault(
         "a stamp without a gate",

@@ -120,6 +120,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained: TrainedRun) -> T
     return TrainedRun(cwd, cwd / "runs" / "small", trained.sample, trained.printed)
 
 
+def copy_of(source: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run directory, and its MLflow store in the working directory."""
+    import mlflow
+
+    shutil.copy(source.cwd / "mlflow.db", folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")  # MLflow caches by URI
+    mlflow.set_tracking_uri(None)
+    return Path(shutil.copytree(source.folder, folder / "small"))
+
+
+@pytest.fixture
+def published(exported: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exported run, whose model is in its MLflow run."""
+    return copy_of(exported, tmp_path, monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new SQLite store of MLflow takes seconds to make: once."""

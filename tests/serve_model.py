@@ -5,6 +5,7 @@ an answer that belongs to another file is seen.
 """
 
 import hashlib
+import importlib.util
 import io
 import json
 import struct
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
+import serve.execution_providers
 from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
@@ -188,3 +191,12 @@ def model_verified_on(path: Path, *names: str) -> Path:
         ("red", "green", "blue"), Preprocess("crop", SIZE, SIZE), verified=(*pairings,)
     )
     return build_model(path / "model.onnx", metadata=metadata.to_json())
+
+
+def openvino_devices() -> tuple[object, ...]:
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
+        pytest.skip("onnxruntime-ep-openvino is not installed")
+    devices = serve.execution_providers.openvino_devices()
+    if not devices:
+        pytest.skip("onnxruntime-ep-openvino does not take this processor")
+    return devices

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_subject import pixels
-from torch import Tensor, nn
+from detectors import SSDLITE, detector
+from test_crop import pixels
+from torch import Tensor
 from torchvision.models import detection
 
 from train.config import TrainConfig
@@ -15,22 +16,9 @@ from train.models.classifier import ImageClassifier, add_subject_crop, build_mod
 from train.models.subject_crop.detector import DetectedSubject, best_box, build_detector
 from train.optim.optimizers import build_optimizer
 
-SSDLITE = "ssdlite320_mobilenet_v3_large"
 SETTINGS = TrainConfig(
     model="simple_cnn", image_size=32, subject_crop="detector", crop_detector="detector.pt"
 )
-
-
-def detector(name: str = SSDLITE, num_classes: int = 4, **options: Any) -> Any:
-    torch.manual_seed(0)
-    options |= {"weights": None, "weights_backbone": None, "score_thresh": 0.0}
-    network = getattr(detection, name)(num_classes=num_classes, **options)
-    if name == SSDLITE:  # without batch statistics, untrained weights give each place the same score
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
-        network.head(list(network.backbone(torch.randn(4, 3, 320, 320)).values()))
-    return network.eval()
 
 
 @pytest.fixture(scope="module")

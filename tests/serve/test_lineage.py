@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from conftest import TrainedRun
 from mlflow.entities import Run
-from test_export_main import published as published
 
 import export.main
 import serve.main

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_detector import detector as untrained_detector
+from detectors import detector as untrained_detector
 from torch import nn
 
 from export.convert import convert, describe, split_head

@@ -1,8 +1,8 @@
 """What hostile or merely odd input was tried, and what must come of it: the source of docs/hostile.md.
 
-    python tests/zoo.py
+    python tests/hostile_images.py
 
-tests/test_zoo.py scores every specimen with serve/main.py and checks that the document is this table.
+tests/test_hostile_images.py scores every specimen with serve/main.py and checks that the document is this table.
 """
 
 import io
@@ -246,7 +246,7 @@ SERVERS = [
 
 INTRODUCTION = """# Hostile input: what was tried, what came out
 
-Made by `python tests/zoo.py`; tests/test_zoo.py scores every line with `serve/main.py` (the tar
+Made by `python tests/hostile_images.py`; tests/test_hostile_images.py scores every line with `serve/main.py` (the tar
 and server lines: test_tars.py, test_storage.py) and fails when this page says something else. In all of them the
 command ends by itself with exit code 0, every other input keeps its own answer, and the order is the names'.
 

@@ -20,7 +20,7 @@ from serve.merge import main as merge_main
 from serve.staging import Staging, open_model
 from serve.verification import read_metadata
 
-SCRIPT = Path(__file__).resolve().parents[1] / "serve" / "main.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "serve" / "main.py"
 
 
 @pytest.fixture(scope="module")

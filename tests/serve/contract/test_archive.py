@@ -1,26 +1,15 @@
 """A member of a tar file is read as a file of its path is, and nothing else is taken for it."""
 
-import io
 import os
 import tarfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from tar_files import make_tar
 
 from serve.contract.archive import member_names, read_member, split_member
 from serve.contract.preprocess import MAX_FILE_BYTES, ImageError, read_image_file
-
-
-def make_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_members_are_read_by_their_path_whatever_the_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_archive import make_tar
+from tar_files import make_tar
 from train_data import draw
 
 from export.calibration_set import training_pixels

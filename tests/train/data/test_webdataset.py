@@ -7,7 +7,7 @@ import forked
 import pytest
 from conftest import SMALL
 from forked import train
-from test_archive import make_tar
+from tar_files import make_tar
 from train_data import flat_set, settings
 
 from train.data.index import Data, ImageSet, find_labels, prepare_data

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_subject import CAM, cam_model, pixels
+from test_crop import CAM, cam_model, pixels
 from torch import Tensor, nn
 
 from train.models.classifier import ImageClassifier, add_subject_crop, build_model

@@ -31,7 +31,7 @@ from serve.inputs.sources import open_source
 from serve.job import Progress
 from serve.main import main, report, resampling_warning
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "serve" / "main.py"
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import onnx
 import pytest
-from conftest import TrainedRun
+from conftest import TrainedRun, copy_of
 from onnx import numpy_helper
 
 import export.main
@@ -22,25 +22,10 @@ from serve.contract.files import file_sha256
 from serve.predictor import Predictor
 
 
-def copy_of(source: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run directory, and its MLflow store in the working directory."""
-    shutil.copy(source.cwd / "mlflow.db", folder / "mlflow.db")
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")  # MLflow caches by URI
-    mlflow.set_tracking_uri(None)
-    return Path(shutil.copytree(source.folder, folder / "small"))
-
-
 @pytest.fixture
 def run(trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained run that is not exported."""
     return copy_of(trained, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def published(exported: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An exported run, whose model is in its MLflow run."""
-    return copy_of(exported, tmp_path, monkeypatch)
 
 
 def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
@@ -203,7 +188,7 @@ def test_the_cpu_can_be_verified_again(published: Path) -> None:
 
 
 def test_openvino_is_verified_where_there_is_one(published: Path) -> None:
-    from test_providers import openvino_devices
+    from serve_model import openvino_devices
 
     openvino_devices()
     assert add(published, "openvino:fp32") == 0

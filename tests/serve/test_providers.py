@@ -1,6 +1,5 @@
 """Providers: the one asked for is the one used, verified with this file, or there is a reason why not."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from serve_model import (
     build_model,
     colour_of,
     model_verified_on,
+    openvino_devices,
     probabilities_for,
     record_verification,
 )
@@ -30,15 +30,6 @@ needs_gpu_build = pytest.mark.skipif(
     PROVIDERS["cuda"] not in ort.get_available_providers(), reason="this onnxruntime is no GPU build"
 )
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
-
-
-def openvino_devices() -> tuple[object, ...]:
-    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
-        pytest.skip("onnxruntime-ep-openvino is not installed")
-    devices = serve.execution_providers.openvino_devices()
-    if not devices:
-        pytest.skip("onnxruntime-ep-openvino does not take this processor")
-    return devices
 
 
 # -- what was never verified is not served ----------------------------------------------------------------

@@ -20,7 +20,7 @@ from serve.contract.files import file_sha256
 from serve.merge import main as merge_main
 from serve.shards import manifest_path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_IMAGES = 60
 
 

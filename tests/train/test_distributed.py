@@ -122,7 +122,7 @@ def test_a_peer_that_is_gone_is_told_from_a_bug(tmp_path: Path) -> None:
 
 def test_the_module_alone_asks_for_ranks() -> None:
     """No other part of training reads torchrun's variables."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     readers = {
         path.name
         for path in (root / "train").glob("*.py")

@@ -1,10 +1,10 @@
 """What is counted is the first picture of a JPEG, whatever lies within its segments and behind its end."""
 
 import pytest
+from hostile_images import many_scans
 from PIL import Image
 from serve_model import encode, noise
 from test_orientation import exif_block, turned
-from zoo import many_scans
 
 from serve.contract.jpeg import scans_and_end
 from serve.contract.preprocess import MAX_JPEG_SCANS, ImageError, load_image

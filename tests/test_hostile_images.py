@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import hostile_images as zoo
 import numpy as np
 import pytest
-import zoo
+from hostile_images import FILES, IGNORED, MEMBERS, NAMES, PLACES, TRAVERSAL, Specimen
 from serve_model import CLASS_NAMES, build_model, encode, probabilities_for, solid
-from zoo import FILES, IGNORED, MEMBERS, NAMES, PLACES, TRAVERSAL, Specimen
 
 from serve.batch import score
 from serve.contract.archive import plain
@@ -153,7 +153,7 @@ def test_the_document_says_what_the_tests_check() -> None:
     made, mark, by_hand = (
         (REPOSITORY / "docs" / "hostile.md").read_text(encoding="utf-8").partition(zoo.BY_HAND)
     )
-    assert made == zoo.document(), "run: python tests/zoo.py"
+    assert made == zoo.document(), "run: python tests/hostile_images.py"
     assert mark
     tests = REPOSITORY / "tests"
     tested = (tests / "test_tars.py").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import forked
 import pytest
 from conftest import SMALL
 from s3 import s3_server
-from test_archive import make_tar
+from tar_files import make_tar
 from train_data import flat_set
 
 import train.data.download

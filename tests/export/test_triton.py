@@ -6,7 +6,6 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
-from test_export_main import published as published
 from tritonclient.grpc import model_config_pb2
 
 import export.triton

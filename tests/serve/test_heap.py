@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serve import heap
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS, WIDTH = 6, 512
 GLIBC = platform.libc_ver()[0] == "glibc"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
