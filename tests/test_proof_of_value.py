@@ -50,9 +50,12 @@ def digest_of_weights(weights: dict[str, torch.Tensor]) -> str:
 
 
 def digest_of_graph(path: Path) -> str:
-    """Return the sha256 of the exported file without its metadata, which name versions and times."""
+    """Return the sha256 of the exported graph without metadata, which name versions and source lines."""
     model = onnx.load(path)
-    del model.metadata_props[:]
+    parts = [model, model.graph, *model.functions, *model.graph.node, *model.graph.value_info]
+    parts += [*model.graph.input, *model.graph.output, *model.graph.initializer]
+    for part in (*parts, *(node for function in model.functions for node in function.node)):
+        del part.metadata_props[:]
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 

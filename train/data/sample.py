@@ -19,12 +19,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
+
+if not __package__:  # started by path: the repository root, not train/data/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parents[1]), *(entry for entry in sys.path if entry != str(here))]
 
 from serve.contract.errors import UserError
 
