@@ -11,14 +11,12 @@ verifies the model.onnx that is there on another provider of this machine, which
 then on, and times it. The model file stays as it is: verification.json beside it has the result.
 """
 
-import gc
 import sys
 from pathlib import Path
 
 if not __package__:  # started by path: the repository root, not export/, belongs on sys.path
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
-    gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
 if __name__ == "__main__":  # before the imports that take seconds
     from serve.contract.interrupts import end_on_signal
@@ -266,7 +264,5 @@ def print_report(report: Verification) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what was imported stays: it is not looked through again
-    gc.enable()
     end_on_signal()
     sys.exit(main())

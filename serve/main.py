@@ -11,12 +11,10 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
-if __name__ == "__main__":  # before the imports that take longest, to go on beside them
+if __name__ == "__main__":  # before the imports that take longest
     from serve.contract.interrupts import end_on_signal
-    from serve.heap import warm_up
 
     end_on_signal(importing=True)
-    warm_up(sys.argv)
 
 import argparse
 import io

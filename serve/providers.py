@@ -16,7 +16,6 @@ import onnxruntime as ort
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata, Pairing
 from serve.execution_providers import PRECISIONS, PROVIDERS, Runtime, add_openvino, cuda, tensorrt
-from serve.heap import reused_heap
 from serve.processors import available_processors
 
 ONNXRUNTIME_VERSION: str = ort.__version__
@@ -215,8 +214,7 @@ def _session_options(threads: int) -> ort.SessionOptions:
 def _create(path: Path, options: ort.SessionOptions, providers: list[Any] | None) -> ort.InferenceSession:
     try:
         # enable_fallback: a provider that fails while it runs would be replaced by the CPU, too
-        with reused_heap():
-            return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own exception types share no public base
         raise UserError(f"{path}: onnxruntime cannot load this model: {error}") from error
 
