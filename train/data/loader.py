@@ -23,7 +23,6 @@ from serve.contract.errors import UserError
 from serve.contract.preprocess import Preprocess
 from train.data.augment import View
 from train.data.index import ImageSet
-from train.data.permutation import Permutation
 from train.data.pixel_cache import PixelCache
 from train.data.random_numbers import seed_of
 from train.data.reading import read_image
@@ -31,7 +30,6 @@ from train.data.threads import in_threads
 from train.data.workers import PREFETCH, begin_worker, in_thread
 
 Key = tuple[int, int, float]  # (epoch, index in the ImageSet, weight)
-LISTED_ORDER = 2**16  # samples up to which an epoch's order is a list; beyond, it is computed
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,9 @@ class EpochPlan:
         """Images in one forward pass of this rank."""
         return self.batch_size // (self.world_size * self.accumulation)
 
-    def order(self, epoch: int) -> NDArray[np.int64] | Permutation:
-        """Place in the epoch -> index: a permutation of num_samples, listed or (for many) computed."""
-        seed = seed_of("order", self.seed, epoch)
-        if self.num_samples > LISTED_ORDER:
-            return Permutation(self.num_samples, seed)
-        return np.random.default_rng(seed).permutation(self.num_samples)
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the samples' order in an epoch: a permutation of range(num_samples), 8 bytes a sample."""
+        return np.random.default_rng(seed_of("order", self.seed, epoch)).permutation(self.num_samples)
 
     def offset(self, step: int, micro_step: int) -> int:
         """Place in the epoch of the first image of this rank's micro batch."""

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -22,7 +21,6 @@ from serve.contract.preprocess import load_image
 from train.data import reading, workers
 from train.data.augment import View
 from train.data.loader import (
-    LISTED_ORDER,
     Batch,
     EpochPlan,
     Hang,
@@ -32,7 +30,6 @@ from train.data.loader import (
     evaluation_batches,
     read_pixels,
 )
-from train.data.permutation import Permutation
 from train.data.pixel_cache import PixelCache, open_cache, training_entries
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
@@ -60,17 +57,16 @@ sizes = st.tuples(
 )
 
 
-@given(sizes, st.integers(0, 3), st.sampled_from([0, LISTED_ORDER]), st.data())
+@given(sizes, st.integers(0, 3), st.data())
 @settings(max_examples=200, deadline=None)
 def test_every_sample_counts_exactly_once_in_an_epoch(
-    sizes: tuple[int, int, int, int], epoch: int, listed: int, data: st.DataObject
+    sizes: tuple[int, int, int, int], epoch: int, data: st.DataObject
 ) -> None:
     num_samples, micro, world_size, accumulation = sizes
     ranks = plans(num_samples, micro * world_size * accumulation, world_size, accumulation)
     first_step = data.draw(st.integers(0, ranks[0].steps))
-    with patch("train.data.loader.LISTED_ORDER", listed):
-        skipped = step_batches(ranks, epoch)[:first_step]
-        resumed = step_batches(ranks, epoch, first_step)
+    skipped = step_batches(ranks, epoch)[:first_step]
+    resumed = step_batches(ranks, epoch, first_step)
     seen = [index for batch in skipped + resumed for _, index, weight in batch if weight == 1]
     assert sorted(seen) == list(range(num_samples))
     assert all(weight in (0, 1) for batch in resumed for _, _, weight in batch)
@@ -139,18 +135,6 @@ def test_the_order_differs_by_epoch_and_by_seed_and_is_reproducible() -> None:
     orders = [EpochPlan(100, 10, seed).order(epoch).tolist() for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     assert EpochPlan(100, 10, 2).order(2).tolist() == orders[-1]
-
-
-def test_a_billion_samples_take_no_list_and_a_resume_sees_what_all_see() -> None:
-    plan = EpochPlan(10**9, 2**15, 0, rank=1023, world_size=1024)
-    assert isinstance(plan.order(0), Permutation)
-    assert isinstance(EpochPlan(LISTED_ORDER, 2**15, 0).order(0), np.ndarray)
-    batches = plan.batches(3, first_step=plan.steps - 2)
-    resumed = next(plan.batches(3, first_step=plan.steps - 1))
-    next(batches)
-    assert next(batches) == resumed
-    assert {weight for _, _, weight in resumed} == {0.0}  # 10**9 is no multiple of 2**15
-    assert next(batches, None) is None
 
 
 def test_an_indivisible_batch_size_is_an_error_that_names_both_numbers() -> None:
