@@ -312,8 +312,8 @@ FAULTS = [
     Fault(
         "a checkpoint is written in place",
         "train/checkpoint.py",
-        'temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")',
-        "temporary = path",
+        "with atomic_writer(path) as file:",
+        'with open(path, "wb") as file:',
     ),
     Fault(
         "one snapshot is kept",

@@ -56,8 +56,8 @@ from serve.execution_providers import PRECISIONS
 from serve.predictor import Predictor
 from serve.staging import MAY_PASS
 from serve.verification import RECORD
-from train.checkpoint import load_checkpoint
-from train.models.classifier import best_checkpoint, rebuild
+from train.checkpoint import best_checkpoint, load_checkpoint
+from train.models.classifier import rebuild
 
 MAX_ACCURACY_DROP = 0.3
 

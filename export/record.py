@@ -18,6 +18,7 @@ from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
+from train.checkpoint import checkpoint_folder
 
 DIGESTS = ("model_sha256", "replaced_sha256")
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}
@@ -102,12 +103,12 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     if file_sha256(file) not in {report["model_sha256"] for report in reports_of(file)}:
         raise UserError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
     metadata = read_metadata(file)
-    for checkpoint in sorted((run / "checkpoints").glob("*.pt")):
+    for checkpoint in sorted(checkpoint_folder(run).glob("*.pt")):
         if file_sha256(checkpoint) == metadata.checkpoint_sha256:
             return file, metadata, checkpoint
     raise UserError(
-        f"{file} was exported from a checkpoint that is no longer in {run / 'checkpoints'}: export the run "
-        "again"
+        f"{file} was exported from a checkpoint that is no longer in {checkpoint_folder(run)}: "
+        "export the run again"
     )
 
 

@@ -44,7 +44,7 @@ from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_is
 from pipelines.out_of_fold import OutOfFold, read_folds
 from pipelines.trial import run_child
 from serve.contract.urls import redact
-from train.checkpoint import load_checkpoint
+from train.checkpoint import checkpoint_folder, last_checkpoint, load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import copy, is_remote
@@ -128,7 +128,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
         if run.exists() and _finished(run, config, digest):
             print(f"fold {fold} of {folds}: {run} is finished", flush=True)
             continue
-        if (run / "checkpoints" / "last.pt").exists():
+        if last_checkpoint(run).exists():
             own = ["--resume", str(run)]  # else train/main.py finds it by its name
         command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
         run_child(command)
@@ -141,10 +141,11 @@ def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], st
     Raises:
         UserError: it was trained with other settings or data.
     """
-    checkpoints = run / "checkpoints"
-    if not (checkpoints / "last.pt").exists():  # not one epoch is done
+    if not last_checkpoint(run).exists():  # not one epoch is done
         return False
-    newest = newest_whole(checkpoints, print)  # as train/main.py resumes: a damaged one is set aside
+    newest = newest_whole(
+        checkpoint_folder(run), print
+    )  # as train/main.py resumes: a damaged one is set aside
     assert newest is not None
     state = load_checkpoint(newest)
     wanted, saved = config.to_dict(), state["config"]

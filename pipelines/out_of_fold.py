@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from train.checkpoint import load_checkpoint
+from train.checkpoint import best_checkpoint, load_checkpoint
 from train.runs.results import Predictions, read_predictions
 
 
@@ -83,10 +83,10 @@ def read_folds(runs: Sequence[Path]) -> OutOfFold:
 
 
 def _read_fold(run: Path) -> tuple[Predictions, dict[str, Any]]:
-    state = load_checkpoint(run / "checkpoints" / "best.pt")
+    state = load_checkpoint(best_checkpoint(run))
     if not state["config"].get("folds"):
         raise UserError(f"{run} is no fold: it was trained without --folds")
     predictions = read_predictions(run / "val_predictions.csv")
     if predictions.class_names != tuple(state["class_names"]):
-        raise UserError(f"{predictions.source} is not of {run / 'checkpoints' / 'best.pt'}: other classes")
+        raise UserError(f"{predictions.source} is not of {best_checkpoint(run)}: other classes")
     return predictions, state

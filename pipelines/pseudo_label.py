@@ -42,7 +42,7 @@ from pipelines.trial import run_child
 from serve.contract.files import file_sha256
 from serve.contract.preprocess import list_images
 from serve.contract.urls import redact
-from train.checkpoint import load_checkpoint
+from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    checkpoint = load_checkpoint(args.teacher / "checkpoints" / "best.pt")
+    checkpoint = load_checkpoint(best_checkpoint(args.teacher))
     taught = TrainConfig(**checkpoint["config"])
     student = parse_config(list(flags))
     if student.data or student.val_data:
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
                 soft |= dict(zip(chosen.paths, chosen.probabilities, strict=True))
             write_manifest(manifest, paths, labels, soft, chosen.class_names)
         teacher = Path(student.output) / f"{name}-{number}"
-        step = ["--resume", teacher] if (teacher / "checkpoints" / "last.pt").exists() else []
+        step = ["--resume", teacher] if last_checkpoint(teacher).exists() else []
         new = ["--name", teacher.name, "--output", student.output]
         train(args.nproc_per_node, [*flags, "--data", manifest, "--val_data", val, *(step or new)])
     print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
@@ -290,7 +290,7 @@ def score(teacher: Path, images: Path, output: Path) -> Guesses:
 def is_exported(run: Path) -> bool:
     """Whether model.onnx is there, verified and of the best checkpoint. Exporting anew would delete the
     quantised files beside it, its embeddings and what else it was verified on."""
-    export, checkpoint = run / "export", run / "checkpoints" / "best.pt"
+    export, checkpoint = run / "export", best_checkpoint(run)
     try:
         record = json.loads((export / "verification.json").read_text(encoding="utf-8"))
         digests = [record[key] for key in ("checkpoint_sha256", "model_sha256")]

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipelines.space import Space
 from serve.contract.errors import UserError
 from serve.contract.urls import redact
+from train.checkpoint import checkpoint_folder
 from train.config import TrainConfig
 from train.locks import NoLocks, take
 from train.tracking.registry import end_children, log_parent, open_parent
@@ -127,7 +128,7 @@ def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
 
 def has_checkpoint(folder: Path) -> bool:
     """The run in this folder can be gone on with, in its first epoch too."""
-    return any((folder / "checkpoints").glob("*.pt"))
+    return any(checkpoint_folder(folder).glob("*.pt"))
 
 
 def recover(study: optuna.Study, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain Python types only, written whole or not at all, checked when read.
+"""Checkpoint files of tensors and plain Python types, written whole or not at all, and checked when read.
 
 A file is its torch archive followed by 40 bytes: an 8-byte mark and the SHA-256 of all that precedes.
 """
@@ -13,18 +13,35 @@ from typing import Any
 import torch
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_writer
 
+CHECKPOINTS, BEST, LAST = "checkpoints", "best.pt", "last.pt"  # folder and files of a run
 MARK = b"PUREBRED"
 TRAILER_BYTES = len(MARK) + 32
 FORMAT_VERSION = 1
 
 
 class CheckpointError(UserError):
-    """This file is not a whole checkpoint of ours; the message says what is wrong."""
+    """A file is no whole checkpoint of this project; the message names the file and the reason."""
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    """Return the folder of a run directory that holds its checkpoints."""
+    return Path(run) / CHECKPOINTS
+
+
+def best_checkpoint(run: str | Path) -> Path:
+    """Return the path of a run's checkpoint of its best epoch."""
+    return checkpoint_folder(run) / BEST
+
+
+def last_checkpoint(run: str | Path) -> Path:
+    """Return the path of a run's checkpoint at the end of its last epoch."""
+    return checkpoint_folder(run) / LAST
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file, sync, rename, sync the folder.
+    """Write `state` to a temporary file, sync it, rename it, and sync the folder.
 
     Raises:
         CheckpointError: `state` holds something that `weights_only` loading would refuse.
@@ -38,16 +55,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: not tensors and plain types alone: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.write(MARK + hashlib.sha256(payload).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_writer(path) as file:
+        file.write(payload)
+        file.write(MARK + hashlib.sha256(payload).digest())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -56,11 +66,11 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Check the SHA-256, then load with weights_only.
+    """Return the content of a checkpoint after a check of its SHA-256, loaded with `weights_only`.
 
     Raises:
-        CheckpointError: missing, damaged, truncated, of another format version, or with other than
-            tensors and plain types inside.
+        CheckpointError: the file is missing, damaged, truncated, of another format version, or holds more
+            than tensors and plain types.
     """
     try:
         data = path.read_bytes()
@@ -82,7 +92,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether `save_checkpoint` wrote this file, by the mark in its trailer."""
+    """Return whether `save_checkpoint` wrote this file, by the mark in its trailer."""
     with open(path, "rb") as file:
         file.seek(-min(TRAILER_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
         return file.read(len(MARK)) == MARK

@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from serve.contract.urls import redact
-from train.checkpoint import load_checkpoint
+from train.checkpoint import checkpoint_folder, load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import fetch
@@ -151,7 +151,7 @@ def run(
 
 def newest_state(folder: Path, ranks: Ranks, say: Say) -> dict[str, Any] | None:
     """Of the newest whole snapshot; None when the run ended before its first."""
-    path = on_main(ranks, lambda: newest_whole(folder / "checkpoints", say))
+    path = on_main(ranks, lambda: newest_whole(checkpoint_folder(folder), say))
     if path is None:
         return None
     state = load_checkpoint(path)

@@ -5,9 +5,10 @@ import re
 from functools import cache
 from pathlib import Path
 
+from train.checkpoint import CHECKPOINTS
 from train.data.tree import Tree
 
-RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
+RUN_FILES = (CHECKPOINTS, "metrics.jsonl", "figures")
 REPORTS = {
     "curves.png": "comparison.csv",
     "label_issues.png": "label_issues.csv",

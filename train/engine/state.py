@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from serve.contract.errors import UserError
+from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.distributed import Ranks, wrap
@@ -287,6 +288,6 @@ def schedule_change(state: dict[str, Any], trainee: Trainee, config: TrainConfig
         f"{config.epochs} epochs, and the learning rate {'rises' if rises else 'falls'} from {last:.2e} to "
         f"{following:.2e} at the next step"
     )
-    best = f"{config.output}/{config.name}/checkpoints/best.pt"
+    best = best_checkpoint(f"{config.output}/{config.name}")
     cure = f"to keep it low, start a new run with --weights {best} and a low --lr"
     return f"warning: {text}; {cure}" if rises else text

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from serve.contract.errors import UserError
+from train.checkpoint import checkpoint_folder
 from train.config import TrainConfig
 from train.data.augment import PairMix
 from train.data.workers import explained
@@ -39,7 +40,7 @@ class Epochs:
     ):
         """`publish` is called when the folder has a new snapshot."""
         self.job, self.folder, self.tracker, self.stop, self.say = job, folder, tracker, stop, say
-        self.snapshots = Snapshots(folder / "checkpoints", job.config.snapshot_minutes, say, publish)
+        self.snapshots = Snapshots(checkpoint_folder(folder), job.config.snapshot_minutes, say, publish)
         self.agreement = Agreement(job.ranks)
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()

@@ -4,7 +4,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -12,7 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from serve.contract.errors import UserError
-from train.checkpoint import load_checkpoint
+from train.checkpoint import best_checkpoint, load_checkpoint
 from train.models.layers import freeze
 from train.models.pretrained import download, input_settings, read_file, read_weights
 from train.models.subject_crop.activation import ActivationMap, find_activation_map
@@ -228,11 +227,6 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
         model.subject.active = checkpoint["crops_subject"]
     model.load_state_dict(weights)
     return model.eval()
-
-
-def best_checkpoint(run: str) -> Path:
-    """Of a run directory."""
-    return Path(run) / "checkpoints" / "best.pt"
 
 
 def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> ImageClassifier | None:

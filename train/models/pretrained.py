@@ -20,7 +20,7 @@ from torch import nn
 
 from serve.contract.errors import UserError
 from serve.contract.preprocess import RESAMPLING
-from train.checkpoint import CheckpointError, has_checksum, load_checkpoint
+from train.checkpoint import CheckpointError, best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.models.layers import head_names
 from train.models.transfer import transfer, zero
@@ -65,7 +65,7 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
     if weights == "package":
         return _from_package(name)
     if not Path(weights).is_file():
-        best = Path(weights, "checkpoints", "best.pt")
+        best = best_checkpoint(weights)
         hint = f"; give {best}" if best.is_file() else f" (nor one of the words {' and '.join(WORDS)})"
         raise UserError(f"--weights {weights!r} is not a file{hint}")
     return read_file(weights, "--weights")

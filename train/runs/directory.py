@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from serve.contract.errors import UserError
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
 from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data
@@ -70,14 +70,14 @@ def save_best(
     for weights in ("model", "ema"):
         if best[weights] is not None:
             best[weights] = {**best[weights], "temperature": torch.tensor(temperature)}
-    save_checkpoint(best, folder / "checkpoints" / "best.pt")
+    save_checkpoint(best, best_checkpoint(folder))
 
 
 def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
     """What the best epoch's weights, which `model` is given, cut out of validation images."""
     from train.evaluation.figures import save_subject_crops
 
-    best = load_checkpoint(folder / "checkpoints" / "best.pt")
+    best = load_checkpoint(best_checkpoint(folder))
     model.load_state_dict(best["ema"] or best["model"])
     assert model.subject is not None
     model.subject.active = best["crops_subject"]
@@ -95,4 +95,4 @@ def report_files(
     names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
     if (folder / "duplicates.csv").exists():
         names.append("duplicates.csv")
-    return [*(folder / name for name in names), folder / "checkpoints" / "best.pt"]
+    return [*(folder / name for name in names), best_checkpoint(folder)]

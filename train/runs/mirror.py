@@ -15,6 +15,7 @@ from pathlib import Path
 
 from serve.contract.errors import UserError
 from serve.contract.urls import redact
+from train.checkpoint import CHECKPOINTS, checkpoint_folder
 from train.config import TrainConfig
 from train.data.download import Remote, Say, copy_file, is_remote, list_objects, needs_packages, open_store
 from train.distributed import Ranks, gather_list, on_main
@@ -200,10 +201,10 @@ class Mirror:
             path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")
         ]
         snapshots = {
-            path: number for number, path in enumerate(list_snapshots(self.folder / "checkpoints"))
+            path: number for number, path in enumerate(list_snapshots(checkpoint_folder(self.folder)))
         }
         found.sort(
-            key=lambda path: (path.parent.name == "checkpoints", -snapshots.get(path, 2**31), str(path))
+            key=lambda path: (path.parent.name == CHECKPOINTS, -snapshots.get(path, 2**31), str(path))
         )
         return {path.relative_to(self.folder).as_posix(): path for path in found}
 
@@ -211,7 +212,7 @@ class Mirror:
         return list_objects(self.store, self.root)
 
     def _newest_here(self) -> str:
-        return max((path.name for path in list_snapshots(self.folder / "checkpoints")), default="")
+        return max((path.name for path in list_snapshots(checkpoint_folder(self.folder))), default="")
 
 
 def _newest(objects: dict[str, Remote]) -> str:

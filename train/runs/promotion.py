@@ -21,7 +21,7 @@ import numpy as np
 
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
-from train.checkpoint import load_checkpoint
+from train.checkpoint import best_checkpoint, load_checkpoint
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 from train.runs.results import Predictions, RunResult, check_metrics, paired, read_predictions
 from train.tracking.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
@@ -146,7 +146,7 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
 def run_id_of(run: RunResult) -> str:
     """The MLflow run's ID, from the run's record, or from the best checkpoint where there is none."""
     record = read_record(run.folder / "tracking.json")
-    run_id: str = load_checkpoint(run.folder / "checkpoints" / "best.pt")["run_id"]
+    run_id: str = load_checkpoint(best_checkpoint(run.folder))["run_id"]
     return record.run_id if record is not None and record.run_id else run_id
 
 
@@ -154,7 +154,7 @@ def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predic
     """From the run directory if it is among those given, else from what its MLflow run logged."""
     if version.run_id in found:
         run = found[version.run_id]
-        checkpoint = run.folder / "checkpoints" / "best.pt"
+        checkpoint = best_checkpoint(run.folder)
         if file_sha256(checkpoint) != version.metadata.checkpoint_sha256:
             raise UserError(
                 f"version {version.version} is not an export of {checkpoint}, which is newer or was not "

@@ -14,7 +14,7 @@ from typing import IO
 import psutil
 
 from serve.contract.errors import UserError
-from train.checkpoint import CheckpointError, load_checkpoint
+from train.checkpoint import CheckpointError, checkpoint_folder, last_checkpoint, load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.locks import NoLocks, take
@@ -92,8 +92,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     """Its epochs are done, by its newest whole checkpoint, and its report is drawn."""
     if not (folder / "figures" / "worst_mistakes.png").exists():
         return False
-    checkpoints = folder / "checkpoints"
-    for path in [*list_snapshots(checkpoints), checkpoints / "last.pt"]:
+    for path in [*list_snapshots(checkpoint_folder(folder)), last_checkpoint(folder)]:
         try:
             return History(**load_checkpoint(path, "meta")["history"]).complete(config)
         except CheckpointError:
@@ -145,7 +144,7 @@ def _lock(file: IO[str]) -> bool:
 def _progress(folder: Path) -> tuple[int, int, float]:
     """Epochs and further steps that a run has done, and when its folder changed; more is further."""
     try:
-        newest = list_snapshots(folder / "checkpoints")
+        newest = list_snapshots(checkpoint_folder(folder))
         return *(place_of(newest[0]) if newest else (0, 0)), folder.stat().st_mtime
     except OSError:  # a link to nothing, deleted meanwhile, or somebody else's
         return 0, 0, 0.0
@@ -162,7 +161,7 @@ def how_to_resume(asked: TrainConfig, config: TrainConfig) -> str:
         command += ["--name", config.name]
     if asked.stop_after:
         command += ["--stop-after", "0"]
-    if any((folder / "checkpoints").glob("*.pt")):
+    if any(checkpoint_folder(folder).glob("*.pt")):
         return f"resume with: {shlex.join(command)}"
     return f"no snapshot was written yet; start the run again with: {shlex.join(command)}"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from train.checkpoint import LAST, CheckpointError, load_checkpoint, save_checkpoint
 
 NAME = re.compile(r"epoch-\d{6,}-step-\d{8,}\.pt")
 KEPT = 2
@@ -89,7 +89,7 @@ class Snapshots:
             path = self.folder / snapshot_name(state)
             save_checkpoint(state, path)
             if state["position"]["step"] == 0:
-                _link(path, self.folder / "last.pt")
+                _link(path, self.folder / LAST)
             for old in list_snapshots(self.folder)[KEPT:]:
                 old.unlink()
             self.written()
@@ -129,7 +129,7 @@ def newest_whole(folder: Path, say: Say) -> Path | None:
     Raises:
         CheckpointError: there are some, and all are damaged.
     """
-    candidates = [*list_snapshots(folder), *(p for p in [folder / "last.pt"] if p.exists())]
+    candidates = [*list_snapshots(folder), *(p for p in [folder / LAST] if p.exists())]
     for path in candidates:
         try:
             load_checkpoint(path, "meta")

@@ -18,6 +18,7 @@ import numpy as np
 
 from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG
+from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.tracking.base import MetricsFile
@@ -122,7 +123,7 @@ class Sender:
 
     def _tag_best_checkpoint(self) -> None:
         """What was exported from it while MLflow did not have this run is linked to it by this tag."""
-        path = self.path.parent / "checkpoints" / "best.pt"
+        path = best_checkpoint(self.path.parent)
         if path.is_file():
             mlflow.set_tag(BEST_CHECKPOINT_TAG, file_sha256(path))
 
