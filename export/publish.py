@@ -8,7 +8,7 @@ from export.record import MODEL_FILES, published_model, reports_of
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact
-from serve.lineage import recorded_run
+from serve.tracking import recorded_run
 from serve.verification import RECORD
 
 METRICS = {

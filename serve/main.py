@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before the imports that take longest
 import argparse
 import io
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -36,7 +35,6 @@ from serve.contract.urls import redact, url_path
 from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.inputs.sources import Source, left_out, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
-from serve.lineage import ScoringRun, check_lineage, log_scoring_run, run_of_model, tracking_uri
 from serve.outputs.layout import Layout
 from serve.outputs.parquet import import_pyarrow
 from serve.outputs.writers import FORMATS, check_kaggle, format_of, kaggle_meaning
@@ -46,6 +44,8 @@ from serve.providers import absent
 from serve.shards import Manifest, Shard
 from serve.staging import open_model, open_output
 from serve.storage import is_remote
+from serve.tracking import ScoringRun, find_server, log_scoring_run, run_of_model
+from serve.tracking_server import TrackingServer
 from serve.verification import read_metadata
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
@@ -123,7 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--track",
         action="store_true",
-        help="log the scoring run to MLflow (MLFLOW_TRACKING_URI), with the model and its training run",
+        help="log the scoring run to the MLflow server at MLFLOW_TRACKING_URI, with the model and its "
+        "training run",
     )
     return parser
 
@@ -173,10 +174,7 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     keep_manifest = bool(shard or args.resume)
     staging.check_replaceable(part, args.overwrite, keep_manifest)
     model = stack.enter_context(open_model(args.model))
-    uri = ""
-    if args.track:
-        uri = tracking_uri(args.model)
-        check_lineage(uri)
+    server = find_server(args.model) if args.track else None
     started = time.time()
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
@@ -195,8 +193,8 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
             scoring.write(rows, file, progress)
         staging.publish(part)
     report(output, scoring, progress)
-    if args.track:
-        track(uri, describe_run(args, scoring, progress, shard, output, started))
+    if server:
+        track(server, describe_run(args, scoring, progress, shard, output, started))
     if is_outage(progress):
         raise OSError(
             f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass: "
@@ -352,11 +350,11 @@ def describe_run(
     )
 
 
-def track(uri: str, run: ScoringRun) -> None:
-    """The scores are there by now: a store that fails costs a warning, not the job."""
+def track(server: TrackingServer, run: ScoringRun) -> None:
+    """Log the scoring run. The scores are written by now: an error costs a warning, not the job."""
     try:
-        print(f"in MLflow: scoring run {log_scoring_run(uri, run)}")
-    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        print(f"in MLflow: scoring run {log_scoring_run(server, run)}")
+    except (UserError, OSError) as error:
         print(f"warning: the scoring run is not in MLflow: {redact(error)}", file=sys.stderr)
 
 

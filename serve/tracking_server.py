@@ -1,6 +1,7 @@
-"""Requests to an MLflow server with the credentials and TLS settings that MLflow's own client would use."""
+"""MLflow's REST API, with the credentials and TLS settings that MLflow's own client would use."""
 
 import base64
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,19 @@ from serve.contract.urls import split_credentials
 if TYPE_CHECKING:  # a tenth of the time to the first row, and most calls need none
     import ssl
 
-SERVER_CERTIFICATE, CLIENT_CERTIFICATE = (
-    f"MLFLOW_TRACKING_{side}_CERT_PATH" for side in ("SERVER", "CLIENT")
-)
+SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
+REQUEST_SECONDS = 20.0
+MAX_ANSWER_BYTES = 1 << 24
 
 
 class UntrustedError(UserError):
-    """The server's certificate is not of an authority that we know."""
+    """The server's certificate is of an unknown authority."""
+
+
+class AbsentError(UserError):
+    """The server does not have the object."""
 
 
 class TrackingServer:
@@ -42,11 +48,11 @@ class TrackingServer:
         self.tls = _tls() if self.uri.startswith("https://") else None
 
     def open(self, path: str, seconds: float, body: bytes | None = None) -> Any:
-        """The answer to a GET, or to a POST of `body`; `path` begins with a slash.
+        """Return the answer to a GET, or to a POST of `body`; `path` begins with a slash.
 
         Raises:
-            UntrustedError: its certificate is not. OSError (HTTPError among them): it refuses or does
-                not answer.
+            UntrustedError: the certificate is not trusted.
+            OSError (HTTPError among them): the server refuses or does not answer.
         """
         import ssl
         import urllib.error
@@ -62,8 +68,47 @@ class TrackingServer:
                 raise
             raise UntrustedError(
                 f"the certificate of MLflow at {self.uri} is not trusted ({error.reason.verify_message}): "
-                f"give its authority's by {SERVER_CERTIFICATE}"
+                f"set {SERVER_CERTIFICATE} to its authority's certificate"
             ) from error
+
+    def call(
+        self, endpoint: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the answer of REST API 2.0 to a GET, or to a POST if there is a `body`.
+
+        Raises:
+            AbsentError: there is no such object.
+            UserError: the server refuses the request, or is no MLflow.
+            OSError: the server does not answer, or reports an error of its own.
+        """
+        import http.client
+        import urllib.error
+        import urllib.parse
+
+        path = f"/api/2.0/mlflow/{endpoint}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with self.open(path, REQUEST_SECONDS, data) as answer:
+                values = json.loads(answer.read(MAX_ANSWER_BYTES))
+        except UntrustedError:
+            raise
+        except urllib.error.HTTPError as error:
+            text = error.read(500).decode(errors="replace")
+            refusal = f"MLflow at {self.uri} refused {endpoint} with {error.code}: {text}"
+            if error.code >= 500:
+                raise OSError(refusal) from error
+            raise (AbsentError if error.code == 404 else UserError)(refusal) from error
+        except OSError as error:
+            raise OSError(f"MLflow at {self.uri} does not answer: {error}") from error
+        except (ValueError, http.client.HTTPException) as error:
+            raise UserError(f"{self.uri} does not answer as MLflow does: {error!r}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{self.uri} does not answer as MLflow does: {values!r:.200}")
+        return values
+
+    def check(self) -> None:
+        """Raise what `call` raises if the server is not usable now."""
+        self.call("experiments/search", {"max_results": 1})
 
 
 def _setting(name: str) -> str:

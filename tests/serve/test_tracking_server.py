@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from serve import doctor, lineage
+from serve import doctor
 from serve.tracking_server import TrackingServer, UntrustedError
 
 
@@ -92,7 +92,7 @@ def test_the_server_gets_the_credentials_of_the_environment_or_the_address(
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     with recorder() as port:
         uri = f"http://{user}127.0.0.1:{port}"
-        lineage.check_lineage(uri)
+        TrackingServer(uri).check()
         finding = doctor.mlflow_server(uri, 0)
         assert set(Recorder.asked) == {expected}
     assert finding.level == "ok"
@@ -112,14 +112,14 @@ def test_tls_is_checked_as_the_environment_says(certificate: Path, monkeypatch: 
     with recorder(context) as port:
         uri = f"https://localhost:{port}"
         with pytest.raises(UntrustedError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
-            lineage.check_lineage(uri)
+            TrackingServer(uri).check()
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
-        lineage.check_lineage(uri)
+        TrackingServer(uri).check()
         monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
         with pytest.raises(ValueError, match="both set"):
-            lineage.check_lineage(uri)
+            TrackingServer(uri).check()
         monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
-        lineage.check_lineage(uri)
+        TrackingServer(uri).check()
 
 
 def test_a_client_certificate_is_shown_to_the_server(
@@ -133,9 +133,9 @@ def test_a_client_certificate_is_shown_to_the_server(
     with recorder(context) as port:
         uri = f"https://localhost:{port}"
         with pytest.raises(OSError, match="does not answer"):
-            lineage.check_lineage(uri)
+            TrackingServer(uri).check()
         monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(certificate))
-        lineage.check_lineage(uri)
+        TrackingServer(uri).check()
 
 
 @pytest.mark.parametrize("side", ["SERVER", "CLIENT"])

@@ -20,7 +20,7 @@ import mlflow as mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import LoggedModelInput, Metric, Param
+from mlflow.entities import Metric
 
 from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
@@ -317,49 +317,3 @@ def find_training_run(run_id: str, checkpoint_sha256: str, recorded_uri: str = "
     exported = f"tags.`{BEST_CHECKPOINT_TAG}` = '{checkpoint_sha256}'"
     found = client.search_runs(experiments, exported, max_results=1)
     return str(found[0].info.run_id) if found else ""
-
-
-def find_model(run_id: str, checkpoint_sha256: str, precision: str = "fp32") -> tuple[str, str, list[str]]:
-    """The model of this precision that was exported from this checkpoint of this run: (experiment ID, model
-    ID, registered versions as in pets/3), each empty where the store knows nothing."""
-    connect()
-    client = mlflow.MlflowClient()
-    try:
-        run = client.get_run(run_id)
-    except mlflow.MlflowException:  # another store's
-        return "", "", []
-    outputs = run.outputs.model_outputs if run.outputs else []
-    models = [client.get_logged_model(output.model_id) for output in outputs]
-    wanted = checkpoint_sha256, precision
-    same = [
-        m.model_id
-        for m in models
-        if (m.tags.get(CHECKPOINT_TAG), m.tags.get(PRECISION_TAG, "fp32")) == wanted
-    ]
-    versions = client.search_model_versions(f"run_id = '{run_id}'") if same else []
-    names = sorted(f"{v.name}/{v.version}" for v in versions if v.source == f"models:/{same[-1]}")
-    return run.info.experiment_id, same[-1] if same else "", names
-
-
-def log_scoring_run(
-    name: str,
-    experiment_id: str,
-    parameters: dict[str, str],
-    metrics: dict[str, float],
-    tags: dict[str, str],
-    model_id: str,
-    milliseconds: tuple[int, int],
-) -> str:
-    """A finished run with the model as its input; `milliseconds` since 1970 of start and end."""
-    connect()
-    client = mlflow.MlflowClient()
-    started, ended = milliseconds
-    if not experiment_id:
-        experiment_id = use_experiment(*choose_experiment(""))
-    run_id: str = client.create_run(experiment_id, started, tags, name).info.run_id
-    points = [Metric(key, value, ended, 0) for key, value in metrics.items()]
-    client.log_batch(run_id, points, [Param(key, value) for key, value in parameters.items()])
-    if model_id:
-        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
-    client.set_terminated(run_id, "FINISHED", ended)
-    return run_id

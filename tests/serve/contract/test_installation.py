@@ -18,7 +18,7 @@ COMMANDS = [
     for path in sorted((REPOSITORY / package).glob("*.py"))
     if '__name__ == "__main__"' in path.read_text() and path.name != "sample.py"
 ]
-NEED_TRAINING = [path for path in COMMANDS if path.parent.name != "serve" and path.name != "lineage.py"]
+NEED_TRAINING = [path for path in COMMANDS if path.parent.name != "serve"]
 # As on a machine with the base installation alone: what stands for torch and the like cannot be found.
 SERVING_ALONE = """
 import importlib.util, runpy, sys

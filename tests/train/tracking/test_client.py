@@ -1,29 +1,24 @@
 """What is asked of MLflow about one run: names that it takes, the store, the model that was verified."""
 
-import io
-import json
 import os
-import sys
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow_store import DIGEST, PARAMETERS, REFUSES, onnx_file, runs, tracker, use, whole_run
 
-from export import lineage
 from export.publish import check_register, training_run
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
-from serve.lineage import Recorded, ScoringRun, recorded_run
+from serve.tracking import RecordedRun, recorded_run
 from train import sync
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.tracking import client as tracking
 from train.tracking import mlflow_run
-from train.tracking.client import find_model, log_verified_model, metric_name
+from train.tracking.client import log_verified_model, metric_name
 from train.tracking.mlflow_run import MlflowTracker
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -125,7 +120,6 @@ def test_a_logged_model_is_found_by_its_bytes_and_gets_the_present_record(store:
         uri = log_verified_model(t.run_id, file, verification, 16, 2, {}, "", "5" * 64, precision)
         ids[precision] = uri.rpartition("/")[2]
         assert tracking.find_logged_model(t.run_id, file_sha256(file)) == ids[precision]
-        assert find_model(t.run_id, "5" * 64, precision)[1] == ids[precision]
     assert len(set(ids.values())) == 2
     verification.write_text('{"new": 1}')
     tracking.log_verification(t.run_id, ids["int8"], verification)
@@ -138,8 +132,8 @@ def test_a_logged_model_is_found_by_its_bytes_and_gets_the_present_record(store:
         tracking.register_logged_model(ids["int8"], "pets")
     version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
     assert (str(version.version), version.run_id) == ("1", t.run_id)
-    assert find_model(t.run_id, "5" * 64, "int8")[2] == ["pets/1"]
-    assert find_model(t.run_id, "5" * 64)[2] == []
+    assert version.source == f"models:/{ids['int8']}"
+    assert len(mlflow.MlflowClient(store).search_model_versions("name = 'pets'")) == 1
 
 
 def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
@@ -150,8 +144,8 @@ def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
             tracking.check_registrable(run_id, name)
 
 
-def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported_and_scored(
-    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported(
+    store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint and the model, made meanwhile, know no run ID."""
     run = Path("runs/small")
@@ -165,13 +159,13 @@ def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported_and_scored(
     t.end("FINISHED")
     use(monkeypatch, store)
     assert training_run(run, "", digest) == ""
-    with pytest.raises(ValueError, match=r"does not have this run yet: send it by python train/sync.py"):
+    with pytest.raises(ValueError, match=r"--register.*train/sync\.py"):
         check_register(run, "", "pets")
     before = (run / "tracking.json").read_text()
     assert sync.main([str(run)]) == 0
     (trained,) = runs(store)
     assert training_run(run, "", digest) == trained.info.run_id
-    assert recorded_run(run) == Recorded(True, trained.info.run_id, store)
+    assert recorded_run(run) == RecordedRun(True, trained.info.run_id, store)
     (run / "tracking.json").write_text(before)  # as in a copy that an object store has from the outage
     assert training_run(run, "", digest) == trained.info.run_id
 
@@ -182,23 +176,6 @@ def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported_and_scored(
     log_verified_model(trained.info.run_id, model, report, 16, 2, {}, "pets", digest)
     version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
     assert version.run_id == trained.info.run_id
-
-    scored = ScoringRun("score", "", digest, {}, {"rows": 3.0}, {"purebred.kind": "scoring"}, 1000, 2000)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(scored))))
-    assert lineage.main() == 0
-    tags = mlflow.MlflowClient(store).get_run(capsys.readouterr().out.split()[-1]).data.tags
-    assert tags["purebred.training_run_id"] == trained.info.run_id
-    assert tags["purebred.model_version"] == "pets/1"
-
-
-def test_a_scoring_run_that_is_linked_to_nothing_warns(
-    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for trained_by, warned in (("0" * 32, True), ("", False)):
-        scored = ScoringRun("score", trained_by, "ab", {}, {"rows": 3.0}, {}, 1000, 2000)
-        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(scored))))
-        assert lineage.main() == 0
-        assert ("warning: MLflow there does not have run" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize(

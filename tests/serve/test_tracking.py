@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import TrainedRun
-from mlflow.entities import Run
 
 import export.main
 import serve.main
-from serve import lineage
-from serve.lineage import ScoringRun, check_lineage, log_scoring_run, tracking_uri
 from serve.predictor import Predictor
+from serve.tracking import ScoringRun, find_server, log_scoring_run
+from serve.tracking_server import TrackingServer
 
 MLFLOW = Path(sys.executable).with_name("mlflow")
 
@@ -86,17 +86,7 @@ def score(run: Path, trained: TrainedRun, *more: str) -> int:
     return serve.main.main(["--model", model, "--images", images, "--output", "p.csv", "--track", *more])
 
 
-def scoring_runs() -> list[Run]:
-    experiment = mlflow.get_experiment_by_name("purebred")
-    assert experiment is not None
-    client = mlflow.MlflowClient()
-    found = client.search_runs(
-        [experiment.experiment_id], "tags.`purebred.kind` = 'scoring'", order_by=["start_time"]
-    )
-    return [client.get_run(run.info.run_id) for run in found]  # a search leaves inputs out
-
-
-def test_a_local_store_and_a_server_are_told_the_same(
+def test_a_scoring_run_is_linked_to_the_model_and_its_training_run(
     published: Path,
     trained: TrainedRun,
     server: str,
@@ -104,50 +94,35 @@ def test_a_local_store_and_a_server_are_told_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert export.main.main(["--run", str(published), "--register", "pets"]) == 0
-    version = mlflow.MlflowClient().get_model_version_by_alias("pets", "challenger")
-    store = os.environ["MLFLOW_TRACKING_URI"]
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("pets", "challenger")
+    training = client.get_run(version.run_id).info
     capsys.readouterr()
-    for uri in (store, server):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert score(published, trained) == 0
-    printed = capsys.readouterr().out
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    first, second = scoring_runs()
-    assert f"scoring run {first.info.run_id}" in printed
-    assert f"scoring run {second.info.run_id}" in printed
-    for scored in (first, second):
-        assert scored.info.status == "FINISHED"
-        assert scored.info.run_name == f"score {mlflow.get_run(version.run_id).info.run_name}"
-        assert scored.info.end_time > scored.info.start_time
-        assert scored.data.tags["purebred.training_run_id"] == version.run_id
-        assert scored.data.tags["purebred.model_version"] == "pets/1"
-        assert [f"models:/{model.model_id}" for model in scored.inputs.model_inputs] == [version.source]
-        assert scored.data.metrics["rows"] == 20
-        assert scored.data.params["provider"] == "cpu"
-    assert first.data.params == second.data.params
-    assert first.data.metrics.keys() == second.data.metrics.keys()
-    own = lambda tags: {k: v for k, v in tags.items() if k.startswith("purebred.")}  # noqa: E731
-    assert own(first.data.tags) == own(second.data.tags)
-    assert first.info.experiment_id == mlflow.get_run(version.run_id).info.experiment_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert score(published, trained) == 0
+    scoring = f"tags.`purebred.kind` = 'scoring' and tags.`purebred.training_run_id` = '{version.run_id}'"
+    (found,) = client.search_runs([training.experiment_id], scoring)
+    scored = client.get_run(found.info.run_id)  # a search leaves inputs out
+    assert scored.info.run_id in capsys.readouterr().out
+    assert scored.info.status == "FINISHED"
+    assert scored.info.run_name == f"score {training.run_name}"
+    assert scored.info.end_time > scored.info.start_time
+    assert scored.data.tags["purebred.model_version"] == "pets/1"
+    assert [f"models:/{model.model_id}" for model in scored.inputs.model_inputs] == [version.source]
+    assert scored.data.metrics["rows"] == 20
+    assert scored.data.params["provider"] == "cpu"
 
 
-def test_a_model_of_an_unknown_run_is_tracked_without_a_source(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/other.db"
-    scored = ScoringRun("score x", "0" * 32, "abc", {"a": "b"}, {"rows": 3.0}, {}, 1000, 2000)
-    logged = mlflow.MlflowClient(uri).get_run(log_scoring_run(uri, scored))
-    assert logged.data.metrics == {"rows": 3.0}
-    assert logged.data.tags["purebred.checkpoint_sha256"] == "abc"
-    assert (logged.info.start_time, logged.info.end_time) == (1000, 2000)
-    assert not logged.inputs.model_inputs
-
-
-def test_a_local_store_without_mlflow_is_an_error_before_anything_is_scored(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_local_store_costs_a_warning_with_the_way_out_and_no_scores(
+    published: Path, trained: TrainedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_lineage("sqlite:///mlflow.db")
-    monkeypatch.setattr(lineage, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="is a local store, which needs mlflow"):
-        check_lineage("sqlite:///mlflow.db")
+    store = os.environ["MLFLOW_TRACKING_URI"]
+    assert score(published, trained) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
+    assert warning.startswith("warning: ")
+    assert "MLFLOW_TRACKING_URI=http://" in warning
+    assert f"mlflow server --backend-store-uri {store}" in warning
+    assert len(Path("p.csv").read_text().splitlines()) == 21
 
 
 def test_a_server_that_is_away_is_an_error_before_scoring_and_a_warning_after(
@@ -157,14 +132,13 @@ def test_a_server_that_is_away_is_an_error_before_scoring_and_a_warning_after(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(OSError, match=f"MLflow at {uri} does not answer"):
-        check_lineage(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert score(published, trained) == 3
+    assert uri in capsys.readouterr().err
     assert not Path("p.csv").exists()
-    monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
+    monkeypatch.setattr(TrackingServer, "check", lambda server: None)
     assert score(published, trained) == 0
-    assert "warning: the scoring run is not in MLflow" in capsys.readouterr().err
+    assert f"warning: the scoring run is not in MLflow: MLflow at {uri}" in capsys.readouterr().err
     assert len(Path("p.csv").read_text().splitlines()) == 21
 
 
@@ -216,10 +190,10 @@ def test_a_server_that_is_no_mlflow_costs_no_scores(
     with ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(serve.main, "check_lineage", lambda uri: None)
+        monkeypatch.setattr(TrackingServer, "check", lambda server: None)
         assert score(published, trained) == 0
         server.shutdown()
-    assert "warning: the scoring run is not in MLflow: MLflow at" in capsys.readouterr().err
+    assert "warning: the scoring run is not in MLflow: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("code", "kind"), [(503, OSError), (403, ValueError)])
@@ -236,60 +210,98 @@ def test_a_server_that_is_out_of_order_may_be_asked_again_and_one_that_refuses_n
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        with pytest.raises(kind, match=f"refused experiments/search with {code}"):
-            check_lineage(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(kind, match=f"experiments/search.*{code}"):
+            TrackingServer(f"http://127.0.0.1:{server.server_port}").check()
         server.shutdown()
 
 
-def test_a_model_that_was_exported_before_mlflow_had_its_run_is_found_by_its_checkpoint() -> None:
-    asked: list[Any] = []
+@contextmanager
+def answering(answers: dict[str, Any]) -> Iterator[tuple[TrackingServer, list[tuple[str, str]]]]:
+    """A server that answers endpoints by their beginning, 404 to all others; the requests it got."""
+    requests: list[tuple[str, str]] = []
 
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             size = int(self.headers.get("Content-Length", 0))
-            asked.append((self.path.partition("mlflow/")[2], self.rfile.read(size).decode()))
-            answers = {
-                "experiments/search": {"experiments": [{"experiment_id": "1"}, {"experiment_id": "2"}]},
-                "runs/search": {"runs": [{"info": {"run_id": "trained", "experiment_id": "2"}}]},
-                "model-versions/search": {},
-                "runs/create": {"run": {"info": {"run_id": "scored"}}},
-            }
-            self.send_response(200)
+            endpoint = self.path.partition("mlflow/")[2]
+            requests.append((endpoint, self.rfile.read(size).decode()))
+            answer = next((value for path, value in answers.items() if endpoint.startswith(path)), None)
+            self.send_response(404 if answer is None else 200)
             self.end_headers()
-            known = next((value for path, value in answers.items() if asked[-1][0].startswith(path)), {})
-            self.wfile.write(json.dumps(known).encode())
+            self.wfile.write(json.dumps(answer or {}).encode())
 
         do_GET = do_POST  # noqa: N815
 
         def log_message(self, *_: object) -> None: ...
 
-    scored = ScoringRun("score x", "", "abc", {}, {"rows": 3.0}, {}, 1000, 2000)
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        assert log_scoring_run(f"http://127.0.0.1:{server.server_port}", scored) == "scored"
+        yield TrackingServer(f"http://127.0.0.1:{server.server_port}"), requests
         server.shutdown()
-    bodies = {path: json.loads(body) for path, body in asked if body}
+
+
+LOGGING: dict[str, Any] = {
+    "runs/create": {"run": {"info": {"run_id": "scored"}}},
+    "runs/log-batch": {},
+    "runs/update": {},
+}
+
+
+def test_a_model_that_was_exported_before_mlflow_had_its_run_is_found_by_its_checkpoint() -> None:
+    known = {
+        "experiments/search": {"experiments": [{"experiment_id": "1"}, {"experiment_id": "2"}]},
+        "runs/search": {"runs": [{"info": {"run_id": "trained", "experiment_id": "2"}}]},
+        "model-versions/search": {},
+    }
+    scored = ScoringRun("score x", "", "abc", {}, {"rows": 3.0}, {}, 1000, 2000)
+    with answering(LOGGING | known) as (server, requests):
+        assert log_scoring_run(server, scored) == "scored"
+    bodies = {path: json.loads(body) for path, body in requests if body}
     assert bodies["runs/search"]["experiment_ids"] == ["1", "2"]
     assert "= 'abc'" in bodies["runs/search"]["filter"]
     assert bodies["runs/create"]["experiment_id"] == "2"
     assert {"key": "purebred.training_run_id", "value": "trained"} in bodies["runs/create"]["tags"]
 
 
-def test_the_store_of_a_model_in_its_run_directory_is_that_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("trained_by", "warned"), [("0" * 32, True), ("", False)])
+def test_a_model_of_an_unknown_run_is_tracked_without_a_source(
+    trained_by: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"experiments/search": {}, "experiments/create": {"experiment_id": "7"}}
+    scored = ScoringRun("score x", trained_by, "abc", {"a": "b"}, {"rows": 3.0}, {}, 1000, 2000)
+    with answering(LOGGING | known) as (server, requests):
+        assert log_scoring_run(server, scored) == "scored"
+    bodies = {path: json.loads(body) for path, body in requests if body}
+    created, logged = bodies["runs/create"], bodies["runs/log-batch"]
+    assert bodies["experiments/create"] == {"name": "purebred"}
+    assert (created["experiment_id"], created["start_time"]) == ("7", 1000)
+    assert {"key": "purebred.checkpoint_sha256", "value": "abc"} in created["tags"]
+    assert logged["params"] == [{"key": "a", "value": "b"}]
+    assert logged["metrics"] == [{"key": "rows", "value": 3.0, "timestamp": 2000, "step": 0}]
+    assert bodies["runs/update"] == {"run_id": "scored", "status": "FINISHED", "end_time": 2000}
+    assert "runs/log-inputs" not in bodies
+    assert ("MLFLOW_TRACKING_URI" in capsys.readouterr().err) == warned
+
+
+def test_the_server_of_a_model_in_its_run_directory_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     model = tmp_path / "run" / "export" / "model.onnx"
     model.parent.mkdir(parents=True)
     model.touch()
-    assert tracking_uri(str(model)) == "sqlite:///mlflow.db"
-    store, record = tmp_path / "mlflow.db", {"run_id": "1", "uri": f"sqlite:///{tmp_path}/mlflow.db"}
-    (tmp_path / "run" / "tracking.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="does not exist here"):
-        tracking_uri(str(model))
-    store.touch()
+    assert find_server(str(model)) is None
+    assert "sqlite:///mlflow.db" in capsys.readouterr().err
+    record = tmp_path / "run" / "tracking.json"
     (tmp_path / "link.onnx").symlink_to(model)
-    for name in (model, tmp_path / "link.onnx"):
-        assert tracking_uri(str(name)) == record["uri"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://given")
-    assert tracking_uri(str(model)) == "http://given"
+    with answering({"experiments/search": {}}) as (server, _):
+        record.write_text(json.dumps({"run_id": "1", "uri": server.uri}))
+        for name in (model, tmp_path / "link.onnx"):
+            found = find_server(str(name))
+            assert found is not None
+            assert found.uri == server.uri
+        record.write_text(json.dumps({"run_id": "1", "uri": "http://me:***@server"}))
+        with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+            find_server(str(model))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        assert find_server(str(model)) is not None

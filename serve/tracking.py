@@ -1,0 +1,205 @@
+"""Scoring runs in MLflow, with the model that scored and the run that trained it.
+
+A tracking server is reached over its REST API, so that scoring needs no mlflow.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.contract.errors import UserError
+from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
+from serve.contract.urls import redact
+from serve.tracking_server import AbsentError, TrackingServer
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run the server does not have
+RECORD = "tracking.json"  # in the run directory, written by training
+MAX_EXPERIMENTS = 1000  # in one answer
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    name: str
+    training_run_id: str
+    checkpoint_sha256: str
+    """With the training run, finds the logged model and its registered version."""
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    started: int
+    """Milliseconds since 1970."""
+    ended: int
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The MLflow run of a run directory; `tracked` is False without a readable tracking.json."""
+
+    tracked: bool = False
+    run_id: str = ""
+    """Empty as long as MLflow does not have the run."""
+    uri: str = ""
+    """Of the store."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Origin of a model; empty where the server does not know it."""
+
+    training_run_id: str = ""
+    experiment_id: str = ""
+    model_id: str = ""
+    versions: tuple[str, ...] = ()
+    """Registered ones, as in pets/3."""
+
+
+def recorded_run(folder: Path) -> RecordedRun:
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return RecordedRun(True, str(values["run_id"]), str(values.get("uri", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return RecordedRun()
+
+
+def run_of_model(model: str) -> RecordedRun:
+    """Return the recorded run of RUN/export/model.onnx; an empty one for any other file."""
+    file = Path(os.path.realpath(model))
+    return recorded_run(file.parents[1]) if file.parent.name == "export" else RecordedRun()
+
+
+def find_server(model: str) -> TrackingServer | None:
+    """Return the server for a scoring run once it answered: MLFLOW_TRACKING_URI, or that of the model's
+    training run. None, with a warning, for a store without a server.
+
+    Raises:
+        UserError: the server refuses, or its recorded address lacks the password.
+        OSError: the server does not answer now.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or run_of_model(model).uri or DEFAULT_URI
+    if not uri.startswith(("http://", "https://")):
+        print(
+            f"warning: --track: {redact(uri)} is no tracking server, so this scoring run will not be in "
+            "MLflow. Set MLFLOW_TRACKING_URI=http://HOST:PORT to a server; "
+            f"`mlflow server --backend-store-uri {redact(uri)}` starts one on this store",
+            file=sys.stderr,
+        )
+        return None
+    if ":***@" in uri:
+        raise UserError(f"--track: the password of {uri} is not recorded: set MLFLOW_TRACKING_URI")
+    server = TrackingServer(uri)
+    server.check()
+    return server
+
+
+def log_scoring_run(server: TrackingServer, run: ScoringRun) -> str:
+    """Return the ID of the new, finished MLflow run.
+
+    Raises:
+        UserError, OSError: the server refuses or does not answer.
+    """
+    try:
+        return _log(server, run)
+    except (KeyError, TypeError, AttributeError) as error:  # a field is missing, or of another type
+        raise UserError(f"{server.uri} does not answer as MLflow does: {error!r}") from error
+
+
+def _log(server: TrackingServer, run: ScoringRun) -> str:
+    source = _find_source(server, run)
+    if run.training_run_id and not source.training_run_id:
+        print(
+            f"warning: MLflow at {server.uri} does not have run {run.training_run_id}, which trained this "
+            "model: the scoring run is not linked to it. Set MLFLOW_TRACKING_URI to the store of training",
+            file=sys.stderr,
+        )
+    tags = {
+        **run.tags,
+        "purebred.training_run_id": source.training_run_id or run.training_run_id,
+        "purebred.model_id": source.model_id,
+        "purebred.model_version": ", ".join(source.versions),
+        CHECKPOINT_TAG: run.checkpoint_sha256,
+    }
+    created = server.call(
+        "runs/create",
+        body={
+            "experiment_id": _find_experiment(server, source),
+            "run_name": redact(run.name),
+            "start_time": run.started,
+            "tags": _pairs(tags),
+        },
+    )
+    run_id: str = created["run"]["info"]["run_id"]
+    metrics = [
+        {"key": key, "value": value, "timestamp": run.ended, "step": 0}
+        for key, value in run.metrics.items()
+    ]
+    parameters = _pairs({key: redact(value) for key, value in run.parameters.items()})
+    server.call("runs/log-batch", body={"run_id": run_id, "params": parameters, "metrics": metrics})
+    if source.model_id:
+        server.call("runs/log-inputs", body={"run_id": run_id, "models": [{"model_id": source.model_id}]})
+    server.call("runs/update", body={"run_id": run_id, "status": "FINISHED", "end_time": run.ended})
+    return run_id
+
+
+def _find_source(server: TrackingServer, run: ScoringRun) -> Source:
+    trained: dict[str, Any] = {}
+    if run.training_run_id:
+        trained = _find(server, "runs/get", {"run_id": run.training_run_id}).get("run", {})
+    trained = trained or _find_by_checkpoint(server, run.checkpoint_sha256)
+    if not trained:
+        return Source()
+    training_run_id = trained["info"]["run_id"]
+    model_id = ""
+    for output in trained.get("outputs", {}).get("model_outputs", []):
+        info = _find(server, f"logged-models/{output['model_id']}").get("model", {}).get("info", {})
+        tags = {tag["key"]: tag["value"] for tag in info.get("tags", [])}
+        wanted = run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
+        if (tags.get(CHECKPOINT_TAG), tags.get(PRECISION_TAG, "fp32")) == wanted:
+            model_id = output["model_id"]
+    found = server.call("model-versions/search", {"filter": f"run_id = '{training_run_id}'"})
+    versions = [
+        f"{version['name']}/{version['version']}"
+        for version in found.get("model_versions", [])
+        if model_id and version.get("source") == f"models:/{model_id}"
+    ]
+    return Source(training_run_id, trained["info"]["experiment_id"], model_id, tuple(sorted(versions)))
+
+
+def _find_by_checkpoint(server: TrackingServer, checkpoint_sha256: str) -> dict[str, Any]:
+    """Return the run with this best checkpoint, or {}: MLflow may have got the run after the export."""
+    experiments = server.call("experiments/search", {"max_results": MAX_EXPERIMENTS}).get("experiments", [])
+    if not checkpoint_sha256 or not experiments:
+        return {}
+    body = {
+        "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
+        "filter": f"tags.`{BEST_CHECKPOINT_TAG}` = '{checkpoint_sha256}'",
+        "max_results": 1,
+    }
+    runs: list[dict[str, Any]] = server.call("runs/search", body=body).get("runs", [])
+    return runs[0] if runs else {}
+
+
+def _find_experiment(server: TrackingServer, source: Source) -> str:
+    """Return an experiment's ID: that of MLFLOW_EXPERIMENT_NAME, of the training run, or the default's."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+    if not name and (known := source.experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")):
+        return known
+    name = name or DEFAULT_EXPERIMENT
+    found = _find(server, "experiments/get-by-name", {"experiment_name": name}).get("experiment")
+    found = found or server.call("experiments/create", body={"name": name})
+    return str(found["experiment_id"])
+
+
+def _find(server: TrackingServer, endpoint: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the answer, {} where the server does not have the object."""
+    try:
+        return server.call(endpoint, query)
+    except AbsentError:
+        return {}
+
+
+def _pairs(values: dict[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items() if value]
