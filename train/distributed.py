@@ -1,6 +1,5 @@
 """The only place that knows ranks and process groups."""
 
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -77,8 +76,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 def limit_waiting(minutes: float) -> None:
     """From here on, a rank that does not take part for so long is given up: the others raise."""
     if dist.is_initialized():
-        set_timeout = getattr(dist, "set_timeout", _set_pg_timeout)  # its older name
-        set_timeout(timedelta(minutes=minutes))
+        dist.set_timeout(timedelta(minutes=minutes))
 
 
 LOST = re.compile(r"gloo/transport|(closed|reset) by peer|pair closure|Timed out waiting")  # gloo's words
@@ -148,14 +146,11 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """
     if ranks.world_size == 1:
         return model
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {broadcast: getattr(model, "subject", None) is not None}
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **options,
+        forward_sync_buffers=getattr(model, "subject", None) is not None,
     )
 
 

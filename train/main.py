@@ -9,14 +9,12 @@ training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot wri
 of all but 0.
 """
 
-import gc
 import sys
 from pathlib import Path
 
 if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
-    gc.disable()  # until all is imported: a fifth of that time would go into looking for garbage
 
 from serve.contract.errors import UserError
 from serve.contract.installation import require
@@ -250,6 +248,4 @@ if __name__ == "__main__":
     outlive_readers()
     if home_warning and ranks_from_environment().is_main:
         print(home_warning, flush=True)
-    gc.freeze()  # what was imported stays: it is not looked through again
-    gc.enable()
     main()

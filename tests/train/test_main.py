@@ -1,12 +1,10 @@
 """Who says what ended a run, and how it ends when all is well."""
 
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, launch
 
 from train import main
 from train.config import TrainConfig
@@ -46,12 +44,3 @@ def test_the_last_lines_have_the_interval_and_a_command_that_a_shell_takes() -> 
     )
     assert "No model could be, on so few: validate on more" in few
     assert "Train it longer" not in few
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["train/main.py", "export/main.py"])
-def test_garbage_is_collected_once_all_is_imported(script: str, tmp_path: Path) -> None:
-    path = str(REPOSITORY / script)
-    program = "import atexit, gc, runpy, sys; atexit.register(lambda: print('collects:', gc.isenabled()))"
-    program += f"; sys.argv = [{path!r}, '--help']; runpy.run_path({path!r}, run_name='__main__')"
-    assert "collects: True" in launch(sys.executable, "-c", program, cwd=tmp_path)

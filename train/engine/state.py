@@ -15,7 +15,6 @@ from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.distributed import Ranks, wrap
-from train.engine.depthwise import quicken_depthwise
 from train.models.classifier import ImageClassifier
 from train.optim.optimizers import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
 from train.precision import Precision
@@ -168,7 +167,6 @@ class Trainee:
         rates = self.rates(self.scheduler.last_epoch)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.scheduler._last_lr = list(rates)
 
     def rates(self, step: int) -> list[float]:
         """Learning rates of the parameter groups at an optimizer step of the run."""
@@ -186,8 +184,6 @@ def build_trainee(
 ) -> Trainee:
     if not config.weights:
         _quicken_statistics(model)
-    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        quicken_depthwise(model)  # on other processors nobody has measured it
     model.channels_last = precision.channels_last
     model.to(memory_format=precision.memory_format)
     optimizer = build_optimizer(config, model, precision)

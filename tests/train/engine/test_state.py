@@ -14,7 +14,6 @@ from train.config import TrainConfig
 from train.data.augment import PairMix, View
 from train.data.index import Data
 from train.data.loader import EpochPlan, Loader, PixelDataset
-from train.engine.depthwise import DepthwiseConv2d
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.state import Trainee, checkpoint_state, restore, schedule_change
 from train.models.classifier import add_subject_crop, build_model, load_teacher, rebuild
@@ -397,16 +396,6 @@ def test_the_first_the_last_and_every_second_epoch_before_it_are_validated() -> 
             validated.append(history.epochs_done)
     assert validated == [1, 2, 4, 6, 7, 8]
     assert history.best_epoch == 1
-
-
-@pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
-    reason="on other processors torch's own are used",
-)
-def test_depthwise_networks_train_with_fast_gradients() -> None:
-    model, _ = build_model("mobilenet_v3_small", 2, 64)
-    make_trainee(TrainConfig(model="mobilenet_v3_small", image_size=64), model)
-    assert any(isinstance(module, DepthwiseConv2d) for module in model.modules())
 
 
 @pytest.mark.parametrize(
