@@ -10,6 +10,7 @@ from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.data.index import prepare_data
 from train.data.loader import EpochPlan
+from train.engine import prepare as preparation
 from train.engine.checks import (
     check_batch_size,
     check_clip,
@@ -20,7 +21,6 @@ from train.engine.checks import (
     trained_on_validation,
 )
 from train.engine.state import checkpoint_state
-from train.runs import directory as rundir
 from train.runs.history import History
 
 
@@ -66,13 +66,13 @@ def test_what_cannot_be_had_or_written_is_found_before_the_images_are_read(
     Path("file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(rundir, "prepare_data", scan)
+    monkeypatch.setattr(preparation, "prepare_data", scan)
     config = TrainConfig(data=".", output="runs", name="a", model="simple_cnn")
     with pytest.raises(AssertionError, match="the images are read"):
-        rundir.prepare(config)
+        preparation.prepare(config)
     assert not Path("runs").exists()
     with pytest.raises(ValueError, match=message):
-        rundir.prepare(config.replace(**changes))
+        preparation.prepare(config.replace(**changes))
 
 
 def test_a_model_that_could_never_be_exported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

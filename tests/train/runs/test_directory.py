@@ -17,11 +17,11 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.index import Data
 from train.data.sample import make_sample
+from train.engine import prepare as preparation
 from train.engine.prepare import prepare
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.metrics import evaluate_logits, read_predictions
 from train.models.classifier import add_subject_crop, build_model
-from train.runs import directory as rundir
 from train.runs.directory import draw_subject_crops, open_folder, report_files, run_folder, save_best
 
 
@@ -149,7 +149,7 @@ def test_a_resume_that_is_refused_leaves_the_runs_settings(tmp_path: Path) -> No
 
 def test_without_data_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rundir, "make_sample", partial(make_sample, train_per_class=4, num_test=1))
+    monkeypatch.setattr(preparation, "make_sample", partial(make_sample, train_per_class=4, num_test=1))
     config, data = prepare(TrainConfig(name="a"))
     assert config.data == "data/sample/train"
     assert data.train.class_names == ("cat", "dog")
