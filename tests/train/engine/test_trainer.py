@@ -24,7 +24,8 @@ from train.tracking.base import MetricsFile
 
 
 def make_job(tmp_path: Path, **changes: object) -> Job:
-    config, data = make_data(tmp_path, pixel_cache="off", **changes)
+    fixed = {"pixel_cache": "off", "precision": "fp32", "channels_last": True}  # else chosen by timing
+    config, data = make_data(tmp_path, **fixed, **changes)
     return assemble(config, data, None, ONE, CPU, 0, print)
 
 
