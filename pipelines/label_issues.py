@@ -41,8 +41,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
+from pipelines.launch import run_program
 from pipelines.out_of_fold import OutOfFold, read_folds
-from pipelines.trial import run_child
 from serve.contract.urls import redact
 from train.checkpoint import checkpoint_folder, last_checkpoint, load_checkpoint
 from train.cli import parse_config
@@ -55,7 +55,6 @@ from train.models.pretrained import settle
 from train.runs.history import FREE_TO_CHANGE, History
 from train.runs.snapshots import newest_whole
 
-MAIN = Path(__file__).resolve().parents[1] / "train" / "main.py"
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
 HEADER = (
     *("rank", "path", "label", "suggestion", "probability_of_label", "probability_of_suggestion"),
@@ -121,7 +120,6 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
             raise UserError(f"--{name} is set for each fold by pipelines/label_issues.py; leave it out")
     runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
     digest = cache(partial(_content_digest, output=output))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     for fold, run in enumerate(runs, 1):
         own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
         config, _ = settle(parse_config([*flags, *own]))  # as the run has saved it
@@ -130,8 +128,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
             continue
         if last_checkpoint(run).exists():
             own = ["--resume", str(run)]  # else train/main.py finds it by its name
-        command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *flags, *own]
-        run_child(command)
+        run_program("train/main.py", *flags, *own, processes=processes)
     return runs
 
 

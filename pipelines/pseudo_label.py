@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.trial import run_child
+from pipelines.launch import run_program
 from serve.contract.files import file_sha256
 from serve.contract.preprocess import list_images
 from serve.contract.urls import redact
@@ -53,7 +53,6 @@ from train.data.scan import scan
 from train.evaluation.significance import better_than_largest
 from train.runs.results import read_predictions
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
 
 
@@ -168,7 +167,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         teacher = Path(student.output) / f"{name}-{number}"
         step = ["--resume", teacher] if last_checkpoint(teacher).exists() else []
         new = ["--name", teacher.name, "--output", student.output]
-        train(args.nproc_per_node, [*flags, "--data", manifest, "--val_data", val, *(step or new)])
+        own = ["--data", manifest, "--val_data", val, *(step or new)]
+        run_program("train/main.py", *flags, *own, processes=args.nproc_per_node)
     print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
 
 
@@ -279,9 +279,11 @@ def score(teacher: Path, images: Path, output: Path) -> Guesses:
     if not output.exists():
         model, unfinished = teacher / "export" / "model.onnx", output.with_name(f"unfinished-{output.name}")
         if not is_exported(teacher):
-            call("export/main.py", "--run", teacher)
+            run_program("export/main.py", "--run", teacher)
         # Ended by an outage, it leaves scores with gaps, which the next call fills.
-        call("serve/main.py", "--model", model, "--images", images, "--output", unfinished, "--resume")
+        run_program(
+            "serve/main.py", "--model", model, "--images", images, "--output", unfinished, "--resume"
+        )
         unfinished.replace(output)
         unfinished.with_name(f"{unfinished.name}.json").unlink(missing_ok=True)
     return read_guesses(output, images)
@@ -340,17 +342,6 @@ def select(guesses: Guesses, threshold: float, balance: bool) -> Guesses:
         smallest = min(map(len, by_class))
         by_class = [members[:smallest] for members in by_class]
     return guesses.take(np.concatenate(by_class))
-
-
-def train(processes: int, flags: Sequence[object]) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    call(*(launcher if processes > 1 else []), ROOT / "train" / "main.py", *flags)
-
-
-def call(program: str | Path, *arguments: object) -> None:
-    """Run a program of ours, or `-m MODULE`, with this interpreter; its output is shown."""
-    first = program if str(program).startswith("-") else ROOT / program
-    run_child([sys.executable, *map(str, (first, *arguments))])
 
 
 if __name__ == "__main__":

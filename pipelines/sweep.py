@@ -42,6 +42,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.launch import program_command
 from pipelines.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
 from pipelines.study import (
     ParentRun,
@@ -64,7 +65,6 @@ from train.models.classifier import build_model
 from train.models.pretrained import settle
 from train.tracking.mlflow_run import child_environment
 
-TRAIN = Path(__file__).resolve().parents[1] / "train" / "main.py"
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too
 KEPT_BY_SWEEP = ("name", "resume", "stop_after")
 
@@ -264,7 +264,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTr
 
     tags = {"sweep.study": plan.study, "sweep.trial": str(trial.number)}
     ended = run_trial(
-        [*launcher(plan.processes), str(TRAIN), *arguments],
+        program_command("train/main.py", *arguments, processes=plan.processes),
         plan.folder / f"{name}.log",
         os.environ | child_environment(parent, tags),
         folder / "metrics.jsonl",
@@ -283,12 +283,6 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTr
         trial.set_user_attr("error", error)
         return study.tell(trial, state=TrialState.FAIL)
     return study.tell(trial, values[best])
-
-
-def launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
 
 
 def shown(parameters: dict[str, Any]) -> str:

@@ -6,17 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from pipelines.launch import stop
 from train.tracking.base import read_metrics
 
 POLL_SECONDS = 0.25
-GRACE_SECONDS = 90.0  # torchrun gives its workers 30 s of it; a busy machine and MLflow take the rest
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 EXCEPTION = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Interrupt)\b")
@@ -73,37 +70,6 @@ def run_trial(
                 continue
     finally:
         stop(process)
-
-
-def run_child(command: Sequence[str]) -> None:
-    """Run a program of ours to its end, as subprocess.run does; what ends this one stops it in order.
-
-    Raises:
-        CalledProcessError: its exit code is not 0.
-    """
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    finally:
-        stop(process)
-    if code:
-        raise subprocess.CalledProcessError(code, command)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, on which training ends its MLflow run as KILLED; SIGKILL to whatever is left after that."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for member in family:  # torchrun's workers are in sessions of their own
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
 
 
 def failure(code: int, log: Path) -> str:

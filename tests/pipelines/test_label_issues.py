@@ -185,11 +185,11 @@ def test_all_folds_with_one_command_and_again_without_training(
 ) -> None:
     """Real runs on reddish cats and bluish dogs, of which four have the other's name."""
 
-    def call(command: list[object]) -> None:
-        assert Path(str(command[1])).name == "main.py", "one process needs no torchrun"
-        print(forked.run("train/main.py", *command[2:], cwd=tmp_path))
+    def call(program: str, *arguments: object, processes: int) -> None:
+        assert processes == 1
+        print(forked.run(program, *arguments, cwd=tmp_path))
 
-    monkeypatch.setattr("pipelines.label_issues.run_child", call)
+    monkeypatch.setattr("pipelines.label_issues.run_program", call)
     wrong = {"dog.103.png", "dog.117.png", "cat.103.png", "cat.117.png"}
     root = flat_set(tmp_path / "images", per_class=40)
     for i in (3, 17):
@@ -226,10 +226,14 @@ def test_a_fold_that_was_stopped_in_its_first_epoch_goes_on_by_its_name(
     checkpoints = tmp_path / "fold1of2" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "epoch-000000-step-00000003.pt").write_bytes(b"")
-    started: list[list[str]] = []
-    monkeypatch.setattr("pipelines.label_issues.run_child", started.append)
+    started: list[tuple[str, ...]] = []
+
+    def call(*command: str, processes: int) -> None:
+        started.append(command)
+
+    monkeypatch.setattr("pipelines.label_issues.run_program", call)
     train_folds(2, tmp_path, ["--data", str(tmp_path)], 1)
-    assert [command[-2:] for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]
+    assert [list(command[-2:]) for command in started] == [["--name", f"fold{i}of2"] for i in (1, 2)]
 
 
 def test_an_interrupted_fold_goes_on_and_a_finished_one_is_not_repeated(
@@ -250,19 +254,19 @@ def test_an_interrupted_fold_goes_on_and_a_finished_one_is_not_repeated(
         )
         state = checkpoint_state(trainee, history, prepare_data(config), config, "run")
         save_checkpoint(state, run / "checkpoints" / "last.pt")
-    started: list[list[str]] = []
+    started: list[tuple[str, ...]] = []
 
-    def killed(command: list[str]) -> None:
+    def killed(*command: str, processes: int) -> None:
+        assert processes == 2
         started.append(command)
         raise subprocess.CalledProcessError(143, command)
 
-    monkeypatch.setattr("pipelines.label_issues.run_child", killed)
+    monkeypatch.setattr("pipelines.label_issues.run_program", killed)
     asked = ["--folds", "2", "--nproc_per_node", "2", "--output", str(tmp_path), "--", *flags]
     assert main(asked) == 143
     assert capsys.readouterr().out.count("is finished") == 1
     (command,) = started
-    assert command[-2:] == ["--resume", str(runs[1])]
-    assert "--nproc_per_node=2" in command
+    assert command[-2:] == ("--resume", str(runs[1]))
 
 
 def test_a_finished_fold_of_remote_data_is_finished(tmp_path: Path) -> None:

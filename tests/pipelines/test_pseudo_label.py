@@ -9,7 +9,7 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL, TrainedRun
+from conftest import SMALL, TrainedRun
 from PIL import Image
 from run_folders import make_run
 from train_data import draw, flat_set, settings
@@ -83,7 +83,7 @@ def test_scores_with_gaps_of_an_outage_are_completed_before_they_teach(
             if answer == gap:
                 raise subprocess.CalledProcessError(3, program)
 
-    monkeypatch.setattr(pseudo_label, "call", call)
+    monkeypatch.setattr(pseudo_label, "run_program", call)
     with pytest.raises(subprocess.CalledProcessError):
         pseudo_label.score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_teacher_that_is_exported_keeps_what_lies_beside_its_model(
         (tmp_path / "scores-1.csv").unlink()
         return called
 
-    monkeypatch.setattr(pseudo_label, "call", call)
+    monkeypatch.setattr(pseudo_label, "run_program", call)
     assert called_when(passed=True) == ["serve/main.py"]
     assert called_when(passed=False) == ["export/main.py", "serve/main.py"]
     checkpoint.write_bytes(b"trained further")
@@ -178,11 +178,11 @@ def test_two_rounds_of_students(
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
 
-    def call(program: str | Path, *arguments: object) -> None:
-        called.append(str(program).removeprefix(f"{REPOSITORY}/"))
-        forked.run(called[-1], *arguments, cwd=tmp_path)
+    def call(program: str, *arguments: object, processes: int = 1) -> None:
+        called.append(program)
+        forked.run(program, *arguments, cwd=tmp_path)
 
-    monkeypatch.setattr(pseudo_label, "call", call)
+    monkeypatch.setattr(pseudo_label, "run_program", call)
     teacher = shutil.copytree(trained.folder, tmp_path / "teacher")
     unlabelled = shutil.copytree(trained.sample / "test", tmp_path / "unlabelled")
     for i in range(10):

@@ -24,7 +24,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 from train_data import flat_set
 
-from pipelines import study, sweep, trial
+from pipelines import launch, study, sweep, trial
 from pipelines.study_report import summary, write_report
 from train import compare
 from train.config import TrainConfig
@@ -63,9 +63,10 @@ SMALL = ["--model", "simple_cnn", "--image-size", "16", "--batch-size", "4", "--
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trial, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(sweep, "TRAIN", tmp_path / "stand_in.py")
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
     flat_set(tmp_path / "images", 10)
-    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "main.py").write_text(STAND_IN)
     (tmp_path / "space.yaml").write_text(SPACE)
     (tmp_path / "mixes.yaml").write_text("mixup: {choices: [0.0, 0.2]}\n")
     before = signal.getsignal(signal.SIGTERM)
@@ -203,7 +204,7 @@ def test_when_no_trial_succeeds_the_exit_code_says_so(capsys: pytest.CaptureFixt
 
 
 def sweep_stand_ins(arguments: list[str]) -> int:
-    sweep.TRAIN = Path("stand_in.py")
+    launch.ROOT = Path.cwd()
     return sweep.main(arguments)
 
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from conftest import REPOSITORY
 
-from pipelines import trial
-from pipelines.trial import Ended, failure, run_child, run_trial
+from pipelines import launch, trial
+from pipelines.trial import Ended, failure, run_trial
 
 EPOCHS = """
 import json, pathlib, signal, sys, time
@@ -69,7 +69,7 @@ def test_one_that_ended_well_before_it_could_be_stopped_was_not_stopped() -> Non
 
 
 def test_one_that_ignores_sigterm_is_killed_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
     stubborn = """
 import subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -78,31 +78,6 @@ open("child", "w").write(str(child.pid))
 """
     assert run(EPOCHS.replace("for", stubborn + "for") + "time.sleep(600)", lambda row: True).stopped
     wait_for(lambda: not psutil.pid_exists(int(Path("child").read_text())))
-
-
-def test_a_program_whose_caller_is_stopped_ends_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """subprocess.run would kill it, and its snapshot with it."""
-    wait = subprocess.Popen.wait
-
-    def stopped(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
-        if timeout is None:
-            wait_for(lambda: Path("ready").exists())
-            raise SystemExit(130)
-        return wait(self, timeout)
-
-    program = "import pathlib, signal, sys, time\n"
-    program += "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(143)))\n"
-    program += "pathlib.Path('ready').touch(); time.sleep(60)"
-    monkeypatch.setattr(subprocess.Popen, "wait", stopped)
-    with pytest.raises(SystemExit):
-        run_child([sys.executable, "-c", program])
-    assert Path("saved").exists()
-
-
-def test_a_program_that_fails_is_an_error_with_its_code() -> None:
-    with pytest.raises(subprocess.CalledProcessError) as failed:
-        run_child([sys.executable, "-c", "raise SystemExit(3)"])
-    assert failed.value.returncode == 3
 
 
 def test_an_exception_here_stops_it_too() -> None:

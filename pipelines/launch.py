@@ -1,0 +1,50 @@
+"""Launcher of the programs of train, export and serve: starts them, and stops them in order."""
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+GRACE_SECONDS = 90.0  # torchrun gives its workers 30 s of it; a busy machine and MLflow take the rest
+
+
+def program_command(program: str, *arguments: object, processes: int = 1) -> list[str]:
+    """Return the command of `program`, a path like train/main.py; torchrun starts more than one process."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = torchrun if processes > 1 else []
+    return [sys.executable, *launcher, str(ROOT / program), *map(str, arguments)]
+
+
+def run_program(program: str, *arguments: object, processes: int = 1) -> None:
+    """Run a program to its end, with its output shown; an exception in this process stops it in order.
+
+    Raises:
+        CalledProcessError: its exit code is not 0.
+    """
+    command = program_command(program, *arguments, processes=processes)
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    finally:
+        stop(process)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM, on which training ends its MLflow run as KILLED; then SIGKILL to whatever is left."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for member in family:  # torchrun's workers are in sessions of their own
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
