@@ -1,9 +1,8 @@
-# make run   trains, exports, verifies and scores on a drawn sample set, then says where to look
+# make run   trains, exports, verifies and scores a drawn sample set: pipelines/quickstart.py
 # make test  what CI runs and whoever changes something: lint, types, imports, tests, in minutes
 # make test-all  further architectures, servers, emulators and proofs as well
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := runs/sample
 WORKERS ?= 2
 
 # modules are compiled when first imported, and kept: installing need not compile all there are
@@ -12,20 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: run test test-all lint types imports pytest pytest-all clean
 
 run: .venv/.train
-	@rm -rf $(RUN)
-	$(BIN)/python train/data/sample.py --output data/sample
-	$(BIN)/torchrun --nproc_per_node=2 train/main.py --data data/sample/train --model simple_cnn \
-	  --image-size 64 --epochs 15 --crop-scale 0.6 --name sample
-	$(BIN)/python export/main.py --run $(RUN)
-	$(BIN)/python serve/main.py --model $(RUN)/export/model.onnx --images data/sample/test \
-	  --output $(RUN)/predictions.csv
-	@$(BIN)/python -c "import json; v = json.load(open('$(RUN)/export/verification.json')); \
-	  print(f\"\nvalidation accuracy  {v['accuracy_served']:.3f} on {v['num_images']} drawn images\")"
-	@echo "run directory        $(RUN)"
-	@echo "ONNX model           $(RUN)/export/model.onnx"
-	@echo "predictions          $(RUN)/predictions.csv"
-	@echo "figures              $(RUN)/figures/"
-	@echo "compare runs         $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+	$(BIN)/python pipelines/quickstart.py
 
 test: .venv/.test
 	$(MAKE) lint types imports pytest
