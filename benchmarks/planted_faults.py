@@ -429,10 +429,10 @@ FAULTS = [
     ),
     Fault(
         "the output is written in place",
-        "serve/outputs/writers.py",
+        "serve/contract/files.py",
         "        os.replace(temporary, path)\n",
         "        path.write_bytes(temporary.read_bytes())\n",
-        ("writers", "job"),
+        ("files", "job"),
     ),
     Fault(
         "pixels are resized with another filter",

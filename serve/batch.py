@@ -112,11 +112,11 @@ def check_score(
     predictor: Predictor, batch_size: int, workers: int, image_timeout: float, embeddings: bool
 ) -> None:
     """Raises UserError as `score` would, before anything is begun."""
-    if batch_size < 1 or workers < 0 or not image_timeout >= 0:
-        raise UserError(
-            f"batch_size {batch_size} must be 1 or more; workers {workers} and image_timeout "
-            f"{image_timeout} must be 0 or more"
-        )
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size} must be 1 or more")
+    for flag, value in (("--workers", workers), ("--image-timeout", image_timeout)):
+        if not value >= 0:  # NaN is not, either
+            raise UserError(f"{flag} {value} must be 0 or more")
     if embeddings and EMBEDDINGS_NAME not in (o.name for o in predictor.session.get_outputs()):
         raise UserError(
             f"{predictor.path} has no output {EMBEDDINGS_NAME!r}: "

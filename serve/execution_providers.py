@@ -54,13 +54,13 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.provider not in ("auto", *PROVIDERS):
             known = ", ".join(("auto", *PROVIDERS))
-            raise UserError(f"provider {self.provider!r} is none of {known}")
+            raise UserError(f"--provider {self.provider!r} is none of {known}")
         if self.precision not in ALL_PRECISIONS:
-            raise UserError(f"precision {self.precision!r} is none of {', '.join(ALL_PRECISIONS)}")
+            raise UserError(f"--precision {self.precision!r} is none of {', '.join(ALL_PRECISIONS)}")
         if self.threads < 0:
-            raise UserError(f"threads {self.threads} must be 0 (one a processor) or more")
+            raise UserError(f"--threads {self.threads} must be 0 (one a processor) or more")
         if self.device_id < 0:
-            raise UserError(f"device_id {self.device_id} must be 0 or more")
+            raise UserError(f"--device-id {self.device_id} must be 0 or more")
 
 
 def cuda(runtime: Runtime) -> tuple[str, dict[str, str]]:

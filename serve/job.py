@@ -21,8 +21,8 @@ from serve.contract.preprocess import has_image_suffix
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
 from serve.outputs.join import join
-from serve.outputs.layout import Layout, Row
-from serve.outputs.writers import open_writer
+from serve.outputs.kaggle import KAGGLE
+from serve.outputs.layout import Format, Layout, Row
 from serve.predictor import Predictor
 from serve.shards import (
     Job,
@@ -87,7 +87,7 @@ class Scoring:
 
     predictor: Predictor
     source: Source
-    format_name: str
+    form: Format
     layout: Layout
     batch_size: int
     workers: int
@@ -98,7 +98,7 @@ class Scoring:
     ) -> Counter[str]:
         """Score the inputs of these numbers into a file: how many rows, errors, transient ones. What is
         read is added to `contents`."""
-        writer = open_writer(self.format_name, file, self.layout)
+        writer = self.form.open_writer(file, self.layout)
         counts: Counter[str] = Counter()
         scored = score(
             self.predictor,
@@ -119,11 +119,11 @@ class Scoring:
 
     def _entries(self, rows: range) -> Iterator[Entry]:
         entries = self.source.inventory.entries(rows.start, rows.stop)
-        return filter(is_an_image, entries) if self.format_name == "kaggle" else entries
+        return filter(is_an_image, entries) if self.form is KAGGLE else entries
 
     def job(self) -> Job:
         settings = {
-            "format": self.format_name,
+            "format": self.form.name,
             "top_k": self.layout.top_k,
             "embeddings": self.layout.embeddings,
             "batch_size": self.batch_size,

@@ -35,9 +35,9 @@ from serve.contract.urls import redact, url_path
 from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.inputs.sources import Source, left_out, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
-from serve.outputs.layout import Layout
-from serve.outputs.parquet import import_pyarrow
-from serve.outputs.writers import FORMATS, check_kaggle, format_of, kaggle_meaning
+from serve.outputs.formats import FORMATS, format_of
+from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
+from serve.outputs.layout import Format, Layout
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.providers import absent
@@ -162,9 +162,9 @@ def run(args: argparse.Namespace) -> int:
 def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     """`stack` ends what stands here for files elsewhere."""
     shard = Shard.parse(args.shard) if args.shard else None
-    format_name = args.format or ("csv" if shard else format_of(args.output))
-    check_options(args, format_name, shard)
-    path, staging = stack.enter_context(open_output(args.output, format_name, shard))
+    form = FORMATS[args.format or "csv"] if args.format or shard else format_of(args.output)
+    check_options(args, form, shard)
+    path, staging = stack.enter_context(open_output(args.output, form.suffix, shard))
     output = f"{staging.url}/{path.name}" if staging.url else str(path)
     part = Path(os.path.realpath(path))  # a link is written through
     for flag, given in (("--images", args.images), ("--model", args.model)):
@@ -179,14 +179,14 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
         keep_choices(args, model, earlier_manifest(part, staging, model))
-    scoring = open_scoring(args, model, format_name, source)
+    scoring = open_scoring(args, model, form, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
     if shard:
         part.parent.mkdir(exist_ok=True)
     describe(args, scoring, rows, shard)
     progress = Progress(len(rows))
-    if shard or args.resume or (len(rows) > args.part_size and format_name != "kaggle"):
+    if shard or args.resume or (len(rows) > args.part_size and form.open_joiner):
         score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, staging)
     else:
         with atomic_writer(part) as file:
@@ -211,20 +211,19 @@ def is_outage(progress: Progress) -> bool:
     return progress.transient > max(MOST_TRANSIENT, MOST_TRANSIENT_SHARE * progress.done)
 
 
-def check_options(args: argparse.Namespace, format_name: str, shard: Shard | None) -> None:
+def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -> None:
     name = args.output or ""
     if not shard and (has_image_suffix(name) or name.lower().endswith(".tar")):
         raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
     if args.part_size < 1:
         raise UserError(f"--part-size {args.part_size} must be 1 or more")
-    if args.labels and format_name != "kaggle":
+    if args.labels and form is not KAGGLE:
         raise UserError("--labels goes with --format kaggle; csv has a label column anyway")
-    if format_name == "kaggle" and (shard or args.resume or args.top_k):
+    if form is KAGGLE and (shard or args.resume or args.top_k):
         raise UserError("--shard, --resume and --top-k need --format csv, jsonl or parquet")
-    if format_name in ("kaggle", "csv") and args.embeddings:
-        raise UserError(f"--embeddings needs --format jsonl or parquet: {format_name} holds no vectors")
-    if format_name == "parquet":
-        import_pyarrow()
+    if args.embeddings and not form.embeddings:
+        raise UserError(f"--embeddings needs --format jsonl or parquet: {form.name} holds no vectors")
+    form.check_installed()
 
 
 def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None) -> None:
@@ -240,7 +239,7 @@ def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None
         args.provider = provider
 
 
-def open_scoring(args: argparse.Namespace, model: Path, format_name: str, source: Source) -> Scoring:
+def open_scoring(args: argparse.Namespace, model: Path, form: Format, source: Source) -> Scoring:
     predictor = Predictor(
         model,
         args.provider,
@@ -255,17 +254,17 @@ def open_scoring(args: argparse.Namespace, model: Path, format_name: str, source
     if batch_size is None:
         batch_size = default_batch_size(predictor)
     layout = Layout(predictor.metadata.class_names, args.top_k, args.embeddings, args.labels)
-    if format_name == "kaggle":
+    if form is KAGGLE:
         names = (entry.name for entry in source.inventory.entries() if is_an_image(entry))
-        check_kaggle(names, layout.class_names, args.labels)
-        print(f"in Kaggle's form, {kaggle_meaning(layout)}", file=sys.stderr)
+        check_kaggle(names, layout)
+        print(f"in Kaggle's form, {label_meaning(layout)}", file=sys.stderr)
         for entry in source.inventory.entries():
             if not is_an_image(entry):
                 print(
                     f"warning: {entry.name!r} has no row in Kaggle's form: {entry.problem}", file=sys.stderr
                 )
     check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
-    return Scoring(predictor, source, format_name, layout, batch_size, args.workers, args.image_timeout)
+    return Scoring(predictor, source, form, layout, batch_size, args.workers, args.image_timeout)
 
 
 def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Shard | None) -> None:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--output {args.output!r} is named as the parts are: choose another name")
         with (
             open_folder(args.folder) as folder,
-            open_output(args.output, "csv", None) as (path, there),
+            open_output(args.output, ".csv", None) as (path, there),
         ):
             there.check_replaceable(path, args.overwrite)
             rows, errors = merge(folder, path)

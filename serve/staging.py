@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from serve.contract.errors import UserError
-from serve.outputs.overwrite import is_predictions
+from serve.outputs.formats import is_predictions
 from serve.shards import Shard, is_manifest, manifest_path
 
 MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
@@ -127,12 +127,11 @@ def open_folder(folder: str) -> Iterator[Path]:
 
 
 @contextmanager
-def open_output(output: str, format_name: str, shard: Shard | None) -> Iterator[tuple[Path, Staging]]:
+def open_output(output: str, suffix: str, shard: Shard | None) -> Iterator[tuple[Path, Staging]]:
     """The file to write, with a shard a part in the folder `output`; and where it is published.
 
     Raises UserError and FileNotFoundError for what cannot be written, before anything is scored.
     """
-    suffix = ".csv" if format_name == "kaggle" else f".{format_name}"
     output = output or ("predictions" if shard else f"predictions{suffix}")
     if not _is_url(output):
         path = _local_output(Path(output), suffix, shard)

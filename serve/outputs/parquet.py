@@ -1,11 +1,16 @@
-"""Rows to Parquet: the extra parquet. pyarrow is imported on first use only."""
+"""Rows as Parquet, with CSV's columns, typed, and embedding list<float>: the extra parquet.
 
+pyarrow is imported on first use only.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from serve.contract.errors import UserError
 from serve.contract.installation import how_to_install
 from serve.inputs.inventory import printable
-from serve.outputs.layout import Layout, Row
+from serve.outputs.layout import Format, Layout, Row, are_columns
 
 ROW_GROUP_BYTES = 4 << 20  # of cells held in memory
 MAX_ROW_GROUP = 20_000
@@ -23,7 +28,7 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 class ParquetWriter:
-    """CSV's columns, typed, and embedding list<float>; written in row groups of a few megabytes."""
+    """Writes row groups of a few megabytes."""
 
     def __init__(self, file: IO[bytes], layout: Layout):
         pa, parquet = import_pyarrow()
@@ -73,3 +78,49 @@ class ParquetWriter:
         if self.rows:
             self._flush()
         self.parquet.close()
+
+
+class ParquetJoiner:
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.writer: Any = None
+
+    def add(self, part: Path) -> Iterator[str]:
+        _, parquet = import_pyarrow()
+        with parquet.ParquetFile(part) as rows:
+            if self.writer is None:
+                self.writer = parquet.ParquetWriter(self.file, rows.schema_arrow, compression="zstd")
+            elif rows.schema_arrow != self.writer.schema:
+                raise UserError(f"{part} has other columns than the parts before it")
+            for group in range(rows.num_row_groups):
+                table = rows.read_row_group(group)
+                self.writer.write_table(table)
+                yield from table["path"].to_pylist()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def begins_as_parquet(file: IO[bytes]) -> bool:
+    if file.read(4) != b"PAR1":
+        return False
+    try:
+        pyarrow, parquet = import_pyarrow()
+    except UserError:  # then it is not replaced by another format either
+        return False
+    try:
+        file.seek(0)
+        return are_columns(parquet.read_schema(file).names)
+    except (OSError, pyarrow.ArrowException):
+        return False
+
+
+PARQUET = Format(
+    "parquet",
+    ".parquet",
+    ParquetWriter,
+    begins_as_parquet,
+    open_joiner=ParquetJoiner,
+    embeddings=True,
+    check_installed=import_pyarrow,
+)

@@ -148,5 +148,5 @@ def test_a_process_confined_to_one_processor_uses_one_thread(model: Path) -> Non
 
 
 def test_a_negative_number_of_threads_is_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match="threads -1"):
+    with pytest.raises(ValueError, match="--threads -1"):
         Predictor(model, "cpu", threads=-1)

@@ -1,6 +1,5 @@
 """Parquet has CSV's columns with types, and is written as rows come."""
 
-import io
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from serve_model import CLASS_NAMES
 from written import ROWS, write
 
 from serve.outputs.layout import Layout, Row
-from serve.outputs.writers import open_writer
+from serve.outputs.parquet import PARQUET
 
 
 def test_parquet_has_csvs_columns_with_types(tmp_path: Path) -> None:
@@ -44,7 +43,7 @@ def test_parquet_is_written_in_row_groups_as_rows_come(tmp_path: Path) -> None:
     rows = [Row(f"{i}.jpg", np.full(100_000, 1e-5, np.float32)) for i in range(30)]
     with (tmp_path / "out.parquet").open("wb") as file:
         layout = Layout(tuple(map(str, range(100_000))), top_k=1)
-        writer = open_writer("parquet", file, layout)
+        writer = PARQUET.open_writer(file, layout)
         for row in rows:
             writer.write(row)
         file.flush()
@@ -57,5 +56,5 @@ def test_parquet_is_written_in_row_groups_as_rows_come(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"pip install '\.\[parquet\]' .*, or use jsonl"):
-        open_writer("parquet", io.BytesIO(), Layout(CLASS_NAMES))
+    with pytest.raises(ValueError, match=r"pip install '\.\[parquet\]'"):
+        PARQUET.check_installed()

@@ -1,0 +1,74 @@
+"""A file appears whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from serve.contract.files import atomic_writer
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    with atomic_writer(output) as file:
+        file.write("고양이\n".encode())
+        file.flush()
+        assert not output.exists()
+    assert output.read_text(encoding="utf-8") == "고양이\n"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_an_error_while_writing_leaves_nothing_new(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "old.csv").write_text("yesterday's\n")
+    for name in ("old.csv", "new.csv"):
+        with pytest.raises(error), atomic_writer(tmp_path / name) as file:  # noqa: PT012
+            file.write(b"half of to")
+            raise error
+    assert os.listdir(tmp_path) == ["old.csv"]
+    assert (tmp_path / "old.csv").read_text() == "yesterday's\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.EIO, "Input/output error"), False),  # perhaps of what is read meanwhile
+    ],
+    ids=repr,
+)
+def test_a_full_disk_is_an_error_that_names_the_output(tmp_path: Path, error: OSError, named: bool) -> None:
+    with pytest.raises(OSError, match=str(error.strerror)) as raised, atomic_writer(tmp_path / "out.csv"):
+        raise error
+    assert raised.value.filename == (str(tmp_path / "out.csv") if named else None)
+
+
+def test_two_writers_of_one_name_do_not_mix(tmp_path: Path) -> None:
+    """Two pods can run the same job at once, on a shared folder, both with process id 1."""
+    output = tmp_path / "out.csv"
+    with atomic_writer(output) as first:
+        first.write(b"first, a longer text\n")
+        with atomic_writer(output) as second:
+            second.write(b"second\n")
+        assert output.read_text() == "second\n"
+    assert output.read_text() == "first, a longer text\n"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_a_finished_file_can_be_read_by_others(tmp_path: Path) -> None:
+    with atomic_writer(tmp_path / "out.csv"):
+        pass
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "out.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    """/dev/stdout is a link: it must not become a file."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latest.csv").symlink_to("folder/out.csv")
+    with atomic_writer(tmp_path / "latest.csv") as file:
+        file.write(b"x")
+    assert (tmp_path / "latest.csv").is_symlink()
+    assert (tmp_path / "folder" / "out.csv").read_text() == "x"
