@@ -286,13 +286,13 @@ FAULTS = [
     ),
     Fault(
         "a confusion matrix on its side",
-        "train/evaluation/metrics.py",
-        "confusion = confusion_matrix(labels, predicted, labels=classes)",
-        "confusion = confusion_matrix(predicted, labels, labels=classes)",
+        "train/evaluation/predictions.py",
+        "np.add.at(counts, (self.labels, self.predicted), 1)",
+        "np.add.at(counts, (self.predicted, self.labels), 1)",
     ),
     Fault(
         "predictions without the temperature that is served",
-        "train/evaluation/metrics.py",
+        "train/evaluation/predictions.py",
         "log_probs = log_probabilities(evaluation.logits, temperature, clip)",
         "log_probs = log_probabilities(evaluation.logits, 1.0, clip)",
     ),

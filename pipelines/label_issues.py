@@ -49,7 +49,7 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import copy, is_remote
 from train.data.index import prepare_data
-from train.evaluation.figures import Picture, contact_sheet
+from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_replaceable
 from train.models.pretrained import settle
 from train.runs.history import FREE_TO_CHANGE, History
@@ -190,7 +190,7 @@ def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssue
             "choose another --output, or give --overwrite to replace it"
         )
     new.replace(table)
-    draw_issues(data, issues).savefig(output / FIGURE, dpi=110)
+    save_figure(draw_issues(data, issues), output / FIGURE)
     print(summary(data, issues))
     print(f"written: {output}/{TABLE}, {FIGURE}")
     return issues

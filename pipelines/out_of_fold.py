@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from train.checkpoint import best_checkpoint, load_checkpoint
-from train.runs.results import Predictions, read_predictions
+from train.evaluation.predictions import Predictions, read_predictions
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,14 @@ def read_folds(runs: Sequence[Path]) -> OutOfFold:
                 raise UserError(f"{path!r} is in both {where[path]} and {run}: they are no folds")
             where[path] = run
     tables = [predictions for predictions, _ in parts]
-    class_names = tuple(reference["class_names"])
     sizes = [len(table.paths) for table in tables]
     return OutOfFold(
         Path(reference["val_root"]),
         [path for table in tables for path in table.paths],
-        np.array([class_names.index(label) for table in tables for label in table.labels], np.int64),
+        np.concatenate([table.labels for table in tables]),
         np.concatenate([table.probabilities for table in tables]),
         np.repeat([state["config"]["fold"] for _, state in parts], sizes),
-        class_names,
+        tables[0].class_names,
         reference["config"]["folds"],
     )
 

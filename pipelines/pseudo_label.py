@@ -50,8 +50,8 @@ from train.data.duplicates import Near, labels_decide, near_duplicates
 from train.data.index import Data, ImageSet, groups_of, prepare_data
 from train.data.label_file import SOFT_COLUMN, write_manifest
 from train.data.scan import scan
+from train.evaluation.predictions import read_predictions
 from train.evaluation.significance import better_than_largest
-from train.runs.results import read_predictions
 
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
 
@@ -178,12 +178,11 @@ def check_teacher(run: Path) -> None:
         UserError: the run is not surely better than always naming the largest class.
     """
     predictions = read_predictions(run / "val_predictions.csv")
-    labels = np.unique(predictions.labels, return_inverse=True)[1].astype(np.int64)
-    if not better_than_largest(predictions.correct, labels):
+    if not better_than_largest(predictions.correct, predictions.labels):
         raise UserError(
             f"the teacher {run} is not surely better than always naming the largest class: accuracy "
-            f"{predictions.accuracy:.4f} on {len(labels)} validation images. Its guesses would mislead a "
-            "student; train it longer, with --weights or on more images, or validate it on more"
+            f"{predictions.accuracy:.4f} on {len(predictions.paths)} validation images. Its guesses would "
+            "mislead a student; train it longer, with --weights or on more images, or validate it on more"
         )
 
 

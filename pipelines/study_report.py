@@ -7,7 +7,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.study import Plan, finished
-from train.evaluation.figures import sweep_history, sweep_importance
+from train.evaluation.figures import save_figure, sweep_history, sweep_importance
 from train.evaluation.tables import check_replaceable, markdown_table, write_table
 
 ENOUGH_FOR_IMPORTANCE = 10  # complete trials; with fewer, chance decides
@@ -33,13 +33,13 @@ def write_report(plan: Plan, study: optuna.Study) -> list[Path]:
         points = [
             (t.number, t.value, t.state == TrialState.COMPLETE) for t in trials if t.value is not None
         ]
-        sweep_history(points, plan.metric, plan.sign).savefig(written[-1], dpi=110)
+        save_figure(sweep_history(points, plan.metric, plan.sign), written[-1])
     varied = any(len({repr(trial.params.get(name)) for trial in complete}) > 1 for name in plan.space)
     if len(complete) >= ENOUGH_FOR_IMPORTANCE and varied:
         written.append(plan.folder / "importance.png")
         # fANOVA, not Optuna's default: with 12 trials that one ranked a setting without effect first
         importances = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-        sweep_importance(importances, plan.metric, len(complete)).savefig(written[-1], dpi=110)
+        save_figure(sweep_importance(importances, plan.metric, len(complete)), written[-1])
     return written
 
 

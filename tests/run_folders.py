@@ -9,7 +9,8 @@ import numpy as np
 from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import ImageSet
-from train.evaluation.metrics import evaluate_logits, write_predictions
+from train.evaluation.metrics import evaluate_logits
+from train.evaluation.predictions import write_predictions
 
 
 def make_run(

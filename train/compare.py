@@ -33,10 +33,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from serve.contract.urls import redact
-from train.evaluation.figures import comparison_curves
+from train.evaluation.figures import comparison_curves, save_figure
 from train.evaluation.significance import (
     Interval,
     PairedTest,
@@ -113,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     figure = comparison_curves(
         {r.name: r.rows for r in comparison.runs}, [r.best_epoch for r in comparison.runs]
     )
-    figure.savefig(args.output / "curves.png", dpi=110)
+    save_figure(figure, args.output / "curves.png")
     print(f"written: {args.output}/comparison.md, comparison.csv, curves.png")
     apart = [r.name for r, test in zip(comparison.runs[1:], comparison.tests, strict=True) if test is None]
     if apart:
@@ -167,8 +165,7 @@ def roc_auc(run: RunResult) -> Interval | None:
         return None
     if len(names) > 2:
         return Interval(float(run.best["val/roc_auc"]), math.nan, math.nan)
-    positive = np.array([label == names[1] for label in predictions.labels])
-    return auc_interval(positive, predictions.probabilities[:, 1])
+    return auc_interval(predictions.labels == 1, predictions.probabilities[:, 1])
 
 
 def differing_settings(runs: list[RunResult]) -> dict[str, list[str]]:

@@ -66,7 +66,6 @@ from train.engine.device import choose_device, choose_workers, configure
 from train.engine.prepare import prepare
 from train.engine.shutdown import give_up, leave, stopped
 from train.engine.trainer import Epochs
-from train.evaluation.metrics import read_predictions
 from train.runs.directory import draw_subject_crops, open_folder, report_files, run_folder
 from train.runs.history import History
 from train.runs.mirror import localise, mirrored
@@ -162,11 +161,10 @@ def report(job: Job, folder: Path, tracker: NullTracker) -> None:
     """Figures, and copies of everything in MLflow."""
     if not job.ranks.is_main:
         return
-    best = read_predictions(folder / "val_predictions.csv", job.data.val)
     if job.config.subject_crop != "none":
         draw_subject_crops(folder, job.trainee.evaluated, job.data, job.config)
     tracker.log_best(job.history.best_epoch, job.history.best)
-    tracker.log_files(report_files(folder, tracker.rows, best, job.data, job.config))
+    tracker.log_files(report_files(folder, tracker.rows, job.data, job.config))
 
 
 def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:

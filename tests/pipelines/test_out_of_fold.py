@@ -9,7 +9,8 @@ import pytest
 from pipelines.out_of_fold import read_folds
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import ImageSet
-from train.evaluation.metrics import evaluate_logits, write_predictions
+from train.evaluation.metrics import evaluate_logits
+from train.evaluation.predictions import write_predictions
 
 NAMES = ("cat", "dog")
 

@@ -1,109 +1,136 @@
-"""Figures of a run: curves, confusion matrix, and the validation images with the highest loss."""
+"""Figures of runs and sweeps, and sheets of images with captions."""
 
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unicodedata import east_asian_width
 
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from serve.contract.preprocess import Preprocess, load_image, read_image_file
 from train.data.index import ImageSet
-from train.evaluation.fonts import printable
-from train.evaluation.metrics import Evaluation
+from train.evaluation.predictions import Predictions
 from train.models.classifier import ImageClassifier
 
-mpl.use("Agg")  # no display in a training job
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 GRID = (3, 6)
 WIDEST = 26  # characters of a caption; East Asian ones count twice
-# Okabe and Ito's colours, which the colour-blind tell apart; without yellow, too pale for a line
+# Okabe and Ito's colours, which the colour-blind can distinguish; without yellow, too pale for a line
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
+# for class names that matplotlib's own font cannot draw
+EAST_ASIAN_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "NanumGothic"),
+    *("Droid Sans Fallback", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+)
+
+mpl.use("Agg")  # no display in a training job
+mpl.rcParams["text.parse_math"] = False  # a name with two $ is no formula
+mpl.rcParams["font.family"] = [
+    "sans-serif",
+    *(font for font in EAST_ASIAN_FONTS if font in fontManager.get_font_names()),
+]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG file. A character that no installed font has is drawn as a box, without a warning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def drawable(text: str) -> str:
+    """Return text that matplotlib can draw: composed, as fonts have it, and with odd bytes escaped."""
+    return unicodedata.normalize("NFC", text.encode("utf-8", "backslashreplace").decode())
 
 
 def save_figures(
     folder: Path,
     rows: Sequence[dict[str, Any]],
-    evaluation: Evaluation,
+    predictions: Predictions,
     images: ImageSet,
     preprocess: Preprocess,
 ) -> list[Path]:
-    """PNG files; `rows` are those of metrics.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"curves": _curves(rows)}
+    """Draw a finished run; `rows` are those of metrics.jsonl, `predictions` those of `images`."""
+    figures = {"curves": training_curves(rows)}
     if len(images.class_names) <= MOST_CLASSES:
-        figures["confusion_matrix"] = _confusion(evaluation, images.class_names)
-    figures["worst_mistakes"] = _worst(evaluation, images, preprocess)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
-    return paths
+        figures["confusion_matrix"] = _confusion_matrix(predictions)
+    figures["worst_mistakes"] = _worst_mistakes(predictions, images, preprocess)
+    paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        save_figure(figure, path)
+    return list(paths)
 
 
 @torch.inference_mode()
 def save_subject_crops(
     path: Path, model: ImageClassifier, images: ImageSet, preprocess: Preprocess
 ) -> None:
-    """Validation images, evenly spaced, each with the square that the network sees."""
+    """Draw validation images, evenly spaced, each with the square that the network sees."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
-    pixels = np.stack([_look_at(images.root / images.paths[i], preprocess) for i in chosen])
+    pixels = np.stack([_read_pixels(images.root / images.paths[i], preprocess) for i in chosen])
     boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
-    rows = -(-len(chosen) // GRID[1])
-    figure = Figure(figsize=(2 * GRID[1], 2.2 * rows))
-    for axes in figure.subplots(rows, GRID[1]).flat:
-        axes.axis("off")
-    for axes, i, image, box in zip(figure.axes, chosen, pixels, boxes, strict=False):
+    figure, cells = _grid(len(chosen))
+    for axes, i, image, box in zip(cells, chosen, pixels, boxes, strict=False):
         axes.imshow(image)
         left, upper, right, lower = box * preprocess.size - 0.5
         width, height = right - left, lower - upper
         axes.add_patch(
             Rectangle((left, upper), width, height, fill=False, color="yellow", linewidth=2, clip_on=False)
         )
-        name = caption(printable(images.paths[i].rpartition("/")[2]))
-        axes.set_title(name, fontsize=7, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+        axes.set_title(caption(images.paths[i].rpartition("/")[2]), fontsize=7)
+    save_figure(figure, path)
 
 
 def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:
-    """Curves of several runs, with a dot at each best epoch; run name -> rows of metrics.jsonl."""
+    """Draw curves of several runs (name -> rows of metrics.jsonl) with a dot at each best epoch."""
     columns = max(1, min(4, len(runs), 140 // max(map(len, runs))))  # of the legend
     figure = Figure(figsize=(13, 4.2 + 0.25 * (len(runs) // columns)), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
         for i, ((name, rows), best) in enumerate(zip(runs.items(), best_epochs, strict=True)):
-            measured = [row for row in rows if quantity in row]
-            epochs = [row["epoch"] for row in measured]
+            epochs, values = _points(rows, quantity)
             axes.plot(
                 epochs,
-                [row[quantity] for row in measured],
+                values,
                 color=COLORS[i % len(COLORS)],
                 linestyle=DASHES[i // len(COLORS) % len(DASHES)],
                 marker="o",
                 markevery=[epochs.index(best)],
-                label=printable(name),
+                label=drawable(name),
             )
-        axes.set(xlabel="epoch", title=quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+        axes.set(title=quantity)
+        _count(axes, "epoch")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    return figure
+
+
+def training_curves(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draw loss and accuracy of training and validation; `rows` are those of metrics.jsonl."""
+    figure = Figure(figsize=(10, 3.6))
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for side, color in (("train", "tab:gray"), ("val", "tab:blue")):
+            axes.plot(*_points(rows, f"{side}/{quantity}"), color=color, marker=".", label=side)
+        axes.set(ylabel=quantity, title=quantity)
+        _count(axes, "epoch")
+        axes.legend()
     return figure
 
 
 def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: int) -> Figure:
-    """Trials in order and the best so far; points are (trial, value, complete), `sign` -1 for a loss."""
+    """Draw trials and the best so far; points are (trial, value, complete), `sign` is -1 for a loss."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for complete, color, marker, label in (
@@ -118,9 +145,8 @@ def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: 
     axes.step(
         [*numbers, points[-1][0]], [*best, best[-1]], where="post", color=COLORS[1], label="best so far"
     )
-    axes.set(xlabel="trial", ylabel=metric, title=f"{len(points)} trials")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    axes.set(ylabel=metric, title=f"{len(points)} trials")
+    _count(axes, "trial")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -128,74 +154,70 @@ def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: 
 def sweep_importance(importances: Mapping[str, float], metric: str, complete: int) -> Figure:
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(importances)), layout="constrained")
     axes = figure.subplots()
-    names = list(importances)
-    bars = axes.barh(names, list(importances.values()), color=COLORS[0])
+    bars = axes.barh(list(importances), list(importances.values()), color=COLORS[0])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.1), title=f"share of the variance of {metric} (fANOVA, {complete} complete trials)")
     return figure
 
 
-def _curves(rows: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(10, 3.6))
-    left, right = figure.subplots(1, 2)
-    for axes, quantity in ((left, "loss"), (right, "accuracy")):
-        for side, color in (("train", "tab:gray"), ("val", "tab:blue")):
-            points = [
-                (row["epoch"], row[f"{side}/{quantity}"]) for row in rows if f"{side}/{quantity}" in row
-            ]
-            axes.plot(*zip(*points, strict=True), color=color, marker=".", label=side)
-        axes.set(xlabel="epoch", ylabel=quantity, title=quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
+def _points(rows: Sequence[dict[str, Any]], quantity: str) -> tuple[list[int], list[float]]:
+    measured = [row for row in rows if quantity in row]  # not every epoch ends with a validation
+    return [row["epoch"] for row in measured], [row[quantity] for row in measured]
 
 
-def _confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figure:
-    size = max(3.5, 0.45 * len(class_names))
+def _count(axes: Axes, unit: str) -> None:
+    axes.set_xlabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+def _confusion_matrix(predictions: Predictions) -> Figure:
+    counts, names = predictions.confusion, [drawable(name) for name in predictions.class_names]
+    size = max(3.5, 0.45 * len(names))
     figure = Figure(figsize=(size, size))
     axes = figure.subplots()
-    shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(axis=1, keepdims=True))
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(class_names))
-    names = [printable(name) for name in class_names]
-    axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(ticks, names, parse_math=False)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true", title="validation images")
-    for i in ticks:
-        for j in ticks:
-            color = "white" if shares[i, j] > 0.5 else "black"
-            axes.text(j, i, str(evaluation.confusion[i, j]), ha="center", va="center", color=color)
+    for (i, j), count in np.ndenumerate(counts):
+        color = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, str(count), ha="center", va="center", color=color)
     return figure
 
 
-def _worst(evaluation: Evaluation, images: ImageSet, preprocess: Preprocess) -> Figure:
-    """The images with the highest loss, as the network sees them; with few mistakes, close calls too."""
-    log_probabilities = evaluation.log_probabilities
-    losses = -log_probabilities[np.arange(len(images)), evaluation.labels]
-    mistakes = int((log_probabilities.argmax(axis=1) != evaluation.labels).sum())
-    worst = np.argsort(-losses)[: GRID[0] * GRID[1]]
-    rows = -(-len(worst) // GRID[1])
-    figure = Figure(figsize=(2 * GRID[1], 2.3 * rows), layout="constrained")
+def _worst_mistakes(predictions: Predictions, images: ImageSet, preprocess: Preprocess) -> Figure:
+    """Draw the images with the highest loss, mistakes first, as the network sees them."""
+    own = predictions.probabilities[np.arange(len(images)), predictions.labels]
+    worst = np.argsort(own)[: GRID[0] * GRID[1]]
+    figure, cells = _grid(len(worst))
+    mistakes = int((~predictions.correct).sum())
     figure.suptitle(f"highest loss of {len(images)} validation images ({mistakes} mistakes)")
-    for axes in figure.subplots(rows, GRID[1]).flat:
-        axes.axis("off")
-    for axes, i in zip(figure.axes, worst, strict=False):
-        axes.imshow(_look_at(images.root / images.paths[i], preprocess))
-        predicted = int(log_probabilities[i].argmax())
-        true, guess = images.class_names[evaluation.labels[i]], images.class_names[predicted]
+    for axes, i in zip(cells, worst, strict=False):
+        axes.imshow(_read_pixels(images.root / images.paths[i], preprocess))
+        guessed = predictions.predicted[i]
+        true, guess = images.class_names[predictions.labels[i]], images.class_names[guessed]
         verdict = true if true == guess else f"{true},\nnot {guess}"
-        probability = float(np.exp(log_probabilities[i, predicted]))
-        name = images.paths[i].rpartition("/")[2]
+        title = caption(f"{images.paths[i].rpartition('/')[2]}\n{verdict}")
         color = "black" if true == guess else "tab:red"
-        title = caption(printable(f"{name}\n{verdict}")) + f" ({probability:.2f})"
-        axes.set_title(title, fontsize=7, color=color, parse_math=False)
+        axes.set_title(f"{title} ({predictions.probabilities[i, guessed]:.2f})", fontsize=7, color=color)
     return figure
 
 
-def _look_at(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """A file that cannot be read any more is shown as grey: a finished run must not fail for a picture."""
+def _grid(count: int, columns: int = GRID[1]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with at least `count` cells for images."""
+    rows = max(1, -(-count // columns))
+    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells:
+        axes.axis("off")
+    return figure, cells
+
+
+def _read_pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Return an image's pixels; grey for an unreadable file, which must not end a finished run."""
     try:
         return preprocess(load_image(read_image_file(path)))
     except (OSError, ValueError) as error:
@@ -204,10 +226,10 @@ def _look_at(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def caption(text: str) -> str:
-    """Cut each line to what is as wide as a picture."""
+    """Return text that can be drawn, with lines no wider than a picture."""
     lines = []
-    for line in text.split("\n"):
-        widths = np.cumsum([1 + (east_asian_width(character) in "WF") for character in line])
+    for line in drawable(text).split("\n"):
+        widths = np.cumsum([1 + (unicodedata.east_asian_width(character) in "WF") for character in line])
         whole = not line or widths[-1] <= WIDEST
         lines.append(line if whole else f"{line[: np.searchsorted(widths, WIDEST - 1, 'right')]}…")
     return "\n".join(lines)
@@ -222,15 +244,11 @@ class Picture:
 
 
 def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figure:
-    """Whole images, unlike what the network sees of them, in rows."""
+    """Draw whole images in rows, unlike the crops that the network sees."""
     whole = Preprocess(mode="pad", size=192)
-    rows = max(1, -(-len(pictures) // columns))
-    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
-    figure.suptitle(printable(title), parse_math=False)
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
-    for axes, picture in zip(figure.axes, pictures, strict=False):
-        axes.imshow(_look_at(picture.file, whole))
-        color = "tab:red" if picture.marked else "black"
-        axes.set_title(caption(printable(picture.caption)), fontsize=7, color=color, parse_math=False)
+    figure, cells = _grid(len(pictures), columns)
+    figure.suptitle(drawable(title))
+    for axes, picture in zip(cells, pictures, strict=False):
+        axes.imshow(_read_pixels(picture.file, whole))
+        axes.set_title(caption(picture.caption), fontsize=7, color="tab:red" if picture.marked else "black")
     return figure

@@ -1,20 +1,16 @@
 """Validation metrics from the logits of every validation image: exact, whatever the number of processes."""
 
-import csv
 from dataclasses import dataclass
-from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.index import ImageSet
 from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of one checkpoint on the whole validation set."""
+    """Answers of one checkpoint on the whole validation set, and their metrics."""
 
     logits: NDArray[np.float64]
     """[N, num_classes]"""
@@ -23,12 +19,6 @@ class Evaluation:
     values: dict[str, float]
     """Metric name -> value: accuracy, log_loss, ece, temperature, log_loss_calibrated, ece_calibrated,
     roc_auc, f1_macro, f1/CLASS."""
-    confusion: NDArray[np.int64]
-    """[true class, predicted class]"""
-
-    @property
-    def log_probabilities(self) -> NDArray[np.float64]:
-        return log_probabilities(self.logits)
 
 
 def evaluate_logits(
@@ -47,7 +37,7 @@ def evaluate_logits(
     left out when a class has no validation image.
     """
     # a second and a half to import, which the ranks other than 0 need not spend
-    from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+    from sklearn.metrics import f1_score, roc_auc_score
 
     classes = list(range(len(class_names)))
     rows = np.arange(len(labels))
@@ -72,45 +62,4 @@ def evaluate_logits(
             values["roc_auc"] = float(roc_auc_score(labels, probabilities[:, 1]))
         else:
             values["roc_auc"] = float(roc_auc_score(labels, probabilities, multi_class="ovr"))
-    confusion = confusion_matrix(labels, predicted, labels=classes)
-    return Evaluation(logits, labels, values, confusion)
-
-
-def write_predictions(
-    path: Path, images: ImageSet, evaluation: Evaluation, temperature: float = 1.0, clip: float = 0.0
-) -> None:
-    """Columns path, label, prediction, correct, loss, probability_CLASS for each class: what the exported
-    model says of the validation images."""
-    names = images.class_names
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        # texts in quotes: without them a carriage return in a file name would end the row
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(
-            ["path", "label", "prediction", "correct", "loss", *(f"probability_{n}" for n in names)]
-        )
-        log_probs = log_probabilities(evaluation.logits, temperature, clip)
-        rows = csv.writer(file, lineterminator="", quoting=csv.QUOTE_NONNUMERIC)
-        for i, image in enumerate(images.paths):
-            label, predicted = int(evaluation.labels[i]), int(log_probs[i].argmax())
-            loss = float(f"{-log_probs[i, label]:.6f}")
-            rows.writerow([image, names[label], names[predicted], int(label == predicted), loss])
-            file.write("".join([f",{p:.8g}" for p in np.exp(log_probs[i]).tolist()]) + "\n")
-    temporary.replace(path)
-
-
-def read_predictions(path: Path, images: ImageSet) -> Evaluation:
-    """What `write_predictions` wrote; logits are log probabilities, which give the same metrics."""
-    names = images.class_names
-    probabilities = np.empty((len(images), len(names)))
-    labels = np.empty(len(images), np.int64)
-    numbers = {name: i for i, name in enumerate(names)}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.reader(file)
-        header = next(table)
-        assert header[-len(names) :] == [f"probability_{name}" for name in names], f"{path}: other classes"
-        for i, (row, image) in enumerate(zip_longest(table, images.paths)):
-            assert (row or [None])[0] == image, f"{path} is of other images"
-            labels[i] = numbers[row[1]]
-            probabilities[i] = row[-len(names) :]
-    return evaluate_logits(np.log(np.maximum(probabilities, 1e-45)), labels, names)
+    return Evaluation(logits, labels, values)

@@ -13,7 +13,8 @@ from train.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
 from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data
-from train.evaluation.metrics import Evaluation, write_predictions
+from train.evaluation.metrics import Evaluation
+from train.evaluation.predictions import read_predictions, write_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.duplicate_report import list_duplicates, save_duplicates
 
@@ -86,12 +87,14 @@ def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config:
 
 
 def report_files(
-    folder: Path, rows: Sequence[dict[str, Any]], evaluation: Evaluation, data: Data, config: TrainConfig
+    folder: Path, rows: Sequence[dict[str, Any]], data: Data, config: TrainConfig
 ) -> list[Path]:
     """Draw the figures of the finished run; returns what belongs in MLflow."""
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
 
-    save_figures(folder / "figures", rows, evaluation, data.val, config.preprocess())
+    predictions = read_predictions(folder / "val_predictions.csv")
+    assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
+    save_figures(folder / "figures", rows, predictions, data.val, config.preprocess())
     names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
     if (folder / "duplicates.csv").exists():
         names.append("duplicates.csv")

@@ -5,12 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from train.data.index import Data, groups_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_PAIRS = 24
 
@@ -74,15 +70,15 @@ def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None
                 similarity = float(f"{row.similarity:.3f}")
                 cells = [row.path, row.label, row.side, row.kind, similarity, int(contradictory(rows))]
                 writer.writerow([number, *cells])
-    (folder / "figures").mkdir(exist_ok=True)
-    _draw(groups).savefig(folder / "figures" / "duplicates.png", dpi=110)
+    _draw(groups, folder / "figures" / "duplicates.png")
 
 
-def _draw(groups: Sequence[Sequence[Duplicate]]) -> "Figure":
+def _draw(groups: Sequence[Sequence[Duplicate]], path: Path) -> None:
     """Of each group its centre beside the image that differs most, in its label if there is such a one."""
     from train.evaluation.figures import (  # half a second, which other data sets need not spend
         Picture,
         contact_sheet,
+        save_figure,
     )
 
     pictures = []
@@ -100,4 +96,4 @@ def _draw(groups: Sequence[Sequence[Duplicate]]) -> "Figure":
     title = f"{len(groups)} groups of duplicates, {contradictions} with more than one label (red)"
     if len(groups) > MOST_PAIRS:
         title += f"; {MOST_PAIRS} are shown"
-    return contact_sheet(title, pictures, columns=6)
+    save_figure(contact_sheet(title, pictures, columns=6), path)

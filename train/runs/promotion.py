@@ -13,7 +13,6 @@ The first champion must be surely better than always naming the largest class: t
 
 import os
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,9 @@ import numpy as np
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from train.checkpoint import best_checkpoint, load_checkpoint
+from train.evaluation.predictions import Predictions, read_predictions
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
-from train.runs.results import Predictions, RunResult, check_metrics, paired, read_predictions
+from train.runs.results import RunResult, check_metrics, paired
 from train.tracking.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
 from train.tracking.run_record import read_record
 
@@ -69,7 +69,7 @@ def decide(test: PairedTest, margin: float) -> Decision:
 
 def decide_first(predictions: Predictions) -> Decision:
     """Of a challenger where there is no champion to compare it with."""
-    largest = max(Counter(predictions.labels).values()) / len(predictions.labels)
+    largest = np.bincount(predictions.labels).max() / len(predictions.labels)
     accuracy = accuracy_interval(predictions.correct)
     holds = accuracy.low > largest
     reasons = [

@@ -20,7 +20,8 @@ from train.data.sample import make_sample
 from train.engine import prepare as preparation
 from train.engine.prepare import prepare
 from train.evaluation.calibration import log_probabilities
-from train.evaluation.metrics import evaluate_logits, read_predictions
+from train.evaluation.metrics import evaluate_logits
+from train.evaluation.predictions import read_predictions
 from train.models.classifier import add_subject_crop, build_model
 from train.runs.directory import draw_subject_crops, open_folder, report_files, run_folder, save_best
 
@@ -189,11 +190,11 @@ def test_the_best_epoch_leaves_its_checkpoint_and_predictions(tmp_path: Path) ->
     best = load_checkpoint(folder / "checkpoints" / "best.pt")
     assert best["epoch"] == 1
     assert "optimizer" not in best
-    assert read_predictions(folder / "val_predictions.csv", data.val).values["accuracy"] == 1.0
+    assert read_predictions(folder / "val_predictions.csv").accuracy == 1.0
 
     row = {"epoch": 1, "train/loss": 1.0, "val/loss": 1.0, "train/accuracy": 0.5, "val/accuracy": 0.5}
     (folder / "metrics.jsonl").touch()
-    paths = report_files(folder, [row], result, data, config)
+    paths = report_files(folder, [row], data, config)
     assert all(path.exists() for path in paths)
     assert (folder / "figures" / "curves.png").is_file()
 
@@ -212,7 +213,7 @@ def test_predictions_and_best_checkpoint_have_the_same_temperature(tmp_path: Pat
     assert temperature == float(best["model"]["temperature"])
     assert (temperature < 0.5) if calibrate else (temperature == 1.0)
     assert float(state["ema"]["temperature"]) == 1.0, "training goes on without"
-    written = np.exp(read_predictions(folder / "val_predictions.csv", data.val).log_probabilities)
+    written = read_predictions(folder / "val_predictions.csv").probabilities
     expected = np.exp(log_probabilities(logits, temperature, 0.01))
     np.testing.assert_allclose(written, expected, atol=1e-6)
 

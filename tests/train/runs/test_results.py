@@ -11,7 +11,8 @@ import pytest
 from run_folders import make_run
 
 from train.evaluation.figures import comparison_curves
-from train.runs.results import check_metrics, paired, read_predictions, read_run
+from train.evaluation.predictions import read_predictions
+from train.runs.results import check_metrics, paired, read_run
 
 
 def test_a_run_is_read_back(tmp_path: Path) -> None:
@@ -24,10 +25,7 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
     assert run.predictions.class_names == ("class0", "class1")
     assert run.predictions.probabilities.sum(axis=1) == pytest.approx(np.ones(30))
     own = -np.log(
-        [
-            p[int(label[-1])]
-            for p, label in zip(run.predictions.probabilities, run.predictions.labels, strict=True)
-        ]
+        [p[label] for p, label in zip(run.predictions.probabilities, run.predictions.labels, strict=True)]
     )
     assert run.predictions.losses == pytest.approx(own, abs=2e-6)
 
@@ -102,17 +100,17 @@ def test_a_file_that_is_missing_empty_or_binary_is_named(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("val_predictions.csv", '"loss"', '"lost"', "not a table of predictions"),
-        ("val_predictions.csv", '"4.png","class', '"3.png","class', "an image occurs twice"),
-        ("val_predictions.csv", '"4.png",', "", "row 5 has 6 of 7 values"),
-        ("val_predictions.csv", '"4.png"', '"4.png', "damaged"),
-        ("metrics.jsonl", '{"epoch": 2', '{"epoch": 7', "line 2 is of epoch 7"),
-        ("metrics.jsonl", '{"epoch": 2', '{"epoch" 2', "line 2 is no epoch's metrics"),
-        ("metrics.jsonl", '"val/temperature"', '"val/heat"', "line 1 is no epoch's metrics"),
-        ("metrics.jsonl", '"val/log_loss"', '"val/log"', "line 1 is no epoch's metrics"),
-        ("metrics.jsonl", '{"epoch": 1', '["epoch", 1', "line 1 is no epoch's metrics"),
-        ("config.yaml", 'best_by: "accuracy"', 'best_by: "luck"', "does not hold a run's settings"),
-        ("config.yaml", "lr: ", "lr: [", "damaged"),
+        ("val_predictions.csv", '"loss"', '"lost"', "'lost'"),
+        ("val_predictions.csv", '"4.png","class', '"3.png","class', "'3.png'"),
+        ("val_predictions.csv", '"4.png",', "", "row 5"),
+        ("val_predictions.csv", '"4.png"', '"4.png', ""),
+        ("metrics.jsonl", '{"epoch": 2', '{"epoch": 7', "line 2"),
+        ("metrics.jsonl", '{"epoch": 2', '{"epoch" 2', "line 2"),
+        ("metrics.jsonl", '"val/temperature"', '"val/heat"', "line 1"),
+        ("metrics.jsonl", '"val/log_loss"', '"val/log"', "line 1"),
+        ("metrics.jsonl", '{"epoch": 1', '["epoch", 1', "line 1"),
+        ("config.yaml", 'best_by: "accuracy"', 'best_by: "luck"', "luck"),
+        ("config.yaml", "lr: ", "lr: [", "line"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_place(
@@ -140,11 +138,11 @@ def rewrite(folder: Path, column: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("correct", "2", "'correct' contradicts label and prediction"),
-        ("loss", "much", "could not convert"),
-        ("label", "class2", "['class2'] are no classes of it"),
-        ("probability_class1", "1e-9", "gives val/log_loss"),
-        ("probability_class1", "x", "could not convert"),
+        ("correct", "2", "'correct'"),
+        ("loss", "much", "float"),
+        ("label", "class2", "'class2'"),
+        ("probability_class1", "1e-9", "val/log_loss"),
+        ("probability_class1", "x", "float"),
     ],
 )
 def test_a_row_that_contradicts_itself_or_the_metrics_is_found(
@@ -161,12 +159,12 @@ def test_predictions_cut_off_at_a_row_are_not_those_of_the_metrics(tmp_path: Pat
     folder = make_run(tmp_path / "a", n=40)
     lines = (folder / "val_predictions.csv").read_text().splitlines(keepends=True)
     (folder / "val_predictions.csv").write_text("".join(lines[:20]))
-    with pytest.raises(ValueError, match=r"not of one checkpoint|val_predictions"):
+    with pytest.raises(ValueError, match=r"val_predictions\.csv.*val/accuracy"):
         read_run(folder)
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match=r"'.*none'"):
         read_run(tmp_path / "none")
 
 
@@ -208,7 +206,7 @@ def test_runs_are_paired_on_what_they_share(tmp_path: Path) -> None:
 def test_one_path_with_two_labels_is_not_the_same_image(tmp_path: Path) -> None:
     one = read_run(make_run(tmp_path / "a")).predictions
     other = read_run(make_run(tmp_path / "b", first=1, names=("class1", "class0"))).predictions
-    with pytest.raises(ValueError, match=r"are not of the same images: '1\.png' is labelled"):
+    with pytest.raises(ValueError, match=r"'1\.png'.*'class1'.*'class0'"):
         paired(one, other)
 
 
