@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from export.verify import ValidationImages
-from serve.contract.preprocess import Preprocess, load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
+from serve.contract.preprocess import Preprocess
 from train.checkpoint import load_checkpoint
 from train.engine.device import keep_freed_memory
 from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities

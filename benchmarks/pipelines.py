@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from serve.batch import score  # noqa: E402
-from serve.contract.preprocess import list_images, load_image, read_image_file  # noqa: E402
+from serve.contract.images import load_image, read_image_file  # noqa: E402
+from serve.contract.listing import list_images  # noqa: E402
 from serve.inputs.inventory import Entry  # noqa: E402
 from serve.predictor import Predictor  # noqa: E402
 from serve.processors import available_processors  # noqa: E402

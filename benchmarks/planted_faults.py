@@ -454,7 +454,7 @@ FAULTS = [
     ),
     Fault(
         "linked folders are passed over in silence",
-        "serve/contract/preprocess.py",
+        "serve/contract/listing.py",
         'yield name, "folder", "linked folder, not followed"',
         "pass",
     ),
@@ -463,7 +463,7 @@ FAULTS = [
         "serve/contract/colours.py",
         "(255, 255, 255, 255)",
         "(0, 0, 0, 255)",
-        ("colours", "preprocess"),
+        ("colours", "images"),
     ),
 ]
 

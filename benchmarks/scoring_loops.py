@@ -180,7 +180,7 @@ def purebred(precision: str, provider: str = "cpu", arithmetic: str = "fp32") ->
 
     def prepare(model: Path) -> Scorer:
         from serve.batch import default_batch_size, score
-        from serve.contract.preprocess import read_image_file
+        from serve.contract.images import read_image_file
         from serve.inputs.inventory import Entry
         from serve.predictor import Predictor
 
@@ -207,7 +207,7 @@ def limit(precision: str, what: str) -> Callable[[Path], Scorer]:
         import numpy as np
 
         from serve.batch import default_batch_size
-        from serve.contract.preprocess import load_image, read_image_file
+        from serve.contract.images import load_image, read_image_file
         from serve.predictor import Predictor
 
         predictor = Predictor(model.with_suffix(f".{precision}.onnx"), "cpu", 1, allow_unverified=True)

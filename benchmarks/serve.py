@@ -31,8 +31,9 @@ from benchmarks.measure import peak_bytes  # noqa: E402
 from benchmarks.scoring_loops import LOOPS, RESIZE, SIZE  # noqa: E402
 from export.convert import convert, save  # noqa: E402
 from export.quantization import Quantizer, optimise  # noqa: E402
+from serve.contract.images import load_image, read_image_file  # noqa: E402
 from serve.contract.metadata import ModelMetadata  # noqa: E402
-from serve.contract.preprocess import Preprocess, load_image, read_image_file  # noqa: E402
+from serve.contract.preprocess import Preprocess  # noqa: E402
 from train.models.classifier import build_model  # noqa: E402
 
 BASELINE = "plain"

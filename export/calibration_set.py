@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from export.verify import ValidationImages
 from serve.contract.archive import SUFFIX, list_tars, member_names
 from serve.contract.errors import UserError
-from serve.contract.preprocess import Preprocess, has_image_suffix, list_images, load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
+from serve.contract.listing import has_image_suffix, list_images
+from serve.contract.preprocess import Preprocess
 from serve.inputs.lists import listed_in_csv
 
 SEED = 0

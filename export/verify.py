@@ -24,8 +24,9 @@ from export.gate import (
     paired_interval,
 )
 from serve.contract.errors import UserError
+from serve.contract.images import load_image, read_image_file
 from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME
-from serve.contract.preprocess import Preprocess, load_image, read_image_file
+from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
 from serve.providers import ONNXRUNTIME_VERSION
 from train.models.classifier import ImageClassifier, probabilities

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from pipelines.launch import run_program
 from serve.contract.files import file_sha256
-from serve.contract.preprocess import list_images
+from serve.contract.listing import list_images
 from serve.contract.urls import redact
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
 from train.cli import parse_config

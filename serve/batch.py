@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
+from serve.contract.images import load_image
 from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
-from serve.contract.preprocess import load_image
 from serve.contract.urls import redact
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Read

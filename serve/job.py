@@ -17,7 +17,7 @@ from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.doubts import Doubts
 from serve.contract.files import atomic_writer, file_sha256
-from serve.contract.preprocess import has_image_suffix
+from serve.contract.listing import has_image_suffix
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
 from serve.outputs.join import join

@@ -29,8 +29,8 @@ from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_writer, file_sha256
 from serve.contract.formats import unread_pictures
+from serve.contract.listing import has_image_suffix
 from serve.contract.metadata import ModelMetadata
-from serve.contract.preprocess import has_image_suffix
 from serve.contract.urls import redact, url_path
 from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.inputs.sources import Source, left_out, open_source

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from serve.contract.errors import UserError
+from serve.contract.images import MAX_FILE_BYTES, ImageError
 from serve.contract.installation import how_to_install
-from serve.contract.preprocess import MAX_FILE_BYTES, ImageError
 
 SCHEMES = ("s3://", "gs://", "gcs://", "https://", "http://")
 ATTEMPTS = 4

@@ -27,7 +27,7 @@ from serve_model import (
     solid,
 )
 
-from serve.contract.preprocess import MAX_FILE_BYTES
+from serve.contract.images import MAX_FILE_BYTES
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 IGNORED = "ignored, and counted"

@@ -1,9 +1,14 @@
-"""The names of formats that are not read, so that nobody has to guess why a file is left out."""
+"""The suffixes of images, and the names of formats that are not read, so that nobody has to guess why a
+file is left out."""
 
 import os
 import re
 from collections import Counter
 
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    | {".avif"}
+)
 BRANDS = {  # of the boxes that HEIC, AVIF and videos are made of
     b"hei": "HEIC",
     b"hev": "HEIC",
@@ -30,15 +35,18 @@ BEGINNINGS = {
     b"<html": "a web page: download the picture itself",
     b"version https://git-lfs": "a Git LFS pointer: fetch the file with git lfs pull",
 }
-PICTURE = re.compile(
-    r"\.(hei[cf]|hif|jxl|jxr|jp2|j2k|jp[fx]|psd|exr|tga|pcx|p[bn]m|dcm|dng|cr[23]|nef|arw|raf|orf|rw2)"
+UNREAD_SUFFIX = re.compile(
+    r"\.(?:hei[cf]|hif|jxl|jxr|jp2|j2k|jp[fx]|psd|exr|hdr|svg|ico|icns|tga|pcx|p[bn]m|dcm"
+    r"|dng|cr[23]|nef|arw|raf|orf|rw2)"
 )
+"""Suffixes of pictures that must be converted first."""
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 # photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
 NEARLY_A_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)([^a-z0-9.]\w*|\.\d+)$")
 
 
 def unread_format(data: bytes) -> str:
-    """What a file that no decoder knows is by its first bytes, with the way out; "": unknown."""
+    """Describe a file that no decoder knows by its first bytes, with the way out; "": unknown."""
     name = BRANDS.get(data[8:11], "a video: take pictures from it") if data[4:8] == b"ftyp" else ""
     start = data[:32].lstrip().lower()
     for beginning, known in BEGINNINGS.items():
@@ -50,20 +58,21 @@ def unread_format(data: bytes) -> str:
 
 
 def kind_of_other(name: str) -> str:
-    """What a file without an image's suffix is counted as: its suffix in lower case, "": none or hidden."""
+    """Return what a file without an image's suffix is counted as: its suffix in lower case, "" for hidden
+    files, those of the system and those without one."""
     base = name.rpartition("/")[2]
-    if base.startswith("."):
+    if base.startswith(".") or base.lower() in SYSTEM_FILES:
         return ""
     nearly = NEARLY_A_SUFFIX.search(base.lower())
     return nearly[0] if nearly else os.path.splitext(base)[1].lower()
 
 
 def unread_pictures(ignored: Counter[str]) -> str:
-    """A sentence about the files that are left out and are pictures by their suffix, or ""."""
+    """Describe the files that are left out and are pictures by their suffix; "" without any."""
     pictures = {
         kind: count
         for kind, count in ignored.most_common()
-        if PICTURE.fullmatch(kind) or NEARLY_A_SUFFIX.fullmatch(kind)
+        if UNREAD_SUFFIX.fullmatch(kind) or NEARLY_A_SUFFIX.fullmatch(kind)
     }
     if not pictures:
         return ""

@@ -10,7 +10,7 @@ from typing import IO
 
 from serve import storage as remote
 from serve.contract.errors import UserError
-from serve.contract.preprocess import has_image_suffix
+from serve.contract.listing import has_image_suffix
 from serve.storage import is_remote
 
 MAX_LINE_BYTES = 1 << 16

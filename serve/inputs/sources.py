@@ -17,13 +17,8 @@ from serve import storage as remote
 from serve.contract.archive import file_stamp, plain
 from serve.contract.errors import UserError
 from serve.contract.formats import kind_of_other, unread_pictures
-from serve.contract.preprocess import (
-    ImageError,
-    has_image_suffix,
-    read_image_file,
-    system_folder,
-    walk_images,
-)
+from serve.contract.images import ImageError, read_image_file
+from serve.contract.listing import has_image_suffix, system_folder, walk_images
 from serve.contract.urls import redact, unsigned, url_path
 from serve.inputs.inventory import PROBLEM, Entry, Inventory, Same
 from serve.inputs.lists import listed_in_csv, listed_lines

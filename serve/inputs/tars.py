@@ -15,13 +15,8 @@ from typing import IO
 
 from serve.contract.archive import file_stamp, identity, members, plain
 from serve.contract.formats import kind_of_other
-from serve.contract.preprocess import (
-    MAX_FILE_BYTES,
-    ImageError,
-    has_image_suffix,
-    open_nonblocking,
-    system_folder,
-)
+from serve.contract.images import MAX_FILE_BYTES, ImageError, open_nonblocking
+from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.urls import redact
 from serve.inputs.inventory import PROBLEM, Entry
 from serve.storage import is_remote, open_seekable, read_range

@@ -12,7 +12,8 @@ from train_data import draw
 
 from export.calibration_set import training_pixels
 from export.verify import ValidationImages
-from serve.contract.preprocess import Preprocess, load_image
+from serve.contract.images import load_image
+from serve.contract.preprocess import Preprocess
 
 PREPROCESS = Preprocess("squash", 8, 8)
 

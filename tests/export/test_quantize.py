@@ -15,7 +15,7 @@ import export.quantize
 import export.speed
 from export.quantize import main, mean_error
 from serve.contract.files import file_sha256
-from serve.contract.preprocess import load_image
+from serve.contract.images import load_image
 from serve.predictor import Predictor
 
 

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from export.convert import convert, describe
 from export.verify import ValidationImages, Verification, _check_accuracy, verify
+from serve.contract.images import load_image
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
-from serve.contract.preprocess import load_image
 from serve.predictor import Predictor
 from train.checkpoint import load_checkpoint
 from train.models.classifier import rebuild

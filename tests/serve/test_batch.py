@@ -26,8 +26,8 @@ from serve_model import (
 from serve import batch
 from serve.batch import StorageHangsError, check_score, default_batch_size, score
 from serve.contract.doubts import NARROW
+from serve.contract.images import load_image, read_image_file
 from serve.contract.metadata import EMBEDDINGS_NAME
-from serve.contract.preprocess import load_image, read_image_file
 from serve.inputs.inventory import Entry
 from serve.outputs.layout import Row
 from serve.predictor import Predictor

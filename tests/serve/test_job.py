@@ -18,7 +18,7 @@ from serve_model import broken_files, build_model, encode, noise, record_verific
 
 from benchmarks.jobs import wait_until
 from serve import main as serve_main
-from serve.contract.preprocess import read_image_file
+from serve.contract.images import read_image_file
 from serve.inputs import sources
 from serve.predictor import Predictor
 from serve.shards import Manifest

@@ -18,7 +18,7 @@ from serve_model import build_model, colour_of, encode, probabilities_for, solid
 
 from serve import main as serve_main
 from serve import storage as remote
-from serve.contract.preprocess import ImageError
+from serve.contract.images import ImageError
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source, open_source
 

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from serve.contract.preprocess import load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
 from train.data.perceptual_hash import similar_thumbnails
 
 DETAIL_SIZE, PART_SIZE = 32, 4  # pixels: 64 parts of 4x4

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from serve.contract.preprocess import has_image_suffix
+from serve.contract.listing import has_image_suffix
 from train.data.label_file_advice import cure_for_columns, cure_for_encoding, cure_for_paths
 from train.data.labels import check_none_missing, check_white_space, missing, normal
 from train.data.text_encoding import is_undecoded, text_encoding

@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from serve.contract.preprocess import IMAGE_SUFFIXES, has_image_suffix
+from serve.contract.formats import IMAGE_SUFFIXES
+from serve.contract.listing import has_image_suffix
 from train.data.text_encoding import ENCODINGS, is_undecoded, likely_encodings, reads_as, text_encoding
 
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}

@@ -12,18 +12,14 @@ from pathlib import Path
 
 from serve.contract.archive import SUFFIX, list_tars
 from serve.contract.errors import UserError
-from serve.contract.preprocess import Listing, list_images, system_folder
+from serve.contract.formats import UNREAD_SUFFIX
+from serve.contract.listing import Listing, list_images, system_folder
 from train.data.masks import find_made
 from train.data.parts import Given, check_parts, check_wrapper, describe_inside
 from train.data.run_outputs import is_output, is_report, without_outputs
 from train.data.tree import Tree
 from train.data.webdataset import FLAT_NAME
 
-PICTURES = re.compile(
-    r"\.(?:hei[cf]|hif|jxl|jp2|j2k|jpx|jxr|tga|pcx|psd|svg|ico|icns|exr|hdr|dcm|p[bn]m"
-    r"|dng|cr[23]|nef|arw|orf|raf|rw2)"
-)
-"""Suffixes of images that must be converted first."""
 OTHER_WAYS = (
     (re.compile(r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z)"), "unpack {}"),
     (
@@ -209,7 +205,7 @@ def _left_out(ignored: Counter[str]) -> list[str]:
     if not kinds:
         return []
     line = f"{kinds.total()} files are no images by their suffix ({_counted(kinds)})"
-    if pictures := [suffix for suffix, _ in kinds.most_common() if PICTURES.fullmatch(suffix)]:
+    if pictures := [suffix for suffix, _ in kinds.most_common() if UNREAD_SUFFIX.fullmatch(suffix)]:
         line += f"; convert {', '.join(pictures)}, for instance by magick mogrify -format jpg FILES"
     return [line]
 
@@ -220,7 +216,7 @@ def _other_ways(ignored: Counter[str]) -> list[str]:
 
 def _no_images(root: Path, name: str, listing: Listing) -> str:
     cures = [*_other_ways(listing.ignored), *_not_entered(name, listing)[:3]]
-    if not cures and not any(map(PICTURES.fullmatch, listing.ignored)):
+    if not cures and not any(map(UNREAD_SUFFIX.fullmatch, listing.ignored)):
         cures = [f"fill it, or move it out of {root} if it is no class"]
     found = f"class folder {str(root / name)!r} holds no images"
     return "; ".join([found, *_left_out(listing.ignored), *cures])

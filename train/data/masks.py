@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.contract.preprocess import load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
 
 KINDS = (
     "mask|annot(?:ation)?|label|trimap|segm?|segmentation|gt|ground_?truth|matte|overlay|bbox"

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import UserError
+from serve.contract.images import FORMATS, open_image, read_image_file
 from serve.contract.orientation import on_its_side
-from serve.contract.preprocess import FORMATS, open_image, read_image_file
 from train.config import TrainConfig
 from train.data.index import ImageSet
 from train.data.reading import DECODER, ChangedError, read_image

@@ -9,7 +9,7 @@ import PIL
 from PIL import Image
 
 from serve.contract.errors import UserError
-from serve.contract.preprocess import load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
 
 DECODER = f"2, Pillow {PIL.__version__}"
 """In every key under which something decoded is kept. Count up where `load_image` decodes otherwise."""

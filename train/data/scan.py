@@ -17,7 +17,7 @@ from PIL import Image
 
 from serve.contract.archive import split_member
 from serve.contract.doubts import Doubts
-from serve.contract.preprocess import load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
 from train.data.reading import DECODER
 from train.data.shrink import Shrunk
 

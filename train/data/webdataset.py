@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve.contract.archive import list_tars, member_names, read_member
 from serve.contract.errors import UserError
-from serve.contract.preprocess import has_image_suffix, system_folder
+from serve.contract.listing import has_image_suffix, system_folder
 from train.data.labels import check_none_missing
 from train.data.text_encoding import likely_encodings, reads_as
 

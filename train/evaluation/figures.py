@@ -17,7 +17,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from serve.contract.preprocess import Preprocess, load_image, read_image_file
+from serve.contract.images import load_image, read_image_file
+from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
 from train.evaluation.predictions import Predictions
 from train.models.classifier import ImageClassifier

@@ -9,7 +9,7 @@ import pytest
 from tar_files import make_tar
 
 from serve.contract.archive import member_names, read_member, split_member
-from serve.contract.preprocess import MAX_FILE_BYTES, ImageError, read_image_file
+from serve.contract.images import MAX_FILE_BYTES, ImageError, read_image_file
 
 
 def test_members_are_read_by_their_path_whatever_the_name(tmp_path: Path) -> None:

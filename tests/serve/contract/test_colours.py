@@ -11,7 +11,7 @@ from PIL import Image
 from serve_model import encode, noise
 
 from serve.contract.doubts import CLEAR, FADED, NARROW
-from serve.contract.preprocess import ImageError, load_image
+from serve.contract.images import ImageError, load_image
 
 
 def load(data: bytes) -> tuple[NDArray[np.uint8], list[str]]:

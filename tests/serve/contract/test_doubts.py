@@ -6,7 +6,7 @@ from PIL import Image
 from serve_model import encode, noise, solid
 
 from serve.contract.doubts import BLANK, Doubts
-from serve.contract.preprocess import load_image
+from serve.contract.images import load_image
 from train.data.scan import ENOUGH
 
 

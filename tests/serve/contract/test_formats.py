@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve.contract.formats import kind_of_other, unread_pictures
-from serve.contract.preprocess import ImageError, load_image
+from serve.contract.images import ImageError, load_image
 from serve.inputs.sources import open_source
 
 BEGINNINGS = {

@@ -6,8 +6,8 @@ from PIL import Image
 from serve_model import encode, noise
 from test_orientation import exif_block, turned
 
+from serve.contract.images import MAX_JPEG_SCANS, ImageError, load_image
 from serve.contract.jpeg import scans_and_end
-from serve.contract.preprocess import MAX_JPEG_SCANS, ImageError, load_image
 
 SCAN_MARKS = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
 BASELINE = encode(noise(64, 48), "JPEG")

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from serve_model import encode
 
+from serve.contract.images import load_image
 from serve.contract.orientation import on_its_side
-from serve.contract.preprocess import load_image
 
 WIDE = Image.fromarray(np.repeat(np.array([[[200, 40, 40], [40, 60, 200]]], np.uint8), 32, 1).repeat(40, 0))
 TAG, SHORT = 0x0112, 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.contract.preprocess import ImageError
+from serve.contract.images import ImageError
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source, expand_braces, open_source
 

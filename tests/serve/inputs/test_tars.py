@@ -13,7 +13,7 @@ import pytest
 from serve_model import encode, noise, open_descriptors_unchanged, solid
 
 from serve.contract.archive import MAX_HEADER_BYTES, plain
-from serve.contract.preprocess import MAX_FILE_BYTES, ImageError
+from serve.contract.images import MAX_FILE_BYTES, ImageError
 from serve.inputs.inventory import Entry, Inventory
 from serve.inputs.tars import Tars
 

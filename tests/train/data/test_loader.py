@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_data import make_data
 
-from serve.contract.preprocess import load_image
+from serve.contract.images import load_image
 from train.data import reading, workers
 from train.data.augment import View
 from train.data.loader import (

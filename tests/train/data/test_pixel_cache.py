@@ -17,8 +17,8 @@ from PIL import Image, ImageFilter
 from train_data import make_data
 
 import train.data.pixel_cache as module
+from serve.contract.images import load_image
 from serve.contract.orientation import ORIENTATION
-from serve.contract.preprocess import load_image
 from train.config import TrainConfig
 from train.data.augment import View
 from train.data.index import ImageSet, prepare_data

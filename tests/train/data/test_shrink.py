@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from serve.contract.images import ImageError, load_image
 from serve.contract.orientation import ORIENTATION, on_its_side
-from serve.contract.preprocess import ImageError, load_image
 from train.data.reading import read_image
 from train.data.shrink import LEAST_RATIO, Shrunk
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
 from train_data import CPU, ONE, linear_model, make_data, make_trainee
 
-from serve.contract.preprocess import load_image
+from serve.contract.images import load_image
 from train.config import TrainConfig
 from train.data.augment import PairMix, View
 from train.data.index import Data, ImageSet

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from test_transfer import save_plain, save_run, trained_state
 from train_data import build
 
-from serve.contract.preprocess import load_image
+from serve.contract.images import load_image
 from train.config import TrainConfig
 from train.models.classifier import build_model
 from train.models.pretrained import InputSettings, check_download, input_settings, read_weights, settle

@@ -1,0 +1,166 @@
+"""From an image file's bytes to an upright RGB image, within limits of size: the one way in the project."""
+
+import io
+import os
+import stat
+from collections.abc import Callable
+
+from PIL import Image
+
+from serve.contract.archive import read_member, split_member
+from serve.contract.colours import sample_bits, to_rgb
+from serve.contract.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
+from serve.contract.errors import UserError
+from serve.contract.formats import unread_format
+from serve.contract.jpeg import scans_and_end, without_metadata
+from serve.contract.orientation import TURNS, orientation, pass_over_metadata
+
+# Pillow's other decoders are not asked: an EPS named .jpg would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+MAX_PIXELS = 64_000_000  # 8000 x 8000; decoded, Pillow holds 4 bytes a pixel
+MAX_FILE_BYTES = 256 * 2**20
+# The emptiest JPEG still spends about a bit on each 8x8 block. A file of fewer bytes than pixels / 1024
+# ends before its picture does, and libjpeg would fill the rest with grey.
+MAX_JPEG_PIXELS_PER_BYTE = 1024
+# Progressive JPEGs have about ten. Each goes over all pixels again, and may be a few bytes of the file.
+MAX_JPEG_SCANS = 100
+
+# We check the size ourselves, before a pixel is decoded, with an error instead of a warning.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class ImageError(UserError):
+    """This file is not an image that can be classified; the message says why."""
+
+
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file, never blocking on a FIFO or a device, or a member of a tar file.
+
+    Raises:
+        ImageError: not a regular file, empty, or above MAX_FILE_BYTES.
+        OSError: it cannot be opened or read.
+    """
+    try:
+        file = open(path, "rb", opener=open_nonblocking)  # noqa: SIM115
+    except NotADirectoryError:
+        inside = split_member(path)
+        if inside is None:
+            raise
+        return _read_member(*inside)
+    with file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise ImageError("not a regular file")
+        if info.st_size == 0:
+            raise ImageError("empty file (0 bytes)")
+        if info.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"file of {info.st_size} bytes is over the limit of {MAX_FILE_BYTES}")
+        return file.read(info.st_size)
+
+
+def _read_member(tar: str, name: str) -> bytes:
+    try:
+        data = read_member(tar, name, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"file is over the limit of {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def open_nonblocking(path: str, flags: int) -> int:
+    # Opening a FIFO without a writer returns at once; what was opened is then examined.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file, its pixels unread. Metadata that Pillow cannot read costs no JPEG and no AVIF.
+
+    Raises:
+        Exception: Pillow raises nearly anything on damaged bytes.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:
+        if data.startswith(b"\xff\xd8\xff"):
+            bare, exif = without_metadata(data)
+            image = Image.open(io.BytesIO(bare), formats=("JPEG",))
+            image.info["exif"] = exif
+            return image
+        if data[4:8] == b"ftyp" and b"Exif" in data:  # an item of unknown type is passed over
+            return Image.open(io.BytesIO(data.replace(b"Exif", b"Exi\0")), formats=("AVIF",))
+        raise
+
+
+def _load_whole(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
+
+
+def load_image(
+    data: bytes,
+    decode: Callable[[Image.Image], Image.Image] = _load_whole,
+    doubts: list[str] | None = None,
+) -> Image.Image:
+    """Decode an image file to RGB, upright. `decode` reads the pixels of the opened file.
+
+    EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid over white;
+    16-bit grey keeps its top 8 bits; of an animation the first frame is taken. Colour profiles (ICC) are
+    not applied, in training as in serving.
+
+    Args:
+        doubts: takes a sentence where the picture comes out, but looks wrong.
+
+    Raises:
+        ImageError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
+            proper end mark cannot be told), above MAX_PIXELS, or of a kind without a defined white.
+    """
+    try:
+        image, turn, doubt = _decode(data, decode, doubts is not None)
+        if doubts is not None and doubt:
+            doubts.append(doubt)
+        return image if turn is None else image.transpose(turn)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError("out of memory while decoding") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        message = str(error) or type(error).__name__
+        if "cannot identify image file" in message:
+            message = f"not an image file of a known format{unread_format(data)}"
+        raise ImageError(message) from error
+
+
+def _decode(
+    data: bytes, decode: Callable[[Image.Image], Image.Image], check: bool
+) -> tuple[Image.Image, Image.Transpose | None, str]:
+    """Return (RGB, how to turn it upright, what is suspicious about it)."""
+    with open_image(data) as image:
+        _check_size(image, data)
+        bits = sample_bits(image, data)
+        pass_over_metadata(image)
+        whole = image.size
+        decoded = decode(image)
+        rgb, doubt = to_rgb(decoded, image, data, bits)
+        if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
+            if image.size != whole and decode is not _load_whole:  # made smaller, a fine pattern is one too
+                doubt = _decode(data, _load_whole, check)[2]
+            elif is_blank(rgb, image, data):
+                doubt = BLANK
+        return rgb, TURNS.get(orientation(image)), doubt
+
+
+def _check_size(image: Image.Image, data: bytes) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it down")
+    if image.format in ("JPEG", "MPO"):  # MPO: with a second picture behind it, as telephones write them
+        if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
+            raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+        # Counting marks is quick, and counts those of thumbnails and videos too.
+        if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+            scans, _ = scans_and_end(data)
+            if scans > MAX_JPEG_SCANS:
+                raise ImageError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}; save it anew")

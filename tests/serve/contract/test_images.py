@@ -1,0 +1,307 @@
+"""From file bytes to an image: the photographer's upright, and no file that kills."""
+
+import os
+import re
+import signal
+import socket
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory import MEGABYTE, linux, resident_memory_grows_below
+from numpy.typing import NDArray
+from PIL import Image
+from serve_model import (
+    broken_files,
+    encode,
+    lying_jpeg,
+    noise,
+    open_descriptors_unchanged,
+    png_header,
+    solid,
+)
+
+from serve.contract.images import MAX_FILE_BYTES, MAX_PIXELS, ImageError, load_image, read_image_file
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """A read that blocks for ever becomes a failure."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"still blocked after {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def pixels_of(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(load_image(data))
+
+
+# -- load_image: what a picture looks like ---------------------------------------------------------------
+
+# Orientation -> how a camera stores the upright picture, from the EXIF standard's "row 0 is the visual
+# left-hand side, column 0 is the visual top" and so on.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_photographs_stand_upright(orientation: int, file_format: str) -> None:
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:24, :32] = (255, 0, 0)
+    upright[:24, 32:] = (0, 255, 0)
+    upright[24:, :32] = (0, 0, 255)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    pixels = pixels_of(encode(stored, file_format, exif=exif, quality=95))
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels.astype(int) - upright).mean() < 5
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_cost_the_picture(exif: bytes) -> None:
+    assert pixels_of(encode(solid((200, 0, 0)), "JPEG", exif=exif)).shape == (30, 20, 3)
+
+
+def palette(transparent: bool) -> bytes:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 250, 128, 3])
+    return encode(image, "PNG", **({"transparency": 1} if transparent else {}))
+
+
+def animation(file_format: str) -> bytes:
+    frames = [solid(colour) for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0))]
+    return encode(frames[0], file_format, save_all=True, append_images=frames[1:])
+
+
+PICTURES = {
+    "grey": (encode(Image.new("L", (4, 4), 100), "PNG"), (100, 100, 100)),
+    "grey JPEG": (encode(Image.new("L", (8, 8), 100), "JPEG"), (100, 100, 100)),
+    "black and white": (encode(Image.new("1", (4, 4), 1), "PNG"), (255, 255, 255)),
+    "16-bit grey PNG": (encode(Image.new("I;16", (4, 4), 0x6480), "PNG"), (0x64, 0x64, 0x64)),
+    "16-bit grey TIFF": (encode(Image.new("I;16", (4, 4), 0x6480), "TIFF"), (0x64, 0x64, 0x64)),
+    "big-endian TIFF": (encode(Image.new("I;16B", (4, 4), 0x6480), "TIFF"), (0x64, 0x64, 0x64)),
+    "16-bit colour": (b"P6 1 1 65535\n" + bytes([0x64, 0x64, 0x32, 0x32, 0xFF, 0xFF]), (0x64, 0x32, 0xFF)),
+    "palette": (palette(transparent=False), (250, 128, 3)),
+    "palette, transparent": (palette(transparent=True), (255, 255, 255)),
+    "RGB, transparent": (
+        encode(Image.new("RGB", (4, 4), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
+        (255, 255, 255),
+    ),
+    "RGBA, half": (encode(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
+    "RGBA, clear": (encode(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "PNG"), (255, 255, 255)),
+    "grey, half": (encode(Image.new("LA", (4, 4), (0, 128)), "PNG"), (127, 127, 127)),
+    "CMYK JPEG": (
+        encode(solid((250, 0, 0), (16, 16)).convert("CMYK"), "JPEG", quality=95),
+        (250, 0, 0),
+    ),
+    "animated GIF": (animation("GIF"), (255, 0, 0)),
+    "animated WebP": (animation("WEBP"), (255, 0, 0)),
+    "telephone's MPO": (animation("MPO"), (255, 0, 0)),
+    "AVIF": (encode(solid((255, 0, 0)), "AVIF"), (255, 0, 0)),
+    "BMP": (encode(solid((1, 2, 3)), "BMP"), (1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_becomes_the_rgb_that_a_viewer_shows(name: str) -> None:
+    data, colour = PICTURES[name]
+    image = load_image(data)
+    assert image.mode == "RGB"
+    exact = not any(kind in name for kind in ("CMYK", "WebP", "MPO", "AVIF"))
+    np.testing.assert_allclose(image.getpixel((0, 0)), colour, atol=0 if exact else 6)
+
+
+def test_16_bit_grey_keeps_its_shades() -> None:
+    """Pillow's own conversion clips everything above 255 of 65535 to white."""
+    ramp = np.arange(0, 65536, 128, np.uint16).reshape(16, 32)
+    pixels = pixels_of(encode(Image.fromarray(ramp), "PNG"))
+    np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
+
+
+def test_16_bit_grey_whose_white_is_zero_is_no_negative() -> None:
+    tiff = encode(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "TIFF", tiffinfo={262: 0})
+    assert (pixels_of(tiff) == 255 - (40_000 >> 8)).all()
+
+
+def test_the_transparent_shade_of_16_bit_grey_is_white() -> None:
+    shades = np.array([[1000, 40_000]], np.uint16)
+    pixels = pixels_of(encode(Image.fromarray(shades), "PNG", transparency=1000))
+    assert pixels[0, :, 0].tolist() == [255, 40_000 >> 8]
+
+
+@pytest.mark.parametrize("maximum", [1023, 65535])
+def test_pgm_of_more_than_8_bits_keeps_its_shades(maximum: int) -> None:
+    levels = np.array([[0, maximum // 2, maximum]], ">u2")
+    pixels = pixels_of(b"P5\n3 1\n%d\n" % maximum + levels.tobytes())
+    assert pixels[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_a_transparent_line_of_two_million_pixels_is_laid_over_white_too() -> None:
+    """It is wider than what is laid at once."""
+    image = load_image(encode(Image.new("LA", (2_000_000, 1), (0, 0)), "PNG"))
+    assert image.getpixel((1_999_999, 0)) == (255, 255, 255)
+
+
+@linux
+def test_transparency_costs_no_more_memory_than_the_picture_and_its_result() -> None:
+    """512 MB of 8000x8000 pixels at 4 bytes, twice."""
+    file = encode(Image.new("RGBA", (7999, 8000), (10, 20, 30, 100)), "PNG")
+    with resident_memory_grows_below(700 << 20):
+        assert load_image(file).getpixel((7998, 7999)) == (159, 163, 167)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_32_bit_grey_is_refused_not_guessed(mode: str) -> None:
+    with pytest.raises(ImageError, match=f"mode '{mode}' have no defined white; save 8 bits"):
+        load_image(encode(Image.new(mode, (4, 4)), "TIFF"))
+
+
+# -- load_image: what is no picture ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in broken_files() if name != "empty.jpg"])
+def test_what_is_no_image_is_refused_with_the_reason(name: str) -> None:
+    data, reason = broken_files()[name]
+    with pytest.raises(ImageError, match=re.escape(reason)):
+        load_image(data)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM"]), st.floats(0, 0.9))
+def test_a_file_cut_short_is_never_a_picture(file_format: str, part: float) -> None:
+    data = encode(noise(64, 48), file_format)
+    with pytest.raises(ImageError):
+        load_image(data[: int(len(data) * part)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=64), st.integers(0, 200), st.sampled_from(sorted(PICTURES)))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_whatever_the_bytes_the_only_error_is_imageerror(junk: bytes, offset: int, name: str) -> None:
+    data = PICTURES[name][0]
+    with suppress(ImageError):
+        load_image(data[:offset] + junk + data[offset + len(junk) :])
+
+
+def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghostscript, ran = tmp_path / "gs", tmp_path / "ran"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ImageError, match="not an image file"):
+        load_image(broken_files()["postscript.jpg"][0])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lying_jpeg(8000, 8000), "claims 8000x8000 pixels in .* bytes: truncated"),
+        (lying_jpeg(8000, 8000, "MPO"), "claims 8000x8000 pixels in .* bytes: truncated"),
+        (png_header(8001, 8000), f"8001x8000 pixels are over the limit of {MAX_PIXELS}; scale it down"),
+        (encode(Image.new("1", (9000, 9000)), "PNG"), "9000x9000 pixels are over the limit"),
+    ],
+    ids=["JPEG header", "MPO header", "PNG header", "81 megapixels in kilobytes"],
+)
+@linux
+def test_a_small_file_cannot_cost_hundreds_of_megabytes(data: bytes, reason: str) -> None:
+    assert len(data) < 20_000
+    with resident_memory_grows_below(30 * MEGABYTE), pytest.raises(ImageError, match=reason):
+        load_image(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_an_all_white_jpeg_is_not_taken_for_truncated(mode: str, progressive: bool) -> None:
+    """The fewest bytes that a whole picture can have."""
+    white = Image.new(mode, (4000, 4000), "white")
+    data = encode(white, "JPEG", quality=30, optimize=True, progressive=progressive)
+    image = load_image(data)
+    assert image.size == (4000, 4000)
+    assert image.resize((1, 1)).getpixel((0, 0)) == (255, 255, 255)
+
+
+# -- read_image_file -------------------------------------------------------------------------------------
+
+
+def test_a_regular_file_is_read_whole(tmp_path: Path) -> None:
+    contents = os.urandom(3_000_000)
+    (tmp_path / "x.jpg").write_bytes(contents)
+    (tmp_path / "link.jpg").symlink_to("x.jpg")
+    assert read_image_file(tmp_path / "x.jpg") == read_image_file(tmp_path / "link.jpg") == contents
+
+
+def test_reading_a_small_file_takes_a_small_buffer(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        read_image_file(tmp_path / "x.jpg")
+        assert tracemalloc.get_traced_memory()[1] < 2 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
+def special_file(kind: str, path: Path) -> None:
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)  # a socket's path must be short: relative to the current directory
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "link to itself":
+        path.symlink_to(path.name)
+    elif kind == "empty":
+        path.touch()
+    elif kind == "over the limit":
+        path.touch()
+        os.truncate(path, MAX_FILE_BYTES + 1)  # sparse
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "reason"),
+    [
+        ("FIFO", ImageError, "not a regular file"),
+        ("folder", OSError, "Is a directory"),
+        ("socket", OSError, "No such device"),
+        ("device", ImageError, "not a regular file"),
+        ("link to itself", OSError, "symbolic links"),
+        ("missing", OSError, "No such file"),
+        ("empty", ImageError, "empty file"),
+        ("over the limit", ImageError, "over the limit of"),
+    ],
+)
+@linux
+def test_what_is_no_regular_file_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[Exception], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    special_file(kind, tmp_path / "x.jpg")
+    with within(5), open_descriptors_unchanged(), pytest.raises(error, match=reason):
+        read_image_file(tmp_path / "x.jpg")
