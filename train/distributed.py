@@ -1,4 +1,4 @@
-"""The only place that knows ranks and process groups."""
+"""Ranks, process groups and what is exchanged in them; no other module reads torchrun's variables."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.rendezvous import agree_on_attempt
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # to come together
+TIMEOUT = timedelta(minutes=30)  # for all ranks to join
 PREPARATION_MINUTES = 24 * 60.0  # rank 0 reads, copies and decodes a data set while the others wait
 
 
@@ -31,27 +31,20 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True on one process of the whole job."""
+        """True in one process of the whole job."""
         return self.rank == 0
 
 
 def ranks_from_environment() -> Ranks:
-    """What torchrun set; a plain `python train/main.py` is one process."""
-    get = os.environ.get
-    return Ranks(
-        rank=int(get("RANK", "0")),
-        local_rank=int(get("LOCAL_RANK", "0")),
-        world_size=int(get("WORLD_SIZE", "1")),
-        local_world_size=int(get("LOCAL_WORLD_SIZE", "1")),
-    )
+    """Return torchrun's ranks; without torchrun there is one process."""
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    return Ranks(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
 
 
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """nccl on CUDA with gloo for CPU tensors, gloo elsewhere; nothing for a single process.
-
-    Its addresses are exchanged under a name that is this attempt's own: torchrun's store outlives the
-    processes that it restarts, and still has those of the dead.
+    """Join the ranks for as long as the context lasts: by nccl on CUDA, with gloo for CPU tensors, and by
+    gloo elsewhere. A single process needs no group.
     """
     if ranks.world_size == 1:
         yield
@@ -74,26 +67,25 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
 
 def limit_waiting(minutes: float) -> None:
-    """From here on, a rank that does not take part for so long is given up: the others raise."""
+    """Let every later exchange raise an error when a rank does not take part for so long."""
     if dist.is_initialized():
         dist.set_timeout(timedelta(minutes=minutes))
 
 
-LOST = re.compile(r"gloo/transport|(closed|reset) by peer|pair closure|Timed out waiting")  # gloo's words
+GLOO_LOST = re.compile(r"gloo/transport|(closed|reset) by peer|pair closure|Timed out waiting")
 
 
 def lost_contact(error: Exception) -> bool:
-    """Another rank ended or hangs: not this one's fault, and its traceback would hide the true cause."""
+    """Return whether an error means that another rank has ended or hangs, and is no bug of this one."""
     if not dist.is_initialized() or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, dist.DistError) or bool(LOST.search(str(error)))
+    return isinstance(error, dist.DistError) or bool(GLOO_LOST.search(str(error)))
 
 
-class Agreement:
-    """Numbers that every rank contributes to, summed over the ranks, one call later.
+class AsyncSum:
+    """Sums of integers over the ranks, each available one call later, so that no rank or device waits.
 
-    The sum that a call returns was begun by the call before, and has been under way meanwhile: nobody
-    waits, and no device is synchronised. Every rank must make the same calls.
+    Every rank must make the same calls.
     """
 
     def __init__(self, ranks: Ranks):
@@ -101,16 +93,16 @@ class Agreement:
         self.pending: tuple[Any, Tensor] | None = None
 
     def exchange(self, *mine: int) -> list[int]:
-        """Sums of what was given to the previous call, or zeros; a single process gets its own at once."""
+        """Return the sums of the previous call, zeros in the first; a single process gets its own now."""
         if self.world_size == 1:
             return list(mine)
-        agreed = self.settle() or [0] * len(mine)
+        sums = self.finish() or [0] * len(mine)
         numbers = torch.tensor(mine, dtype=torch.int64)
         self.pending = (dist.all_reduce(numbers, async_op=True), numbers)
-        return agreed
+        return sums
 
-    def settle(self) -> list[int]:
-        """End what is under way, and return its sums; empty if there is nothing."""
+    def finish(self) -> list[int]:
+        """Wait for the last call's sums and return them; empty if they were returned before."""
         if self.pending is None:
             return []
         work, numbers = self.pending
@@ -121,7 +113,7 @@ class Agreement:
 
 
 def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
-    """Run on rank 0; every rank gets its result, or raises its error, so that none waits in vain."""
+    """Run `function` on rank 0 alone; every rank returns its result, or raises its error."""
     if ranks.world_size == 1:
         return function()
     outcome: list[Any] = [None, None]
@@ -138,11 +130,11 @@ def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
 
 
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """DistributedDataParallel, or the model itself in a single process.
+    """Return the model in DistributedDataParallel, or the model itself in a single process.
 
-    While training, each rank gathers batch-norm statistics of its own, which no gradient depends on; rank
-    0's are evaluated and saved. A model that finds its subject looks with them while training too: then
-    they are broadcast before each forward pass.
+    Each rank gathers batch-norm statistics of its own, which no gradient depends on; rank 0's are evaluated
+    and saved. A model that finds its subject uses them in training too: then rank 0's are broadcast before
+    each forward pass.
     """
     if ranks.world_size == 1:
         return model
@@ -156,7 +148,7 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
 
 @contextmanager
 def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Without `enabled`, gradients of this backward pass stay local (gradient accumulation)."""
+    """Keep the gradients of this backward pass local unless `enabled` (gradient accumulation)."""
     if enabled or not isinstance(model, DistributedDataParallel):
         yield
     else:
@@ -165,20 +157,21 @@ def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's buffers."""
+    """Copy rank 0's buffers to every rank."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """In place; every rank has the sum."""
+    """Sum a tensor over the ranks, in place; return it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def max_over_ranks(value: float) -> float:
+    """Return the largest of the ranks' values."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor(value, dtype=torch.float64)
@@ -187,7 +180,7 @@ def max_over_ranks(value: float) -> float:
 
 
 def gather_list(values: list[T], ranks: Ranks) -> list[list[T]]:
-    """Plain values of each rank, in the order of ranks, for every rank."""
+    """Return the lists of all ranks in the order of ranks, on every rank; values must be picklable."""
     if ranks.world_size == 1:
         return [values]
     parts: list[Any] = [None] * ranks.world_size
@@ -196,7 +189,7 @@ def gather_list(values: list[T], ranks: Ranks) -> list[list[T]]:
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor | None:
-    """CPU tensors [n_rank, ...] of any n_rank -> their concatenation on rank 0, None on the others."""
+    """Return the CPU tensors [n_rank, ...] of all ranks concatenated, on rank 0; None on the others."""
     if ranks.world_size == 1:
         return rows
     parts: list[Any] | None = [None] * ranks.world_size if ranks.is_main else None

@@ -1,8 +1,8 @@
-"""Which processes belong together, when torchrun has restarted some of them.
+"""Rendezvous of one attempt's ranks, where torchrun's store still holds the addresses of earlier attempts.
 
-torchrun's store lives as long as its agent, and keeps what the processes of earlier attempts wrote: their
-addresses (pytorch/pytorch#135712). Those of a new attempt must not read them. The restart count would not
-do as a name: across nodes, each agent counts its own.
+torchrun's agent keeps one store for all restarts of its processes (pytorch/pytorch#135712). The restart
+count cannot tell the attempts apart: across nodes, each agent counts its own. This module can go when torch
+gives every attempt a store or a prefix of its own; `_create_c10d_store` of torch 2.14 does not.
 """
 
 import time
@@ -22,42 +22,42 @@ class Store(Protocol):
 
 
 def agree_on_attempt(store: Store, rank: int, world_size: int, seconds: float = WAIT_SECONDS) -> str:
-    """A name that exactly the living processes of this attempt share.
+    """Return a name that exactly the living processes of this attempt share.
 
-    Each rank announces itself under a name that was never used before. Rank 0 answers whoever is the latest
-    under each rank, and goes when all of those have confirmed: what dead processes left is overwritten or
-    never confirmed.
+    Each rank announces itself by a new name. Rank 0 answers the latest name of each rank, and ends the wait
+    when all of those have confirmed: names of dead processes are overwritten, or never confirmed.
 
     Raises:
-        TimeoutError: some rank did not come; the message names it.
+        TimeoutError: a rank did not join; the message names it.
     """
-    me, place = uuid.uuid4().hex, f"purebred/{world_size}"
+    me, prefix = uuid.uuid4().hex, f"purebred/{world_size}"
     deadline = time.monotonic() + seconds
     if rank == 0:
         answered: dict[int, str] = {}
+        others = range(1, world_size)
         while True:
-            for other in range(1, world_size):
-                name = _read(store, f"{place}/here/{other}")
+            for other in others:
+                name = _read(store, f"{prefix}/joined/{other}")
                 if name and answered.get(other) != name:
-                    store.set(f"{place}/answer/{name}", me)
+                    store.set(f"{prefix}/answer/{name}", me)
                     answered[other] = name
             missing = [
                 other
-                for other in range(1, world_size)
-                if other not in answered or not store.check([f"{place}/{me}/{answered[other]}"])
+                for other in others
+                if other not in answered or not store.check([f"{prefix}/{me}/{answered[other]}"])
             ]
             if not missing:
-                store.set(f"{place}/{me}/go", "1")
+                store.set(f"{prefix}/{me}/complete", "1")
                 return me
             _wait(deadline, f"ranks {missing} did not join")
-    store.set(f"{place}/here/{rank}", me)
+    store.set(f"{prefix}/joined/{rank}", me)
     attempt = ""
     while True:
-        answer = _read(store, f"{place}/answer/{me}")  # a rank 0 that was restarted meanwhile answers anew
+        answer = _read(store, f"{prefix}/answer/{me}")  # a rank 0 that was restarted meanwhile answers anew
         if answer and answer != attempt:
             attempt = answer
-            store.set(f"{place}/{attempt}/{me}", "1")
-        if attempt and store.check([f"{place}/{attempt}/go"]):
+            store.set(f"{prefix}/{attempt}/{me}", "1")
+        if attempt and store.check([f"{prefix}/{attempt}/complete"]):
             return attempt
         _wait(deadline, "rank 0 did not answer")
 

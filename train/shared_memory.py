@@ -1,7 +1,4 @@
-"""Arrays that all processes of a machine have one copy of, and strings as such arrays.
-
-Of a list of a million strings every process has its own million objects; of these arrays it has a view.
-"""
+"""Arrays of which the processes of a machine have one copy, and strings packed into such arrays."""
 
 import os
 import shutil
@@ -17,14 +14,14 @@ from train.distributed import Ranks, gather_list
 
 
 class Texts(Sequence[str]):
-    """Many strings, file names that are no valid UTF-8 too, one after the other in an array of bytes."""
+    """Read-only strings, packed into one array of bytes; `ends` [N] is where each one ends in `data`."""
 
     def __init__(self, data: NDArray[np.uint8], ends: NDArray[np.int64]):
-        """`ends` [N]: where each string ends in `data`."""
         self.data, self.ends = data, ends
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
+        """Pack strings; file names that are no valid UTF-8 are kept as they are."""
         if isinstance(texts, Texts):
             return texts
         encoded = [os.fsencode(text) for text in texts]
@@ -57,43 +54,40 @@ class Texts(Sequence[str]):
 
 
 def share(arrays: Sequence[NDArray[Any]], ranks: Ranks, folder: Path) -> list[NDArray[Any]]:
-    """The same arrays, of which the processes of this machine have one copy: a file in `folder` that they
-    map, and that is gone when all of them do. Every rank must call it with equal arrays.
+    """Return equal arrays that the processes of this machine have one copy of: files in `folder` which they
+    map, and which are deleted at once. A process that cannot map them keeps its own arrays.
 
-    A process that cannot (a full disk) keeps its own copy.
+    Every rank must call it, with equal arrays.
     """
     if ranks.world_size == 1:
         return list(arrays)
-    written = Path()
-    if ranks.local_rank == 0:
-        written = _write(arrays, folder)
-    folders = gather_list([str(written)], ranks)
-    shared = _map(arrays, Path(folders[ranks.rank - ranks.local_rank][0]))  # torchrun's ranks of a machine
+    written = _write(arrays, folder) if ranks.local_rank == 0 else ""
+    names = [part[0] for part in gather_list([written], ranks)]
+    name = names[ranks.rank - ranks.local_rank]  # torchrun numbers the ranks of a machine in a row
+    shared = _map(arrays, Path(name)) if name else list(arrays)
     gather_list([True], ranks)  # all have mapped
-    if written != Path():
+    if written:
         shutil.rmtree(written, ignore_errors=True)
     return shared
 
 
-def _write(arrays: Sequence[NDArray[Any]], folder: Path) -> Path:
-    """An empty path when there is no room."""
-    home = Path()
+def _write(arrays: Sequence[NDArray[Any]], folder: Path) -> str:
+    """Return the new folder; empty when there is no room."""
+    home = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        home = Path(tempfile.mkdtemp(prefix="shared-", dir=folder))
+        home = tempfile.mkdtemp(prefix="shared-", dir=folder.resolve())
         for number, array in enumerate(arrays):
-            np.save(home / f"{number}.npy", array)
+            np.save(Path(home, f"{number}.npy"), array)
     except OSError as error:
         print(f"warning: each process keeps its own list of the images: {error}", flush=True)
-        if home != Path():
+        if home:
             shutil.rmtree(home, ignore_errors=True)
-        return Path()
-    return home.resolve()
+        return ""
+    return home
 
 
 def _map(arrays: Sequence[NDArray[Any]], home: Path) -> list[NDArray[Any]]:
-    if home == Path():
-        return list(arrays)
     try:
         # copy on write: pages are shared until somebody writes, which nobody does
         return [

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from forked import on_ranks
 
 from train.distributed import (
-    Agreement,
+    AsyncSum,
     Ranks,
     gather_list,
     gather_rows,
@@ -42,7 +42,7 @@ def test_one_process_needs_no_group() -> None:
     assert gather_rows(rows, Ranks()) is rows
     assert gather_list([1], Ranks()) == [[1]]
     assert max_over_ranks(2.5) == 2.5
-    assert Agreement(Ranks()).exchange(3, 4) == [3, 4]
+    assert AsyncSum(Ranks()).exchange(3, 4) == [3, 4]
     model = torch.nn.Linear(1, 1)
     assert wrap(model, Ranks(), CPU) is model
 
@@ -60,13 +60,13 @@ def exchanges(ranks: Ranks) -> dict[str, Any]:
         message = ""
     except ValueError as error:
         message = str(error)
-    agreement = Agreement(ranks)
+    async_sum = AsyncSum(ranks)
     rows = gather_rows(torch.full((ranks.rank, 2), ranks.rank), ranks)  # none of rank 0, two of rank 2
     return {
         "error": message,
         "result": on_main(ranks, os.getpid) == on_main(ranks, os.getpid),
-        "agreed": [agreement.exchange(1, ranks.rank), agreement.exchange(5, 5), agreement.settle()],
-        "nothing left": agreement.settle(),
+        "agreed": [async_sum.exchange(1, ranks.rank), async_sum.exchange(5, 5), async_sum.finish()],
+        "nothing left": async_sum.finish(),
         "rows": None if rows is None else rows.tolist(),
         "list": gather_list([ranks.rank] * ranks.rank, ranks),
         "sum": sum_over_ranks(torch.tensor([1.0, ranks.rank])).tolist(),
@@ -120,12 +120,11 @@ def test_a_peer_that_is_gone_is_told_from_a_bug(tmp_path: Path) -> None:
     assert on_ranks(contact, WORLD, tmp_path) == [[False, True]] * WORLD
 
 
-def test_the_module_alone_asks_for_ranks() -> None:
-    """No other part of training reads torchrun's variables."""
+def test_no_other_module_reads_ranks() -> None:
     root = Path(__file__).resolve().parents[2]
     readers = {
         path.name
-        for path in (root / "train").glob("*.py")
+        for path in (root / "train").rglob("*.py")
         if any(name in path.read_text() for name in ('"RANK"', '"WORLD_SIZE"', '"LOCAL_RANK"'))
     }
     assert readers == {"distributed.py"}

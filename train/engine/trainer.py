@@ -10,7 +10,7 @@ from train.checkpoint import checkpoint_folder
 from train.config import TrainConfig
 from train.data.augment import PairMix
 from train.data.workers import explained
-from train.distributed import Agreement, gather_list
+from train.distributed import AsyncSum, gather_list
 from train.engine.build import Job
 from train.engine.loop import Running, evaluate, no_wish, train_one_epoch
 from train.engine.profiler import StepProfiler
@@ -41,7 +41,7 @@ class Epochs:
         """`publish` is called when the folder has a new snapshot."""
         self.job, self.folder, self.tracker, self.stop, self.say = job, folder, tracker, stop, say
         self.snapshots = Snapshots(checkpoint_folder(folder), job.config.snapshot_minutes, say, publish)
-        self.agreement = Agreement(job.ranks)
+        self.agreement = AsyncSum(job.ranks)
         self.val_loader = job.val_loader()
         self.train_loader = job.train_loader()
         self.train_loader.while_waiting = self._stop_while_training
@@ -79,7 +79,7 @@ class Epochs:
             self.stop.noted = False
             self.train_loader.while_waiting = self.val_loader.while_waiting = no_wish  # that was a circle
             self.snapshots.finish()
-        self.agreement.settle()
+        self.agreement.finish()
         if self.snapshots.owed is not None:
             try:
                 self.snapshots.owed()  # the last chance: now the error counts
