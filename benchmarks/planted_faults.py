@@ -312,7 +312,7 @@ FAULTS = [
     Fault(
         "a checkpoint is written in place",
         "train/checkpoint.py",
-        "with atomic_writer(path) as file:",
+        "with atomic_write(path) as file:",
         'with open(path, "wb") as file:',
     ),
     Fault(

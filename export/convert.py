@@ -3,7 +3,6 @@
 import copy
 import importlib.metadata
 import io
-import os
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_write
 from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
@@ -142,15 +142,8 @@ def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
     proto.producer_name = "purebred"
     onnx.checker.check_model(proto, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(proto.SerializeToString())
 
 
 def write_metadata(path: Path, metadata: ModelMetadata) -> None:

@@ -30,7 +30,6 @@ require("train", "torch")
 
 import argparse
 import math
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,11 +49,10 @@ from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
-from serve.contract.files import file_sha256
+from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact
 from serve.execution_providers import PRECISIONS
 from serve.predictor import Predictor
-from serve.staging import MAY_PASS
 from serve.verification import RECORD
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.models.classifier import rebuild
@@ -172,20 +170,9 @@ def check_start(args: argparse.Namespace, run_id: str) -> None:
             f"--model-precision {args.model_precision} goes with --verify-provider or --register; "
             f"python export/quantize.py --run {args.run} --to {args.model_precision} makes that file"
         )
-    check_writable(args.run / "export")
+    check_writable(args.run / "export", "--run")
     if args.register:
         check_register(args.run, run_id, args.register)
-
-
-def check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        if error.errno in MAY_PASS:
-            raise
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def is_exported(args: argparse.Namespace, checkpoint_sha256: str) -> bool:

@@ -38,7 +38,6 @@ from export.calibration_set import training_pixels
 from export.convert import save
 from export.main import (
     MAX_ACCURACY_DROP,
-    check_writable,
     exit_code,
     not_negative,
     print_report,
@@ -59,7 +58,7 @@ from export.speed import describe as describe_rates
 from export.speed import time_pairing
 from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
-from serve.contract.files import file_sha256
+from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import load_checkpoint
@@ -134,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images)
-    check_writable(folder)
+    check_writable(folder, "--run")
     if args.to == "int8":
         conversion = _to_int8(args, source, checkpoint, images)
     else:

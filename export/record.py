@@ -15,7 +15,7 @@ from typing import Any
 from export.convert import write_metadata
 from export.verify import Verification
 from serve.contract.errors import UserError
-from serve.contract.files import file_sha256
+from serve.contract.files import atomic_write, file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import checkpoint_folder
@@ -149,11 +149,8 @@ def _read(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
-    path = folder / RECORD
-    temporary = path.with_name(f".{path.name}.tmp")
-    values = {**entries[0], "pairings": entries[1:]}
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(folder / RECORD, "w") as file:
+        file.write(json.dumps({**entries[0], "pairings": entries[1:]}, indent=2) + "\n")
 
 
 def _key(entry: dict[str, Any]) -> tuple[str, str, str]:

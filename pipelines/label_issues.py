@@ -43,6 +43,7 @@ from matplotlib.figure import Figure
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
 from pipelines.launch import run_program
 from pipelines.out_of_fold import OutOfFold, read_folds
+from serve.contract.files import atomic_path
 from serve.contract.urls import redact
 from train.checkpoint import checkpoint_folder, last_checkpoint, load_checkpoint
 from train.cli import parse_config
@@ -180,16 +181,14 @@ def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssue
     """Raises UserError when there is a list that differs: people are meant to edit it."""
     issues = find_issues(data)
     output.mkdir(parents=True, exist_ok=True)
-    table, new = output / TABLE, output / f".{TABLE}.tmp"
-    write_issues(new, data, issues)
-    differs = table.exists() and table.read_bytes() != new.read_bytes()
-    if differs and not overwrite:
-        new.unlink()
-        raise UserError(
-            f"{table} exists and differs from the new list, perhaps because somebody struck lines out: "
-            "choose another --output, or give --overwrite to replace it"
-        )
-    new.replace(table)
+    table = output / TABLE
+    with atomic_path(table) as new:
+        write_issues(new, data, issues)
+        if not overwrite and table.exists() and table.read_bytes() != new.read_bytes():
+            raise UserError(
+                f"{table} exists and differs from the new list, perhaps because somebody struck lines out: "
+                "choose another --output, or give --overwrite to replace it"
+            )
     save_figure(draw_issues(data, issues), output / FIGURE)
     print(summary(data, issues))
     print(f"written: {output}/{TABLE}, {FIGURE}")

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.launch import run_program
-from serve.contract.files import file_sha256
+from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import list_images
 from serve.contract.urls import redact
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
@@ -195,9 +195,8 @@ def check_settings(file: Path, args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in ("threshold", "labels", "balance")}
     settings |= {name: str(getattr(args, name).resolve()) for name in ("teacher", "unlabelled")}
     if not file.exists():
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(settings, indent=1) + "\n")
-        temporary.replace(file)
+        with atomic_write(file, "w") as opened:
+            opened.write(json.dumps(settings, indent=1) + "\n")
     try:
         before = json.loads(file.read_text())
         before = {name: before[name] for name in settings}

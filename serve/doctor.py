@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Literal
 
+from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import redact
 from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
@@ -177,12 +178,8 @@ def writable(folder: Path, free: float) -> Finding:
     try:
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as scratch:
-            temporary = Path(scratch, "a.tmp")
-            with temporary.open("wb") as file:
+            with atomic_write(Path(scratch, "a")) as file:
                 file.write(b"doctor")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(Path(scratch, "a"))
         gib = shutil.disk_usage(there).free / 2**30
     except OSError as error:
         who = f"user {os.getuid()}, groups {','.join(map(str, os.getgroups()))}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from serve.contract.errors import UserError
+from serve.contract.files import cache_folder, file_sha256
 from serve.contract.metadata import INPUT_NAME, ModelMetadata
 from serve.processors import processor_flags
 
@@ -96,16 +96,8 @@ def tensorrt(path: Path, runtime: Runtime, metadata: ModelMetadata) -> tuple[str
 def _engine_folder(path: Path, runtime: Runtime) -> Path:
     """One for each content of a model file: onnxruntime names an engine by the graph, not by its weights,
     and would take an engine of other weights for this model's."""
-    base = runtime.engine_cache
-    if base is None:
-        try:
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        except RuntimeError as error:  # neither HOME nor an entry for this user
-            raise UserError("this user has no home folder: give --engine-cache, or set HOME") from error
-        base = Path(home) / "purebred" / "tensorrt"
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = base / f"{digest[:32]}-{runtime.precision}-onnxruntime-{ort.__version__}"
+    base = runtime.engine_cache or cache_folder("--engine-cache") / "tensorrt"
+    folder = base / f"{file_sha256(path)[:32]}-{runtime.precision}-onnxruntime-{ort.__version__}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,7 @@ import PIL
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.doubts import Doubts
-from serve.contract.files import atomic_writer, file_sha256
+from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
@@ -215,7 +215,7 @@ def _score_piece(
     scoring: Scoring, job: Job, path: Path, rows: range, progress: Progress, folder: Path
 ) -> Manifest:
     stamps, contents = digest_stamps(scoring.source, rows), SetDigest()
-    with atomic_writer(path, folder) as file:
+    with atomic_write(path, folder=folder) as file:
         counts = scoring.write(rows, file, progress, contents)
         assert counts["rows"] == len(rows), f"{counts['rows']} rows for {len(rows)} inputs"
     errors, transient = counts["errors"], counts["transient"]
@@ -255,7 +255,7 @@ def _join_pieces(
         paths.append(path)
         manifests.append(manifest)
     try:
-        with atomic_writer(part, folder) as file:
+        with atomic_write(part, folder=folder) as file:
             join(paths, manifests, file)
     except ValueError as error:
         raise OSError(f"{error}: does another job write to the same output?") from error

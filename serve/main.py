@@ -27,7 +27,7 @@ import PIL
 
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_writer, file_sha256
+from serve.contract.files import atomic_write, file_sha256
 from serve.contract.formats import unread_pictures
 from serve.contract.listing import has_image_suffix
 from serve.contract.metadata import ModelMetadata
@@ -189,7 +189,7 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     if shard or args.resume or (len(rows) > args.part_size and form.open_joiner):
         score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, staging)
     else:
-        with atomic_writer(part) as file:
+        with atomic_write(part) as file:
             scoring.write(rows, file, progress)
         staging.publish(part)
     report(output, scoring, progress)

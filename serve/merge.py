@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_writer
+from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.outputs.join import join
 from serve.shards import PART_NAME, Manifest
@@ -78,7 +78,7 @@ def merge(folder: Path, output: Path) -> tuple[int, int]:
         raise UserError(f"--output {str(output)!r} must end in {parts[0].suffix}, as the parts do")
     if output.resolve() in {part.resolve() for part in parts}:
         raise UserError(f"--output {str(output)!r} is one of the parts: choose another name")
-    with atomic_writer(output) as file:
+    with atomic_write(output) as file:
         if join(parts, manifests, file) != job.inputs_sha256:
             raise UserError(
                 f"the names in the {len(parts)} parts are not the job's {job.total} inputs in their order"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_writer, file_sha256
+from serve.contract.files import atomic_write, file_sha256
 
 MANIFEST_VERSION = 1
 MAX_SHARDS = 1_000_000
@@ -120,7 +120,7 @@ class Manifest:
             raise UserError(f"{path} is no manifest: {error!r}") from error
 
     def write(self, part: Path, scratch: Path | None = None) -> None:
-        with atomic_writer(manifest_path(part), scratch) as file:
+        with atomic_write(manifest_path(part), folder=scratch) as file:
             file.write(json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n")
 
 

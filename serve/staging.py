@@ -4,7 +4,6 @@ A file that is published appears there whole or not at all, so that what holds f
 objects: a part has its manifest only when it is whole.
 """
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 from serve.contract.errors import UserError
+from serve.contract.files import check_writable
 from serve.outputs.formats import is_predictions
 from serve.shards import Shard, is_manifest, manifest_path
-
-MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -164,12 +162,7 @@ def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
             raise UserError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
     elif path.exists() and not path.is_file():  # replaced at the end, so found out too late
         raise UserError(f"--output {str(path)!r} is not a regular file")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        kind = OSError if error.errno in MAY_PASS else UserError
-        raise kind(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
+    check_writable(folder, "--output")
     return path / shard.part_name(suffix) if shard else path
 
 

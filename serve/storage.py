@@ -5,7 +5,6 @@ Reads are retried a bounded number of times. fsspec and its file systems are imp
 
 import errno
 import random
-import secrets
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_path
 from serve.contract.images import MAX_FILE_BYTES, ImageError
 from serve.contract.installation import how_to_install
 
@@ -89,14 +89,11 @@ def download(url: str) -> IO[bytes]:
 
 def get_file(url: str, path: Path) -> None:
     """Copy an object to a file, which appears whole or not at all. Raises FileNotFoundError, OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        retried(lambda: _filesystem(url).get_file(url, str(temporary)))
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            retried(lambda: _filesystem(url).get_file(url, str(temporary)))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def put_file(path: Path, url: str) -> None:

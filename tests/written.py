@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.contract.files import atomic_writer
+from serve.contract.files import atomic_write
 from serve.outputs.formats import FORMATS
 from serve.outputs.layout import Layout, Row
 
@@ -19,7 +19,7 @@ ROWS = [row_of("a.jpg", 0.125, 0.5, 0.375), Row("b.jpg", error="truncated")]
 
 
 def write(path: Path, format_name: str, rows: Iterable[Row], layout: Layout) -> Path:
-    with atomic_writer(path) as file:
+    with atomic_write(path) as file:
         writer = FORMATS[format_name].open_writer(file, layout)
         for row in rows:
             writer.write(row)

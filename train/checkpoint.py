@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_writer
+from serve.contract.files import atomic_write
 
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.pt", "last.pt"  # folder and files of a run
 MARK = b"PUREBRED"
@@ -41,7 +41,7 @@ def last_checkpoint(run: str | Path) -> Path:
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write `state` to a temporary file, sync it, rename it, and sync the folder.
+    """Write `state` whole or not at all; it is on the disk when this returns.
 
     Raises:
         CheckpointError: `state` holds something that `weights_only` loading would refuse.
@@ -55,14 +55,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: not tensors and plain types alone: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(path) as file:
+    with atomic_write(path) as file:
         file.write(payload)
         file.write(MARK + hashlib.sha256(payload).digest())
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 from dataclasses import fields
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_write
 from train.config import TrainConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -99,6 +99,5 @@ def save_config(config: TrainConfig, path: Path) -> None:
     """As YAML that `--config` reads back: texts in quotes, or a name like 1e3 would become a number."""
     values = config.to_dict().items()
     text = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(path, "w") as file:
+        file.write(text)

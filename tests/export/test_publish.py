@@ -187,4 +187,4 @@ def test_an_export_folder_that_cannot_be_written_is_found_before_the_work(
     (run / "export").rmdir()
     (run / "export").symlink_to("/proc")  # which nobody can write, root neither
     assert export.main.main(["--run", str(run)]) == 2
-    assert "export cannot be written: " in capsys.readouterr().err
+    assert "/export" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_write
 from serve.contract.listing import has_image_suffix
 from train.data.label_file_advice import cure_for_columns, cure_for_encoding, cure_for_paths
 from train.data.labels import check_none_missing, check_white_space, missing, normal
@@ -252,11 +253,9 @@ def write_manifest(
     """Atomically; `soft` has the probabilities, in the order of `class_names`, of some of the images."""
     soft = soft or {}
     columns = [SOFT_COLUMN + name for name in class_names] if soft else []
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with atomic_write(path, "w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", "label", *columns])
         for image, label in zip(images, labels, strict=True):
             cells = [float(p) for p in soft[image]] if image in soft else ["" for _ in columns]
             writer.writerow([image, label, *cells])
-    temporary.replace(path)

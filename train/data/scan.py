@@ -17,6 +17,7 @@ from PIL import Image
 
 from serve.contract.archive import split_member
 from serve.contract.doubts import Doubts
+from serve.contract.files import atomic_write
 from serve.contract.images import load_image, read_image_file
 from train.data.reading import DECODER
 from train.data.shrink import Shrunk
@@ -131,8 +132,7 @@ def _load_cache(path: Path) -> dict[str, Entry]:
 def _save_cache(path: Path, values: dict[str, Entry]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(values), encoding="utf-8")
-        temporary.replace(path)
+        with atomic_write(path, "w") as file:
+            file.write(json.dumps(values))
     except OSError as error:
         print(f"warning: the scan cannot be cached in {path}: {error}", flush=True)

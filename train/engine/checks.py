@@ -1,12 +1,12 @@
 """What is noticed of settings, processes and data once they are known, before a run trains."""
 
 import copy
-import tempfile
 from pathlib import Path
 
 import torch
 
 from serve.contract.errors import UserError
+from serve.contract.files import check_writable
 from train.checkpoint import best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
@@ -39,10 +39,9 @@ def check_output(folder: Path) -> None:
     """Raises UserError when the folder cannot be made, or nothing can be written in it."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        check_writable(there, "--output")
     except OSError as error:
-        raise UserError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
+        raise UserError(str(error)) from error
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_write
 from train.data.index import ImageSet
 from train.data.label_file import SOFT_COLUMN
 from train.evaluation.calibration import log_probabilities
@@ -59,8 +60,7 @@ def write_predictions(
     log_probs = log_probabilities(evaluation.logits, temperature, clip)
     predicted = log_probs.argmax(axis=1)
     losses = -log_probs[np.arange(len(labels)), labels]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with atomic_write(path, "w", newline="", errors="surrogateescape") as file:
         # texts in quotes: without them a carriage return in a file name would end the row
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow([*COLUMNS, *(SOFT_COLUMN + name for name in names)])
@@ -70,7 +70,6 @@ def write_predictions(
         ):
             rows.writerow([image, names[label], names[guess], int(label == guess), float(f"{loss:.6f}")])
             file.write("".join([f",{p:.8g}" for p in row]) + "\n")
-    temporary.replace(path)
 
 
 def read_predictions(path: Path) -> Predictions:

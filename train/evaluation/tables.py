@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_write
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,9 +46,7 @@ def _begins(path: Path, start: str) -> bool:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """CSV; every row has the first one's columns. Replaces an older file whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)

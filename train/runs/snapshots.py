@@ -9,13 +9,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from serve.contract.files import atomic_path
 from train.checkpoint import LAST, CheckpointError, load_checkpoint, save_checkpoint
 
 NAME = re.compile(r"epoch-\d{6,}-step-\d{8,}\.pt")
@@ -46,6 +46,8 @@ class Snapshots:
     def __init__(self, folder: Path, minutes: float, say: Say, written: Callable[[], None] = lambda: None):
         """`written` is called after each one."""
         self.folder, self.seconds, self.say, self.written = folder, 60 * minutes, say, written
+        for left in folder.glob(".*.tmp"):  # by a process that was killed; one at a time writes here
+            left.unlink()
         self.began = time.monotonic()
         self.writing: threading.Thread | None = None
         self.owed: Callable[[], None] | None = None
@@ -162,12 +164,8 @@ def copy_to_cpu(value: Any) -> Any:
 
 def _link(path: Path, name: Path) -> None:
     """Give a file a second name, in place of whatever has it, without a moment in which none has."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
     try:
-        os.link(path, temporary)
+        with atomic_path(name) as temporary:
+            os.link(path, temporary)
     except OSError:  # a file system without hard links
         save_checkpoint(load_checkpoint(path), name)
-        return
-    temporary.replace(name)

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from serve.contract.files import atomic_write
+
 
 class NullTracker:
     """The interface, and what ranks other than 0 have."""
@@ -37,9 +39,8 @@ class MetricsFile(NullTracker):
             self._rewrite()
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        temporary.replace(self.path)
+        with atomic_write(self.path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
 
     def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
         row = {"epoch": epoch, "time": time.time(), **values}

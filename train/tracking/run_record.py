@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from serve.contract.files import atomic_write
+
 SAVING = threading.Lock()
 
 
@@ -40,10 +42,8 @@ class Record:
     """MLflow has all of it, the final status too."""
 
     def save(self, path: Path) -> None:
-        with SAVING:  # training's thread and MLflow's
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-            temporary.replace(path)
+        with SAVING, atomic_write(path, "w") as file:  # training's thread and MLflow's
+            file.write(json.dumps(asdict(self), indent=1))
 
 
 def read_record(path: Path) -> Record | None:

@@ -41,9 +41,9 @@ def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "/proc/runs"}, "--output: cannot make '/proc/runs/a'"),
-        ({"output": "file"}, "--output: cannot make 'file/.*a': Not a directory"),
-        ({"output": "file/runs"}, "--output: cannot make 'file/.*a': Not a directory"),
+        ({"output": "/proc/runs"}, "--output.*'/proc'"),
+        ({"output": "file"}, "--output.*/file'"),
+        ({"output": "file/runs"}, "--output.*/file'"),
         ({"teacher": "nowhere"}, "nowhere/checkpoints/best.pt"),
         (
             {"weights": "default", "model": "squeezenet1_1"},

@@ -80,7 +80,7 @@ def test_an_unfinished_run_of_the_same_name_and_settings_is_gone_on_with(tmp_pat
 def test_an_output_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     config = ready(tmp_path).replace(output=str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"--output: cannot make '.*file/.*': Not a directory"):
+    with pytest.raises(ValueError, match=r"--output.*file'"):
         opened(config)
 
 

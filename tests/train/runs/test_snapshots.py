@@ -82,9 +82,8 @@ def test_the_end_of_an_epoch_is_written_after_what_is_on_its_way(
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 2
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_not_in_the_way(tmp_path: Path) -> None:
-    """In a container every start has one number."""
-    (tmp_path / f".last.pt.{os.getpid()}.tmp").write_bytes(b"half")
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.0123.tmp").write_bytes(b"half")
     assert Snapshots(tmp_path, 0, print).write(state(1))
     assert names(tmp_path) == ["epoch-000001-step-00000000.pt", "last.pt"]
     assert (tmp_path / "last.pt").samefile(tmp_path / "epoch-000001-step-00000000.pt"), "no copy"
