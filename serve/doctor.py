@@ -177,9 +177,11 @@ def writable(folder: Path, free: float) -> Finding:
     about = f"write {folder}"
     try:
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as scratch:
-            with atomic_write(Path(scratch, "a")) as file:
-                file.write(b"doctor")
+        with (
+            tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as scratch,
+            atomic_write(Path(scratch, "a")) as file,
+        ):
+            file.write(b"doctor")
         gib = shutil.disk_usage(there).free / 2**30
     except OSError as error:
         who = f"user {os.getuid()}, groups {','.join(map(str, os.getgroups()))}"
