@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from export.convert import split_head
 from export.gate import (
+    CONFIDENCE,
     LARGE_CHANGE,
     MAX_LARGELY_CHANGED,
     MAX_LOG_LOSS_ADDED,
     images_needed,
-    paired_interval,
 )
 from serve.contract.errors import UserError
 from serve.contract.images import load_image, read_image_file
@@ -29,6 +29,7 @@ from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
 from serve.providers import ONNXRUNTIME_VERSION
+from train.evaluation.significance import paired_interval
 from train.models.classifier import ImageClassifier, probabilities
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -372,7 +373,7 @@ def _check_accuracy(report: Verification, images: ValidationImages) -> None:
 def _check_rounded(report: Verification, total: int, drop: float, limit: float) -> None:
     """Accuracy fails when more than the limit is lost and chance is ruled out, by the images that changed
     sides; a note says where there are too few to tell. The other limits show damage on few images, too."""
-    low, high = paired_interval(report.gained, report.lost, total)
+    _, low, high = paired_interval(report.gained, report.lost, total, CONFIDENCE)
     between = f"between {100 * low:+.2f} and {100 * high:+.2f} points"
     if drop > limit + 1e-9 and high < 0:
         report.failures.append(

@@ -1,7 +1,7 @@
-"""How certain a metric is, and whether two runs differ: intervals and paired tests on validation images.
+"""Intervals of metrics, and paired tests of two runs on the same validation images.
 
-All of it takes the images as independent draws. What it cannot see: that a run's best epoch was chosen on
-the same images (each figure is a little too good), and how much another seed would have changed.
+All of them take the images as independent draws. They do not cover that a run's best epoch was chosen on
+the same images (each figure is a little too good), nor what another seed would give.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ class PairedTest(NamedTuple):
 
     num_images: int
     gained: int
-    """Images that the run has right and the reference wrong."""
+    """Images that only the run has right."""
     lost: int
-    """Images that the reference has right and the run wrong."""
+    """Images that only the reference has right."""
     p: float
     """McNemar's exact two-sided test of equal accuracy."""
     accuracy: Interval
@@ -45,10 +45,10 @@ class PairedTest(NamedTuple):
 
 
 def accuracy_interval(correct: Bools) -> Interval:
-    """Wilson's score interval. `correct`: [N], N > 0."""
+    """Return Wilson's score interval. `correct`: [N], N > 0."""
     hits, n = int(correct.sum()), len(correct)
-    bounds = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(hits / n, float(bounds.low), float(bounds.high))
+    low, high = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(hits / n, float(low), float(high))
 
 
 def better_than_largest(correct: Bools, labels: NDArray[np.int64]) -> bool:
@@ -60,7 +60,7 @@ def better_than_largest(correct: Bools, labels: NDArray[np.int64]) -> bool:
 
 
 def mean_interval(values: Floats) -> Interval:
-    """Student's interval of a mean, for log loss or a difference of it. `values`: [N], N > 0."""
+    """Return Student's interval of a mean, for log loss or a difference of it. `values`: [N], N > 0."""
     mean, n = float(values.mean()), len(values)
     if n < 2 or not np.isfinite(values).all():
         return Interval(mean, nan, nan)
@@ -69,7 +69,7 @@ def mean_interval(values: Floats) -> Interval:
 
 
 def auc_interval(positive: Bools, scores: Floats) -> Interval:
-    """ROC AUC of two classes with DeLong's variance (10.2307/2531595), its interval on the logit scale.
+    """Return ROC AUC with DeLong's variance (10.2307/2531595), its interval on the logit scale.
 
     Classes that are separated completely leave no variance to estimate, hence no interval.
 
@@ -79,7 +79,7 @@ def auc_interval(positive: Bools, scores: Floats) -> Interval:
     """
     above, below = scores[positive], scores[~positive]
     ranks = rankdata(scores)
-    # of each positive image the share of negative ones below it, and the other way round
+    # the share of negative images below each positive one, and of positive images above each negative one
     wins = (ranks[positive] - rankdata(above)) / len(below)
     losses = (ranks[~positive] - rankdata(below)) / len(above)
     auc = float(wins.mean())
@@ -87,16 +87,16 @@ def auc_interval(positive: Bools, scores: Floats) -> Interval:
         return Interval(auc, nan, nan)
     deviation = sqrt(wins.var(ddof=1) / len(above) + losses.var(ddof=1) / len(below))
     half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (auc * (1 - auc))
-    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
+    return Interval(auc, *expit(logit(auc) + half * np.array([-1, 1])).tolist())
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p value: with equal accuracy, discordant images fall on either side like a coin."""
+    """Return the exact two-sided p value: with equal accuracy each discordant image is a fair coin."""
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def paired_interval(gained: int, lost: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Tango's score interval of (gained - lost) / n (Statistics in Medicine 17:891, 1998).
+    """Return Tango's score interval of (gained - lost) / n (Statistics in Medicine 17:891, 1998).
 
     It holds the differences that the score test does not reject; at 0 that test is McNemar's without
     continuity correction. Unlike the textbook interval it has a width when no image is discordant.
@@ -105,7 +105,7 @@ def paired_interval(gained: int, lost: int, n: int, confidence: float = CONFIDEN
     value = (gained - lost) / n
 
     def excess(difference: float) -> float:
-        """The score test's numerator minus z standard errors: 0 at either bound, negative between."""
+        """Return the score test's numerator minus z standard errors; its roots are the bounds."""
         # most likely share of lost images, given the difference: the root of a quadratic
         a = 2 * n
         b = (2 * n - gained + lost) * difference - gained - lost
@@ -121,7 +121,7 @@ def paired_interval(gained: int, lost: int, n: int, confidence: float = CONFIDEN
 
 
 def paired_test(run: Bools, reference: Bools, run_losses: Floats, reference_losses: Floats) -> PairedTest:
-    """Four arrays [N] over the same images, N > 0: whether each is right, and its loss."""
+    """Compare two runs by whether each image is right and its loss; four arrays [N], N > 0."""
     gained, lost = int((run & ~reference).sum()), int((~run & reference).sum())
     return PairedTest(
         len(run),
@@ -134,10 +134,9 @@ def paired_test(run: Bools, reference: Bools, run_losses: Floats, reference_loss
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: what holds below 0.05 holds for all tests together with 95 % confidence."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for place, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
+    """Return p values by Holm's correction: those below 0.05 hold all together with 95 % confidence."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted: Floats = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
+    return [float(value) for value in adjusted]

@@ -1,8 +1,7 @@
-"""Whether a registered model's challenger becomes its champion, decided on validation images that both saw.
+"""Promotion of a registered model's challenger to champion, decided on validation images that both have.
 
 The first champion must be surely better than always naming the largest class: the lower bound of Wilson's
-95 % interval of its accuracy lies above that class's share. Later challengers are promoted when they are
-*not worse*. That takes all three:
+95 % interval of its accuracy lies above that class's share. Later challengers must be *not worse*:
 
 1. Accuracy is not lower by the margin (default 0.01): the lower bound of Tango's 90 % interval of the
    difference, which is a one-sided 95 % bound, lies above -margin. Too few images fail this.
@@ -34,14 +33,25 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 class Decision:
     promote: bool
     reasons: list[str]
-    """One line for each condition, with its figures."""
+    """A line for each condition, and one of advice."""
+
+    @classmethod
+    def of(cls, *conditions: tuple[bool, str], advice: str = "") -> "Decision":
+        reasons = [f"{'holds' if holds else 'FAILS'}: {text}" for holds, text in conditions]
+        return cls(all(holds for holds, _ in conditions), [*reasons, *filter(None, [advice])])
 
 
 def decide(test: PairedTest, margin: float) -> Decision:
-    """`test` is of the challenger against the champion. A value that is not a number never promotes."""
+    """Compare the challenger with the champion. A value that is not a number never promotes."""
     alpha = 1 - CONFIDENCE
     bound = paired_interval(test.gained, test.lost, test.num_images, 1 - 2 * alpha).low
-    conditions = [
+    advice = ""
+    if not bound > -margin and test.gained >= test.lost:
+        advice = (
+            f"{test.num_images} shared images cannot rule out a loss of {margin:g}: validate on more "
+            "images or accept a wider --margin"
+        )
+    return Decision.of(
         (
             bound > -margin,
             f"accuracy {test.accuracy.value:+.4f}, lower bound (one-sided 95 %) {bound:+.4f}, "
@@ -49,44 +59,41 @@ def decide(test: PairedTest, margin: float) -> Decision:
         ),
         (
             test.gained >= test.lost or test.p >= alpha,
-            f"right only now {test.gained}, wrong only now {test.lost}, McNemar p {test.p:.3g}, "
-            f"must be at least {alpha:.2f} if accuracy is lower",
+            f"only the challenger is right on {test.gained} images, only the champion on {test.lost}, "
+            f"McNemar p {test.p:.3g}, must be at least {alpha:.2f} if accuracy is lower",
         ),
         (
             test.log_loss.low <= 0,
             f"log loss {test.log_loss.value:+.4f} [{test.log_loss.low:+.4f}, {test.log_loss.high:+.4f}], "
             "the interval must reach 0 or below",
         ),
-    ]
-    reasons = [f"{'holds' if holds else 'FAILS'}: {text}" for holds, text in conditions]
-    if not conditions[0][0] and test.gained >= test.lost:
-        reasons.append(
-            f"{test.num_images} shared images cannot rule out a loss of {margin:g}: validate on more "
-            "images or accept a wider --margin"
-        )
-    return Decision(all(holds for holds, _ in conditions), reasons)
+        advice=advice,
+    )
 
 
 def decide_first(predictions: Predictions) -> Decision:
-    """Of a challenger where there is no champion to compare it with."""
-    largest = np.bincount(predictions.labels).max() / len(predictions.labels)
+    """Compare a challenger with the share of the largest class, where there is no champion."""
+    n = len(predictions.labels)
+    largest = np.bincount(predictions.labels).max() / n
     accuracy = accuracy_interval(predictions.correct)
-    holds = accuracy.low > largest
-    reasons = [
-        f"{'holds' if holds else 'FAILS'}: accuracy {accuracy.value:.4f}, lower bound (95 %) "
-        f"{accuracy.low:.4f}, must be above {largest:.4f}, which always naming the largest class gives"
-    ]
+    holds, advice = accuracy.low > largest, ""
     if not holds:
-        best = accuracy_interval(np.ones(len(predictions.labels), bool)).low
-        way_out = "train it longer, or validate on more images"
-        if best <= largest:
-            way_out = f"no model could show it on {len(predictions.labels)} images: validate on more"
-        reasons.append(f"{way_out}; if accuracy is not what counts, move the alias {CHAMPION} in MLflow")
-    return Decision(holds, reasons)
+        advice = "train it longer, or validate on more images"
+        if accuracy_interval(np.ones(n, bool)).low <= largest:
+            advice = f"no model could show it on {n} images: validate on more"
+        advice += f"; if accuracy is not what counts, move the alias {CHAMPION} in MLflow"
+    return Decision.of(
+        (
+            holds,
+            f"accuracy {accuracy.value:.4f}, lower bound (95 %) {accuracy.low:.4f}, must be above "
+            f"{largest:.4f}, the share of the largest class",
+        ),
+        advice=advice,
+    )
 
 
 def promote(model: str, runs: list[RunResult], margin: float) -> bool:
-    """Print the decision, and move the alias when it is to promote; True when champion is challenger.
+    """Print the decision, and move the alias if it is to promote; True when champion is challenger.
 
     Raises:
         UserError: no such model or challenger, predictions that are not of the registered version, no
@@ -104,14 +111,15 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
             f"export/main.py --run RUN --register {model}"
         )
     challenger = read_version(model, aliases[CHALLENGER])
+    name = f"{model} version {challenger.version}"
     found = {run_id_of(run): run for run in runs}
     if challenger.run_id not in found:
         raise UserError(
-            f"the {CHALLENGER}, {model} version {challenger.version}, is of run "
-            f"{challenger.metadata.run_name} ({challenger.run_id}), which is not among those given"
+            f"the {CHALLENGER}, {name}, is of run {challenger.metadata.run_name} ({challenger.run_id}): "
+            "give its run directory"
         )
     if aliases.get(CHAMPION) == challenger.version:
-        print(f"{model} version {challenger.version} is {CHAMPION} already")
+        print(f"{name} is {CHAMPION} already")
         return True
     new = predictions_of(challenger, found)
     if CHAMPION in aliases:
@@ -123,55 +131,47 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
                 f"the other's --val-data, or move the alias {CHAMPION} in MLflow if they need no comparison"
             )
         decision = decide(test, margin)
-        print(
-            f"{model}: {CHALLENGER} {challenger.metadata.run_name} (version {challenger.version}) against "
-            f"{CHAMPION} {champion.metadata.run_name} (version {champion.version}), "
-            f"{test.num_images} shared validation images"
-        )
+        against = f"against {CHAMPION} {champion.metadata.run_name} (version {champion.version})"
+        images = f"{test.num_images} shared"
     else:
-        decision = decide_first(new)
-        print(
-            f"{model} has no {CHAMPION} yet: {CHALLENGER} {challenger.metadata.run_name} (version "
-            f"{challenger.version}) on its {len(new.labels)} validation images"
-        )
+        decision, against, images = decide_first(new), f"without a {CHAMPION}", str(len(new.labels))
+    print(
+        f"{model}: {CHALLENGER} {challenger.metadata.run_name} (version {challenger.version}) {against}, "
+        f"on {images} validation images"
+    )
     for reason in decision.reasons:
         print(f"  {reason}")
     if decision.promote:
         move_alias(model, CHAMPION, challenger.version, aliases)
-    verdict = f"is {CHAMPION} now" if decision.promote else "is NOT promoted"
-    print(f"{model} version {challenger.version} {verdict}")
+    print(f"{name} {f'is {CHAMPION} now' if decision.promote else 'is NOT promoted'}")
     return decision.promote
 
 
 def run_id_of(run: RunResult) -> str:
-    """The MLflow run's ID, from the run's record, or from the best checkpoint where there is none."""
+    """Return the MLflow run's ID, from the run's record, or else from the best checkpoint."""
     record = read_record(run.folder / "tracking.json")
     run_id: str = load_checkpoint(best_checkpoint(run.folder))["run_id"]
     return record.run_id if record is not None and record.run_id else run_id
 
 
 def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predictions:
-    """From the run directory if it is among those given, else from what its MLflow run logged."""
-    if version.run_id in found:
-        run = found[version.run_id]
+    """Return those of the run directory if it was given, else those that its MLflow run logged."""
+    metadata, name = version.metadata, f"version {version.version}"
+    if run := found.get(version.run_id):
         checkpoint = best_checkpoint(run.folder)
-        if file_sha256(checkpoint) != version.metadata.checkpoint_sha256:
+        if file_sha256(checkpoint) != metadata.checkpoint_sha256:
             raise UserError(
-                f"version {version.version} is not an export of {checkpoint}, which is newer or was not "
-                "what was exported: export and register it again"
+                f"{name} is of another checkpoint than {checkpoint}: export and register it again"
             )
         return run.predictions
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = fetch_run_file(version.run_id, "val_predictions.csv", Path(folder))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(
-                f"version {version.version} is of run {version.metadata.run_name} ({version.run_id}), "
-                f"whose val_predictions.csv is not in MLflow ({error}): give its run directory too"
+                f"{name} is of run {metadata.run_name} ({version.run_id}), whose val_predictions.csv is "
+                f"not in MLflow ({error}): give its run directory"
             ) from error
         predictions = read_predictions(path)
-    said = version.metadata
-    check_metrics(
-        predictions, said.metrics, said.temperature, said.clip_probabilities, f"version {version.version}"
-    )
+    check_metrics(predictions, metadata.metrics, metadata.temperature, metadata.clip_probabilities, name)
     return predictions
