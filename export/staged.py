@@ -1,15 +1,16 @@
 """A run directory in an object store: a copy here, whose export folder is copied back."""
 
-import fcntl
 import io
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 from serve.contract.errors import UserError
+from serve.contract.locks import file_lock
 from serve.staging import named
 from serve.storage import check_bucket, get_file, is_remote, list_objects, put_file, remove
 
@@ -93,22 +94,11 @@ class _Renaming(io.TextIOBase):
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """One command at a time makes or records model files; others wait. On a file system without locks a
-    warning is printed, and one that cannot be written is trusted."""
+    """Let one command at a time make or record model files; a run that cannot be written needs no lock."""
+    risk = "two exports of this run at once are not noticed, and replace each other's files"
     with ExitStack() as stack:
         with suppress(OSError):
-            file = stack.enter_context(open(run / LOCK, "a", encoding="utf-8"))
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                print(f"waiting for another export of {run}", flush=True)
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            except OSError as error:
-                print(
-                    f"warning: the file system of {run} has no file locks ({error.strerror}): two exports "
-                    "of this run at once are not noticed, and replace each other's files",
-                    file=sys.stderr,
-                )
+            stack.enter_context(file_lock(run / LOCK, risk, partial(print, file=sys.stderr, flush=True)))
         yield
 
 

@@ -1,7 +1,5 @@
 """A sweep's plan, its Optuna study, its lock and its MLflow run: what outlives a trial."""
 
-import fcntl
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.space import Space
 from serve.contract.errors import UserError
+from serve.contract.locks import file_lock
 from serve.contract.urls import redact
 from train.checkpoint import checkpoint_folder
 from train.config import TrainConfig
-from train.locks import NoLocks, take
 from train.tracking.registry import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
@@ -62,31 +60,18 @@ class Plan:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """One sweep of a folder at a time; yields the file descriptor that holds the lock.
+def locked(folder: Path) -> Iterator[Sequence[int]]:
+    """Let one sweep of a folder run at a time; yields file descriptors for a trial to inherit.
 
-    A trial inherits it: the lock is free when a killed sweep *and* its last trial have ended.
+    The lock is free when a killed sweep *and* its last trial have ended.
 
     Raises:
         UserError: another sweep holds it.
     """
-    with open(folder / ".lock", "a") as file:
-        started, waiting = time.monotonic(), False
-        while True:
-            try:
-                if take(fcntl.flock, file):
-                    break
-            except NoLocks as error:
-                lost = "two sweeps of this study at once are not noticed, and spoil each other's trials"
-                error.warn(partial(print, flush=True), folder, lost)
-                break
-            if time.monotonic() - started > LOCK_SECONDS:
-                raise UserError(f"another sweep, or a trial of it, is at work in {folder}")
-            if not waiting:
-                print(f"waiting for another sweep, or for a trial of it, to end in {folder}", flush=True)
-            waiting = True
-            time.sleep(0.2)
-        yield file.fileno()
+    risk = "two sweeps of this study at once are not noticed, and spoil each other's trials"
+    notify = partial(print, flush=True)
+    with file_lock(folder / ".lock", risk, notify, LOCK_SECONDS, inherited=True) as file:
+        yield [file.fileno()] if file else []
 
 
 def open_study(plan: Plan) -> optuna.Study:

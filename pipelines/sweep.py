@@ -202,7 +202,7 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run(plan: Plan, lock: int) -> int:
+def run(plan: Plan, lock: Sequence[int]) -> int:
     study = open_study(plan)
     recover(study, plan)
     parent = ParentRun(plan, study)
@@ -238,7 +238,7 @@ def run(plan: Plan, lock: int) -> int:
     return 0
 
 
-def run_one(plan: Plan, study: optuna.Study, parent: str, lock: int) -> FrozenTrial:
+def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -> FrozenTrial:
     """Ask for a trial, train it, tell how it ended."""
     study.sampler = sampler(plan, len(study.get_trials(deepcopy=False)))
     trial = study.ask(plan.space)

@@ -34,12 +34,12 @@ def run_trial(
     environment: Mapping[str, str],
     metrics: Path,
     on_epoch: Callable[[dict[str, Any]], bool],
-    keep_open: int,
+    keep_open: Sequence[int],
 ) -> Ended:
     """Run to the end, or until `on_epoch`, called once for each row of `metrics`, returns True.
 
     An exception, Ctrl-C too, stops the process before it goes on. SIGKILL of this process sends the other
-    SIGTERM (Linux). The file descriptor `keep_open` stays open in it: a lock that lasts as long as both.
+    SIGTERM (Linux). The file descriptors `keep_open` stay open in it: a lock that lasts as long as both.
     """
     with open(log, "ab") as output:
         process = subprocess.Popen(
@@ -48,7 +48,7 @@ def run_trial(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(environment),
-            pass_fds=(keep_open,),
+            pass_fds=keep_open,
             start_new_session=True,  # Ctrl-C reaches us alone; we stop it in order
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )

@@ -30,8 +30,9 @@ require("train", "mlflow")
 import argparse
 from collections.abc import Sequence
 
+from serve.contract.locks import is_locked
 from serve.contract.urls import redact
-from train.runs.resume import is_locked
+from train.runs.resume import LOCK
 from train.tracking.base import read_metrics
 from train.tracking.mlflow_errors import RefusedError, without_passwords
 from train.tracking.mlflow_run import Sender
@@ -67,7 +68,7 @@ def sync(folder: Path) -> str:
     record = read_record(place)
     if record is None:
         raise UserError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
-    if is_locked(folder):
+    if is_locked(folder / LOCK):
         raise UserError(f"{folder} is being trained: that process sends what is missing")
     if record.complete and record.run_id:
         return record.run_id

@@ -34,7 +34,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(program: str, on_epoch: Callable[[dict[str, Any]], bool] = lambda row: False) -> Ended:
     with open("lock", "w") as lock:
         command = [sys.executable, "-c", program]
-        return run_trial(command, Path("log"), os.environ, Path("metrics.jsonl"), on_epoch, lock.fileno())
+        return run_trial(command, Path("log"), os.environ, Path("metrics.jsonl"), on_epoch, [lock.fileno()])
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -101,7 +101,7 @@ lock = open("lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 program = {EPOCHS + "open('pid', 'w').write(str(__import__('os').getpid())); time.sleep(600)"!r}
 command = [sys.executable, "-c", program]
-run_trial(command, Path("log"), os.environ, Path("m"), lambda row: False, lock.fileno())
+run_trial(command, Path("log"), os.environ, Path("m"), lambda row: False, [lock.fileno()])
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())

@@ -1,6 +1,5 @@
 """Copy a data set from an object store to local disk, once on each machine, and go on after a stop."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,10 +14,10 @@ from typing import Any
 
 from serve.contract.errors import UserError
 from serve.contract.installation import how_to_install
+from serve.contract.locks import file_lock
 from serve.contract.urls import redact, unsigned, url_path
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_list
-from train.locks import NoLocks, take
 
 Say = Callable[[str], None]
 THREADS = 32  # they wait for the network
@@ -243,9 +242,5 @@ def _write_index(home: Path, files: dict[str, list[Any]], name: str = INDEX) -> 
 def _locked(home: Path, say: Say) -> Iterator[None]:
     """One process at a time; a process that is killed leaves no lock behind."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home.with_suffix(".lock")).open("a") as file:
-        try:
-            take(fcntl.flock, file, wait=True)
-        except NoLocks as error:
-            error.warn(say, home, "two jobs that copy the same data at once disturb each other")
+    with file_lock(home.with_suffix(".lock"), "two jobs that copy the same data disturb each other", say):
         yield

@@ -6,7 +6,6 @@ stored as they decode, and are the same pixels with and without the cache.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -14,12 +13,12 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import joblib
 import numpy as np
@@ -28,12 +27,12 @@ from PIL import Image
 
 from serve.contract.errors import UserError
 from serve.contract.images import FORMATS, open_image, read_image_file
+from serve.contract.locks import file_lock
 from serve.contract.orientation import on_its_side
 from train.config import TrainConfig
 from train.data.index import ImageSet
 from train.data.reading import DECODER, ChangedError, read_image
 from train.data.shrink import FILTER, LEAST_RATIO, Shrunk, Size
-from train.locks import NoLocks, take
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
@@ -122,21 +121,22 @@ def open_cache(
         return None
     sha256s, first = np.unique(np.array(images.sha256), return_index=True)
     home = folder / f"pixels-{_key(sha256s, stored)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = home.with_suffix(".lock").open("a")
-    except OSError as error:
-        refused = f"no pixel cache can be kept in {folder}: {error.strerror}"
-        if mode == "on":
-            raise UserError(f"{refused}; choose another --output, or use --pixel_cache off") from error
-        say(f"warning: {refused}; images are decoded in every epoch")
-        return None
-    with _locked(lock, say) as alone:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            risk = "trainings that start at the same time decode all images each"
+            lock = stack.enter_context(file_lock(home.with_suffix(".lock"), risk, say))
+        except OSError as error:
+            refused = f"no pixel cache can be kept in {folder}: {error.strerror}"
+            if mode == "on":
+                raise UserError(f"{refused}; choose another --output, or use --pixel-cache off") from error
+            say(f"warning: {refused}; images are decoded in every epoch")
+            return None
         index = _read_index(home)
         if index is None:
             paths = [images.root / images.paths[i] for i in first]
             try:
-                index = _build(home, paths, sha256s.tolist(), stored, mode, say, alone)
+                index = _build(home, paths, sha256s.tolist(), stored, mode, say, lock is not None)
             except ChangedError as error:
                 raise UserError(
                     f"{error}: start again; if that ends in the same way, the file system keeps no time of "
@@ -276,18 +276,3 @@ def _load(stored: Stored, path: Path, sha256: str) -> Pixels:
         raise
     except (OSError, ValueError) as error:
         raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
-
-
-@contextlib.contextmanager
-def _locked(lock: TextIO, say: Callable[[str], None]) -> Iterator[bool]:
-    """One process at a time, if the file system has locks; a process that is killed leaves none behind.
-    Yields whether this process is sure to be alone."""
-    with lock:
-        try:
-            take(fcntl.flock, lock, wait=True)
-        except NoLocks as error:
-            lost = "trainings that start at the same time decode all images each"
-            error.warn(say, Path(lock.name).parent, lost)
-            yield False
-        else:
-            yield True

@@ -1,23 +1,21 @@
 """Which run a command resumes, which command resumes a run, and that one process at a time writes in it."""
 
-import fcntl
 import os
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from serve.contract.errors import UserError
+from serve.contract.locks import file_lock, is_locked
 from train.checkpoint import CheckpointError, checkpoint_folder, last_checkpoint, load_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
-from train.locks import NoLocks, take
 from train.runs.history import History, changed_settings
 from train.runs.snapshots import Say, list_snapshots, place_of
 
@@ -72,7 +70,7 @@ def settle_run(config: TrainConfig) -> TrainConfig:
         saved = read_settings(folder)
         if saved is None or changed_settings(saved.to_dict(), config) or saved.data != config.data:
             continue
-        if not is_finished(folder, config) and not is_locked(folder):
+        if not is_finished(folder, config) and not is_locked(folder / LOCK):
             return config.replace(resume=str(folder), name=folder.name)
     return config.replace(resume="")
 
@@ -104,41 +102,16 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 def only_writer(folder: Path, say: Say) -> Iterator[None]:
     """Hold the run directory's lock, waiting a minute for a process that is about to end.
 
-    It goes with the process, however that ends. A file system without locks gets a warning.
-
     Raises:
-        UserError: another process has it, or nothing can be written there.
+        UserError: another process has it, or nothing can be written in the folder.
     """
-    try:
-        opened = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"run {str(folder)!r} cannot be written: {error.strerror}") from error
-    with opened as file:
-        deadline, told = time.monotonic() + WAIT_FOR_LOCK_SECONDS, False
+    risk = "two trainings of this run at once are not noticed, and spoil it"
+    with ExitStack() as stack:
         try:
-            while not _lock(file):
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"run {str(folder)!r} is being trained by another process: end that first"
-                    )
-                if not told:
-                    say(f"waiting for another process to leave {folder}")
-                    told = True
-                time.sleep(0.2)
-        except NoLocks as error:
-            error.warn(say, folder, "two trainings of this run at once are not noticed, and spoil it")
+            stack.enter_context(file_lock(folder / LOCK, risk, say, WAIT_FOR_LOCK_SECONDS))
+        except OSError as error:
+            raise UserError(f"run {str(folder)!r} cannot be written: {error.strerror}") from error
         yield
-
-
-def is_locked(folder: Path) -> bool:
-    with suppress(OSError), open(folder / LOCK, "r+", encoding="utf-8") as file:
-        return not _lock(file)
-    return False
-
-
-def _lock(file: IO[str]) -> bool:
-    """Record locks, unlike those of flock, are not inherited by loader processes, which may live on."""
-    return take(fcntl.lockf, file)
 
 
 def _progress(folder: Path) -> tuple[int, int, float]:

@@ -43,7 +43,7 @@ def test_without_file_locks_data_is_copied_with_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     root = flat_set(tmp_path / "images", 1)
-    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.lockf", refuse)
     files, said = copied(f"file://{root}", tmp_path / "cache")
     assert set(files) == {"cat.0.png", "dog.0.png"}
     assert "No locks available" in said

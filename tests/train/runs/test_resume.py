@@ -15,10 +15,11 @@ from forked import execute, fork
 from train_data import settings
 
 from benchmarks.jobs import wait_until
+from serve.contract.locks import is_locked
 from train.cli import parse_config, save_config
 from train.config import TrainConfig
 from train.runs import resume
-from train.runs.resume import how_to_resume, is_locked, only_writer, settle_run, started_at, started_by
+from train.runs.resume import how_to_resume, only_writer, settle_run, started_at, started_by
 from train.runs.snapshots import Snapshots, list_snapshots
 
 
@@ -196,12 +197,13 @@ def test_one_process_at_a_time_writes_and_a_killed_one_leaves_no_lock(
     monkeypatch.setattr(resume, "WAIT_FOR_LOCK_SECONDS", 0.3)
     said: list[str] = []
     with (
-        pytest.raises(ValueError, match="is being trained by another process"),
+        pytest.raises(ValueError, match=str(folder)),
         only_writer(folder, said.append),
     ):
         pass
-    assert said == [f"waiting for another process to leave {folder}"]
-    assert is_locked(folder)
+    assert len(said) == 1
+    assert str(folder) in said[0]
+    assert is_locked(folder / resume.LOCK)
     assert settle_run(settings(tmp_path, resume="auto")).resume == ""
     other.kill()
     other.join()
@@ -238,7 +240,7 @@ def test_under_torchrun_the_time_of_a_run_is_that_of_its_agent(monkeypatch: pyte
 def test_a_run_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with (
-        pytest.raises(ValueError, match=f"run '{tmp_path}' cannot be written: Is a directory"),
+        pytest.raises(ValueError, match=f"'{tmp_path}'.*Is a directory"),
         only_writer(tmp_path, print),
     ):
         pass
