@@ -50,9 +50,9 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import copy, is_remote
 from train.data.index import prepare_data
+from train.engine.prepare import resolve_defaults
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_replaceable
-from train.models.pretrained import settle
 from train.runs.history import FREE_TO_CHANGE, History
 from train.runs.snapshots import newest_whole
 
@@ -123,7 +123,7 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
     digest = cache(partial(_content_digest, output=output))
     for fold, run in enumerate(runs, 1):
         own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
-        config, _ = settle(parse_config([*flags, *own]))  # as the run has saved it
+        config, _ = resolve_defaults(parse_config([*flags, *own]))  # as the run has saved it
         if run.exists() and _finished(run, config, digest):
             print(f"fold {fold} of {folds}: {run} is finished", flush=True)
             continue

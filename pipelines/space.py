@@ -17,6 +17,7 @@ from optuna.distributions import (
 from serve.contract.errors import UserError
 from train.cli import normalise_flags, parse_config
 from train.config import TrainConfig
+from train.optim.optimizers import resolve_optimizer
 
 AUGMENTATION = "augmentation"
 """Not a setting: one strength in 0..1 for several, for a sweep cannot afford a dimension for each (the
@@ -81,7 +82,8 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
     """
     given = given_settings(argv)
     if path is None:
-        lr = parse_config([*argv, "--lr=null"]).optimizer_settings().lr
+        lr = resolve_optimizer(parse_config([*argv, "--lr=null"])).lr
+        assert lr is not None
         usual = {"lr": {"low": lr / 10, "high": lr * 10, "log": True}} | DEFAULT_SPACE
         described = {name: entry for name, entry in usual.items() if name not in given}
         source = "the default space"

@@ -61,8 +61,8 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.engine.checks import check_batch_size
+from train.engine.prepare import resolve_defaults
 from train.models.classifier import build_model
-from train.models.pretrained import settle
 from train.tracking.mlflow_run import child_environment
 
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too
@@ -132,8 +132,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     models = getattr(space.get("model"), "choices", (config.model,))
     for model in models:
         try:
-            settled, _ = settle(config.replace(model=model))
-            build_model(model, 2, settled.image_size)
+            resolved, _ = resolve_defaults(config.replace(model=model))
+            build_model(model, 2, resolved.image_size)
         except ValueError as error:
             if len(models) == 1 or args.space:
                 raise

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from serve.contract.errors import UserError
 from serve.contract.preprocess import Preprocess
@@ -307,16 +307,6 @@ class TrainConfig:
         trained = {self.input_size(self.train_size(epoch)) for epoch in range(self.epochs)}
         return sorted(trained | {self.preprocess().size})
 
-    def optimizer_settings(self) -> "OptimizerSettings":
-        """What `auto` stands for, and the usual numbers where none are given."""
-        name = self.optimizer if self.optimizer != "auto" else "adamw" if self.weights else "muon"
-        lr, weight_decay = USUAL_RATES[name]
-        return OptimizerSettings(
-            name,
-            lr if self.lr is None else self.lr,
-            weight_decay if self.weight_decay is None else self.weight_decay,
-        )
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -328,14 +318,6 @@ RESIZING_PARTS = 4
 SMALLEST_IMAGE = 8  # pixels
 LONGEST_NAME = 200  # bytes; a sweep adds to it, and file systems take 255
 
-
-class OptimizerSettings(NamedTuple):
-    optimizer: str
-    lr: float
-    weight_decay: float
-
-
-USUAL_RATES = {"adamw": (1e-3, 0.05), "sgd": (0.1, 5e-4), "muon": (0.01, 0.05)}  # of batches of 128
 
 # Lowest and highest accepted value; the message names them.
 LIMITS: dict[str, tuple[float, float]] = {

@@ -16,8 +16,8 @@ from pipelines.out_of_fold import OutOfFold
 from train.checkpoint import save_checkpoint
 from train.cli import parse_config
 from train.data.index import prepare_data
+from train.engine.prepare import resolve_defaults
 from train.engine.state import checkpoint_state
-from train.models.pretrained import settle
 from train.runs.history import History
 
 
@@ -247,7 +247,7 @@ def test_an_interrupted_fold_goes_on_and_a_finished_one_is_not_repeated(
     runs = [tmp_path / f"fold{fold}of2" for fold in (1, 2)]
     for fold, (run, epochs_done) in enumerate(zip(runs, (3, 1), strict=True), 1):
         own = ["--folds", "2", "--fold", str(fold), "--output", str(tmp_path), "--name", run.name]
-        config, _ = settle(parse_config([*flags, *own]))
+        config, _ = resolve_defaults(parse_config([*flags, *own]))
         history, trainee = (
             History(epochs_done, 1, {"val/accuracy": 1.0}),
             make_trainee(config, linear_model()),

@@ -1,28 +1,11 @@
 """What settings follow from each other, and which do not go together."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 
 from train.cli import parse_config
 from train.config import LIMITS, TrainConfig
-
-
-@pytest.mark.parametrize(
-    ("given", "settings"),
-    [
-        ({}, ("muon", 0.01, 0.05)),
-        ({"weights": "w.pt"}, ("adamw", 1e-3, 0.05)),
-        ({"optimizer": "sgd"}, ("sgd", 0.1, 5e-4)),
-        ({"optimizer": "sgd", "weights": "w.pt", "lr": 0.0}, ("sgd", 0.0, 5e-4)),
-        ({"lr": 0.3, "weight_decay": 0.0}, ("muon", 0.3, 0.0)),
-    ],
-)
-def test_an_optimizer_has_its_usual_rates_unless_others_are_given(
-    given: dict[str, Any], settings: tuple[str, float, float]
-) -> None:
-    assert TrainConfig(**given).optimizer_settings() == settings
 
 
 @pytest.mark.parametrize(

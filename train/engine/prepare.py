@@ -8,7 +8,8 @@ from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.data.sample import make_sample
 from train.engine.checks import check_start
-from train.models.pretrained import settle
+from train.models.pretrained import resolve_input
+from train.optim.optimizers import resolve_optimizer
 from train.runs.directory import run_folder
 from train.runs.duplicate_report import list_duplicates
 from train.runs.resume import settle_run, started_at
@@ -41,7 +42,7 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             config = config.replace(data=str(SAMPLE / "train"))
             notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
     if config.resume in ("", "auto"):  # a run that is named has its numbers
-        config, input_notes = settle(config)
+        config, input_notes = resolve_defaults(config)
         notes += input_notes
         if not config.resume:
             config = named(config)
@@ -63,6 +64,15 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
             f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png"
         )
     return config, data
+
+
+def resolve_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Return the settings with a value for each that follows from the weights or the optimizer, and notes.
+
+    Raises:
+        UserError: unknown model, or weights that are not there.
+    """
+    return resolve_input(resolve_optimizer(config))
 
 
 def named(config: TrainConfig) -> TrainConfig:

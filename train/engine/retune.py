@@ -15,6 +15,7 @@ from train.data.loader import EpochPlan, Loader
 from train.distributed import Ranks, sum_over_ranks
 from train.engine.state import Trainee, build_trainee
 from train.models.classifier import ImageClassifier
+from train.optim.optimizers import resolve_optimizer
 
 LR_SHARE = 0.1  # of the run's peak learning rate
 MOST_BATCHES = 50  # for the statistics
@@ -22,6 +23,8 @@ MOST_BATCHES = 50  # for the statistics
 
 def retuning(config: TrainConfig) -> TrainConfig:
     """Settings of this stage: the view and the size of validation, flips the only augmentation."""
+    lr = resolve_optimizer(config).lr
+    assert lr is not None
     return config.replace(
         image_size=config.eval_size or config.image_size,
         start_size=0,
@@ -33,7 +36,7 @@ def retuning(config: TrainConfig) -> TrainConfig:
         cutmix=0.0,
         epochs=max(1, config.retune_epochs),
         warmup_epochs=0.0,
-        lr=config.optimizer_settings().lr * LR_SHARE,
+        lr=lr * LR_SHARE,
     )
 
 

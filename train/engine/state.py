@@ -16,7 +16,9 @@ from train.config import TrainConfig
 from train.data.index import Data
 from train.distributed import Ranks, wrap
 from train.models.classifier import ImageClassifier
-from train.optim.optimizers import MovingAverage, build_ema, build_optimizer, build_scheduler, lr_factor
+from train.optim.ema import MovingAverage, build_ema
+from train.optim.optimizers import build_optimizer
+from train.optim.schedule import build_scheduler, lr_factor
 from train.precision import Precision
 from train.runs.history import History, changed_settings, is_retuning
 from train.runs.snapshots import Position

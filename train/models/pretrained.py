@@ -259,30 +259,29 @@ def _go_offline_if_unreachable() -> None:
         huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-def settle(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """Values for the settings that were not given: of the input, the weights' own or else the defaults; of
-    the optimizer, the usual ones.
+def resolve_input(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Return the settings with sizes, resize mode and interpolation where none are given: those of the
+    weights, or else the defaults. And notes of what was taken.
 
     Raises:
         UserError: unknown model, or weights that are not there.
     """
-    config = config.replace(**config.optimizer_settings()._asdict())
     own = input_settings(config.model, config.weights, read_weights(config.model, config.weights))
     image_size = config.image_size or own.image_size
     served = config.input_size(config.eval_size or image_size)
     ratio = own.crop_ratio if config.subject_crop == "none" else 1.0
-    settled = {
+    resolved = {
         "image_size": image_size,
         "resize_mode": config.resize_mode or own.resize_mode,
         "resize_size": config.resize_size or round(served / ratio),
         "interpolation": config.interpolation or own.interpolation,
     }
     if not config.weights:
-        return config.replace(**settled), []
-    given = {name: value for name, value in settled.items() if getattr(config, name)}
-    taken = {name: value for name, value in settled.items() if name not in given}
+        return config.replace(**resolved), []
+    given = {name: value for name, value in resolved.items() if getattr(config, name)}
+    taken = {name: value for name, value in resolved.items() if name not in given}
     taken |= {name: " ".join(f"{v:g}" for v in getattr(own, name)) for name in ("mean", "std")}
     note = f"input as the weights had it ({own.source}): " + ", ".join(f"{k} {v}" for k, v in taken.items())
     if given:
         note += "; as given: " + ", ".join(f"{k} {v}" for k, v in given.items())
-    return config.replace(**settled), [note]
+    return config.replace(**resolved), [note]

@@ -17,7 +17,7 @@ from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.state import Trainee, checkpoint_state, restore, schedule_change
 from train.models.classifier import add_subject_crop, build_model, load_teacher, rebuild
-from train.optim.optimizers import lr_factor
+from train.optim.schedule import lr_factor
 from train.runs.history import FREE_TO_CHANGE, History
 
 RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}

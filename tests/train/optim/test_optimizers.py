@@ -1,19 +1,17 @@
-"""Learning rate, weight decay and the moving average at chosen steps."""
+"""Each parameter has its optimizer, learning rate and weight decay; steps are what they should be."""
 
-import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from timm.optim import muon
-from torch import nn
 
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.engine.state import build_trainee
 from train.models.classifier import ImageClassifier, build_model
 from train.models.layers import layer_groups
-from train.optim.optimizers import build_ema, build_optimizer, build_scheduler, lr_factor
+from train.optim.optimizers import OPTIMIZERS, OptimizerEntry, build_optimizer, resolve_optimizer
 from train.precision import Precision
 
 
@@ -22,7 +20,40 @@ def model() -> ImageClassifier:
     return build_model("simple_cnn", 2, 16)[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("muon", 0.01, 0.05)),
+        ({"weights": "w.pt"}, ("adamw", 1e-3, 0.05)),
+        ({"optimizer": "sgd"}, ("sgd", 0.1, 5e-4)),
+        ({"optimizer": "sgd", "weights": "w.pt", "lr": 0.0}, ("sgd", 0.0, 5e-4)),
+        ({"lr": 0.3, "weight_decay": 0.0}, ("muon", 0.3, 0.0)),
+    ],
+)
+def test_an_optimizer_has_its_usual_rates_unless_others_are_given(
+    given: dict[str, Any], expected: tuple[str, float, float]
+) -> None:
+    config = resolve_optimizer(TrainConfig(**given))
+    assert (config.optimizer, config.lr, config.weight_decay) == expected
+    assert resolve_optimizer(config) == config
+
+
+def test_the_settings_name_the_optimizers_that_there_are() -> None:
+    assert get_args(get_type_hints(TrainConfig)["optimizer"]) == ("auto", *OPTIMIZERS)
+
+
+def test_a_new_optimizer_is_an_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = OptimizerEntry(lambda groups, lr, precision: torch.optim.RMSprop(groups, lr), 0.03, 0.2)
+    monkeypatch.setitem(OPTIMIZERS, "rmsprop", entry)
+    optimizer = build_optimizer(TrainConfig().replace(optimizer="rmsprop"), model())
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (0.03, 0.2),
+        (0.03, 0.0),
+    ]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_biases_and_normalisation_layers_do_not_decay(optimizer: str) -> None:
     net = model()
     decayed, others = build_optimizer(TrainConfig(optimizer=optimizer, weight_decay=0.3), net).param_groups
@@ -52,7 +83,7 @@ def rates(net: ImageClassifier, **changes: Any) -> dict[str, float]:
     return {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_layers_learn_slower_the_further_they_are_from_the_head(optimizer: str) -> None:
     net = model()
     found = rates(net, lr=0.2, layer_decay=0.5, optimizer=optimizer)
@@ -72,98 +103,7 @@ def test_layer_decay_leaves_weight_decay_and_freezing_as_they_are() -> None:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.3}
 
 
-def test_the_schedule_is_on_top_of_the_layers_rates() -> None:
-    config = TrainConfig(lr=0.2, epochs=2, warmup_epochs=1, layer_decay=0.5)
-    optimizer = build_optimizer(config, model())
-    scheduler = build_scheduler(config, optimizer, 2)
-    first = [group["lr"] for group in optimizer.param_groups]
-    optimizer.step()
-    scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * lr for lr in first])
-    assert first[0] == pytest.approx(0.1), "the head's rate comes first, which is the one that is logged"
-
-
-def test_the_warm_up_is_linear_and_the_cosine_ends_at_0() -> None:
-    config = TrainConfig(epochs=11, warmup_epochs=1)
-    factors = {step: lr_factor(step, config, 10) for step in (0, 4, 9, 10, 35, 60, 110, 500)}
-    assert factors[0] == 0.1
-    assert factors[4] == 0.5
-    assert factors[9] == factors[10] == 1.0
-    assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert factors[60] == pytest.approx(0.5)
-    assert factors[110] == factors[500] == 0.0
-
-
-def test_of_a_short_run_half_is_warm_up_at_most() -> None:
-    config = TrainConfig(epochs=1, warmup_epochs=1)
-    factors = [lr_factor(step, config, 10) for step in range(10)]
-    assert max(factors) == factors[4] == factors[5] == 1.0
-    assert factors[9] < 0.1
-
-
-def test_a_constant_schedule_stays_at_the_peak() -> None:
-    config = TrainConfig(epochs=3, warmup_epochs=0.5, schedule="constant")
-    assert [lr_factor(step, config, 4) for step in (0, 1, 2, 11, 99)] == [0.5, 1.0, 1.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("warmup_epochs", [0.0, 3.0, 99.0])
-def test_any_length_of_warm_up_gives_factors_from_0_to_1(warmup_epochs: float) -> None:
-    config = TrainConfig(epochs=3, warmup_epochs=warmup_epochs)
-    assert all(0 < lr_factor(step, config, 4) <= 1 for step in range(12))
-
-
-def test_the_scheduler_sets_the_learning_rate_of_each_step() -> None:
-    config = TrainConfig(lr=0.2, epochs=2, warmup_epochs=1)
-    optimizer = build_optimizer(config, model())
-    scheduler = build_scheduler(config, optimizer, 2)
-    rates = []
-    for _ in range(4):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([0.1, 0.2, 0.2, 0.1])
-
-
-def averaged(decay: float, values: list[float]) -> float:
-    """Average of a weight that has these values at successive steps."""
-    net = nn.Linear(1, 1)
-    ema = build_ema(TrainConfig(ema=decay), net)
-    assert ema is not None
-    for value in values:
-        nn.init.constant_(net.weight, value)
-        ema.update_parameters(net)
-    return float(ema.module.weight.item())
-
-
-def test_the_averages_decay_grows_to_its_setting() -> None:
-    assert averaged(0.9, [5.0]) == 5.0  # the first step's weights replace the initial ones
-    first = 2 / 11
-    assert averaged(0.9, [5.0, 1.0]) == pytest.approx(first * 5 + (1 - first) * 1)
-    second = 3 / 12
-    expected = second * (first * 5 + (1 - first) * 1) + (1 - second) * 2
-    assert averaged(0.9, [5.0, 1.0, 2.0]) == pytest.approx(expected)
-    assert averaged(0.1, [5.0, 1.0]) == pytest.approx(0.1 * 5 + 0.9 * 1)
-
-
-def test_the_average_includes_batch_norm_statistics() -> None:
-    net = model().train()
-    ema = build_ema(TrainConfig(ema=0.9), net)
-    assert ema is not None
-    for _ in range(2):
-        net(torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8))
-        ema.update_parameters(net)
-    ours, averages = dict(net.named_buffers()), dict(ema.module.named_buffers())
-    assert averages["network.features.1.num_batches_tracked"] == 2
-    name = "network.features.1.running_var"
-    assert not torch.equal(averages[name], ours[name])
-    assert not torch.equal(averages[name], torch.ones_like(averages[name]))
-
-
-def test_the_average_can_be_off() -> None:
-    assert build_ema(TrainConfig(ema=0.0), model()) is None
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_first_step_that_is_skipped_leaves_nothing_behind(name: str) -> None:
     """torch's fused SGD would start from uninitialised memory."""
     config = TrainConfig(optimizer=name, lr=0.01, schedule="constant", warmup_epochs=0)
