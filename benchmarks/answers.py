@@ -24,7 +24,8 @@ from train.checkpoint import load_checkpoint
 from train.engine.device import keep_freed_memory
 from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
 from train.evaluation.significance import accuracy_interval, mean_interval, paired_test
-from train.models.classifier import ImageClassifier, rebuild
+from train.models.build import rebuild
+from train.models.classifier import ImageClassifier
 
 BATCH = 64
 CLIP = 0.005

@@ -351,10 +351,10 @@ FAULTS = [
     # the model and its file
     Fault(
         "the exported weights are not the moving average",
-        "train/models/classifier.py",
+        "train/models/build.py",
         'checkpoint["ema"] or checkpoint["model"]',
         'checkpoint["model"] or checkpoint["ema"]',
-        ("classifier", "convert"),
+        ("build", "convert"),
     ),
     Fault(
         "a stamp without a gate",

@@ -27,7 +27,7 @@ from serve.contract.metadata import ModelMetadata  # noqa: E402
 from serve.contract.preprocess import Preprocess  # noqa: E402
 from serve.execution_providers import PRECISIONS  # noqa: E402
 from serve.predictor import Predictor  # noqa: E402
-from train.models.classifier import build_model  # noqa: E402
+from train.models.build import build_model  # noqa: E402
 
 CLASS_NAMES = ("a", "b")
 CALIBRATION_IMAGES = 16

@@ -34,7 +34,7 @@ from export.quantization import Quantizer, optimise  # noqa: E402
 from serve.contract.images import load_image, read_image_file  # noqa: E402
 from serve.contract.metadata import ModelMetadata  # noqa: E402
 from serve.contract.preprocess import Preprocess  # noqa: E402
-from train.models.classifier import build_model  # noqa: E402
+from train.models.build import build_model  # noqa: E402
 
 BASELINE = "plain"
 CALIBRATION_IMAGES = 32

@@ -55,7 +55,7 @@ from serve.execution_providers import PRECISIONS
 from serve.predictor import Predictor
 from serve.verification import RECORD
 from train.checkpoint import best_checkpoint, load_checkpoint
-from train.models.classifier import rebuild
+from train.models.build import rebuild
 
 MAX_ACCURACY_DROP = 0.3
 

@@ -62,7 +62,7 @@ from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import load_checkpoint
-from train.models.classifier import rebuild
+from train.models.build import rebuild
 
 # Mean |difference| of the likeliest class's probability on training images. A ResNet-18 of 20 layers has
 # 0.004 with all of them in int8.

@@ -62,7 +62,7 @@ from train.config import TrainConfig
 from train.data.download import is_remote
 from train.engine.checks import check_batch_size
 from train.engine.prepare import resolve_defaults
-from train.models.classifier import build_model
+from train.models.build import build_model
 from train.tracking.mlflow_run import child_environment
 
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too

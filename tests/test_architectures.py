@@ -14,7 +14,7 @@ from train.data.augment import PairMix, View
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.state import checkpoint_state
-from train.models.classifier import build_model, rebuild
+from train.models.build import build_model, rebuild
 from train.runs.history import History
 
 SIZES = {

@@ -12,7 +12,8 @@ from train.config import TrainConfig
 from train.data.index import Data, ImageSet, prepare_data
 from train.distributed import Ranks
 from train.engine.state import Trainee, build_trainee
-from train.models.classifier import ImageClassifier, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier
 from train.precision import Precision
 
 COLORS = [(200, 40, 40), (40, 60, 200), (40, 190, 60), (210, 200, 50)]

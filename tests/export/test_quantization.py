@@ -13,7 +13,7 @@ from export.convert import convert
 from export.quantization import Quantizer, correct_biases, optimise, probabilities, run, to_fp16
 from serve.contract.metadata import INPUT_NAME, ModelMetadata
 from serve.contract.preprocess import Preprocess
-from train.models.classifier import build_model
+from train.models.build import build_model
 
 SIZE = 48
 CLASSES = ("a", "b", "c")

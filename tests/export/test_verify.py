@@ -16,7 +16,7 @@ from serve.contract.images import load_image
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from serve.predictor import Predictor
 from train.checkpoint import load_checkpoint
-from train.models.classifier import rebuild
+from train.models.build import rebuild
 
 
 @pytest.fixture

@@ -36,13 +36,9 @@ from train.engine.device import (
 from train.engine.loop import Criterion
 from train.engine.retune import head_trainee, retuning
 from train.engine.state import Trainee, build_trainee, restore, schedule_change
-from train.models.classifier import (
-    ImageClassifier,
-    add_subject_crop,
-    build_model,
-    load_teacher,
-    try_forward,
-)
+from train.models.build import build_model, load_teacher, try_forward
+from train.models.classifier import ImageClassifier
+from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.precision import Precision
 from train.runs.history import History, is_retuning
 from train.runs.snapshots import Position, Say
@@ -184,7 +180,9 @@ def build_everywhere(
             class_names,
         )
         size = config.preprocess().size
-        notes += add_subject_crop(model, config.to_dict(), size, resumed and resumed["model"])
+        notes += add_subject_crop(
+            model, SubjectCropSettings.of(config.to_dict()), size, resumed and resumed["model"]
+        )
         for size in config.input_sizes():
             if size != config.image_size:  # of which the network was built
                 try_forward(model, config.model, len(class_names), size)

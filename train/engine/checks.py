@@ -11,7 +11,8 @@ from train.checkpoint import best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.data.loader import EpochPlan
-from train.models.classifier import ImageClassifier, try_forward
+from train.models.build import try_forward
+from train.models.classifier import ImageClassifier
 from train.models.pretrained import check_download, read_file
 
 FEW_STEPS = 100

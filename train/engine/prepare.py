@@ -8,7 +8,7 @@ from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.data.sample import make_sample
 from train.engine.checks import check_start
-from train.models.pretrained import resolve_input
+from train.models.input_settings import resolve_input
 from train.optim.optimizers import resolve_optimizer
 from train.runs.directory import run_folder
 from train.runs.duplicate_report import list_duplicates

@@ -1,4 +1,4 @@
-"""A network's layers by depth: what freezing, learning rates by layer and a new head go by."""
+"""Groups of a network's layers by depth, for freezing, learning rates by layer and a new head."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ STAGES = ("Encoder", "MaxVitBlock")
 
 
 def layer_groups(network: nn.Module) -> list[list[str]]:
-    """Names of `network.named_parameters()`, each once, grouped by depth from the input to the output.
+    """Return the names of all parameters, each once, grouped by depth from the input to the output.
 
     A group is a block of the architecture (a residual or dense block, a transformer layer, a cell), or a
-    convolution or linear layer where there are no blocks; normalisation goes with its layer. The last
-    group is the head: exactly the layers whose shape follows the number of classes, also those of
-    auxiliary heads. What else an auxiliary head has is in the group before.
+    convolution or linear layer where there are no blocks; normalisation is in its layer's group. The last
+    group is the head: the layers whose shape follows the number of classes, auxiliary ones included. The
+    rest of an auxiliary head is in the group before.
     """
     head = set(head_names(network))
     names = [name for name, _ in network.named_parameters()]
@@ -42,7 +42,7 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
 
 
 def head_names(network: nn.Module) -> list[str]:
-    """Parameter names of the layers that give the logits, auxiliary heads included."""
+    """Return the parameter names of the layers that give the logits, auxiliary heads included."""
     get_classifier: Any = getattr(network, "get_classifier", None)  # timm's
     if get_classifier:
         classifier = get_classifier()  # a few networks have two
@@ -56,9 +56,9 @@ def head_names(network: nn.Module) -> list[str]:
 
 
 def freeze(network: nn.Module, count: int) -> tuple[tuple[str, ...], str]:
-    """Parameters of the first `count` groups (-1: of all but the head) get no gradient any more.
+    """Turn off gradients of the first `count` groups (-1: of all but the head).
 
-    Returns the paths of the modules that hold nothing else, and the name of the last frozen parameter.
+    Returns the paths of the modules that are frozen whole, and the name of the last frozen parameter.
 
     Raises:
         UserError: there are not so many groups besides the head.
@@ -66,8 +66,8 @@ def freeze(network: nn.Module, count: int) -> tuple[tuple[str, ...], str]:
     groups = layer_groups(network)
     if count >= len(groups):
         raise UserError(
-            f"--freeze {count}: this network has {len(groups)} layer groups, and the last is the head; "
-            f"freeze at most {len(groups) - 1}, or -1 for that"
+            f"--freeze {count} leaves nothing to train: the network has {len(groups)} layer groups with "
+            f"the head; freeze at most {len(groups) - 1}, or -1 for that"
         )
     fixed = groups[:-1] if count < 0 else groups[:count]
     names = {name for group in fixed for name in group}
@@ -84,7 +84,7 @@ def freeze(network: nn.Module, count: int) -> tuple[tuple[str, ...], str]:
 
 
 def _split(module: nn.Module, path: str = "") -> list[list[str]]:
-    """The module's children in order, those that are lists of layers split further."""
+    """Return the groups of a module's children in order, with lists of layers split further."""
     groups: list[list[str]] = []
     only_normalisation = True
     for name, child in module.named_children():
@@ -107,7 +107,7 @@ def _split(module: nn.Module, path: str = "") -> list[list[str]]:
 
 
 def _logit_layers(module: nn.Module, num_classes: int | None) -> list[nn.Module]:
-    """Of the layers with a matrix or kernels, those with one output for each class, or else the last."""
+    """Return the layers with weights and one output for each class, or else the last with weights."""
     layers = {m: [p for p in m.parameters(recurse=False) if p.ndim > 1] for m in module.modules()}
     layers = {m: weights for m, weights in layers.items() if weights}
     fitting = [m for m, weights in layers.items() if weights[0].shape[0] == num_classes]
@@ -115,7 +115,7 @@ def _logit_layers(module: nn.Module, num_classes: int | None) -> list[nn.Module]
 
 
 def is_auxiliary(name: str) -> bool:
-    """GoogLeNet's aux1 and aux2, Inception's AuxLogits."""
+    """Return whether a parameter is in GoogLeNet's aux1 or aux2, or Inception's AuxLogits."""
     return name.partition(".")[0].lower().startswith("aux")
 
 

@@ -1,4 +1,4 @@
-"""Architectures by name: the small ones here, torchvision's, timm's. float32 [N, 3, H, W] -> logits."""
+"""Architectures by name: our own, torchvision's and timm's. Each maps float32 [N, 3, H, W] to logits."""
 
 import difflib
 import re
@@ -13,15 +13,12 @@ from torchvision.ops import StochasticDepth
 
 from serve.contract.errors import UserError
 
-OPTIONAL = ("img_size", "drop_path_rate")  # what only some of timm's networks can be built with
-SUGGESTIONS = 6  # names that an unknown one is answered with, at most
+OPTIONAL = ("img_size", "drop_path_rate")  # options that only some of timm's networks have
+SUGGESTIONS = 6  # close names that an error lists, at most
 
 
 class SimpleCNN(nn.Module):
-    """The tutorial's network with batch norm and dropout: blocks of 3x3 convolution and pooling.
-
-    Takes float32 [N, 3, H, W] of any size from 8 pixels on.
-    """
+    """Blocks of 3x3 convolution, batch norm and pooling. Takes any size from 8 pixels on."""
 
     def __init__(self, num_classes: int, dropout: float = 0.2):
         super().__init__()
@@ -46,13 +43,11 @@ class SimpleCNN(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998: Gradient-based learning applied to document
-    recognition): convolutions C1, C3 and C5 of 5x5 without padding, average pooling S2 and S4, tanh, F6.
+    """LeNet-5 (LeCun et al. 1998: Gradient-based learning applied to document recognition).
 
-    As is usual now, and other than in 1998: three colours; pooling without weights of its own; C3 sees all
-    maps of S2; tanh is not scaled; a linear layer gives logits in place of radial basis functions.
-    C5 sees one position of a 32x32 image, as in 1998; of a larger one the mean over its positions is taken.
-    Takes float32 [N, 3, H, W] of any size from 32 pixels on.
+    Other than in 1998: three colours; pooling without weights; C3 sees all maps of S2; tanh is not scaled;
+    a linear layer in place of radial basis functions; the mean over C5's positions for images of more than
+    32 pixels. Takes any size from 32 pixels on.
     """
 
     def __init__(self, num_classes: int):
@@ -80,23 +75,24 @@ class LeNet5(nn.Module):
         return logits
 
 
-OURS: dict[str, Callable[[int], nn.Module]] = {"simple_cnn": SimpleCNN, "lenet5": LeNet5}
+OWN: dict[str, Callable[[int], nn.Module]] = {"simple_cnn": SimpleCNN, "lenet5": LeNet5}
+"""Constructors, which take the number of classes. A new architecture needs an entry here, no more."""
 
 
-def model_names() -> list[str]:
-    """Our own, torchvision's classification networks, then timm's."""
-    return [*OURS, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+def _torchvision_names() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def library_of(name: str) -> str:
-    """ours, torchvision or timm.
+    """Return own, torchvision or timm.
 
     Raises:
         UserError: none of them has this name; the message suggests others.
     """
-    if name in OURS:
-        return "ours"
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if name in OWN:
+        return "own"
+    if name in _torchvision_names():
         return "torchvision"
     if timm.is_model(name.removeprefix("timm/")):
         return "timm"
@@ -105,37 +101,37 @@ def library_of(name: str) -> str:
 
 
 def base_name(name: str) -> str:
-    """Without timm's prefix and the tag of its weights: the network, whatever was trained on it."""
+    """Return a network's name without timm's prefix and the tag of its weights."""
     return name.removeprefix("timm/").partition(".")[0]
 
 
 def closest_names(name: str) -> list[str]:
-    """Names that begin with this one or contain it, whatever the separators, then similar ones."""
-    plain = {known: re.sub(r"[^a-z0-9]", "", known.lower()) for known in model_names()}
-    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
-    ranks = {
-        known: (not letters.startswith(wanted), len(letters), known)
-        for known, letters in plain.items()
-        if wanted and wanted in letters
-    }
-    containing = sorted(ranks, key=lambda known: ranks[known])[:SUGGESTIONS]
-    spelling = {letters: known for known, letters in plain.items()}
-    similar = [spelling[s] for s in difflib.get_close_matches(wanted, spelling, n=SUGGESTIONS)]
-    return list(dict.fromkeys([*containing, *similar]))[:SUGGESTIONS]
+    """Return names that begin with this one or contain it, whatever the separators, then similar ones."""
+
+    def letters(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    known = {letters(own): own for own in [*timm.list_models(), *_torchvision_names(), *OWN]}
+    wanted = letters(name)
+    containing = sorted(
+        (k for k in known if wanted and wanted in k), key=lambda k: (k.find(wanted) > 0, len(k), k)
+    )
+    similar = difflib.get_close_matches(wanted, known, n=SUGGESTIONS)
+    return [known[k] for k in dict.fromkeys([*containing[:SUGGESTIONS], *similar])][:SUGGESTIONS]
 
 
 def create(
     name: str, num_classes: int, image_size: int, pretrained: bool = False, drop_path: float | None = None
 ) -> nn.Module:
-    """`pretrained` is for timm's, whose weights it adapts to the image size and the number of classes.
+    """Return a network with random weights, or with `pretrained` (timm's alone) with adapted ones.
 
     Raises:
         UserError: unknown name.
         OSError, RuntimeError: the weights cannot be downloaded.
     """
     library = library_of(name)
-    if library == "ours":
-        return OURS[name](num_classes)
+    if library == "own":
+        return OWN[name](num_classes)
     if library == "torchvision":
         return _from_torchvision(name, num_classes, image_size)
     return _from_timm(name.removeprefix("timm/"), num_classes, image_size, pretrained, drop_path)
@@ -170,7 +166,7 @@ def _from_timm(
 
 
 def set_dropout(network: nn.Module, dropout: float) -> int:
-    """Returns how many layers were set; some keep the probability of a functional dropout."""
+    """Set the probability of all dropout layers, also of functional ones; return how many there are."""
     count = 0
     for module in network.modules():
         if isinstance(module, nn.Dropout):
@@ -183,10 +179,10 @@ def set_dropout(network: nn.Module, dropout: float) -> int:
 
 
 def set_drop_path(network: nn.Module, rate: float) -> int:
-    """Stochastic depth (arXiv 1603.09382): the last residual block is left out with probability `rate`,
-    those before with probabilities that fall linearly to 0. timm's networks are built with theirs.
+    """Leave out the last residual block with probability `rate`, those before with probabilities that fall
+    linearly to 0 (stochastic depth, arXiv 1603.09382); return how many blocks can be left out.
 
-    Returns how many blocks can be left out.
+    timm's networks are built with theirs.
     """
     blocks = [module for module in network.modules() if isinstance(module, StochasticDepth)]
     for i, block in enumerate(blocks):

@@ -22,7 +22,8 @@ from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.distributed import Ranks
 from train.engine.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
 from train.engine.state import Trainee
-from train.models.classifier import ImageClassifier, Outputs, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier, Outputs
 from train.runs.snapshots import Position
 
 PLAIN_SGD = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad": 0.0}

@@ -16,7 +16,8 @@ from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.retune import begin_retuning, head_trainee, refresh_statistics, retuning
 from train.engine.state import Trainee, checkpoint_state, restore
-from train.models.classifier import ImageClassifier, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier
 from train.models.subject_crop.crop import SubjectCrop, whole
 from train.runs.history import History
 

@@ -16,7 +16,8 @@ from train.data.index import Data
 from train.data.loader import EpochPlan, Loader, PixelDataset
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.state import Trainee, checkpoint_state, restore, schedule_change
-from train.models.classifier import add_subject_crop, build_model, load_teacher, rebuild
+from train.models.build import build_model, load_teacher, rebuild
+from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.optim.schedule import lr_factor
 from train.runs.history import FREE_TO_CHANGE, History
 
@@ -316,7 +317,7 @@ def test_stop_after_stops_a_run_that_is_not_complete() -> None:
 def subject_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
     torch.manual_seed(seed)
     model, _ = build_model("simple_cnn", 2, config.image_size)
-    add_subject_crop(model, config.to_dict(), config.preprocess().size)
+    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
     return make_trainee(config, model, EpochPlan(len(data.train), config.batch_size, 0).steps)
 
 

@@ -129,5 +129,5 @@ def test_modules_are_frozen_whole_or_not_at_all() -> None:
 
 @pytest.mark.parametrize("count", [10, 99])
 def test_freezing_everything_is_an_error_with_the_limit(count: int) -> None:
-    with pytest.raises(ValueError, match=f"--freeze {count}: .* 10 layer groups.*freeze at most 9, or -1"):
+    with pytest.raises(ValueError, match=f"--freeze {count}.* 10 .* 9, or -1"):
         freeze(copy.deepcopy(network("resnet18")), count)

@@ -1,5 +1,6 @@
 """Pretrained tensors: all that fits is loaded, heads follow the classes, what does not fit is an error."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,10 @@ from train_data import build
 
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
-from train.models.classifier import build_model
+from train.models.build import build_model
 from train.models.layers import head_names
 from train.models.transfer import transfer
 from train.models.zoo import create
-
-UNKNOWN = "; its head is kept, which has as many outputs as there are classes; their names are unknown"
 
 
 def trained_state(classes: int = 3) -> dict[str, Tensor]:
@@ -65,8 +64,10 @@ def test_weights_are_loaded_from_a_file(tmp_path: Path, save: Any) -> None:
     file = save(state, tmp_path)
     model, notes = build_model("simple_cnn", 3, 32, str(file), class_names=CLASSES)
     assert all(torch.equal(value, state[name]) for name, value in model.network.state_dict().items())
-    head = "; its head is kept: the classes are the same" if save is save_run else UNKNOWN
-    assert notes == [f"{file}: {len(state)} of {len(state)} tensors loaded{head}"]
+    assert len(notes) == 1
+    assert f"{file}: {len(state)} of {len(state)} tensors" in notes[0]
+    assert "head kept" in notes[0]
+    assert ("unknown" in notes[0]) == (save is not save_run)
 
 
 @pytest.mark.parametrize("save", SAVERS)
@@ -75,7 +76,7 @@ def test_weights_of_another_number_of_classes_get_a_new_head(tmp_path: Path, sav
     model, notes = build_model("simple_cnn", 3, 32, str(save(state, tmp_path)), class_names=CLASSES)
     same = {name for name, value in model.network.state_dict().items() if value.equal(state[name])}
     assert set(state) - same == {"classifier.3.weight", "classifier.3.bias"}
-    assert "; new head: classifier.3" in notes[0]
+    assert "new head: classifier.3" in notes[0]
 
 
 @pytest.mark.parametrize("classes", [("ant", "bee", "dog"), ("bee", "ant", "cow")])
@@ -86,18 +87,18 @@ def test_a_head_of_other_classes_is_not_kept_though_it_fits(
     file = save_run(state, tmp_path, classes)
     model, notes = build_model("simple_cnn", 3, 32, str(file), class_names=CLASSES)
     assert not torch.equal(model.network.classifier[3].weight, state["classifier.3.weight"])
-    assert notes[0].endswith(f"; new head: classifier.3 (its classes were {', '.join(classes)})")
+    assert re.search(f"new head: classifier.3.*{', '.join(classes)}", notes[0])
 
 
 def test_a_file_without_a_head_gets_a_new_one(tmp_path: Path) -> None:
     state = {k: v for k, v in trained_state().items() if not k.startswith("classifier")}
     _, notes = build_model("simple_cnn", 3, 32, str(save_plain(state, tmp_path)))
-    assert notes[0].endswith("30 of 32 tensors loaded; new head: classifier.3")
+    assert re.search("30 of 32.*new head: classifier.3", notes[0])
 
 
 def test_weights_that_are_not_used_are_named(tmp_path: Path) -> None:
     file = save_plain({**trained_state(), "extra.weight": torch.ones(2)}, tmp_path)
-    assert build_model("simple_cnn", 3, 32, str(file))[1][0].endswith("; not used: extra.weight")
+    assert "not used: extra.weight" in build_model("simple_cnn", 3, 32, str(file))[1][0]
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "timm/tf_efficientnet_lite0", "googlenet"])
@@ -116,10 +117,10 @@ def test_all_heads_of_googlenet_are_new_and_auxiliary_branches_may_be_missing() 
         torchvision.models.googlenet(weights=None, num_classes=10, init_weights=False).state_dict()
     )
     note = transfer(network, "googlenet", state, "w", ())
-    assert "; new head: aux1.fc2, aux2.fc2, fc" in note
+    assert "new head: aux1.fc2, aux2.fc2, fc" in note
     without = {k: v for k, v in state.items() if not k.startswith("aux")}
     note = transfer(network, "googlenet", without, "w", ())
-    assert "; not in it: aux1.conv.conv.weight, aux1.conv.bn.weight, aux1.conv.bn.bias and" in note
+    assert re.search("not in .*: aux1.conv.conv.weight, aux1.conv.bn.weight, aux1.conv.bn.bias and", note)
     assert torch.equal(network.conv1.conv.weight, state["conv1.conv.weight"])
 
 
@@ -130,7 +131,7 @@ def test_files_older_than_counts_of_batches_are_taken() -> None:
     assert torch.equal(network.get_parameter("features.0.weight"), state["features.0.weight"])
 
 
-def test_torchvisions_old_names_of_densenet_are_understood() -> None:
+def test_torchvisions_old_names_of_densenet_are_translated() -> None:
     network = create("densenet121", 3, 32)
     state = create("densenet121", 3, 32).state_dict()
     old = {}
@@ -146,7 +147,7 @@ def test_torchvisions_old_names_of_densenet_are_understood() -> None:
 @pytest.mark.parametrize("name", ["mnasnet0_5", "timm/resnet10t"])
 def test_weights_of_other_libraries_networks_are_loaded(name: str) -> None:
     state = dict(create(name, 10, 64).state_dict())
-    assert "; new head: " in transfer(create(name, 3, 64), name, state, "w", ())
+    assert "new head: " in transfer(create(name, 3, 64), name, state, "w", ())
 
 
 # what does not fit
@@ -169,21 +170,21 @@ def other_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         (other_network, "features"),
         (without_a_layer, "features.4.weight"),
-        (other_channels, r"features.0.weight, which is \[32, 1, 3, 3\] there and \[32, 3, 3, 3\] here"),
+        (other_channels, r"features.0.weight .*\[32, 1, 3, 3\].*\[32, 3, 3, 3\]"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_and_what_is_missing_is_named(
     tmp_path: Path, change: Any, missing: str
 ) -> None:
     file = save_plain(change(trained_state()), tmp_path)
-    with pytest.raises(ValueError, match=f"w.pt' do not fit this network: .*missing .*{missing}"):
+    with pytest.raises(ValueError, match=f"--weights '.*w.pt'.*simple_cnn.*{missing}"):
         build(weights=str(file))
 
 
 def test_weights_of_a_vit_at_another_size_are_refused(tmp_path: Path) -> None:
     """Its position embeddings differ in shape; starting them anew would not be these weights."""
     file = save_plain(create("vit_tiny_patch16_224", 3, 32).state_dict(), tmp_path)
-    with pytest.raises(ValueError, match=r"do not fit this network: 1 of .* missing .pos_embed, which is"):
+    with pytest.raises(ValueError, match=r"--weights .* 1 of .*pos_embed"):
         build("vit_tiny_patch16_224", 3, 64, weights=str(file))
 
 
@@ -191,22 +192,20 @@ def test_weights_of_a_vit_at_another_size_are_refused(tmp_path: Path) -> None:
     ("holder", "asked"),
     [("timm/efficientnet_b0", "efficientnet_b0"), ("efficientnet_b0", "timm/efficientnet_b0")],
 )
-def test_the_other_librarys_file_of_the_same_name_is_told_apart(holder: str, asked: str) -> None:
+def test_the_other_librarys_file_of_the_same_name_is_refused_with_its_name(holder: str, asked: str) -> None:
     state = dict(create(holder, 3, 64).state_dict())
-    with pytest.raises(ValueError, match=f"do not fit .*; they fit --model {holder}$"):
+    with pytest.raises(ValueError, match=f"--weights .*{asked}.*--model {holder} "):
         transfer(create(asked, 3, 64), asked, state, "w", ())
 
 
 def test_a_checkpoint_of_another_network_names_it(tmp_path: Path) -> None:
     file = save_run(trained_state(), tmp_path)
-    with pytest.raises(
-        ValueError, match=r"best.pt' holds a simple_cnn, not a resnet18: use --model simple_cnn"
-    ):
+    with pytest.raises(ValueError, match=r"best.pt'.* --model simple_cnn"):
         build("resnet18", weights=str(file))
 
 
 def test_an_empty_file_of_tensors_is_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="--weights"):
         transfer(create("simple_cnn", 3, 32), "simple_cnn", {}, "w", ())
 
 

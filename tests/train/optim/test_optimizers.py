@@ -9,7 +9,8 @@ from timm.optim import muon
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.engine.state import build_trainee
-from train.models.classifier import ImageClassifier, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier
 from train.models.layers import layer_groups
 from train.optim.optimizers import OPTIMIZERS, OptimizerEntry, build_optimizer, resolve_optimizer
 from train.precision import Precision

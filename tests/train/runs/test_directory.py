@@ -22,7 +22,8 @@ from train.engine.prepare import prepare
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.metrics import evaluate_logits
 from train.evaluation.predictions import read_predictions
-from train.models.classifier import add_subject_crop, build_model
+from train.models.build import build_model
+from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.runs.directory import draw_subject_crops, open_folder, report_files, run_folder, save_best
 
 
@@ -221,7 +222,7 @@ def test_predictions_and_best_checkpoint_have_the_same_temperature(tmp_path: Pat
 def test_the_squares_that_the_best_epoch_cuts_out_are_drawn(tmp_path: Path) -> None:
     config, data = opened(ready(tmp_path, name="a", image_size=32, subject_crop="cam"))
     model, _ = build_model("simple_cnn", 2, 32)
-    add_subject_crop(model, config.to_dict(), config.preprocess().size)
+    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
     best = {"model": build_model("simple_cnn", 2, 32)[0].state_dict(), "ema": None, "crops_subject": True}
     save_checkpoint(best, run_folder(config) / "checkpoints" / "best.pt")
     draw_subject_crops(run_folder(config), model, data, config)

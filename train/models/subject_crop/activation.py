@@ -1,4 +1,4 @@
-"""Locates the subject where the classifier's own last feature map is active: no second network."""
+"""Locator of the subject where the classifier's own last feature map is active."""
 
 import copy
 import math
@@ -14,11 +14,11 @@ from train.models.subject_crop.crop import Classifier, crop_and_resize, in_float
 
 TAIL = 0.1  # share of the evidence that may lie outside the box, on each of its four sides
 BACKGROUND = 0.01  # share of the evidence spread evenly: a map without any gives the whole image
-SMALLEST_MAP = 3  # cells a side; from fewer no box can be told
+SMALLEST_MAP = 3  # cells a side
 
 
 class ActivationMap(nn.Module):
-    """A locator of train.models.subject_crop.crop.SubjectCrop.
+    """Locator of SubjectCrop by the evidence for the classes in a feature map.
 
     With global average pooling and one linear layer behind the map, the evidence is the class activation
     map (arXiv 1512.04150) of each class less the mean over the classes, its positive part weighted with the
@@ -33,18 +33,18 @@ class ActivationMap(nn.Module):
             layer: name in the network of the module whose output is the map.
             head: name of the linear layer, or "" for the energy.
             rectified: the pooling sees the map's positive part.
-            threshold: share of the map's maximum below which a place is background.
-            scale: side of the view that is looked at, as a share of the whole image's.
+            threshold: share of the map's maximum below which a cell is background.
+            scale: side of the view that the network sees, as a share of the whole image's.
             grid: (stride, remainder) of the view's side; see `symmetric_grid`.
         """
         super().__init__()
         self.layer, self.head, self.rectified = layer, head, rectified
         self.threshold, self.scale, self.grid = threshold, scale, grid
         self.kept_head: nn.Linear | None = None
-        """The linear layer, where the network has been cut short before it."""
+        """The linear layer of a network that ends before it."""
 
     def forward(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, Tensor]:
-        """float32 [N, 3, P, P] of 0..255 -> boxes [N, 4], each the span of the evidence, and logits."""
+        """Return boxes [N, 4] around the evidence in float32 [N, 3, P, P] of 0..255, and logits."""
         view = on_grid(self.scale * pixels.shape[-1], *self.grid)
         network, found = classifier.network, list[Tensor]()
         hook = network.get_submodule(self.layer).register_forward_hook(lambda *args: found.append(args[2]))
@@ -57,7 +57,7 @@ class ActivationMap(nn.Module):
             return box_of_map(evidence, self.threshold), scores
 
     def evidence(self, network: nn.Module, scores: Tensor, features: Tensor) -> Tensor:
-        """[N, num_classes], [N, C, h, w] -> [N, h, w], not negative."""
+        """Return [N, h, w], not negative, of logits [N, num_classes] and a map [N, C, h, w]."""
         if not self.head:
             return features.square().mean(1)
         head = self.kept_head or network.get_submodule(self.head)
@@ -69,7 +69,7 @@ class ActivationMap(nn.Module):
 
 
 def box_of_map(evidence: Tensor, threshold: float) -> Tensor:
-    """[N, h, w], not negative -> boxes [N, 4] around what exceeds `threshold` of each map's maximum."""
+    """Return boxes [N, 4] around what exceeds `threshold` of each maximum of [N, h, w], not negative."""
     largest = evidence.amax((1, 2), keepdim=True)
     excess = F.relu(evidence / (largest + 1e-12) - threshold)
     left, right = span(excess.sum(1))
@@ -78,7 +78,7 @@ def box_of_map(evidence: Tensor, threshold: float) -> Tensor:
 
 
 def span(mass: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, cells] along an axis -> where TAIL and 1 - TAIL of the mass lie, each [N], in 0..1.
+    """Return the positions, each [N] in 0..1, before which TAIL and 1 - TAIL of the mass [N, cells] lie.
 
     Mass is even within a cell, and no cell is empty: the quantiles cannot jump.
     """
@@ -92,7 +92,7 @@ def span(mass: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channels_first(features: Tensor) -> Tensor:
-    """[N, h, w, C] of square maps, which some transformers have, -> [N, C, h, w]."""
+    """Return square maps as [N, C, h, w]; some transformers have [N, h, w, C]."""
     _, a, b, c = features.shape
     return features.permute(0, 3, 1, 2) if a == b != c else features
 
@@ -101,13 +101,13 @@ def channels_first(features: Tensor) -> Tensor:
 def find_activation_map(
     network: nn.Module, name: str, size: int, threshold: float, scale: float
 ) -> ActivationMap:
-    """The last feature map of a network that is given images of `size` pixels, and the linear layer that
-    reads it where global average pooling alone is between them.
+    """Return the locator by the network's last feature map for images of `size` pixels, and by the linear
+    layer that reads it where global average pooling alone is between them.
 
     Raises:
-        UserError: there is no such map, or it is too small to tell where the subject is.
+        UserError: there is no such map, or it has too few cells.
     """
-    probe = copy.deepcopy(network).double().eval()  # exact enough to tell equal from nearly equal
+    probe = copy.deepcopy(network).double().eval()  # `equal` needs its precision
     generator = torch.Generator().manual_seed(0)
     for module in probe.modules():
         if isinstance(module, nn.Linear):  # some heads start at zero, where anything fits
@@ -119,8 +119,8 @@ def find_activation_map(
     spatial = [out.ndim for _, out in outputs if out.ndim in (3, 4)]  # 3: a sequence of tokens
     if not maps or spatial[-1] == 3:
         raise UserError(
-            f"--subject_crop cam: {name} has no feature map of {SMALLEST_MAP} cells a side at {size} "
-            "pixels; use a convolutional network, larger images, or --subject_crop detector"
+            f"--subject-crop cam: {name} has no feature map of {SMALLEST_MAP} cells a side at {size} "
+            "pixels; use a convolutional network, larger images, or --subject-crop detector"
         )
     layer, features = maps[-1]
     head, rectified = find_head(probe, outputs, features)
@@ -129,15 +129,15 @@ def find_activation_map(
 
 
 def outputs_of(network: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """(name, output) of each module in the order in which they end; the network itself, "", is last."""
+    """Return (name, output) of each module in the order in which they end, the network itself, "", last."""
     outputs: list[tuple[str, Tensor]] = []
 
-    def note(module: nn.Module, _: Any, out: Any) -> None:
+    def record(module: nn.Module, _: Any, out: Any) -> None:
         if isinstance(out, Tensor):
             outputs.append((names[module], out))
 
     names = {module: name for name, module in network.named_modules()}
-    hooks = [module.register_forward_hook(note) for module in names]
+    hooks = [module.register_forward_hook(record) for module in names]
     network(x)
     for hook in hooks:
         hook.remove()
@@ -145,8 +145,8 @@ def outputs_of(network: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def find_head(network: nn.Module, outputs: list[tuple[str, Tensor]], features: Tensor) -> tuple[str, bool]:
-    """The linear layer that gives the logits from the average of `features` or of their positive part
-    (True); ("", False) when there is none."""
+    """Return the linear layer that gives the logits from the average of `features`, or of their positive
+    part (True); ("", False) when there is none."""
     logits = outputs[-1][1]
     for head, _ in reversed(outputs):
         linear = network.get_submodule(head)
@@ -159,12 +159,11 @@ def find_head(network: nn.Module, outputs: list[tuple[str, Tensor]], features: T
 
 
 def symmetric_grid(network: nn.Module, layer: str, size: int, cells: int) -> tuple[int, int]:
-    """(stride, remainder) of the image sizes at which a network's map is evenly spread over the image.
+    """Return (stride, remainder) of the image sizes at which a network's map is evenly spread.
 
-    A strided convolution with padding looks at pixels 0, 2, 4, ...: of an even number it leaves out the
-    last, so that a ResNet's map of 96 pixels is of the places 0, 32, 64, not 16, 48, 80; of 97 pixels it is
-    of 0, 32, 64, 96. At such a size a network with symmetric kernels gives the turned image's map turned.
-    (1, 0) means any size: no such one was found.
+    A strided convolution with padding sees pixels 0, 2, 4, ...: a ResNet's map of 96 pixels has its cells
+    at 0, 32, 64, not at 16, 48, 80; of 97 pixels at 0, 32, 64, 96. At such a size a network with symmetric
+    kernels gives the turned image's map turned. (1, 0), any size: none was found.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -183,7 +182,7 @@ def symmetric_grid(network: nn.Module, layer: str, size: int, cells: int) -> tup
 
 
 def on_grid(size: float, stride: int, remainder: int) -> int:
-    """The size nearest to `size` that leaves `remainder`."""
+    """Return the size nearest to `size` that leaves `remainder` when divided by `stride`."""
     return max(1, round((size - remainder) / stride)) * stride + remainder
 
 

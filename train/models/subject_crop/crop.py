@@ -1,5 +1,4 @@
-"""Subject first: find what an image shows, cut it out, and classify that. Tensor operations alone, so that
-the same stage is trained, exported and served.
+"""Crop around the subject of an image, of tensor operations alone: trained, exported and served alike.
 
 Every step is a continuous function of the pixels: a box that jumped where two scores tie would let
 PyTorch and onnxruntime, which round differently, give different answers.
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Classifier(Protocol):
-    """What this stage asks of train.models.classifier.ImageClassifier."""
+    """What the crop uses of train.models.classifier.ImageClassifier."""
 
     network: nn.Module
 
@@ -24,44 +23,44 @@ class Classifier(Protocol):
 
 
 class SubjectCrop(nn.Module):
-    """Cuts a square around the subject out of images that are `zoom` times as large as the network's input.
+    """Square around the subject, cut out of images that are `zoom` times as large as the network's input.
 
-    The square holds the box that the locator gives and `margin` of its longer side around it. It is never
-    smaller than the network's input, so that nothing is enlarged, and lies within the image. While `active`
-    is False (the first epochs of a classifier that has yet to learn where to look) it is the whole image.
+    It holds the locator's box and `margin` of its longer side on each side, lies within the image, and is
+    never smaller than the network's input, so that nothing is enlarged. While `active` is False (a
+    classifier's first epochs, in which its activation tells nothing) it is the whole image.
     """
 
     def __init__(self, locator: nn.Module, zoom: float, margin: float, average: bool):
         """
         Args:
             locator: (images float32 [N, 3, P, P] of 0..255, classifier) -> boxes [N, 4], and the logits of
-                the whole images where it came upon them, else None.
-            average: evaluation averages the logits of crop and whole image, and training shows the one of
-                every second image, the other of the rest.
+                the whole images if it computes them, else None.
+            average: average the logits of crop and whole image in evaluation; crop every second image in
+                training.
         """
         super().__init__()
         self.locator, self.zoom, self.margin, self.average = locator, zoom, margin, average
         self.active = True
 
     def keep_head(self, head: nn.Linear) -> None:
-        """The network has been cut short before its last linear layer: `classifier.score` gives what that
-        would see, and so does `evaluate`."""
+        """Give the locator the last linear layer of a network that ends before it: `classifier.score` and
+        `evaluate` then return the layer's input."""
         self.locator.kept_head = head
 
     def size(self, pixels: Tensor) -> int:
-        """Height and width of the network's input for these images."""
+        """Return height and width of the network's input for these images."""
         return round(pixels.shape[-1] / self.zoom)
 
     def locate(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, Tensor | None]:
-        """float32 [N, 3, P, P] of 0..255 -> the squares [N, 4] (left, upper, right, lower, in shares of the
-        side), and the logits of the whole images where the locator came upon them."""
+        """Return the squares [N, 4] (left, upper, right, lower, in shares of the side) of float32
+        [N, 3, P, P] of 0..255, and the locator's logits of the whole images, if any."""
         if not self.active:
             return whole(pixels), None
         boxes, logits = self.locator(pixels, classifier)
         return square(boxes, self.margin, 1 / self.zoom), logits
 
     def evaluate(self, pixels: Tensor, classifier: Classifier) -> Tensor:
-        """float32 [N, 3, P, P] of 0..255 -> logits, in evaluation mode."""
+        """Return the logits in evaluation mode of float32 [N, 3, P, P] of 0..255."""
         boxes, seen = self.locate(pixels, classifier)
         logits = classifier.score(crop_and_resize(pixels, boxes, self.size(pixels)))
         if not (self.average and self.active):
@@ -71,21 +70,20 @@ class SubjectCrop(nn.Module):
         return (logits + seen) / 2
 
     def forward(self, pixels: Tensor, classifier: Classifier) -> Tensor:
-        """What the network is trained on: float32 [N, 3, P, P] of 0..255 -> [N, 3, P / zoom, P / zoom]."""
+        """Return the images to train on, [N, 3, P / zoom, P / zoom], of float32 [N, 3, P, P] of 0..255."""
         boxes = whole(pixels).clone()
         if self.active:
             cut = slice(1, None, 2) if self.average else slice(None)
-            with looking(classifier.network, pixels.device.type):
+            with untrained(classifier.network, pixels.device.type):
                 boxes[cut] = self.locate(pixels[cut], classifier)[0].float()
         return crop_and_resize(pixels, boxes, self.size(pixels))
 
 
 @contextmanager
-def looking(network: nn.Module, device: str) -> Iterator[None]:
-    """A forward pass inside trains nothing: no gradients, evaluation mode (batch-norm statistics stay as
-    they are), each module's own mode afterwards."""
+def untrained(network: nn.Module, device: str) -> Iterator[None]:
+    """Run the network in evaluation mode and without gradients, and restore each module's mode."""
     training = [module for module in network.modules() if module.training]
-    # else autocast keeps the weights that it casts here, without gradients, and training then uses those
+    # autocast would cache the weights that it casts here, without gradients, and training would use those
     uncached = torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False)
     network.eval()
     try:
@@ -97,7 +95,7 @@ def looking(network: nn.Module, device: str) -> Iterator[None]:
 
 
 def square(boxes: Tensor, margin: float, smallest: float) -> Tensor:
-    """The squares around boxes [N, 4] with a margin on each side, at least `smallest`, within the image."""
+    """Return squares around boxes [N, 4] with a margin on each side, at least `smallest`, in the image."""
     lower, upper = boxes[:, :2], boxes[:, 2:]
     side = (upper - lower).amax(1, keepdim=True) * (1 + 2 * margin)
     half = side.clamp(smallest, 1.0) / 2
@@ -106,14 +104,14 @@ def square(boxes: Tensor, margin: float, smallest: float) -> Tensor:
 
 
 def whole(pixels: Tensor) -> Tensor:
-    """Boxes [N, 4] that hold the whole image."""
+    """Return boxes [N, 4] of the whole image."""
     return pixels.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(pixels.shape[0], 4)
 
 
 def crop_and_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """float32 [N, 3, H, W] and boxes [N, 4] in shares of the sides -> [N, 3, size, size], antialiased.
+    """Return [N, 3, size, size], antialiased, of boxes [N, 4] (shares of sides) in float32 [N, 3, H, W].
 
-    Equals Pillow's bilinear resize of the box, which rounds to whole grey levels twice, to within one.
+    Differs from Pillow's bilinear resize of the box by at most the one grey level that Pillow rounds away.
     """
     with in_float32(pixels):
         height, width = pixels.shape[2:]
@@ -123,11 +121,11 @@ def crop_and_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def interpolation(start: Tensor, end: Tensor, length: int, size: int) -> Tensor:
-    """Weights [N, size, length] of a triangle filter as wide as the reduction, for the intervals `start` to
-    `end`, each [N] in shares of `length`. Source: Pillow's Resample.c."""
+    """Return weights [N, size, length] of a triangle filter as wide as the reduction, for intervals from
+    `start` to `end`, each [N] in shares of `length`. Source: Pillow's Resample.c."""
     step = (end - start)[:, None] * (length / size)
-    places = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
-    centres = start[:, None] * length + step * places
+    positions = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
+    centres = start[:, None] * length + step * positions
     cells = torch.arange(length, dtype=start.dtype, device=start.device) + 0.5
     distance = (cells - centres[:, :, None]).abs() / step.clamp(min=1.0)[:, :, None]
     weights = F.relu(1 - distance)
@@ -135,6 +133,6 @@ def interpolation(start: Tensor, end: Tensor, length: int, size: int) -> Tensor:
 
 
 def in_float32(pixels: Tensor) -> torch.autocast:
-    """Boxes and pixels keep float32 also where the network computes in bf16, which blurs 256 grey levels.
-    TF32, which CUDA may use for their matrix products, moves a pixel by a fifth of a grey level at most."""
+    """Keep boxes and pixels in float32 under autocast: bf16 blurs 256 grey levels, CUDA's TF32 moves a
+    pixel by a fifth of one at most."""
     return torch.autocast(pixels.device.type, enabled=False)

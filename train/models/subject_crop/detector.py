@@ -1,7 +1,7 @@
-"""Locates the subject with a frozen one-stage detector of torchvision.
+"""Locator of the subject by a frozen one-stage detector of torchvision.
 
 Its heads score every anchor of every image in one batch, so that it runs inside the exported graph. A
-two-stage detector does not: it proposes as many regions as it sees fit.
+two-stage detector does not: its number of regions depends on the image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,10 @@ CERTAIN = 0.1  # this much above the threshold, the box counts fully
 
 
 class DetectedSubject(nn.Module):
-    """A locator of crop.SubjectCrop: the detector's best box, or the whole image where no score
-    reaches `min_score`.
+    """Locator of SubjectCrop by the detector's best box; the whole image where no score is `min_score`.
 
     Boxes whose scores nearly tie with the best are included with a weight that falls to 0, and just above
-    `min_score` the box grows out of the whole image: both keep the answer a continuous function of the
-    pixels. Of one subject they are nearly the same box, of several subjects they are the box around all.
+    `min_score` the box shrinks from the whole image: both keep the box a continuous function of the pixels.
     """
 
     detector: Any  # its parts have no types
@@ -54,11 +52,8 @@ class DetectedSubject(nn.Module):
         super().__init__()
         transform = detector.transform
         self.size = int((transform.fixed_size or transform.min_size)[-1])
-        self.detector, self.classes, self.min_score = (
-            detector.eval().requires_grad_(False),
-            classes,
-            min_score,
-        )
+        self.detector = detector.eval().requires_grad_(False)
+        self.classes, self.min_score = classes, min_score
         for name, values in (("mean", transform.image_mean), ("std", transform.image_std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         blank = torch.zeros(1, 3, self.size, self.size)
@@ -67,23 +62,23 @@ class DetectedSubject(nn.Module):
             known = self.detector.head(features)["cls_logits"].shape[2]
         if any(number >= known for number in classes):
             listed = ",".join(map(str, classes))
-            raise UserError(f"--crop_classes {listed}: the detector's classes are 0 to {known - 1}")
+            raise UserError(f"--crop-classes {listed}: the detector's classes are 0 to {known - 1}")
         (anchors,) = detector.anchor_generator(ImageList(blank, [(self.size, self.size)]), features)
         self.register_buffer("anchors", anchors, persistent=False)
 
     def train(self, mode: bool = True) -> "DetectedSubject":
-        """It stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     def forward(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, None]:
-        """float32 [N, 3, P, P] of 0..255 -> boxes [N, 4] in shares of the side."""
+        """Return boxes [N, 4] in shares of the side of float32 [N, 3, P, P] of 0..255."""
         with in_float32(pixels):
             return best_box(*self.detect(pixels), self.min_score), None
 
     def detect(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [N, 3, P, P] of 0..255 -> scores [N, A] of all anchors and their boxes [N, A, 4]."""
+        """Return scores [N, A] of all anchors and their boxes [N, A, 4]."""
         x = (pixels - self.mean) / self.std
-        # as torchvision's own transform does it: without antialiasing
+        # like torchvision's own transform, without antialiasing
         x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
         heads = self.detector.head(list(self.detector.backbone(x).values()))
         logits, regression = heads["cls_logits"], heads["bbox_regression"]
@@ -103,7 +98,7 @@ class DetectedSubject(nn.Module):
 
 
 def best_box(scores: Tensor, boxes: Tensor, min_score: float) -> Tensor:
-    """[N, A] and [N, A, 4] -> [N, 4]: the box of the highest score, or around all nearly tied with it."""
+    """Return [N, 4], the box of the highest score, of scores [N, A] and boxes [N, A, 4]."""
     best = scores.amax(1, keepdim=True)
     weights = F.relu(1 - (best - scores) / (NEARLY * best + 1e-12))[:, :, None]
     lower, upper = boxes[:, :, :2], boxes[:, :, 2:]
@@ -117,7 +112,7 @@ def best_box(scores: Tensor, boxes: Tensor, min_score: float) -> Tensor:
 
 
 def build_detector(state: Mapping[str, Tensor], source: str) -> tuple[nn.Module, str]:
-    """The detector whose weights these are, and its architecture's name, told from the tensors' names.
+    """Return the detector with these weights, and its architecture's name, which follows from their names.
 
     Raises:
         UserError: weights of a two-stage detector or of something else.
@@ -139,6 +134,6 @@ def build_detector(state: Mapping[str, Tensor], source: str) -> tuple[nn.Module,
         return network, name
     two_stage = any(key.startswith(("rpn.", "roi_heads.")) for key in state)
     raise UserError(
-        f"--crop_detector {source!r} holds {'a two-stage detector' if two_stage else 'no detector known'}; "
-        f"those that run inside the exported model are torchvision's {', '.join(ONE_STAGE)}"
+        f"--crop-detector {source!r} holds {'a two-stage detector' if two_stage else 'no known detector'}; "
+        f"give weights of torchvision's {', '.join(ONE_STAGE)}"
     )

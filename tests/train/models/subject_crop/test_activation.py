@@ -9,8 +9,10 @@ from hypothesis.extra.numpy import arrays
 from test_crop import CAM, cam_model, pixels
 from torch import Tensor, nn
 
-from train.models.classifier import ImageClassifier, add_subject_crop, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier
 from train.models.subject_crop.activation import ActivationMap, box_of_map, find_activation_map, on_grid
+from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 
 
 @pytest.mark.parametrize(
@@ -38,25 +40,25 @@ def test_the_last_map_and_what_reads_it_are_found(
     assert all(not module._forward_hooks for module in model.modules())
 
 
-def test_a_network_without_a_map_is_an_error_with_the_way_out() -> None:
+def test_a_network_without_a_map_is_an_error_with_an_alternative() -> None:
     """A vision transformer's patches are a map, but what comes of them is a sequence."""
     name = "vit_tiny_patch16_224"
     model, _ = build_model(name, 3, 64)
     with pytest.raises(
-        ValueError, match=rf"{name} has no feature map of 3 cells .*--subject_crop detector"
+        ValueError, match=rf"--subject-crop cam.*{name}.* 3 cells .*--subject-crop detector"
     ):
         find_activation_map(model.network, name, 64, 0.2, 1.0)
 
 
 @given(st.integers(24, 600), st.sampled_from([(16, 0), (32, 1), (1, 0)]))
-def test_the_view_has_a_size_of_the_grid_near_the_one_asked_for(size: int, grid: tuple[int, int]) -> None:
+def test_the_view_has_a_size_of_the_grid_near_the_requested_one(size: int, grid: tuple[int, int]) -> None:
     view = on_grid(size, *grid)
     assert view % grid[0] == grid[1] % grid[0]
     assert abs(view - size) <= grid[0] / 2 + 1
 
 
 def test_the_mean_of_class_activation_is_the_logit() -> None:
-    """What makes it a class activation map: each place's share of the logit."""
+    """What makes it a class activation map: each cell's share of the logit."""
     model = cam_model(CAM.replace(image_size=96)).eval()
     assert model.subject is not None
     locator = model.subject.locator
@@ -92,7 +94,7 @@ def test_the_box_is_around_the_evidence() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e20])
-def test_a_map_that_tells_nothing_gives_the_whole_image(value: float) -> None:
+def test_an_even_map_gives_the_whole_image(value: float) -> None:
     boxes = box_of_map(torch.full((1, 5, 5), value), 0.2)
     assert torch.allclose(boxes, torch.tensor([[0.1, 0.1, 0.9, 0.9]]), atol=1e-3)  # TAIL on each side
 
@@ -150,7 +152,7 @@ PLACES = [(8, 8, 32), (56, 8, 32), (40, 48, 24), (0, 64, 32), (16, 24, 56)]
 def test_the_square_is_on_the_subject(colour: int, x: int, y: int, side: int) -> None:
     model = ImageClassifier(Redness(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     config = CAM.replace(subject_zoom=3.0, subject_margin=0.15, cam_zoom=3.0)
-    add_subject_crop(model, config.to_dict(), 96)
+    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), 96)
     left, upper, right, lower = (model.eval().locate(scene(colour, x, y, side)[None])[0] * 96).tolist()
     slack = 4  # half a cell
     assert left <= x + slack
@@ -162,7 +164,7 @@ def test_the_square_is_on_the_subject(colour: int, x: int, y: int, side: int) ->
 
 @pytest.mark.slow
 def test_a_short_training_finds_the_subject() -> None:
-    """Nobody tells the network where the coloured square is, only which colour it has."""
+    """The labels are the colours of the squares; their positions are in no label."""
     torch.manual_seed(0)
     model = cam_model(CAM.replace(image_size=64, subject_zoom=1.5, cam_zoom=1.5))
     random = np.random.default_rng(0)

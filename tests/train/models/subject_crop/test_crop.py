@@ -1,4 +1,4 @@
-"""Subject first: crops are Pillow's, boxes are sound, and training learns from nothing but the crops."""
+"""Subject crop: crops are Pillow's, boxes lie in the image, and training learns from the crops alone."""
 
 import copy
 
@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from train.config import TrainConfig
-from train.models.classifier import ImageClassifier, add_subject_crop, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier
+from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.models.subject_crop.crop import Classifier, SubjectCrop, crop_and_resize, square, whole
 
 CAM = TrainConfig(model="simple_cnn", image_size=64, subject_crop="cam", batch_size=4)
@@ -20,7 +22,7 @@ CAM = TrainConfig(model="simple_cnn", image_size=64, subject_crop="cam", batch_s
 def cam_model(config: TrainConfig = CAM, name: str = "simple_cnn") -> ImageClassifier:
     torch.manual_seed(0)
     model, _ = build_model(name, 3, config.image_size)
-    add_subject_crop(model, config.to_dict(), config.preprocess().size)
+    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
     return model
 
 
@@ -214,7 +216,7 @@ def test_boxes_and_pixels_are_exact_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("zoom", [1.0, 1.1, 1.37, 1.5, 2.5, 4.0])
-def test_the_networks_input_has_the_size_asked_for(zoom: float) -> None:
+def test_the_networks_input_has_the_requested_size(zoom: float) -> None:
     subject = SubjectCrop(Corner(), zoom, 0.0, average=False)
     for size in range(8, 600):
         side = TrainConfig(subject_crop="cam", subject_zoom=zoom).input_size(size)

@@ -1,6 +1,7 @@
-"""A detector as the locator: torchvision's own answers, told from its file alone, frozen."""
+"""A detector as the locator: torchvision's own boxes, recognised by its file alone, frozen."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from torchvision.models import detection
 
 from train.config import TrainConfig
-from train.models.classifier import ImageClassifier, add_subject_crop, build_model
+from train.models.build import build_model
+from train.models.classifier import ImageClassifier
+from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.models.subject_crop.detector import DetectedSubject, best_box, build_detector
 from train.optim.optimizers import build_optimizer
 
@@ -127,7 +130,7 @@ def test_the_best_box_does_not_jump_where_scores_tie_or_reach_the_threshold() ->
         ("fcos_resnet50_fpn", 5),
     ],
 )
-def test_architecture_and_classes_are_told_from_the_weights(name: str, num_classes: int) -> None:
+def test_architecture_and_classes_follow_from_the_weights(name: str, num_classes: int) -> None:
     with torch.device("meta"):
         shapes = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=num_classes)
     state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in shapes.state_dict().items()}
@@ -142,31 +145,31 @@ def test_architecture_and_classes_are_told_from_the_weights(name: str, num_class
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("fasterrcnn_mobilenet_v3_large_fpn", "a two-stage detector"), ("", "no detector known")],
+    [("fasterrcnn_mobilenet_v3_large_fpn", "two-stage"), ("", "no known")],
 )
 def test_other_files_are_refused_and_those_that_work_are_named(name: str, reason: str) -> None:
     state: dict[str, Tensor] = {"weight": torch.zeros(1)}
     if name:
         state = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=2).state_dict()
-    with pytest.raises(ValueError, match=f"--crop_detector 'file' holds {reason}; .*{SSDLITE}, ssd300"):
+    with pytest.raises(ValueError, match=f"--crop-detector 'file'.*{reason}.*{SSDLITE}, ssd300"):
         build_detector(state, "file")
 
 
 def model_with(path: Path, network: Any, **changes: Any) -> tuple[ImageClassifier, list[str]]:
     torch.save(network.state_dict(), path)
     model, _ = build_model("simple_cnn", 2, 32)
-    config = SETTINGS.replace(crop_detector=str(path), **changes).to_dict()
-    return model, add_subject_crop(model, config, 48)
+    settings = SubjectCropSettings.of(SETTINGS.replace(crop_detector=str(path), **changes).to_dict())
+    return model, add_subject_crop(model, settings, 48)
 
 
 def test_a_missing_file_is_named() -> None:
     model, _ = build_model("simple_cnn", 2, 32)
-    with pytest.raises(ValueError, match=r"--crop_detector 'detector.pt' is not a file"):
-        add_subject_crop(model, SETTINGS.to_dict(), 48)
+    with pytest.raises(ValueError, match=r"--crop-detector 'detector.pt'"):
+        add_subject_crop(model, SubjectCropSettings.of(SETTINGS.to_dict()), 48)
 
 
 def test_a_class_that_the_detector_lacks_is_refused(tmp_path: Path, ssdlite: Any) -> None:
-    with pytest.raises(ValueError, match=r"--crop_classes 2,4: .* classes are 0 to 3"):
+    with pytest.raises(ValueError, match=r"--crop-classes 2,4.* 0 to 3"):
         model_with(tmp_path / "d.pt", ssdlite, crop_classes="2,4")
 
 
@@ -175,8 +178,7 @@ def test_a_class_that_the_detector_lacks_is_refused(tmp_path: Path, ssdlite: Any
 
 def test_it_is_frozen_and_travels_with_the_weights(tmp_path: Path, ssdlite: Any) -> None:
     model, (note,) = model_with(tmp_path / "d.pt", ssdlite, crop_classes="1", crop_min_score=0.0)
-    assert f"subject crop by {SSDLITE}, " in note
-    assert "MB in every checkpoint and model file" in note
+    assert re.search(rf"{SSDLITE}.* \d+\.\d MB", note)
     before = copy.deepcopy(model.state_dict())
     optimizer = build_optimizer(SETTINGS, model)
     model.train()
@@ -192,7 +194,7 @@ def test_it_is_frozen_and_travels_with_the_weights(tmp_path: Path, ssdlite: Any)
     (tmp_path / "d.pt").unlink()
     again, _ = build_model("simple_cnn", 2, 32)
     config = SETTINGS.replace(crop_detector="gone", crop_classes="1", crop_min_score=0.0)
-    add_subject_crop(again, config.to_dict(), 48, after)
+    add_subject_crop(again, SubjectCropSettings.of(config.to_dict()), 48, after)
     again.load_state_dict(after)
     with torch.no_grad():
         assert torch.equal(model.eval()(pixels(48)), again.eval()(pixels(48)))
