@@ -197,8 +197,8 @@ def test_a_checkpoint_is_fine_tuned_by_two_processes(
     settings = ["--data", sample / "train", "--model", "simple_cnn", "--weights", weights, "--freeze", 3]
     settings += ["--layer-decay", 0.7, "--batch-size", 32, "--epochs", 2, "--track", "false"]
     printed = train(2, *settings, "--name", "tuned", cwd=tmp_path)
-    assert f"input as the weights had it ({weights}): image_size 32, " in printed
-    assert "its head is kept: the classes are the same" in printed
+    assert f"({weights}): image_size 32, " in printed
+    assert "head kept: the classes are the same" in printed
     told = [line for line in printed.splitlines() if "arning" in line]
     assert all("optimizer steps in all" in line or "always naming the largest" in line for line in told)
     assert "frozen: 93,472 of 979,746 parameters, up to features.9.bias" in printed

@@ -33,7 +33,7 @@ def check_start(config: TrainConfig) -> None:
     if config.weights == "default":
         check_download(config.model, config.image_size)
     if config.subject_crop == "detector":
-        read_file(config.crop_detector, "--crop_detector")
+        read_file(config.crop_detector, "--crop-detector")
 
 
 def check_output(folder: Path) -> None:

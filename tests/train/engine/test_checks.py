@@ -51,7 +51,7 @@ def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp
         ),
         (
             {"subject_crop": "detector", "crop_detector": "none.pt"},
-            "--crop_detector 'none.pt' is not a file",
+            "--crop-detector 'none.pt'",
         ),
     ],
     ids=str,
