@@ -25,8 +25,8 @@ from serve.contract.errors import UserError
 from serve.contract.images import load_image
 from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
 from serve.contract.urls import redact
+from serve.inputs.base import Read
 from serve.inputs.inventory import Entry
-from serve.inputs.sources import Read
 from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.processors import available_processors

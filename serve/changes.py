@@ -11,8 +11,9 @@ import threading
 from contextlib import suppress
 from itertools import islice
 
+from serve.inputs.base import Read
 from serve.inputs.inventory import Entry
-from serve.inputs.sources import Read, Source
+from serve.inputs.sources import Source
 from serve.shards import Manifest
 
 READERS = 32  # threads that wait for storage

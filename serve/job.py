@@ -128,7 +128,7 @@ class Scoring:
             "embeddings": self.layout.embeddings,
             "batch_size": self.batch_size,
             "precision": self.predictor.precision,
-            "images": self.source.place,
+            "images": self.source.location,
         }
         inventory = self.source.inventory
         return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)

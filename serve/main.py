@@ -28,12 +28,11 @@ import PIL
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
-from serve.contract.formats import unread_pictures
 from serve.contract.listing import has_image_suffix
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact, url_path
 from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
-from serve.inputs.sources import Source, left_out, open_source
+from serve.inputs.sources import Source, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.outputs.formats import FORMATS, format_of
 from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
@@ -305,10 +304,8 @@ def report(output: str, scoring: Scoring, progress: Progress) -> None:
         print(f"warning: {line}", file=sys.stderr)
     if scoring.source.ignored:
         print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
-    if unread := unread_pictures(scoring.source.others):
-        print(f"warning: {unread}", file=sys.stderr)
-    if left := left_out(scoring.source):
-        print(left, file=sys.stderr)
+    for line in scoring.source.describe_left_out():
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def describe_run(

@@ -18,29 +18,24 @@ STRETCH = 50_000  # records sorted in memory at once
 STRIDE = 256  # records from one known position in the file to the next
 BLOCK = 1 << 16  # bytes read at once
 
-FIELDS = 3  # of a record: key, name if it is another, place; each ends with NUL
-
-PROBLEM = "!"
+FIELDS = 4  # of a record: key, name if it is another, location, problem; each ends with NUL
 
 
 class Entry(NamedTuple):
     """One input: it gets exactly one row."""
 
     name: str
-    """What the row says: relative to what was given, with forward slashes."""
-    place: str = ""
-    """Where its source finds it, beyond the name; ends with "!" and a reason when it is known to be
-    unreadable."""
+    """Path in its row: relative to what was given, with forward slashes."""
+    location: str = ""
+    """Where its source finds it, beyond the name: a URL with its secrets, a position in a tar file."""
     key: str = ""
     """What it is sorted by, and the same for each spelling of one input's name; "": the name."""
-
-    @property
-    def problem(self) -> str:
-        return self.place.partition(PROBLEM)[2]
+    problem: str = ""
+    """Why it is known to be unreadable."""
 
 
 def printable(name: str) -> str:
-    """The name as every output format writes it: bytes that are not UTF-8 become backslash escapes."""
+    """Return the name as every format writes it: bytes that are not UTF-8 become backslash escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -76,7 +71,7 @@ class Inventory:
 
     @classmethod
     def sort(cls, entries: Iterable[Entry], same: Same = lambda a, b: True) -> "Inventory":
-        """`same` tells whether two entries of one key are one input.
+        """Sort on disk; `same` decides whether two entries of one key are one input.
 
         Raises UserError for a name that no file can have, OSError when there is no room on disk.
         """
@@ -93,7 +88,7 @@ class Inventory:
         return cls(file, length, size, positions, repeated)
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
-        """Those numbered start to stop - 1, read as they are consumed."""
+        """Yield those numbered start to stop - 1, read as they are consumed."""
         stop = self._length if stop is None else min(stop, self._length)
         if start >= stop:
             return
@@ -117,17 +112,18 @@ def _encode(entry: Entry) -> bytes:
     if "\0" in entry.name:
         raise UserError(f"the name {entry.name!r} has a NUL character, which no file can have")
     key = entry.key or entry.name
-    fields = (key, "" if key == entry.name else entry.name, entry.place.replace("\0", " "), "")
+    beyond = (field.replace("\0", " ") for field in (entry.location, entry.problem))
+    fields = (key, "" if key == entry.name else entry.name, *beyond, "")
     return "\0".join(fields).encode("utf-8", "surrogatepass")
 
 
 def _decode(record: bytes) -> Entry:
-    key, name, place = record.decode("utf-8", "surrogatepass").split("\0")[:FIELDS]
-    return Entry(name or key, place, key if name else "")
+    key, name, location, problem = record.decode("utf-8", "surrogatepass").split("\0")[:FIELDS]
+    return Entry(name or key, location, key if name else "", problem)
 
 
 def _sorted_records(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """External merge sort. A record sorts by its key, since NUL is below every character of a key."""
+    """Sort by external merges. A record sorts by its key: NUL is below every character of a key."""
     stretch: list[bytes] = []
     runs: list[tuple[int, int]] = []
     spill: IO[bytes] | None = None
@@ -151,7 +147,7 @@ def _sorted_records(entries: Iterable[Entry]) -> Iterator[bytes]:
 
 
 def _last_of_each_input(records: Iterable[bytes], same: Same) -> Iterator[tuple[bytes, int]]:
-    """(record, how many of the same input were left out before it)"""
+    """Yield (record, how many of the same input were left out before it)."""
     kept: dict[bytes, int] = {}  # of one key: nearly always one
     key = b""
     for record in records:
@@ -164,7 +160,7 @@ def _last_of_each_input(records: Iterable[bytes], same: Same) -> Iterator[tuple[
 
 
 def _records(descriptor: int, start: int, end: int) -> Iterator[bytes]:
-    """The records between two positions; `pread` shares the file with other readers."""
+    """Yield the records between two positions; `pread` shares the file with other readers."""
     rest = b""
     while start < end:
         data = os.pread(descriptor, min(BLOCK, end - start), start)
@@ -174,4 +170,4 @@ def _records(descriptor: int, start: int, end: int) -> Iterator[bytes]:
         whole = len(fields) // FIELDS * FIELDS
         rest = b"\0".join((*fields[whole:], rest))  # the next block has what is missing
         for i in range(0, whole, FIELDS):
-            yield b"%s\0%s\0%s\0" % tuple(fields[i : i + FIELDS])
+            yield b"%s\0%s\0%s\0%s\0" % tuple(fields[i : i + FIELDS])

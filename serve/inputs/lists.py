@@ -1,18 +1,27 @@
-"""Paths of images that a text file or a CSV file lists."""
+"""Images whose paths and URLs a text file or a CSV file lists."""
 
 import codecs
 import csv
 import io
 import os
 import shlex
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from serve import storage as remote
+from serve import storage
+from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
+from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
+from serve.contract.urls import redact, url_path
+from serve.inputs.base import Inputs
+from serve.inputs.files import absolute, is_same_file
+from serve.inputs.inventory import Entry
 from serve.storage import is_remote
 
+LIST_SUFFIXES = (".txt", ".lst")
+CSV_SUFFIX = ".csv"
 MAX_LINE_BYTES = 1 << 16
 # What may be wrong with each line alike, and the command that mends it
 CHANGES: tuple[tuple[Callable[[str], str], str], ...] = (
@@ -23,6 +32,38 @@ CHANGES: tuple[tuple[Callable[[str], str], str], ...] = (
     (lambda line: line.rstrip().rpartition("\t")[0], "sed -E 's/\\t[^\\t]*$//'"),
     (lambda line: line.rstrip().rpartition(" ")[0], "sed -E 's/ +[^ ]*$//'"),
 )
+
+
+class ListedFiles(Inputs):
+    """Relative paths are relative to the list's own folder."""
+
+    def __init__(self, path: str, folder: str):
+        super().__init__()
+        self.path, self.folder = path, folder
+        base = redact(folder, hidden="") if is_remote(folder) else absolute(folder).rstrip("/")
+        self.prefix = f"{base}/"
+
+    def entries(self) -> Iterator[Entry]:
+        is_csv = url_path(self.path).lower().endswith(CSV_SUFFIX)
+        return map(self._entry, (listed_in_csv if is_csv else listed_lines)(self.path))
+
+    def _entry(self, name: str) -> Entry:
+        if is_remote(name) or is_remote(self.folder):
+            url = name if is_remote(name) else storage.join_url(self.folder, name)
+            return Entry(redact(name, hidden=""), url, redact(url, hidden="").removeprefix(self.prefix))
+        key = absolute(os.path.join(self.folder, name)).removeprefix(self.prefix)
+        return Entry(name, key=unicodedata.normalize("NFC", key))
+
+    def read(self, entry: Entry) -> bytes:
+        if entry.location:
+            return storage.read_object(entry.location)
+        return read_image_file(os.path.join(self.folder, entry.name))
+
+    def stamp(self, entry: Entry) -> str:
+        return "" if entry.location else file_stamp(os.path.join(self.folder, entry.name))
+
+    def is_same(self, one: Entry, other: Entry) -> bool:
+        return is_same_file(self.folder, one, other)
 
 
 def listed_lines(path: str) -> Iterator[str]:
@@ -69,7 +110,7 @@ def listed_in_csv(path: str) -> Iterator[str]:
 def _open_text(path: str) -> IO[str]:
     """UTF-8, with what is none of it kept as it is, or UTF-16. Lines end with a newline alone: a name may
     hold a carriage return."""
-    file = remote.download(path) if is_remote(path) else open(path, "rb")  # noqa: SIM115
+    file = storage.download(path) if is_remote(path) else open(path, "rb")  # noqa: SIM115
     encoding = _encoding(file.read(2))
     file.seek(0)
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"

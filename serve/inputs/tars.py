@@ -7,18 +7,17 @@ compressed: a compressed one has no places, only a beginning.
 import os
 import stat
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
 from serve.contract.archive import file_stamp, identity, members, plain
-from serve.contract.formats import kind_of_other
 from serve.contract.images import MAX_FILE_BYTES, ImageError, open_nonblocking
 from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.urls import redact
-from serve.inputs.inventory import PROBLEM, Entry
+from serve.inputs.base import LeftOut
+from serve.inputs.inventory import Entry
 from serve.storage import is_remote, open_seekable, read_range
 from serve.storage import stamp as remote_stamp
 
@@ -40,16 +39,14 @@ class _Tar:
 
 
 class Tars:
-    """Indexes tar files, then reads their members by place, from any number of threads."""
+    """Indexes tar files, then reads their members by location, from any number of threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, left_out: LeftOut) -> None:
         self._tars: list[_Tar] = []
-        self.others: Counter[str] = Counter()
-        """How many members of another kind there are, as `kind_of_other` says."""
+        self.left_out = left_out
 
-    def index(self, path: str, name: str) -> Iterator[Entry | str | None]:
-        """An entry `name`/member for each image, None for a member of another kind, the path of a system
-        folder for a member inside it.
+    def index(self, path: str, name: str) -> Iterator[Entry]:
+        """Yield an entry `name`/member for each image; other members and system folders are left out.
 
         What is wrong with the tar file is an entry with that problem, under the tar file's own name;
         the members before the damage are listed all the same.
@@ -60,23 +57,25 @@ class Tars:
             with file:
                 self._tars.append(_Tar(path, mark, stamp))
                 for member in members(file):
-                    entry = _entry(member, name, len(self._tars) - 1)
-                    if entry is None:
-                        self.others[kind_of_other(member.name)] += 1
-                    yield entry
+                    if folder := system_folder(plain(member.name)):
+                        self.left_out.system.add(f"{name}/{folder}")
+                    elif not has_image_suffix(member.name):
+                        self.left_out.count(member.name)
+                    else:
+                        yield _entry(member, name, len(self._tars) - 1)
         except Exception as error:  # tarfile raises nearly anything on damaged bytes
             message = redact(error) or type(error).__name__
             if isinstance(error, OSError) and error.strerror:
                 message = error.strerror
-            yield Entry(name, f"{PROBLEM}cannot read this tar file to its end: {message}")
+            yield Entry(name, problem=f"cannot read this tar file to its end: {message}")
 
     def stamp(self, entry: Entry) -> str:
         """The tar file's own: its members change with it."""
-        return self._tars[int(entry.place.partition(":")[0])].stamp
+        return self._tars[int(entry.location.partition(":")[0])].stamp
 
     def read(self, entry: Entry) -> bytes:
         """Raises ImageError or OSError."""
-        number, _, offset, size = map(int, entry.place.split(":"))
+        number, _, offset, size = map(int, entry.location.split(":"))
         tar = self._tars[number]
         read = _read_remote if is_remote(tar.path) else _read_local
         data = read(tar, offset, size)
@@ -116,22 +115,21 @@ def _read_local(tar: _Tar, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry | str | None:
-    """Of members of one name the last has the last place, whatever it is: it is what `tar -x` leaves."""
-    if folder := system_folder(plain(member.name)):
-        return f"{name}/{folder}"
-    if not has_image_suffix(member.name):
-        return None
+def _entry(member: tarfile.TarInfo, name: str, number: int) -> Entry:
+    """Of members of one name the last sorts last by its location, whatever it is, as `tar -x` leaves it."""
+    location = f"{number}:{member.offset:020}:{member.offset_data}:{member.size}"
     name = f"{name}/{plain(member.name)}".replace("\0", "\\0")
-    at = f"{number}:{member.offset:020}"
+    return Entry(name, location, problem=_problem(member))
+
+
+def _problem(member: tarfile.TarInfo) -> str:
     if not member.isreg():
         kind = KINDS.get(member.type, f"a member of type {member.type!r}")
-        return Entry(name, f"{at}{PROBLEM}not a regular file but {kind} in a tar file")
+        return f"not a regular file but {kind} in a tar file"
     if member.issparse():
-        return Entry(name, f"{at}{PROBLEM}a sparse file in a tar file")
+        return "a sparse file in a tar file"
     if member.size == 0:
-        return Entry(name, f"{at}{PROBLEM}empty file (0 bytes)")
+        return "empty file (0 bytes)"
     if member.size > MAX_FILE_BYTES:
-        limit = f"over the limit of {MAX_FILE_BYTES}"
-        return Entry(name, f"{at}{PROBLEM}file of {member.size} bytes is {limit}")
-    return Entry(name, f"{at}:{member.offset_data}:{member.size}")
+        return f"file of {member.size} bytes is over the limit of {MAX_FILE_BYTES}"
+    return ""

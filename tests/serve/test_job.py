@@ -19,7 +19,7 @@ from serve_model import broken_files, build_model, encode, noise, record_verific
 from benchmarks.jobs import wait_until
 from serve import main as serve_main
 from serve.contract.images import read_image_file
-from serve.inputs import sources
+from serve.inputs import folders
 from serve.predictor import Predictor
 from serve.shards import Manifest
 
@@ -263,7 +263,7 @@ def test_what_an_outage_made_unreadable_is_tried_again(
 
     arguments = command(model, images, "--output", tmp_path / "out.csv", "--resume")
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "read_image_file", read)
+        patch.setattr(folders, "read_image_file", read)
         assert serve_main.main(arguments) == 3
     said = capsys.readouterr()
     assert "15 errors may pass" in said.err

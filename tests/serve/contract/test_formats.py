@@ -39,7 +39,7 @@ def test_what_looks_like_a_picture_is_not_left_out_without_a_word(tmp_path: Path
     (tmp_path / "ok.jpg").write_bytes(b"x")
     source = open_source(str(tmp_path))
     assert (len(source.inventory), source.ignored) == (1, 1)
-    assert source.others == {kind: 1}
+    assert source.inputs.left_out.others == {kind: 1}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ names = st.text(st.characters(exclude_characters="\0", exclude_categories=()), m
 
 
 def rows(inventory: Inventory, start: int = 0, stop: int | None = None) -> list[tuple[str, str]]:
-    return [(entry.name, entry.place) for entry in inventory.entries(start, stop)]
+    return [(entry.name, entry.location) for entry in inventory.entries(start, stop)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,7 +42,7 @@ def test_any_range_can_be_read_whatever_was_sorted_on_disk(
         assert rows(sorted_names, start, stop) == expected[start:stop]
 
 
-def test_a_repeated_name_is_one_input_the_one_whose_place_is_last() -> None:
+def test_a_repeated_name_is_one_input_the_one_whose_location_is_last() -> None:
     entries = [Entry("b", "1"), Entry("a"), Entry("b", "3"), Entry("b", "2"), Entry("a")]
     sorted_names = Inventory.sort(entries)
     assert rows(sorted_names) == [("a", ""), ("b", "3")]
@@ -72,7 +72,7 @@ def test_the_digest_is_of_the_names_as_they_are_written() -> None:
 
 
 def test_a_name_with_a_nul_is_refused() -> None:
-    with pytest.raises(ValueError, match="has a NUL character"):
+    with pytest.raises(ValueError, match=r"'a\\x00b'"):
         Inventory.sort([Entry("a\0b")])
 
 

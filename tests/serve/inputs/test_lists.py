@@ -44,7 +44,7 @@ def test_lines_that_are_no_paths_are_refused_with_the_command_that_mends_them(
 ) -> None:
     file = folder / "my list.txt"
     file.write_text("\n".join([*lines, ""]))
-    with pytest.raises(ValueError, match=r"my list.txt: the .*first line, .*; run: ") as caught:
+    with pytest.raises(ValueError, match=r"my list\.txt: .*run: ") as caught:
         list(listed_lines(str(file)))
     subprocess.run(str(caught.value).rpartition("run: ")[2], shell=True, check=True)
     assert list(listed_lines(str(folder / "my list.new.txt"))) == PATHS
@@ -52,5 +52,5 @@ def test_lines_that_are_no_paths_are_refused_with_the_command_that_mends_them(
 
 def test_a_text_that_is_no_utf_16_after_its_mark_is_named(folder: Path) -> None:
     (folder / "l.txt").write_bytes("in/a.jpg\n".encode("utf-16") + b"\x00\xd8\n")
-    with pytest.raises(ValueError, match=r"l\.txt: line \d is not UTF-16"):
+    with pytest.raises(ValueError, match=r"l\.txt: line \d .*UTF-16"):
         list(listed_lines(str(folder / "l.txt")))

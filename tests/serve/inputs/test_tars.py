@@ -14,6 +14,7 @@ from serve_model import encode, noise, open_descriptors_unchanged, solid
 
 from serve.contract.archive import MAX_HEADER_BYTES, plain
 from serve.contract.images import MAX_FILE_BYTES, ImageError
+from serve.inputs.base import LeftOut
 from serve.inputs.inventory import Entry, Inventory
 from serve.inputs.tars import Tars
 
@@ -38,8 +39,9 @@ def make_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.PA
 
 
 def listed(tars: Tars, path: Path) -> tuple[dict[str, Entry], int]:
-    entries = list(tars.index(str(path), path.name))
-    return {entry.name: entry for entry in entries if entry}, entries.count(None)
+    """(entries by name, how many members have no image suffix)"""
+    entries = {entry.name: entry for entry in tars.index(str(path), path.name)}
+    return entries, tars.left_out.others.total()
 
 
 NAMES = [
@@ -60,7 +62,7 @@ def test_every_image_of_a_tar_file_is_read_in_place(tmp_path: Path, tar_format: 
     contents = {name: name.encode("utf-8", "surrogateescape") * 50 for name in names}
     others = {"000.cls": b"1", "000.json": b"{}", "README": b""}
     path = make_tar(tmp_path / "x.tar", contents | others, tar_format)
-    tars = Tars()
+    tars = Tars(LeftOut())
     with open_descriptors_unchanged():
         entries, ignored = listed(tars, path)
         assert set(entries) == {f"x.tar/{plain(name)}" for name in names}
@@ -70,8 +72,8 @@ def test_every_image_of_a_tar_file_is_read_in_place(tmp_path: Path, tar_format: 
     assert os.listdir(tmp_path) == ["x.tar"]
 
 
-def test_several_tar_files_are_told_apart(tmp_path: Path) -> None:
-    tars = Tars()
+def test_members_of_one_name_in_several_tar_files_are_distinct(tmp_path: Path) -> None:
+    tars = Tars(LeftOut())
     for number in range(3):
         make_tar(tmp_path / f"{number}.tar", {"same.jpg": str(number).encode()})
     entries = [listed(tars, tmp_path / f"{n}.tar")[0][f"{n}.tar/same.jpg"] for n in range(3)]
@@ -88,7 +90,7 @@ def test_what_is_no_regular_file_is_a_problem_of_its_own(tmp_path: Path) -> None
         tar.addfile(member("empty.jpg"))
         tar.addfile(member("good.jpg", len(JPEG)), io.BytesIO(JPEG))
         tar.addfile(member("also.gif", len(JPEG)), io.BytesIO(JPEG))
-    entries, _ = listed(Tars(), tmp_path / "x.tar")
+    entries, _ = listed(Tars(LeftOut()), tmp_path / "x.tar")
     problems = {name.removeprefix("x.tar/"): entry.problem for name, entry in entries.items()}
     assert problems == {
         "link.jpg": "not a regular file but a symbolic link in a tar file",
@@ -146,7 +148,7 @@ def test_damage_costs_no_image_before_it_and_is_said(tmp_path: Path, damage: str
     contents = {f"{i}.jpg": bytes([i + 1]) * 512 for i in range(3)}
     path = make_tar(tmp_path / "x.tar", contents, tarfile.USTAR_FORMAT)
     path.write_bytes(act(path.read_bytes()))
-    tars = Tars()
+    tars = Tars(LeftOut())
     started = time.monotonic()
     entries, _ = listed(tars, path)
     assert time.monotonic() - started < 5
@@ -175,7 +177,7 @@ def test_a_header_that_leads_backwards_is_no_endless_loop(tmp_path: Path) -> Non
     path = make_tar(tmp_path / "x.tar", {"0.jpg": b"x" * 512}, tarfile.USTAR_FORMAT)
     path.write_bytes(path.read_bytes()[:1024] + bytes(header) + path.read_bytes()[1024:])
     started = time.monotonic()
-    entries, _ = listed(Tars(), path)
+    entries, _ = listed(Tars(LeftOut()), path)
     assert time.monotonic() - started < 5
     assert any("leads backwards" in entry.problem for entry in entries.values())
 
@@ -183,20 +185,20 @@ def test_a_header_that_leads_backwards_is_no_endless_loop(tmp_path: Path) -> Non
 @pytest.mark.parametrize("contents", [b"", b"not a tar" * 100, encode(solid((1, 2, 3)), "PNG")])
 def test_what_is_no_tar_file_is_a_problem_under_its_name(tmp_path: Path, contents: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(contents)
-    entries, _ = listed(Tars(), tmp_path / "x.tar")
+    entries, _ = listed(Tars(LeftOut()), tmp_path / "x.tar")
     assert list(entries) == ["x.tar"]
     assert "cannot read this tar file" in entries["x.tar"].problem
 
 
 def test_a_fifo_named_tar_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
-    assert "not a regular file" in listed(Tars(), tmp_path / "x.tar")[0]["x.tar"].problem
-    assert "No such file" in listed(Tars(), tmp_path / "y.tar")[0]["y.tar"].problem
+    assert "not a regular file" in listed(Tars(LeftOut()), tmp_path / "x.tar")[0]["x.tar"].problem
+    assert "No such file" in listed(Tars(LeftOut()), tmp_path / "y.tar")[0]["y.tar"].problem
 
 
 def test_a_tar_file_that_changed_since_it_was_listed_gives_errors_not_other_images(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "x.tar", {"a.jpg": b"1" * 512, "b.jpg": b"2" * 512})
-    tars = Tars()
+    tars = Tars(LeftOut())
     entries, _ = listed(tars, path)
     make_tar(path, {"c.jpg": b"3" * 512, "b.jpg": b"2" * 512})
     with pytest.raises(ImageError, match="has changed since it was listed"):
@@ -217,7 +219,7 @@ def test_of_members_of_one_name_the_last_counts_also_when_it_is_none(
     path = make_tar(tmp_path / "x.tar", {"a.png": b"old", "b.png": b"b"})
     with tarfile.open(path, "a") as tar:
         tar.addfile(last)
-    inventory = Inventory.sort(entry for entry in Tars().index(str(path), "x.tar") if entry)
+    inventory = Inventory.sort(Tars(LeftOut()).index(str(path), "x.tar"))
     a, b = inventory.entries()
     assert (a.name, b.name, b.problem) == ("x.tar/a.png", "x.tar/b.png", "")
     assert a.problem
@@ -234,8 +236,8 @@ def test_of_members_of_one_name_the_last_counts_however_far_behind(tmp_path: Pat
             ("a.png", b"new"),
         ):
             tar.addfile(member(name, len(data)), io.BytesIO(data))
-    tars = Tars()
-    inventory = Inventory.sort(entry for entry in tars.index(str(tmp_path / "x.tar"), "x.tar") if entry)
+    tars = Tars(LeftOut())
+    inventory = Inventory.sort(tars.index(str(tmp_path / "x.tar"), "x.tar"))
     assert [tars.read(entry) for entry in inventory.entries()] == [b"new"]
 
 
@@ -245,7 +247,7 @@ def test_members_with_large_attributes_are_read(tmp_path: Path) -> None:
         for name in "abc":
             headers = {"LIBARCHIVE.xattr.fork": "x" * 60_000} if name == "b" else {}
             tar.addfile(member(f"{name}.png", 1, pax_headers=headers), io.BytesIO(name.encode()))
-    tars = Tars()
+    tars = Tars(LeftOut())
     entries, _ = listed(tars, tmp_path / "x.tar")
     assert [tars.read(entry) for entry in entries.values()] == [b"a", b"b", b"c"]
 
@@ -255,14 +257,14 @@ def test_sparse_and_huge_members_are_problems(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     with (tmp_path / "x.tar").open("ab") as file:
         file.truncate(512 + MAX_FILE_BYTES + 512 + 1024)  # a hole
-    entries, _ = listed(Tars(), tmp_path / "x.tar")
+    entries, _ = listed(Tars(LeftOut()), tmp_path / "x.tar")
     assert entries["x.tar/a.jpg"].problem.startswith(
         f"file of {MAX_FILE_BYTES + 1} bytes is over the limit"
     )
     with (tmp_path / "hole.jpg").open("wb") as file:
         file.truncate(1 << 20)
     subprocess.run(["tar", "--sparse", "-cf", "sparse.tar", "hole.jpg"], cwd=tmp_path, check=True)
-    entries, _ = listed(Tars(), tmp_path / "sparse.tar")
+    entries, _ = listed(Tars(LeftOut()), tmp_path / "sparse.tar")
     assert entries["sparse.tar/hole.jpg"].problem == "a sparse file in a tar file"
 
 
@@ -274,7 +276,7 @@ def test_a_tar_file_of_many_members_is_listed_in_little_memory(tmp_path: Path) -
         file.write(b"\0" * 1024)
     tracemalloc.start()
     try:
-        assert sum(1 for _ in Tars().index(str(tmp_path / "x.tar"), "x.tar")) == 20_000
+        assert sum(1 for _ in Tars(LeftOut()).index(str(tmp_path / "x.tar"), "x.tar")) == 20_000
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

@@ -1,0 +1,152 @@
+"""Images and tar files that are named by paths, URLs or a pattern of them."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+
+from serve import storage
+from serve.contract.archive import file_stamp, plain
+from serve.contract.errors import UserError
+from serve.contract.images import read_image_file
+from serve.contract.listing import system_folder
+from serve.contract.urls import redact, unsigned, url_path
+from serve.inputs.base import Inputs
+from serve.inputs.inventory import Entry
+from serve.inputs.tars import Tars
+from serve.storage import is_remote
+
+TAR_SUFFIX = ".tar"
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+WILDCARDS = re.compile(r"[*?\[{]")
+MAX_PATTERN_FILES = 1_000_000
+
+
+class Files(Inputs):
+    """Each is an image, or a tar file of images."""
+
+    def __init__(self, paths: list[str], base: str, pattern: str = ""):
+        """Names are relative to `base`. System folders are left out, but for those that `pattern` names."""
+        super().__init__()
+        self.paths, self.pattern = paths, pattern
+        self.prefix = base.rstrip("/") + "/" if base else ""
+        self.tars = Tars(self.left_out)
+
+    def entries(self) -> Iterator[Entry]:
+        for path in self.paths:
+            name, kind = self._name(path), url_path(path).lower()
+            folder = system_folder(name).rstrip("/")
+            if folder and folder.rpartition("/")[2] not in self.pattern:
+                self.left_out.system.add(folder)
+            elif kind.endswith(TAR_SUFFIX):
+                yield from self.tars.index(path, name)
+            elif kind.endswith(COMPRESSED_TARS):
+                raise UserError(
+                    f"{path} is compressed, so that its members cannot be read one by one: decompress it"
+                )
+            else:
+                yield Entry(name, path if is_remote(path) else "")
+
+    def _name(self, path: str) -> str:
+        if is_remote(path):
+            return redact(path, hidden="").removeprefix(redact(self.prefix, hidden=""))
+        return path.removeprefix(self.prefix).lstrip("/")  # a doubled slash, which is part of a key
+
+    def read(self, entry: Entry) -> bytes:
+        if is_remote(entry.location):
+            return storage.read_object(entry.location)
+        return self.tars.read(entry) if entry.location else read_image_file(self.prefix + entry.name)
+
+    def stamp(self, entry: Entry) -> str:
+        if is_remote(entry.location):
+            return ""
+        return self.tars.stamp(entry) if entry.location else file_stamp(self.prefix + entry.name)
+
+    def is_same(self, one: Entry, other: Entry) -> bool:
+        return is_same_file(self.prefix, one, other)
+
+
+def absolute(path: str) -> str:
+    """Return an absolute path without ./ and //, but with .., which may follow a link."""
+    return "/" + plain(os.path.join(os.getcwd(), path))
+
+
+def is_same_file(base: str, one: Entry, other: Entry) -> bool:
+    """Return whether two entries of one key, with names relative to `base`, are one file or object.
+
+    Raises:
+        UserError: they are URLs, and nothing that a row may show distinguishes them.
+    """
+    if is_remote(one.location) and is_remote(other.location):
+        if unsigned(one.location) != unsigned(other.location):
+            raise UserError(
+                f"two URLs differ in a secret only, so that their rows would have one name, {one.name!r}: "
+                "score them in two calls"
+            )
+        return True
+    paths = [os.path.join(base, entry.name) for entry in (one, other)]
+    if absolute(paths[0]) == absolute(paths[1]):
+        return True
+    try:  # an accent in one code point or in two: some file systems make no difference
+        return os.path.samefile(*paths)
+    except OSError:
+        return False
+
+
+def match_files(pattern: str) -> Files:
+    """Return the files that a pattern with wildcards or braces matches. Raises UserError without any."""
+    paths: list[str] = []
+    for expanded in expand_braces(pattern):
+        wildcard = re.search(r"[*?\[]", url_path(expanded))
+        if wildcard is None:
+            paths.append(expanded)  # one that is missing is an error row, not a silent gap
+        elif is_remote(expanded):
+            paths += storage.match(expanded)
+        else:
+            links = Links(os.path.dirname(expanded[: wildcard.start()]))
+            paths += (
+                path
+                for path in glob.iglob(expanded, recursive=True)
+                if not os.path.isdir(path) and not ("**" in expanded and links.lead_to(path))
+            )
+    if not any(is_remote(path) or os.path.exists(path) for path in paths):
+        raise UserError(f"--images {pattern!r} matches no file")
+    found = WILDCARDS.search(pattern)
+    assert found is not None
+    base = pattern[: found.start()].rpartition("/")[0]
+    if not base and any(path.startswith("/") for path in paths):  # also of {/a,/b}/*.png
+        base, paths = "/", [path if is_remote(path) else os.path.abspath(path) for path in paths]
+    unique = {path if is_remote(path) else absolute(path): path for path in sorted(paths)}
+    return Files(sorted(unique.values()), base, pattern)
+
+
+class Links:
+    """Folders below `base` that are links: they are not followed, as in a folder that is searched."""
+
+    def __init__(self, base: str):
+        self.known: dict[str, bool] = {base: False, "": False, "/": False}
+
+    def lead_to(self, path: str) -> bool:
+        """Return whether one is on the way to this file."""
+        folder = os.path.dirname(path)
+        if folder not in self.known:
+            self.known[folder] = os.path.islink(folder) or self.lead_to(folder)
+        return self.known[folder]
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand a{0..2}.tar to a0.tar a1.tar a2.tar; {08..10} keeps the zeros; {x,y} are alternatives."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if numbers:
+        first, last = numbers.groups()
+        if int(last) - int(first) >= MAX_PATTERN_FILES:
+            raise UserError(f"{found[0]} stands for more than {MAX_PATTERN_FILES} files")
+        width = len(first) if first.startswith("0") else 0
+        choices = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    else:
+        choices = found[1].split(",")
+    return [whole for choice in choices for whole in expand_braces(before + choice + after)]
