@@ -24,10 +24,11 @@ import psutil
 import torch
 
 from train.config import TrainConfig
-from train.data.augment import View
+from train.data.augment import ImageAugment
 from train.data.index import Data, ImageSet
-from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import PixelCache
+from train.data.sampler import EpochPlan
 from train.distributed import gather_list, on_main, process_group, ranks_from_environment
 from train.engine.build import share_index
 from train.engine.device import keep_freed_memory
@@ -63,7 +64,7 @@ def child(count: int, folder: Path) -> None:
         cache = share_index(PixelCache(pixels, *entries), ranks, folder)
         del entries
         plan = EpochPlan(len(data.train), BATCH, 0, ranks.rank, ranks.world_size)
-        dataset = PixelDataset(data.train, 0, View(config), cache)
+        dataset = PixelDataset(data.train, 0, ImageAugment(config), cache)
         loader = Loader(dataset, 2, pin_memory=False)
         batches = loader(plan.batches(0))
         for _ in islice(batches, STEPS):

@@ -55,32 +55,32 @@ FAULTS = [
     # what is trained
     Fault(
         "a seed of the order without the epoch",
-        "train/data/loader.py",
-        'seed = seed_of("order", self.seed, epoch)',
-        'seed = seed_of("order", self.seed)',
+        "train/data/sampler.py",
+        'seed_of("order", self.seed, epoch)',
+        'seed_of("order", self.seed)',
     ),
     Fault(
         "padding of the last batch counts in the loss",
-        "train/data/loader.py",
-        "weights = (places < self.num_samples).astype(float).tolist()",
-        "weights = (places >= 0).astype(float).tolist()",
-        ("loader", "loop"),
+        "train/data/sampler.py",
+        "weights = (positions < self.num_samples).astype(float).tolist()",
+        "weights = (positions >= 0).astype(float).tolist()",
+        ("sampler", "loop"),
     ),
     Fault(
         "ranks train on the same part of a batch",
-        "train/data/loader.py",
+        "train/data/sampler.py",
         "part = self.rank * self.accumulation + micro_step",
         "part = micro_step",
     ),
     Fault(
         "a resumed epoch begins one step late",
-        "train/data/loader.py",
+        "train/data/sampler.py",
         "for step in range(first_step, self.steps):",
         "for step in range(first_step + (first_step > 0), self.steps):",
     ),
     Fault(
         "validation images are padded to equal parts",
-        "train/data/loader.py",
+        "train/data/sampler.py",
         "mine = range(rank, num_samples, world_size)",
         "whole = -(-num_samples // world_size) * world_size\n"
         "    mine = np.resize(np.arange(num_samples), whole)[rank::world_size].tolist()",
@@ -229,8 +229,8 @@ FAULTS = [
     Fault(
         "augmentation does not depend on the epoch",
         "train/data/augment.py",
-        'draws = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)',
-        'draws = uniforms(seed_of("view", seed), indices, 1 + 4 * TRIES)',
+        'random = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)',
+        'random = uniforms(seed_of("view", seed), indices, 1 + 4 * TRIES)',
         ("augment", "loader"),
     ),
     Fault(
@@ -242,8 +242,8 @@ FAULTS = [
     Fault(
         "images are flipped upside down",
         "train/data/augment.py",
-        "seen = seen.flip(1)",
-        "seen = seen.flip(0)",
+        "pixels = pixels.flip(1)",
+        "pixels = pixels.flip(0)",
     ),
     Fault(
         "mixup keeps the labels of one",

@@ -10,8 +10,9 @@ from train_data import CPU, ONE, make_data, make_trainee
 
 from export.convert import convert, describe
 from export.verify import ValidationImages, verify
-from train.data.augment import PairMix, View
-from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.augment import ImageAugment, PairMix
+from train.data.loader import Loader, PixelDataset
+from train.data.sampler import EpochPlan
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.state import checkpoint_state
 from train.models.build import build_model, rebuild
@@ -43,7 +44,7 @@ def test_it_trains_exports_and_verifies(name: str, tmp_path: Path) -> None:
     model, _ = build_model(name, 2, config.image_size)
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
     trainee = make_trainee(config, model, plan.steps)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     mix = PairMix(config, 2)
     train_one_epoch(trainee, Criterion(0.0, None), loader, plan, mix, config, ONE, CPU, 0)
     moved = trainee.optimizer.state

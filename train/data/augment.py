@@ -1,7 +1,8 @@
-"""Training-time augmentation. Every draw is a function of (seed, epoch, sample or pair).
+"""Augmentation of training images, a function of (seed, epoch, sample or pair).
 
-`View` cuts what is seen of one image, where the image is decoded. `Colour` and `PairMix` change whole
-batches on the device that trains.
+`ImageAugment` works on one image where it is decoded, `BatchAugment` and `PairMix` on whole batches on the
+device that trains. A new augmentation is a method of one of the three, with random numbers under a seed of
+its own purpose, so that those of the others stay as they are.
 """
 
 import math
@@ -34,49 +35,44 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)  # arXiv 1708.04896
 
 @contextmanager
 def randomness(purpose: str, *key: int) -> Iterator[None]:
-    """Inside, torch's CPU generator is a function of the key; outside, it is as it was."""
+    """Make torch's CPU generator a function of the key for as long as the context lasts."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(purpose, *key))
         yield
 
 
-class View:
-    """What is seen of an image in an epoch: a random resized crop, mirrored or not, and with
-    `trivial_augment` a distortion; uint8 [size, size, 3]. The size is the epoch's."""
+class ImageAugment:
+    """Random resized crop, flip and TrivialAugment of single images, at the epoch's size."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
         self.trivial = v2.TrivialAugmentWide() if config.trivial_augment else None
-        self.evaluated = config.preprocess()
-
-    def size(self, epoch: int) -> int:
-        return self.config.input_size(self.config.train_size(epoch))
+        self.preprocess = config.preprocess()
 
     def __call__(self, images: Sequence[Pixels], seed: int, epoch: int, indices: Sequence[int]) -> Pixels:
-        """uint8 [H, W, 3] of any sizes -> uint8 [N, size, size, 3]."""
-        size = self.size(epoch)
-        draws = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)
-        views = np.empty((len(images), size, size, 3), np.uint8)
-        for view, image, index, draw in zip(views, images, indices, draws, strict=True):
-            seen = torch.from_numpy(np.require(self._cut(image, size, draw[1:]), requirements="W"))
-            if draw[0] < self.config.flip:
-                seen = seen.flip(1)  # numpy's is ten times slower
+        """Return uint8 [N, size, size, 3] from uint8 [H, W, 3] of any sizes."""
+        size = self.config.input_size(self.config.train_size(epoch))
+        random = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)
+        augmented = np.empty((len(images), size, size, 3), np.uint8)
+        for out, image, index, numbers in zip(augmented, images, indices, random, strict=True):
+            pixels = torch.from_numpy(np.require(self._crop(image, size, numbers[1:]), requirements="W"))
+            if numbers[0] < self.config.flip:
+                pixels = pixels.flip(1)  # numpy's is ten times slower
             if self.trivial is not None:
                 with randomness("trivial", seed, epoch, index):
-                    seen = self.trivial(seen.permute(2, 0, 1)).permute(1, 2, 0)
-            view[...] = seen.numpy()
-        return views
+                    pixels = self.trivial(pixels.permute(2, 0, 1)).permute(1, 2, 0)
+            out[...] = pixels.numpy()
+        return augmented
 
-    def _cut(self, image: Pixels, size: int, draws: NDArray[np.float64]) -> Pixels:
+    def _crop(self, image: Pixels, size: int, random: NDArray[np.float64]) -> Pixels:
         if self.config.crop_scale < 1:
-            left, upper, width, height = random_box(
-                image.shape[1], image.shape[0], (self.config.crop_scale, 1.0), ASPECT, draws
-            )
-            return resize(
-                image[upper : upper + height, left : left + width], size, self.evaluated.interpolation
-            )
-        resize_size = round(self.evaluated.resize_size * size / self.evaluated.size)
-        preprocess = replace(self.evaluated, size=size, resize_size=resize_size)
+            height, width = image.shape[:2]
+            box = random_box(width, height, (self.config.crop_scale, 1.0), ASPECT, random)
+            left, upper, width, height = box
+            crop = image[upper : upper + height, left : left + width]
+            return resize(crop, size, self.preprocess.interpolation)
+        resize_size = round(self.preprocess.resize_size * size / self.preprocess.size)
+        preprocess = replace(self.preprocess, size=size, resize_size=resize_size)
         return preprocess(Image.fromarray(image))
 
 
@@ -85,16 +81,17 @@ def random_box(
     height: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
-    draws: NDArray[np.float64],
+    random: NDArray[np.float64],
 ) -> tuple[int, int, int, int]:
-    """(left, upper, width, height): its share of the area is uniform, its aspect log-uniform. When no try
-    fits, the middle of the image, as wide or as high as `aspect` allows.
+    """Return a box (left, upper, width, height) of a uniform share of the area and a log-uniform aspect.
+
+    When no try fits, it is the middle of the image, as wide or as high as `aspect` allows.
 
     Args:
-        draws: [4 * TRIES] uniform numbers.
+        random: [4 * TRIES] uniform numbers.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
-    for share, shape, x, y in draws.reshape(-1, 4):
+    for share, shape, x, y in random.reshape(-1, 4):
         pixels = width * height * (area[0] + (area[1] - area[0]) * share)
         ratio = math.exp(low + (high - low) * shape)
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
@@ -106,7 +103,7 @@ def random_box(
 
 
 def resize(image: Pixels, size: int, interpolation: str) -> Pixels:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], antialiased; within one level of Pillow's."""
+    """Return uint8 [size, size, 3], antialiased; within one level of Pillow's."""
     if interpolation == "lanczos":  # torch has none
         return np.asarray(Image.fromarray(image).resize((size, size), RESAMPLING[interpolation]))
     # a copy, because torch warns of read-only memory; in this order it is seen to be channels_last
@@ -115,12 +112,8 @@ def resize(image: Pixels, size: int, interpolation: str) -> Pixels:
     return resized[0].permute(1, 2, 0).numpy()
 
 
-class Colour:
-    """Brightness, contrast, saturation and random erasing of a batch.
-
-    The three are linear maps of a pixel's colour (contrast and saturation blend with a grey), so they are
-    one, without rounding or clipping in between.
-    """
+class BatchAugment:
+    """Colour jitter (brightness, contrast, saturation) and random erasing of a batch."""
 
     def __init__(self, config: TrainConfig):
         self.strength = 0.0 if config.trivial_augment else config.color_jitter
@@ -128,17 +121,22 @@ class Colour:
         self.weights = torch.tensor(GREY)
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
-        """uint8 [N, H, W, 3] on any device -> the same, changed, and with colour jitter float32 (whole
-        numbers of 0..255): what comes next takes these. `indices` [N] are the samples', on the CPU."""
+        """Return the changed images; with colour jitter in float32, whole numbers of 0..255.
+
+        Args:
+            images: uint8 [N, H, W, 3] on any device.
+            indices: int64 [N] of the samples, on the CPU.
+        """
         if self.strength or self.erasing:
-            draws = uniforms(seed_of("colour", seed, epoch), indices.numpy(), 4 + 4 * TRIES)
+            random = uniforms(seed_of("colour", seed, epoch), indices.numpy(), 4 + 4 * TRIES)
             if self.strength:
-                images = self._jitter(images, draws[:, :3])
-            self._erase(images, draws[:, 3:])
+                images = self._jitter(images, random[:, :3])
+            self._erase(images, random[:, 3:])
         return images
 
-    def _jitter(self, images: Tensor, draws: NDArray[np.float64]) -> Tensor:
-        factors = np.maximum(0.0, 1 + self.strength * (2 * draws - 1)).astype(np.float32)
+    def _jitter(self, images: Tensor, random: NDArray[np.float64]) -> Tensor:
+        """The three are linear maps of a pixel's colour, so they are one, without rounding in between."""
+        factors = np.maximum(0.0, 1 + self.strength * (2 * random - 1)).astype(np.float32)
         brightness, contrast, saturation = (
             torch.from_numpy(column).to(images.device, non_blocking=True).view(-1, 1, 1)
             for column in np.ascontiguousarray(factors.T)
@@ -154,21 +152,20 @@ class Colour:
             pixels[..., channel].add_(grey)
         return pixels.clamp_(0, 255).round_()
 
-    def _erase(self, images: Tensor, draws: NDArray[np.float64]) -> None:
+    def _erase(self, images: Tensor, random: NDArray[np.float64]) -> None:
         height, width = images.shape[1:3]
-        for i in np.flatnonzero(draws[:, 0] < self.erasing).tolist():
-            left, upper, w, h = random_box(width, height, ERASED_AREA, ERASED_ASPECT, draws[i, 1:])
+        for i in np.flatnonzero(random[:, 0] < self.erasing).tolist():
+            left, upper, w, h = random_box(width, height, ERASED_AREA, ERASED_ASPECT, random[i, 1:])
             box = images[i, upper : upper + h, left : left + w]
             for channel, value in enumerate(ERASED):
                 box[..., channel] = value
 
 
 class PairMix:
-    """mixup and CutMix between neighbours (0, 1), (2, 3), ... of a batch.
+    """mixup and CutMix between neighbours (0, 1), (2, 3), ... of a batch; with both, each pair gets one.
 
-    Neighbours in a shuffled order are random pairs. Unlike mixing with a rolled or reversed batch this
-    does not depend on how the batch is divided over processes, as long as no pair is divided. With both,
-    each pair draws which of the two it gets.
+    Neighbours in a shuffled order are random pairs. Unlike mixing with a rolled or reversed batch this does
+    not depend on how the batch is divided over processes, as long as no pair is divided.
     """
 
     def __init__(self, config: TrainConfig, num_classes: int):
@@ -176,14 +173,12 @@ class PairMix:
         self.mixup, self.cutmix = config.mixup, config.cutmix
 
     def __call__(self, images: Tensor, labels: Tensor, first: int, *key: int) -> tuple[Tensor, Tensor]:
-        """
+        """Return images, float32 if they are mixed, and targets float32 [N, num_classes].
+
         Args:
             images: uint8 or float32 [N, H, W, 3].
             labels: int64 [N], or probabilities float32 [N, num_classes].
-            first: place of images[0] in the epoch; with `key` it decides what is drawn.
-
-        Returns:
-            images as they were, or float32 [N, H, W, 3] when mixed; targets float32 [N, num_classes].
+            first: position of images[0] in the epoch; with `key` it decides the random numbers.
 
         Raises:
             UserError: a pair would be divided over processes or accumulation steps.
@@ -194,8 +189,8 @@ class PairMix:
             return images, labels
         if len(images) % 2 or first % 2:
             raise UserError(
-                f"mixup and cutmix need an even number of images in each forward pass, and there are "
-                f"{len(images)}: choose another --batch_size, --accumulation or number of processes"
+                f"--mixup and --cutmix need an even number of images in each forward pass, not "
+                f"{len(images)}: choose another --batch-size, --accumulation or number of processes"
             )
         pairs = np.arange(first // 2, (first + len(images)) // 2)
         choice, share, x, y = uniforms(seed_of("mix", *key), pairs, 4).T
@@ -221,7 +216,7 @@ class PairMix:
 
 
 def _span(length: int, at: float, own: float) -> slice:
-    """A side of CutMix's rectangle: sqrt(1 - own) of the length around a uniform place, cut at the edges
-    (arXiv 1905.04899)."""
+    """Return a side of CutMix's box (arXiv 1905.04899): sqrt(1 - own) of the length around a uniform
+    position, cut at the edges."""
     half, centre = round(math.sqrt(1 - own) * length) // 2, int(at * length)
     return slice(max(0, centre - half), min(length, centre + half))

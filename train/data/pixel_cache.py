@@ -1,11 +1,10 @@
-"""Decode once: a file of uint8 pixels that every rank maps into memory, so that loading is a slice.
+"""Pixel cache: a file of decoded images that every rank maps into memory, so that loading is a slice.
 
-An entry is an image by the sha256 of its file, whatever its name and split: folds, seeds and runs on the
-same images share one cache. Only what is larger than the cache's size is made smaller; other images are
-stored as they decode, and are the same pixels with and without the cache.
+An entry is an image by the sha256 of its file: folds, seeds and runs on the same images share one cache.
+Only images above the cache's size are made smaller; the others are stored as they decode.
 """
 
-import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -13,12 +12,12 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
 import numpy as np
@@ -31,10 +30,11 @@ from serve.contract.locks import file_lock
 from serve.contract.orientation import on_its_side
 from train.config import TrainConfig
 from train.data.index import ImageSet
-from train.data.reading import DECODER, ChangedError, read_image
-from train.data.shrink import FILTER, LEAST_RATIO, Shrunk, Size
+from train.data.reading import DECODER, FILTER, LEAST_RATIO, ChangedError, Shrink, Size, read_image
 
+T = TypeVar("T")
 Pixels = NDArray[np.uint8]  # [H, W, 3]
+Print = Callable[[str], None]
 
 FORMAT = 2  # of the entries, and of what files decode to
 MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
@@ -42,24 +42,26 @@ LARGEST_ENLARGED = 2.0  # times the input: what the smallest random crops are cu
 
 
 @dataclass(frozen=True)
-class Stored:
-    """How an image becomes an entry."""
+class Entries:
+    """Recipe by which images become entries."""
 
     settings: Mapping[str, Any]
     """All that decides the pixels, plain values."""
     size: Callable[[Size], Size]
-    """Of an entry, from the image's upright size."""
+    """Size of an entry, from the image's upright size."""
     pixels: Callable[[Image.Image], Pixels]
     decode: Callable[[Image.Image], Image.Image] | None = None
     """As in `load_image`."""
 
     def load(self, path: Path, sha256: str = "") -> Pixels:
-        """Raises OSError or UserError when the file cannot be read, or its bytes have another hash."""
+        """Return the entry of a file; raises as `read_image` does."""
         return self.pixels(read_image(path, self.decode, sha256))
 
 
 @dataclass(frozen=True)
 class PixelCache:
+    """Images of a data set, mapped from `file`: read-only uint8 [H, W, 3], not copied."""
+
     file: Path
     offsets: NDArray[np.int64]
     """[N] of an image's first byte."""
@@ -70,7 +72,6 @@ class PixelCache:
         return len(self.offsets)
 
     def __getitem__(self, index: int) -> Pixels:
-        """Read-only, uint8 [H, W, 3]; not a copy."""
         offset, (width, height) = int(self.offsets[index]), self.sizes[index].tolist()
         return self._bytes[offset : offset + 3 * width * height].reshape(height, width, 3)
 
@@ -78,201 +79,180 @@ class PixelCache:
     def _bytes(self) -> NDArray[np.uint8]:
         return np.memmap(self.file, np.uint8, "r").view(np.ndarray)
 
-    def __getstate__(self) -> dict[str, Any]:  # a loader process maps the file anew
+    def __getstate__(self) -> dict[str, Any]:  # a worker process maps the file anew
         return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
 
 
-def training_entries(config: TrainConfig) -> Stored:
-    """Images whose shorter side is at most `cache_size`, or else so large that the smallest random crop is
-    not enlarged (to at most twice the input).
+def training_entries(config: TrainConfig) -> Entries:
+    """Return the recipe of training images: with a shorter side of at most `cache_size`, or else so large
+    that the smallest random crop is not enlarged (to at most twice the input).
 
-    They are made smaller by Lanczos' filter, whatever the preprocessing's: each crop is resized once more,
-    and two passes of a softer one would train on blurred images and validate on sharp ones.
+    Lanczos' filter makes them smaller, whatever the preprocessing's: each crop is resized once more, and
+    two passes of a softer one would train on blurred images and validate on sharp ones.
     """
     preprocess = config.preprocess()
     needed = max(preprocess.resize_size, preprocess.size)
     if config.crop_scale < 1:
         enlarged = min(LARGEST_ENLARGED, 1 / math.sqrt(config.crop_scale))
         needed = max(needed, math.ceil(config.input_size(config.image_size) * enlarged))
-    entry = Shrunk(config.cache_size or needed)
-    settings = {"short_side": entry.short_side, "interpolation": FILTER, "least_ratio": LEAST_RATIO}
-    return Stored(settings, entry.size, entry, entry.decode)
+    shrink = Shrink(config.cache_size or needed)
+    settings = {"short_side": shrink.short_side, "interpolation": FILTER, "least_ratio": LEAST_RATIO}
+    return Entries(settings, shrink.size, shrink, shrink.decode)
 
 
-def validation_entries(config: TrainConfig) -> Stored:
-    """The very pixels that are validated."""
+def validation_entries(config: TrainConfig) -> Entries:
+    """Return the recipe of validation images: the very pixels that are validated."""
     preprocess = config.preprocess()
     side = (preprocess.size, preprocess.size)
-    return Stored({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess)
+    return Entries({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess)
 
 
 def open_cache(
-    folder: Path, images: ImageSet, stored: Stored, mode: str, say: Callable[[str], None]
+    folder: Path, images: ImageSet, entries: Entries, mode: str, say: Print
 ) -> PixelCache | None:
-    """The cache of these images, built first if need be; None when `mode` is off, or auto and the disk is
-    too full or not ours to write, or an image cannot be read any more. Processes that want the same one at
-    the same time build it once.
+    """Return the cache of these images, built first if need be.
+
+    It is None when `mode` is off, when an image cannot be read any more, and with auto also when the disk
+    is too full or cannot be written. Processes that need the same cache at the same time build it once.
 
     Raises:
-        UserError: mode is on and there is no room for it, or nothing can be written; or an image has
-            changed since it was scanned.
+        UserError: mode is on and the cache cannot be written, or an image has changed since the scan.
     """
     if mode == "off":
         return None
     sha256s, first = np.unique(np.array(images.sha256), return_index=True)
-    home = folder / f"pixels-{_key(sha256s, stored)}"
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            risk = "trainings that start at the same time decode all images each"
-            lock = stack.enter_context(file_lock(home.with_suffix(".lock"), risk, say))
-        except OSError as error:
-            refused = f"no pixel cache can be kept in {folder}: {error.strerror}"
-            if mode == "on":
-                raise UserError(f"{refused}; choose another --output, or use --pixel-cache off") from error
-            say(f"warning: {refused}; images are decoded in every epoch")
-            return None
-        index = _read_index(home)
-        if index is None:
-            paths = [images.root / images.paths[i] for i in first]
-            try:
-                index = _build(home, paths, sha256s.tolist(), stored, mode, say, lock is not None)
-            except ChangedError as error:
-                raise UserError(
-                    f"{error}: start again; if that ends in the same way, the file system keeps no time of "
-                    f"change: delete {folder}/scan-*.json"
-                ) from error
-            except RuntimeError as error:
-                say(f"warning: no pixel cache, images are decoded in every epoch: {error}")
-                return None
-            if index is None:
-                return None
-    slots = np.searchsorted(sha256s, np.array(images.sha256))
-    offsets, sizes = index
-    return PixelCache(home / "pixels.u8", offsets[slots], sizes[slots])
-
-
-def _key(sha256s: NDArray[np.str_], stored: Stored) -> str:
-    settings = json.dumps({"format": FORMAT, "decoder": DECODER, **stored.settings}, sort_keys=True)
-    return hashlib.sha256("\n".join([settings, *sha256s]).encode()).hexdigest()[:16]
-
-
-def _read_index(home: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-    """None: not there, or not whole."""
+    settings = json.dumps({"format": FORMAT, "decoder": DECODER, **entries.settings}, sort_keys=True)
+    key = hashlib.sha256("\n".join([settings, *sha256s]).encode()).hexdigest()[:16]
+    home = folder / f"pixels-{key}"
     try:
-        sizes = np.load(home / "sizes.npy", allow_pickle=False)
-        offsets = _offsets(sizes)
-        return (offsets[:-1], sizes) if (home / "pixels.u8").stat().st_size == max(1, offsets[-1]) else None
+        folder.mkdir(parents=True, exist_ok=True)
+        risk = "trainings that start at the same time decode all images each"
+        with file_lock(home.with_suffix(".lock"), risk, say) as lock:
+            sizes = _read_sizes(home)
+            if sizes is None:
+                files = {images.root / images.paths[i]: images.sha256[i] for i in first}
+                sizes = _build(home, files, entries, MOST_OF_FREE_SPACE[mode], say, lock is not None)
+    except ChangedError as error:
+        raise UserError(
+            f"{error}: start again; if that ends in the same way, the file system keeps no time of change: "
+            f"delete {folder}/scan-*.json"
+        ) from error
+    except OSError as error:
+        reason = f"no pixel cache can be kept in {folder}: {error.strerror or error}"
+        if mode == "on":
+            raise UserError(
+                f"{reason}; free some space, choose another --output, lower --cache-size, or use "
+                "--pixel-cache off"
+            ) from error
+        say(f"warning: {reason}; images are decoded in every epoch")
+        return None
+    except _UnreadableError as error:
+        say(f"warning: no pixel cache, images are decoded in every epoch: {error}")
+        return None
+    rows = np.searchsorted(sha256s, np.array(images.sha256))
+    return PixelCache(home / "pixels.u8", _offsets(sizes)[rows], sizes[rows])
+
+
+def _read_sizes(home: Path) -> NDArray[np.int32] | None:
+    """Return the entries' sizes [N, 2]; None when the cache is missing or not whole."""
+    try:
+        sizes: NDArray[np.int32] = np.load(home / "sizes.npy", allow_pickle=False)
+        whole = (home / "pixels.u8").stat().st_size == max(1, _offsets(sizes)[-1])
+        return sizes if whole else None
     except (OSError, ValueError):
         return None
 
 
 def _offsets(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """[N + 1]"""
-    bytes_of = 3 * sizes.astype(np.int64).prod(axis=1)
-    return np.concatenate([np.zeros(1, np.int64), bytes_of.cumsum()])
+    """Return the entries' first bytes and the end of the last one, [N + 1]."""
+    return np.append(0, (3 * sizes.astype(np.int64).prod(axis=1)).cumsum())
 
 
 def _build(
-    home: Path,
-    paths: Sequence[Path],
-    sha256s: Sequence[str],
-    stored: Stored,
-    mode: str,
-    say: Callable[[str], None],
-    alone: bool = True,
-) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-    """Build under another name, which no other process has: `home` is whole as soon as it is there."""
+    home: Path, files: Mapping[Path, str], entries: Entries, share: float, say: Print, alone: bool
+) -> NDArray[np.int32]:
+    """Build under a name of this process, then rename: `home` is whole as soon as it exists."""
     building = home.with_name(f"{home.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    if alone:
+        for left in home.parent.glob(f"{home.name}.*.tmp"):  # by a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
     try:
-        if alone:
-            for left in home.parent.glob(f"{home.name}.*.tmp"):  # by a build that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        built = _decode(building, home, paths, sha256s, stored, mode, say)
-        if built is not None and _read_index(home) is None:  # else another process was faster
+        sizes = _decode(building, files, entries, share, say)
+        if _read_sizes(home) is None:  # else another process was faster
             shutil.rmtree(home, ignore_errors=True)
             try:
                 building.rename(home)
             except OSError:
-                if _read_index(home) is None:  # else another process was faster by a moment
+                if _read_sizes(home) is None:  # else another process was faster by a moment
                     raise
-        return built
+        return sizes
     finally:
-        if building.exists():
-            shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _decode(
-    building: Path,
-    home: Path,
-    paths: Sequence[Path],
-    sha256s: Sequence[str],
-    stored: Stored,
-    mode: str,
-    say: Callable[[str], None],
-) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    building: Path, files: Mapping[Path, str], entries: Entries, share: float, say: Print
+) -> NDArray[np.int32]:
+    """Decode files (path -> sha256) into a new folder, with one thread a processor; return the sizes."""
     started = time.perf_counter()
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        sizes = np.array([stored.size(size) for size in pool.map(_upright_size, paths)], np.int32)
-        offsets = _offsets(sizes.reshape(-1, 2))
-        total, free = int(offsets[-1]), shutil.disk_usage(home.parent).free
-        what = f"the pixel cache of {len(paths)} images needs {total / 1e6:,.1f} MB in {home.parent}"
-        if total > MOST_OF_FREE_SPACE[mode] * free:
-            room = f"{what}, which has {free / 1e6:,.1f} MB free"
-            if mode == "on":
-                raise UserError(f"{room}: free some, lower --cache_size, or use --pixel_cache off")
-            say(f"{room}: images are decoded in every epoch; --pixel_cache on takes more than a quarter")
-            return None
-        say(f"{what}: decoding once")
+        sizes = np.array([entries.size(size) for size in pool.map(_upright_size, files)], np.int32)
+        sizes = sizes.reshape(-1, 2)
+        offsets = _offsets(sizes)
+        total, free = int(offsets[-1]), shutil.disk_usage(building.parent).free
+        need = f"{len(files)} images need {total / 1e6:,.1f} MB"
+        if total > share * free:
+            limit = f"{share:.0%} of the {free / 1e6:,.1f} MB free"
+            raise OSError(errno.ENOSPC, f"{need}, more than {limit} (--pixel-cache on takes 95%)")
+        say(f"pixel cache in {building.parent}: {need}: decoding once")
         building.mkdir()
         with (building / "pixels.u8").open("w+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, max(1, total))
-            except OSError as error:
-                if mode == "on":
-                    raise UserError(f"{what}: {error.strerror}") from error
-                say(f"{what}: {error.strerror}; images are decoded in every epoch")
-                return None
+            os.posix_fallocate(file.fileno(), 0, max(1, total))
             pixels = np.memmap(file, np.uint8, "r+")
 
-            def write(i: int) -> None:
-                entry = _load(stored, paths[i], sha256s[i])
+            def write(i: int, path: Path, sha256: str) -> None:
+                entry = _readable(path, lambda: entries.load(path, sha256))
                 if entry.shape != (sizes[i, 1], sizes[i, 0], 3):
-                    raise RuntimeError(f"{paths[i]} changed while it was read")
+                    raise _UnreadableError(f"{path} changed while it was read")
                 pixels[offsets[i] : offsets[i + 1]] = entry.reshape(-1)
 
-            for _ in pool.map(write, range(len(paths))):
+            for _ in pool.map(write, range(len(files)), files, files.values()):
                 pass
             pixels.flush()
         with (building / "sizes.npy").open("wb") as index:
             np.save(index, sizes)
             os.fsync(index.fileno())
     say(f"decoded in {time.perf_counter() - started:.0f} s")
-    return offsets[:-1], sizes
+    return sizes
+
+
+class _UnreadableError(Exception):
+    """A file cannot be read any more."""
+
+
+def _readable(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ChangedError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
+        raise _UnreadableError(f"{path} was readable before training and is not now: {error}") from error
 
 
 def _upright_size(path: Path) -> Size:
-    """Without decoding."""
-    try:
-        with _open(path) as image:
-            width, height = image.size
-            lying = on_its_side(image)
-    except Exception as error:  # Pillow raises nearly anything on damaged bytes
-        raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
-    return (height, width) if lying else (width, height)
+    """Return width and height, without decoding.
 
+    Raises:
+        _UnreadableError: the file cannot be read any more.
+    """
 
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path, formats=FORMATS)
-    except Exception:  # a member of a tar file, or metadata that Pillow cannot read
-        return open_image(read_image_file(path))
+    def read() -> Size:
+        try:
+            opened: Image.Image = Image.open(path, formats=FORMATS)
+        except Exception:  # a member of a tar file, or metadata that Pillow cannot read
+            opened = open_image(read_image_file(path))
+        with opened as image:
+            size: Size = image.size
+            return size[::-1] if on_its_side(image) else size
 
-
-def _load(stored: Stored, path: Path, sha256: str) -> Pixels:
-    try:
-        return stored.load(path, sha256)
-    except ChangedError:
-        raise
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"{path} was readable before training and is not now: {error}") from error
+    return _readable(path, read)

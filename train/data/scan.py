@@ -19,13 +19,12 @@ from serve.contract.archive import split_member
 from serve.contract.doubts import Doubts
 from serve.contract.files import atomic_write
 from serve.contract.images import load_image, read_image_file
-from train.data.reading import DECODER
-from train.data.shrink import Shrunk
+from train.data.reading import DECODER, Shrink
 
 Entry = list[str]  # [stamp, sha256, error, thumbnail in base64, what looks wrong]
 ENTRY_FIELDS = 5
 THUMBNAIL = (8, 8)  # pixels
-ENOUGH = Shrunk(64)  # for a thumbnail: JPEGs need not be decoded whole
+ENOUGH = Shrink(64)  # for a thumbnail: JPEGs need not be decoded whole
 SECONDS_BETWEEN_SAVES = 300.0
 TICK_NS = 10_000_000  # of the clock that times of change are read from
 

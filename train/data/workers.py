@@ -1,4 +1,4 @@
-"""Loader processes: how many fit into shared memory, how to wait for them, and what their end means."""
+"""Workers: processes and threads that load images, how many have room, and what their end means."""
 
 import errno
 import multiprocessing.queues
@@ -9,11 +9,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
+from itertools import islice
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any, TypeVar
+from weakref import WeakSet
+
+import torch
 
 from train.config import TrainConfig
 from train.distributed import Ranks
@@ -22,21 +26,20 @@ from train.signals import ignore_stops
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
 USABLE = 0.9  # share of the free shared memory that batches may take
-PREFETCH = 2  # batches that each loader process is ahead by, torch's own default
+PREFETCH = 2  # batches that each worker is ahead by, torch's own default
 HELD = 2  # by the training process: the batch it works on and the one that has just come
 SMALL_TENSORS = 3 * 4096  # bytes of shared memory: a page for each of a batch's labels, weights and indices
 OPEN_FILES = 4096  # each batch on its way takes four
 POLL_SECONDS = 1.0
-NO_HANDOVER = 76  # exit code of a loader process whose batch cannot be sent
+CANNOT_SEND = 76  # exit code of a worker whose batch cannot be sent
 
-Answer = tuple[list[T], BaseException | None]
-_fetching: set[Any] = set()  # the queues of those threads that are at an item
+_fetches: WeakSet[Future[Any]] = WeakSet()
 
 
 def fit_workers(
     config: TrainConfig, ranks: Ranks, num_workers: int, num_train: int, num_val: int
 ) -> tuple[int, str]:
-    """As many of the loader processes as have room for their batches in shared memory, and a warning if
+    """Return how many of each rank's workers have room for their batches in shared memory, and a warning if
     these are fewer. Call on all ranks of a machine, before any of them loads."""
     if num_workers == 0 or sys.platform != "linux":
         return num_workers, ""
@@ -52,7 +55,7 @@ def fit_workers(
     if fitting == num_workers:
         return num_workers, ""
     return fitting, (
-        f"warning: {num_workers} loader processes for each of {ranks.local_world_size} ranks need "
+        f"warning: --num-workers {num_workers} on {ranks.local_world_size} ranks needs "
         f"{need(num_workers) / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has {free / 1e6:,.0f} MB "
         f"free: {fitting} are used, which may be slower. Enlarge it (docker run --shm-size=2g; in "
         f"Kubernetes an emptyDir of medium Memory mounted at {SHARED_MEMORY}) or lower --batch-size"
@@ -60,7 +63,7 @@ def fit_workers(
 
 
 def bytes_in_flight(config: TrainConfig, ranks: Ranks, workers: int, num_train: int, num_val: int) -> int:
-    """The most that one rank's batches of training, or of validation, take in shared memory at a time."""
+    """Return the most shared memory that one rank's batches of training or validation take at a time."""
     batches = PREFETCH * workers + HELD
     in_pass = config.batch_size // (ranks.world_size * config.accumulation)
     side = config.preprocess().size
@@ -73,107 +76,110 @@ def bytes_in_flight(config: TrainConfig, ranks: Ranks, workers: int, num_train: 
 
 
 def allow_open_files() -> None:
-    """Raise the soft limit of open files, often 256 or 1024, as far as the hard one lets us."""
+    """Raise the soft limit of open files, often 256 or 1024, as far as the hard one allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def begin_worker(worker: int) -> None:
-    """First call in a loader process."""
+def init_worker(worker: int) -> None:
+    """Prepare a worker process; a DataLoader's worker_init_fn."""
     ignore_stops(worker)
     queue: Any = multiprocessing.queues.Queue
     queue._on_queue_feeder_error = staticmethod(_end_worker)
 
 
 def _end_worker(error: Exception, batch: object) -> None:
-    """End the process whose batch cannot be sent: by default it only prints, and the batch is awaited for
-    ever. The training process notices the end at once."""
+    """End the worker whose batch cannot be sent, which the training process notices at once. By default it
+    would print the error, and training would wait for the batch for ever."""
     print(f"loader process {os.getpid()}: {_first_line(error)}", file=sys.stderr, flush=True)
-    os._exit(NO_HANDOVER)
+    os._exit(CANNOT_SEND)
 
 
-def explained(error: Exception, exit_codes: Collection[int]) -> str | None:
-    """What an error that torch's loader raised means, given the exit codes of those of its processes that
-    have ended; None when it is not about them."""
+def kill_workers() -> None:
+    """End all workers at once, also those that are stuck."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as an error
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def explain(error: Exception, exit_codes: Collection[int]) -> str | None:
+    """Return what an error that torch's DataLoader raised means and what to do; None for other errors.
+
+    Args:
+        exit_codes: of the workers that have ended.
+    """
     text = str(error)
     if "Too many open files" in text or "ancillary data" in text:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return (
             f"loading needs more open files than the {most} that a process may have: raise the limit "
-            "(ulimit -n), or give a smaller --num-workers"
+            "(ulimit -n), or lower --num-workers"
         )
     free = shutil.disk_usage(SHARED_MEMORY).free / 1e6 if SHARED_MEMORY.exists() else 0.0
-    shared = (
+    full = (
         f"shared memory ({SHARED_MEMORY}, {free:,.0f} MB free) is full: enlarge it (docker run "
-        "--shm-size=2g; in Kubernetes an emptyDir of medium Memory), or give a smaller --num-workers"
+        "--shm-size=2g; in Kubernetes an emptyDir of medium Memory), or lower --num-workers"
     )
-    if getattr(error, "errno", None) == errno.ENOSPC and free < 1:  # when a loader process is started
-        return f"loader processes cannot be started: {shared}"
+    if getattr(error, "errno", None) == errno.ENOSPC and free < 1:  # when a worker is started
+        return f"loader processes cannot be started: {full}"
     if not re.search(r"DataLoader worker \(pid", text):
         return None
-    if NO_HANDOVER in exit_codes:
-        return (
-            f"a loader process could not hand over its batch, for the reason that it printed above. Most "
-            f"often {shared}"
-        )
+    if CANNOT_SEND in exit_codes:
+        return f"a loader process could not send its batch, for the reason printed above. Most often {full}"
     if -signal.SIGBUS in exit_codes:
-        return f"a loader process died of a bus error: {shared}"
+        return f"a loader process died of a bus error: {full}"
     if -signal.SIGKILL in exit_codes:
         return (
-            "a loader process was killed (SIGKILL), as the kernel does when memory runs out (dmesg tells): "
-            "give a smaller --num-workers or --batch-size, or more memory"
+            "a loader process was killed (SIGKILL), as the kernel does when memory runs out (see dmesg): "
+            "lower --num-workers or --batch-size, or add memory"
         )
     return f"a loader process died: {_first_line(error)}; --num-workers 0 loads without them"
 
 
-def in_thread(items: Iterator[T], while_waiting: Callable[[float], None]) -> Iterator[T]:
-    """Yield the same items, each fetched in a thread, so that this one can be stopped while an item does
-    not come: once a second it calls `while_waiting`, which may raise, with the seconds since it asked."""
-    wanted: SimpleQueue[bool] = SimpleQueue()
-    fetched: SimpleQueue[Answer[T]] = SimpleQueue()
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
-    def fetch() -> None:
-        while wanted.get():
-            _fetching.add(fetched)
-            try:
-                answer: Answer[T] = [next(items)], None
-            except StopIteration:
-                answer = [], None
-            except BaseException as error:
-                answer = [], error
-            _fetching.discard(fetched)
-            fetched.put(answer)
-            del answer  # or an error would keep this frame, and the loader processes, in a circle
 
-    def wait() -> Answer[T]:
-        asked = time.monotonic()
-        while True:
-            try:
-                return fetched.get(timeout=POLL_SECONDS)
-            except Empty:
-                while_waiting(time.monotonic() - asked)
+def fetch_in_thread(items: Iterator[T], while_waiting: Callable[[float], None]) -> Iterator[T]:
+    """Yield the same items, each fetched in another thread, so that waiting for it can end.
 
-    Thread(target=fetch, name="batches", daemon=True).start()
+    Args:
+        while_waiting: called once a second with the seconds that an item has taken; may raise.
+    """
+    pool = ThreadPoolExecutor(1, "batches")
+    fetch: Future[list[T]] | None = None
     try:
         while True:
-            wanted.put(True)
-            item, error = wait()
-            if error is not None:
-                raise error
+            fetch = pool.submit(lambda: list(islice(items, 1)))
+            _fetches.add(fetch)
+            started = time.monotonic()
+            while not wait([fetch], POLL_SECONDS).done:
+                while_waiting(time.monotonic() - started)
+            item = fetch.result()
             if not item:
                 return
-            yield item.pop()
+            yield item.pop()  # the consumer alone holds it
     finally:
-        error = None  # it keeps this frame
-        wanted.put(False)
+        fetch = None  # an error in it would keep this frame and the worker processes alive
+        pool.shutdown(wait=False)
 
 
 def is_fetching() -> bool:
-    """Return whether a thread still waits for a batch, as the end of the interpreter might do for ever."""
-    return bool(_fetching)
+    """Return whether a thread still waits for an item; the end of the interpreter would wait for it."""
+    return any(not fetch.done() for fetch in _fetches)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+def map_in_threads(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+    """Return list(map(function, items)), computed by as many threads as torch has, which is one in workers;
+    for functions that release the interpreter's lock most of the time, such as decoding."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return list(map(function, items))
+    return list(_pool(threads).map(function, items))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="pixels")

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
-from train.data.augment import View
+from train.data.augment import ImageAugment
 from train.data.index import Data, ImageSet, class_weights
-from train.data.loader import EpochPlan, Loader, PixelDataset
-from train.data.pixel_cache import PixelCache, Stored, open_cache, training_entries, validation_entries
+from train.data.loader import Loader, PixelDataset
+from train.data.pixel_cache import Entries, PixelCache, open_cache, training_entries, validation_entries
+from train.data.sampler import EpochPlan
 from train.distributed import Ranks, on_main
 from train.engine.checks import (
     check_clip,
@@ -71,8 +72,8 @@ class Job:
 
     def train_loader(self) -> Loader:
         """Of the stage's view."""
-        load = training_entries(self.config).load
-        dataset = PixelDataset(self.data.train, self.config.seed, View(self.stage), self.cache, load)
+        load, augment = training_entries(self.config).load, ImageAugment(self.stage)
+        dataset = PixelDataset(self.data.train, self.config.seed, augment, self.cache, load)
         return self._loader(dataset)
 
     def val_loader(self) -> Loader:
@@ -211,7 +212,7 @@ def open_caches(
     caches = []
     for images, stored in ((data.train, training_entries(config)), (data.val, validation_entries(config))):
 
-        def of_this(images: ImageSet = images, stored: Stored = stored) -> PixelCache | None:
+        def of_this(images: ImageSet = images, stored: Entries = stored) -> PixelCache | None:
             return open_cache(folder, images, stored, mode, say)
 
         built = on_main(ranks, lambda opened=of_this: opened() is not None)  # type: ignore[misc]

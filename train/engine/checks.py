@@ -10,7 +10,7 @@ from serve.contract.files import check_writable
 from train.checkpoint import best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
-from train.data.loader import EpochPlan
+from train.data.sampler import EpochPlan
 from train.models.build import try_forward
 from train.models.classifier import ImageClassifier
 from train.models.pretrained import check_download, read_file

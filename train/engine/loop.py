@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.config import TrainConfig
-from train.data.augment import Colour, PairMix
+from train.data.augment import BatchAugment, PairMix
 from train.data.index import ImageSet
-from train.data.loader import EpochPlan, Loader, evaluation_batches
+from train.data.loader import Loader
 from train.data.random_numbers import seed_of
+from train.data.sampler import EpochPlan, evaluation_batches
 from train.distributed import (
     Ranks,
     broadcast_buffers,
@@ -123,7 +124,7 @@ def train_one_epoch(
     after_step: Callable[[], None] = no_wish,
 ) -> dict[str, float]:
     """One pass over the plan, from where `running` is. Returns train/loss, train/accuracy, lr,
-    images_per_second, data_share (of the time in which this rank waited for data or changed colours),
+    images_per_second, data_share (of the time in which this rank waited for data or augmented it),
     and train/skipped_steps if there were any.
 
     `soft_targets` [images of the set, num_classes], on the device, replace the labels in the loss; a
@@ -136,7 +137,7 @@ def train_one_epoch(
     """
     trainee.model.train()
     trainee.begin_epoch(epoch, config)
-    colour = Colour(config)
+    augment = BatchAugment(config)
     waited = 0.0
     running = running or Running(ranks, device)
     first = running.step
@@ -154,7 +155,7 @@ def train_one_epoch(
                 with phase("data"):
                     loaded = next(batches)
                     batch = loaded.to(device)
-                    pixels = colour(batch.images, loaded.indices, config.seed, epoch)
+                    pixels = augment(batch.images, loaded.indices, config.seed, epoch)
                 waited += time.perf_counter() - before
                 # dropout and drop-path draw from here: the same after a resume as without one
                 torch.manual_seed(seed_of("dropout", config.seed, epoch, step, micro_step, ranks.rank))

@@ -11,7 +11,8 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from train.config import TrainConfig
-from train.data.loader import EpochPlan, Loader
+from train.data.loader import Loader
+from train.data.sampler import EpochPlan
 from train.distributed import Ranks, sum_over_ranks
 from train.engine.state import Trainee, build_trainee
 from train.models.classifier import ImageClassifier

@@ -6,8 +6,7 @@ import sys
 import time
 from typing import NoReturn
 
-from train.data.loader import kill_workers
-from train.data.workers import is_fetching
+from train.data.workers import is_fetching, kill_workers
 from train.distributed import Ranks
 from train.signals import EXIT_CODE, StopRequest
 

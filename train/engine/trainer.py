@@ -9,7 +9,7 @@ from serve.contract.errors import UserError
 from train.checkpoint import checkpoint_folder
 from train.config import TrainConfig
 from train.data.augment import PairMix
-from train.data.workers import explained
+from train.data.workers import explain
 from train.distributed import AsyncSum, gather_list
 from train.engine.build import Job
 from train.engine.loop import Running, evaluate, no_wish, train_one_epoch
@@ -72,7 +72,7 @@ class Epochs:
             raise
         except (RuntimeError, OSError) as error:
             codes = self.train_loader.exit_codes() + self.val_loader.exit_codes()
-            if (reason := explained(error, codes)) is None:
+            if (reason := explain(error, codes)) is None:
                 raise
             raise UserError(reason) from error
         finally:

@@ -9,21 +9,30 @@ from PIL import Image
 
 from serve.contract.preprocess import RESAMPLING
 from train.config import TrainConfig
-from train.data.augment import ASPECT, TRIES, Colour, PairMix, View, random_box, randomness, resize
+from train.data.augment import (
+    ASPECT,
+    TRIES,
+    BatchAugment,
+    ImageAugment,
+    PairMix,
+    random_box,
+    randomness,
+    resize,
+)
 
 STRONG = {"crop_scale": 0.3, "flip": 0.5, "color_jitter": 0.5, "random_erasing": 0.8}
 OFF = {"crop_scale": 1.0, "flip": 0.0, "color_jitter": 0.0, "random_erasing": 0.0}
 
 
 class Augment:
-    """All that happens to one image, in one call."""
+    """All augmentation of one image, in one call."""
 
     def __init__(self, config: TrainConfig):
-        self.view, self.colour = View(config), Colour(config)
+        self.image, self.batch = ImageAugment(config), BatchAugment(config)
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> np.ndarray:
-        views = torch.from_numpy(self.view([np.asarray(image)], seed, epoch, [index]))
-        changed = self.colour(views, torch.tensor([index]), seed, epoch)[0].numpy()
+        augmented = torch.from_numpy(self.image([np.asarray(image)], seed, epoch, [index]))
+        changed = self.batch(augmented, torch.tensor([index]), seed, epoch)[0].numpy()
         assert (changed == changed.astype(np.uint8)).all(), "whole numbers of 0..255"
         return changed.astype(np.uint8)
 
@@ -178,7 +187,7 @@ def test_cutmix_cuts_anywhere() -> None:
     assert columns.max() - columns.min() > 17
 
 
-def test_mixing_is_drawn_anew_for_each_epoch_and_place() -> None:
+def test_mixing_differs_for_each_epoch_and_position() -> None:
     mix = PairMix(TrainConfig(mixup=1.0), 3)
     images, labels = batch(2)
     mixed = {
@@ -198,7 +207,7 @@ def test_without_mixing_images_are_untouched_and_targets_one_hot() -> None:
 @pytest.mark.parametrize(("n", "first"), [(3, 0), (2, 1), (1, 4)])
 def test_a_pair_that_would_be_divided_is_an_error_that_names_the_way_out(n: int, first: int) -> None:
     images, labels = batch(n)
-    with pytest.raises(ValueError, match=rf"even number of images .* {n}: choose another --batch_size"):
+    with pytest.raises(ValueError, match=rf"\b{n}\b.*--batch-size"):
         PairMix(TrainConfig(mixup=0.4), 3)(images, labels, first, 0, 0)
 
 
@@ -235,8 +244,8 @@ def test_crops_are_made_smaller_as_pillow_makes_them_smaller(interpolation: str)
 
 
 def test_a_box_of_an_aspect_above_1_is_wider_than_high() -> None:
-    draws = np.full(4 * TRIES, 0.5)
-    left, upper, width, height = random_box(400, 300, (0.1, 0.1), (2.0, 2.0), draws)
+    random = np.full(4 * TRIES, 0.5)
+    left, upper, width, height = random_box(400, 300, (0.1, 0.1), (2.0, 2.0), random)
     assert width == pytest.approx(2 * height, abs=2)
     assert width * height == pytest.approx(0.1 * 400 * 300, rel=0.02)
     assert left + width <= 400

@@ -1,4 +1,4 @@
-"""The epoch plan and the loader: every image once, whatever the processes, workers or point of resume."""
+"""The loader: the same batches whatever the workers, files that vanish, storage that hangs."""
 
 import errno
 import re
@@ -13,148 +13,16 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from forked import execute, fork
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from train_data import make_data
 
 from serve.contract.images import load_image
 from train.data import reading, workers
-from train.data.augment import View
-from train.data.loader import (
-    Batch,
-    EpochPlan,
-    Hang,
-    Key,
-    Loader,
-    PixelDataset,
-    evaluation_batches,
-    read_pixels,
-)
+from train.data.augment import ImageAugment
+from train.data.loader import Batch, HangError, Loader, PixelDataset, read_pixels
 from train.data.pixel_cache import PixelCache, open_cache, training_entries
+from train.data.sampler import EpochPlan
 
 AUGMENTED = {"crop_scale": 0.4, "flip": 0.5, "color_jitter": 0.3, "random_erasing": 0.5}
-
-
-def plans(num_samples: int, batch_size: int, world_size: int, accumulation: int = 1, seed: int = 0):
-    return [
-        EpochPlan(num_samples, batch_size, seed, rank, world_size, accumulation)
-        for rank in range(world_size)
-    ]
-
-
-def step_batches(ranks: list[EpochPlan], epoch: int, first_step: int = 0) -> list[list[Key]]:
-    """The whole batch of each step, put together from its micro batches, in the order of their places."""
-    parts = [list(plan.batches(epoch, first_step)) for plan in ranks]
-    n = ranks[0].accumulation
-    return [
-        [key for part in parts for micro in part[step * n : (step + 1) * n] for key in micro]
-        for step in range(len(parts[0]) // n)
-    ]
-
-
-sizes = st.tuples(
-    st.integers(1, 200), st.integers(1, 7), st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 3])
-)
-
-
-@given(sizes, st.integers(0, 3), st.data())
-@settings(max_examples=200, deadline=None)
-def test_every_sample_counts_exactly_once_in_an_epoch(
-    sizes: tuple[int, int, int, int], epoch: int, data: st.DataObject
-) -> None:
-    num_samples, micro, world_size, accumulation = sizes
-    ranks = plans(num_samples, micro * world_size * accumulation, world_size, accumulation)
-    first_step = data.draw(st.integers(0, ranks[0].steps))
-    skipped = step_batches(ranks, epoch)[:first_step]
-    resumed = step_batches(ranks, epoch, first_step)
-    seen = [index for batch in skipped + resumed for _, index, weight in batch if weight == 1]
-    assert sorted(seen) == list(range(num_samples))
-    assert all(weight in (0, 1) for batch in resumed for _, _, weight in batch)
-
-
-@given(sizes)
-@settings(max_examples=100, deadline=None)
-def test_no_rank_is_ever_without_work_and_all_batches_have_one_shape(
-    sizes: tuple[int, int, int, int],
-) -> None:
-    num_samples, micro, world_size, accumulation = sizes
-    for plan in plans(num_samples, micro * world_size * accumulation, world_size, accumulation):
-        batches = list(plan.batches(0))
-        assert len(batches) == plan.steps * accumulation
-        assert {len(batch) for batch in batches} == {plan.micro_batch_size}
-
-
-@given(sizes)
-@settings(max_examples=100, deadline=None)
-def test_the_number_of_processes_cannot_change_a_steps_batch(sizes: tuple[int, int, int, int]) -> None:
-    num_samples, micro, world_size, accumulation = sizes
-    batch_size = micro * world_size * accumulation
-    many = step_batches(plans(num_samples, batch_size, world_size, accumulation), epoch=1)
-    assert many == step_batches(plans(num_samples, batch_size, 1), epoch=1)
-
-
-@given(st.integers(1, 200), st.integers(1, 5), st.data())
-@settings(max_examples=200, deadline=None)
-def test_an_epoch_that_goes_on_with_other_processes_again_and_again_is_the_same_epoch(
-    num_samples: int, share: int, data: st.DataObject
-) -> None:
-    """Stopped at any steps, gone on with any number of processes and accumulation that divide the batch."""
-    batch_size = 24 * share
-    whole = step_batches(plans(num_samples, batch_size, 1), epoch=2)
-    done: list[list[Key]] = []
-    while len(done) < len(whole):
-        world_size = data.draw(st.sampled_from([1, 2, 3, 4, 6]))
-        accumulation = data.draw(st.sampled_from([1, 2]))
-        ranks = plans(num_samples, batch_size, world_size, accumulation)
-        steps = data.draw(st.integers(1, len(whole) - len(done)))
-        assert ranks[0].samples(2, len(done)) == [i for _, i, weight in whole[len(done)] if weight]
-        done += step_batches(ranks, 2, len(done))[:steps]
-    assert done == whole
-
-
-@given(sizes)
-@settings(max_examples=50, deadline=None)
-def test_real_size_counts_the_samples_of_weight_1(sizes: tuple[int, int, int, int]) -> None:
-    num_samples, micro, world_size, accumulation = sizes
-    ranks = plans(num_samples, micro * world_size * accumulation, world_size, accumulation)
-    for step, batch in enumerate(step_batches(ranks, 0)):
-        assert ranks[0].real_size(step) == sum(weight for _, _, weight in batch)
-
-
-def test_offset_is_the_place_of_a_micro_batchs_first_image() -> None:
-    for plan in plans(40, 12, 2, accumulation=3):
-        order = plan.order(2)
-        batches = list(plan.batches(2))
-        for step in range(plan.steps - 1):
-            for micro_step in range(3):
-                first = batches[step * 3 + micro_step][0]
-                assert order[plan.offset(step, micro_step)] == first[1]
-
-
-def test_the_order_differs_by_epoch_and_by_seed_and_is_reproducible() -> None:
-    orders = [EpochPlan(100, 10, seed).order(epoch).tolist() for seed in range(3) for epoch in range(3)]
-    assert len({tuple(order) for order in orders}) == 9
-    assert EpochPlan(100, 10, 2).order(2).tolist() == orders[-1]
-
-
-def test_an_indivisible_batch_size_is_an_error_that_names_both_numbers() -> None:
-    with pytest.raises(ValueError, match=r"--batch_size 10 .* 4 \(2 processes x 2 accumulation steps\)"):
-        EpochPlan(100, 10, 0, 0, world_size=2, accumulation=2)
-
-
-@given(st.integers(1, 100), st.integers(1, 20), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_evaluation_takes_each_image_once_without_padding(
-    num_samples: int, batch_size: int, world_size: int
-) -> None:
-    batches = [
-        batch
-        for rank in range(world_size)
-        for batch in evaluation_batches(num_samples, batch_size, rank, world_size)
-    ]
-    assert sorted(index for batch in batches for _, index, _ in batch) == list(range(num_samples))
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
-    assert {weight for batch in batches for _, _, weight in batch} == {1.0}
 
 
 def load_epochs(dataset: PixelDataset, plan: EpochPlan, num_workers: int) -> list[Batch]:
@@ -164,7 +32,7 @@ def load_epochs(dataset: PixelDataset, plan: EpochPlan, num_workers: int) -> lis
 
 def test_the_number_of_workers_cannot_change_a_batch(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **AUGMENTED)
-    dataset = PixelDataset(data.train, config.seed, View(config))
+    dataset = PixelDataset(data.train, config.seed, ImageAugment(config))
     plan = EpochPlan(len(data.train), 4, config.seed)
     runs = [load_epochs(dataset, plan, num_workers) for num_workers in (0, 1, 2)]
     assert len(runs[0]) == 2 * plan.steps
@@ -193,8 +61,8 @@ def test_an_images_view_is_that_of_its_seed_and_epoch_wherever_in_a_batch_it_is(
     config, data = make_data(tmp_path, **AUGMENTED)
 
     def views(*indices: int, seed: int = 3, epoch: int = 0) -> torch.Tensor:
-        dataset = PixelDataset(data.train, seed, View(config))
-        return dataset.__getitems__([(epoch, index, 1.0) for index in indices]).images
+        dataset = PixelDataset(data.train, seed, ImageAugment(config))
+        return dataset[[(epoch, index, 1.0) for index in indices]].images
 
     first = views(2, 5)
     assert torch.equal(views(5, 2), first.flip(0))
@@ -223,7 +91,7 @@ def test_a_file_that_vanished_or_was_damaged_counts_for_nothing_and_is_named(
         (batch,) = loader([[(0, 2, 1.0), (0, 3, 1.0)]])
         assert batch.weights.tolist() == [0, 1]
     assert list(loader.lost) == [str(gone)]
-    assert capsys.readouterr().out.count(f"{gone} was readable before training and is not now") == 1
+    assert sum(str(gone) in line for line in capsys.readouterr().out.splitlines()) == 1
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -243,8 +111,8 @@ def test_a_batch_that_does_not_come_is_an_error_that_names_what_was_to_be_read(
     if cached:
         monkeypatch.setattr(PixelCache, "__getitem__", lambda self, index: read(Path()))
     loader = Loader(dataset, 0, pin_memory=False, hang_seconds=0.05)
-    named = str(cache.file) if cache else data.train.paths[2]
-    with pytest.raises(Hang, match=re.escape(named)):
+    named = str(cache.file if cache else data.train.root)
+    with pytest.raises(HangError, match=re.escape(named)):
         next(loader([[(0, 2, 1.0), (0, 3, 1.0)], [(0, 0, 1.0)]]))
     monkeypatch.setattr(reading, "PAUSES", ())
     stuck.set()
@@ -274,7 +142,7 @@ def test_a_process_that_may_open_no_more_files_does_not_call_images_unreadable(t
         raise OSError(errno.EMFILE, "Too many open files")
 
     loader = Loader(PixelDataset(data.train, 0, config.preprocess(), None, read), 0, False)
-    with pytest.raises(OSError, match="Too many open files"):
+    with pytest.raises(OSError, match="open files"):
         next(loader([[(0, 2, 1.0)]]))
     assert not loader.lost
 

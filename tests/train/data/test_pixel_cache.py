@@ -17,13 +17,15 @@ from PIL import Image, ImageFilter
 from train_data import make_data
 
 import train.data.pixel_cache as module
+from serve.contract.errors import UserError
 from serve.contract.images import load_image
 from serve.contract.orientation import ORIENTATION
 from train.config import TrainConfig
-from train.data.augment import View
+from train.data.augment import ImageAugment
 from train.data.index import ImageSet, prepare_data
-from train.data.loader import EpochPlan, Loader, PixelDataset, read_pixels
+from train.data.loader import Loader, PixelDataset, read_pixels
 from train.data.pixel_cache import PixelCache, open_cache, training_entries, validation_entries
+from train.data.sampler import EpochPlan
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -60,7 +62,7 @@ def test_batches_are_the_same_with_and_without_the_cache(tmp_path: Path) -> None
     val = open_cache(tmp_path / "cache", data.val, validation_entries(config), "on", silent)
     plan = EpochPlan(len(data.train), 4, 0)
     for images, transform, stored, theirs in (
-        (data.train, View(config), cache, View(config)),
+        (data.train, ImageAugment(config), cache, ImageAugment(config)),
         (data.val, config.preprocess(), val, None),
     ):
         load = shrunk if images is data.train else read_pixels
@@ -95,7 +97,7 @@ def test_crops_from_the_cache_are_as_sharp_as_from_the_file(tmp_path: Path) -> N
 
     def sharpness(pixels: list[np.ndarray]) -> float:
         """Mean squared difference of neighbours."""
-        crops = View(config)(pixels, 0, 0, range(len(soft))).astype(float)
+        crops = ImageAugment(config)(pixels, 0, 0, range(len(soft))).astype(float)
         return float((np.diff(crops, axis=1) ** 2).mean() + (np.diff(crops, axis=2) ** 2).mean())
 
     ratio = sharpness([cache[i] for i in range(len(soft))]) / sharpness([np.asarray(i) for i in soft])
@@ -210,53 +212,50 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
 
 def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
-    stored = training_entries(TrainConfig(image_size=32))
+    entries = training_entries(TrainConfig(image_size=32))
     monkeypatch.setattr(
-        module, "shutil", SimpleNamespace(disk_usage=lambda _: Usage(0, 0, 3700), rmtree=None)
+        module, "shutil", SimpleNamespace(disk_usage=lambda _: Usage(0, 0, 3700), rmtree=shutil.rmtree)
     )
     said: list[str] = []
-    with pytest.raises(
-        ValueError, match=r"0\.0 MB .* free some, lower --cache_size, or use --pixel_cache off"
-    ):
-        open_cache(tmp_path / "cache", images, stored, "on", said.append)
-    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
-    assert "images are decoded in every epoch" in said[0]
+    with pytest.raises(UserError, match=r"0\.0 MB.*--cache-size.*--pixel-cache off"):
+        open_cache(tmp_path / "cache", images, entries, "on", said.append)
+    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
+    assert "0.0 MB" in said[0]
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
 def test_where_nothing_can_be_written_it_is_an_error_or_not_done(tmp_path: Path) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
-    stored = training_entries(TrainConfig(image_size=32))
+    entries = training_entries(TrainConfig(image_size=32))
     (tmp_path / "cache").write_text("a file in its place")
     said: list[str] = []
-    with pytest.raises(ValueError, match=r"/cache.*--pixel-cache"):
-        open_cache(tmp_path / "cache", images, stored, "on", said.append)
-    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
-    assert "File exists; images are decoded in every epoch" in said[-1]
+    with pytest.raises(ValueError, match=r"cache: File exists.*--output.*--pixel-cache off"):
+        open_cache(tmp_path / "cache", images, entries, "on", said.append)
+    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
+    assert "cache: File exists" in said[-1]
 
 
 def test_a_quota_is_found_out_when_room_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
-    stored, said = training_entries(TrainConfig(image_size=32)), []
+    entries, said = training_entries(TrainConfig(image_size=32)), []
 
     def refuse(*_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
-    with pytest.raises(ValueError, match="Disk quota exceeded"):
-        open_cache(tmp_path / "cache", images, stored, "on", said.append)
-    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
-    assert "Disk quota exceeded; images are decoded in every epoch" in said[-1]
+    with pytest.raises(UserError, match="Disk quota exceeded"):
+        open_cache(tmp_path / "cache", images, entries, "on", said.append)
+    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
+    assert "Disk quota exceeded" in said[-1]
 
 
 def test_a_file_that_vanished_is_named_and_there_is_no_cache(tmp_path: Path) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
     (images.root / "0.png").unlink()
     said: list[str] = []
-    stored = training_entries(TrainConfig(image_size=32))
-    assert open_cache(tmp_path / "cache", images, stored, "auto", said.append) is None
-    assert "0.png was readable before training and is not now" in said[-1]
-    assert "images are decoded in every epoch" in said[-1]
+    entries = training_entries(TrainConfig(image_size=32))
+    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
+    assert "0.png" in said[-1]
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
@@ -266,9 +265,9 @@ def test_a_file_that_changed_since_the_scan_is_an_error_and_nobodys_pixels(
     monkeypatch.setattr("train.data.reading.PAUSES", ())
     images = image_set(tmp_path / "images", noise(40, 30))
     noise(30, 40).save(images.root / "0.png")
-    stored = training_entries(TrainConfig(image_size=32))
-    with pytest.raises(ValueError, match=r"0\.png has changed since it was scanned: start again"):
-        open_cache(tmp_path / "cache", images, stored, "auto", silent)
+    entries = training_entries(TrainConfig(image_size=32))
+    with pytest.raises(UserError, match=r"0\.png.*scan-"):
+        open_cache(tmp_path / "cache", images, entries, "auto", silent)
     assert not list((tmp_path / "cache").glob("*/*"))
 
 

@@ -1,4 +1,4 @@
-"""Loader processes fit into shared memory, can be stopped while they are waited for, and name their end."""
+"""Workers fit into shared memory, can be stopped while they are waited for, and their end is explained."""
 
 import errno
 import gc
@@ -13,16 +13,18 @@ from threading import Event
 from typing import Any
 
 import pytest
+import torch
 
 from train.config import TrainConfig
 from train.data import workers
 from train.data.workers import (
     allow_open_files,
-    begin_worker,
     bytes_in_flight,
-    explained,
+    explain,
+    fetch_in_thread,
     fit_workers,
-    in_thread,
+    init_worker,
+    map_in_threads,
 )
 from train.distributed import Ranks
 
@@ -104,10 +106,10 @@ def test_a_batch_that_cannot_be_sent_ends_its_process(
     monkeypatch.setattr(workers, "ignore_stops", lambda worker: None)
     monkeypatch.setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", None)
     monkeypatch.setattr(workers.os, "_exit", ended.append)
-    begin_worker(0)
+    init_worker(0)
     queue: Any = multiprocessing.queues.Queue
     queue._on_queue_feeder_error(OSError(errno.ENOSPC, "No space left on device"), None)
-    assert ended == [workers.NO_HANDOVER]
+    assert ended == [workers.CANNOT_SEND]
     assert "No space left on device" in capsys.readouterr().err
 
 
@@ -117,27 +119,27 @@ DIED = "DataLoader worker (pid(s) 7) exited unexpectedly"
 @pytest.mark.parametrize(
     ("text", "code", "named"),
     [
-        (DIED, workers.NO_HANDOVER, "/dev/shm"),
+        (DIED, workers.CANNOT_SEND, "/dev/shm"),
         (DIED, -signal.SIGBUS, "/dev/shm"),
-        (DIED, -signal.SIGKILL, "memory runs out"),
+        (DIED, -signal.SIGKILL, "--batch-size"),
         ("DataLoader worker (pid 7) is killed by signal: Segmentation fault.", -11, "Segmentation fault"),
         ("Too many open files. Communication with the workers is no longer possible.", 0, "ulimit -n"),
         ("[Errno 24] Too many open files: 'a.jpg'", 0, "ulimit -n"),
         ("received 0 items of ancillary data", 0, "ulimit -n"),
     ],
 )
-def test_the_end_of_a_loader_process_is_explained(text: str, code: int, named: str) -> None:
-    assert named in (explained(RuntimeError(text), [code]) or "")
+def test_the_end_of_a_loader_process_is_explain(text: str, code: int, named: str) -> None:
+    assert named in (explain(RuntimeError(text), [code]) or "")
 
 
 def test_other_errors_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is another one than full shared memory."""
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Usage(10**9, 0, 10**9))
-    assert explained(RuntimeError("CUDA out of memory"), ()) is None
-    assert explained(full, ()) is None
+    assert explain(RuntimeError("CUDA out of memory"), ()) is None
+    assert explain(full, ()) is None
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 0))
-    assert "--shm-size" in (explained(full, ()) or "")
+    assert "--shm-size" in (explain(full, ()) or "")
 
 
 def test_items_fetched_in_a_thread_are_the_same_and_errors_come_through() -> None:
@@ -145,11 +147,11 @@ def test_items_fetched_in_a_thread_are_the_same_and_errors_come_through() -> Non
         yield from range(3)
         raise OSError("gone")
 
-    fetched = in_thread(items(), print)
+    fetched = fetch_in_thread(items(), print)
     assert [next(fetched) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="gone"):
         next(fetched)
-    assert list(in_thread(iter([]), print)) == []
+    assert list(fetch_in_thread(iter([]), print)) == []
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -170,9 +172,9 @@ def test_what_was_fetched_from_is_freed_at_once(fails: bool) -> None:
     gc.disable()
     try:
         with suppress(OSError):
-            list(in_thread(iter(Items()), print))
+            list(fetch_in_thread(iter(Items()), print))
         for thread in threading.enumerate():
-            if thread.name == "batches":
+            if thread.name.startswith("batches"):
                 thread.join(10)
         assert freed
     finally:
@@ -192,10 +194,33 @@ def test_who_waits_for_an_item_can_stop(monkeypatch: pytest.MonkeyPatch) -> None
         if len(waited) == 3:
             raise KeyboardInterrupt
 
-    batches = in_thread(items(), stop)
+    batches = fetch_in_thread(items(), stop)
     assert next(batches) == 1
     with pytest.raises(KeyboardInterrupt):
         next(batches)
     assert waited == sorted(waited)
     assert workers.is_fetching()
     stuck.set()
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_are_in_order(threads: int) -> None:
+    assert map_in_threads(lambda a: a - 1, range(100)) == list(range(-1, 99))
+
+
+def test_as_many_work_at_once_as_torch_has_threads(threads: int) -> None:
+    meeting = threading.Barrier(threads, timeout=30)  # broken, and an error, if fewer come
+
+    assert len(map_in_threads(lambda _: meeting.wait(), range(threads))) == threads
+
+
+def test_an_error_of_a_thread_arrives(threads: int) -> None:
+    with pytest.raises(ZeroDivisionError):
+        map_in_threads(lambda x: 1 // x, [1, 0, 2])

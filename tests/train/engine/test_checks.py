@@ -9,7 +9,7 @@ from train_data import build, linear_model, make_data, make_trainee
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.data.index import prepare_data
-from train.data.loader import EpochPlan
+from train.data.sampler import EpochPlan
 from train.engine import prepare as preparation
 from train.engine.checks import (
     check_batch_size,

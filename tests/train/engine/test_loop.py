@@ -16,9 +16,10 @@ from train_data import CPU, ONE, linear_model, make_data, make_trainee
 
 from serve.contract.images import load_image
 from train.config import TrainConfig
-from train.data.augment import PairMix, View
+from train.data.augment import ImageAugment, PairMix
 from train.data.index import Data, ImageSet
-from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.loader import Loader, PixelDataset
+from train.data.sampler import EpochPlan
 from train.distributed import Ranks
 from train.engine.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
 from train.engine.state import Trainee
@@ -33,7 +34,7 @@ def train(
     config: TrainConfig, data: Data, trainee: Trainee, epochs: int = 1, weights: list[float] | None = None
 ) -> list[dict[str, float]]:
     plan = EpochPlan(len(data.train), config.batch_size, config.seed, accumulation=config.accumulation)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     mix = PairMix(config, len(data.train.class_names))
     criterion = Criterion(config.label_smoothing, weights)
     return [
@@ -160,7 +161,7 @@ def poisoned(
     config, data = make_data(tmp_path, 8, batch_size=4, lr=1e-2, warmup_epochs=0.0, **changes)
     trainee = make_trainee(config, build_model("simple_cnn", 2, 16)[0])
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     targets = F.one_hot(torch.from_numpy(data.train.labels), 2).float()
     targets[images] = float("inf")
     mix = PairMix(config, 2)
@@ -252,7 +253,7 @@ def test_dropout_is_drawn_anew_in_each_pass_of_each_epoch_on_each_rank(tmp_path:
     config, data = make_data(tmp_path, batch_size=4, accumulation=2)
     model, seeds = linear_model(), []
     model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     trainee, criterion, mix = make_trainee(config, model), Criterion(0.0), PairMix(config, 2)
     for rank, epoch in itertools.product(range(2), range(2)):
         plan = EpochPlan(len(data.train), 4, config.seed, rank, world_size=2, accumulation=2)
@@ -291,7 +292,7 @@ def test_images_per_second_of_a_resumed_epoch_are_those_trained_since(
     monkeypatch.setattr("train.engine.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     trainee = make_trainee(config, linear_model())
     plan = EpochPlan(12, 5, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     for step, rate in ((0, 12 / 3), (1, 7 / 2), (2, 2 / 1)):
         running = Running(ONE, CPU, Position(step, [[0.0, 0.0]]))
         values = train_one_epoch(
@@ -428,7 +429,7 @@ def test_a_student_taught_without_labels_comes_to_agree_with_its_teacher(tmp_pat
     teacher = linear_model(seed=7).eval()
     student = make_trainee(config, linear_model(seed=1))
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     criterion, mix = Criterion(0.0, None, share=1.0), PairMix(config, 2)
     losses = [
         train_one_epoch(student, criterion, loader, plan, mix, config, ONE, CPU, epoch, None, teacher)[
@@ -445,7 +446,7 @@ def test_soft_targets_replace_the_labels(tmp_path: Path) -> None:
     targets = 1 - F.one_hot(torch.from_numpy(data.train.labels), 2).float()
     trainee = make_trainee(config, linear_model())
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     for epoch in range(5):
         values = train_one_epoch(
             trainee, Criterion(0.0), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch, targets

@@ -10,9 +10,10 @@ from train_data import CPU, ONE, make_data, make_trainee
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.data.augment import Colour, PairMix, View
+from train.data.augment import BatchAugment, ImageAugment, PairMix
 from train.data.index import Data
-from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.loader import Loader, PixelDataset
+from train.data.sampler import EpochPlan
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.retune import begin_retuning, head_trainee, refresh_statistics, retuning
 from train.engine.state import Trainee, checkpoint_state, restore
@@ -25,7 +26,7 @@ STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.
 
 
 def loader(config: TrainConfig, data: Data) -> Loader:
-    return Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    return Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
 
 
 def plan(config: TrainConfig, data: Data) -> EpochPlan:
@@ -61,7 +62,7 @@ def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path, tri
     seen = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
     expected = next(seen([[(0, int(i), 1.0) for i in batch.indices]]))
     assert torch.equal(batch.images, expected.images)
-    coloured = Colour(stage)(batch.images.clone(), batch.indices, 0, 1)
+    coloured = BatchAugment(stage)(batch.images.clone(), batch.indices, 0, 1)
     assert torch.equal(PairMix(stage, 2)(coloured, batch.labels, 0)[0], expected.images)
 
 

@@ -11,9 +11,10 @@ from train_data import CPU, ONE, draw, linear_model, make_data, make_trainee
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.data.augment import PairMix, View
+from train.data.augment import ImageAugment, PairMix
 from train.data.index import Data
-from train.data.loader import EpochPlan, Loader, PixelDataset
+from train.data.loader import Loader, PixelDataset
+from train.data.sampler import EpochPlan
 from train.engine.loop import Criterion, train_one_epoch
 from train.engine.state import Trainee, checkpoint_state, restore, schedule_change
 from train.models.build import build_model, load_teacher, rebuild
@@ -34,7 +35,7 @@ def new_trainee(config: TrainConfig, data: Data, seed: int = 0) -> Trainee:
 
 def train(trainee: Trainee, config: TrainConfig, data: Data, epochs: range) -> None:
     plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, View(config)), 0, pin_memory=False)
+    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     for epoch in epochs:
         train_one_epoch(
             trainee, Criterion(0.0, None), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch

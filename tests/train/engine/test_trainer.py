@@ -11,7 +11,8 @@ from train_data import CPU, ONE, make_data
 
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
-from train.data.loader import Batch, Key, Loader
+from train.data.loader import Batch, Loader
+from train.data.sampler import Key
 from train.distributed import Ranks
 from train.engine import trainer as epochs
 from train.engine.build import Job, assemble
