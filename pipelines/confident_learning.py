@@ -1,13 +1,13 @@
-"""Which labels are likely wrong, by models that are known to be able to judge them.
+"""Likely wrong labels by the predictions of models that are good enough to judge them.
 
-Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab. It believes the
-models, and with models at chance it would list half of all labels. Hence three conditions:
+Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab. With models at
+chance it would list half of all labels. Hence three conditions:
 
 1. A fold's model is surely better than always naming the largest class; or all models together are, and its
    accuracy is not surely lower than the others'.
 2. At most a quarter of the labels are listed.
-3. A class of whose labels more than a quarter are listed is one that the models know: they surely tell it
-   from the class that they take its images for, and not more than half of its labels are listed.
+3. A class of whose labels more than a quarter are listed is judged only if the models surely tell it from
+   the class that they take its images for, and at most half of its labels are listed.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class LabelIssues:
     found: NDArray[np.int64]
     """Indices of the likely errors, the least plausible label first."""
     scores: NDArray[np.float64]
-    """[N], 0 to 1: (p(label) - the largest other probability + 1) / 2; low: implausible; NaN: not judged"""
+    """[N], 0 to 1: (p(label) - the largest other probability + 1) / 2; NaN: not judged"""
     estimate: int
-    """How many labels are wrong, by the counts of the confident joint; they need not be those found."""
+    """Number of wrong labels by the counts of the confident joint; it may differ from that of `found`."""
     judged: Bools
     """[N], whether an image's label was judged."""
     folds_at_chance: list[int]
@@ -45,15 +45,17 @@ class LabelIssues:
 
 
 def find_issues(data: OutOfFold) -> LabelIssues:
-    """Class-wise thresholds are the mean probability that images of a class get for it; what lies above
-    another class's threshold is counted, and as many are taken of the least plausible.
+    """Return the labels that contradict the models' predictions.
+
+    A class's threshold is the mean probability of the class for its images. Images above another class's
+    threshold are counted, and as many of the least plausible labels are listed.
 
     Raises:
         UserError: no model, or no two classes, fulfil the conditions.
     """
     labels, probabilities = data.labels, data.probabilities
     if len(np.unique(labels)) < 2:
-        raise UserError("the folds hold images of one class only: nothing can be told apart")
+        raise UserError("the folds hold images of one class only, and labels need two")
     at_chance = _folds_at_chance(data)
     judged = ~np.isin(data.folds, at_chance)
     if not judged.any():
@@ -69,15 +71,15 @@ def find_issues(data: OutOfFold) -> LabelIssues:
     share = listed.sum() / judged.sum()
     if share > MOST_LISTED:
         raise UserError(
-            f"{share:.0%} of the labels would be listed, more than {MOST_LISTED:.0%}: that says more of "
-            f"the models (accuracy {data.accuracy:.4f} on {len(labels)} images) than of the labels; {CURE}"
+            f"{share:.0%} of the labels would be listed, more than {MOST_LISTED:.0%}: the models (accuracy "
+            f"{data.accuracy:.4f} on {len(labels)} images) cannot judge labels; {CURE}"
         )
     unknown = _unknown_classes(labels, probabilities, listed, judged)
     judged &= ~np.isin(labels, unknown)
     if len(np.unique(labels[judged])) < 2:
         raise UserError(
-            f"more than {MOST_LISTED:.0%} of the labels of {names_of(data, unknown)} would be listed: that "
-            f"says more of the models than of the labels, and no two classes are left to judge; {CURE}"
+            f"more than {MOST_LISTED:.0%} of the labels of {names_of(data, unknown)} would be listed: the "
+            f"models do not know these classes, and no two others are left; {CURE}"
         )
     found = np.flatnonzero(listed & judged & ~np.isin(probabilities.argmax(axis=1), unknown))
     estimate = num_label_issues(
@@ -88,6 +90,7 @@ def find_issues(data: OutOfFold) -> LabelIssues:
 
 
 def names_of(data: OutOfFold, classes: list[int]) -> str:
+    """Return the names of at most ten classes, for a message."""
     names = ", ".join(repr(data.class_names[label]) for label in classes[:10])
     return f"{names}, ... ({len(classes)} classes)" if len(classes) > 10 else names
 

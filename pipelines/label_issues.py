@@ -1,16 +1,15 @@
-"""Find likely wrong labels: images to which models that never saw them give another class with confidence.
+"""Find likely wrong labels: those that models trained without the image contradict with confidence.
 
     python pipelines/label_issues.py --folds 3 --output label_issues -- FLAGS OF train/main.py
     python pipelines/label_issues.py RUN RUN RUN --output label_issues
 
-The first form trains one run for each fold, one after another, in FOLDER/fold1of3 and so on; started again,
-it skips the runs that are finished and resumes an interrupted one. The second takes runs trained with
---folds K and --fold 1 ... K. Both write label_issues.csv, the least plausible label first, and
-label_issues.png. Delete the rows of labels that are right after all: train/main.py --exclude
-label_issues.csv leaves out every image that is listed. Models at chance list nothing, see
-pipelines/confident_learning.py.
+The first form trains a run for each fold, in FOLDER/fold1of3 and so on; started again, it resumes them. The
+second takes runs trained with --folds K and --fold 1 ... K. Both write label_issues.csv, the least
+plausible label first, and label_issues.png. Delete the rows whose labels are right: train/main.py --exclude
+label_issues.csv leaves out every image that is listed.
 
-Method: confident learning (arXiv 1911.00068) as implemented by its authors in cleanlab.
+Method: confident learning (arXiv 1911.00068) as implemented in cleanlab; see
+pipelines/confident_learning.py for when nothing is listed.
 """
 
 import sys
@@ -32,29 +31,21 @@ require("train", "torch", "cleanlab")
 
 import argparse
 import csv
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
-from pipelines.launch import run_program
+from pipelines.launch import exit_code, run_program, split_flags
 from pipelines.out_of_fold import OutOfFold, read_folds
 from serve.contract.files import atomic_path
-from serve.contract.urls import redact
-from train.checkpoint import checkpoint_folder, last_checkpoint, load_checkpoint
+from train.checkpoint import last_checkpoint
 from train.cli import parse_config
 from train.config import TrainConfig
-from train.data.download import copy, is_remote
-from train.data.index import prepare_data
-from train.engine.prepare import resolve_defaults
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_replaceable
-from train.runs.history import FREE_TO_CHANGE, History
-from train.runs.snapshots import newest_whole
 
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
 HEADER = (
@@ -73,112 +64,54 @@ def build_parser() -> argparse.ArgumentParser:
     add("runs", type=Path, nargs="*", metavar="RUN", help="run directories of the folds")
     add("--folds", type=int, default=0, help="number of folds to train with the flags after --")
     add("--nproc_per_node", type=int, default=1, help="processes of each training (default: %(default)s)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("label_issues"),
-        help="folder of what is written (default: %(default)s)",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace a list that was edited or is of other origin",
-    )
+    add("--output", type=Path, default=Path("label_issues"), help="output folder (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an edited list, or files of another command")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, that of a training that failed, or 2 for unusable arguments or models."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    divider = arguments.index("--") if "--" in arguments else len(arguments)
-    args, flags = build_parser().parse_args(arguments[:divider]), arguments[divider + 1 :]
-    try:
-        for name, lowest in (("folds", 0), ("nproc_per_node", 1)):
-            if getattr(args, name) < lowest:
-                raise UserError(f"--{name} {getattr(args, name)} is less than {lowest}")
-        if bool(args.runs) == bool(args.folds):
-            raise UserError("give either the run directories of the folds, or --folds to train them")
-        if flags and not args.folds:
-            raise UserError("flags after -- are for trainings, which only --folds starts")
-        reports = {args.output / TABLE: ",".join(f'"{name}"' for name in HEADER), args.output / FIGURE: ""}
-        check_replaceable(reports, args.overwrite)
-        runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
-        report(read_folds(runs), args.output, args.overwrite)
-    except (UserError, OSError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: this training failed: {redact(' '.join(error.cmd))}", file=sys.stderr)
-        return int(error.returncode)
-    return 0
+    own, flags = split_flags(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(own)
+    return exit_code(lambda: run(args, flags))
+
+
+def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    for name, lowest in (("folds", 0), ("nproc_per_node", 1)):
+        if getattr(args, name) < lowest:
+            raise UserError(f"--{name} {getattr(args, name)} is less than {lowest}")
+    if bool(args.runs) == bool(args.folds):
+        raise UserError("give either the run directories of the folds, or --folds to train them")
+    if flags and not args.folds:
+        raise UserError("flags after -- need --folds: they are for its trainings")
+    reports = {args.output / TABLE: ",".join(f'"{name}"' for name in HEADER), args.output / FIGURE: ""}
+    check_replaceable(reports, args.overwrite)
+    runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
+    report(read_folds(runs), args.output, args.overwrite)
 
 
 def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) -> list[Path]:
-    """Run train/main.py for each fold that is not finished, and return the run directories."""
+    """Train, or resume, a run for each fold, and return the run directories.
+
+    train/main.py leaves a finished run as it is, and refuses other settings or data than the run's.
+    """
     given, plain = parse_config(list(flags)), TrainConfig()
     for name in ("folds", "fold", "output", "name", "resume", "val_data", "stop_after"):
         if getattr(given, name) != getattr(plain, name):
-            raise UserError(f"--{name} is set for each fold by pipelines/label_issues.py; leave it out")
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is set for each fold by pipelines/label_issues.py; leave it out")
     runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
-    digest = cache(partial(_content_digest, output=output))
-    for fold, run in enumerate(runs, 1):
-        own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", run.name]
-        config, _ = resolve_defaults(parse_config([*flags, *own]))  # as the run has saved it
-        if run.exists() and _finished(run, config, digest):
-            print(f"fold {fold} of {folds}: {run} is finished", flush=True)
-            continue
-        if last_checkpoint(run).exists():
-            own = ["--resume", str(run)]  # else train/main.py finds it by its name
+    for fold, folder in enumerate(runs, 1):
+        own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", folder.name]
+        parse_config([*flags, *own])
+        if last_checkpoint(folder).exists():
+            own = ["--resume", str(folder)]  # without an epoch done, train/main.py finds it by its name
         run_program("train/main.py", *flags, *own, processes=processes)
     return runs
 
 
-def _finished(run: Path, config: TrainConfig, digest: Callable[[TrainConfig], str]) -> bool:
-    """Return whether a run is complete.
-
-    Raises:
-        UserError: it was trained with other settings or data.
-    """
-    if not last_checkpoint(run).exists():  # not one epoch is done
-        return False
-    newest = newest_whole(
-        checkpoint_folder(run), print
-    )  # as train/main.py resumes: a damaged one is set aside
-    assert newest is not None
-    state = load_checkpoint(newest)
-    wanted, saved = config.to_dict(), state["config"]
-    named = config.data and not is_remote(config.data)  # of a remote one the run knows its copy
-    free = FREE_TO_CHANGE - ({"data"} if named else set()) - {"data_format"}
-    changed = [name for name in wanted if name not in free and saved.get(name) != wanted[name]]
-    if changed:
-        listed = ", ".join(f"--{name} {saved.get(name)!r} -> {wanted[name]!r}" for name in changed)
-        raise UserError(f"{run} was trained with other settings: {listed}; choose another --output")
-    if not History(**state["history"]).complete(config):
-        return False  # train/main.py itself compares the data
-    source = TrainConfig(
-        data=config.data or saved["data"],
-        data_format=config.data_format,
-        exclude=config.exclude,
-        max_bad=config.max_bad,
-        near_duplicates=False,
-    )
-    if digest(source) != state["content_digest"]:
-        raise UserError(
-            f"{run} was trained before {source.data} changed (images, labels or --exclude): choose another "
-            "--output to judge the data as they are"
-        )
-    return True
-
-
-def _content_digest(config: TrainConfig, output: Path) -> str:
-    """Return the digest of the data as they are now."""
-    if is_remote(config.data):
-        config = config.replace(data=str(copy(config.data, output / ".cache", True, print)))
-    return prepare_data(config.replace(output=str(output))).content_digest
-
-
 def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssues:
-    """Raises UserError when there is a list that differs: people are meant to edit it."""
+    """Write the table and the figure. Raises UserError when there is another table: people edit it."""
     issues = find_issues(data)
     output.mkdir(parents=True, exist_ok=True)
     table = output / TABLE
@@ -186,8 +119,8 @@ def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssue
         write_issues(new, data, issues)
         if not overwrite and table.exists() and table.read_bytes() != new.read_bytes():
             raise UserError(
-                f"{table} exists and differs from the new list, perhaps because somebody struck lines out: "
-                "choose another --output, or give --overwrite to replace it"
+                f"{table} exists and differs from the new list: choose another --output, or give "
+                "--overwrite to replace it"
             )
     save_figure(draw_issues(data, issues), output / FIGURE)
     print(summary(data, issues))
@@ -196,7 +129,7 @@ def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssue
 
 
 def write_issues(path: Path, data: OutOfFold, issues: LabelIssues) -> None:
-    """Columns rank, path, label, suggestion, their probabilities, score, fold."""
+    """Write a CSV file with the columns of HEADER."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(HEADER)
@@ -220,6 +153,7 @@ def draw_issues(data: OutOfFold, issues: LabelIssues) -> Figure:
 
 
 def summary(data: OutOfFold, issues: LabelIssues) -> str:
+    """Return how many labels were judged and listed, and what was not judged."""
     lines = [
         f"{len(data.paths)} images in {len(np.unique(data.folds))} of {data.num_folds} folds, out-of-fold "
         f"accuracy {data.accuracy:.4f} against the given labels"
@@ -240,8 +174,8 @@ def summary(data: OutOfFold, issues: LabelIssues) -> str:
     if issues.unknown_classes:
         names = names_of(data, issues.unknown_classes)
         lines.append(
-            f"warning: more than {MOST_LISTED:.0%} of the labels of {names} would be listed, which says "
-            f"more of the models than of the labels: these classes are not judged; {CURE}"
+            f"warning: more than {MOST_LISTED:.0%} of the labels of {names} would be listed: the models do "
+            f"not know these classes, which are not judged; {CURE}"
         )
     kinds = Counter(
         (data.class_names[data.labels[i]], data.class_names[data.probabilities[i].argmax()])

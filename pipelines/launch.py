@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from serve.contract.errors import UserError
+from serve.contract.urls import redact
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 90.0  # torchrun gives its workers 30 s of it; a busy machine and MLflow take the rest
@@ -32,6 +36,25 @@ def run_program(program: str, *arguments: object, processes: int = 1) -> None:
         stop(process)
     if code:
         raise subprocess.CalledProcessError(code, command)
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and after `--`."""
+    divider = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:divider]), list(arguments[divider + 1 :])
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do the work, print its error, and return 0, 2 for a UserError or a failed program's exit code."""
+    try:
+        work()
+    except (UserError, OSError) as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: this step failed: {redact(' '.join(map(str, error.cmd)))}", file=sys.stderr)
+        return int(error.returncode)
+    return 0
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Join the validation predictions of K runs, of which each saw the data without its own fold."""
+"""Validation predictions of K runs, each trained without its own fold, joined to those of all images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from train.evaluation.predictions import Predictions, read_predictions
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Of each image the prediction of the run that did not train on it; arrays are [N]."""
+    """Predictions of each image by the run that did not train on it; arrays are [N]."""
 
     root: Path
     paths: list[str]
-    """Relative to root (a manifest may name absolute ones)."""
+    """Relative to root, or absolute."""
     labels: NDArray[np.int64]
-    """The given ones, as indices of class_names."""
+    """Given labels as indices of class_names."""
     probabilities: NDArray[np.float64]
     """[N, num_classes]"""
     folds: NDArray[np.int64]
-    """From 1."""
+    """Numbers of the folds, from 1."""
     class_names: tuple[str, ...]
     num_folds: int
 
@@ -40,34 +40,34 @@ class OutOfFold:
 
 
 def read_folds(runs: Sequence[Path]) -> OutOfFold:
-    """
+    """Join the predictions of runs.
+
     Raises:
         UserError: these are no folds of one data set, or an image is in two; the message names them.
     """
     parts = [_read_fold(run) for run in runs]
     first, reference = runs[0], parts[0][1]
-    taken: dict[int, Path] = {}
-    for run, (_, state) in zip(runs, parts, strict=True):
-        for name, here, there in (
+    run_of_fold: dict[int, Path] = {}
+    run_of_image: dict[str, Path] = {}
+    for run, (predictions, state) in zip(runs, parts, strict=True):
+        for name, own, other in (
             ("--folds", state["config"]["folds"], reference["config"]["folds"]),
             ("--seed", state["config"]["seed"], reference["config"]["seed"]),
             ("data (digest)", state["content_digest"][:12], reference["content_digest"][:12]),
             ("class names", state["class_names"], reference["class_names"]),
         ):
-            if here != there:
+            if own != other:
                 raise UserError(
-                    f"{run} and {first} are not folds of one data set: {name} {here!r} and {there!r}"
+                    f"{run} and {first} are not folds of one data set: {name} {own!r} and {other!r}"
                 )
         fold = state["config"]["fold"]
-        if fold in taken:
-            raise UserError(f"{taken[fold]} and {run} are both fold {fold}")
-        taken[fold] = run
-    where: dict[str, Path] = {}
-    for run, (predictions, _) in zip(runs, parts, strict=True):
+        if fold in run_of_fold:
+            raise UserError(f"{run_of_fold[fold]} and {run} are both fold {fold}")
+        run_of_fold[fold] = run
         for path in predictions.paths:
-            if path in where:
-                raise UserError(f"{path!r} is in both {where[path]} and {run}: they are no folds")
-            where[path] = run
+            if path in run_of_image:
+                raise UserError(f"{path!r} is in both {run_of_image[path]} and {run}: they are no folds")
+            run_of_image[path] = run
     tables = [predictions for predictions, _ in parts]
     sizes = [len(table.paths) for table in tables]
     return OutOfFold(

@@ -1,4 +1,4 @@
-"""Labels are doubted only by models, and only of classes, that can be judged by them."""
+"""Labels are listed only by models that are good enough, and only of classes that they know."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,10 +49,10 @@ def predictions(
     ],
     ids=["at chance", "no better than the largest class", "too few", "doubt most labels", "many classes"],
 )
-def test_models_that_are_not_surely_good_enough_judge_nobody(
+def test_models_that_are_not_surely_good_enough_list_nothing(
     sizes: list[int], skill: float | list[float]
 ) -> None:
-    with pytest.raises(ValueError, match="train the models longer"):
+    with pytest.raises(ValueError, match="--weights"):
         find_issues(predictions(sizes, skill)[0])
 
 

@@ -16,7 +16,7 @@ NAMES = ("cat", "dog")
 
 
 def fold_run(root: Path, fold: int, paths: list[str], logits: list[list[float]] | None = None) -> Path:
-    """What read_folds reads of a run directory; paths begin with the label."""
+    """Write what read_folds reads of a run directory; paths begin with the label."""
     run = root / f"fold{fold}"
     labels = np.array([NAMES.index(path.split(".")[0]) for path in paths])
     values = np.array(logits) if logits else 2.0 * np.eye(2)[labels]
@@ -61,12 +61,12 @@ def test_missing_folds_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, r"fold2 and .*fold1 are not folds of one data set: --seed 1 and 0"),
-        ({"folds": 5}, r"not folds of one data set: --folds 5 and 3"),
-        ({"content_digest": "b" * 64}, r"data \(digest\) 'bbbbbbbbbbbb' and 'aaaaaaaaaaaa'"),
-        ({"class_names": ["cat", "wolf"]}, "other classes"),
-        ({"fold": 1}, r"fold1 and .*fold2 are both fold 1"),
-        ({"fold": 0, "folds": 0}, "fold2 is no fold: it was trained without --folds"),
+        ({"seed": 1}, r"fold2 .*fold1 .*--seed 1 .*0"),
+        ({"folds": 5}, r"fold2 .*fold1 .*--folds 5 .*3"),
+        ({"content_digest": "b" * 64}, r"fold2 .*fold1 .*'bbbbbbbbbbbb' .*'aaaaaaaaaaaa'"),
+        ({"class_names": ["cat", "wolf"]}, r"fold2/val_predictions.csv .*best.pt"),
+        ({"fold": 1}, r"fold1 .*fold2 .*fold 1"),
+        ({"fold": 0, "folds": 0}, r"fold2 .*--folds"),
     ],
 )
 def test_what_is_not_a_fold_of_the_same_data_is_an_error(
@@ -80,14 +80,14 @@ def test_what_is_not_a_fold_of_the_same_data_is_an_error(
 
 def test_an_image_in_two_folds_is_an_error_that_names_it(tmp_path: Path) -> None:
     runs = [fold_run(tmp_path, k, ["cat.0.jpg", f"dog.{k}.jpg"]) for k in (1, 2)]
-    with pytest.raises(ValueError, match=r"'cat.0.jpg' is in both .*fold1 and .*fold2"):
+    with pytest.raises(ValueError, match=r"'cat.0.jpg' .*fold1 .*fold2"):
         read_folds(runs)
 
 
 def test_a_run_without_its_files_is_an_error_that_names_them(tmp_path: Path) -> None:
     runs = three(tmp_path)
     (runs[2] / "val_predictions.csv").unlink()
-    with pytest.raises(ValueError, match=r"fold3/val_predictions.csv cannot be read"):
+    with pytest.raises(ValueError, match=r"fold3/val_predictions.csv"):
         read_folds(runs)
-    with pytest.raises(ValueError, match=r"nowhere/checkpoints/best.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere/checkpoints/best.pt"):
         read_folds([tmp_path / "nowhere"])
