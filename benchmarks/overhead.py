@@ -44,7 +44,7 @@ def child(times: Path, arguments: list[str]) -> None:
 
     ended: list[list[float]] = []
 
-    class Noting(loop.Progress):
+    class Noting(loop.ProgressBar):
         def __enter__(self) -> "Noting":
             ended.append([])
             super().__enter__()
@@ -54,7 +54,7 @@ def child(times: Path, arguments: list[str]) -> None:
             ended[-1].append(time.perf_counter())
             super().advance(count)
 
-    loop.Progress = Noting  # type: ignore[misc]
+    loop.ProgressBar = Noting  # type: ignore[misc]
     sys.argv[1:] = arguments
     try:
         main.main()

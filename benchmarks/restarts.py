@@ -57,8 +57,8 @@ def main() -> int:
                 job.wait_for(epoch, step)
                 job.kill(rank, args.signal)
                 killed, at = time.monotonic(), job.place()
-                job.wait_for_text("going on from ")
-                gone_on = job.printed().split("going on from ")[1].split("epoch-")[1].split(".pt")[0]
+                job.wait_for_text("resuming from ")
+                gone_on = job.printed().split("resuming from ")[1].split("epoch-")[1].split(".pt")[0]
                 back = (int(gone_on.split("-")[0]), int(gone_on.split("-")[2]))
                 job.wait_for(*divmod(back[0] * STEPS + back[1] + 1, STEPS))
                 seconds.append(time.monotonic() - killed)

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from train.engine.device import has_bf16  # noqa: E402
+from train.engine.autotune import has_bf16  # noqa: E402
 
 BASELINE = "tutorial"
 OTHERS = ("tutorial", "references", "timm_like", *(["timm_like_bf16"] if has_bf16() else []))

@@ -24,7 +24,7 @@ from serve.contract.installation import require
 require("train", "torch", "optuna")
 
 from serve.contract.interrupts import end_on_signal
-from train.signals import EXIT_CODE, outlive_readers, stops
+from train.signals import EXIT_CODE, ignore_broken_pipes, stops
 
 if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True, code=EXIT_CODE)
@@ -312,5 +312,5 @@ def signature(error: str) -> str:
 
 
 if __name__ == "__main__":
-    outlive_readers()
+    ignore_broken_pipes()
     sys.exit(main())

@@ -1,20 +1,18 @@
 """One training run as a process of its own: watched through its metrics.jsonl, stopped by SIGTERM."""
 
-import ctypes
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.launch import stop
+from train.signals import stop_with_parent
 from train.tracking.base import read_metrics
 
 POLL_SECONDS = 0.25
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 EXCEPTION = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Interrupt)\b")
 RANK = re.compile(r"^\[\w+\d+\]:\s?")  # torchrun's mark of a worker's line
@@ -50,7 +48,7 @@ def run_trial(
             env=dict(environment),
             pass_fds=keep_open,
             start_new_session=True,  # Ctrl-C reaches us alone; we stop it in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=stop_with_parent,
         )
     seen = 0
     try:
@@ -85,12 +83,3 @@ def failure(code: int, log: Path) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     return f"exit code {code}; it printed nothing that looks like an error"
-
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """Between fork and exec: the kernel will send SIGTERM when the parent is gone, however it went."""
-    assert _libc is not None
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -6,15 +6,11 @@ benchmarks/architectures.py does the same with all that are named, on photograph
 from pathlib import Path
 
 import pytest
-from train_data import CPU, ONE, make_data, make_trainee
+from train_data import make_data, make_run, train_epochs
 
 from export.convert import convert, describe
 from export.verify import ValidationImages, verify
-from train.data.augment import ImageAugment, PairMix
-from train.data.loader import Loader, PixelDataset
-from train.data.sampler import EpochPlan
-from train.engine.loop import Criterion, train_one_epoch
-from train.engine.state import checkpoint_state
+from train.engine.checkpointing import checkpoint_state
 from train.models.build import build_model, rebuild
 from train.runs.history import History
 
@@ -42,15 +38,12 @@ def test_it_trains_exports_and_verifies(name: str, tmp_path: Path) -> None:
         tmp_path, model=name, image_size=SIZES[name], epochs=1, optimizer="sgd", ema=0.0
     )
     model, _ = build_model(name, 2, config.image_size)
-    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    trainee = make_trainee(config, model, plan.steps)
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
-    mix = PairMix(config, 2)
-    train_one_epoch(trainee, Criterion(0.0, None), loader, plan, mix, config, ONE, CPU, 0)
-    moved = trainee.optimizer.state
+    run = make_run(config, data, model)
+    train_epochs(run, 0)
+    moved = run.state.optimizer.state
     assert [k for k, p in model.named_parameters() if p not in moved] == [], "never had a gradient"
 
-    checkpoint = checkpoint_state(trainee, History(1, 1, {"val/accuracy": 0.0}), data, config, "")
+    checkpoint = checkpoint_state(run.state, History(1, 1, {"val/accuracy": 0.0}), data, config, "")
     exported = rebuild(checkpoint)
     convert(exported, describe(checkpoint, ""), tmp_path / "model.onnx")
     names = [data.val.class_names[label] for label in data.val.labels]

@@ -1,4 +1,4 @@
-"""Tiny labelled data sets and trainees for the tests of train/."""
+"""Tiny labelled data sets, states and runs for the tests of train/."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from train.config import TrainConfig
+from train.data.augment import ImageAugment
 from train.data.index import Data, ImageSet, prepare_data
+from train.data.loader import Loader, PixelDataset
+from train.data.sampler import EpochPlan
 from train.distributed import Ranks
-from train.engine.state import Trainee, build_trainee
+from train.engine.loop import EpochProgress, train_one_epoch
+from train.engine.loss import Criterion
+from train.engine.run import TrainingRun
+from train.engine.state import TrainState, build_state
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
 from train.precision import Precision
@@ -91,8 +97,47 @@ def linear_model(seed: int = 0, num_classes: int = 2) -> ImageClassifier:
     return ImageClassifier(Linear(num_classes=num_classes))
 
 
-def make_trainee(config: TrainConfig, model: ImageClassifier, steps_per_epoch: int = 3) -> Trainee:
-    return build_trainee(config, model, steps_per_epoch, FP32, ONE, CPU)
+def make_state(config: TrainConfig, model: ImageClassifier, steps_per_epoch: int = 3) -> TrainState:
+    return build_state(config, model, steps_per_epoch, FP32, ONE, CPU)
+
+
+def make_run(
+    config: TrainConfig,
+    data: Data,
+    trained: ImageClassifier | TrainState,
+    ranks: Ranks = ONE,
+    stage: TrainConfig | None = None,
+    criterion: Criterion | None = None,
+    **more: Any,
+) -> TrainingRun:
+    """A run on the CPU that decodes its images in this process."""
+    plan = EpochPlan(
+        len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
+    )
+    train = PixelDataset(data.train, config.seed, ImageAugment(stage or config))
+    val = PixelDataset(data.val, config.seed, config.preprocess())
+    return TrainingRun(
+        config,
+        stage or config,
+        data,
+        ranks,
+        CPU,
+        plan,
+        criterion or Criterion(config.label_smoothing),
+        trained if isinstance(trained, TrainState) else make_state(config, trained, plan.steps),
+        Loader(train, 0, pin_memory=False),
+        Loader(val, 0, pin_memory=False),
+        **more,
+    )
+
+
+def train_epochs(run: TrainingRun, *epochs: int) -> list[dict[str, float]]:
+    """Train these epochs, counted from 0, whatever the run's history; return their metrics."""
+    metrics = []
+    for epoch in epochs:
+        run.history.epochs_done = epoch
+        metrics.append(train_one_epoch(run, EpochProgress(run.ranks, run.device)))
+    return metrics
 
 
 def build(name: str = "simple_cnn", classes: int = 3, size: int = 32, **options: Any) -> ImageClassifier:

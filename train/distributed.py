@@ -15,9 +15,11 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from serve.contract.urls import redact
 from train.rendezvous import agree_on_attempt
 
 T = TypeVar("T")
+Log = Callable[[str], None]  # takes one line for the user
 TIMEOUT = timedelta(minutes=30)  # for all ranks to join
 PREPARATION_MINUTES = 24 * 60.0  # rank 0 reads, copies and decodes a data set while the others wait
 
@@ -39,6 +41,11 @@ def ranks_from_environment() -> Ranks:
     """Return torchrun's ranks; without torchrun there is one process."""
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     return Ranks(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
+
+
+def main_log(ranks: Ranks) -> Log:
+    """Return a function that prints a line on rank 0, without passwords in URLs, and nothing elsewhere."""
+    return (lambda line: print(redact(line), flush=True)) if ranks.is_main else lambda line: None
 
 
 @contextmanager

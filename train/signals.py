@@ -1,5 +1,5 @@
-"""Being told to stop: SIGTERM (a cluster's preemption, torchrun), SIGINT (Ctrl-C), SIGHUP (the terminal or
-the connection to it is gone)."""
+"""Signals that stop a run: SIGTERM (a cluster's preemption, torchrun), SIGINT (Ctrl-C), SIGHUP (the
+terminal or the connection to it is gone)."""
 
 import ctypes
 import os
@@ -11,35 +11,36 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 128 + signal.SIGTERM
-"""Of a rank that was told to stop and did so in order. torchrun makes 1 of it."""
+EXIT_CODE = 128 + signal.SIGTERM  # of a rank that stopped in order; torchrun makes 1 of it
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_INSIST = 5.0  # Ctrl-C reaches ranks twice: from the terminal and from torchrun
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened now: no allocation after a fork
 
 
 class Preempted(Exception):  # noqa: N818, nothing went wrong
-    """All ranks have agreed to stop here."""
+    """All ranks have agreed to stop."""
 
 
 class StopRequest:
-    """Notes a signal, for the ranks to agree on at their next step; elsewhere it ends the process."""
+    """The signal that this process got: polled at each training step, the end of the process elsewhere."""
 
     def __init__(self) -> None:
         self.received = 0
-        self.noted = False
-        """Signals are noted; the one who sets it looks at `received`."""
+        """The signal's number."""
+        self.polled = False
+        """The trainer looks at `received`; a signal raises nothing."""
         self.agent = os.getppid()
         self.ending = False
-        """The process ends already: what it still has to do is not interrupted once more."""
+        """The process ends already; a signal raises nothing."""
         self.since = 0.0
         self.lost_peer = False
         """Another rank of this machine had ended when the signal came: torchrun sent it for that."""
         self.began = False
         """The run has begun to train."""
         self.advice: Callable[[], str] = str
-        """How to resume the run, once it is known which; until then ""."""
+        """Returns how to resume the run; "" until it has a folder."""
 
     def install(self) -> None:
         for number in stops():
@@ -51,13 +52,13 @@ class StopRequest:
         if not again:
             self.received, self.since = number, time.monotonic()
             self.lost_peer = number == signal.SIGTERM and not self.ending and has_lost_peer(self.agent)
-        if not (self.noted or self.ending) or (again and insisted):
+        if not (self.polled or self.ending) or (again and insisted):
             self.ending = True
             raise KeyboardInterrupt
 
     @property
-    def told(self) -> bool:
-        """Somebody wants this job to end."""
+    def requested(self) -> bool:
+        """Somebody wants this job to end, and not only this rank."""
         return bool(self.received) and not self.lost_peer
 
 
@@ -68,7 +69,7 @@ def stops() -> list[signal.Signals]:
 
 
 class Unbreakable:
-    """A stream to which writing never fails: nobody may be reading any more, and that must stop no run."""
+    """A stream to which writing never fails: a reader that is gone must not stop a run."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -86,13 +87,13 @@ class Unbreakable:
         return getattr(self.stream, name)
 
 
-def outlive_readers() -> None:
-    """Of standard output and error: a terminal that hangs up, a `| tee` that ends with it."""
+def ignore_broken_pipes() -> None:
+    """Keep running when a terminal hangs up, or a `| tee` ends."""
     sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
 
 
 def ignore_stops(worker: int) -> None:
-    """For loader processes: the rank that started them ends them when it has what it needs."""
+    """Ignore the signals in a loader process: its rank ends it when it has what it needs."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -102,7 +103,7 @@ def has_lost_peer(agent: int) -> bool:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if ranks == 1 or "TORCHELASTIC_RUN_ID" not in os.environ or os.getppid() != agent:
         return False
-    import psutil  # which the first line of a program need not wait for
+    import psutil  # late: signals are handled before the imports that take time
 
     with suppress(psutil.Error):
         children = psutil.Process(agent).children()
@@ -110,12 +111,18 @@ def has_lost_peer(agent: int) -> bool:
     return False
 
 
-def end_with_agent() -> None:
-    """When torchrun is killed with SIGKILL, have its ranks stop as if preempted (Linux), so that they do
-    not train on beside those of a new start."""
-    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+def stop_with_agent() -> None:
+    """Have this rank stop as if preempted when torchrun is killed with SIGKILL (Linux), so that it does not
+    train beside the ranks of a new start."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     agent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != agent:  # it went in between
+    stop_with_parent()
+    if os.getppid() != agent:  # it ended in between
         raise KeyboardInterrupt
+
+
+def stop_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent ends, however that ends (Linux only)."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

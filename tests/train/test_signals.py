@@ -1,4 +1,4 @@
-"""A signal is noted while ranks can agree on it, and ends the process elsewhere."""
+"""A signal is recorded while the trainer polls for it, and ends the process elsewhere."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from train import signals as preemption
+from train import signals as signals
 from train.signals import STOPS, StopRequest, Unbreakable, ignore_stops
 
 
@@ -28,7 +28,7 @@ def stop() -> Iterator[StopRequest]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_where_nobody_looks_a_signal_ends_the_process(stop: StopRequest, number: int) -> None:
+def test_where_nobody_polls_a_signal_ends_the_process(stop: StopRequest, number: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
     for other in STOPS:  # a second one does not interrupt the end of the run
@@ -37,17 +37,19 @@ def test_where_nobody_looks_a_signal_ends_the_process(stop: StopRequest, number:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_where_somebody_looks_it_is_noted_also_when_it_comes_twice(stop: StopRequest, number: int) -> None:
+def test_where_somebody_polls_it_is_recorded_also_when_it_comes_twice(
+    stop: StopRequest, number: int
+) -> None:
     """Ctrl-C reaches a rank from the terminal and from torchrun."""
-    stop.noted = True
+    stop.polled = True
     signal.raise_signal(number)
     signal.raise_signal(number)
     assert stop.received == number
 
 
 def test_a_user_who_insists_is_obeyed(stop: StopRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "SECONDS_TO_INSIST", 0.0)
-    stop.noted = True
+    monkeypatch.setattr(signals, "SECONDS_TO_INSIST", 0.0)
+    stop.polled = True
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -59,13 +61,13 @@ def test_a_rank_that_is_ended_for_anothers_sake_was_not_told_to_stop(
 ) -> None:
     """torchrun sends the same signal when it is told to stop and when a rank has died."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    for ranks, told in ((1, True), (2, False)):
+    for ranks, requested in ((1, True), (2, False)):
         here = len(psutil.Process(os.getppid()).children())
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(1 if ranks == 1 else here + 1))
         stop.__init__()  # type: ignore[misc]
-        stop.noted = True
+        stop.polled = True
         signal.raise_signal(signal.SIGTERM)
-        assert stop.told is told
+        assert stop.requested is requested
 
 
 def test_nohup_keeps_its_word(stop: StopRequest) -> None:
@@ -105,9 +107,9 @@ time.sleep(60)
 """
 RANK = """
 import time
-from train.signals import StopRequest, end_with_agent
+from train.signals import StopRequest, stop_with_agent
 StopRequest().install()
-end_with_agent()
+stop_with_agent()
 open("ready", "w").close()
 time.sleep(60)
 """

@@ -1,4 +1,4 @@
-"""Find the data and the name of a run before it trains."""
+"""Preparation on rank 0: the data, the name and the directory of a run, before anything is built."""
 
 import time
 from pathlib import Path
@@ -12,58 +12,47 @@ from train.models.input_settings import resolve_input
 from train.optim.optimizers import resolve_optimizer
 from train.runs.directory import run_folder
 from train.runs.duplicate_report import list_duplicates
-from train.runs.resume import settle_run, started_at
+from train.runs.resume import choose_run, started_at
 
 DEFAULT_DATA = Path("data/train")
-
-
 SAMPLE = Path("data/sample")
 
 
 def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
-    """Settle the data and the run's name; writes nothing in the run directory. Rank 0 alone calls this.
+    """Return complete settings, and the scanned data with notes for the user.
 
-    An unfinished run of the same name and settings is gone on with.
+    Nothing is written in the run directory. An unfinished run of the same name and settings is continued.
 
     Raises:
         UserError: unusable data, or a run of this name exists that is finished or has other settings.
     """
-    notes = []
-    if not config.data:
-        config = config.replace(data=str(DEFAULT_DATA))
-        if not DEFAULT_DATA.exists():
-            made = "" if SAMPLE.exists() else " (made now)"
-            try:
-                make_sample(SAMPLE)
-            except OSError as error:
-                raise UserError(
-                    f"no {DEFAULT_DATA}, and the sample set cannot be drawn: {error}; give --data"
-                ) from error
-            config = config.replace(data=str(SAMPLE / "train"))
-            notes.append(f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}")
-    if config.resume in ("", "auto"):  # a run that is named has its numbers
+    config, notes = choose_data(config)
+    if config.resume in ("", "auto"):  # a run that is given by its directory has all settings
         config, input_notes = resolve_defaults(config)
         notes += input_notes
-        if not config.resume:
-            config = named(config)
-        config = settle_run(config)
-    if config.resume:
-        folder = Path(config.resume).resolve()
-        config = config.replace(name=folder.name, output=str(folder.parent))
-    config = named(config)
+        config = choose_run(config if config.resume else with_name(config))
+    config = with_name(of_run_folder(config))
     check_start(config)
     data = prepare_data(config)
-    data.notes[:0] = notes
-    if data.bad:
-        listed = run_folder(config) / "bad_files.csv"
-        data.notes.append(f"warning: {len(data.bad)} unreadable files are left out, see {listed}")
-    duplicates = list_duplicates(data)
-    if duplicates:
-        listed = run_folder(config) / "duplicates.csv"
-        data.notes.append(
-            f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png"
-        )
+    data.notes[:] = [*notes, *data.notes, *notes_on(data, run_folder(config))]
     return config, data
+
+
+def choose_data(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Fill in --data: data/train if it exists, else a sample set, which is drawn if need be."""
+    if config.data:
+        return config, []
+    if DEFAULT_DATA.exists():
+        return config.replace(data=str(DEFAULT_DATA)), []
+    made = "" if SAMPLE.exists() else " (made now)"
+    try:
+        make_sample(SAMPLE)
+    except OSError as error:
+        raise UserError(
+            f"no {DEFAULT_DATA}, and the sample set cannot be drawn: {error}; give --data"
+        ) from error
+    note = f"no --data and no {DEFAULT_DATA}: training on the drawn sample set{made}"
+    return config.replace(data=str(SAMPLE / "train")), [note]
 
 
 def resolve_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
@@ -75,7 +64,29 @@ def resolve_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     return resolve_input(resolve_optimizer(config))
 
 
-def named(config: TrainConfig) -> TrainConfig:
-    """With the default name, if it has none: time and model."""
+def of_run_folder(config: TrainConfig) -> TrainConfig:
+    """Take name and output from the run directory that is resumed, wherever it was moved to."""
+    if not config.resume:
+        return config
+    folder = Path(config.resume).resolve()
+    return config.replace(name=folder.name, output=str(folder.parent))
+
+
+def with_name(config: TrainConfig) -> TrainConfig:
+    """Fill in --name: time and model."""
     stamp = time.strftime("%Y%m%d-%H%M%S", started_at())
     return config.replace(name=config.name or f"{stamp}-{config.model.replace('/', '-')}")
+
+
+def notes_on(data: Data, folder: Path) -> list[str]:
+    """Return lines on unreadable files and duplicates, listed in `folder`, and on numbers of images."""
+    notes, duplicates = [], list_duplicates(data)
+    if data.bad:
+        listed = folder / "bad_files.csv"
+        notes.append(f"warning: {len(data.bad)} unreadable files are left out, see {listed}")
+    if duplicates:
+        listed = folder / "duplicates.csv"
+        notes.append(f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png")
+    notes.append(f"train {len(data.train)} images {data.train.counts()}")
+    notes.append(f"val   {len(data.val)} images {data.val.counts()}")
+    return notes

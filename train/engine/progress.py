@@ -10,7 +10,7 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Progress:
+class ProgressBar:
     """Counts images of one epoch, of which `count` are done. `enabled` is rank 0's."""
 
     def __init__(self, title: str, total: int, enabled: bool, count: int = 0):

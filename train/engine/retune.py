@@ -1,29 +1,31 @@
-"""The last stage of a run: fit head and batch-norm statistics to the size that is served.
+"""Re-tuning, the last stage of a run: head and batch-norm statistics are fitted to the view that is served.
 
-Random resized crop shows objects larger than validation does; statistics and head are fitted to that.
+A random resized crop shows objects larger than validation does, and head and statistics are fitted to that.
 Re-tuning them on the view and at the size of validation mends it (arXiv 1906.06423).
 """
 
+import copy
 from contextlib import nullcontext
 from itertools import islice
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # the one base of all batch norms; it has no public name
 
 from train.config import TrainConfig
-from train.data.loader import Loader
+from train.data.augment import ImageAugment
+from train.data.loader import Loader, PixelDataset
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks, sum_over_ranks
-from train.engine.state import Trainee, build_trainee
-from train.models.classifier import ImageClassifier
+from train.engine.run import TrainingRun
+from train.engine.state import TrainState, build_state
 from train.optim.optimizers import resolve_optimizer
 
 LR_SHARE = 0.1  # of the run's peak learning rate
-MOST_BATCHES = 50  # for the statistics
+MAX_BATCHES = 50  # for the statistics
 
 
-def retuning(config: TrainConfig) -> TrainConfig:
-    """Settings of this stage: the view and the size of validation, flips the only augmentation."""
+def retuning_settings(config: TrainConfig) -> TrainConfig:
+    """Return the settings of this stage: view and size of validation, flips the only augmentation."""
     lr = resolve_optimizer(config).lr
     assert lr is not None
     return config.replace(
@@ -41,36 +43,39 @@ def retuning(config: TrainConfig) -> TrainConfig:
     )
 
 
-def begin_retuning(
-    trainee: Trainee,
-    stage: TrainConfig,
-    loader: Loader,
-    plan: EpochPlan,
-    epoch: int,
-    ranks: Ranks,
-    device: torch.device,
-) -> Trainee:
-    """A trainee that goes on from the evaluated weights, with new statistics, and learns the head only."""
-    trainee.model.load_state_dict(trainee.evaluated.state_dict())
+def begin_retuning(run: TrainingRun) -> None:
+    """Continue the run from its evaluated weights, with new statistics and its head alone to train."""
+    run.stage = retuning_settings(run.config)
+    run.train_loader = with_augment(run.train_loader, ImageAugment(run.stage))
+    run.state.model.load_state_dict(run.state.evaluated.state_dict())
     # The plain mean needs a number from a tensor in each layer: compiling that anew would take minutes.
-    with torch.compiler.set_stance("force_eager") if stage.compile else nullcontext():
-        refresh_statistics(trainee.model, loader, plan, epoch, ranks, device)
-    return head_trainee(trainee, stage, plan, ranks, device)
+    with torch.compiler.set_stance("force_eager") if run.stage.compile else nullcontext():
+        refresh_statistics(run)
+    run.state = head_state(run.state, run.stage, run.plan, run.ranks, run.device)
 
 
-def head_trainee(
-    trainee: Trainee, stage: TrainConfig, plan: EpochPlan, ranks: Ranks, device: torch.device
-) -> Trainee:
-    """The same model with everything but its head fixed."""
-    trainee.model.freeze(-1)
-    return build_trainee(stage, trainee.model, plan.steps, trainee.precision, ranks, device)
+def with_augment(loader: Loader, augment: ImageAugment) -> Loader:
+    """Return a loader of the same images and cache, augmented in another way."""
+    dataset = copy.copy(loader.loader.dataset)
+    assert isinstance(dataset, PixelDataset)
+    dataset.transform = augment
+    new = Loader(dataset, loader.loader.num_workers, loader.loader.pin_memory, loader.hang_seconds)
+    new.lost = loader.lost
+    return new
+
+
+def head_state(
+    state: TrainState, stage: TrainConfig, plan: EpochPlan, ranks: Ranks, device: torch.device
+) -> TrainState:
+    """Return a new state of the same model with everything but its head frozen."""
+    state.model.freeze(-1)
+    return build_state(stage, state.model, plan.steps, state.precision, ranks, device)
 
 
 @torch.no_grad()
-def refresh_statistics(
-    model: ImageClassifier, loader: Loader, plan: EpochPlan, epoch: int, ranks: Ranks, device: torch.device
-) -> None:
-    """Batch-norm statistics of the epoch's first batches, the mean over all ranks; weights stay."""
+def refresh_statistics(run: TrainingRun) -> None:
+    """Set batch-norm statistics to those of the epoch's first batches, the mean over all ranks."""
+    model = run.state.model
     layers = [m for m in model.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return
@@ -80,16 +85,15 @@ def refresh_statistics(
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over the batches
         layer.train()
-    batches = loader(islice(plan.batches(epoch), MOST_BATCHES))
-    for batch in batches:
-        model(batch.to(device).images)
+    for batch in run.train_loader(islice(run.plan.batches(run.history.epochs_done), MAX_BATCHES)):
+        model(batch.to(run.device).images)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         mean, var = layer.running_mean, layer.running_var
         assert mean is not None
         assert var is not None
         sums = torch.stack([mean, var + mean**2])
-        averages = sum_over_ranks(sums) / ranks.world_size
+        averages = sum_over_ranks(sums) / run.ranks.world_size
         mean.copy_(averages[0])
         var.copy_(averages[1] - averages[0] ** 2)
     model.train()

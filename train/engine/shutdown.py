@@ -1,40 +1,120 @@
-"""How a process ends that was stopped or has lost another one: what it prints, and its exit code."""
+"""The end of a process: the status of its run, what it prints, and its exit code."""
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
+from serve.contract.errors import UserError
+from serve.contract.urls import redact
 from train.data.workers import is_fetching, kill_workers
-from train.distributed import Ranks
-from train.signals import EXIT_CODE, StopRequest
+from train.distributed import Ranks, lost_contact
+from train.engine.run import TrainingRun
+from train.runs.directory import write_status
+from train.signals import EXIT_CODE, Preempted, StopRequest
+from train.tracking.base import NullTracker
 
-LET_THE_CAUSE_BE_SEEN_SECONDS = 1.0  # torchrun looks ten times a second, and names who ended first
-
-
-def give_up(ranks: Ranks, error: RuntimeError, stop: StopRequest) -> None:
-    """End one line after another rank did, so that its traceback is what is seen first."""
-    if stop.told:
-        stopped(ranks, stop)
-    else:
-        reason = str(error).splitlines()[0][:200]
-        print(f"rank {ranks.rank} lost contact to another rank, which has the cause: {reason}", flush=True)
-        if ranks.is_main and not restarts_left():
-            print(stop.advice(), flush=True)
-        time.sleep(LET_THE_CAUSE_BE_SEEN_SECONDS)
-    leave(EXIT_CODE if stop.told else 1, at_once=True)  # the group's end could wait for the lost one
+CAUSE_FIRST_SECONDS = 1.0  # torchrun looks ten times a second, and names the rank that ended first
+ALONE_SECONDS = 10.0  # in which torchrun ends this rank if another one has ended with the same error
 
 
-def stopped(ranks: Ranks, stop: StopRequest) -> int:
-    """Print why this process ends, once for the job; its exit code."""
+@contextmanager
+def recorded_status(
+    run: TrainingRun, folder: Path, tracker: NullTracker, stop: StopRequest
+) -> Iterator[None]:
+    """Record in the run directory and in the tracker that the run trains, and how that ends."""
+    status = "FAILED"
+    _write_status(run, folder, "RUNNING")
+    stop.began = True
+    try:
+        yield
+        status = "FINISHED" if run.history.complete(run.config) else "KILLED"
+    except (KeyboardInterrupt, Preempted):  # also when torchrun ended the ranks that were left
+        status = "FAILED" if stop.lost_peer else "KILLED"
+        raise
+    except RuntimeError as error:
+        if stop.requested and lost_contact(error):  # to ranks that ended sooner
+            status = "KILLED"
+        raise
+    finally:
+        _write_status(run, folder, status)
+        tracker.end(status)
+
+
+def _write_status(run: TrainingRun, folder: Path, status: str) -> None:
+    if not run.ranks.is_main:
+        return
+    try:
+        write_status(folder, status)
+    except OSError as error:
+        print(f"warning: the status {status} of the run was not written: {error}", flush=True)
+
+
+@contextmanager
+def exit_code(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
+    """End the process with 2 after an error for the user, with EXIT_CODE after a signal; print why."""
+    try:
+        yield
+    except (UserError, FloatingPointError) as error:
+        stop.ending = True
+        if reports_error(ranks, stop):
+            rank = "" if ranks.is_main else f" (rank {ranks.rank})"
+            print(f"error{rank}: {redact(error)}", file=sys.stderr, flush=True)
+            if stop.began and isinstance(error, UserError):
+                print(f"once that is mended, {stop.advice()}", file=sys.stderr, flush=True)
+        leave(2)
+    except (KeyboardInterrupt, Preempted):
+        stop.ending = True
+        leave(report_stop(ranks, stop))
+
+
+def reports_error(ranks: Ranks, stop: StopRequest) -> bool:
+    """Return whether this rank prints its error: a machine's first rank does, and one that has it alone.
+
+    If all have it, torchrun ends the others as soon as the first has ended.
+    """
+    deadline = time.monotonic() + ALONE_SECONDS
+    while ranks.local_rank and not stop.received and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not stop.received or not ranks.local_rank
+
+
+@contextmanager
+def while_in_contact(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
+    """End the process when another rank is gone, one line after it, so that its traceback is seen first."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        if stop.requested:
+            report_stop(ranks, stop)
+        else:
+            reason = str(error).splitlines()[0][:200]
+            print(
+                f"rank {ranks.rank} lost contact to another rank, which has the cause: {reason}", flush=True
+            )
+            if ranks.is_main and not restarts_left():
+                print(stop.advice(), flush=True)
+            time.sleep(CAUSE_FIRST_SECONDS)
+        leave(
+            EXIT_CODE if stop.requested else 1, at_once=True
+        )  # the group's end could wait for the lost one
+
+
+def report_stop(ranks: Ranks, stop: StopRequest) -> int:
+    """Print why this process stops, once for the job, and return its exit code."""
     cause = signal.Signals(stop.received).name if stop.received else "a signal to another rank"
     if stop.lost_peer:
         print(f"rank {ranks.rank} is ended because another rank ended, which has the cause", flush=True)
     elif ranks.is_main:
         print(f"stopped by {cause}", file=sys.stderr)
     if ranks.is_main and not (stop.lost_peer and restarts_left()):
-        print(stop.advice() or "it had not begun to train", file=sys.stderr, flush=True)
+        print(stop.advice() or "training had not begun", file=sys.stderr, flush=True)
     return 1 if stop.lost_peer else EXIT_CODE
 
 

@@ -1,42 +1,43 @@
-"""The run directory: runs/NAME/{config.yaml, metrics.jsonl, bad_files.csv, duplicates.csv,
+"""Run directories: runs/NAME/{config.yaml, status.json, metrics.jsonl, bad_files.csv, duplicates.csv,
 val_predictions.csv, checkpoints/{last,best,epoch-...-step-...}.pt, figures/}."""
 
 import csv
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from serve.contract.errors import UserError
-from train.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
+from serve.contract.files import atomic_write
+from train.checkpoint import best_checkpoint, save_checkpoint
 from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.metrics import Evaluation
-from train.evaluation.predictions import read_predictions, write_predictions
-from train.models.classifier import ImageClassifier
+from train.evaluation.predictions import write_predictions
 from train.runs.duplicate_report import list_duplicates, save_duplicates
 
-INFERENCE_KEYS_LEFT_OUT = ("optimizer", "scheduler", "scaler")
+TRAINING_KEYS = ("optimizer", "scheduler", "scaler")  # of a checkpoint, which inference needs not
+STATUS = "status.json"
 
 
 def open_folder(config: TrainConfig, data: Data) -> None:
-    """Make the run directory with what is known before training, once all settings proved usable.
+    """Make the run directory with what is known before training; call it once all settings proved usable.
 
     Raises:
-        UserError: it exists, or cannot be made.
+        UserError: the directory exists and is not resumed, or it cannot be made.
     """
     folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=bool(config.resume))
-    except FileExistsError as error:  # since `prepare` looked
+    except FileExistsError as error:  # made since the run was chosen
         raise UserError(f"run {str(folder)!r} exists: choose another --name") from error
     except OSError as error:
         raise UserError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
     write_bad_files(folder, data.bad)
-    if not (folder / "duplicates.csv").exists():  # else of this run, and perhaps edited for --exclude
+    if not (folder / "duplicates.csv").exists():  # a resumed run's may have been edited for --exclude
         save_duplicates(folder, list_duplicates(data))
 
 
@@ -47,6 +48,22 @@ def write_bad_files(folder: Path, bad: dict[str, str]) -> None:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", "reason"])
         writer.writerows(bad.items())
+
+
+def write_status(folder: Path, status: str) -> None:
+    """Write RUNNING, or how the last training ended (MLflow's words): FINISHED, KILLED or FAILED."""
+    with atomic_write(folder / STATUS) as file:
+        file.write(json.dumps({"status": status}).encode())
+
+
+def read_status(folder: Path) -> str:
+    """Return the status of a run; "" for a run of an earlier version, which has none."""
+    try:
+        return str(json.loads((folder / STATUS).read_text(encoding="utf-8"))["status"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError):
+        return "FAILED"  # somebody edited it: the run is resumed
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -60,42 +77,15 @@ def save_best(
     evaluation: Evaluation,
     config: TrainConfig,
 ) -> None:
-    """Checkpoint and predictions of an epoch that is the best one.
+    """Write the checkpoint and the predictions of the best epoch.
 
-    The checkpoint has the temperature that its predictions were made with; training goes on without.
+    The checkpoint has the temperature that its predictions were made with; training continues without.
     """
     temperature = evaluation.values["temperature"] if config.calibrate else 1.0
     clip = config.clip_probabilities
     write_predictions(folder / "val_predictions.csv", data.val, evaluation, temperature, clip)
-    best = {key: value for key, value in state.items() if key not in INFERENCE_KEYS_LEFT_OUT}
+    best = {key: value for key, value in state.items() if key not in TRAINING_KEYS}
     for weights in ("model", "ema"):
         if best[weights] is not None:
             best[weights] = {**best[weights], "temperature": torch.tensor(temperature)}
     save_checkpoint(best, best_checkpoint(folder))
-
-
-def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
-    """What the best epoch's weights, which `model` is given, cut out of validation images."""
-    from train.evaluation.figures import save_subject_crops
-
-    best = load_checkpoint(best_checkpoint(folder))
-    model.load_state_dict(best["ema"] or best["model"])
-    assert model.subject is not None
-    model.subject.active = best["crops_subject"]
-    path = folder / "figures" / "subject_crops.png"
-    save_subject_crops(path, model, data.val, config.preprocess())
-
-
-def report_files(
-    folder: Path, rows: Sequence[dict[str, Any]], data: Data, config: TrainConfig
-) -> list[Path]:
-    """Draw the figures of the finished run; returns what belongs in MLflow."""
-    from train.evaluation.figures import save_figures  # half a second, which the start need not spend
-
-    predictions = read_predictions(folder / "val_predictions.csv")
-    assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
-    save_figures(folder / "figures", rows, predictions, data.val, config.preprocess())
-    names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
-    if (folder / "duplicates.csv").exists():
-        names.append("duplicates.csv")
-    return [*(folder / name for name in names), best_checkpoint(folder)]

@@ -1,4 +1,4 @@
-"""Snapshots of a run, in an epoch and after each: written whole, checked when read, the newest two kept.
+"""Snapshots: checkpoints of a run in an epoch and after each, of which the newest two are kept.
 
 checkpoints/epoch-000003-step-00000120.pt is 3 epochs and 120 steps of the fourth; last.pt is the newest at
 the end of an epoch, under the name that other commands know.
@@ -15,46 +15,62 @@ from typing import Any
 
 import torch
 
+from serve.contract.errors import UserError
 from serve.contract.files import atomic_path
 from train.checkpoint import LAST, CheckpointError, load_checkpoint, save_checkpoint
+from train.distributed import Log, Ranks, on_main
 
 NAME = re.compile(r"epoch-\d{6,}-step-\d{8,}\.pt")
 KEPT = 2
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class Position:
-    """How far the running epoch is."""
+    """How far an epoch is."""
 
     step: int = 0
-    """Optimizer steps of it that are done; all of them when only its evaluation is to come."""
+    """Optimizer steps that are done; all of them when only the evaluation is left."""
     sums: list[list[float]] = field(default_factory=list)
-    """Of each rank: what the epoch's metrics are made from."""
+    """What the epoch's metrics are made from, for each rank."""
     skipped: list[int] = field(default_factory=list)
     retuning: bool = False
-    """It is one of the last stage, that of train/engine/retune.py."""
+    """The epoch belongs to the last stage (train/engine/retune.py)."""
 
 
-class Snapshots:
-    """Writes snapshots into `folder`; one rank alone has it.
+class NullSnapshots:
+    """The interface, and what ranks other than 0 have."""
 
-    A write that fails is said loudly and costs nothing but that snapshot: those before it stay.
+    def due(self) -> bool:
+        return False
+
+    def begin(self, state: dict[str, Any]) -> bool:
+        return False
+
+    def write(self, state: dict[str, Any], before: Callable[[], None] | None = None) -> bool:
+        return False
+
+    def finish(self) -> None: ...
+    def write_pending(self) -> None: ...
+
+
+class Snapshots(NullSnapshots):
+    """Writes snapshots into a folder.
+
+    A write that fails costs a loud warning and that snapshot: those before it stay.
     """
 
-    def __init__(self, folder: Path, minutes: float, say: Say, written: Callable[[], None] = lambda: None):
-        """`written` is called after each one."""
-        self.folder, self.seconds, self.say, self.written = folder, 60 * minutes, say, written
+    def __init__(self, folder: Path, minutes: float, log: Log, written: Callable[[], None] = lambda: None):
+        """`written` is called after each snapshot."""
+        self.folder, self.seconds, self.log, self.written = folder, 60 * minutes, log, written
         for left in folder.glob(".*.tmp"):  # by a process that was killed; one at a time writes here
             left.unlink()
         self.began = time.monotonic()
         self.writing: threading.Thread | None = None
-        self.owed: Callable[[], None] | None = None
-        """Must be written before anything that refers to it; kept until that succeeds."""
+        self.pending: Callable[[], None] | None = None
+        """Writes what the next snapshot refers to; kept until it succeeds."""
 
     def due(self) -> bool:
-        """`minutes` have passed since the last one began, and none is being written."""
+        """Return whether `minutes` have passed since the last snapshot began, and none is being written."""
         return bool(self.seconds) and time.monotonic() - self.began >= self.seconds and not self._busy()
 
     def begin(self, state: dict[str, Any]) -> bool:
@@ -72,7 +88,7 @@ class Snapshots:
         self.finish()
         self.began = time.monotonic()
         if before is not None:
-            self.owed = before
+            self.pending = before
         return self._write(state)
 
     def finish(self) -> None:
@@ -80,14 +96,30 @@ class Snapshots:
         if self.writing is not None:
             self.writing.join()
 
+    def write_pending(self) -> None:
+        """Write what no snapshot came after.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self.pending is None:
+            return
+        try:
+            self.pending()
+        except OSError as error:
+            raise UserError(
+                f"the best checkpoint cannot be written: {error}. Make room in {self.folder}; the newest "
+                "snapshot is whole"
+            ) from error
+
     def _busy(self) -> bool:
         return self.writing is not None and self.writing.is_alive()
 
     def _write(self, state: dict[str, Any]) -> bool:
         try:
-            if self.owed is not None:
-                self.owed()
-                self.owed = None
+            if self.pending is not None:
+                self.pending()
+                self.pending = None
             path = self.folder / snapshot_name(state)
             save_checkpoint(state, path)
             if state["position"]["step"] == 0:
@@ -96,8 +128,8 @@ class Snapshots:
                 old.unlink()
             self.written()
         except OSError as error:
-            self.say(
-                f"WARNING: NO SNAPSHOT WAS WRITTEN: {error}. Training goes on; when it is interrupted, "
+            self.log(
+                f"WARNING: NO SNAPSHOT WAS WRITTEN: {error}. Training continues; when it is interrupted, "
                 f"work since the last whole one is lost. Make room in {self.folder}"
             )
             return False
@@ -109,27 +141,26 @@ def snapshot_name(state: dict[str, Any]) -> str:
 
 
 def list_snapshots(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Return the snapshots in a folder, newest first."""
     if not folder.is_dir():
         return []
-
     found = (path for path in folder.iterdir() if NAME.fullmatch(path.name))
-    return sorted(found, key=place_of, reverse=True)
+    return sorted(found, key=snapshot_position, reverse=True)
 
 
-def place_of(snapshot: Path) -> tuple[int, int]:
-    """Epochs, and steps of the next one, that it was written after."""
+def snapshot_position(snapshot: Path) -> tuple[int, int]:
+    """Return the epochs, and steps of the next one, that a snapshot was written after."""
     epochs, steps = re.findall(r"\d+", snapshot.name)
     return int(epochs), int(steps)
 
 
-def newest_whole(folder: Path, say: Say) -> Path | None:
-    """The newest snapshot whose checksum is right; None if there never was any.
+def newest_whole(folder: Path, log: Log) -> Path | None:
+    """Return the newest snapshot whose checksum is right, or None if there never was any.
 
-    A damaged one is named and set aside as NAME.damaged, and the one before is taken.
+    A damaged one is renamed to NAME.damaged, with a warning, and the one before is taken.
 
     Raises:
-        CheckpointError: there are some, and all are damaged.
+        CheckpointError: all are damaged.
     """
     candidates = [*list_snapshots(folder), *(p for p in [folder / LAST] if p.exists())]
     for path in candidates:
@@ -140,7 +171,7 @@ def newest_whole(folder: Path, say: Say) -> Path | None:
                 raise  # the file system's fault, not the file's
             aside = path.with_name(path.name + ".damaged")
             path.replace(aside)
-            say(f"warning: {error}; it is set aside as {aside.name}, and the one before it is used")
+            log(f"warning: {error}; it is renamed to {aside.name}, and the one before it is used")
             continue
         return path
     if candidates:
@@ -151,8 +182,19 @@ def newest_whole(folder: Path, say: Say) -> Path | None:
     return None
 
 
+def load_newest(folder: Path, ranks: Ranks, log: Log) -> dict[str, Any] | None:
+    """Return the newest whole snapshot on every rank; None when the run ended before its first."""
+    path = on_main(ranks, lambda: newest_whole(folder, log))
+    if path is None:
+        return None
+    checkpoint = load_checkpoint(path)
+    step = checkpoint.get("position", {}).get("step", 0)
+    log(f"resuming from {path}: {checkpoint['epoch']} epochs and {step} steps are done")
+    return checkpoint
+
+
 def copy_to_cpu(value: Any) -> Any:
-    """Tensors copied, so that training can change its own; everything else as it is."""
+    """Return the value with its tensors copied, so that training can change its own."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -163,7 +205,7 @@ def copy_to_cpu(value: Any) -> Any:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of whatever has it, without a moment in which none has."""
+    """Give a file a second name, atomically in place of whatever has it."""
     try:
         with atomic_path(name) as temporary:
             os.link(path, temporary)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_data import build, linear_model, make_data, make_trainee
+from train_data import build, linear_model, make_data, make_state
 
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.data.index import prepare_data
 from train.data.sampler import EpochPlan
 from train.engine import prepare as preparation
+from train.engine.checkpointing import checkpoint_state
 from train.engine.checks import (
     check_batch_size,
     check_clip,
@@ -20,13 +21,12 @@ from train.engine.checks import (
     few_steps,
     trained_on_validation,
 )
-from train.engine.state import checkpoint_state
 from train.runs.history import History
 
 
 def test_weights_of_a_run_that_split_the_same_images_otherwise_are_warned_of(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, 20, seed=1)
-    state = checkpoint_state(make_trainee(config, linear_model()), History(), data, config, "run")
+    state = checkpoint_state(make_state(config, linear_model()), History(), data, config, "run")
     best = tmp_path / "other" / "checkpoints" / "best.pt"
     save_checkpoint(state, best)
     for changes in ({"weights": str(best)}, {"teacher": str(tmp_path / "other")}):
@@ -87,7 +87,7 @@ def test_a_model_that_could_never_be_exported_is_refused(monkeypatch: pytest.Mon
 
 def test_a_teacher_of_other_images_has_seen_none_of_these(tmp_path: Path) -> None:
     config, data = make_data(tmp_path / "theirs", 20)
-    state = checkpoint_state(make_trainee(config, linear_model()), History(), data, config, "run")
+    state = checkpoint_state(make_state(config, linear_model()), History(), data, config, "run")
     save_checkpoint(state, tmp_path / "other" / "checkpoints" / "best.pt")
     ours, data = make_data(tmp_path / "ours", 10, teacher=str(tmp_path / "other"))
     assert trained_on_validation(ours, data) == []

@@ -1,7 +1,8 @@
 """Training and evaluation: each real sample counts once, sums are exact, the loss is torch's own."""
 
-import itertools
-from collections.abc import Callable
+import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,35 +13,21 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
-from train_data import CPU, ONE, linear_model, make_data, make_trainee
+from train_data import CPU, linear_model, make_data, make_run, make_state, train_epochs
 
 from serve.contract.images import load_image
 from train.config import TrainConfig
-from train.data.augment import ImageAugment, PairMix
 from train.data.index import Data, ImageSet
-from train.data.loader import Loader, PixelDataset
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
-from train.engine.loop import AUXILIARY_WEIGHT, Criterion, Running, evaluate, train_one_epoch
-from train.engine.state import Trainee
+from train.engine.loop import EpochProgress, evaluate, train_one_epoch
+from train.engine.loss import Criterion
+from train.engine.run import TrainingRun
 from train.models.build import build_model
-from train.models.classifier import ImageClassifier, Outputs
+from train.models.classifier import ImageClassifier
 from train.runs.snapshots import Position
 
 PLAIN_SGD = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_grad": 0.0}
-
-
-def train(
-    config: TrainConfig, data: Data, trainee: Trainee, epochs: int = 1, weights: list[float] | None = None
-) -> list[dict[str, float]]:
-    plan = EpochPlan(len(data.train), config.batch_size, config.seed, accumulation=config.accumulation)
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
-    mix = PairMix(config, len(data.train.class_names))
-    criterion = Criterion(config.label_smoothing, weights)
-    return [
-        train_one_epoch(trainee, criterion, loader, plan, mix, config, ONE, CPU, epoch)
-        for epoch in range(epochs)
-    ]
 
 
 def pixels(images: ImageSet, config: TrainConfig) -> Tensor:
@@ -52,54 +39,6 @@ def pixels(images: ImageSet, config: TrainConfig) -> Tensor:
 
 def weights_of(model: ImageClassifier) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-# criterion
-
-
-def example(n: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(n, classes, generator=generator), torch.randint(
-        0, classes, (n,), generator=generator
-    )
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_criterion_is_torchs_cross_entropy(smoothing: float) -> None:
-    logits, labels = example()
-    losses = Criterion(smoothing, None)(logits, F.one_hot(labels, 3).float())
-    expected = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    assert torch.allclose(losses, expected)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_class_weights_are_torchs(smoothing: float) -> None:
-    logits, labels = example()
-    weight = [0.5, 1.0, 3.0]
-    losses = Criterion(smoothing, weight)(logits, F.one_hot(labels, 3).float())
-    expected = F.cross_entropy(
-        logits, labels, torch.tensor(weight), reduction="none", label_smoothing=smoothing
-    )
-    assert torch.allclose(losses, expected)
-
-
-def test_soft_targets_are_a_mixture_of_losses() -> None:
-    logits, labels = example()
-    other = (labels + 1) % 3
-    targets = 0.3 * F.one_hot(labels, 3) + 0.7 * F.one_hot(other, 3)
-    expected = 0.3 * F.cross_entropy(logits, labels, reduction="none")
-    expected += 0.7 * F.cross_entropy(logits, other, reduction="none")
-    assert torch.allclose(Criterion(0.0, None)(logits, targets), expected)
-
-
-@pytest.mark.parametrize("taught", [None, torch.eye(5, 3)], ids=["labels", "teacher"])
-def test_auxiliary_heads_add_their_share(taught: Tensor | None) -> None:
-    logits, labels = example()
-    targets = F.one_hot(labels, 3).float()
-    criterion = Criterion(0.1, None, share=0.5)
-    losses = criterion(Outputs(logits, (2 * logits, -logits)), targets, taught)
-    extra = criterion(2 * logits, targets, taught) + criterion(-logits, targets, taught)
-    assert torch.allclose(losses, criterion(logits, targets, taught) + AUXILIARY_WEIGHT * extra)
 
 
 # train_one_epoch
@@ -126,7 +65,7 @@ def test_an_epoch_equals_the_textbooks_loop_also_with_an_incomplete_last_batch(
     config, data = make_data(tmp_path, per_class=7, batch_size=batch_size, schedule="constant", **PLAIN_SGD)
     images = data.train.take(np.arange(11))
     ours, textbook = linear_model(), linear_model()
-    (values,) = train(config, Data(images, data.val, {}, "", []), make_trainee(config, ours))
+    (values,) = train_epochs(make_run(config, Data(images, data.val, {}, "", []), ours), 0)
     loss = manual_epoch(textbook, images, config)
     assert values["train/loss"] == pytest.approx(loss, rel=1e-6)
     assert torch.allclose(weights_of(ours), weights_of(textbook), atol=1e-6)
@@ -138,7 +77,7 @@ def test_accumulation_does_not_change_the_result(tmp_path: Path) -> None:
     for accumulation in (1, 2, 4):
         config, data = make_data(tmp_path, 9, batch_size=8, accumulation=accumulation, lr=1e-3)
         model = linear_model()
-        values = train(config, data, make_trainee(config, model), epochs=2)
+        values = train_epochs(make_run(config, data, model), 0, 1)
         results.append((weights_of(model), values[-1]["train/loss"]))
     for weights, loss in results[1:]:
         assert torch.allclose(weights, results[0][0], atol=1e-6)
@@ -149,54 +88,42 @@ def test_training_lowers_the_loss_and_separates_colours(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, 8, batch_size=7, epochs=8, lr=2e-3)
     torch.manual_seed(0)
     model, _ = build_model("simple_cnn", 2, 16)
-    values = train(config, data, make_trainee(config, model), epochs=8)
+    values = train_epochs(make_run(config, data, model), *range(8))
     assert values[-1]["train/loss"] < 0.5 * values[0]["train/loss"]
     assert values[-1]["train/accuracy"] == 1.0
 
 
-def poisoned(
-    tmp_path: Path, images: list[int], **changes: Any
-) -> tuple[Trainee, Callable[[], dict[str, float]]]:
+def poisoned(tmp_path: Path, images: list[int], **changes: Any) -> TrainingRun:
     """Targets of these images are not finite, as losses of a network that overflows are."""
     config, data = make_data(tmp_path, 8, batch_size=4, lr=1e-2, warmup_epochs=0.0, **changes)
-    trainee = make_trainee(config, build_model("simple_cnn", 2, 16)[0])
-    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
     targets = F.one_hot(torch.from_numpy(data.train.labels), 2).float()
     targets[images] = float("inf")
-    mix = PairMix(config, 2)
-
-    def epoch() -> dict[str, float]:
-        return train_one_epoch(
-            trainee, Criterion(0.0), loader, plan, mix, config, ONE, CPU, 0, soft_targets=targets
-        )
-
-    return trainee, epoch
+    return make_run(config, data, build_model("simple_cnn", 2, 16)[0], soft_targets=targets)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, optimizer: str) -> None:
-    trainee, epoch = poisoned(tmp_path, [3], optimizer=optimizer)
-    values = epoch()
+    run = poisoned(tmp_path, [3], optimizer=optimizer)
+    (values,) = train_epochs(run, 0)
     assert values["train/skipped_steps"] == 1
     assert np.isfinite(values["train/loss"])
-    for name, tensor in trainee.state_dict()["model"].items():
+    for name, tensor in run.state.state_dict()["model"].items():
         assert tensor.isfinite().all(), name
-    for moments in trainee.optimizer.state.values():
+    for moments in run.state.optimizer.state.values():
         assert moments.get("exp_avg", moments.get("momentum_buffer")).isfinite().all()
         assert int(moments.get("step", 3)) == 3, "of 4 steps one was skipped"
-    assert trainee.scheduler.last_epoch == 4
+    assert run.state.scheduler.last_epoch == 4
 
 
 def test_too_many_such_steps_in_a_row_end_the_run_with_step_rate_and_files(tmp_path: Path) -> None:
-    trainee, epoch = poisoned(tmp_path, list(range(14)), max_skipped=1)
-    before = weights_of(trainee.model)
-    with pytest.raises(
-        FloatingPointError, match=r"2 steps in a row .* step 2 of epoch 1 .*rate 0\.0.*'(cat|dog)\.\d\.png'"
-    ) as raised:
-        epoch()
-    assert str(raised.value).count(".png'") == 4
-    assert torch.equal(before, weights_of(trainee.model))
+    run = poisoned(tmp_path, list(range(14)), max_skipped=1)
+    before = weights_of(run.state.model)
+    with pytest.raises(FloatingPointError) as raised:
+        train_epochs(run, 0)
+    message = str(raised.value)
+    assert re.search(r"\b2 steps.*step 2 of epoch 1\b.*0\.0.*--lr", message)
+    assert len(re.findall(r"'(?:cat|dog)\.\d\.png'", message)) == 4
+    assert torch.equal(before, weights_of(run.state.model))
 
 
 def test_an_epoch_after_a_validation_is_trained_with_batch_statistics(tmp_path: Path) -> None:
@@ -204,7 +131,7 @@ def test_an_epoch_after_a_validation_is_trained_with_batch_statistics(tmp_path: 
     model, _ = build_model("simple_cnn", 2, 16)
     model.eval()  # as validation leaves it
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
-    train(config, data, make_trainee(config, model))
+    train_epochs(make_run(config, data, model), 0)
     after = dict(model.named_buffers())
     assert before
     assert not any(torch.equal(value, after[name]) for name, value in before.items())
@@ -213,7 +140,7 @@ def test_an_epoch_after_a_validation_is_trained_with_batch_statistics(tmp_path: 
 def test_accuracy_counts_images_once(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, 7, batch_size=8, lr=0.0)
     model = linear_model()
-    (values,) = train(config, data, make_trainee(config, model))
+    (values,) = train_epochs(make_run(config, data, model), 0)
     predicted = model(pixels(data.train, config)).argmax(1).numpy()
     assert values["train/accuracy"] == pytest.approx((predicted == data.train.labels).mean())
 
@@ -222,7 +149,7 @@ def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
     changes = PLAIN_SGD | {"clip_grad": 0.01, "lr": 1.0, "schedule": "constant", "batch_size": 100}
     config, data = make_data(tmp_path, **changes)
     model = linear_model()
-    train(config, data, make_trainee(config, model))
+    train_epochs(make_run(config, data, model), 0)
     moved = (weights_of(model) - weights_of(linear_model())).norm().item()
     assert moved == pytest.approx(0.01 * 1.9, rel=1e-3)  # Nesterov's first step is 1 + momentum
 
@@ -235,7 +162,7 @@ def test_mixing_and_augmentation_train_to_the_same_weights_again(tmp_path: Path)
         torch.manual_seed(0)
         model, _ = build_model("simple_cnn", 2, 16)
         torch.manual_seed(seed)  # dropout must not draw from what was left behind
-        train(config, data, make_trainee(config, model))
+        train_epochs(make_run(config, data, model), 0)
         weights.append(weights_of(model))
     assert torch.equal(*weights)
 
@@ -245,21 +172,18 @@ def test_a_loss_that_is_not_finite_is_an_error_with_epoch_and_learning_rate(tmp_
     model = linear_model()
     with torch.no_grad():
         next(model.parameters()).fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match=r"in 3 of 3 steps \(learning rate 1e\+03\): lower --lr"):
-        train(config, data, make_trainee(config, model))
+    with pytest.raises(FloatingPointError, match=r"epoch 1\b.* 3 of 3 .*1e\+03.*--lr"):
+        train_epochs(make_run(config, data, model), 0)
 
 
 def test_dropout_is_drawn_anew_in_each_pass_of_each_epoch_on_each_rank(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, batch_size=4, accumulation=2)
     model, seeds = linear_model(), []
     model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
-    trainee, criterion, mix = make_trainee(config, model), Criterion(0.0), PairMix(config, 2)
-    for rank, epoch in itertools.product(range(2), range(2)):
-        plan = EpochPlan(len(data.train), 4, config.seed, rank, world_size=2, accumulation=2)
-        ranks = Ranks(rank, world_size=2)
-        train_one_epoch(trainee, criterion, loader, plan, mix, config, ranks, CPU, epoch)
-    assert len(set(seeds)) == len(seeds) == 2 * 2 * 2 * plan.steps
+    for rank in range(2):
+        run = make_run(config, data, make_state(config, model), Ranks(rank, world_size=2))
+        train_epochs(run, 0, 1)
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * 2 * run.plan.steps
 
 
 @pytest.mark.parametrize(
@@ -276,7 +200,7 @@ def test_sums_of_an_interrupted_epoch_count_once_on_any_number_of_processes(
     ranks: Ranks, sums: list[float]
 ) -> None:
     position = Position(1, [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    assert Running(ranks, CPU, position).sums.tolist() == sums
+    assert EpochProgress(ranks, CPU, position).sums.tolist() == sums
 
 
 def test_images_per_second_of_a_resumed_epoch_are_those_trained_since(
@@ -290,46 +214,30 @@ def test_images_per_second_of_a_resumed_epoch_are_those_trained_since(
         clock[0] += 1
 
     monkeypatch.setattr("train.engine.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    trainee = make_trainee(config, linear_model())
-    plan = EpochPlan(12, 5, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
+    run = make_run(config, data, linear_model())
     for step, rate in ((0, 12 / 3), (1, 7 / 2), (2, 2 / 1)):
-        running = Running(ONE, CPU, Position(step, [[0.0, 0.0]]))
-        values = train_one_epoch(
-            trainee,
-            Criterion(0.0),
-            loader,
-            plan,
-            PairMix(config, 2),
-            config,
-            ONE,
-            CPU,
-            0,
-            running=running,
-            after_step=second,
-        )
-        assert values["images_per_second"] == rate
+        progress = EpochProgress(run.ranks, CPU, Position(step, [[0.0, 0.0]]))
+        assert train_one_epoch(run, progress, second)["images_per_second"] == rate
 
 
 # evaluate
 
 
 def evaluated(
-    model: ImageClassifier, data: Data, config: TrainConfig, batch_size: int, criterion: Criterion
+    model: ImageClassifier, data: Data, config: TrainConfig, criterion: Criterion
 ) -> tuple[dict[str, float], np.ndarray]:
-    loader = Loader(PixelDataset(data.val, 0, config.preprocess()), 0, pin_memory=False)
-    metrics, evaluation = evaluate(model, criterion, loader, data.val, batch_size, ONE, CPU)
+    metrics, evaluation = evaluate(make_run(config.replace(ema=0.0), data, model, criterion=criterion))
     assert evaluation is not None
     return metrics, evaluation.logits
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
 def test_evaluation_equals_a_direct_computation(tmp_path: Path, batch_size: int) -> None:
-    config, data = make_data(tmp_path, 12, val_fraction=0.45)
+    config, data = make_data(tmp_path, 12, val_fraction=0.45, batch_size=batch_size)
     torch.manual_seed(0)
     model, _ = build_model("simple_cnn", 2, 16)
     criterion = Criterion(0.1, [0.5, 2.0])
-    metrics, logits = evaluated(model, data, config, batch_size, criterion)
+    metrics, logits = evaluated(model, data, config, criterion)
     with torch.no_grad():
         expected = model.eval()(pixels(data.val, config))
     labels = data.val.labels
@@ -347,9 +255,9 @@ def test_the_order_in_which_ranks_deliver_cannot_change_the_result(
 ) -> None:
     config, data = make_data(tmp_path, 12, val_fraction=0.45)
     criterion = Criterion(0.1, None)
-    expected = evaluated(linear_model(), data, config, 3, criterion)
+    expected = evaluated(linear_model(), data, config, criterion)
     monkeypatch.setattr("train.engine.loop.gather_rows", lambda rows, ranks: rows.flip(0))
-    metrics, logits = evaluated(linear_model(), data, config, 3, criterion)
+    metrics, logits = evaluated(linear_model(), data, config, criterion)
     assert metrics == expected[0]
     assert np.array_equal(logits, expected[1])
 
@@ -362,81 +270,53 @@ def test_an_image_that_cannot_be_read_any_more_counts_as_wrong(tmp_path: Path, r
     with torch.no_grad():
         model.network.layer.weight.zero_()
         model.network.layer.bias.copy_(torch.eye(2)[right] * 5)
-    before, _ = evaluated(model, data, config, 4, Criterion(0.0, None))
+    before, _ = evaluated(model, data, config, Criterion(0.0))
     lost = int(np.flatnonzero(data.val.labels == right)[0])
     (data.val.root / data.val.paths[lost]).unlink()
-    after, logits = evaluated(model, data, config, 4, Criterion(0.0, None))
+    after, logits = evaluated(model, data, config, Criterion(0.0))
     assert after["val/accuracy"] == pytest.approx(before["val/accuracy"] - 1 / len(data.val))
     assert logits[lost].argmax() != right
     assert np.ptp(logits[lost]) < 1e-3
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_ranks_are_asked_equally_often_though_one_has_a_batch_more(
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_callback_runs_equally_often_on_all_ranks_though_one_has_a_batch_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
-    """What is asked after a batch is agreed on between the ranks: one that asks alone waits for ever."""
-    config, data = make_data(tmp_path, 12, val_fraction=0.45)
-    images = data.val.take(np.arange(2 * batch_size + 1))
+    """It communicates: a rank that calls it alone waits for ever."""
+    config, data = make_data(tmp_path, 12, val_fraction=0.45, batch_size=2 * batch_size)
+    images = data.val.take(np.arange(4 * batch_size + 1))
     monkeypatch.setattr("train.engine.loop.gather_rows", lambda rows, ranks: None)
     monkeypatch.setattr("train.engine.loop.on_main", lambda ranks, function: {})
-    asked = [0, 0]
+    calls: list[int] = []
     for rank in range(2):
-
-        def ask(rank: int = rank) -> None:
-            asked[rank] += 1
-
-        loader = Loader(PixelDataset(images, 0, config.preprocess()), 0, pin_memory=False)
-        ranks = Ranks(rank, world_size=2)
-        evaluate(linear_model(), Criterion(0.0), loader, images, batch_size, ranks, CPU, after_batch=ask)
-    assert asked == [1, 1]
+        run = make_run(config, replace(data, val=images), linear_model(), Ranks(rank, world_size=2))
+        evaluate(run, partial(calls.append, rank))
+    assert calls == [0, 1]
 
 
 def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     config, data = make_data(tmp_path)
     model, _ = build_model("simple_cnn", 2, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluated(model, data, config, 4, Criterion(0.0, None))
+    evaluated(model, data, config, Criterion(0.0))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_an_image_evaluated_twice_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, data = make_data(tmp_path)
     monkeypatch.setattr("train.engine.loop.evaluation_batches", lambda *args: [[(0, 0, 1.0), (0, 0, 1.0)]])
-    with pytest.raises(AssertionError, match="an image was evaluated twice or never"):
-        evaluated(linear_model(), data, config, 4, Criterion(0.0, None))
+    with pytest.raises(AssertionError):
+        evaluated(linear_model(), data, config, Criterion(0.0))
 
 
-# teachers
-
-
-def test_the_teachers_share_of_the_loss_is_the_divergence_of_softened_answers() -> None:
-    logits, labels = example()
-    taught = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
-    targets = F.one_hot(labels, 3).float()
-    losses = Criterion(0.0, None, share=0.25, temperature=2.0)(logits, targets, taught)
-    p, q = (taught / 2).softmax(1), (logits / 2).softmax(1)
-    expected = 0.75 * F.cross_entropy(logits, labels, reduction="none")
-    expected += 0.25 * 4 * (p * (p / q).log()).sum(1)
-    assert torch.allclose(losses, expected, atol=1e-6)
-    whole = Criterion(0.0, None, share=1.0)
-    assert torch.allclose(whole(logits, targets, logits), torch.zeros(5), atol=1e-6)
-    assert whole(logits, targets).mean() > 0, "validation has no teacher"
-
-
-def test_a_student_taught_without_labels_comes_to_agree_with_its_teacher(tmp_path: Path) -> None:
+def test_a_student_without_labels_comes_to_agree_with_its_teacher(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **{**PLAIN_SGD, "lr": 2e-4}, flip=0.5, epochs=30)
     teacher = linear_model(seed=7).eval()
-    student = make_trainee(config, linear_model(seed=1))
-    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
-    criterion, mix = Criterion(0.0, None, share=1.0), PairMix(config, 2)
-    losses = [
-        train_one_epoch(student, criterion, loader, plan, mix, config, ONE, CPU, epoch, None, teacher)[
-            "train/loss"
-        ]
-        for epoch in range(10)
-    ]
+    run = make_run(
+        config, data, linear_model(seed=1), criterion=Criterion(0.0, None, share=1.0), teacher=teacher
+    )
+    losses = [values["train/loss"] for values in train_epochs(run, *range(10))]
     assert losses[-1] < 0.2 * losses[0]
 
 
@@ -444,11 +324,5 @@ def test_soft_targets_replace_the_labels(tmp_path: Path) -> None:
     """With all targets turned round, the network learns the opposite of the labels."""
     config, data = make_data(tmp_path, **PLAIN_SGD)
     targets = 1 - F.one_hot(torch.from_numpy(data.train.labels), 2).float()
-    trainee = make_trainee(config, linear_model())
-    plan = EpochPlan(len(data.train), config.batch_size, config.seed)
-    loader = Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
-    for epoch in range(5):
-        values = train_one_epoch(
-            trainee, Criterion(0.0), loader, plan, PairMix(config, 2), config, ONE, CPU, epoch, targets
-        )
-    assert values["train/accuracy"] < 0.2
+    values = train_epochs(make_run(config, data, linear_model(), soft_targets=targets), *range(5))
+    assert values[-1]["train/accuracy"] < 0.2

@@ -5,11 +5,11 @@ import sys
 import pytest
 
 from train.engine import progress
-from train.engine.progress import Progress
+from train.engine.progress import ProgressBar
 
 
 def run(enabled: bool = True, total: int = 100) -> None:
-    with Progress("epoch 1", total, enabled) as bar:
+    with ProgressBar("epoch 1", total, enabled) as bar:
         for _ in range(5):
             bar.advance(20)
 
@@ -51,7 +51,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_the_count_never_passes_the_total() -> None:
-    bar = Progress("epoch 1", 30, enabled=True)
+    bar = ProgressBar("epoch 1", 30, enabled=True)
     bar.advance(20)
     bar.advance(20)
     assert bar.count == 30

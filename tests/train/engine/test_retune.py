@@ -6,17 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, Module
-from train_data import CPU, ONE, make_data, make_trainee
+from train_data import CPU, ONE, make_data, make_run, train_epochs
 
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.config import TrainConfig
-from train.data.augment import BatchAugment, ImageAugment, PairMix
-from train.data.index import Data
+from train.data.augment import BatchAugment, PairMix
 from train.data.loader import Loader, PixelDataset
-from train.data.sampler import EpochPlan
-from train.engine.loop import Criterion, train_one_epoch
-from train.engine.retune import begin_retuning, head_trainee, refresh_statistics, retuning
-from train.engine.state import Trainee, checkpoint_state, restore
+from train.engine.checkpointing import checkpoint_state, restore
+from train.engine.retune import begin_retuning, head_state, refresh_statistics, retuning_settings
+from train.engine.run import TrainingRun
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
 from train.models.subject_crop.crop import SubjectCrop, whole
@@ -25,31 +22,19 @@ from train.runs.history import History
 STAGE = {"eval_size": 24, "retune_epochs": 2, "flip": 0.5, "lr": 0.05, "ema": 0.9}
 
 
-def loader(config: TrainConfig, data: Data) -> Loader:
-    return Loader(PixelDataset(data.train, config.seed, ImageAugment(config)), 0, pin_memory=False)
-
-
-def plan(config: TrainConfig, data: Data) -> EpochPlan:
-    return EpochPlan(len(data.train), config.batch_size, config.seed)
-
-
 def classifier() -> ImageClassifier:
     torch.manual_seed(0)
     return build_model("simple_cnn", 2, 16)[0]
 
 
-def train(trainee: Trainee, stage: TrainConfig, data: Data, epoch: int) -> None:
-    criterion, mix = Criterion(0.0), PairMix(stage, 2)
-    train_one_epoch(trainee, criterion, loader(stage, data), plan(stage, data), mix, stage, ONE, CPU, epoch)
-
-
-def begun(tmp_path: Path) -> tuple[TrainConfig, TrainConfig, Data, Trainee]:
+def begun(tmp_path: Path) -> TrainingRun:
+    """A run after one epoch, with its head alone to train."""
     config, data = make_data(tmp_path, **STAGE)
-    stage = retuning(config)
-    trainee = make_trainee(config, classifier(), plan(config, data).steps)
-    train(trainee, config, data, 0)
-    trainee = begin_retuning(trainee, stage, loader(stage, data), plan(config, data), 1, ONE, CPU)
-    return config, stage, data, trainee
+    run = make_run(config, data, classifier())
+    train_epochs(run, 0)
+    run.history.epochs_done = 1
+    begin_retuning(run)
+    return run
 
 
 @pytest.mark.parametrize("trivial", [False, True])
@@ -57,8 +42,9 @@ def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path, tri
     random = {"crop_scale": 0.3, "trivial_augment": trivial, "random_erasing": 1.0, "color_jitter": 0.4}
     sizes = {"start_size": 8, "eval_size": 24, "retune_epochs": 9}
     config, data = make_data(tmp_path, **sizes, **random, mixup=0.5, cutmix=0.5)
-    stage = retuning(config)
-    batch = next(loader(stage, data)(plan(config, data).batches(1)))
+    stage = retuning_settings(config)
+    run = make_run(config, data, classifier(), stage=stage)
+    batch = next(run.train_loader(run.plan.batches(1)))
     seen = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
     expected = next(seen([[(0, int(i), 1.0) for i in batch.indices]]))
     assert torch.equal(batch.images, expected.images)
@@ -68,23 +54,21 @@ def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path, tri
 
 def test_its_rate_is_a_tenth_of_the_peak_from_its_first_step_on_and_ends_at_0(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **STAGE, epochs=9, warmup_epochs=2.0)
-    trainee = head_trainee(
-        make_trainee(config, classifier()), retuning(config), plan(config, data), ONE, CPU
-    )
-    steps = plan(config, data).steps
-    assert [trainee.rates(step)[0] for step in (0, steps, 2 * steps)] == pytest.approx([5e-3, 2.5e-3, 0])
+    run = make_run(config, data, classifier())
+    steps = run.plan.steps
+    head = head_state(run.state, retuning_settings(config), run.plan, ONE, CPU)
+    assert [head.rates(step)[0] for step in (0, steps, 2 * steps)] == pytest.approx([5e-3, 2.5e-3, 0])
 
 
-def test_it_goes_on_from_the_moving_average_and_changes_the_head_only(tmp_path: Path) -> None:
+def test_it_continues_from_the_moving_average_and_changes_the_head_only(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **STAGE)
-    stage = retuning(config)
-    trainee = make_trainee(config, classifier(), plan(config, data).steps)
-    train(trainee, config, data, 0)
-    average = {k: v.clone() for k, v in trainee.evaluated.state_dict().items()}
-    trainee = begin_retuning(trainee, stage, loader(stage, data), plan(config, data), 1, ONE, CPU)
-    statistics = {k: v.clone() for k, v in trainee.model.state_dict().items() if "running" in k}
-    train(trainee, stage, data, 1)
-    for name, value in trainee.model.state_dict().items():
+    run = make_run(config, data, classifier())
+    train_epochs(run, 0)
+    average = {k: v.clone() for k, v in run.state.evaluated.state_dict().items()}
+    begin_retuning(run)
+    statistics = {k: v.clone() for k, v in run.state.model.state_dict().items() if "running" in k}
+    train_epochs(run, 1)
+    for name, value in run.state.model.state_dict().items():
         if "running" in name:
             assert torch.equal(value, statistics[name]), "statistics stay as they were computed"
             assert not torch.equal(value, average[name])
@@ -95,9 +79,10 @@ def test_it_goes_on_from_the_moving_average_and_changes_the_head_only(tmp_path: 
 
 def test_statistics_are_those_of_the_images_at_the_new_size(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, flip=0.0, eval_size=24, batch_size=5)
-    stage, model = retuning(config), classifier()
-    batches = list(loader(stage, data)(plan(config, data).batches(0)))
-    refresh_statistics(model, loader(stage, data), plan(config, data), 0, ONE, CPU)
+    model = classifier()
+    run = make_run(config, data, model, stage=retuning_settings(config))
+    batches = list(run.train_loader(run.plan.batches(0)))
+    refresh_statistics(run)
     first = model.network.features[0]
     with torch.no_grad():
         outputs = [first((b.images.permute(0, 3, 1, 2) - model.mean) / model.std) for b in batches]
@@ -112,7 +97,7 @@ def test_statistics_are_those_of_the_images_at_the_new_size(tmp_path: Path) -> N
 
 def test_the_network_sees_the_size_of_validation_also_of_a_subject_cut_out(tmp_path: Path) -> None:
     config, _ = make_data(tmp_path, eval_size=24, subject_crop="cam", subject_zoom=1.5)
-    stage = retuning(config)
+    stage = retuning_settings(config)
     assert stage.train_size(5) == 24
     assert stage.input_size(24) == config.preprocess().size == 36
     assert stage.crops_subject(1), "although the stage counts its own epochs"
@@ -120,7 +105,7 @@ def test_the_network_sees_the_size_of_validation_also_of_a_subject_cut_out(tmp_p
 
 def test_a_detectors_statistics_are_left_alone(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, eval_size=24, batch_size=5)
-    stage, model = retuning(config), classifier()
+    model = classifier()
     norm = BatchNorm2d(3)
     norm.running_mean.fill_(5.0)
 
@@ -134,29 +119,31 @@ def test_a_detectors_statistics_are_left_alone(tmp_path: Path) -> None:
             return whole(pixels), None
 
     model.subject = SubjectCrop(Located(), zoom=1.5, margin=0.0, average=False)
-    refresh_statistics(model, loader(stage, data), plan(config, data), 0, ONE, CPU)
+    refresh_statistics(make_run(config, data, model, stage=retuning_settings(config)))
     assert norm.running_mean.tolist() == [5.0] * 3
 
 
 def test_a_run_stopped_while_it_is_retuned_continues_bit_by_bit(tmp_path: Path) -> None:
-    config, stage, data, straight = begun(tmp_path)
-    train(straight, stage, data, 1)
+    straight = begun(tmp_path)
+    config, data = straight.config, straight.data
+    train_epochs(straight, 1)
     metrics = {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7}
-    state = checkpoint_state(straight, History(2, 1, metrics, retuned=1), data, config, "run")
-    save_checkpoint(state, tmp_path / "last.pt")
-    train(straight, stage, data, 2)
+    history = History(2, 1, metrics, retuned=1)
+    save_checkpoint(checkpoint_state(straight.state, history, data, config, "run"), tmp_path / "last.pt")
+    train_epochs(straight, 2)
 
-    other = make_trainee(config, build_model("simple_cnn", 2, 16)[0], 3)
-    other = head_trainee(other, stage, plan(config, data), ONE, CPU)
-    history = restore(load_checkpoint(tmp_path / "last.pt"), other, data, config)
-    assert history.retuned == 1
-    train(other, stage, data, 2)
-    for name, value in straight.evaluated.state_dict().items():
-        assert torch.equal(value, other.evaluated.state_dict()[name]), name
+    stage = retuning_settings(config)
+    other = make_run(config, data, build_model("simple_cnn", 2, 16)[0], stage=stage)
+    other.state = head_state(other.state, stage, other.plan, ONE, CPU)
+    restored = restore(load_checkpoint(tmp_path / "last.pt"), other.state, data, config)
+    assert restored.retuned == 1
+    train_epochs(other, 2)
+    for name, value in straight.state.evaluated.state_dict().items():
+        assert torch.equal(value, other.state.evaluated.state_dict()[name]), name
 
 
 def test_more_epochs_after_retuning_are_refused(tmp_path: Path) -> None:
-    config, _, data, trainee = begun(tmp_path)
-    state = checkpoint_state(trainee, History(2, 1, {}, retuned=1), data, config, "run")
-    with pytest.raises(ValueError, match="--epochs cannot change once a run is being re-tuned"):
-        restore(state, trainee, data, config.replace(epochs=9))
+    run = begun(tmp_path)
+    checkpoint = checkpoint_state(run.state, History(2, 1, {}, retuned=1), run.data, run.config, "run")
+    with pytest.raises(ValueError, match=r"--epochs 3 -> 9"):
+        restore(checkpoint, run.state, run.data, run.config.replace(epochs=9))

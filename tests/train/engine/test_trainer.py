@@ -1,4 +1,4 @@
-"""The epochs of a run, with nothing of what trains in them replaced."""
+"""The trainer: epochs, snapshots and stops of real runs."""
 
 import signal
 import time
@@ -14,87 +14,80 @@ from train.config import TrainConfig
 from train.data.loader import Batch, Loader
 from train.data.sampler import Key
 from train.distributed import Ranks
-from train.engine import trainer as epochs
-from train.engine.build import Job, assemble
-from train.engine.loop import Running, train_one_epoch
-from train.engine.trainer import Epochs, epoch_line
+from train.engine import trainer
+from train.engine.build import build_run
+from train.engine.loop import EpochProgress, train_one_epoch
+from train.engine.run import TrainingRun
+from train.engine.trainer import Trainer
 from train.runs.history import History
 from train.runs.snapshots import Position
 from train.signals import Preempted, StopRequest
 from train.tracking.base import MetricsFile
 
 
-def make_job(tmp_path: Path, **changes: object) -> Job:
+def new_run(tmp_path: Path, **changes: object) -> TrainingRun:
     fixed = {"pixel_cache": "off", "precision": "fp32", "channels_last": True}  # else chosen by timing
     config, data = make_data(tmp_path, **fixed, **changes)
-    return assemble(config, data, None, ONE, CPU, 0, print)
+    return build_run(config, data, None, ONE, CPU, 0, print)
 
 
-def make_epochs(tmp_path: Path, job: Job) -> Epochs:
+def make_trainer(tmp_path: Path, run: TrainingRun) -> Trainer:
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    return Epochs(job, folder, MetricsFile(folder / "metrics.jsonl", 0), StopRequest(), print)
+    return Trainer(run, folder, MetricsFile(folder / "metrics.jsonl", 0), StopRequest(), print)
 
 
 def test_retuning_begins_at_its_start_though_a_resume_cut_the_epoch_before_it_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with fewer --epochs than the interrupted run had."""
-    job = make_job(tmp_path, epochs=1, retune_epochs=1)
-    job.history = History(1, 1, {"val/accuracy": 0.0, "val/log_loss_calibrated": 9.0})
-    job.position = Position(step=2, sums=[[1.0, 1.0]], skipped=[0, 0, 0])
-    began: list[int] = []
+    run = new_run(tmp_path, epochs=1, retune_epochs=1)
+    run.history = History(1, 1, {"val/accuracy": 0.0, "val/log_loss_calibrated": 9.0})
+    run.position = Position(step=2, sums=[[1.0, 1.0]], skipped=[0, 0, 0])
+    first_steps: list[int] = []
 
-    def noted(*arguments: object) -> dict[str, float]:
-        began.extend(a.step for a in arguments if isinstance(a, Running))
-        return train_one_epoch(*arguments)  # type: ignore[arg-type]
+    def recorded(
+        run: TrainingRun, progress: EpochProgress, after_step: Callable[[], None]
+    ) -> dict[str, float]:
+        first_steps.append(progress.step)
+        return train_one_epoch(run, progress, after_step)
 
-    monkeypatch.setattr(epochs, "train_one_epoch", noted)
-    make_epochs(tmp_path, job).run()
-    assert began == [0]
-    assert job.history.retuned == 1
-
-
-class Slow:
-    """Batches of which one does not come until somebody has waited for it."""
-
-    def __init__(self, loader: Loader, late: int, told: StopRequest):
-        self.loader, self.late, self.told = loader, late, told
-        self.lost: dict[str, str] = {}
-        self.images = loader.images
-        self.while_waiting: Callable[[], None] = lambda: None
-        self.exit_codes = loader.exit_codes
-
-    def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
-        for number, batch in enumerate(self.loader(batches)):
-            if number == self.late:
-                self.told.received = signal.SIGTERM
-                self.while_waiting()
-                raise AssertionError("waited on")
-            yield batch
+    monkeypatch.setattr(trainer, "train_one_epoch", recorded)
+    make_trainer(tmp_path, run).fit()
+    assert first_steps == [0]
+    assert run.history.retuned == 1
 
 
 @pytest.mark.parametrize("late", [2, 3], ids=["between steps", "within a step"])
 def test_a_run_that_waits_for_a_batch_stops_with_a_snapshot_of_its_last_step(
-    late: int, tmp_path: Path
+    late: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(tmp_path, accumulation=2, batch_size=4, epochs=1)
-    running = make_epochs(tmp_path, job)
-    slow = Slow(running.train_loader, late, running.stop)
-    slow.while_waiting = running.train_loader.while_waiting
-    running.train_loader = slow  # type: ignore[assignment]
-    with pytest.raises(Preempted):
-        running.run()
+    settings = {"accumulation": 2, "batch_size": 4, "epochs": 1}
+    waits = make_trainer(tmp_path, new_run(tmp_path, **settings))
+    batches = Loader.__call__
+
+    def slow(loader: Loader, keys: Iterable[list[Key]]) -> Iterator[Batch]:
+        """Batches of which one does not come until somebody has waited for it."""
+        for number, batch in enumerate(batches(loader, keys)):
+            if number == late:
+                waits.stop.received = signal.SIGTERM
+                loader.while_waiting()
+                raise AssertionError("the wait was not ended")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "__call__", slow)
+        with pytest.raises(Preempted):
+            waits.fit()
     snapshot = load_checkpoint(tmp_path / "run" / "checkpoints" / "epoch-000000-step-00000001.pt")
-    again = make_job(tmp_path, accumulation=2, batch_size=4, epochs=1)
-    first = make_epochs(tmp_path / "again", again)
+    stops = make_trainer(tmp_path / "again", new_run(tmp_path, **settings))
 
     def stop_after_one() -> None:
-        first.stop.received = signal.SIGTERM
+        stops.stop.received = signal.SIGTERM
 
-    first.profiler.step = stop_after_one  # type: ignore[method-assign]
+    monkeypatch.setattr(stops.profiler, "step", stop_after_one)
     with pytest.raises(Preempted):
-        first.run()
+        stops.fit()
     other = load_checkpoint(tmp_path / "again" / "run" / "checkpoints" / "epoch-000000-step-00000001.pt")
     assert all(torch.equal(value, other["model"][name]) for name, value in snapshot["model"].items())
 
@@ -102,14 +95,20 @@ def test_a_run_that_waits_for_a_batch_stops_with_a_snapshot_of_its_last_step(
 def test_a_rank_of_several_leaves_the_others_when_its_batch_does_not_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = make_epochs(tmp_path, make_job(tmp_path))
-    running.job.ranks = Ranks(1, 1, 2, 2)
-    running.train_loader.while_waiting()  # nobody told it
-    running.stop.received, running.stop.since = signal.SIGTERM, time.monotonic()
-    running.train_loader.while_waiting()  # the batch may still come
-    running.stop.since -= epochs.LATE_BATCH_SECONDS
+    waits = make_trainer(tmp_path, new_run(tmp_path))
+    waits.run.ranks = Ranks(1, 1, 2, 2)
+
+    def late(run: TrainingRun, *_: object) -> dict[str, float]:
+        run.train_loader.while_waiting()  # no signal
+        waits.stop.received, waits.stop.since = signal.SIGTERM, time.monotonic()
+        run.train_loader.while_waiting()  # the batch may still come
+        waits.stop.since -= trainer.LATE_BATCH_SECONDS
+        run.val_loader.while_waiting()
+        raise AssertionError("the wait was not ended")
+
+    monkeypatch.setattr(trainer, "train_one_epoch", late)
     with pytest.raises(KeyboardInterrupt):
-        running.val_loader.while_waiting()
+        waits.fit()
 
 
 def test_a_loader_process_that_was_killed_is_an_error_that_says_so(
@@ -118,47 +117,38 @@ def test_a_loader_process_that_was_killed_is_an_error_that_says_so(
     def killed(*_: object) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
-    monkeypatch.setattr(epochs, "train_one_epoch", killed)
+    monkeypatch.setattr(trainer, "train_one_epoch", killed)
     monkeypatch.setattr(Loader, "exit_codes", lambda self: [-signal.SIGKILL])
-    with pytest.raises(ValueError, match=r"memory runs out"):
-        make_epochs(tmp_path, make_job(tmp_path)).run()
+    with pytest.raises(ValueError, match=r"SIGKILL.*--num-workers"):
+        make_trainer(tmp_path, new_run(tmp_path)).fit()
 
 
 def test_a_best_checkpoint_that_cannot_be_written_to_the_end_is_an_error(tmp_path: Path) -> None:
-    job = make_job(tmp_path, epochs=1)
-    job.history = History(1, 1, {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7})
-    running = make_epochs(tmp_path, job)
+    run = new_run(tmp_path, epochs=1)
+    run.history = History(1, 1, {"val/accuracy": 0.5, "val/log_loss_calibrated": 0.7})
+    full_disk = make_trainer(tmp_path, run)
 
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    running.snapshots.owed = full
-    with pytest.raises(ValueError, match=r"best checkpoint cannot be written: .*No space.* Make room"):
-        running.run()
-
-
-@pytest.mark.parametrize(("calibrate", "shown"), [(True, "0.2500"), (False, "0.5000")])
-def test_an_epochs_line_shows_the_log_loss_that_decides_which_is_best(calibrate: bool, shown: str) -> None:
-    values = {"val/accuracy": 0.9, "val/log_loss": 0.5, "val/log_loss_calibrated": 0.25, "lr": 0.1}
-    line = epoch_line(
-        History(1, 1), TrainConfig(calibrate=calibrate), values | {"images_per_second": 9.0}, True
-    )
-    assert [number for number in ("0.2500", "0.5000") if number in line] == [shown]
+    assert not full_disk.snapshots.write({}, full)
+    with pytest.raises(ValueError, match=rf"No space left on device.*{tmp_path}"):
+        full_disk.fit()
 
 
 def test_the_tracker_has_the_best_epoch_as_soon_as_it_is_done(tmp_path: Path) -> None:
-    class Noting(MetricsFile):
+    class Recorder(MetricsFile):
         def log_best(self, epoch: int, values: dict[str, float]) -> None:
             assert self.rows[-1]["epoch"] == epoch
-            noted.append((epoch, values["val/accuracy"]))
+            logged.append((epoch, values["val/accuracy"]))
 
-    noted: list[tuple[int, float]] = []
-    job = make_job(tmp_path, epochs=2, optimizer="adamw")
-    running = make_epochs(tmp_path, job)
-    running.tracker = Noting(tmp_path / "run" / "metrics.jsonl", 0)
-    running.run()
-    assert noted[0][0] == 1
-    assert noted[-1] == (job.history.best_epoch, job.history.best["val/accuracy"])
+    logged: list[tuple[int, float]] = []
+    run = new_run(tmp_path, epochs=2, optimizer="adamw")
+    tracked = make_trainer(tmp_path, run)
+    tracked.tracker = Recorder(tmp_path / "run" / "metrics.jsonl", 0)
+    tracked.fit()
+    assert logged[0][0] == 1
+    assert logged[-1] == (run.history.best_epoch, run.history.best["val/accuracy"])
 
 
 def test_the_best_checkpoint_stays_that_of_the_best_epoch(
@@ -170,9 +160,7 @@ def test_the_best_checkpoint_stays_that_of_the_best_epoch(
         return update(self, metrics | {"val/accuracy": 1 / (self.epochs_done + 1)}, config)
 
     monkeypatch.setattr(History, "update", worse_and_worse)
-    job = make_job(tmp_path, epochs=3, optimizer="adamw")
-    running = make_epochs(tmp_path, job)
-    running.run()
+    make_trainer(tmp_path, new_run(tmp_path, epochs=3, optimizer="adamw")).fit()
     checkpoints = tmp_path / "run" / "checkpoints"
     epochs = [load_checkpoint(checkpoints / name)["epoch"] for name in ("best.pt", "last.pt")]
     assert epochs == [1, 3]

@@ -8,7 +8,7 @@ from timm.optim import muon
 
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.engine.state import build_trainee
+from train.engine.state import build_state
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
 from train.models.layers import layer_groups
@@ -112,14 +112,14 @@ def test_a_first_step_that_is_skipped_leaves_nothing_behind(name: str) -> None:
     for skip_first in (False, True):
         torch.manual_seed(0)
         net = model()
-        trainee = build_trainee(config, net, 10, Precision(), Ranks(), torch.device("cpu"))
+        state = build_state(config, net, 10, Precision(), Ranks(), torch.device("cpu"))
         junk = [torch.full_like(p, 1e30) for p in net.parameters()]
         del junk  # what uninitialised memory is likely to be now
         for finite in ([False] if skip_first else []) + [True]:
             for parameter in net.parameters():
                 parameter.grad = torch.full_like(parameter, 0.1 if finite else torch.nan)
-            trainee.begin_step()
-            assert bool(trainee.update(0.0)) == finite
+            state.begin_step()
+            assert bool(state.update(0.0)) == finite
         weights.append([p.detach().clone() for p in net.parameters()])
     for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b)

@@ -1,4 +1,4 @@
-"""The same command goes on with an unfinished run, and with nothing else."""
+"""The same command continues an unfinished run, and nothing else."""
 
 import errno
 import fcntl
@@ -19,7 +19,8 @@ from serve.contract.locks import is_locked
 from train.cli import parse_config, save_config
 from train.config import TrainConfig
 from train.runs import resume
-from train.runs.resume import how_to_resume, only_writer, settle_run, started_at, started_by
+from train.runs.directory import STATUS, write_status
+from train.runs.resume import choose_run, how_to_resume, only_writer, started_at, started_by
 from train.runs.snapshots import Snapshots, list_snapshots
 
 
@@ -33,30 +34,28 @@ def make_run(tmp_path: Path, name: str, epochs_done: int = 0, **changes: Any) ->
         history = {"epochs_done": epochs_done, "best_epoch": 1, "best": {}, "retuned": 0}
         state = {"epoch": epochs_done, "position": {"step": 0}, "history": history}
         assert Snapshots(folder / "checkpoints", 0, print).write(state)
-    if epochs_done >= config.epochs:
-        (folder / "figures").mkdir()
-        (folder / "figures" / "worst_mistakes.png").touch()
+    write_status(folder, "FINISHED" if epochs_done >= config.epochs else "KILLED")
     return config
 
 
 @pytest.mark.parametrize("asked", ["", "auto"])
 def test_a_new_name_is_a_new_run(tmp_path: Path, asked: str) -> None:
-    assert settle_run(settings(tmp_path, name="a", resume=asked)).resume == ""
+    assert choose_run(settings(tmp_path, name="a", resume=asked)).resume == ""
 
 
 @pytest.mark.parametrize("epochs_done", [0, 2])
 @pytest.mark.parametrize("asked", ["", "auto"])
-def test_the_same_name_goes_on(tmp_path: Path, epochs_done: int, asked: str) -> None:
+def test_the_same_name_continues(tmp_path: Path, epochs_done: int, asked: str) -> None:
     config = make_run(tmp_path, "a", epochs_done)
-    assert settle_run(config.replace(resume=asked)).resume == str(tmp_path / "runs" / "a")
+    assert choose_run(config.replace(resume=asked)).resume == str(tmp_path / "runs" / "a")
 
 
 def test_a_finished_run_is_not_touched_unless_auto_or_longer(tmp_path: Path) -> None:
     config = make_run(tmp_path, "a", 3)
-    with pytest.raises(ValueError, match=r"runs/a' exists and is finished: choose another --name"):
-        settle_run(config)
-    assert settle_run(config.replace(resume="auto")).resume
-    assert settle_run(config.replace(epochs=4)).resume
+    with pytest.raises(ValueError, match=r"runs/a'.*finished.*--name"):
+        choose_run(config)
+    assert choose_run(config.replace(resume="auto")).resume
+    assert choose_run(config.replace(epochs=4)).resume
 
 
 def test_a_finished_run_whose_newest_snapshot_is_damaged_is_finished_all_the_same(tmp_path: Path) -> None:
@@ -64,37 +63,49 @@ def test_a_finished_run_whose_newest_snapshot_is_damaged_is_finished_all_the_sam
     (newest,) = list_snapshots(tmp_path / "runs" / "a" / "checkpoints")
     newest.unlink()  # last.pt is the same file
     newest.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="exists and is finished"):
-        settle_run(config)
+    with pytest.raises(ValueError, match=r"runs/a'.*finished"):
+        choose_run(config)
 
 
-def test_a_run_killed_while_its_report_was_drawn_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
+def test_a_run_that_did_not_end_well_after_its_last_epoch_continues(status: str, tmp_path: Path) -> None:
+    """As one that was killed while its report was drawn."""
     config = make_run(tmp_path, "a", 3)
-    (tmp_path / "runs" / "a" / "figures" / "worst_mistakes.png").unlink()
-    assert settle_run(config).resume == str(tmp_path / "runs" / "a")
+    write_status(tmp_path / "runs" / "a", status)
+    assert choose_run(config).resume == str(tmp_path / "runs" / "a")
+
+
+def test_a_run_of_a_version_without_status_is_finished_when_its_report_is_drawn(tmp_path: Path) -> None:
+    config, folder = make_run(tmp_path, "a", 3), tmp_path / "runs" / "a"
+    (folder / STATUS).unlink()
+    assert choose_run(config).resume == str(folder)
+    (folder / "figures").mkdir()
+    (folder / "figures" / "worst_mistakes.png").touch()
+    with pytest.raises(ValueError, match=r"runs/a'.*finished"):
+        choose_run(config)
 
 
 def test_a_run_of_other_settings_is_not_touched(tmp_path: Path) -> None:
     config = make_run(tmp_path, "a", 2)
     for asked in ("", "auto"):
-        with pytest.raises(ValueError, match=r"exists with other settings \(--batch_size 4 -> 8\)"):
-            settle_run(config.replace(batch_size=8, resume=asked))
+        with pytest.raises(ValueError, match=r"--batch.size 4 -> 8"):
+            choose_run(config.replace(batch_size=8, resume=asked))
 
 
 def test_an_empty_folder_is_what_a_kill_leaves_and_a_full_one_is_somebodys(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     config = settings(tmp_path, name="a")
-    assert settle_run(config).resume == str(folder)
+    assert choose_run(config).resume == str(folder)
     (folder / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="exists and is not a run directory"):
-        settle_run(config)
+    with pytest.raises(ValueError, match=r"runs/a'.*--name"):
+        choose_run(config)
 
 
 def test_auto_without_a_name_takes_the_furthest_unfinished_run_of_these_settings(tmp_path: Path) -> None:
     """Not an empty one that was started after it by mistake."""
     auto = settings(tmp_path, resume="auto")
-    assert settle_run(auto).resume == ""
+    assert choose_run(auto).resume == ""
     for name, epochs_done, changes in (
         ("far", 2, {}),
         ("newer", 1, {}),
@@ -106,7 +117,7 @@ def test_auto_without_a_name_takes_the_furthest_unfinished_run_of_these_settings
         make_run(tmp_path, name, epochs_done, **changes)
         time.sleep(0.02)
     (tmp_path / "runs" / "latest").symlink_to("gone")
-    found = settle_run(auto)
+    found = choose_run(auto)
     assert (found.resume, found.name) == (str(tmp_path / "runs" / "far"), "far")
 
 
@@ -114,7 +125,7 @@ def test_of_runs_that_are_equally_far_auto_takes_the_newest(tmp_path: Path) -> N
     for name, age in (("old", 100), ("new", 50), ("older", 200)):
         make_run(tmp_path, name, 1)
         os.utime(tmp_path / "runs" / name, (time.time() - age,) * 2)
-    assert settle_run(settings(tmp_path, resume="auto")).name == "new"
+    assert choose_run(settings(tmp_path, resume="auto")).name == "new"
 
 
 def command_that_resumes(
@@ -159,7 +170,6 @@ def test_a_run_without_snapshot_is_started_again_under_its_name_and_one_without_
     assert command_that_resumes(monkeypatch, tmp_path, typed, "a") == ""
     make_run(tmp_path, "a")
     printed = command_that_resumes(monkeypatch, tmp_path, typed, "a")
-    assert "no snapshot was written yet" in printed
     assert printed.endswith(": python train/main.py --data x --name a")
 
 
@@ -195,19 +205,19 @@ def test_one_process_at_a_time_writes_and_a_killed_one_leaves_no_lock(
     other = fork(execute, HOLDS, [str(folder)], cwd=tmp_path, log=log)
     wait_until(lambda: log.exists() and log.read_text() == "held\n")
     monkeypatch.setattr(resume, "WAIT_FOR_LOCK_SECONDS", 0.3)
-    said: list[str] = []
+    printed: list[str] = []
     with (
-        pytest.raises(ValueError, match=str(folder)),
-        only_writer(folder, said.append),
+        pytest.raises(ValueError, match=r"runs/a"),
+        only_writer(folder, printed.append),
     ):
         pass
-    assert len(said) == 1
-    assert str(folder) in said[0]
+    assert len(printed) == 1
+    assert str(folder) in printed[0]
     assert is_locked(folder / resume.LOCK)
-    assert settle_run(settings(tmp_path, resume="auto")).resume == ""
+    assert choose_run(settings(tmp_path, resume="auto")).resume == ""
     other.kill()
     other.join()
-    with only_writer(folder, said.append):
+    with only_writer(folder, printed.append):
         pass
 
 
@@ -221,11 +231,11 @@ def test_on_a_file_system_without_locks_training_is_possible_with_a_warning(
     make_run(tmp_path, "a", 1)
     monkeypatch.setattr(fcntl, "lockf", refused)
     monkeypatch.setattr(resume, "WAIT_FOR_LOCK_SECONDS", 0.0)
-    said: list[str] = []
-    with only_writer(tmp_path / "runs" / "a", said.append):
-        assert os.strerror(number) in said[0]
-    assert len(said) == 1
-    assert settle_run(settings(tmp_path, resume="auto")).name == "a"
+    printed: list[str] = []
+    with only_writer(tmp_path / "runs" / "a", printed.append):
+        assert os.strerror(number) in printed[0]
+    assert len(printed) == 1
+    assert choose_run(settings(tmp_path, resume="auto")).name == "a"
 
 
 def test_under_torchrun_the_time_of_a_run_is_that_of_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +250,7 @@ def test_under_torchrun_the_time_of_a_run_is_that_of_its_agent(monkeypatch: pyte
 def test_a_run_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with (
-        pytest.raises(ValueError, match=f"'{tmp_path}'.*Is a directory"),
+        pytest.raises(ValueError, match=f"{tmp_path}.*Is a directory"),
         only_writer(tmp_path, print),
     ):
         pass

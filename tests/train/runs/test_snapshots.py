@@ -93,14 +93,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 def test_a_damaged_newest_one_is_named_set_aside_and_the_one_before_is_used(
     tmp_path: Path, kept: int
 ) -> None:
-    writer, said = Snapshots(tmp_path, 0, print), []
+    writer, printed = Snapshots(tmp_path, 0, print), []
     writer.write(state(1))
     writer.write(state(1, 3))
     newest = list_snapshots(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:kept])
-    assert newest_whole(tmp_path, said.append) == tmp_path / "epoch-000001-step-00000000.pt"
-    assert newest.name in said[0]
-    assert "damaged or truncated" in said[0]
+    assert newest_whole(tmp_path, printed.append) == tmp_path / "epoch-000001-step-00000000.pt"
+    assert newest.name in printed[0]
     assert (tmp_path / f"{newest.name}.damaged").exists()
     assert newest not in list_snapshots(tmp_path)
 
@@ -119,31 +118,31 @@ def test_a_disk_that_fails_to_read_costs_no_snapshot(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fails)
-        with pytest.raises(CheckpointError, match=r"000002-.* cannot be read: Input/output error"):
+        with pytest.raises(CheckpointError, match=r"000002-.*Input/output error"):
             newest_whole(tmp_path, print)
     assert names(tmp_path) == before
     assert newest_whole(tmp_path, print) == tmp_path / "epoch-000002-step-00000000.pt"
 
 
-def test_when_all_are_damaged_nothing_is_begun_anew_in_silence(tmp_path: Path) -> None:
+def test_when_all_are_damaged_that_is_an_error(tmp_path: Path) -> None:
     Snapshots(tmp_path, 0, print).write(state(1))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged .*--name"):
+    with pytest.raises(CheckpointError, match=r"epoch-000001-step.*last\.pt.*--name"):
         newest_whole(tmp_path, lambda _: None)
     assert newest_whole(tmp_path / "none", print) is None
 
 
-def test_a_checkpoint_of_before_snapshots_is_gone_on_from(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_version_without_snapshots_is_continued(tmp_path: Path) -> None:
     save_checkpoint({"epoch": 3}, tmp_path / "last.pt")
     assert newest_whole(tmp_path, print) == tmp_path / "last.pt"
 
 
-def test_a_full_disk_is_said_loudly_and_leaves_the_last_good_one(
+def test_a_full_disk_is_warned_of_and_leaves_the_last_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    writer = Snapshots(tmp_path, 0, said.append)
+    printed: list[str] = []
+    writer = Snapshots(tmp_path, 0, printed.append)
     writer.write(state(1))
 
     def full(fd: int) -> None:
@@ -154,8 +153,8 @@ def test_a_full_disk_is_said_loudly_and_leaves_the_last_good_one(
         assert not writer.write(state(2))
         writer.begin(state(2, 4))
         writer.finish()
-    assert len(said) == 2
-    assert "NO SNAPSHOT WAS WRITTEN: [Errno 28] No space left on device" in said[0]
+    assert len(printed) == 2
+    assert "No space left on device" in printed[0]
     assert newest_whole(tmp_path, print) == tmp_path / "epoch-000001-step-00000000.pt"
     assert names(tmp_path) == ["epoch-000001-step-00000000.pt", "last.pt"]
     assert writer.write(state(3)), "there is room again"

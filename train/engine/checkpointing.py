@@ -1,0 +1,100 @@
+"""What a checkpoint of a run holds, and how a run continues from one."""
+
+import importlib.metadata
+from dataclasses import asdict
+from typing import Any
+
+from serve.contract.errors import UserError
+from train.checkpoint import best_checkpoint
+from train.config import TrainConfig
+from train.data.index import Data
+from train.engine.state import TrainState
+from train.optim.schedule import lr_factor
+from train.runs.history import History, changed_settings, is_retuning
+from train.runs.snapshots import Position
+
+RECORDED_VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def checkpoint_state(
+    state: TrainState,
+    history: History,
+    data: Data,
+    config: TrainConfig,
+    run_id: str,
+    position: Position | None = None,
+) -> dict[str, Any]:
+    """Return tensors and plain types: all that a run needs to continue, and all that an export needs."""
+    return {
+        **state.state_dict(),
+        "history": asdict(history),
+        "epoch": history.epochs_done,
+        "position": asdict(position or Position()),
+        "config": config.to_dict(),
+        "class_names": list(data.train.class_names),
+        "preprocess": config.preprocess().to_dict(),
+        "crops_subject": state.model.subject is not None and state.model.subject.active,
+        "data_digest": data.digest,
+        "content_digest": data.content_digest,
+        "val_root": str(data.val.root.resolve()),
+        "run_id": run_id,
+        "run_name": config.name,
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
+    }
+
+
+def restore(checkpoint: dict[str, Any], state: TrainState, data: Data, config: TrainConfig) -> History:
+    """Load a checkpoint into the state, and return the run's history.
+
+    Raises:
+        UserError: the data or a setting changed, so that this would be another run.
+    """
+    saved, retuning = checkpoint["config"], is_retuning(checkpoint)
+    changed = changed_settings(saved, config)
+    if changed:
+        raise UserError(f"a resumed run keeps its settings, and these differ: {changed}; start a new run")
+    if checkpoint["data_digest"] != data.digest:
+        raise UserError(
+            f"the data of this run changed since it started (digest {checkpoint['data_digest'][:12]} -> "
+            f"{data.digest[:12]}): restore the data, or start a new run from its weights with --weights"
+        )
+    if retuning and config.epochs != saved["epochs"]:
+        raise UserError(
+            f"--epochs {saved['epochs']} -> {config.epochs}: the number of epochs cannot change once a run "
+            "is being re-tuned; start a new run"
+        )
+    history = History(**checkpoint["history"])
+    if retuning and not history.retuning(config):
+        raise UserError(
+            f"this run is being re-tuned, which with --patience {config.patience} and --retune-epochs "
+            f"{config.retune_epochs} would not have begun; keep --patience {saved['patience']} and "
+            f"--retune-epochs {saved['retune_epochs']}, or start a new run"
+        )
+    if config.epochs < min(checkpoint["epoch"], saved["epochs"]):
+        raise UserError(
+            f"--epochs {config.epochs} is less than the {checkpoint['epoch']} that this run has done; give "
+            f"{checkpoint['epoch']} to end it as it is"
+        )
+    state.load_state_dict(checkpoint)
+    return history
+
+
+def schedule_change(
+    checkpoint: dict[str, Any], state: TrainState, config: TrainConfig, steps_per_epoch: int
+) -> str:
+    """Return a line on what other --epochs than the checkpoint's do to the learning rate, "" if nothing."""
+    before, step = config.replace(epochs=checkpoint["config"]["epochs"]), state.scheduler.last_epoch
+    planned, now = (lr_factor(step, c, steps_per_epoch) for c in (before, config))
+    if not 0 < step < config.epochs * steps_per_epoch or planned == now:
+        return ""
+    peak = state.scheduler.base_lrs[0]
+    last, following = peak * lr_factor(step - 1, before, steps_per_epoch), peak * now
+    rises = following > last
+    text = (
+        f"--epochs {before.epochs} -> {config.epochs}: the {config.schedule} schedule is stretched to "
+        f"{config.epochs} epochs, and the learning rate {'rises' if rises else 'falls'} from {last:.2e} to "
+        f"{following:.2e} at the next step"
+    )
+    best = best_checkpoint(f"{config.output}/{config.name}")
+    cure = f"to keep it low, start a new run with --weights {best} and a low --lr"
+    return f"warning: {text}; {cure}" if rises else text

@@ -1,0 +1,95 @@
+"""The report of a run: a line for each epoch, figures at the end, and a summary with its certainty."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.checkpoint import best_checkpoint, load_checkpoint
+from train.config import TrainConfig
+from train.data.index import Data
+from train.evaluation.predictions import read_predictions
+from train.models.classifier import ImageClassifier
+from train.runs.history import History
+from train.tracking.base import NullTracker
+
+
+def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
+    served = f"val/log_loss{'_calibrated' if config.calibrate else ''}"  # which decides between epochs
+    names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", served)
+    shown = "".join(f"{name} {values[name]:.4f}, " for name in names if name in values)
+    return (
+        f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: {shown}"
+        f"lr {values['lr']:.2e}, {values['images_per_second']:.0f} images/s{' *best*' if improved else ''}"
+    )
+
+
+def write_report(
+    folder: Path,
+    model: ImageClassifier,
+    history: History,
+    data: Data,
+    config: TrainConfig,
+    tracker: NullTracker,
+) -> None:
+    """Draw the figures of the best epoch, and log the files of the run. `model` gets the best weights."""
+    from train.evaluation.figures import save_figures  # half a second, which the start need not spend
+
+    if config.subject_crop != "none":
+        draw_subject_crops(folder, model, data, config)
+    predictions = read_predictions(folder / "val_predictions.csv")
+    assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
+    save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
+    tracker.log_best(history.best_epoch, history.best)
+    names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
+    if (folder / "duplicates.csv").exists():
+        names.append("duplicates.csv")
+    tracker.log_files([*(folder / name for name in names), best_checkpoint(folder)])
+
+
+def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
+    """Draw what the best epoch's weights cut out of validation images."""
+    from train.evaluation.figures import save_subject_crops
+
+    best = load_checkpoint(best_checkpoint(folder))
+    model.load_state_dict(best["ema"] or best["model"])
+    assert model.subject is not None
+    model.subject.active = best["crops_subject"]
+    path = folder / "figures" / "subject_crops.png"
+    save_subject_crops(path, model, data.val, config.preprocess())
+
+
+def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:
+    """Return the metrics of the best epoch, doubts about them, and the next command.
+
+    `labels` [N] are the validation images'.
+    """
+    from train.evaluation.significance import accuracy_interval  # which other ranks need not import
+
+    best, num_val = history.best, len(labels)
+    accuracy = accuracy_interval(np.arange(num_val) < round(best["val/accuracy"] * num_val))
+    lines = []
+    if not history.complete(config):
+        lines.append(
+            f"stopped after {history.epochs_done} of {config.epochs + config.retune_epochs} epochs by "
+            "--stop-after"
+        )
+    lines.append(
+        f"best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
+        f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), val/log_loss "
+        f"{best['val/log_loss']:.4f} (calibrated {best['val/log_loss_calibrated']:.4f})"
+    )
+    largest = np.bincount(labels).max() / num_val
+    if accuracy.low <= largest:
+        cure = "Train it longer"
+        if config.class_weights == "none":
+            cure += ", or with --class-weights balanced where classes differ in size"
+        if accuracy_interval(np.ones(num_val, bool)).low <= largest:
+            cure = "No model could be, on so few: validate on more, by --val-fraction or --folds"
+        lines.append(
+            f"warning: always naming the largest class would be right for {largest:.4f} of them, and the "
+            f"model is not surely better; val/f1_macro is {best['val/f1_macro']:.4f}. {cure}"
+        )
+    lines += [f"run directory {folder}", f"next: python export/main.py --run {shlex.quote(folder)}"]
+    return "\n".join(lines)
