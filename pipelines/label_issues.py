@@ -42,10 +42,10 @@ from pipelines.launch import exit_code, run_program, split_flags
 from pipelines.out_of_fold import OutOfFold, read_folds
 from serve.contract.files import atomic_path
 from train.checkpoint import last_checkpoint
-from train.cli import parse_config
-from train.config import TrainConfig
+from train.cli import given_values, parse_config
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_replaceable
+from train.settings import refuse_given
 
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
 HEADER = (
@@ -95,14 +95,10 @@ def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) 
 
     train/main.py leaves a finished run as it is, and refuses other settings or data than the run's.
     """
-    given, plain = parse_config(list(flags)), TrainConfig()
-    for name in ("folds", "fold", "output", "name", "resume", "val_data", "stop_after"):
-        if getattr(given, name) != getattr(plain, name):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is set for each fold by pipelines/label_issues.py; leave it out")
     runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
     for fold, folder in enumerate(runs, 1):
         own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", folder.name]
+        refuse_given(parse_config(flags), given_values(own), "pipelines/label_issues.py")
         parse_config([*flags, *own])
         if last_checkpoint(folder).exists():
             own = ["--resume", str(folder)]  # without an epoch done, train/main.py finds it by its name

@@ -39,11 +39,12 @@ from pipelines.teacher import check_teacher, score, select, without_labelled
 from serve.contract.files import atomic_write
 from serve.contract.listing import list_images
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
-from train.cli import parse_config
+from train.cli import given_values, parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.data.index import ImageSet, prepare_data
 from train.data.label_file import write_manifest
+from train.settings import refuse_given
 
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
 
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         teacher = Path(student.output) / f"{name}-{number}"
         resumed = ["--resume", teacher] if last_checkpoint(teacher).exists() else []
         new = ["--name", teacher.name, "--output", student.output]
-        own = ["--data", manifest, "--val-data", val, *(resumed or new)]
+        own = [*data_flags(manifest, val), *(resumed or new)]
         run_program("train/main.py", *flags, *own, processes=args.nproc_per_node)
     print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
 
@@ -116,11 +117,9 @@ def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConf
         value = getattr(args, name)
         if not lowest <= value <= highest:
             raise UserError(f"--{name} {value} is outside {lowest}..{highest}")
-    student, plain = parse_config(list(flags)), TrainConfig()
-    for name in ("data", "val_data", "folds", "fold", "exclude", "data_format", "resume", "stop_after"):
-        if getattr(student, name) != getattr(plain, name):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} conflicts with the data and rounds of students; leave it out")
+    student, own = parse_config(flags), data_flags(Path("train.csv"), Path("val.csv"))
+    refuse_given(student, given_values(own), "pipelines/pseudo_label.py")
+    parse_config([*flags, *own])
     if is_remote(student.output):
         raise UserError(f"--output {student.output}: rounds need a local folder; copy it afterwards")
     if not args.unlabelled.is_dir() or not list_images(args.unlabelled).paths:
@@ -128,6 +127,11 @@ def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConf
             f"--unlabelled {str(args.unlabelled)!r} is no local folder of images; unpack tar files first"
         )
     return student
+
+
+def data_flags(manifest: Path, val: Path) -> list[str]:
+    """Return the flags that give a student its training images and the teacher's validation images."""
+    return [f"--data={manifest}", f"--val-data={val}", "--data-format=csv", "--exclude="]
 
 
 def check_settings(file: Path, args: argparse.Namespace) -> None:

@@ -1,12 +1,9 @@
 """The search space of a sweep: setting -> range or choices, and how a drawn value becomes a flag."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -15,9 +12,10 @@ from optuna.distributions import (
 )
 
 from serve.contract.errors import UserError
-from train.cli import normalise_flags, parse_config
-from train.config import TrainConfig
+from train.cli import TYPES, given_values, parse_config, parse_unchecked, read_yaml
+from train.config import SETTINGS
 from train.optim.optimizers import resolve_optimizer
+from train.settings import check_needs, flag, unmet_needs
 
 AUGMENTATION = "augmentation"
 """Not a setting: one strength in 0..1 for several, for a sweep cannot afford a dimension for each (the
@@ -29,14 +27,6 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     AUGMENTATION: {"low": 0.0, "high": 1.0},
     "model": {"choices": ["simple_cnn", "resnet18", "mobilenet_v3_small"]},
 }
-
-# They decide which images are validated, by what a trial is judged, or where it is kept.
-NOT_SEARCHED = frozenset(
-    {"data", "data_format", "val_data", "val_fraction", "folds", "fold", "near_duplicates", "exclude"}
-    | {"max_bad", "seed", "best_by", "calibrate"}
-    | {"output", "name", "experiment", "track", "resume", "stop_after", "device"}
-)
-TYPES = {f.name: f.type for f in fields(TrainConfig)}
 
 Space = dict[str, BaseDistribution]
 
@@ -52,26 +42,6 @@ def augmentation(strength: float) -> dict[str, float]:
     }
 
 
-def given_settings(argv: Sequence[str]) -> set[str]:
-    """Settings that the command line fixes by a flag, or by a file of --config.
-
-    Raises:
-        UserError: such a file cannot be read.
-    """
-    names: set[str] = set()
-    normalised = normalise_flags(list(argv))
-    for flag, following in pairwise([*normalised, ""]):
-        name, equals, value = flag.removeprefix("--").partition("=")
-        if flag.startswith("--") and name != "config":
-            names.add(name)
-        elif flag.startswith("--"):
-            names |= {
-                key.replace("-", "_")
-                for key in _read_yaml(Path(value if equals else following), "--config")
-            }
-    return names
-
-
 def read_space(path: Path | None, argv: Sequence[str]) -> Space:
     """The space in a YAML file, or the default one without the settings that `argv` fixes.
 
@@ -80,7 +50,7 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
     Raises:
         UserError: not a space, a name that is no setting, or a value that the setting refuses.
     """
-    given = given_settings(argv)
+    given = given_values(argv)
     if path is None:
         lr = resolve_optimizer(parse_config([*argv, "--lr=null"])).lr
         assert lr is not None
@@ -88,14 +58,15 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
         described = {name: entry for name, entry in usual.items() if name not in given}
         source = "the default space"
     else:
-        described, source = _read_yaml(path, "--space"), f"--space {path}"
-        twice = sorted(given & set(described))
+        described = read_yaml(path, "--space", "lr: {low: 1.0e-4, high: 1.0e-2, log: true}")
+        source = f"--space {path}"
+        twice = sorted(given.keys() & described.keys())
         if twice:
             raise UserError(f"{source} searches {', '.join(twice)}, which the command line fixes: drop one")
     if not described:
         raise UserError(f"{source}: nothing is left to search")
     if AUGMENTATION in described:
-        both = sorted(set(augmentation(1)) & set(described))
+        both = sorted(augmentation(1).keys() & described.keys())
         if both:
             raise UserError(f"{source}: {AUGMENTATION} sets {', '.join(both)} too: search one or the other")
     space = {}
@@ -103,21 +74,35 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
         try:
             space[name] = _distribution(name, entry)
             for value in extremes(space[name]):
-                parse_config([*argv, *flags({name: value}, given)])
+                config = parse_unchecked([*argv, *_typed(_settings({name: value}, argv))])
+                without = {need.partition("=")[0] for need in unmet_needs(config).values()}
+                if not without <= described.keys():
+                    check_needs(config)
         except (ValueError, TypeError) as error:
             raise UserError(f"{source}, {name}: {error}") from error
     return space
 
 
-def flags(parameters: Mapping[str, Any], given: set[str]) -> list[str]:
-    """Drawn values as flags of train/main.py; `given` settings of augmentation stay as they are."""
-    settings: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name == AUGMENTATION:
-            settings |= {n: v for n, v in augmentation(value).items() if n not in given}
-        else:
-            settings[name] = value
-    return [f"--{name}={_text(value)}" for name, value in settings.items()]
+def flags(parameters: Mapping[str, Any], argv: Sequence[str]) -> list[str]:
+    """Return drawn values as flags of train/main.py, to follow `argv`.
+
+    Those of augmentation that `argv` fixes and those without effect beside the others are left out.
+    """
+    drawn = _settings(parameters, argv)
+    unmet = unmet_needs(parse_unchecked([*argv, *_typed(drawn)]))
+    return _typed({name: value for name, value in drawn.items() if name not in unmet})
+
+
+def _settings(parameters: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    drawn = dict(parameters)
+    if AUGMENTATION in drawn:
+        given = given_values(argv)
+        drawn |= {n: v for n, v in augmentation(drawn.pop(AUGMENTATION)).items() if n not in given}
+    return drawn
+
+
+def _typed(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{flag(name)}={_text(value)}" for name, value in settings.items()]
 
 
 def _text(value: object) -> str:
@@ -126,25 +111,12 @@ def _text(value: object) -> str:
     return str(value)  # a float's repr is exact
 
 
-def _read_yaml(path: Path, flag: str) -> dict[str, Any]:
-    try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path} is no YAML: {error}") from error
-    if not isinstance(described, dict):
-        line = "lr: {low: 1.0e-4, high: 1.0e-2, log: true}" if flag == "--space" else "lr: 0.01"
-        raise UserError(f"{flag} {path} must hold lines like `{line}`")
-    return {str(name): entry for name, entry in described.items()}
-
-
 def _distribution(name: str, entry: Any) -> BaseDistribution:
     """Raises UserError or TypeError; the caller names the setting."""
-    if name in NOT_SEARCHED:
-        raise UserError("cannot be searched: trials would not be comparable, or not be kept apart")
-    if name not in TYPES and name != AUGMENTATION:
+    if name not in SETTINGS and name != AUGMENTATION:
         raise UserError(f"is no setting of train/main.py, nor {AUGMENTATION}")
+    if name in SETTINGS and not SETTINGS[name].searched:
+        raise UserError("cannot be searched: trials would not be comparable, or not be kept apart")
     keys = set(entry) if isinstance(entry, dict) else set()
     if keys == {"choices"}:
         choices = entry["choices"]

@@ -43,7 +43,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.launch import program_command
-from pipelines.space import AUGMENTATION, Space, extremes, flags, given_settings, read_space
+from pipelines.space import AUGMENTATION, Space, extremes, flags, read_space
 from pipelines.study import (
     ParentRun,
     Plan,
@@ -57,16 +57,16 @@ from pipelines.study import (
 from pipelines.study_report import check_folder, summary, write_report
 from pipelines.trial import run_trial
 from serve.contract.urls import redact
-from train.cli import parse_config
+from train.cli import given_values, parse_config, parse_unchecked
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.engine.checks import check_batch_size
 from train.engine.prepare import resolve_defaults
 from train.models.build import build_model
+from train.settings import refuse_given
 from train.tracking.mlflow_run import child_environment
 
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too
-KEPT_BY_SWEEP = ("name", "resume", "stop_after")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,12 +109,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     argv = list(argv)
     place = argv.index("--") if "--" in argv else len(argv)
     args, rest = build_parser().parse_args(argv[:place]), argv[place + 1 :]
-    given = given_settings(rest)
-    taken = [name for name in KEPT_BY_SWEEP if name in given] + ["data"] * bool(
-        args.data and "data" in given
-    )
-    if taken:
-        raise UserError(f"--{taken[0]} after `--`: the sweep gives it to its trials")
+    own = ["name", "data"] if args.data else ["name"]
+    refuse_given(parse_unchecked(rest), own, "the sweep, after `--`")
     if args.data:
         rest = [f"--data={args.data}", *rest]
     for name in ("trials", "nproc_per_node", "startup"):
@@ -128,7 +124,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     if is_remote(config.output):
         raise UserError(f"--output {config.output}: a study needs a local folder; copy it afterwards")
     space = read_space(args.space, rest)
-    check_batches(config, space, given_settings(rest), args.nproc_per_node)
+    check_batches(config, space, rest, args.nproc_per_node)
     models = getattr(space.get("model"), "choices", (config.model,))
     for model in models:
         try:
@@ -157,14 +153,14 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     )
 
 
-def check_batches(config: TrainConfig, space: Space, given: set[str], processes: int) -> None:
+def check_batches(config: TrainConfig, space: Space, argv: Sequence[str], processes: int) -> None:
     """Every batch size that can be drawn must suit the processes, and mixing if that can be drawn.
 
     Raises:
         UserError: one does not; the message names it.
     """
-    searched = space.keys() | ({"mixup"} if AUGMENTATION in space and "mixup" not in given else set())
-    mixes = config.mixup + config.cutmix > 0 or bool({"mixup", "cutmix"} & searched)
+    augmented = AUGMENTATION in space and "mixup" not in given_values(argv)
+    mixes = augmented or config.mixup + config.cutmix > 0 or bool({"mixup", "cutmix"} & space.keys())
     drawn = {name: extremes(space[name]) for name in ("batch_size", "accumulation") if name in space}
     ranges = [name for name in drawn if isinstance(space[name], IntDistribution)]
     if ranges and (mixes or processes > 1 or len(drawn) > 1 or config.accumulation > 1):
@@ -249,7 +245,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -
     if "continues" in trial.user_attrs and has_checkpoint(folder):
         arguments = [f"--resume={folder}"]
     else:
-        drawn = flags(trial.params, given_settings(plan.argv))
+        drawn = flags(trial.params, plan.argv)
         arguments = [*plan.argv, *drawn, f"--output={plan.folder}", f"--name={name}"]
     values: dict[int, float] = {}
 

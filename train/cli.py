@@ -2,102 +2,196 @@
 
 import difflib
 import json
-import re
-from dataclasses import fields
-from itertools import pairwise
+from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
-from train.config import TrainConfig
+from train.config import SETTINGS, TrainConfig
+from train.settings import check_needs, flag
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+TYPES = get_type_hints(TrainConfig)
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+KINDS = {int: "a whole number", float: "a number", str: "text"}
 
-KINDS = {bool: "neither true nor false", int: "no whole number", float: "no number", str: "no text"}
+
+class SettingsHelp(DefaultHelpFormatter):
+    """Help whose texts name default and range in one form, in place of jsonargparse's."""
+
+    def _get_help_string(self, action: Any) -> str:
+        return str(action.help)
 
 
 def build_parser(defaults: dict[str, Any] | None = None) -> ArgumentParser:
-    """The command line of TrainConfig; `--config FILE` reads the same names from YAML."""
+    """Return the command line of TrainConfig; `--config FILE` reads the same names from YAML."""
     parser = ArgumentParser(
         prog="train/main.py",
-        description="torchrun --nproc_per_node=4 train/main.py --data DIR",
+        usage="torchrun --nproc_per_node=4 %(prog)s [--config FILE] [--SETTING VALUE ...]",
+        description="Train an image classifier on all devices of a machine, or of many.",
         exit_on_error=False,
         allow_abbrev=False,
+        print_config=None,
+        formatter_class=SettingsHelp,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_class_arguments(TrainConfig)
+    parser.add_argument(
+        "--config", action="config", metavar="FILE", help="YAML file with any of these settings"
+    )
+    texts = {entry.arg_name: entry.description for entry in parse_from_object(TrainConfig).params}
+    groups: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        if setting.group not in groups:
+            groups[setting.group] = parser.add_argument_group(setting.group)
+        known = [] if setting.default in ("", None) else [f"default: {str(setting.default).lower()}"]
+        known += [f"range: {setting.range()}"] if setting.limits else []
+        groups[setting.group].add_argument(
+            flag(name),
+            type=TYPES[name],
+            default=setting.default,
+            metavar=f"{{{','.join(choices)}}}" if (choices := _choices(name)) else METAVARS[_kind(name)],
+            help=f"{texts[name]} ({'; '.join(known)})" if known else texts[name],
+        )
     if defaults:
         parser.set_defaults(defaults)
     return parser
 
 
-def parse_config(argv: list[str]) -> TrainConfig:
-    """Flags (dashes or underscores) -> TrainConfig. With --resume the run's settings are the defaults.
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the settings of a command line. With --resume RUN that run's settings are the defaults.
 
     Raises:
-        UserError: an unknown flag or an unusable value; the message names it and the limit.
+        UserError: an unknown flag, an unusable value, or a setting that has no effect without another one;
+            the message names the flag and the limit.
     """
-    config = _parse(argv, None)
+    config = parse_unchecked(argv)
     if config.resume in ("", "auto"):
+        check_needs(config)
         return config
     saved = Path(config.resume) / "config.yaml"
     if not saved.is_file():
         raise UserError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
-    defaults = _parse(["--config", str(saved)], None).to_dict()
-    del defaults["stop_after"]  # that interruption is over
-    return _parse(argv, defaults)
+    defaults = read_config(saved).to_dict()
+    return parse_unchecked(argv, {n: v for n, v in defaults.items() if not SETTINGS[n].per_start})
 
 
-def _parse(argv: list[str], defaults: dict[str, Any] | None) -> TrainConfig:
+def read_config(path: Path) -> TrainConfig:
+    """Return the settings in a run's config.yaml, which an earlier version may have written.
+
+    Raises:
+        UserError: the file cannot be read, or has unknown settings or unusable values.
+    """
+    return parse_unchecked([f"--config={path}"])
+
+
+def parse_unchecked(argv: Sequence[str], defaults: dict[str, Any] | None = None) -> TrainConfig:
+    """Return the settings of a command line, also if some of them have no effect together."""
+    parser = build_parser(defaults)
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])
+    pairs = split_flags(argv)
     try:
-        values = build_parser(defaults).parse_args(normalise_flags(argv)).as_dict()
-    except Exception as error:  # argparse's and jsonargparse's errors share no base
-        raise UserError(f"{_plainly(str(error))} (train/main.py --help lists the settings)") from error
-    values.pop("config", None)
+        values = parser.parse_args([f"{flag(name)}={value}" for name, value in pairs]).as_dict()
+    except (ArgumentError, ValueError) as error:
+        for name, value in given_values(argv).items():
+            _check_value(parser, name, value)
+        raise UserError(str(error)) from error
+    del values["config"]
     return TrainConfig(**values)
 
 
-def _plainly(message: str) -> str:
-    """What the parser says of a value, in the words of a command line; of a flag, with the closest one."""
-    hints = get_type_hints(TrainConfig)
-    unknown = re.search(r"nrecognized arguments: --(\w+)", message)
-    if unknown:
-        closest = difflib.get_close_matches(unknown[1], hints, 1)
-        return message + "".join(f"; the closest flag is --{name}" for name in closest)
-    setting, value = re.match(r'Parser key "(\w+)"', message), re.search(r" value: (.*)", message)
-    if not setting or not value or setting[1] not in hints:
-        return re.sub(r'^Parser key "(\w+)"', r"--\1", message)
-    hint = hints[setting[1]]
-    kinds = get_args(hint) or (hint,)
-    if get_origin(hint) is Literal:
-        wanted = f"none of {', '.join(kinds)}"
-    else:
-        wanted = next(words for kind, words in KINDS.items() if kind in kinds)
-    return f"--{setting[1]} {value[1]!r} is {wanted}"
+def split_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Return names of settings and their values as typed: --batch-size 8 --compile -> ("batch_size", "8"),
+    ("compile", "true").
+
+    Raises:
+        UserError: an unknown flag, one without a value, or something else than a flag.
+    """
+    pairs, rest = [], list(argv)
+    while rest:
+        typed, equals, value = rest.pop(0).partition("=")
+        name = typed.removeprefix("--").replace("-", "_")
+        if not typed.startswith("--"):
+            raise UserError(f"{typed!r} is not a flag, and no flag precedes it that takes a value")
+        if name != "config":
+            _check_name(name, typed)
+        if not equals:
+            following = rest[0] if rest else "--"
+            if TYPES.get(name) is bool and following.lower() not in ("true", "false"):
+                value = "true"
+            elif following.startswith("--"):
+                raise UserError(f"{typed} needs a value")
+            else:
+                value = rest.pop(0)
+        pairs.append((name, value))
+    return pairs
 
 
-def normalise_flags(argv: list[str]) -> list[str]:
-    """--batch-size 8 -> --batch_size 8, and a bare --deterministic -> --deterministic=true."""
-    switches = {f.name for f in fields(TrainConfig) if f.type is bool}
-    result: list[str] = []
-    for argument, following in pairwise([*argv, ""]):
-        if not argument.startswith("--"):
-            result.append(argument)
+def given_values(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that a command line gives by a flag, as text, or by a file of --config.
+
+    Raises:
+        UserError: such a file cannot be read, or there is an unknown flag or setting.
+    """
+    values: dict[str, Any] = {}
+    for name, value in split_flags(argv):
+        if name != "config":
+            values[name] = value
             continue
-        flag, equals, value = argument[2:].partition("=")
-        name = flag.replace("-", "_")
-        if name in switches and not equals and following.lower() not in ("true", "false"):
-            equals, value = "=", "true"
-        result.append(f"--{name}{equals}{value}")
-    return result
+        for key, entry in read_yaml(Path(value), "--config", "lr: 0.01").items():
+            _check_name(key.replace("-", "_"), f"--config {value}: {key}")
+            values[key.replace("-", "_")] = entry
+    return values
+
+
+def read_yaml(path: Path, flag: str, example: str) -> dict[str, Any]:
+    """Return the entries of a YAML file that `flag` names; raises UserError with a line as an `example`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{flag} {path} must hold lines like `{example}`")
+    return {str(name): entry for name, entry in content.items()}
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """As YAML that `--config` reads back: texts in quotes, or a name like 1e3 would become a number."""
+    """Write YAML that `--config` reads back: texts in quotes, or a name like 1e3 would become a number."""
     values = config.to_dict().items()
     text = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values)
     with atomic_write(path, "w") as file:
         file.write(text)
+
+
+def _check_name(name: str, typed: str) -> None:
+    if name not in SETTINGS:
+        closest = difflib.get_close_matches(name, SETTINGS, 1)
+        hint = f"; did you mean {flag(closest[0])}?" if closest else ""
+        raise UserError(f"{typed} is not a setting{hint} (train/main.py --help lists them)")
+
+
+def _check_value(parser: ArgumentParser, name: str, value: Any) -> None:
+    """Raises UserError when the parser does not take this value."""
+    try:
+        parser.parse_object({name: value})
+    except ArgumentError as error:
+        choices = _choices(name)
+        expected = f"one of {', '.join(choices)}" if choices else KINDS[_kind(name)]
+        raise UserError(f"{flag(name)} {value!r} must be {expected}") from error
+
+
+def _kind(name: str) -> Any:
+    """Return a setting's type, without the None of `float | None`."""
+    return TYPES[name] if get_origin(TYPES[name]) in (None, Literal) else get_args(TYPES[name])[0]
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    """Return the values that a setting of few values takes; () for numbers and text."""
+    kind = _kind(name)
+    return ("true", "false") if kind is bool else get_args(kind)

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve.contract.urls import redact
+from train.config import SETTINGS
 from train.evaluation.figures import comparison_curves, save_figure
 from train.evaluation.significance import (
     Interval,
@@ -46,8 +47,6 @@ from train.evaluation.significance import (
 from train.evaluation.tables import check_replaceable, markdown_table, write_table
 from train.runs.results import RunResult, paired, read_run
 
-DATA_SETTINGS = ("data", "val_data")
-NOT_COMPARED = frozenset({"name", "output", "resume"})
 METHODS = """\
 Accuracy and log loss are those of the probabilities that are served (val_predictions.csv), calibrated if
 set. Intervals are of 95 %: Wilson's for accuracy, Student's of the mean loss for log loss, DeLong's (two
@@ -153,9 +152,9 @@ def compare(runs: list[RunResult]) -> Comparison:
                 f"{run.name} is tested on the {shared} images that its {count} validation images and the "
                 f"{len(reference.predictions.paths)} of {reference.name} have in common"
             )
-    for name in DATA_SETTINGS:
-        if len({str(run.config.get(name, "")) for run in runs}) > 1:
-            notes.append(f"--{name} differs: images are taken for the same if their path in it is the same")
+    sources = {(str(run.config.get("data", "")), str(run.config.get("val_data", ""))) for run in runs}
+    if len(sources) > 1:
+        notes.append("--data or --val-data differs: images count as the same if their paths in it are")
     return Comparison(runs, tests, [next(corrected) if test else None for test in tests], notes)
 
 
@@ -170,7 +169,8 @@ def roc_auc(run: RunResult) -> Interval | None:
 
 def differing_settings(runs: list[RunResult]) -> dict[str, list[str]]:
     """Setting -> its value in each run, for those that are not the same in all."""
-    settings = dict.fromkeys(name for run in runs for name in run.config if name not in NOT_COMPARED)
+    names = dict.fromkeys(name for run in runs for name in run.config)
+    settings = [name for name in names if name not in SETTINGS or SETTINGS[name].compared]
     values = {name: [str(run.config.get(name, "-")) for run in runs] for name in settings}
     return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
 

@@ -214,7 +214,10 @@ def test_unusable_requests_are_one_clear_line(
     command = ["--teacher", run, "--unlabelled", trained.sample / "test"]
     assert re.fullmatch(r"error: --rounds 0 .*1\.\.1000\n", refused("--rounds", 0))
     assert re.fullmatch("error: --folds .*\n", refused("--", "--folds", 3, "--fold", 1))
-    assert re.fullmatch("error: --data .*\n", refused("--", "--data", "x"))
+    for name in ("data", "val-data", "exclude", "resume"):
+        assert re.fullmatch(f"error: --{name} .*\n", refused("--", f"--{name}", tmp_path))
+    assert re.fullmatch("error: --data-format .*\n", refused("--", "--data-format", "tar"))
+    assert re.fullmatch("error: --stop-after .*\n", refused("--", "--stop-after", 1))
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "a.tar").touch()
     assert "--unlabelled 'tars'" in refused("--unlabelled", "tars")

@@ -7,11 +7,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from pipelines.space import (
     AUGMENTATION,
-    NOT_SEARCHED,
-    TYPES,
     augmentation,
     flags,
-    given_settings,
     read_space,
 )
 from train.cli import parse_config
@@ -63,7 +60,7 @@ def test_every_kind_of_value_arrives_as_drawn() -> None:
         "optimizer": "sgd",
         "weight_decay": 1,
     }
-    config = parse_config(flags(drawn, set()))
+    config = parse_config(flags(drawn, []))
     assert {name: getattr(config, name) for name in drawn} == drawn
 
 
@@ -73,20 +70,19 @@ def test_augmentation_is_off_at_0_and_grows_with_the_strength() -> None:
     weak, strong = augmentation(0.3), augmentation(0.9)
     assert 0 < strong.pop("crop_scale") < weak.pop("crop_scale") < 1
     assert all(0 < weak[name] < strong[name] for name in weak)
-    assert parse_config(flags({AUGMENTATION: 1.0}, set())).crop_scale == pytest.approx(0.08)
+    assert parse_config(flags({AUGMENTATION: 1.0}, [])).crop_scale == pytest.approx(0.08)
 
 
 def test_augmentation_leaves_alone_what_the_command_line_fixes() -> None:
-    given = given_settings(["--color-jitter", "0.1", "--deterministic"])
-    assert given == {"color_jitter", "deterministic"}
-    names = {flag.partition("=")[0] for flag in flags({AUGMENTATION: 0.5}, given)}
-    assert names == {"--crop_scale", "--random_erasing", "--mixup"}
+    drawn = flags({AUGMENTATION: 0.5}, ["--color-jitter", "0.1", "--deterministic"])
+    names = {typed.partition("=")[0] for typed in drawn}
+    assert names == {"--crop-scale", "--random-erasing", "--mixup"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rate: {low: 0.1, high: 1}", "learning_rate: is no setting"),
+        ("learning_rate: {low: 0.1, high: 1}", "learning_rate"),
         ("lr: {low: 1e-4, high: 0.1}", "write 1.0e-4"),
         ("lr: {low: 1, high: 0.1}", "low must be less than high"),
         ("lr: {low: 0, high: 0.1, log: true}", "lr: "),
@@ -113,7 +109,7 @@ def test_augmentation_leaves_alone_what_the_command_line_fixes() -> None:
         ("epochs: {low: 1, high: 3}", "which the command line fixes"),
         ("- lr", "must hold lines like"),
         ("", "must hold lines like"),
-        ("lr: {low", "no YAML"),
+        ("lr: {low", "space.yaml"),
         ("{}", "nothing is left to search"),
     ],
 )
@@ -124,22 +120,26 @@ def test_an_unusable_space_is_refused(tmp_path: Path, text: str, message: str) -
 
 
 def test_a_space_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"none\.yaml .*No such file"):
         read_space(tmp_path / "none.yaml", [])
-
-
-def test_what_cannot_be_searched_are_settings() -> None:
-    assert set(TYPES) >= NOT_SEARCHED
 
 
 def test_what_a_config_file_fixes_is_fixed(tmp_path: Path) -> None:
     """Else drawn values would override a recipe, for they come after it."""
     (tmp_path / "recipe.yaml").write_text("model: lenet5\ncolor_jitter: 0.0\nlr: 0.02\n")
     for argv in (["--config", str(tmp_path / "recipe.yaml")], [f"--config={tmp_path / 'recipe.yaml'}"]):
-        given = given_settings([*argv, "--epochs", "3"])
-        assert given == {"model", "color_jitter", "lr", "epochs"}
-        space = read_space(None, argv)
-        assert {"model", "lr"} & space.keys() == set()
-        assert not any(flag.startswith("--color_jitter") for flag in flags({AUGMENTATION: 1.0}, given))
-    with pytest.raises(ValueError, match=r"--config nowhere.yaml cannot be read"):
-        given_settings(["--config", "nowhere.yaml"])
+        assert {"model", "lr"} & read_space(None, argv).keys() == set()
+        assert not any(typed.startswith("--color-jitter") for typed in flags({AUGMENTATION: 1.0}, argv))
+    with pytest.raises(ValueError, match=r"--config nowhere.yaml"):
+        read_space(None, ["--config", "nowhere.yaml"])
+
+
+def test_a_setting_that_needs_another_is_searched_together_with_it(tmp_path: Path) -> None:
+    alone = "subject_zoom: {low: 1.2, high: 2}\n"
+    both = space_file(tmp_path, alone + "subject_crop: {choices: [none, cam]}")
+    assert set(read_space(both, [])) == {"subject_zoom", "subject_crop"}
+    assert flags({"subject_zoom": 1.7, "subject_crop": "none"}, []) == ["--subject-crop=none"]
+    assert "--subject-zoom=1.7" in flags({"subject_zoom": 1.7, "subject_crop": "cam"}, [])
+    assert read_space(space_file(tmp_path, alone), ["--subject-crop", "cam"])
+    with pytest.raises(ValueError, match=r"subject_zoom: .*--subject-crop"):
+        read_space(space_file(tmp_path, alone), [])

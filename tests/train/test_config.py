@@ -1,31 +1,24 @@
 """What settings follow from each other, and which do not go together."""
 
-import dataclasses
-
 import pytest
 
 from train.cli import parse_config
-from train.config import LIMITS, TrainConfig
+from train.config import TrainConfig
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--folds", "1", "--fold", "1"], "--folds 1 would validate on everything"),
-        (["--folds", "3"], r"--fold 0 is outside 1..3 \(--folds\)"),
-        (["--folds", "3", "--fold", "4"], r"--fold 4 is outside 1..3"),
-        (["--fold", "2"], "--fold 2 needs --folds"),
-        (["--folds", "3", "--fold", "1", "--val-data", "x"], "--val_data on other images: give one"),
+        (["--folds", "1", "--fold", "1"], r"--folds 1 .*2\.\.1000"),
+        (["--folds", "3"], r"--fold 0 .*1\.\.3"),
+        (["--folds", "3", "--fold", "4"], r"--fold 4 .*1\.\.3"),
+        (["--fold", "2"], "--fold 2 .*--folds"),
+        (["--folds", "3", "--fold", "1", "--val-data", "x"], "--folds .*--val-data"),
     ],
 )
 def test_folds_that_make_no_sense_are_an_error(argv: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_config(argv)
-
-
-def test_limits_are_of_settings_and_hold_for_the_defaults() -> None:
-    assert set(LIMITS) <= {field.name for field in dataclasses.fields(TrainConfig)}
-    TrainConfig()
 
 
 def test_the_resize_size_follows_the_image_size() -> None:
@@ -50,12 +43,12 @@ def test_training_images_grow_in_four_parts_and_end_at_the_image_size() -> None:
 
 
 def test_patience_that_ends_before_the_next_validation_is_an_error() -> None:
-    with pytest.raises(ValueError, match="--patience 2 is less than --val_interval 3"):
+    with pytest.raises(ValueError, match=r"--patience 2 .*--val-interval 3"):
         TrainConfig(patience=2, val_interval=3)
 
 
 def test_training_images_cannot_shrink() -> None:
-    with pytest.raises(ValueError, match="--start_size 128 is larger than --image_size 112"):
+    with pytest.raises(ValueError, match=r"--start-size 128 .*--image-size 112"):
         TrainConfig(image_size=112, start_size=128)
 
 

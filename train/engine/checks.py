@@ -1,4 +1,4 @@
-"""What is noticed of settings, processes and data once they are known, before a run trains."""
+"""Checks of settings, processes, files and data, each as soon as it can be made."""
 
 import copy
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.checkpoint import best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.data.sampler import EpochPlan
-from train.models.build import try_forward
+from train.models.build import build_model, try_forward
 from train.models.classifier import ImageClassifier
 from train.models.pretrained import check_download, read_file
 
@@ -20,20 +20,45 @@ LARGEST_EXPORT = 2**31 - 2**26  # bytes of weights: protobuf's limit, less room 
 
 
 def check_start(config: TrainConfig) -> None:
-    """Find what would fail after the data were scanned, which takes minutes. `config` has a name.
+    """Find what would fail after the data were scanned, which takes minutes; `config` has a name and size.
 
     Raises:
-        UserError: nothing can be written in the run directory, or weights or a teacher cannot be had.
+        UserError: the run directory cannot be written, weights or a teacher cannot be read, or the network
+            does not take the images, has fewer layers than --freeze, or is too large to be exported.
     """
     check_output(Path(config.output) / config.name)
     if config.teacher:
         load_checkpoint(best_checkpoint(config.teacher), "meta")
-    if config.resume:  # its checkpoint has the weights
+    if config.resume:  # its checkpoint has the weights, and its network was built once
         return
     if config.weights == "default":
         check_download(config.model, config.image_size)
     if config.subject_crop == "detector":
         read_file(config.crop_detector, "--crop-detector")
+    check_network(config)
+
+
+def check_network(config: TrainConfig) -> None:
+    """Build the network on the meta device, without memory or weights, and try the sizes of the images.
+
+    Raises:
+        UserError: it does not take them, has fewer layers than --freeze, or is too large to be exported.
+    """
+
+    def build() -> ImageClassifier:
+        model, _ = build_model(config.model, 2, config.image_size)
+        for size in config.replace(subject_crop="none").input_sizes():
+            try_forward(model, config.model, 2, size)
+        return model
+
+    try:
+        with torch.device("meta"):
+            model = build()
+    except Exception:  # an error, or an operation that the meta device lacks: the CPU shows which
+        model = build()
+    if config.freeze:
+        model.freeze(config.freeze)
+    check_size(model, config.model)
 
 
 def check_output(folder: Path) -> None:
@@ -54,7 +79,7 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
     if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
         parts = world_size * config.accumulation
         raise UserError(
-            f"--batch_size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
+            f"--batch-size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
             f"({world_size} processes x {config.accumulation} accumulation steps), for images are mixed in "
             "pairs"
         )
@@ -68,7 +93,7 @@ def check_clip(clip: float, num_classes: int) -> None:
     most = 0.5 / num_classes
     if clip > most:
         raise UserError(
-            f"--clip_probabilities {clip:g} is too much for {num_classes} classes: together they would get "
+            f"--clip-probabilities {clip:g} is too much for {num_classes} classes: together they would get "
             f"{clip * num_classes:g} whatever the image; at most {most:g}"
         )
 
@@ -94,7 +119,7 @@ def few_steps(config: TrainConfig, plan: EpochPlan) -> list[str]:
         return []
     return [
         f"warning: {steps} optimizer steps in all ({plan.steps} an epoch) are few to learn from: give a "
-        "smaller --batch_size or more --epochs"
+        "smaller --batch-size or more --epochs"
     ]
 
 
@@ -112,7 +137,7 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
             warnings.append(
                 f"warning: {flag} {getattr(config, flag[2:])} was trained on images that validate here: "
                 "validation flatters the model. Give the split of that run: "
-                f"--seed {other['seed']} --val_fraction {other['val_fraction']} "
+                f"--seed {other['seed']} --val-fraction {other['val_fraction']} "
                 f"--folds {other['folds']} --fold {other['fold']}"
             )
     return warnings
@@ -138,5 +163,5 @@ def check_single_image(model: ImageClassifier, config: TrainConfig) -> None:
     except ValueError as error:
         raise UserError(
             f"{config.model} cannot be trained on single images of {size} pixels ({error}): give each "
-            "process two or more by a larger --batch_size, or larger images"
+            "process two or more by a larger --batch-size, or larger images"
         ) from error

@@ -13,6 +13,7 @@ from train.optim.optimizers import resolve_optimizer
 from train.runs.directory import run_folder
 from train.runs.duplicate_report import list_duplicates
 from train.runs.resume import choose_run, started_at
+from train.settings import overridden_settings
 
 DEFAULT_DATA = Path("data/train")
 SAMPLE = Path("data/sample")
@@ -26,8 +27,10 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     Raises:
         UserError: unusable data, or a run of this name exists that is finished or has other settings.
     """
+    warnings = overridden_settings(config)
     config, notes = choose_data(config)
     if config.resume in ("", "auto"):  # a run that is given by its directory has all settings
+        notes += warnings
         config, input_notes = resolve_defaults(config)
         notes += input_notes
         config = choose_run(config if config.resume else with_name(config))

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.config import TrainConfig
+from train.config import SETTINGS, TrainConfig
+from train.settings import flag
 
 
 @dataclass
@@ -59,32 +60,12 @@ class History:
         return self.complete(config) or bool(config.stop_after and self.epochs_done >= config.stop_after)
 
 
-# What may differ between the start of a run and its continuation; the rest decides what is trained.
-FREE_TO_CHANGE = frozenset(
-    {
-        "epochs",
-        "retune_epochs",
-        "patience",
-        "stop_after",
-        "num_workers",
-        "pixel_cache",
-        "compile",
-        "profile",
-        "resume",
-        "output",
-        "name",
-    }
-    | {"max_bad", "track", "experiment", "device", "data", "val_data", "data_format"}
-    | {"snapshot_minutes", "snapshot_steps", "hang_minutes", "max_skipped"}
-)
-
-
 def changed_settings(saved: dict[str, Any], config: TrainConfig) -> str:
-    """What would make it another run, as "--NAME OLD -> NEW, ..."."""
+    """Return the changes that make it another run, as "--lr 0.1 -> 0.2, ..."."""
     return ", ".join(
-        f"--{name} {saved[name]!r} -> {value!r}"
+        f"{flag(name)} {saved[name]!r} -> {value!r}"
         for name, value in config.to_dict().items()
-        if name not in FREE_TO_CHANGE and saved.get(name, value) != value
+        if not SETTINGS[name].resumable and saved.get(name, value) != value
     )
 
 

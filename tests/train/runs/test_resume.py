@@ -88,7 +88,7 @@ def test_a_run_of_a_version_without_status_is_finished_when_its_report_is_drawn(
 def test_a_run_of_other_settings_is_not_touched(tmp_path: Path) -> None:
     config = make_run(tmp_path, "a", 2)
     for asked in ("", "auto"):
-        with pytest.raises(ValueError, match=r"--batch.size 4 -> 8"):
+        with pytest.raises(ValueError, match=r"--batch-size 4 -> 8"):
             choose_run(config.replace(batch_size=8, resume=asked))
 
 
