@@ -1,4 +1,4 @@
-"""A sweep's plan, its Optuna study, its lock and its MLflow run: what outlives a trial."""
+"""Study of a sweep: its plan, its Optuna storage, its lock and its MLflow run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,22 +37,22 @@ class Plan:
     argv: list[str]
     """Flags of train/main.py that all trials share."""
     config: TrainConfig
-    """What they mean."""
+    """Their settings."""
     space: Space
 
     @property
     def metric(self) -> str:
-        """What picks a run's best epoch."""
+        """Name of the metric that decides a run's best epoch."""
         calibrated = self.config.best_by == "log_loss" and self.config.calibrate
         return f"val/{self.config.best_by}{'_calibrated' if calibrated else ''}"
 
     @property
     def sign(self) -> int:
-        """1 when a higher metric is better."""
+        """1 when a higher metric is better, else -1."""
         return 1 if self.config.best_by == "accuracy" else -1
 
     def settings(self) -> dict[str, Any]:
-        """What may not change within a study, or its trials would not be comparable."""
+        """Return what may not change within a study, or its trials would not be comparable."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in NOT_OF_THE_STUDY}
         config |= {k: redact(v, hidden="") for k, v in config.items() if isinstance(v, str)}
         space = {f"space of {name}": distribution_to_json(d) for name, d in self.space.items()}
@@ -75,10 +75,10 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
 
 
 def open_study(plan: Plan) -> optuna.Study:
-    """Begin it or go on with it.
+    """Create the study, or load it.
 
     Raises:
-        UserError: unusable storage, or a study of this name that was begun with other settings.
+        UserError: unusable storage, or a study of this name that was created with other settings.
     """
     try:
         study = optuna.create_study(
@@ -95,31 +95,29 @@ def open_study(plan: Plan) -> optuna.Study:
         if study.get_trials(deepcopy=False):
             raise UserError(f"study {plan.study} in {plan.storage} was not made by pipelines/sweep.py")
         study.set_user_attr("settings", settings)
-    else:
-        names = sorted(n for n in settings.keys() | known.keys() if settings.get(n) != known.get(n))
-        if names:
-            listed = "; ".join(f"{name} {known.get(name)!r} -> {settings.get(name)!r}" for name in names)
-            raise UserError(
-                f"study {plan.study} was begun with other settings ({listed}): use another --study"
-            )
+        return study
+    names = sorted(n for n in settings.keys() | known.keys() if settings.get(n) != known.get(n))
+    if names:
+        listed = "; ".join(f"{name} {known.get(name)!r} -> {settings.get(name)!r}" for name in names)
+        raise UserError(f"study {plan.study} has other settings ({listed}): use another --study")
     return study
 
 
 def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Draws are a function of (seed, trial number): a sweep that was stopped does not repeat itself."""
+    """Return the sampler of a trial, seeded by (seed, trial number): a resumed sweep repeats no values."""
     seed = int(np.random.SeedSequence((plan.config.seed, number)).generate_state(1)[0])
     return optuna.samplers.TPESampler(n_startup_trials=plan.startup, seed=seed)
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """The run in this folder can be gone on with, in its first epoch too."""
+    """Return whether a run can be resumed; it can also in its first epoch."""
     return any(checkpoint_folder(folder).glob("*.pt"))
 
 
 def recover(study: optuna.Study, plan: Plan) -> None:
-    """Trials that were interrupted: failed in Optuna, and queued again with the same values.
+    """Mark interrupted trials as failed, and enqueue each once more with the same values.
 
-    The next one goes on from the checkpoint, in the same run directory, if there is one.
+    The new trial resumes the run of the old one if that has a checkpoint.
     """
     trials = study.get_trials()
     continued = {trial.user_attrs.get("continues") for trial in trials}
@@ -132,45 +130,45 @@ def recover(study: optuna.Study, plan: Plan) -> None:
             if name and has_checkpoint(plan.folder / name):
                 attributes["run"] = name
             study.enqueue_trial(trial.params, attributes)
-            print(f"trial {trial.number} was interrupted, and goes on as a new one")
+            print(f"trial {trial.number} was interrupted; it is resumed as a new one")
         study.tell(trial.number, state=TrialState.FAIL)
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete, ended early or failed; not those that were interrupted."""
+    """Return the trials that are complete, pruned or failed, without those that were interrupted."""
     trials = study.get_trials(deepcopy=False)
     continued = {trial.user_attrs.get("continues") for trial in trials}
     return [t for t in trials if t.state.is_finished() and t.number not in continued]
 
 
 class ParentRun:
-    """The sweep's MLflow run. What MLflow misses while it is away is sent with the next trial."""
+    """MLflow run of a sweep; what MLflow misses while it does not answer is sent with the next trial."""
 
     def __init__(self, plan: Plan, study: optuna.Study):
         self.plan, self.study = plan, study
-        self.run_id: str = ""
+        self.run_id = ""
 
     def send(self, files: Sequence[Path] = (), status: str = "") -> None:
-        """Between trials, and at the end with its `status`."""
+        """Log the finished trials; `status` ends the run."""
         if not self.plan.config.track:
             return
         try:
             if not self.run_id:
                 self._open()
             end_children(self.run_id)
-            log_parent(self.run_id, self._points(), self._tags(), files, status)
+            log_parent(self.run_id, self.points(), self._tags(), files, status)
         except ValueError as error:
             print(f"warning: the sweep's run in MLflow is not up to date: {error}", flush=True)
 
     def _open(self) -> None:
         known = self.study.user_attrs.get("mlflow_run", "")
-        fixed = {k: v for k, v in self.plan.settings().items() if k not in self.plan.space}
-        parameters = {name: str(value) for name, value in fixed.items()}
-        self.run_id = open_parent(self.plan.config.experiment, self.plan.study, known, parameters)
+        fixed = {k: str(v) for k, v in self.plan.settings().items() if k not in self.plan.space}
+        self.run_id = open_parent(self.plan.config.experiment, self.plan.study, known, fixed)
         self.study.set_user_attr("mlflow_run", self.run_id)
 
-    def _points(self) -> list[tuple[str, float, int, int]]:
-        """Each complete trial's value, and the best so far, at step = trial number."""
+    def points(self) -> list[tuple[str, float, int, int]]:
+        """Return (metric, value, step, milliseconds) of each complete trial's value and of the best so far;
+        the step is the trial's number."""
         points: list[tuple[str, float, int, int]] = []
         best = -np.inf
         for trial in finished(self.study):
@@ -182,13 +180,12 @@ class ParentRun:
         return points
 
     def _tags(self) -> dict[str, str]:
-        """Tags, not parameters: a study that goes on may find a better trial."""
-        trials = finished(self.study)
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        tags = {"trials": str(len(trials)), "trials.complete": str(len(complete))}
-        for state in (TrialState.PRUNED, TrialState.FAIL):
-            tags[f"trials.{state.name.lower()}"] = str(sum(trial.state == state for trial in trials))
-        if complete:
+        """Return numbers of trials and the best values; tags can change when the study is resumed."""
+        states = [trial.state for trial in finished(self.study)]
+        tags = {"trials": str(len(states))}
+        for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
+            tags[f"trials.{state.name.lower()}"] = str(states.count(state))
+        if TrialState.COMPLETE in states:
             best = self.study.best_trial
             tags |= {"best.run": best.user_attrs["run"], f"best.{self.plan.metric}": str(best.value)}
             tags |= {f"best.{name}": str(value) for name, value in best.params.items()}

@@ -1,4 +1,4 @@
-"""What a sweep shows of its trials: a table, study.csv, and figures of history and importance."""
+"""Report of a sweep: a table of its trials, study.csv, and figures of history and importance."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "ended early", Tri
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises UserError when the report of a study would replace other files."""
+    """Raise a UserError when the report would replace files of other origin."""
     figures = dict.fromkeys((folder / "history.png", folder / "importance.png"), "")
     check_replaceable({folder / "study.csv": '"trial","run","state",', **figures}, overwrite)
 
 
 def write_report(plan: Plan, study: optuna.Study) -> list[Path]:
-    """study.csv and the figures, as far as there is something to show; returns what was written."""
+    """Write study.csv and the figures that there are enough trials for; return their paths."""
     trials = finished(study)
     if not trials:
         return []
@@ -30,9 +30,8 @@ def write_report(plan: Plan, study: optuna.Study) -> list[Path]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if complete:
         written.append(plan.folder / "history.png")
-        points = [
-            (t.number, t.value, t.state == TrialState.COMPLETE) for t in trials if t.value is not None
-        ]
+        done = TrialState.COMPLETE
+        points = [(t.number, t.value, t.state == done) for t in trials if t.value is not None]
         save_figure(sweep_history(points, plan.metric, plan.sign), written[-1])
     varied = any(len({repr(trial.params.get(name)) for trial in complete}) > 1 for name in plan.space)
     if len(complete) >= ENOUGH_FOR_IMPORTANCE and varied:
@@ -44,7 +43,7 @@ def write_report(plan: Plan, study: optuna.Study) -> list[Path]:
 
 
 def summary(plan: Plan, study: optuna.Study) -> str:
-    """Markdown; best first, then what was ended early, then failures."""
+    """Return a Markdown table: the best trials first, then those ended early, then failures."""
     order = list(STATES)
     trials = sorted(finished(study), key=lambda t: (order.index(t.state), -plan.sign * (t.value or 0)))
     names = ["run", "state", plan.metric, "best_epoch", "epochs", *plan.space]

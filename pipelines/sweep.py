@@ -259,7 +259,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -
         return plan.prune_after <= epoch < last and trial.should_prune()
 
     tags = {"sweep.study": plan.study, "sweep.trial": str(trial.number)}
-    ended = run_trial(
+    end = run_trial(
         program_command("train/main.py", *arguments, processes=plan.processes),
         plan.folder / f"{name}.log",
         os.environ | child_environment(parent, tags),
@@ -267,13 +267,13 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -
         on_epoch,
         lock,
     )
-    error = ended.error or ("" if values else f"no epoch has a finite {plan.metric}")
+    error = end.error or ("" if values else f"no epoch has a finite {plan.metric}")
     trial.set_user_attr("epochs", max(values, default=0))
     if values:
         best = max(values, key=lambda epoch: plan.sign * values[epoch])
         trial.set_user_attr("best_epoch", best)
         trial.set_user_attr("best", values[best])
-    if ended.stopped:
+    if end.stopped:
         return study.tell(trial, state=TrialState.PRUNED)
     if error:
         trial.set_user_attr("error", error)

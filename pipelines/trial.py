@@ -1,4 +1,4 @@
-"""One training run as a process of its own: watched through its metrics.jsonl, stopped by SIGTERM."""
+"""Trial process: one training run, watched through its metrics.jsonl and stopped by SIGTERM."""
 
 import re
 import signal
@@ -15,15 +15,15 @@ from train.tracking.base import read_metrics
 POLL_SECONDS = 0.25
 
 EXCEPTION = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Interrupt)\b")
-RANK = re.compile(r"^\[\w+\d+\]:\s?")  # torchrun's mark of a worker's line
+RANK = re.compile(r"^\[\w+\d+\]:\s?")  # torchrun's prefix of a worker's line
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialEnd:
     stopped: bool
     """By `on_epoch`."""
     error: str
-    """Empty when it ended well; else one line."""
+    """One line; empty if the process succeeded."""
 
 
 def run_trial(
@@ -33,11 +33,13 @@ def run_trial(
     metrics: Path,
     on_epoch: Callable[[dict[str, Any]], bool],
     keep_open: Sequence[int],
-) -> Ended:
-    """Run to the end, or until `on_epoch`, called once for each row of `metrics`, returns True.
+) -> TrialEnd:
+    """Run a command to its end, or until `on_epoch`, called for each row of `metrics`, returns True.
 
-    An exception, Ctrl-C too, stops the process before it goes on. SIGKILL of this process sends the other
-    SIGTERM (Linux). The file descriptors `keep_open` stay open in it: a lock that lasts as long as both.
+    An exception in this process stops it in order, and so does SIGKILL (Linux).
+
+    Args:
+        keep_open: file descriptors that it inherits, such as that of a lock.
     """
     with open(log, "ab") as output:
         process = subprocess.Popen(
@@ -47,21 +49,20 @@ def run_trial(
             stderr=subprocess.STDOUT,
             env=dict(environment),
             pass_fds=keep_open,
-            start_new_session=True,  # Ctrl-C reaches us alone; we stop it in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the trial
             preexec_fn=stop_with_parent,
         )
     seen = 0
     try:
         while True:
-            running = process.poll() is None  # asked before reading: no row can come after the last look
+            running = process.poll() is None  # first: no row can follow the last read
             rows = read_metrics(metrics)
             for row in rows[seen:]:
                 if on_epoch(row) and process.poll() is None:
-                    stop(process)
-                    return Ended(True, "")
+                    return TrialEnd(True, "")
             seen = len(rows)
             if not running:
-                return Ended(False, failure(process.returncode, log))
+                return TrialEnd(False, failure(process.returncode, log))
             try:
                 process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
@@ -71,7 +72,7 @@ def run_trial(
 
 
 def failure(code: int, log: Path) -> str:
-    """Why it failed, from what it printed: our own error line, else the last exception's."""
+    """Return why a process failed: its last line with an error of ours, else its last exception."""
     if code == 0:
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""What outlives a trial: draws that do not repeat, interrupted trials that go on once, the best so far."""
+"""Studies: values that do not repeat, interrupted trials that are resumed once, the best so far."""
 
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ def plan(folder: Path = Path(), **changes: Any) -> Plan:
     return Plan("s", 9, folder, "", 1, 5, 1, [], TrainConfig(**changes), space)
 
 
-def test_each_trial_draws_values_of_its_own_and_the_same_ones_again() -> None:
-    def drawn(seed: int) -> list[float]:
+def test_each_trial_has_values_of_its_own_that_are_reproducible() -> None:
+    def sampled(seed: int) -> list[float]:
         of_seed = plan(seed=seed)
         studies = [optuna.create_study(sampler=sampler(of_seed, number)) for number in range(4)]
         return [study.ask(of_seed.space).params["lr"] for study in studies]
 
-    assert drawn(0) == drawn(0)
-    assert len({*drawn(0), *drawn(1)}) == 8
+    assert sampled(0) == sampled(0)
+    assert len({*sampled(0), *sampled(1)}) == 8
 
 
 @pytest.mark.parametrize("queued_already", [False, True])
-def test_an_interrupted_trial_goes_on_once_and_is_not_counted_twice(
+def test_an_interrupted_trial_is_resumed_once_and_not_counted_twice(
     tmp_path: Path, queued_already: bool
 ) -> None:
     study, of_folder = optuna.create_study(), plan(tmp_path)
@@ -56,13 +56,11 @@ def test_an_interrupted_trial_goes_on_once_and_is_not_counted_twice(
         ("log_loss", "val/log_loss_calibrated", [0.5, 0.5, 0.2]),
     ],
 )
-def test_mlflow_is_told_each_value_and_the_best_so_far(
-    best_by: str, metric: str, best: list[float]
-) -> None:
+def test_mlflow_gets_each_value_and_the_best_so_far(best_by: str, metric: str, best: list[float]) -> None:
     judged = plan(best_by=best_by)
     study = optuna.create_study(direction="maximize" if judged.sign > 0 else "minimize")
     for value in (0.5, 0.7, 0.2):
         study.tell(study.ask(judged.space), value)
-    points = ParentRun(judged, study)._points()
+    points = ParentRun(judged, study).points()
     assert [value for name, value, *_ in points if name == metric] == [0.5, 0.7, 0.2]
     assert [value for name, value, *_ in points if name == f"best/{metric}"] == best

@@ -167,7 +167,7 @@ def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anythin
     mixed = TrainConfig(batch_size=6).replace(**{mix: 0.2})
     check_batch_size(mixed, 3)
     check_batch_size(TrainConfig(batch_size=6), 2)
-    with pytest.raises(ValueError, match=r"--batch.size 33 .* 2"):
+    with pytest.raises(ValueError, match=r"--batch-size 33 .* 2"):
         check_batch_size(TrainConfig(batch_size=33), 2)
     with pytest.raises(ValueError, match=r"--batch-size 6 .* 4 \(2 processes x 1"):
         check_batch_size(mixed, 2)
