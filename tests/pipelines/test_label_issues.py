@@ -117,7 +117,7 @@ def test_the_report_is_a_table_a_picture_and_a_summary(
     assert f"listed: {len(issues.found)}" in printed
 
 
-def test_a_list_that_somebody_edited_is_not_replaced(tmp_path: Path) -> None:
+def test_an_edited_list_is_not_replaced(tmp_path: Path) -> None:
     data, _ = predictions(2, 100, 0.1, tmp_path)
     for path in data.paths:
         draw(tmp_path / path)

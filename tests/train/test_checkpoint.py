@@ -59,19 +59,19 @@ def test_each_single_flipped_bit_is_refused(path: Path, tmp_path: Path) -> None:
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         (tmp_path / "damaged.pt").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="damaged or truncated"):
+        with pytest.raises(CheckpointError, match=r"\.pt .*SHA-256"):
             load_checkpoint(tmp_path / "damaged.pt")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 39, 40, 41, 500, -41, -40, -1])
 def test_a_truncated_file_is_refused(path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="damaged or truncated"):
+    with pytest.raises(CheckpointError, match=r"\.pt .*SHA-256"):
         load_checkpoint(path)
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"gone.pt cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"gone.pt .*No such file"):
         load_checkpoint(tmp_path / "gone.pt")
 
 
@@ -79,12 +79,12 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"format_version": 99}, buffer)
     (tmp_path / "a.pt").write_bytes(signed(buffer.getvalue()))
-    with pytest.raises(CheckpointError, match="format_version 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match=r"a.pt .*format_version 99\b.*1$"):
         load_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("failing", [1, 2], ids=["file", "folder"])
-def test_a_write_that_fails_leaves_a_whole_file_and_no_rubbish(
+def test_a_write_that_fails_leaves_a_whole_file_and_no_temporary_one(
     path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     calls = 0
@@ -110,7 +110,7 @@ def test_a_write_that_succeeds_leaves_no_temporary_file(path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), History(), Path("x"), RunsCode()], ids=type)
 def test_anything_but_tensors_and_plain_types_is_refused_before_writing(path: Path, value: object) -> None:
-    with pytest.raises(CheckpointError, match="not tensors and plain types alone"):
+    with pytest.raises(CheckpointError, match=r"last.pt"):
         save_checkpoint({"value": value}, path)
     assert load_checkpoint(path)["epoch"] == 3
 
@@ -122,6 +122,6 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pyte
     torch.save({"format_version": 1, "model": RunsCode()}, buffer)
     for name, payload in (("zip.pt", buffer.getvalue()), ("bare.pt", pickle.dumps(RunsCode(), protocol=2))):
         (tmp_path / name).write_bytes(signed(payload))
-        with pytest.raises(CheckpointError, match="not tensors and plain types alone"):
+        with pytest.raises(CheckpointError, match=name):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "it-ran").exists()

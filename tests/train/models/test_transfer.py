@@ -189,13 +189,13 @@ def test_weights_of_a_vit_at_another_size_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("holder", "asked"),
+    ("holder", "given"),
     [("timm/efficientnet_b0", "efficientnet_b0"), ("efficientnet_b0", "timm/efficientnet_b0")],
 )
-def test_the_other_librarys_file_of_the_same_name_is_refused_with_its_name(holder: str, asked: str) -> None:
+def test_the_other_librarys_file_of_the_same_name_is_refused_with_its_name(holder: str, given: str) -> None:
     state = dict(create(holder, 3, 64).state_dict())
-    with pytest.raises(ValueError, match=f"--weights .*{asked}.*--model {holder} "):
-        transfer(create(asked, 3, 64), asked, state, "w", ())
+    with pytest.raises(ValueError, match=f"--weights .*{given}.*--model {holder} "):
+        transfer(create(given, 3, 64), given, state, "w", ())
 
 
 def test_a_checkpoint_of_another_network_names_it(tmp_path: Path) -> None:

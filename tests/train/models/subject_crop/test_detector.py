@@ -54,7 +54,7 @@ def test_the_best_box_is_that_of_torchvisions_model(name: str, options: dict[str
         torch.testing.assert_close(best, theirs["boxes"][0], atol=0.02, rtol=1e-3)
 
 
-def test_only_the_classes_asked_for_count(ssdlite: Any) -> None:
+def test_only_the_given_classes_count(ssdlite: Any) -> None:
     images = pixels(80, 2).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = ssdlite(list(images / 255))
