@@ -24,8 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from train.data.index import find_labels  # noqa: E402
-from train.data.label_file import write_manifest  # noqa: E402
+from train.data.layouts.label_file import write_label_file  # noqa: E402
+from train.data.layouts.registry import find_labels  # noqa: E402
 from train.evaluation.significance import accuracy_interval  # noqa: E402
 
 MODELS = (
@@ -40,8 +40,9 @@ HEADER = (
 
 
 def draw(source: Path, per_class: int, val_per_class: int, folder: Path) -> list[str]:
-    """Flags for train/main.py: manifests of so many images of each class, drawn by lot without overlap."""
-    root, labels, _, _ = find_labels(source, "auto")
+    """Flags for train/main.py: label files of so many images of each class, drawn by lot, no overlap."""
+    found = find_labels(source, "auto")
+    root, labels = found.root, found.labels
     parts: dict[str, list[str]] = {"data": [], "val_data": []}
     for name in sorted(set(labels.values())):
         images = sorted(path for path, label in labels.items() if label == name)
@@ -55,10 +56,10 @@ def draw(source: Path, per_class: int, val_per_class: int, folder: Path) -> list
         parts["val_data"] += images[per_class : per_class + val_per_class]
     flags = []
     for flag, images in parts.items():
-        manifest = folder / f"{flag}.csv"
+        file = folder / f"{flag}.csv"
         paths = [str((root / path).resolve()) for path in images]
-        write_manifest(manifest, paths, [labels[path] for path in images])
-        flags.append(f"--{flag}={manifest}")
+        write_label_file(file, paths, [labels[path] for path in images])
+        flags.append(f"--{flag}={file}")
     return flags
 
 

@@ -276,7 +276,7 @@ FAULTS = [
         "train/data/split.py",
         'groups.sort(key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())',
         "groups.sort(key=lambda group: -len(members[group]))",
-        ("split", "index", "webdataset"),
+        ("split", "index", "tar_files"),
     ),
     Fault(
         "ROC AUC of the first class",

@@ -43,7 +43,7 @@ from train.cli import given_values, parse_config
 from train.config import TrainConfig
 from train.data.download import is_remote
 from train.data.index import ImageSet, prepare_data
-from train.data.label_file import write_manifest
+from train.data.layouts.label_file import write_label_file
 from train.settings import refuse_given
 
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if data.digest != checkpoint["data_digest"]:
         raise UserError(f"the data of {args.teacher} changed since it was trained: {config.data}")
     val = folder / "val.csv"
-    write_manifest(val, *labelled(data.val))
+    write_label_file(val, *labelled(data.val))
     for number in range(1, args.rounds + 1):
-        manifest = folder / f"train-{number}.csv"
-        if not manifest.exists():  # one that exists is whole: it is renamed into place
+        label_file = folder / f"train-{number}.csv"
+        if not label_file.exists():  # one that exists is whole: it is renamed into place
             check_teacher(teacher)
             found = score(teacher, args.unlabelled, folder / f"scores-{number}.csv")
             chosen = select(without_labelled(found, data, config), args.threshold, args.balance)
@@ -98,11 +98,11 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
             soft = soft_labels(data.train)
             if args.labels == "soft":
                 soft |= dict(zip(chosen.paths, chosen.probabilities, strict=True))
-            write_manifest(manifest, paths + chosen.paths, names + chosen.names, soft, chosen.class_names)
+            write_label_file(label_file, paths + chosen.paths, names + chosen.names, soft, chosen.class_names)
         teacher = Path(student.output) / f"{name}-{number}"
         resumed = ["--resume", teacher] if last_checkpoint(teacher).exists() else []
         new = ["--name", teacher.name, "--output", student.output]
-        own = [*data_flags(manifest, val), *(resumed or new)]
+        own = [*data_flags(label_file, val), *(resumed or new)]
         run_program("train/main.py", *flags, *own, processes=args.nproc_per_node)
     print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
 
@@ -129,9 +129,9 @@ def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConf
     return student
 
 
-def data_flags(manifest: Path, val: Path) -> list[str]:
+def data_flags(label_file: Path, val: Path) -> list[str]:
     """Return the flags that give a student its training images and the teacher's validation images."""
-    return [f"--data={manifest}", f"--val-data={val}", "--data-format=csv", "--exclude="]
+    return [f"--data={label_file}", f"--val-data={val}", "--data-format=csv", "--exclude="]
 
 
 def check_settings(file: Path, args: argparse.Namespace) -> None:

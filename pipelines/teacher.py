@@ -14,9 +14,9 @@ from pipelines.launch import run_program
 from serve.contract.errors import UserError
 from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
-from train.data.duplicates import Near, labels_decide, near_duplicates
+from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
 from train.data.index import Data, groups_of
-from train.data.label_file import SOFT_COLUMN
+from train.data.layouts.label_file import SOFT_COLUMN
 from train.data.scan import scan
 from train.evaluation.predictions import read_predictions
 from train.evaluation.significance import better_than_largest
@@ -112,7 +112,7 @@ def without_labelled(found: PseudoLabels, data: Data, config: TrainConfig) -> Ps
     labelled = [scan(images.root, images.paths, cache) for images in sets]
     new = scan(Path("/"), found.paths, cache)
     known = {sha256 for result in labelled for sha256 in result.sha256.values()}
-    near: dict[str, Near] = {}
+    near: dict[str, NearDuplicate] = {}
     if config.near_duplicates:
         scans = [*labelled, new]
         files = [root / path for root, result in zip(roots, scans, strict=True) for path in result.sha256]

@@ -20,7 +20,7 @@ from pipelines.pseudo_label import build_parser, check_settings, labelled, soft_
 from pipelines.teacher import PseudoLabels, check_teacher, read_scores, score, select, without_labelled
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import prepare_data
-from train.data.label_file import read_manifest, read_soft_labels
+from train.data.layouts.label_file import read
 
 
 def found(rows: list[list[float]]) -> PseudoLabels:
@@ -179,8 +179,9 @@ def test_two_rounds_of_students(
     assert called == ["export/main.py", "serve/main.py", "train/main.py"]
     assert "of 40 unlabelled images 20 are used" in capsys.readouterr().out
     runs = tmp_path / "runs"
-    manifest = runs / "student-labels" / "train-1.csv"
-    labels, soft = read_manifest(manifest), read_soft_labels(manifest)
+    label_file = runs / "student-labels" / "train-1.csv"
+    found = read(label_file)
+    labels, soft = found.labels, found.probabilities
     assert len(labels) == 136 + 20
     assert sorted(Path(path).name for path in soft) == sorted(f"{i}.jpg" for i in range(1, 21))
 
@@ -191,11 +192,11 @@ def test_two_rounds_of_students(
     with (trained.folder / "val_predictions.csv").open(newline="") as file:
         assert validated == sorted(row["path"] for row in csv.DictReader(file)), "teacher's and student's"
 
-    before = manifest.stat().st_mtime_ns
+    before = label_file.stat().st_mtime_ns
     make_right(runs / "student-1")
     called.clear()
     assert pseudo_label.main([str(argument) for argument in [*command, 2, *flags]]) == 0
-    assert manifest.stat().st_mtime_ns == before, "the first round is not repeated"
+    assert label_file.stat().st_mtime_ns == before, "the first round is not repeated"
     # its student is found finished
     assert called == ["train/main.py", "export/main.py", "serve/main.py", "train/main.py"]
     assert (runs / "student-2" / "checkpoints" / "best.pt").is_file()

@@ -1,9 +1,8 @@
-"""Which images are the same picture, though not the same file: re-encoded, resized, a little brighter.
+"""Near duplicates: files that show the same picture, re-encoded, resized or a little brighter.
 
-Pictures whose thumbnails are alike (see perceptual_hash.py) are read again and compared part by part
-at 32x32 pixels in colour; one part that differs makes two pictures. That keeps apart the digits, forms or
-boards that look alike at a glance. A picture without detail (plain, a gradient, fewer than about 16 pixels
-wide) is a copy only if its file is.
+Pictures with similar thumbnails (perceptual_hash.py) are read again and compared part by part at 32x32
+pixels in colour. One part that differs makes two pictures: digits, forms and boards look alike at a glance.
+A picture without detail (plain, a gradient, fewer than about 16 pixels wide) has no near duplicates.
 """
 
 from collections.abc import Sequence
@@ -31,8 +30,8 @@ CHUNK = 512  # pairs compared at once
 
 
 @dataclass(frozen=True)
-class Near:
-    """What an image that has near duplicates is told by."""
+class NearDuplicate:
+    """Group of an image that has near duplicates."""
 
     group: str
     """The smallest sha256 in its group."""
@@ -42,11 +41,11 @@ class Near:
 
 def near_duplicates(
     files: Sequence[Path], sha256: Sequence[str], thumbnails: NDArray[np.uint8]
-) -> dict[str, Near]:
-    """sha256 -> its group, for each file that shows the same picture as another one; a function of content.
+) -> dict[str, NearDuplicate]:
+    """Return sha256 -> group for each file that shows the same picture as another one.
 
     Every member of a group resembles its centre: a chain of pictures that change little by little is cut
-    into several groups.
+    into several groups. The groups depend on contents only, not on names or order.
 
     Args:
         files: N images to read again where their thumbnails are alike.
@@ -54,12 +53,12 @@ def near_duplicates(
     """
     hashes, first = np.unique(np.array(sha256, "S64"), return_index=True)
     pairs = similar_thumbnails(thumbnails[first])
-    involved, places = np.unique(pairs, return_inverse=True)
+    involved, pairs = np.unique(pairs, return_inverse=True)
     details = _load_details([files[first[i]] for i in involved])
-    near: dict[str, Near] = {}
-    for members, values in _stars(places.reshape(-1, 2), details):
+    near: dict[str, NearDuplicate] = {}
+    for members, values in _stars(pairs.reshape(-1, 2), details):
         names = [hashes[involved[member]].decode() for member in members]
-        near |= {name: Near(min(names), float(v)) for name, v in zip(names, values, strict=True)}
+        near |= {name: NearDuplicate(min(names), float(v)) for name, v in zip(names, values, strict=True)}
     return near
 
 
@@ -69,7 +68,7 @@ def _load_details(files: Sequence[Path]) -> NDArray[np.uint8]:
     def load(path: Path) -> NDArray[np.uint8]:
         try:
             image = load_image(read_image_file(path))
-        except (OSError, ValueError):  # gone since the scan: training will say so
+        except (OSError, ValueError):  # gone since the scan: training reports it
             return np.zeros((DETAIL_SIZE, DETAIL_SIZE, 3), np.uint8)
         size = (DETAIL_SIZE, DETAIL_SIZE)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
@@ -81,7 +80,7 @@ def _load_details(files: Sequence[Path]) -> NDArray[np.uint8]:
 
 
 def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Similarity of pictures, uint8 [P, 32, 32, 3] (or [1, ...]) each -> float32 [P], 0 if not copies.
+    """Return the similarity of pictures, uint8 [P, 32, 32, 3] (or [1, ...]) each, float32 [P]; 0: others.
 
     The darker one is brightened to the other. Then each part's similarity is 1 - MSE / (var_a + var_b + c),
     SSIM's structure term (Wang et al. 2004) with the difference of the means counted in.
@@ -105,7 +104,7 @@ def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _brighten(
     x: NDArray[np.float32], y: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """x with the contrast and brightness of y, white staying white; and whether little was needed."""
+    """Return x with the contrast and brightness of y, and [P] whether that changed little; white stays."""
     middle = ((x > 5) & (y < 250)).astype(np.float32)  # what is not clipped to black or white
     middle[middle.mean(axis=(1, 2, 3)) < 0.1] = 1
     weight = middle / middle.sum(axis=(1, 2, 3), keepdims=True)
@@ -130,10 +129,10 @@ def _parts(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def _stars(
     pairs: NDArray[np.int64], details: NDArray[np.uint8]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Groups of two or more: (members, similarity of each to the group's centre).
+    """Return groups of two or more: (members, similarity of each to the group's centre).
 
-    Of the images that hang together, the one with the most copies is the centre of a group of all that
-    resemble it, and so on with those that are left.
+    In each connected component, the image with the most copies is the centre of a group of all that
+    resemble it; the same is done with the rest.
     """
     values = [compare(details[part[:, 0]], details[part[:, 1]]) for part in _chunks(pairs)]
     pairs = pairs[np.concatenate([np.zeros(0), *values]) >= MIN_SIMILARITY]
@@ -160,13 +159,13 @@ def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
-def labels_decide(groups: Sequence[str], labels: Sequence[int], near: dict[str, Near]) -> bool:
-    """Whether near duplicates have different labels so often that what tells them apart matters here.
+def labels_decide(groups: Sequence[str], labels: Sequence[int], near: dict[str, NearDuplicate]) -> bool:
+    """Return whether the labels of near duplicates differ so often that the classes are what differs.
 
-    A few contradictions are wrong labels. Many are a data set whose classes differ in less than this
-    comparison can see: then look-alikes are no copies.
+    A few contradictions are wrong labels. With many, classes differ in less than this comparison sees, so
+    that look-alikes are no copies.
     """
-    known: dict[str, set[int]] = {near_group.group: set() for near_group in near.values()}
+    known: dict[str, set[int]] = {entry.group: set() for entry in near.values()}
     for group, label in zip(groups, labels, strict=True):
         if group in known:
             known[group].add(label)

@@ -1,16 +1,18 @@
-"""Labels as people write them: one class in two spellings, labels that stand for none, mangled names."""
+"""Labels of a data set as people write them, and checks for two spellings of a class and missing labels."""
 
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations
+from pathlib import Path
 
 from serve.contract.errors import UserError
-from train.data.text_encoding import likely_encodings, reads_as
+from train.data.text_encoding import is_undecoded, likely_encodings, reads_as
 
 NUMBER = re.compile(r"[-+]?\d+([.]\d*|,\d{1,2})?(e[-+]?\d{1,3})?", re.IGNORECASE)
 SEPARATORS = re.compile(r"(?<=[^\W_])([\s_]+|\s*-\s*)(?=[^\W_])")
@@ -29,35 +31,47 @@ ACCIDENTS |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!"}
 MISSING = ACCIDENTS | {"", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a", "N.A.", "n.a."}
 # but not none or na: there are such classes
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
+DIFFER = "differ only by case, separators, how a number is written, look-alike characters or encoding"
+
+
+@dataclass(frozen=True)
+class LabelledPaths:
+    """Images and labels that a layout found in a data set (see layouts/registry.py)."""
+
+    root: Path
+    labels: dict[str, str]
+    """Path -> label; paths are relative to `root` (a label file may name absolute ones)."""
+    layout: str
+    """Description of the layout and of what was left out on purpose."""
+    warnings: list[str] = field(default_factory=list)
+    probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Soft labels: path -> class -> probability, for the images that have some."""
 
 
 def normal(label: str) -> str:
-    """One text for what is surely one label: composed (NFC, where a Mac writes NFD), no space around it."""
+    """Return the label composed (NFC, where a Mac writes NFD) and without white space around it."""
     return unicodedata.normalize("NFC", label).strip()
 
 
 def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, str]:
-    """The labels in their normal form.
+    """Return path -> label in its normal form; append to `notes` what a user should check.
 
     Raises:
-        UserError: two of them are probably one class, or one is no text.
+        UserError: two labels are probably one class, or one is no text.
     """
     counts = Counter(labels.values())
-    check_white_space(counts, source)
+    _check_white_space(counts, source)
     names = {label: normal(label) for label in counts}
     of_name: Counter[str] = Counter()
     for label, count in counts.items():
         of_name[names[label]] += count
     if twice := [name for name, forms in Counter(names.values()).items() if forms > 1]:
-        notes.append(
-            f"{source}: labels in two Unicode forms (NFC and NFD) are one class: {', '.join(twice[:3])}"
-            f"{', ...' if twice[3:] else ''}"
-        )
+        notes.append(f"{source}: labels in two Unicode forms (NFC and NFD) are one class: {twice[:3]}")
     for name in of_name:
         _check_text(name, source)
         if name in ACCIDENTS:
             notes.append(f"warning: {source}: {name!r} is trained as a class; it often stands for no label")
-        if (meant := _unmangled(name)) != name:
+        if (meant := _repaired(name)) != name:
             notes.append(f"warning: {source}: the class {name!r} is probably {meant!r}, decoded wrongly")
     _check_spellings(of_name, source, notes)
     if all(label == name for label, name in names.items()):
@@ -65,10 +79,9 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
     return {path: names[label] for path, label in labels.items()}
 
 
-def check_white_space(counts: Iterable[str], source: str) -> None:
-    """Raises UserError when two labels differ by the white space around them alone."""
+def _check_white_space(labels: Iterable[str], source: str) -> None:
     spellings: dict[str, str] = {}
-    for label in counts:
+    for label in labels:
         composed = unicodedata.normalize("NFC", label)
         other = spellings.setdefault(composed.strip(), composed)
         if other != composed:
@@ -80,17 +93,15 @@ def check_white_space(counts: Iterable[str], source: str) -> None:
 def _check_text(name: str, source: str) -> None:
     if "\ufffd" in name:
         raise UserError(
-            f"{source}: the label {name!r} has lost characters when it was converted (U+FFFD stands for "
-            "them): make it anew from the original"
+            f"{source}: the label {name!r} lost characters in a conversion (U+FFFD stands for them): make "
+            "it anew from the original"
         )
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
+    if is_undecoded(name):
         likely = likely_encodings([os.fsencode(name)])
         raise UserError(
             f"{source}: the label {os.fsencode(name)!r} is not UTF-8; it {reads_as(likely)}; rename its "
             f"folder or files: convmv -r --notest -f {next(iter(likely), 'ENCODING')} -t utf-8 FOLDER"
-        ) from error
+        )
 
 
 def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -> None:
@@ -98,39 +109,36 @@ def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -
     for name in counts:
         groups[spelling(name)].append(name)
     pairs = [pair for names in groups.values() for pair in combinations(sorted(names), 2)]
-    small = [pair for pair in pairs if _may_differ(*pair)]
     if doubtful := [pair for pair in pairs if not _may_differ(*pair)]:
         a, b = doubtful[0]
-        shown = _shown(a, b)
+        first, second = _shown(a, b)
         others = ", ".join(" and ".join(_shown(*pair)) for pair in doubtful[1:4])
         raise UserError(
-            f"{source}: the labels {shown[0]} ({counts[a]} images) and {shown[1]} ({counts[b]} images) "
-            f"differ by {_difference(a, b)} alone{f' (so do {others})' if others else ''}: give them one "
-            "name if they are one class, and names that differ by more if they are two"
+            f"{source}: the labels {first} ({counts[a]} images) and {second} ({counts[b]} images) {DIFFER}"
+            f"{f' (so do {others})' if others else ''}: give them one name if they are one class, and "
+            "names that differ by more if they are two"
         )
-    if small:
-        a, b = small[0]
-        notes.append(
-            f"{source}: classes that differ by {_difference(a, b)} alone are trained as two: {a!r} and "
-            f"{b!r}{f', ... ({len(small)} pairs)' if small[1:] else ''}"
-        )
+    if pairs:
+        a, b = pairs[0]
+        more = f", ... ({len(pairs)} pairs)" if pairs[1:] else ""
+        notes.append(f"{source}: {a!r} and {b!r}{more} are trained as two classes")
 
 
 def check_known(unknown: Collection[str], class_names: Collection[str], source: str) -> None:
-    """Raises UserError when one of the unknown labels is another spelling of a known class."""
+    """Raise UserError when one of the unknown labels is another spelling of a known class."""
     known = {spelling(name): name for name in class_names}
     for name in unknown:
         if other := known.get(spelling(name)):
-            ours, theirs = _shown(name, other)
+            val, train = _shown(name, other)
             raise UserError(
-                f"--val-data {source} has the label {ours}, the training data have {theirs}: they "
-                f"differ by {_difference(name, other)} alone; give them one name"
+                f"--val-data {source} has the label {val}, the training data have {train}: they {DIFFER}; "
+                "give them one name"
             )
 
 
 def spelling(name: str) -> str:
-    """The same text for labels that are probably one class."""
-    text = unicodedata.normalize("NFKC", _unmangled(name).translate(LOOK_ALIKE))
+    """Return one text for all labels that are probably one class."""
+    text = unicodedata.normalize("NFKC", _repaired(name).translate(LOOK_ALIKE))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf").strip()  # Cf: invisible
     if NUMBER.fullmatch(text):
         return f"={Fraction(Decimal(text.replace(',', '.')))}"
@@ -138,7 +146,7 @@ def spelling(name: str) -> str:
 
 
 def _may_differ(a: str, b: str) -> bool:
-    """Whether two labels of one spelling are ordinary classes: a and A in sets of letters, a1 and a01."""
+    """Return whether labels of one spelling are usual classes: a and A in sets of letters, a1 and a01."""
     if not NUMBER.fullmatch(a) and LEADING_ZEROS.sub("", a) == LEADING_ZEROS.sub("", b):
         return True
     words = SEPARATORS.sub(" ", a).split(" "), SEPARATORS.sub(" ", b).split(" ")
@@ -147,26 +155,14 @@ def _may_differ(a: str, b: str) -> bool:
     return len(words[0]) == len(words[1]) and bool(differing) and letters
 
 
-def _difference(a: str, b: str) -> str:
-    if NUMBER.fullmatch(a) and NUMBER.fullmatch(b):
-        return "the way to write a number"
-    if a.casefold() == b.casefold():
-        return "upper and lower case"
-    if SEPARATORS.sub(" ", a) == SEPARATORS.sub(" ", b):
-        return "'_', '-' and spaces"
-    if LEADING_ZEROS.sub("", a) == LEADING_ZEROS.sub("", b):
-        return "leading zeros"
-    return "how they are typed (case, separators, width, invisible characters, another alphabet, encoding)"
-
-
 def _shown(a: str, b: str) -> tuple[str, str]:
-    """With escapes where both look the same."""
+    """Return both as literals, with escapes where they look the same."""
     show = ascii if a.translate(LOOK_ALIKE) == b.translate(LOOK_ALIKE) else repr
     return show(a), show(b)
 
 
-def _unmangled(name: str) -> str:
-    """UTF-8 that was decoded as something else and saved: 'caf\u00c3\u00a9' is 'caf\u00e9'."""
+def _repaired(name: str) -> str:
+    """Return the text whose UTF-8 was decoded as something else: 'caf\u00e9' of 'caf\u00c3\u00a9'."""
     if name.isascii():
         return name
     for encoding in ("cp1252", "latin-1", "cp437"):
@@ -178,23 +174,21 @@ def _unmangled(name: str) -> str:
 
 
 def missing(labels: Iterable[str]) -> set[str]:
-    """Those that stand for no label in a table. A placeholder such as - is a class among other signs."""
-    names = set(labels)
-    signs = {
-        c for name in names if len(c := name.strip()) == 1 and not (c.isalnum() or PLACEHOLDER.match(c))
-    }
+    """Return those that stand for no label in a table. "-" is a class if other signs are classes too."""
+    names = {label: label.strip() for label in set(labels)}
+    signs = [c for c in names.values() if len(c) == 1 and not (c.isalnum() or PLACEHOLDER.match(c))]
     return {
-        name
-        for name in names
-        if (text := name.strip()) in MISSING or (PLACEHOLDER.fullmatch(text) and not signs)
+        label
+        for label, text in names.items()
+        if text in MISSING or (PLACEHOLDER.fullmatch(text) and not signs)
     }
 
 
-def check_none_missing(counts: Mapping[str, int], where: str, meant: str, certain: Collection[str]) -> None:
-    """Raises UserError when a label that is not `certain` stands for none; `meant`: how to write one."""
-    if absent := missing(counts).difference(certain):
+def check_none_missing(counts: Mapping[str, int], where: str, cure: str, quoted: Collection[str]) -> None:
+    """Raise UserError when a label that is not in `quoted` stands for none; `cure` keeps it as a class."""
+    if absent := missing(counts).difference(quoted):
         images, total = sum(counts[name] for name in absent), sum(counts.values())
         raise UserError(
             f"{where}: {', '.join(map(repr, sorted(absent)))} stands for no label ({images} of "
-            f"{total} images); leave these images out or label them, or, if it is a class, {meant}"
+            f"{total} images); leave these images out or label them, or, if it is a class, {cure}"
         )

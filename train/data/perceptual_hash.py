@@ -25,9 +25,9 @@ FREQUENCIES = sorted(((i, j) for i in range(8) for j in range(8) if i + j), key=
 
 
 def similar_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Grey uint8 [N, 8, 8] -> [P, 2], pairs i < j within MAX_DISTANCE, the closest ones of each image."""
-    told_apart = np.flatnonzero(thumbnails.reshape(-1, 64).std(axis=1) >= MIN_CONTRAST)
-    vectors = normalise(thumbnails[told_apart])
+    """Return pairs [P, 2], i < j, of grey uint8 [N, 8, 8] within MAX_DISTANCE, each image's closest."""
+    distinct = np.flatnonzero(thumbnails.reshape(-1, 64).std(axis=1) >= MIN_CONTRAST)
+    vectors = normalise(thumbnails[distinct])
     pairs = similar_hashes(perceptual_hash(vectors))
     distances = np.concatenate(
         [
@@ -41,13 +41,13 @@ def similar_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     for column in (0, 1):
         order = np.lexsort((pairs[:, 1 - column], distances, pairs[:, column]))
         image = pairs[order, column]
-        place = np.arange(len(order)) - np.searchsorted(image, image)
-        keep[order[place < MAX_NEIGHBOURS]] = True
-    return told_apart[pairs[keep]]
+        rank = np.arange(len(order)) - np.searchsorted(image, image)
+        keep[order[rank < MAX_NEIGHBOURS]] = True
+    return distinct[pairs[keep]]
 
 
 def normalise(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[N, 8, 8] -> [N, 64] of mean 0 and norm 1, which brightness and contrast do not change."""
+    """Return [N, 64] of mean 0 and norm 1, which brightness and contrast do not change, of [N, 8, 8]."""
     vectors = thumbnails.reshape(-1, 64).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -56,7 +56,7 @@ def normalise(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def perceptual_hash(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """[N, 64] -> [N], the signs of the frequencies; each block of bits has low and high ones."""
+    """Return the signs [N] of the frequencies of [N, 64]; each block of bits has low and high ones."""
     hashes = np.zeros(len(vectors), np.uint64)
     for start in range(0, len(vectors), ROWS):
         spectrum = dctn(vectors[start : start + ROWS].reshape(-1, 8, 8), axes=(1, 2), norm="ortho")
@@ -67,7 +67,7 @@ def perceptual_hash(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 def similar_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """uint64 [N] -> [P, 2], the pairs (i, j), i < j, that differ in at most MAX_FLIPPED_BITS of 54 bits.
+    """Return pairs [P, 2], i < j, of hashes, uint64 [N], that differ in at most MAX_FLIPPED_BITS bits.
 
     Two such hashes agree in three whole blocks: for each choice of three, equal ones stand side by side
     once sorted. All pairs are found unless more than WINDOW images share three blocks.

@@ -1,4 +1,4 @@
-"""Read every image once before training: which are unreadable, which are the same file or look the same."""
+"""Scan of every image before training: hash, thumbnail, and what is unreadable or looks wrong."""
 
 import base64
 import hashlib
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -21,12 +22,22 @@ from serve.contract.files import atomic_write
 from serve.contract.images import load_image, read_image_file
 from train.data.reading import DECODER, Shrink
 
-Entry = list[str]  # [stamp, sha256, error, thumbnail in base64, what looks wrong]
-ENTRY_FIELDS = 5
 THUMBNAIL = (8, 8)  # pixels
 ENOUGH = Shrink(64)  # for a thumbnail: JPEGs need not be decoded whole
 SECONDS_BETWEEN_SAVES = 300.0
 TICK_NS = 10_000_000  # of the clock that times of change are read from
+
+
+class Entry(NamedTuple):
+    """What is known of a file; without an error, `sha256` and `thumbnail` are there."""
+
+    stamp: str
+    sha256: str = ""
+    error: str = ""
+    thumbnail: str = ""
+    """In base64."""
+    doubt: str = ""
+    """What looks wrong."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class ScanResult:
     bad: dict[str, str]
     """Unreadable file -> reason."""
     thumbnails: NDArray[np.uint8]
-    """Grey, [N, 8, 8], in the order of `sha256`; whatever the picture's shape."""
+    """[N, 8, 8], grey, in the order of `sha256`; a picture of any shape is squashed."""
     doubtful: dict[str, str]
     """Readable file whose picture looks wrong -> why."""
 
@@ -48,27 +59,27 @@ class ScanResult:
 
 
 def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
-    """Decode, hash and shrink all files with one thread a processor.
+    """Decode, hash and shrink all files with one thread for each processor.
 
-    What is known of a file is kept in `cache_folder`, every few minutes, and used again while its size, its
-    times of modification and of change, and the decoder stay the same. cp -p, rsync -t and tar restore the
-    first of these times; nobody can set the second, where the file system keeps it (not FAT, squashfs and
-    some mounted buckets). A file that could not be read at all is tried again: mounts are mended without
-    changing any of them.
+    Results are saved in `cache_folder` every few minutes, and used again while the file's size and times of
+    modification and of change, and the decoder, stay the same. cp -p, rsync -t and tar restore the time of
+    modification; nobody can set the time of change, where the file system keeps it (not FAT, squashfs and
+    some mounted buckets). A file that could not be read at all is tried again: a mount can come back
+    without a change of these.
     """
     cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
     known = _load_cache(cache_file)
 
     def examine(path: str) -> tuple[str, Entry]:
         (stamp, changed), cached = _stamp(root / path), known.get(path)
-        if cached and stamp and cached[0] == stamp and len(cached) == ENTRY_FIELDS:
+        if cached and stamp and cached.stamp == stamp:
             return path, cached
         if abs(time.time_ns() - changed) < TICK_NS:  # changed once more, it could have the same time
             time.sleep(TICK_NS / 1e9)
         try:
-            return path, [stamp, *_examine(root / path)]
+            return path, _examine(root / path, stamp)
         except OSError as error:
-            return path, ["", "", error.strerror or str(error), "", ""]
+            return path, Entry("", error=error.strerror or str(error))
 
     entries: dict[str, Entry] = {}
     saved = time.monotonic()
@@ -80,32 +91,31 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
                 saved = time.monotonic()
     if any(known.get(path) != entry for path, entry in entries.items()):
         _save_cache(cache_file, {**known, **entries})
-    good = {path: entry for path, entry in entries.items() if not entry[2]}
-    pixels = b"".join(base64.b64decode(entry[3]) for entry in good.values())
+    good = {path: entry for path, entry in entries.items() if not entry.error}
+    pixels = b"".join(base64.b64decode(entry.thumbnail) for entry in good.values())
     return ScanResult(
-        sha256={path: entry[1] for path, entry in good.items()},
-        bad={path: entry[2] for path, entry in entries.items() if entry[2]},
+        sha256={path: entry.sha256 for path, entry in good.items()},
+        bad={path: entry.error for path, entry in entries.items() if entry.error},
         thumbnails=np.frombuffer(pixels, np.uint8).reshape(-1, *THUMBNAIL),
-        doubtful={path: entry[4] for path, entry in good.items() if entry[4]},
+        doubtful={path: entry.doubt for path, entry in good.items() if entry.doubt},
     )
 
 
-def _examine(path: Path) -> tuple[str, str, str, str]:
-    """(sha256, "", thumbnail, what looks wrong) or ("", reason, "", "")."""
+def _examine(path: Path, stamp: str) -> Entry:
     doubts: list[str] = []
     try:
         data = read_image_file(path)
         image = load_image(data, ENOUGH.decode, doubts)
     except ValueError as error:
-        return "", str(error), "", ""
+        return Entry(stamp, error=str(error))
     # reducing_gap averages over whole multiples first: 17 ms for 32 for 12 megapixels, within 5 levels
     small = image.resize(THUMBNAIL, Image.Resampling.BILINEAR, reducing_gap=12.0).convert("L")
     thumbnail = base64.b64encode(small.tobytes()).decode()
-    return hashlib.sha256(data).hexdigest(), "", thumbnail, "".join(doubts)
+    return Entry(stamp, hashlib.sha256(data).hexdigest(), "", thumbnail, "".join(doubts))
 
 
 def _stamp(path: Path) -> tuple[str, int]:
-    """(another text when the file, or what decodes it, is another; time of change in ns)"""
+    """Return a text that changes with the file and its decoder, and the time of change in ns."""
     try:
         info = os.stat(path)
     except NotADirectoryError:  # a member of a tar file changes with the whole
@@ -125,7 +135,9 @@ def _load_cache(path: Path) -> dict[str, Entry]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # no cache, or a damaged one: everything is read again
-    return values if isinstance(values, dict) else {}
+    entries = values.items() if isinstance(values, dict) else ()
+    size = len(Entry._fields)
+    return {path: Entry(*fields) for path, fields in entries if fields and len(fields) == size}
 
 
 def _save_cache(path: Path, values: dict[str, Entry]) -> None:

@@ -1,7 +1,7 @@
-"""Which images validate: a share of each class, or one of K folds; a function of content and seed.
+"""Split strategies: a share of each class, or one of K folds, as functions of content and seed.
 
-A group of images that show the same picture (see duplicates.py) stays on one side. Groups are taken
-in the order of a hash of group and seed, so that adding images moves few others.
+A group of images that show the same picture (duplicates.py) stays on one side. Groups are taken in the
+order of a hash of group and seed, so that adding images moves few others.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ def choose_validation(
     seed: int,
     notes: list[str],
 ) -> NDArray[np.bool_]:
-    """[N], true for about `fraction` of each class.
+    """Return [N], true for the images to validate on: about `fraction` of each class.
 
-    Every class keeps at least one image on the training side; one with a single group has none to
-    validate, and a group with two labels validates nothing. A group larger than what its class still
-    needs is passed over: fifty copies of a picture measure little.
+    Every class keeps an image to train on: one with a single group has none to validate on. A group with
+    two labels is only trained on. A group larger than what its class still needs is skipped: fifty copies
+    of a picture measure little. Raises UserError when no image is left to validate on.
     """
     members = _members(groups)
     mixed = {group for group, images in members.items() if len({labels[i] for i in images}) > 1}
@@ -63,10 +63,10 @@ def choose_fold(
     seed: int,
     notes: list[str],
 ) -> NDArray[np.bool_]:
-    """[N], true for the images of part `fold`, 1 to `folds`. The parts are disjoint and cover every image.
+    """Return [N], true for the images of part `fold`, 1 to `folds`; the parts are disjoint and cover all.
 
-    A group with two labels is in one part like any other. A class all of whose images would be in one
-    part is in none: that part's model could not have learnt the class.
+    A group with two labels is in one part like any other. A class all of whose images would be in one part
+    is in none: that part's model could not have learnt it. Raises UserError when the part is empty.
     """
     members = _members(groups)
     part = np.zeros(len(labels), np.int64)
@@ -114,7 +114,7 @@ def _members(groups: Sequence[str]) -> dict[str, list[int]]:
 def _by_class(
     labels: Sequence[int], members: dict[str, list[int]], num_classes: int, seed: int
 ) -> list[list[str]]:
-    """For each class its groups in hash order; one with two labels counts to the lower label."""
+    """Return the groups of each class in hash order; one with two labels counts to the lower label."""
     by_class: list[list[str]] = [[] for _ in range(num_classes)]
     for group, images in members.items():
         by_class[min(labels[i] for i in images)].append(group)

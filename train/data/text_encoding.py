@@ -1,10 +1,10 @@
-"""How the bytes of a text file are to be read, as far as they say so."""
+"""Encoding of a text file: UTF-8 or UTF-16 by its first bytes, others guessed from the words they give."""
 
 import codecs
 import re
 import unicodedata
 
-# Encoding -> scripts of what it is used for, the likeliest first
+# Encoding -> scripts of the texts it is used for, the likeliest first
 ENCODINGS = {
     "cp949": ("HANGUL",),
     "cp932": ("HIRAGANA", "KATAKANA", "CJK"),
@@ -24,7 +24,7 @@ MIXED_WITH_LATIN = {"HANGUL", "HIRAGANA", "KATAKANA", "CJK", "LATIN"}
 
 
 def text_encoding(head: bytes) -> str:
-    """Of a text that begins with these bytes: UTF-8, or UTF-16 by its mark or its zero bytes."""
+    """Return the encoding of a text that begins with `head`: UTF-8, or UTF-16 by its mark or zero bytes."""
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -35,32 +35,32 @@ def text_encoding(head: bytes) -> str:
 
 
 def is_undecoded(text: str) -> bool:
-    """Whether bytes that are no UTF-8 are kept in it."""
+    """Return whether `text` holds surrogates, which stand for bytes that are not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def likely_encodings(texts: list[bytes]) -> dict[str, str]:
-    """At most four encodings in which all these texts are words of one script -> the first text in it."""
+    """Return up to four encodings in which all texts are words of one script -> the first text in it."""
     latin = any(re.search(rb"[A-Za-z]", text) for text in texts)
     found: dict[str, str] = {}
     for name in sorted(ENCODINGS, key=lambda name: latin != (ENCODINGS[name] == ("LATIN",))):
-        text = _decoded(texts, name)
+        text = _decode(texts, name)
         if text is not None and text not in found.values():
             found[name] = text
-    if "cp949" in found and _decoded(texts, "cp949", "euc_kr") is None:  # syllables that hardly occur
+    if "cp949" in found and _decode(texts, "cp949", "euc_kr") is None:  # syllables that hardly occur
         found["cp949"] = found.pop("cp949")
     return dict(list(found.items())[:4])
 
 
 def reads_as(likely: dict[str, str]) -> str:
-    """What `likely_encodings` found, in words."""
-    called = {"cp1252": "cp1252 (latin-1)"}
-    read = [f"{text!r} in {called.get(name, name)}" for name, text in likely.items()]
-    return f"reads as {', or as '.join(read)}" if read else "is in no encoding that is known here"
+    """Describe what `likely_encodings` found."""
+    names = {"cp1252": "cp1252 (latin-1)"}
+    read = [f"{text!r} in {names.get(name, name)}" for name, text in likely.items()]
+    return f"reads as {', or as '.join(read)}" if read else "is in no known encoding"
 
 
-def _decoded(texts: list[bytes], name: str, codec: str = "") -> str | None:
-    """The first text; None if one of them is no word of the encoding's scripts."""
+def _decode(texts: list[bytes], name: str, codec: str = "") -> str | None:
+    """Return the first text, or None if any text is no word of the encoding's scripts."""
     scripts = ENCODINGS[name]
     try:
         decoded = [text.decode(codec or name) for text in texts]

@@ -1,4 +1,4 @@
-"""The images that a data set holds more than once: a table, and a picture of the pairs to judge by eye."""
+"""Report of the images that a data set holds more than once: a table, and a figure of pairs."""
 
 import csv
 from collections import Counter
@@ -25,7 +25,7 @@ class Duplicate:
 
 
 def list_duplicates(data: Data) -> list[list[Duplicate]]:
-    """Groups of images that show the same picture: contradictions first, then the least alike."""
+    """Return groups of images that show the same picture: contradictions first, then the least alike."""
     sets = [(side, s, groups_of(s, data.near)) for side, s in (("train", data.train), ("val", data.val))]
     sizes = Counter(group for _, _, groups in sets for group in groups)
     files = Counter([*data.train.sha256, *data.val.sha256])
@@ -55,7 +55,7 @@ def contradictory(rows: Sequence[Duplicate]) -> bool:
 
 
 def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None:
-    """FOLDER/duplicates.csv and FOLDER/figures/duplicates.png, if there is any.
+    """Write FOLDER/duplicates.csv and FOLDER/figures/duplicates.png, if there are any groups.
 
     Columns group, path, label, side, kind, similarity, contradiction.
     """
@@ -74,12 +74,9 @@ def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None
 
 
 def _draw(groups: Sequence[Sequence[Duplicate]], path: Path) -> None:
-    """Of each group its centre beside the image that differs most, in its label if there is such a one."""
-    from train.evaluation.figures import (  # half a second, which other data sets need not spend
-        Picture,
-        contact_sheet,
-        save_figure,
-    )
+    """Draw each group's centre beside the image that differs most, in its label if there is one."""
+    # imported here: it takes half a second, which other data sets need not spend
+    from train.evaluation.figures import Picture, contact_sheet, save_figure
 
     pictures = []
     for number, rows in enumerate(groups[:MOST_PAIRS], 1):

@@ -1,4 +1,4 @@
-"""The same picture is known through re-encoding, resizing and brightness; look-alikes are told apart."""
+"""The same picture is known through re-encoding, resizing and brightness; look-alikes are different."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_digits
 
-from train.data.duplicates import Near, compare, labels_decide, near_duplicates
+from train.data.duplicates import NearDuplicate, compare, labels_decide, near_duplicates
 from train.data.sample import draw_face
 from train.data.scan import scan
 
@@ -18,8 +18,8 @@ def face(seed: int) -> Image.Image:
     return draw_face(("cat", "dog")[seed % 2], np.random.default_rng(seed))
 
 
-def near(folder: Path) -> dict[str, Near]:
-    """Of the images in a folder, by name."""
+def near(folder: Path) -> dict[str, NearDuplicate]:
+    """Near duplicates in a folder, by file name."""
     names = sorted(path.name for path in folder.iterdir())
     result = scan(folder, names, folder.parent / "cache")
     found = near_duplicates([folder / n for n in names], list(result.sha256.values()), result.thumbnails)
@@ -75,7 +75,7 @@ def test_a_picture_stored_on_its_side_is_found_and_one_that_lies_on_its_side_is_
     assert groups(folder) == [["0.png", "upright.jpg"]]
 
 
-def test_different_drawings_are_told_apart(tmp_path: Path) -> None:
+def test_different_drawings_are_different(tmp_path: Path) -> None:
     for i in range(120):
         (tmp_path / "images").mkdir(exist_ok=True)
         face(i).save(tmp_path / "images" / f"{i}.jpg")
@@ -208,7 +208,7 @@ def test_a_copy_differs_by_a_third_of_the_contrast_or_40_levels_at_most_and_has_
 def test_labels_that_often_differ_within_groups_decide(
     contradictions: int, groups_in_all: int, decide: bool
 ) -> None:
-    known = {f"{g}{side}": Near(str(g), 1.0) for g in range(groups_in_all) for side in "ab"}
+    known = {f"{g}{side}": NearDuplicate(str(g), 1.0) for g in range(groups_in_all) for side in "ab"}
     names = [str(g) for g in range(groups_in_all) for _ in "ab"]
     labels = [int(side == "b" and g < contradictions) for g in range(groups_in_all) for side in "ab"]
     assert labels_decide([*names, "alone"], [*labels, 1], known) is decide

@@ -1,7 +1,8 @@
-"""Indexing and splitting a data set: three layouts, errors that say the way out, a split without leaks."""
+"""Indexing and splitting a data set: its layouts, errors with the way out, a split without leaks."""
 
 import os
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -16,16 +17,17 @@ from PIL import Image
 from train_data import draw, flat_set, image_set, settings
 
 from serve.contract.doubts import NARROW
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.index import (
     Data,
     ImageSet,
     class_weights,
-    find_labels,
     natural_key,
     prepare_data,
     split,
 )
+from train.data.layouts.registry import find_labels
 from train.data.sample import draw_face
 
 
@@ -40,7 +42,7 @@ def folder_set(root: Path, names: tuple[str, ...] = ("cat", "dog"), per_class: i
     return root
 
 
-def manifest(root: Path, rows: list[str], header: str = "path,label") -> Path:
+def label_file(root: Path, rows: list[str], header: str = "path,label") -> Path:
     root.mkdir(parents=True, exist_ok=True)
     (root / "labels.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
     return root / "labels.csv"
@@ -64,7 +66,8 @@ def test_labels_in_file_names_are_recognised(tmp_path: Path) -> None:
     assert data.train.class_names == ("cat", "dog")
     assert len(both(data)) == 12
     assert all(path.startswith(label) for path, label in both(data).items())
-    assert "labels in the file names" in data.notes[0]
+    assert "12 images" in data.notes[0]
+    assert "label.number.suffix" in data.notes[0]
 
 
 def test_a_folder_per_class_is_recognised_with_folders_below_it(tmp_path: Path) -> None:
@@ -75,11 +78,11 @@ def test_a_folder_per_class_is_recognised_with_folders_below_it(tmp_path: Path) 
     assert len(both(data)) == 9
 
 
-def test_a_csv_manifest_is_recognised_with_relative_and_absolute_paths(tmp_path: Path) -> None:
+def test_a_label_file_is_recognised_with_relative_and_absolute_paths(tmp_path: Path) -> None:
     far = draw(tmp_path / "elsewhere" / "x.png", 1, 50)
     for i in range(3):
         draw(tmp_path / "m" / "pics" / f"{i}.png", 0, i)
-    file = manifest(
+    file = label_file(
         tmp_path / "m", ['pics/0.png,"a, b"', 'pics/1.png,"a, b"', "pics/2.png,고양이", f"{far},고양이"]
     )
     data = prepare(tmp_path, file)
@@ -106,18 +109,15 @@ def test_a_csv_manifest_is_recognised_with_relative_and_absolute_paths(tmp_path:
 )
 def test_the_label_is_what_stands_before_the_running_number(tmp_path: Path, name: str, label: str) -> None:
     (tmp_path / name).touch()
-    assert find_labels(tmp_path, "auto")[1] == {name: label}
+    assert find_labels(tmp_path, "auto").labels == {name: label}
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "cat.jpg", "cat0.jpg", "_1.jpg", "(3).jpg"])
 def test_a_file_name_without_a_label_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     (tmp_path / "cat.0.jpg").touch()
-    with pytest.raises(
-        ValueError, match=r"no label in the file name .*expected label.number.suffix"
-    ) as raised:
+    with pytest.raises(UserError, match=re.escape(repr(name))):
         find_labels(tmp_path, "auto")
-    assert repr(name) in str(raised.value)
 
 
 @pytest.mark.parametrize("names", [("train", "val"), ("Training", "test_1", "validation"), ("train",)])
@@ -126,11 +126,11 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path: Path, names: tu
         folder_set(tmp_path / "images" / name)
     tar = shutil.make_archive(str(tmp_path / "set"), "tar", tmp_path / "images")
     for source in (tmp_path / "images", Path(tar)):
-        with pytest.raises(ValueError, match=r"looks like parts of a data set: give one of them to --data"):
+        with pytest.raises(UserError, match=f"{names[0]!r}.* --data"):
             find_labels(source, "auto")
     for classes in (("train", "plane"), ("test1", "test2")):
         root = folder_set(tmp_path / classes[1], classes)
-        assert set(find_labels(root, "auto")[1].values()) == set(classes)
+        assert set(find_labels(root, "auto").labels.values()) == set(classes)
 
 
 @pytest.mark.parametrize("make", [flat_set, folder_set])
@@ -142,16 +142,17 @@ def test_files_that_are_no_images_by_their_suffix_are_counted(
     draw(where / "cat.9.jpg").rename(where / "cat.9.jfif")
     for name in ("cat.7.heic", "cat.8.HEIC", "notes.txt", ".DS_Store", "README"):
         (where / name).touch()
-    _, labels, _, problems = find_labels(root, "auto")
-    assert any(name.endswith("cat.9.jfif") for name in labels)
-    (problem,) = problems
-    assert problem.startswith("3 files are no images by their suffix (.heic 2, .txt 1); convert .heic")
+    found = find_labels(root, "auto")
+    assert any(name.endswith("cat.9.jfif") for name in found.labels)
+    (warning,) = found.warnings
+    assert warning.startswith("3 files")
+    assert "(.heic 2, .txt 1); convert .heic" in warning
 
 
 def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path: Path) -> None:
     root = folder_set(tmp_path / "images")
     flat_set(root)
-    with pytest.raises(ValueError, match="say --data_format flat or --data_format folders"):
+    with pytest.raises(ValueError, match="--data-format flat or --data-format folders"):
         prepare(tmp_path)
     assert len(both(prepare(tmp_path, data_format="flat"))) == 12
     assert len(both(prepare(tmp_path, data_format="folders"))) == 8
@@ -187,7 +188,7 @@ def test_a_linked_folder_inside_a_class_is_reported_and_not_followed(tmp_path: P
     (root / "cat" / "loop").symlink_to(root)
     data = prepare(tmp_path)
     assert len(both(data)) == 8
-    assert any("'cat/loop': linked folder, not followed" in note for note in data.notes)
+    assert any("'cat/loop': linked folder" in note for note in data.notes)
 
 
 # errors
@@ -227,16 +228,15 @@ def broken_class(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (one_class, "images has the one class 'cat'; a classifier needs two or more"),
-        (empty_class, "class folder '.*bird' holds no images; fill it, or move it out"),
-        (empty, "images holds no images, no class folders and no tar files"),
-        (missing, "images' does not exist; name a folder of images or a CSV manifest"),
+        (one_class, "images has the one class 'cat'"),
+        (empty_class, "class folder '.*bird' .*move it"),
+        (empty, "images holds no images"),
+        (missing, "--data '.*images' does not exist"),
         (
             broken,
-            r"1 of 13 images in .*images are unreadable, more than --max-bad 0.01 allows "
-            r"\('cat.99.png': not an image.*\); repair or convert them, .* or raise --max-bad",
+            r"1 of 13 images .*--max-bad 0\.01 .*'cat\.99\.png': .*--exclude",
         ),
-        (broken_class, "class 'bird' in .*images has no readable image .'bird/0.png'.*; repair"),
+        (broken_class, r"class 'bird' in .*images .*'bird/0\.png'"),
     ],
 )
 def test_unusable_data_is_an_error_that_names_it_and_the_way_out(
@@ -249,43 +249,43 @@ def test_unusable_data_is_an_error_that_names_it_and_the_way_out(
 
 def test_validation_data_that_are_missing_are_called_by_their_flag(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
-    with pytest.raises(ValueError, match=r"^--val_data 'nowhere' does not exist"):
+    with pytest.raises(ValueError, match=r"^--val-data 'nowhere' does not exist"):
         prepare(tmp_path, val_data="nowhere")
 
 
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["a.png,cat"], "file,class", r"with the columns path,label .* it has 'file', 'class'"),
-        (["a.png,cat", "b.png"], "path,label", "line 3: path or label is empty"),
-        ([",cat"], "path,label", "line 2: path or label is empty"),
-        (["a.png,cat", "a.png,dog"], "path,label", "line 3: 'a.png' is listed twice"),
-        ([], "path,label", "lists no images"),
-        ([], "", "it has nothing in it"),
+        (["a.png,cat"], "file,class", "path,label .*'file', 'class'"),
+        (["a.png,cat", "b.png"], "path,label", "line 3: .*empty"),
+        ([",cat"], "path,label", "line 2: .*empty"),
+        (["a.png,cat", "a.png,dog"], "path,label", "line 3: 'a.png' .*twice"),
+        ([], "path,label", "no images"),
+        ([], "", "path,label .*nothing"),
     ],
 )
-def test_a_faulty_manifest_is_an_error_that_names_the_line(
+def test_a_faulty_label_file_is_an_error_that_names_the_line(
     tmp_path: Path, rows: list[str], header: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        find_labels(manifest(tmp_path, rows, header), "auto")
+        find_labels(label_file(tmp_path, rows, header), "auto")
 
 
-def test_a_manifest_from_excel_is_read(tmp_path: Path) -> None:
+def test_a_label_file_from_excel_is_read(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes("path,label\r\na.png,cat\r\n".encode("utf-8-sig"))
-    assert find_labels(tmp_path / "labels.csv", "auto")[1] == {"a.png": "cat"}
+    assert find_labels(tmp_path / "labels.csv", "auto").labels == {"a.png": "cat"}
 
 
 @pytest.mark.parametrize("data_format", ["csv", "flat", "folders"])
 def test_the_wrong_format_is_an_error_that_names_it(tmp_path: Path, data_format: str) -> None:
-    source = tmp_path if data_format == "csv" else manifest(tmp_path, ["a.png,cat"])
-    with pytest.raises(ValueError, match=f"{source.name} cannot be read as --data_format {data_format}"):
+    source = tmp_path if data_format == "csv" else label_file(tmp_path, ["a.png,cat"])
+    with pytest.raises(ValueError, match=f"{source.name} cannot be read as --data-format {data_format}"):
         find_labels(source, data_format)
 
 
-def test_a_file_that_is_no_manifest_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_label_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"path,label\n" + b"x" * 200_000)
-    with pytest.raises(ValueError, match=r"x.bin cannot be read as --data_format csv: field larger"):
+    with pytest.raises(ValueError, match=r"x.bin cannot be read as --data-format"):
         find_labels(tmp_path / "x.bin", "auto")
 
 
@@ -323,7 +323,7 @@ def test_as_many_unreadable_files_as_max_bad_says_are_allowed(tmp_path: Path) ->
     assert prepare(tmp_path, max_bad=0).bad == {}
     (root / "cat.0.png").write_bytes(b"not a picture")
     assert list(prepare(tmp_path, max_bad=0.1).bad) == [str(root / "cat.0.png")]
-    with pytest.raises(ValueError, match=r"1 of 10 images in .* more than --max-bad 0.09 allows"):
+    with pytest.raises(ValueError, match=r"1 of 10 images .*--max-bad 0\.09 "):
         prepare(tmp_path, max_bad=0.09)
 
 
@@ -381,7 +381,9 @@ def test_val_data_is_mapped_by_class_name(tmp_path: Path) -> None:
     data = prepare(tmp_path, val_data=str(tmp_path / "val"))
     assert data.val.class_names == data.train.class_names == ("ant", "bee", "cat")
     assert data.val.counts() == {"ant": 0, "bee": 2, "cat": 2}
-    assert f"warning: class 'ant' has no image to validate on in {tmp_path / 'val'}" in data.notes
+    (warning,) = [note for note in data.notes if note.startswith("warning: ")]
+    assert "'ant'" in warning
+    assert str(tmp_path / "val") in warning
     assert all(path.startswith(label) for path, label in labels_of(data.val).items())
     assert len(data.train) == 18
 
@@ -396,14 +398,14 @@ def test_unreadable_files_of_both_sets_are_named(tmp_path: Path) -> None:
 def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     flat_set(tmp_path / "val", names=("cat", "wolf"))
-    with pytest.raises(ValueError, match="classes that the training data do not: wolf; known are cat, dog"):
+    with pytest.raises(ValueError, match=r"--val-data .*wolf.*cat, dog"):
         prepare(tmp_path, val_data=str(tmp_path / "val"))
 
 
 def test_validation_data_one_folder_too_high_name_the_folder(tmp_path: Path) -> None:
     folder_set(tmp_path / "images")
     folder_set(tmp_path / "val" / "val")
-    with pytest.raises(ValueError, match=r"do not: val; .* in its folder 'val': give that to --val-data"):
+    with pytest.raises(ValueError, match=r"folder 'val': .*--val-data"):
         prepare(tmp_path, val_data=str(tmp_path / "val"))
 
 
@@ -411,7 +413,7 @@ def test_images_in_both_sets_are_warned_of(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     shutil.copytree(tmp_path / "images", tmp_path / "val")
     data = prepare(tmp_path, val_data=str(tmp_path / "val"))
-    assert any("12 images" in note and "validation flatters the model" in note for note in data.notes)
+    assert any(note.startswith("warning: 12 images") for note in data.notes)
 
 
 def test_near_duplicates_in_both_sets_are_warned_of(tmp_path: Path) -> None:
@@ -420,11 +422,11 @@ def test_near_duplicates_in_both_sets_are_warned_of(tmp_path: Path) -> None:
     for i in range(3):
         re_encode(root / f"cat.{i}.jpg", tmp_path / "val" / f"cat.{i}.jpg")
     notes = prepare(tmp_path, val_data=str(tmp_path / "val")).notes
-    (warning,) = [note for note in notes if "flatters" in note]
+    (warning,) = [note for note in notes if note.startswith("warning: ")]
     assert "3 images" in warning
     assert "re-encoded" in warning
     notes = prepare(tmp_path, val_data=str(tmp_path / "val"), near_duplicates=False).notes
-    assert not any("flatters" in note for note in notes)
+    assert not any(note.startswith("warning: ") for note in notes)
 
 
 def test_a_copy_in_both_sets_is_not_warned_of_twice_though_it_has_near_duplicates(tmp_path: Path) -> None:
@@ -434,8 +436,7 @@ def test_a_copy_in_both_sets_is_not_warned_of_twice_though_it_has_near_duplicate
     shutil.copy(root / "cat.0.jpg", val)
     data = prepare(tmp_path, val_data=str(val))
     assert len(data.near) == 2
-    (warning,) = [note for note in data.notes if "flatters" in note]
-    assert "1 images" in warning
+    (warning,) = [note for note in data.notes if note.startswith("warning: 1 images")]
     assert "re-encoded" not in warning
 
 
@@ -466,7 +467,7 @@ def test_near_duplicates_stay_on_one_side_unless_that_is_turned_off(tmp_path: Pa
         data = prepare(tmp_path, near_duplicates=near_duplicates, val_fraction=0.5)
         number = {path: int(path.split(".")[1]) % 100 for path in [*data.train.paths, *data.val.paths]}
         sides = [{(path[:3], number[path]) for path in images.paths} for images in (data.train, data.val)]
-        assert any("20 images are near duplicates" in note for note in data.notes) == near_duplicates
+        assert any(note.startswith("20 images are near") for note in data.notes) == near_duplicates
         assert len(data.val) == 20
         return len(sides[0] & sides[1])
 
@@ -481,7 +482,7 @@ def test_where_labels_differ_within_pictures_that_look_the_same_only_copies_are_
     for i in range(6):
         re_encode(root / f"cat.{i}.jpg", root / f"dog.{i + 100}.jpg")
     data = prepare(tmp_path, val_fraction=0.5)
-    assert any("often differ in their labels" in note for note in data.notes)
+    assert any(note.startswith("warning: ") for note in data.notes)
     assert data.val.counts() == {"cat": 3, "dog": 6}
     assert len(data.near) == 12
 
@@ -504,11 +505,11 @@ def test_excluded_images_are_left_out_and_others_keep_their_side(tmp_path: Path)
     flat_set(tmp_path / "images", per_class=40)
     before = prepare(tmp_path)
     leave = [before.val.paths[0], *before.train.paths[:2]]
-    file = manifest(tmp_path / "m", [f"{path},cat,0.3" for path in leave], "path,label,score")
+    file = label_file(tmp_path / "m", [f"{path},cat,0.3" for path in leave], "path,label,score")
     data = prepare(tmp_path, exclude=str(file))
     assert set(both(before)) - set(both(data)) == set(leave)
     assert len(set(before.val.paths) - set(data.val.paths)) <= 2
-    assert any(note.startswith("3 of them are left out") for note in data.notes)
+    assert any(note.startswith("3 ") and str(file) in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
@@ -517,10 +518,10 @@ def test_excluded_images_are_left_out_and_others_keep_their_side(tmp_path: Path)
         (
             ["cat.0.png", "nowhere.png"],
             "path",
-            r"--exclude .* names 1 images that are not in .*nowhere.png",
+            r"--exclude .* 1 images .*nowhere.png",
         ),
-        (["cat.0.png"], "file", r"--exclude .* needs the column path; it has \['file'\]"),
-        ([f"cat.{i}.png" for i in range(6)], "path", r"--exclude .* leaves no image of class 'cat'"),
+        (["cat.0.png"], "file", r"--exclude .* column path.*\['file'\]"),
+        ([f"cat.{i}.png" for i in range(6)], "path", r"--exclude .*'cat'"),
     ],
 )
 def test_a_faulty_exclude_file_is_an_error_that_names_it(
@@ -528,12 +529,12 @@ def test_a_faulty_exclude_file_is_an_error_that_names_it(
 ) -> None:
     flat_set(tmp_path / "images")
     with pytest.raises(ValueError, match=message):
-        prepare(tmp_path, exclude=str(manifest(tmp_path / "m", rows, header)))
+        prepare(tmp_path, exclude=str(label_file(tmp_path / "m", rows, header)))
 
 
 def test_an_exclude_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
-    with pytest.raises(ValueError, match=r"--exclude nowhere.csv cannot be read: .*No such file"):
+    with pytest.raises(ValueError, match=r"--exclude nowhere.csv .*No such file"):
         prepare(tmp_path, exclude="nowhere.csv")
 
 
@@ -580,7 +581,7 @@ def test_copies_never_straddle_and_every_class_can_be_trained(
     known = {content: {label for label, other in rows if other == content} for _, content in rows}
     clear = Counter(min(labels) for labels in known.values() if len(labels) == 1)
     if max(clear.values(), default=0) < 2:
-        with pytest.raises(ValueError, match="no class has two different images"):
+        with pytest.raises(UserError):
             halves(images, fraction, seed)
         return
     train, val = halves(images, fraction, seed)
@@ -590,13 +591,13 @@ def test_copies_never_straddle_and_every_class_can_be_trained(
     assert set(train.labels.tolist()) == set(labels)
 
 
-def test_what_the_split_notices_is_noted() -> None:
+def test_copies_contradictions_and_classes_without_validation_are_reported() -> None:
     images = image_set([0, 0, 0, 1, 1, 2, 0], 3, ["a", "a", "b", "c", "b", "d", "e"])
     notes: list[str] = []
     split(images, TrainConfig(val_fraction=0.2), {}, notes)
-    assert "2 images are copies of others" in notes[0]
-    assert "1 images occur under more than one label" in notes[1]
-    assert any("class 'class2' has no image to validate on" in note for note in notes)
+    assert notes[0].startswith("2 images")
+    assert notes[1].startswith("warning: 1 images")
+    assert any(note.startswith("warning: class 'class2' ") for note in notes)
 
 
 # digest
@@ -606,13 +607,13 @@ ROWS = ["a.png,cat", "b.png,cat", "c.png,dog", "d.png,dog"]
 
 
 def digest(tmp_path: Path, rows: list[str] = ROWS, redrawn: str = "") -> str:
-    """Of a manifest of four images, with validation images that stay as they are."""
+    """Digest of a label file of four images, with validation images that stay as they are."""
     root = tmp_path / "m"
     for i, row in enumerate(rows):
         path = row.split(",")[0]
         draw(root / path, i, 99 if path == redrawn else 0)
-    val = manifest(flat_set(tmp_path / "val"), ["cat.1.png,cat", "dog.1.png,dog"])
-    return prepare(tmp_path, manifest(root, rows), val_data=str(val)).digest
+    val = label_file(flat_set(tmp_path / "val"), ["cat.1.png,cat", "dog.1.png,dog"])
+    return prepare(tmp_path, label_file(root, rows), val_data=str(val)).digest
 
 
 @pytest.mark.parametrize(
@@ -632,10 +633,10 @@ def test_the_digest_changes_with_names_labels_and_contents(
     assert digest(tmp_path, rows, redrawn) != digest(tmp_path)
 
 
-def test_the_digest_stays_whatever_the_order_of_a_manifest(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_order_of_a_label_file(tmp_path: Path) -> None:
     before = digest(tmp_path)
     root = tmp_path / "m"
-    reordered = manifest(root, ROWS[::-1])
+    reordered = label_file(root, ROWS[::-1])
     assert prepare(tmp_path, reordered, val_data=str(tmp_path / "val" / "labels.csv")).digest == before
 
 

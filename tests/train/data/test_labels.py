@@ -1,4 +1,4 @@
-"""One class in two spellings, labels that stand for none, and names that were mangled."""
+"""One class in two spellings, labels that stand for none, and names that were decoded wrongly."""
 
 import os
 import string
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from train_data import draw, settings
 
+from serve.contract.errors import UserError
 from train.data.index import prepare_data
 from train.data.labels import check_known, missing, unify
 
@@ -51,11 +52,11 @@ def unified(*labels: str) -> tuple[list[str], list[str]]:
     ],
 )
 def test_probably_one_class_is_refused_in_a_set_and_between_two(first: str, second: str) -> None:
-    with pytest.raises(ValueError, match=r"source: the labels .* differ by"):
+    with pytest.raises(UserError, match=r"^source: the labels "):
         unified(first, second, "dog")
     (other,), _ = unified(second)
     if other != first:  # white space around it is not part of a label
-        with pytest.raises(ValueError, match=r"--val-data val has the label .* the training data have"):
+        with pytest.raises(UserError, match=r"^--val-data val has the label "):
             check_known([other], [first, "dog"], "val")
 
 
@@ -89,7 +90,7 @@ def test_different_classes_are_left_alone(names: list[str]) -> None:
 
 
 def test_a_refusal_names_both_spellings_and_their_counts() -> None:
-    with pytest.raises(ValueError, match=r"'Cat' \(1 images\) and 'cat' \(2 images\) differ by upper and"):
+    with pytest.raises(ValueError, match=r"'Cat' \(1 images\) and 'cat' \(2 images\)"):
         unified("Cat", "cat", "cat", "dog")
 
 
@@ -110,9 +111,9 @@ def test_unicodes_two_forms_are_one_class_in_a_set_and_between_two(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "#N/A"])
 def test_a_folder_that_a_script_named_after_a_missing_label_is_warned_of(name: str) -> None:
-    assert unified(name, "dog")[1] == [
-        f"warning: source: {name!r} is trained as a class; it often stands for no label"
-    ]
+    (note,) = unified(name, "dog")[1]
+    assert note.startswith("warning: source: ")
+    assert repr(name) in note
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,10 @@ def test_a_folder_that_a_script_named_after_a_missing_label_is_warned_of(name: s
     [
         (
             os.fsdecode("\uace0\uc591\uc774".encode("cp949")),
-            r"not UTF-8.*'\uace0\uc591\uc774' in cp949.*convmv",
+            r"UTF-8.*'\uace0\uc591\uc774' in cp949.*convmv",
         ),
-        (os.fsdecode(b"caf\xe9"), r"b'caf\\xe9' is not UTF-8.*'caf\u00e9' in cp1252 \(latin-1\).*convmv"),
-        ("caf\ufffd", "has lost characters"),
+        (os.fsdecode(b"caf\xe9"), r"b'caf\\xe9' .*UTF-8.*'caf\u00e9' in cp1252 .*convmv"),
+        ("caf\ufffd", r"U\+FFFD"),
     ],
 )
 def test_a_name_that_is_no_text_is_no_class(label: str, reason: str) -> None:
@@ -133,7 +134,9 @@ def test_a_name_that_is_no_text_is_no_class(label: str, reason: str) -> None:
 
 def test_a_name_that_was_decoded_wrongly_is_warned_of() -> None:
     for mangled in ("caf\u00c3\u00a9", "caf\u251c\u2310"):
-        assert f"probably {NFC!r}, decoded wrongly" in unified(mangled, "dog")[1][0]
+        (note,) = unified(mangled, "dog")[1]
+        assert repr(mangled) in note
+        assert repr(NFC) in note
 
 
 @pytest.mark.parametrize(

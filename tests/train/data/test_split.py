@@ -64,39 +64,40 @@ def test_adding_images_moves_few_to_another_fold() -> None:
     assert sum(a != b for a, b in zip(before, after, strict=False)) < 50
 
 
-def test_copies_with_two_labels_are_in_one_fold_and_said() -> None:
+def test_copies_with_two_labels_are_in_one_fold_with_a_warning() -> None:
     labels = [0, 1, *[0] * 20, *[1] * 20]
     groups = ["same", "same", *singles(40)]
     folds = fold_of(labels, groups, 4)
     assert folds[0] == folds[1] > 0
     notes: list[str] = []
     choose_fold(labels, groups, NAMES[:2], 4, 1, 0, notes)
-    assert notes == ["warning: 1 images occur under more than one label; in a fold they are validated too"]
+    (note,) = notes
+    assert note.startswith("warning: 1 images ")
 
 
-def test_a_class_of_one_picture_is_in_no_fold_and_said() -> None:
+def test_a_class_of_one_picture_is_in_no_fold_with_a_warning() -> None:
     labels, groups = [0] * 10 + [1, 1, 1], [*singles(10), "one", "one", "one"]
     folds = fold_of(labels, groups, 5)
     assert folds[10:] == [0, 0, 0]
     assert 0 not in folds[:10]
     notes: list[str] = []
     choose_fold(labels, groups, NAMES[:2], 5, 1, 0, notes)
-    assert any("class 'bee' has no two different images" in note for note in notes)
+    assert any(note.startswith("warning: class 'bee' ") for note in notes)
 
 
-def test_a_small_class_is_missing_in_some_folds_and_that_is_said() -> None:
+def test_a_small_class_is_missing_in_some_folds_with_a_warning() -> None:
     labels = [0] * 50 + [1, 1]
-    said = []
+    warned = []
     for fold in range(1, 6):
         notes: list[str] = []
         choose_fold(labels, singles(52), NAMES[:2], 5, fold, 0, notes)
-        said.append(bool(notes))
-        assert all(f"class 'bee' has no image to validate on in fold {fold} of 5" in n for n in notes)
-    assert sum(said) == 3
+        warned.append(bool(notes))
+        assert all("class 'bee' " in note and f"fold {fold} of 5" in note for note in notes)
+    assert sum(warned) == 3
 
 
-def test_a_fold_without_images_is_an_error_that_says_the_way_out() -> None:
-    with pytest.raises(ValueError, match="--fold 2 of --folds 9 has no image to validate on: use fewer"):
+def test_a_fold_without_images_is_an_error_that_names_the_flags() -> None:
+    with pytest.raises(ValueError, match="--fold 2 of --folds 9 "):
         choose_fold([0, 0, 1, 1], singles(4), NAMES[:2], 9, 2, 0, [])
 
 

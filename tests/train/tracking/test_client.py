@@ -24,7 +24,7 @@ from train.tracking.mlflow_run import MlflowTracker
 pytestmark = pytest.mark.usefixtures("store")
 
 NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]
-PATHS = ["..", "a/", "a//b", "/a"]  # labels of a CSV manifest can be anything
+PATHS = ["..", "a/", "a//b", "/a"]  # labels of a label file can be anything
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
-"""A manifest that cannot be read is refused with a command, and what the command writes can be read."""
+"""A label file that cannot be read is refused with a command, and what the command writes can be read."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from train.data.label_file import read_manifest
+from serve.contract.errors import UserError
+from train.data.layouts.label_file import read
 
 NAMES = ("cat", "dog")
 PATHS = [f"train/{i:02}.jpg" for i in range(6)]
@@ -53,9 +54,9 @@ def test_the_command_makes_it_readable(tmp_path: Path, text: str, encoding: str)
     file.write_bytes(text.encode(encoding))
     for _ in range(3):  # each command mends one thing
         try:
-            assert read_manifest(file) == dict(ROWS)
+            assert read(file).labels == dict(ROWS)
             break
-        except ValueError as error:
+        except UserError as error:
             subprocess.run(str(error).rpartition("run: ")[2], shell=True, check=True)
             file = file.with_name(f"{file.stem}.new.csv")
     assert ".new" in file.name
@@ -67,17 +68,15 @@ def test_the_encoding_is_named_with_the_command_that_converts(
 ) -> None:
     file = tmp_path / "m.csv"
     file.write_bytes(f"path,label\na.jpg,dog\nb.jpg,{label}\n".encode(encoding))
-    with pytest.raises(
-        ValueError, match=f"m.csv line 3: the label is not UTF-8.*{label}.*{encoding}"
-    ) as caught:
-        read_manifest(file)
+    with pytest.raises(UserError, match=f"m.csv line 3: .*UTF-8.*{label}.*{encoding}") as caught:
+        read(file)
     subprocess.run(str(caught.value).rpartition("run: ")[2], shell=True, check=True)
-    assert read_manifest(tmp_path / "m.new.csv")["b.jpg"] == label
+    assert read(tmp_path / "m.new.csv").labels["b.jpg"] == label
 
 
-def test_a_lost_file_is_no_fault_of_the_manifest(tmp_path: Path) -> None:
+def test_a_lost_file_is_no_fault_of_the_label_file(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.jpg").touch()
     (tmp_path / "2.jpg").touch()
     (tmp_path / "m.csv").write_text("path,label\n1.jpg,cat\n2.jpg,dog\n")
-    assert list(read_manifest(tmp_path / "m.csv")) == ["1.jpg", "2.jpg"]
+    assert list(read(tmp_path / "m.csv").labels) == ["1.jpg", "2.jpg"]

@@ -1,4 +1,4 @@
-"""CSV manifests with soft labels; hard ones are in test_index.py."""
+"""Label files: their columns, rows, checks and soft labels; more are in test_index.py."""
 
 import csv
 import os
@@ -9,7 +9,8 @@ import pytest
 from train_data import flat_set, settings
 
 from train.data.index import prepare_data
-from train.data.label_file import read_manifest, read_soft_labels, soft_targets, write_manifest
+from train.data.labels import LabelledPaths
+from train.data.layouts.label_file import read, soft_targets, write_label_file
 
 
 def write(path: Path, *rows: str, header: str = "path,label,probability_cat,probability_dog") -> Path:
@@ -39,54 +40,56 @@ def test_probabilities_are_targets_and_images_without_keep_their_label(tmp_path:
     [
         (
             {"cat": 0.5, "fox": 0.5},
-            r"probability_CLASS for \['cat', 'fox'\], its labels are",
+            r"probability_CLASS .*\['cat', 'fox'\].*\['cat', 'dog'\]",
         ),
-        ({"cat": 0.5, "dog": 0.1}, r"m.csv: the probabilities of 'a', .* do not sum to 1"),
-        ({"cat": 1.5, "dog": -0.5}, r"do not sum to 1"),
-        ({"cat": float("nan"), "dog": 1.0}, r"do not sum to 1"),
+        ({"cat": 0.5, "dog": 0.1}, r"m.csv: .*'a', \[0\.5, 0\.1"),
+        ({"cat": 1.5, "dog": -0.5}, r"'a', \[1\.5, -0\.5\]"),
+        ({"cat": float("nan"), "dog": 1.0}, r"'a', \[nan, 1\.0\]"),
     ],
 )
 def test_what_is_no_distribution_over_the_classes_is_refused(cells: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        soft_targets(["a"], {"a": "cat"}, {"a": cells}, ("cat", "dog"), "m.csv")
+        soft_targets(
+            ["a"], LabelledPaths(Path(), {"a": "cat"}, "", [], {"a": cells}), ("cat", "dog"), "m.csv"
+        )
 
 
 def test_a_cell_that_is_no_number_is_named_with_its_line(tmp_path: Path) -> None:
     file = write(tmp_path / "m.csv", "a.png,cat,0.5,0.5", "b.png,cat,0.5,much")
-    with pytest.raises(ValueError, match=r"m.csv line 3: not a probability: .*much"):
-        read_soft_labels(file)
+    with pytest.raises(ValueError, match=r"m.csv line 3: .*much"):
+        read(file)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     images = ["/a/x.png", 'quote".png', "line\nbreak.png"]
     soft = {images[1]: np.array([0.123456789, 0.876543211])}
-    write_manifest(tmp_path / "m.csv", images, ["cat", "dog", "cat"], soft, ("cat", "dog"))
-    assert read_manifest(tmp_path / "m.csv") == dict(zip(images, ["cat", "dog", "cat"], strict=True))
-    assert read_soft_labels(tmp_path / "m.csv") == {images[1]: {"cat": 0.123456789, "dog": 0.876543211}}
+    write_label_file(tmp_path / "m.csv", images, ["cat", "dog", "cat"], soft, ("cat", "dog"))
+    found = read(tmp_path / "m.csv")
+    assert found.labels == dict(zip(images, ["cat", "dog", "cat"], strict=True))
+    assert found.probabilities == {images[1]: {"cat": 0.123456789, "dog": 0.876543211}}
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("path;label\na.jpg;cat\n", "separated by commas.*it has 'path;label'"),
-        ("", "it has nothing in it"),
-        ("path,label,split\na.jpg,cat,val\n", "a column split, which is not looked at"),
-        ("path,label\na.jpg,cat\nb.jpg,cat \n", "labels 'cat' and 'cat ' differ by white space alone"),
+        ("path;label\na.jpg;cat\n", "commas.*path,label.*'path;label'"),
+        ("", "path,label .*nothing"),
+        ("path,label,split\na.jpg,cat,val\n", "column split.*--val-data"),
         ("path,label\na.jpg,cat\nb,c.jpg,dog\n", "line 3 has 3 cells for 2 columns"),
-        ("path,label,x\na.jpg,cat,\nb,c.jpg,dog\n", "line 3: the label 'c.jpg' is an image's name"),
-        ("path,label\na.jpg,cat\npath,label\nb.jpg,dog\n", "line 3 repeats the first line"),
-        ("path,label,label\na.jpg,cat,dog\n", "has the column label twice"),
-        ("path,label\na.jpg,cat\nb.jpg,nan\nc.jpg,nan\n", r"line 3: 'nan' stands .* \(2 of 3 images\)"),
-        ("path,label\na.jpg,cat\nb.jpg, \n", "line 3: path or label is empty"),
+        ("path,label,x\na.jpg,cat,\nb,c.jpg,dog\n", "line 3: .*'c.jpg'"),
+        ("path,label\na.jpg,cat\npath,label\nb.jpg,dog\n", "line 3 repeats"),
+        ("path,label,label\na.jpg,cat,dog\n", "column label twice"),
+        ("path,label\na.jpg,cat\nb.jpg,nan\nc.jpg,nan\n", r"line 3: 'nan' .* \(2 of 3 images\)"),
+        ("path,label\na.jpg,cat\nb.jpg, \n", "line 3: .*empty"),
         ('path,label\na.jpg,cat\nb.jpg,"dog\nc.jpg,cat\n', "unexpected end of data"),
-        ("path,label\na.jpg,cat\n./a.jpg,dog\n", "line 3: 'a.jpg' is listed twice, as 'cat' and as 'dog'"),
-        ("path,label\na.jpg,cat\nx/../a.jpg,dog\n", "line 3: 'a.jpg' is listed twice"),
+        ("path,label\na.jpg,cat\n./a.jpg,dog\n", "line 3: 'a.jpg' .*twice.*'cat'.*'dog'"),
+        ("path,label\na.jpg,cat\nx/../a.jpg,dog\n", "line 3: 'a.jpg' .*twice"),
     ],
 )
 def test_a_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "images.csv").write_text(text)
     with pytest.raises((ValueError, csv.Error), match=reason):
-        read_manifest(tmp_path / "images.csv")
+        read(tmp_path / "images.csv")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
@@ -102,30 +105,30 @@ def test_a_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, reas
 )
 def test_what_spreadsheets_write_is_read(tmp_path: Path, lines: list[str], encoding: str) -> None:
     (tmp_path / "m.csv").write_bytes("\r\n".join(lines).encode(encoding))
-    assert read_manifest(tmp_path / "m.csv") == {"a.jpg": "cat", "b/c.jpg": "caf\u00e9"}
+    assert read(tmp_path / "m.csv").labels == {"a.jpg": "cat", "b/c.jpg": "caf\u00e9"}
 
 
-def test_a_row_that_says_the_same_again_counts_once(tmp_path: Path) -> None:
+def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
     paths = ["a.jpg", "./a.jpg", str(tmp_path / "a.jpg"), "b//../a.jpg", "a.jpg", "b.jpg"]
     file = write(tmp_path / "m.csv", *(f"{path},cat,0.5,0.5" for path in paths))
-    notes: list[str] = []
-    assert read_manifest(file, notes) == {"a.jpg": "cat", "b.jpg": "cat"}
-    assert notes == ["4 rows repeat an earlier one and count once"]
-    assert list(read_soft_labels(file)) == ["a.jpg", "b.jpg"]
+    found = read(file)
+    assert found.labels == {"a.jpg": "cat", "b.jpg": "cat"}
+    assert list(found.probabilities) == ["a.jpg", "b.jpg"]
+    assert "4 rows" in found.layout
     write(file, "a.jpg,cat,0.5,0.5", "./a.jpg,cat,0.6,0.4")
-    with pytest.raises(ValueError, match=r"line 3: 'a.jpg' is listed twice, with other probabilities"):
-        read_soft_labels(file)
+    with pytest.raises(ValueError, match=r"line 3: 'a.jpg' .*twice.*0\.5.*0\.6"):
+        read(file)
 
 
 def test_a_class_that_is_called_as_missing_labels_are_is_written_in_quotes(tmp_path: Path) -> None:
     labels = {"a.jpg": "None", "b.jpg": "-", "c.jpg": "cat"}
-    write_manifest(tmp_path / "m.csv", list(labels), list(labels.values()))
-    assert read_manifest(tmp_path / "m.csv") == labels
+    write_label_file(tmp_path / "m.csv", list(labels), list(labels.values()))
+    assert read(tmp_path / "m.csv").labels == labels
     write(tmp_path / "m.csv", 'a.jpg,"None"', "b.jpg,cat", "c.jpg,nan", header="path,label")
-    with pytest.raises(ValueError, match=r"line 4: 'nan' stands for .* write it in double quotes"):
-        read_manifest(tmp_path / "m.csv")
+    with pytest.raises(ValueError, match=r"line 4: 'nan' .*double quotes"):
+        read(tmp_path / "m.csv")
 
 
 def test_a_path_that_is_not_utf8_is_kept_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes(b"path,label\ncaf\xe9.jpg,cat\n")
-    assert list(read_manifest(tmp_path / "m.csv")) == [os.fsdecode(b"caf\xe9.jpg")]
+    assert list(read(tmp_path / "m.csv").labels) == [os.fsdecode(b"caf\xe9.jpg")]

@@ -1,4 +1,4 @@
-"""What makes a manifest of a CSV file that cannot be read as one: a command, where there is one."""
+"""Commands that make a label file of a CSV file which cannot be read as one."""
 
 import os
 import shlex
@@ -11,18 +11,18 @@ from serve.contract.listing import has_image_suffix
 from train.data.text_encoding import ENCODINGS, is_undecoded, likely_encodings, reads_as, text_encoding
 
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-MOST_FOLDERS = 100  # that are looked into for the images
+MOST_FOLDERS = 100  # in which the images are sought
 
 
 def cure_for_columns(path: Path, columns: Sequence[str], first: Sequence[str]) -> str:
-    """Of a file without the columns path and label; `first` are the cells of its first row."""
+    """Return the cure for a file without the columns path and label; `first` are its first row's cells."""
     if not columns:
         return ""
-    for delimiter, called in DELIMITERS.items() if len(columns) == 1 else ():
+    for delimiter, name in DELIMITERS.items() if len(columns) == 1 else ():
         if delimiter in columns[0]:
             program = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={delimiter!r}))"
             command = f'python3 -c "import csv, sys; {program}"'
-            return f"; its columns are separated by {called}; {_run(path, command)}"
+            return f"; its columns are separated by {name}; {_run(path, command)}"
     if any(map(has_image_suffix, columns)):  # the first line is a row
         command = f"sed '1i {_guessed(columns)}'"
     else:
@@ -37,7 +37,7 @@ def _guessed(row: Sequence[str]) -> str:
 
 
 def cure_for_encoding(path: Path, texts: list[bytes]) -> str:
-    """Of a file with these texts, which are no UTF-8."""
+    """Return the cure for a file with these texts, which are not UTF-8."""
     likely = likely_encodings(texts)
     if not likely:
         return f"{texts[0]!r} {reads_as(likely)}: save the file as UTF-8"
@@ -45,7 +45,7 @@ def cure_for_encoding(path: Path, texts: list[bytes]) -> str:
 
 
 def cure_for_paths(path: Path, columns: Sequence[str], images: Sequence[str]) -> str:
-    """Of a manifest with these images, none of which exists though one of nearly its name does; or ""."""
+    """Return the cure if no image exists, but a file of nearly the first one's name does; else ""."""
     if not images or any(os.path.lexists(path.parent / image) for image in images):
         return ""
     for other, command in _other_paths(path.parent, images[0], 1 + list(columns).index("path")):
@@ -55,7 +55,7 @@ def cure_for_paths(path: Path, columns: Sequence[str], images: Sequence[str]) ->
 
 
 def _other_paths(folder: Path, image: str, column: int) -> Iterator[tuple[str, str]]:
-    """(another path, the command that changes all paths of the column alike)"""
+    """Yield (another path, the command that changes all paths of the column alike)."""
     cell = f"${column}"
     yield image.replace("\\", "/"), "tr '\\\\' /"
     yield image.strip(), _awk(f'gsub(/^[ \\t]+|[ \\t]+$/, "", {cell})')
@@ -75,7 +75,7 @@ def _other_paths(folder: Path, image: str, column: int) -> Iterator[tuple[str, s
 
 
 def _awk(change: str) -> str:
-    """A command that changes all lines but the first, after their line ends of Windows."""
+    """Return a command that changes all lines but the first, and removes the line ends of Windows."""
     return "awk -F, -v OFS=, " + shlex.quote(f'{{sub(/\\r$/, "")}} NR > 1 {{{change}}} 1')
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from train_data import draw
 
-from train.data.masks import find_made
+from train.data.layouts.masks import find_derived
 
 
 def draw_mask(path: Path, seed: int = 0, mode: str = "L") -> Path:
@@ -20,9 +20,9 @@ def draw_mask(path: Path, seed: int = 0, mode: str = "L") -> Path:
     return path
 
 
-def made(root: Path) -> dict[str, int]:
+def derived(root: Path) -> dict[str, int]:
     paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.*"))
-    return {place: len(images) for place, images in find_made(root, paths).items()}
+    return {place: len(images) for place, images in find_derived(root, paths).items()}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_masks_are_found(tmp_path: Path, image: str, mask: str, place: str, mode
     for i in range(4):
         draw(tmp_path / image.format(i), 0, i)
         draw_mask(tmp_path / mask.format(i), i, "L" if mode == "P" and mask.endswith("jpg") else mode)
-    assert made(tmp_path) == {place: 4}
+    assert derived(tmp_path) == {place: 4}
 
 
 def thumbnail_of(image: Path, path: Path) -> None:
@@ -58,7 +58,7 @@ def test_thumbnails_are_found(tmp_path: Path) -> None:
         (tmp_path / "cat").mkdir(exist_ok=True)
         Image.fromarray(gradient).convert("RGB").save(tmp_path / "cat" / f"{i}.png")
         thumbnail_of(tmp_path / "cat" / f"{i}.png", tmp_path / "thumbs" / f"{i}.png")
-    assert made(tmp_path) == {"thumbs": 4}
+    assert derived(tmp_path) == {"thumbs": 4}
 
 
 def photographs(root: Path) -> None:
@@ -106,4 +106,4 @@ def unreadable(root: Path) -> None:
 )
 def test_images_of_another_origin_stay(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path)
-    assert made(tmp_path) == {}
+    assert derived(tmp_path) == {}

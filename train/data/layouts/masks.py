@@ -1,6 +1,6 @@
-"""Images made from other images of the same data set: masks, thumbnails.
+"""Images derived from other images of the same data set: masks, thumbnails.
 
-Their names only suggest it; their pixels decide. A class of photographs called "mask" stays a class.
+Names only suggest them; pixels decide. A class of photographs called "mask" stays a class.
 """
 
 import os
@@ -15,31 +15,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.images import load_image, read_image_file
+from train.data.layouts.folder_tree import words
 
 KINDS = (
     "mask|annot(?:ation)?|label|trimap|segm?|segmentation|gt|ground_?truth|matte|overlay|bbox"
     "|thumb(?:nail)?|preview|heatmap|depth|visuali[sz]ation"
 )
-MADE = re.compile(f"(?:(?:{KINDS})(?:e?s)?|labelids|truth|annotated|segmented|segmentation(class|object))")
+DERIVED = re.compile(
+    f"(?:(?:{KINDS})(?:e?s)?|labelids|truth|annotated|segmented|segmentation(class|object))"
+)
 ENDING = re.compile(rf"(?<=.)(?:[\s._-]+(?:{KINDS})s?(?:[\s._-]*\d+)?)+$", re.IGNORECASE | re.DOTALL)
-SAMPLES = 6  # pairs looked at in each place
+SAMPLES = 6  # pairs compared in each place
 FEW_COLOURS = 8
 ALMOST_ALL = 0.95  # of the pixels
-SIDE = 128  # pixels looked at are at most so many in a row
+SIDE = 128  # pixels; larger images are sampled
 ALIKE_LEVELS, ALIKE_CORRELATION = 12.0, 0.9
 
 
-def words(name: str) -> list[str]:
-    """The words of a folder's name, in lower case: trainImages_2017 -> train, images"""
-    return [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+def find_derived(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return place -> images there that are derived from images of the same names in `paths`.
 
-
-def find_made(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
-    """place -> images there that were made from other images of `paths`, which have the same names.
-
-    A place is a folder (annotations/trimaps), or the files of a folder with one ending (cat/*_mask). All
-    that are looked at must be made from their namesakes: of few colours where these are of many, or the
-    same picture, smaller.
+    A place is a folder (annotations/trimaps), or the files of a folder with one ending (cat/*_mask). A
+    sample of each place is read: every image must have few colours where its original has many, or be
+    the same picture, smaller.
     """
     places = defaultdict(list)
     for path in paths:
@@ -53,15 +51,15 @@ def find_made(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
     for path in paths:
         if path not in suspects and (stem := _stem(path)) in wanted:
             originals[stem].append(path)
-    made = {}
+    derived = {}
     for place, images in places.items():
         pairs = [
             (path, _nearest(path, originals[stem])) for path in images if (stem := _stem(path)) in originals
         ]
         step = max(1, len(pairs) // SAMPLES)
-        if 2 * len(pairs) >= len(images) and all(_is_made_from(root, *p) for p in pairs[::step]):
-            made[place] = images
-    return made
+        if 2 * len(pairs) >= len(images) and all(_is_derived(root, *p) for p in pairs[::step]):
+            derived[place] = images
+    return derived
 
 
 def _place(path: str) -> str:
@@ -74,8 +72,8 @@ def _place(path: str) -> str:
 
 @cache
 def _folder_place(folder: str) -> str:
-    """The folder itself if its name, or one on the way, suggests images made from others; else ""."""
-    return folder if any(MADE.fullmatch(word) for word in words(folder)) else ""
+    """Return the folder if a name in its path suggests derived images, else ""."""
+    return folder if any(DERIVED.fullmatch(word) for word in words(folder)) else ""
 
 
 def _stem(path: str) -> str:
@@ -87,7 +85,7 @@ def _nearest(path: str, others: Iterable[str]) -> str:
     return max(others, key=lambda other: len(parts.intersection(other.split("/"))))
 
 
-def _is_made_from(root: Path, path: str, original: str) -> bool:
+def _is_derived(root: Path, path: str, original: str) -> bool:
     try:
         one, other = (load_image(read_image_file(root / name)) for name in (path, original))
     except (ValueError, OSError):

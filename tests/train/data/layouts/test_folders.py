@@ -1,6 +1,7 @@
 """Which folders of a data set are classes: system folders and our own output are not; nothing is lost."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 from train_data import draw, flat_set
 
-from train.data.index import find_labels
+from serve.contract.errors import UserError
+from train.data.layouts.registry import find_labels
 
 HEX = "0123456789abcdef" * 2
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic"
@@ -23,7 +25,13 @@ def folder_set(root: Path, names: tuple[str, ...] = ("cat", "dog")) -> Path:
 
 
 def counts(root: Path) -> dict[str, int]:
-    return dict(Counter(find_labels(root, "auto")[1].values()))
+    return dict(Counter(find_labels(root, "auto").labels.values()))
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        find_labels(root, "auto")
+    return str(raised.value)
 
 
 def write(path: Path, data: bytes = b"") -> Path:
@@ -49,10 +57,10 @@ def test_system_folders_are_left_out_with_a_line(tmp_path: Path, make: Callable[
     before = counts(make(tmp_path / "images"))
     for name in SYSTEM:
         draw(tmp_path / "images" / name / "cat.0.jpg" / "thumb.jpg", 1, 9)
-    _, _, layout, problems = find_labels(tmp_path / "images", "auto")
+    found = find_labels(tmp_path / "images", "auto")
     assert counts(tmp_path / "images") == before
-    assert f"{len(SYSTEM)} system folders left out" in layout
-    assert problems == []
+    assert f"{len(SYSTEM)} system folders" in found.layout
+    assert found.warnings == []
 
 
 def test_a_system_folder_inside_of_a_class_is_left_out(tmp_path: Path) -> None:
@@ -60,7 +68,7 @@ def test_a_system_folder_inside_of_a_class_is_left_out(tmp_path: Path) -> None:
     for name in ("@eaDir", "day/@eaDir", "#recycle"):
         draw(root / "cat" / name / "x.jpg")
     assert counts(root) == {"cat": 4, "dog": 4}
-    assert "3 system folders left out (@eaDir 2, #recycle 1)" in find_labels(root, "auto")[2]
+    assert "(@eaDir 2, #recycle 1)" in find_labels(root, "auto").layout
 
 
 def test_names_that_only_resemble_a_system_folders_are_classes(tmp_path: Path) -> None:
@@ -103,9 +111,9 @@ def test_what_this_program_wrote_is_no_class(
     before = counts(make(tmp_path))
     OUTPUTS[name](tmp_path / name)
     assert counts(tmp_path) == before
-    _, _, layout, problems = find_labels(tmp_path, "auto")
-    assert make is flat_set or repr(name) in layout
-    assert problems == []
+    found = find_labels(tmp_path, "auto")
+    assert make is flat_set or repr(name) in found.layout
+    assert found.warnings == []
 
 
 def test_classes_called_as_our_folders_are_stay_classes(tmp_path: Path) -> None:
@@ -116,21 +124,18 @@ def test_classes_called_as_our_folders_are_stay_classes(tmp_path: Path) -> None:
 def test_a_folder_of_runs_holds_no_classes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         write_run(tmp_path / name)
-    with pytest.raises(ValueError, match=r"no class folders .*output of this program left out"):
-        find_labels(tmp_path, "auto")
+    assert "('first', 'second')" in refusal(tmp_path)
 
 
 def test_the_drawn_sample_alone_is_named(tmp_path: Path) -> None:
     write_sample(tmp_path / "sample")
-    with pytest.raises(ValueError, match=f"--data {tmp_path}/sample/train$"):
-        find_labels(tmp_path, "auto")
+    assert refusal(tmp_path).endswith(f"--data {tmp_path}/sample/train")
 
 
 def test_tar_files_beside_runs_are_still_the_data(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "first")
     write(tmp_path / "a.tar", b"\0" * 10240)
-    with pytest.raises(ValueError, match=r"the tar files of .* hold no images"):
-        find_labels(tmp_path, "auto")
+    assert f"tar files of {tmp_path}" in refusal(tmp_path)
 
 
 def test_masks_beside_images_are_left_out_and_the_images_are_named(tmp_path: Path) -> None:
@@ -139,18 +144,16 @@ def test_masks_beside_images_are_left_out_and_the_images_are_named(tmp_path: Pat
             draw(tmp_path / "images" / f"{name}_{i}.png", name == "beagle", i)
             mask = draw(tmp_path / "masks" / f"{name}_{i}.png")
             Image.new("L", (24, 20), 255).save(mask)
-    with pytest.raises(ValueError, match=f"the one folder of images 'images'.*--data {tmp_path}/images"):
-        find_labels(tmp_path, "auto")
+    assert refusal(tmp_path).endswith(f"--data {tmp_path}/images")
     for image in (tmp_path / "images").glob("persian_*"):
         image.unlink()
-    with pytest.raises(ValueError, match=r"no class folders in .* but 'images'; .* left out .masks 8."):
-        find_labels(tmp_path, "auto")
+    assert "'images'" in refusal(tmp_path)
+    assert "(masks 8)" in refusal(tmp_path)
     (tmp_path / "images").rename(tmp_path / "cat")
     folder_set(tmp_path, ("dog", "owl"))
     assert counts(tmp_path) == {"cat": 4, "dog": 4, "owl": 4}
-    assert (
-        "8 masks or thumbnails of other images are left out (masks 8)" in find_labels(tmp_path, "auto")[3]
-    )
+    (warning,) = find_labels(tmp_path, "auto").warnings
+    assert "(masks 8)" in warning
 
 
 # folders without images
@@ -159,26 +162,26 @@ def test_masks_beside_images_are_left_out_and_the_images_are_named(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "data", "way_out"),
     [
-        ("1.HEIC", HEIC, r"\(.heic 1\); convert .heic"),
+        ("1.HEIC", HEIC, r"\(\.heic 1\).*convert \.heic"),
         ("1.jxl", b"x", "convert .jxl"),
         ("all.zip", b"x", "unpack .zip"),
-        ("1.mp4", b"x", "take frames from .mp4"),
-        ("1.xml", b"x", r"\(.xml 1\); fill it, or move it out"),
+        ("1.mp4", b"x", "frames from .mp4"),
+        ("1.xml", b"x", r"\(\.xml 1\).*move it"),
     ],
 )
 def test_a_class_of_another_format_names_it_and_the_way_out(
     tmp_path: Path, name: str, data: bytes, way_out: str
 ) -> None:
     write(folder_set(tmp_path) / "owl" / name, data)
-    with pytest.raises(ValueError, match=f"class folder .*owl' holds no images; .*{way_out}") as raised:
-        find_labels(tmp_path, "auto")
-    assert "remove" not in str(raised.value)
+    message = refusal(tmp_path)
+    assert repr(str(tmp_path / "owl")) in message
+    assert re.search(way_out, message)
+    assert "remove" not in message
 
 
 def test_a_folder_of_one_archive_says_so(tmp_path: Path) -> None:
     write(tmp_path / "dogs.zip")
-    with pytest.raises(ValueError, match=r"holds no images, .*\(.zip 1\); unpack .zip"):
-        find_labels(tmp_path, "auto")
+    assert re.search(r"\(\.zip 1\).*unpack \.zip", refusal(tmp_path))
 
 
 # links
@@ -204,23 +207,23 @@ def test_linked_folders_inside_of_classes_name_the_cure(tmp_path: Path) -> None:
     folder_set(tmp_path / "store")
     (tmp_path / "set" / "cat").mkdir(parents=True)
     (tmp_path / "set" / "cat" / "batch1").symlink_to("../../store/cat")
-    with pytest.raises(ValueError, match=r"'cat/batch1': linked folder, not followed: .* CSV manifest"):
-        find_labels(tmp_path / "set", "auto")
+    assert re.search(r"'cat/batch1': .*label file", refusal(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
-    ("target", "message"),
+    ("target", "named"),
     [
-        ("nowhere/owl", "owl' is a link to 'nowhere/owl', which is not there"),
-        (".", "'owl' in .* is a link to a folder around it"),
-        ("cat", "the folders 'cat' and 'owl' in .* are links to the same images"),
-        ("cat/kittens", "the folders 'cat' and 'owl' in .* are links to the same images"),
+        ("nowhere/owl", ["owl'", "'nowhere/owl'"]),
+        (".", ["'owl'", "'.'"]),
+        ("cat", ["'cat'", "'owl'"]),
+        ("cat/kittens", ["'cat'", "'owl'"]),
     ],
 )
 def test_a_link_that_would_cost_a_class_or_give_images_two_is_refused(
-    tmp_path: Path, target: str, message: str
+    tmp_path: Path, target: str, named: list[str]
 ) -> None:
     draw(folder_set(tmp_path) / "cat" / "kittens" / "1.png", 0, 9)
     os.symlink(target, tmp_path / "owl")
-    with pytest.raises(ValueError, match=message):
-        find_labels(tmp_path, "auto")
+    message = refusal(tmp_path)
+    assert "link" in message
+    assert all(name in message for name in named)

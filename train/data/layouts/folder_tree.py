@@ -1,0 +1,52 @@
+"""Tree of folders and the images in them, built once from paths."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from train.data.layouts.flat import label_of
+
+
+@dataclass
+class Folder:
+    """Images directly in a folder, and the folders in it that lead to images."""
+
+    images: list[str] = field(default_factory=list)
+    folders: dict[str, "Folder"] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> "Folder":
+        """Build the tree of `paths`, which are relative to the folder."""
+        root = cls()
+        for path in paths:
+            *parents, image = path.split("/")
+            folder = root
+            for name in parents:
+                folder = folder.folders.setdefault(name, cls())
+            folder.images.append(image)
+        return root
+
+    def unwrap(self) -> tuple[str, "Folder"]:
+        """Return the path to the first folder that holds images or several folders, and that folder."""
+        parents, folder = [], self
+        while len(folder.folders) == 1 and not folder.images:
+            ((name, folder),) = folder.folders.items()
+            parents.append(name)
+        return "/".join(parents), folder
+
+    def class_names(self) -> set[str]:
+        """Names of the classes if this were the folder to train on; empty if there are fewer than two."""
+        _, folder = self.unwrap()
+        names = set(folder.folders)
+        if folder.images:
+            labels = Counter(label_of(image) for image in folder.images)
+            names = {label for label in labels if label}
+            if len(names) < len(labels) or min(labels.values()) < 2:
+                return set()
+        return names if len(names) > 1 else set()
+
+
+def words(name: str) -> list[str]:
+    """Return the words of a folder's name in lower case: trainImages_2017 -> train, images."""
+    return [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]

@@ -1,0 +1,100 @@
+"""Layout "folders": one folder for each class, with images in it and in the folders below.
+
+System folders, output of this program (run_outputs.py) and masks of other images (masks.py) are left out
+and counted. Parts of a data set in place of classes are an error (parts.py).
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.contract.errors import UserError
+from serve.contract.listing import Listing, list_images
+from train.data.labels import LabelledPaths
+from train.data.layouts.folder_tree import Folder
+from train.data.layouts.listing import class_folders, count_by_name, describe_ignored, describe_left_out
+from train.data.layouts.masks import find_derived
+from train.data.layouts.parts import Source, check_folders
+from train.data.layouts.run_outputs import is_output, without_outputs
+
+
+def matches(source: Path) -> bool:
+    return source.is_dir() and not all(is_output(source / name) for name in class_folders(source)[0])
+
+
+def read(source: Path, flag: str) -> LabelledPaths:
+    """Return the images below the folders of `source`, labelled by the names of these folders.
+
+    Raises UserError when there are no classes, a class has no images, or folders are no classes.
+    """
+    names, system = class_folders(source)
+    _check_links(source, names)
+    listings = {name: list_images(source / name) for name in names}
+    visible = {  # without ._cat.0.jpg, .thumbnails/cat.0.jpg
+        name: [path for path in listing.paths if not path.startswith(".") and "/." not in path]
+        for name, listing in listings.items()
+    }
+    images, outputs = without_outputs(source, visible)
+    derived = find_derived(source, [f"{name}/{path}" for name in names for path in images[name]])
+    left_out = {path for found in derived.values() for path in found}
+    paths = {name: [p for p in images[name] if f"{name}/{p}" not in left_out] for name in names}
+    classes = {name: Folder.of(paths[name]) for name in names if paths[name]}
+    facts, warnings = check_folders(classes, Source(str(source), flag))
+    ignored: Counter[str] = Counter()
+    for name, listing in listings.items():
+        system += listing.system
+        if name in classes:
+            warnings += _not_entered(name, listing)
+            ignored += listing.ignored
+        elif not images[name] and name not in outputs:
+            raise UserError(_no_images(source, name, listing))
+    facts += describe_left_out(outputs, system)
+    if left_out:
+        places = count_by_name(Counter({place: len(found) for place, found in derived.items()}))
+        warnings.append(f"{len(left_out)} masks or thumbnails of other images are left out ({places})")
+    if not classes or (len(classes) == 1 and (outputs or left_out) and flag == "--data"):
+        only = "".join(f" but {name!r}" for name in classes)
+        raise UserError("; ".join([f"no class folders in {source}{only}", *facts, *warnings]))
+    labels = {f"{name}/{path}": name for name in classes for path in paths[name]}
+    layout = "; ".join(["one folder for each class", *facts])
+    return LabelledPaths(source, labels, layout, warnings + describe_ignored(ignored))
+
+
+def _check_links(root: Path, names: Sequence[str]) -> None:
+    """Raise UserError when a linked folder does not exist, or gives an image two classes."""
+    links = sorted(name for name in os.listdir(root) if os.path.islink(root / name))
+    for name in links:
+        if not (os.path.exists(root / name) or name.startswith(".") or os.path.splitext(name)[1]):
+            raise UserError(
+                f"{str(root / name)!r} is a link to {os.readlink(root / name)!r}, which does not exist: "
+                "mount or fetch its target, or move the link elsewhere"
+            )
+    if not links:
+        return
+    targets = sorted((os.path.realpath(root / name) + "/", name) for name in names)
+    for i, (target, name) in enumerate(targets):
+        others = [other for place, other in targets[i + 1 : i + 2] if place.startswith(target)]
+        if f"{os.path.realpath(root)}/".startswith(target):
+            others = ["."]
+        if others:
+            raise UserError(
+                f"the folders {name!r} and {others[0]!r} in {root} lead by a link to the same images, "
+                "which would have both classes: move the link elsewhere, or name the images in a label file"
+            )
+
+
+def _no_images(root: Path, name: str, listing: Listing) -> str:
+    found = f"class folder {str(root / name)!r} holds no images"
+    cure = f"fill it, or move it out of {root} if it is no class"
+    lines = [*describe_ignored(listing.ignored), *_not_entered(name, listing)[:3]]
+    return "; ".join([found, *lines, cure])
+
+
+def _not_entered(name: str, listing: Listing) -> list[str]:
+    """Return a line for each folder that was not entered."""
+    cure = ": make the class folder itself the link, or name the images in a label file"
+    return [
+        f"{f'{name}/{folder}'!r}: {why}" + (cure if why.startswith("linked folder") else "")
+        for folder, why in listing.problems.items()
+    ]

@@ -1,0 +1,239 @@
+"""Rules that find folders which are no classes: parts, slices, variants and copies of a data set.
+
+A rule takes the folders that would be classes and returns an error that names the folder to give instead,
+or "". Names only suggest a part, since a vehicle may be called train; what is inside decides.
+"""
+
+import os
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from serve.contract.errors import UserError
+from train.data.layouts.folder_tree import Folder, words
+from train.data.layouts.masks import DERIVED
+
+PART = re.compile(
+    "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
+    "|(?P<val>val|valid(?:ation)?|dev|validierung|validaci[oó]n|valida[cç][aã]o|검증|验证|驗證|検証)"
+    "|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed"
+    "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
+)
+PICTURES = re.compile("(?:images?|imgs?|pictures|photos|jpegimages|rgb|inputs?)")
+SLICES = re.compile(rf"(?:k?folds?|cv|splits?|shards?|chunks?|{PICTURES.pattern})")
+VARIANTS = re.compile(  # of one data set; most of these words may be a class too
+    rf"(?:{SLICES.pattern}|{DERIVED.pattern}|parts?|partitions?|sections?|batch|group|(?:sub|data)?sets?|data"
+    "|archive|disk|volume|folder|dir|copy|backup|raw|originals?|(?:pre)?processed|resized|cropped|augmented"
+    "|augmentation|aug|extra|samples?|colou?r|gr[ae]yscale)"
+)
+Folders = Mapping[str, Folder]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data set that a flag names."""
+
+    path: str
+    flag: str = "--data"
+    in_tars: bool = False
+
+    def quote(self, *folders: str) -> str:
+        return shlex.quote(str(PurePath(self.path, *folders)))
+
+    @property
+    def hint(self) -> str:
+        how = f"name the images in a label file for {self.flag}"
+        return f"; if these are classes, or to use several parts, {how}"
+
+
+def check_folders(classes: Folders, source: Source) -> tuple[list[str], list[str]]:
+    """Return (facts, warnings) about folders that would be classes. Raises UserError by a rule."""
+    for rule in RULES:
+        if error := rule(classes, source):
+            raise UserError(error)
+    facts: list[str] = []
+    warnings: list[str] = []
+    if len(classes) > 1 and not any(folder.images for folder in classes.values()):
+        common = set.intersection(*(set(folder.unwrap()[1].folders) for folder in classes.values()))
+        line = f"each class holds the folders {_quoted(common)}: all of them are used, as one set"
+        if len(common) > 1:
+            (warnings if part_names(dict.fromkeys(common, Folder())) else facts).append(line)
+    if names := part_names(classes):
+        warnings.append(
+            f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {source.flag}"
+        )
+    return facts, warnings
+
+
+def folder_of_classes(paths: Iterable[str], class_names: Iterable[str]) -> str:
+    """Return the path to the first folder that branches if it holds folders of these names, else ""."""
+    prefix, folder = Folder.of(paths).unwrap()
+    return prefix if folder.folders.keys() & set(class_names) else ""
+
+
+def _parts(classes: Folders, source: Source) -> str:
+    """train, val: beside nothing but parts, or with classes inside."""
+    names = part_names(classes)
+    alone = names and (_others_are_parts(classes, names) or _all_bare(classes))
+    return _looks_like_parts(classes, names, source) if alone or _hold_classes(classes, names) else ""
+
+
+def _variants(classes: Folders, source: Source) -> str:
+    """fold1, fold2; part_1, part_2 and color, grayscale with the same classes; rgb, masks with the same
+    names."""
+    names = [name for name in classes if _consists_of(VARIANTS, name)]
+    if len(names) < 2 or not _others_are_parts(classes, names):
+        return ""
+    slices = Counter(tuple(words(n)) for n in names if _consists_of(SLICES, n) and re.search(r"\d", n))
+    same_classes = all(_hold_the_same(classes[names[0]], classes[name]) for name in names[1:])
+    if not (max(slices.values(), default=0) > 1 or same_classes or _are_pictures_and_masks(classes, names)):
+        return ""
+    originals = [name for name in names if not _consists_of(DERIVED, name)]
+    return _looks_like_parts(classes, (originals or names)[:1], source)
+
+
+def _data_set_beside_classes(classes: Folders, source: Source) -> str:
+    """A folder of parts, or of copies of the classes, that holds no images itself."""
+    inside = {name: folder.unwrap()[1].folders for name, folder in classes.items() if not folder.images}
+    divided = [name for name in inside if part_names(inside[name])]
+    for name, folders in inside.items():
+        parts = part_names(folders)
+        alone = len(classes) == 1 or (len(divided) == len(classes) and not _hold_classes(folders, parts))
+        copies = folders.keys() & classes.keys()
+        if (parts and not alone) or (len(copies) > 1 and 2 * len(copies) >= len(folders)):
+            return (
+                f"{name!r} in {source.path} holds {_quoted(folders)}: a data set, not a class. Give "
+                f"{flags_for({name: classes[name]}, source)}, or move {name!r} elsewhere{source.hint}"
+            )
+    return ""
+
+
+def _one_folder(classes: Folders, source: Source) -> str:
+    """The only folder holds the classes, or images with labels in their names."""
+    ((name, folder), *others) = classes.items() or (("", Folder()),)
+    if others or source.flag != "--data" or source.in_tars or not folder.class_names():
+        return ""
+    where = "their file names" if folder.unwrap()[1].images else "folders inside"
+    return (
+        f"{source.path} has the one folder of images {name!r}, and a classifier needs two classes or more: "
+        f"if they are in {where}, give {flags_for(classes, source)}"
+    )
+
+
+RULES = (_parts, _variants, _data_set_beside_classes, _one_folder)
+
+
+def _looks_like_parts(classes: Folders, names: Sequence[str], source: Source) -> str:
+    flags = flags_for({name: classes[name] for name in names}, source)
+    how = "in tar files of its own" if source.in_tars else f"as in {flags}"
+    return (
+        f"the classes of {source.path} would be {_quoted(classes)}, which looks like parts of a data set: "
+        f"give one of them to {source.flag}, {how}{source.hint}"
+    )
+
+
+def flags_for(folders: Folders, source: Source) -> str:
+    """Return the flags that name the parts among `folders`, or else the folder that holds the classes."""
+    if source.in_tars:
+        return f"{source.flag} tar files of it alone"
+    prefix, parent = Folder(folders=dict(folders)).unwrap()
+
+    def path(name: str) -> str:
+        return source.quote(prefix, name, parent.folders[name].unwrap()[0])
+
+    names = part_names(parent.folders)
+    if not names:
+        return f"{source.flag} {source.quote(prefix)}"
+    train = next(name for name in names if _part(name) == "train")
+    known = parent.folders[train].class_names()
+    others = [n for n in names if _part(n) != "train" and known & parent.folders[n].class_names()]
+    others.sort(key=lambda name: _part(name) != "val")
+    if source.flag != "--data":
+        return f"{source.flag} {path((others or names)[0])}"
+    return f"--data {path(train)}" + (f" --val-data {path(others[0])}" if others else "")
+
+
+def part_names(folders: Folders) -> list[str]:
+    """Return the names that differ only by the part: seg_train, seg_test; train2017, val2017.
+
+    Where there are none: names of parts that hold the classes of the training part: Training, PublicTest.
+    """
+    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in folders:
+        part, rest = split_name(name)
+        if part:
+            groups[rest].append(name)
+    found = []
+    for group in groups.values():
+        kinds = {_part(name) for name in group}
+        if "train" in kinds and (len(kinds) > 1 or _all_bare(folders)):
+            found += group
+    named = [name for group in groups.values() for name in group]
+    if not found and len({_part(name) for name in named}) > 1 and _share_classes(folders, named):
+        return named
+    return found
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return (train, val, test or ""; the other words): train_cats -> train, (cats,)."""
+    for i, word in enumerate(found := words(name)):
+        if match := PART.fullmatch(word):
+            rest = found[:i] + found[i + 1 :]
+            return match.lastgroup or "", tuple(w for w in rest if not VARIANTS.fullmatch(w))
+    return "", ()
+
+
+def _part(name: str) -> str:
+    return split_name(name)[0]
+
+
+def _all_bare(names: Iterable[str]) -> bool:
+    """Return whether each name is one word for a part."""
+    return all(len(words(name)) == 1 and _part(name) for name in names)
+
+
+def _consists_of(kind: re.Pattern[str], name: str) -> bool:
+    """Return whether the name has no words but those of this kind: part_b of VARIANTS, masks of DERIVED."""
+    found = [word for word in words(name) if len(word) > 1]
+    return bool(found) and all(map(kind.fullmatch, found))
+
+
+def _others_are_parts(classes: Folders, names: Sequence[str]) -> bool:
+    """Return whether no other folder is an ordinary class, with images in it and not named as a part."""
+    others = (name for name in classes if name not in names)
+    return not any(classes[n].images and not _part(n) and not _consists_of(VARIANTS, n) for n in others)
+
+
+def _hold_the_same(one: Folder, other: Folder) -> bool:
+    """Return whether most classes of the two are the same."""
+    a, b = one.class_names(), other.class_names()
+    return len(a & b) > 1 and 2 * len(a & b) >= min(len(a), len(b))
+
+
+def _are_pictures_and_masks(folders: Folders, names: Sequence[str]) -> bool:
+    """Return whether a folder of masks or the like holds the file names of one of pictures."""
+    stems = {name: {os.path.splitext(image)[0] for image in folders[name].images} for name in names}
+    pictures = [stems[name] for name in names if _consists_of(PICTURES, name)]
+    masks = [stems[name] for name in names if _consists_of(DERIVED, name) and stems[name]]
+    return any(2 * len(one & other) >= len(other) for one in pictures for other in masks)
+
+
+def _share_classes(folders: Folders, parts: Sequence[str]) -> bool:
+    """Return whether another part holds the classes of the training part."""
+    train = next((name for name in parts if _part(name) == "train"), "")
+    return any(_hold_the_same(folders[train], folders[name]) for name in parts if train and name != train)
+
+
+def _hold_classes(folders: Folders, parts: Sequence[str]) -> bool:
+    """Return whether the training part holds classes: those of another part, or folders and no images."""
+    training = [folders[name] for name in parts if _part(name) == "train"][:1]
+    alone = any(not folder.images and folder.class_names() for folder in training)
+    return alone or _share_classes(folders, parts)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(map(repr, listed[:6])) + (f", ... ({len(listed)})" if len(listed) > 6 else "")

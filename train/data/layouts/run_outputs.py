@@ -1,0 +1,59 @@
+"""Files that this program writes, known by their content where a data set is expected."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+from train.checkpoint import CHECKPOINTS
+
+RUN_FILES = (CHECKPOINTS, "metrics.jsonl", "figures")
+REPORTS = {
+    "curves.png": "comparison.csv",
+    "label_issues.png": "label_issues.csv",
+    "history.png": "study.csv",
+    "importance.png": "study.csv",
+}
+"""Figure of a command -> the table beside it."""
+ARTIFACT = re.compile(r"(?:^|/)\d+/(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts/")
+"""EXPERIMENT/RUN/artifacts/ of an MLflow server."""
+
+
+def without_outputs(root: Path, paths: dict[str, list[str]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the paths below each folder without figures of runs, artifacts of MLflow and the drawn sample,
+    and the names of the folders that hold such output."""
+
+    @cache
+    def is_figures_or_sample(folder: str, below: str) -> bool:
+        if below == "figures":
+            return os.path.isfile(root / folder / "config.yaml")
+        return Path(folder).name == "sample" and os.path.isfile(root / folder / "test_labels.csv")
+
+    def is_written(path: str) -> bool:
+        *parents, name = path.split("/")
+        if ARTIFACT.search(path) or (name in REPORTS and is_report(root / path)):
+            return True
+        return any(
+            parent in ("figures", "train", "test") and is_figures_or_sample("/".join(parents[:i]), parent)
+            for i, parent in enumerate(parents)
+        )
+
+    kept = {name: [p for p in below if not is_written(f"{name}/{p}")] for name, below in paths.items()}
+    if not any(kept.values()) and "sample" in paths:  # nothing else is there, so it is meant
+        kept = paths
+    outputs = [name for name in paths if len(kept[name]) < len(paths[name])]
+    return kept, outputs + [name for name in paths if not paths[name] and is_output(root / name)]
+
+
+def is_report(image: Path) -> bool:
+    return image.name in REPORTS and os.path.isfile(image.with_name(REPORTS[image.name]))
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether `folder` is a run directory, holds some, or is one that MLflow writes to."""
+    if folder.name in ("mlruns", "mlartifacts") or any(is_report(folder / name) for name in REPORTS):
+        return True
+    if any((folder / ".cache").glob("scan-*.json")):
+        return True
+    configs = (config for pattern in ("", "*/", "*/*/") for config in folder.glob(f"{pattern}config.yaml"))
+    return any(os.path.exists(config.parent / name) for config in configs for name in RUN_FILES)
