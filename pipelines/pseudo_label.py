@@ -98,7 +98,9 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
             soft = soft_labels(data.train)
             if args.labels == "soft":
                 soft |= dict(zip(chosen.paths, chosen.probabilities, strict=True))
-            write_label_file(label_file, paths + chosen.paths, names + chosen.names, soft, chosen.class_names)
+            write_label_file(
+                label_file, paths + chosen.paths, names + chosen.names, soft, chosen.class_names
+            )
         teacher = Path(student.output) / f"{name}-{number}"
         resumed = ["--resume", teacher] if last_checkpoint(teacher).exists() else []
         new = ["--name", teacher.name, "--output", student.output]
