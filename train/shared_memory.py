@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from train.distributed import Ranks, gather_list
 
 
 class Texts(Sequence[str]):
-    """Read-only strings, packed into one array of bytes; `ends` [N] is where each one ends in `data`."""
+    """Strings (no slices of them), packed into one array; `ends` [N] is where each one ends in `data`."""
 
     def __init__(self, data: NDArray[np.uint8], ends: NDArray[np.int64]):
         self.data, self.ends = data, ends
@@ -31,13 +31,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):

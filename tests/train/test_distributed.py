@@ -1,4 +1,4 @@
-"""Processes act as one: errors, results and sums reach all, and a lost peer is told from a bug."""
+"""Processes act as one: errors, results and sums reach all, and a lost peer is no bug."""
 
 import os
 from pathlib import Path
@@ -116,7 +116,7 @@ def contact(ranks: Ranks) -> list[bool]:
     return [bug, False]
 
 
-def test_a_peer_that_is_gone_is_told_from_a_bug(tmp_path: Path) -> None:
+def test_a_lost_peer_is_distinguished_from_a_bug(tmp_path: Path) -> None:
     assert on_ranks(contact, WORLD, tmp_path) == [[False, True]] * WORLD
 
 

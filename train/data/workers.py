@@ -126,16 +126,15 @@ def explain(error: Exception, exit_codes: Collection[int]) -> str | None:
         return f"loader processes cannot be started: {full}"
     if not re.search(r"DataLoader worker \(pid", text):
         return None
-    if CANNOT_SEND in exit_codes:
-        return f"a loader process could not send its batch, for the reason printed above. Most often {full}"
-    if -signal.SIGBUS in exit_codes:
-        return f"a loader process died of a bus error: {full}"
-    if -signal.SIGKILL in exit_codes:
-        return (
-            "a loader process was killed (SIGKILL), as the kernel does when memory runs out (see dmesg): "
-            "lower --num-workers or --batch-size, or add memory"
-        )
-    return f"a loader process died: {_first_line(error)}; --num-workers 0 loads without them"
+    causes = {
+        CANNOT_SEND: f"could not send its batch, for the reason printed above. Most often {full}",
+        -signal.SIGBUS: f"died of a bus error: {full}",
+        -signal.SIGKILL: "was killed, as the kernel does when memory runs out (dmesg): lower --num-workers "
+        "or --batch-size, or add memory",
+    }
+    unknown = f"died: {_first_line(error)}; --num-workers 0 loads without them"
+    cause = next((text for code, text in causes.items() if code in exit_codes), unknown)
+    return f"a loader process {cause}"
 
 
 def _first_line(error: Exception) -> str:

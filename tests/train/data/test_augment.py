@@ -163,7 +163,7 @@ def test_targets_are_the_shares_that_are_seen_of_each_image_of_a_pair(config: Tr
     mixed, targets = PairMix(config, 3)(*black_and_white(50), 0, 7, 1)
     white = mixed.mean((1, 2, 3)) / 255
     assert torch.allclose(targets, torch.stack([1 - white, torch.zeros(100), white], 1), atol=1e-5)
-    assert targets[:, 2].view(50, 2)[:, 0].unique().numel() > 25, "drawn for each pair"
+    assert targets[:, 2].view(50, 2)[:, 0].unique().numel() > 25, "each pair has its own share"
 
 
 def test_cutmix_alone_never_blends_and_with_mixup_about_half_of_the_pairs_are_cut() -> None:

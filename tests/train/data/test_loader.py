@@ -123,14 +123,14 @@ def test_a_slow_batch_is_waited_for_and_who_waits_can_stop(
 ) -> None:
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.01)
     config, data = make_data(tmp_path)
-    asked = Event()
+    waiting = Event()
 
     def read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
-        assert asked.wait(60)
+        assert waiting.wait(60)
         return read_pixels(path)
 
     loader = Loader(PixelDataset(data.train, 0, config.preprocess(), None, read), 0, False, 60.0)
-    loader.while_waiting = asked.set
+    loader.while_waiting = waiting.set
     (batch,) = loader([[(0, 2, 1.0)]])
     assert batch.weights.tolist() == [1]
 

@@ -181,7 +181,7 @@ def test_without_file_locks_a_cache_is_whole_though_two_build_it(
     """Neither sees half of what the other one writes."""
     config, data = make_data(tmp_path, image_size=16)
     whole = open_training(tmp_path / "cache", data.train, config).file.read_bytes()
-    folder, said = tmp_path / "unlocked", []
+    folder, notes = tmp_path / "unlocked", []
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -195,10 +195,10 @@ def test_without_file_locks_a_cache_is_whole_though_two_build_it(
 
     monkeypatch.setattr("fcntl.lockf", refuse)
     monkeypatch.setattr(np.memmap, "flush", flush)
-    cache = open_cache(folder, data.train, training_entries(config), "on", said.append)
+    cache = open_cache(folder, data.train, training_entries(config), "on", notes.append)
     assert cache is not None
     assert cache.file.read_bytes() == whole
-    assert "No locks available" in said[0]
+    assert "No locks available" in notes[0]
     assert not list(folder.glob("*.tmp"))
 
 
@@ -216,11 +216,11 @@ def test_without_room_it_is_an_error_or_not_done(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         module, "shutil", SimpleNamespace(disk_usage=lambda _: Usage(0, 0, 3700), rmtree=shutil.rmtree)
     )
-    said: list[str] = []
+    notes: list[str] = []
     with pytest.raises(UserError, match=r"0\.0 MB.*--cache-size.*--pixel-cache off"):
-        open_cache(tmp_path / "cache", images, entries, "on", said.append)
-    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
-    assert "0.0 MB" in said[0]
+        open_cache(tmp_path / "cache", images, entries, "on", notes.append)
+    assert open_cache(tmp_path / "cache", images, entries, "auto", notes.append) is None
+    assert "0.0 MB" in notes[0]
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
@@ -228,34 +228,34 @@ def test_where_nothing_can_be_written_it_is_an_error_or_not_done(tmp_path: Path)
     images = image_set(tmp_path / "images", noise(40, 30))
     entries = training_entries(TrainConfig(image_size=32))
     (tmp_path / "cache").write_text("a file in its place")
-    said: list[str] = []
+    notes: list[str] = []
     with pytest.raises(ValueError, match=r"cache: File exists.*--output.*--pixel-cache off"):
-        open_cache(tmp_path / "cache", images, entries, "on", said.append)
-    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
-    assert "cache: File exists" in said[-1]
+        open_cache(tmp_path / "cache", images, entries, "on", notes.append)
+    assert open_cache(tmp_path / "cache", images, entries, "auto", notes.append) is None
+    assert "cache: File exists" in notes[-1]
 
 
 def test_a_quota_is_found_out_when_room_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
-    entries, said = training_entries(TrainConfig(image_size=32)), []
+    entries, notes = training_entries(TrainConfig(image_size=32)), []
 
     def refuse(*_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
     with pytest.raises(UserError, match="Disk quota exceeded"):
-        open_cache(tmp_path / "cache", images, entries, "on", said.append)
-    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
-    assert "Disk quota exceeded" in said[-1]
+        open_cache(tmp_path / "cache", images, entries, "on", notes.append)
+    assert open_cache(tmp_path / "cache", images, entries, "auto", notes.append) is None
+    assert "Disk quota exceeded" in notes[-1]
 
 
 def test_a_file_that_vanished_is_named_and_there_is_no_cache(tmp_path: Path) -> None:
     images = image_set(tmp_path / "images", noise(40, 30))
     (images.root / "0.png").unlink()
-    said: list[str] = []
+    notes: list[str] = []
     entries = training_entries(TrainConfig(image_size=32))
-    assert open_cache(tmp_path / "cache", images, entries, "auto", said.append) is None
-    assert "0.png" in said[-1]
+    assert open_cache(tmp_path / "cache", images, entries, "auto", notes.append) is None
+    assert "0.png" in notes[-1]
     assert not list((tmp_path / "cache").glob("*/*"))
 
 

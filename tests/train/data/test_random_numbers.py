@@ -1,4 +1,4 @@
-"""Draws are functions of their key, and look random along every axis of it."""
+"""Random numbers are functions of their key, and look random along every axis of it."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_neighbouring_keys_have_unrelated_seeds() -> None:
     assert len({seed_of("test", 1), seed_of("test", 1, 0), seed_of("other", 1)}) == 3
 
 
-def test_a_sample_draws_the_same_in_any_company() -> None:
+def test_a_samples_numbers_are_the_same_in_any_batch() -> None:
     together = uniforms(7, range(1000), 5)
     assert together.shape == (1000, 5)
     np.testing.assert_array_equal(uniforms(7, [999, 3], 5), together[[999, 3]])
@@ -22,7 +22,7 @@ def test_a_sample_draws_the_same_in_any_company() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 64, 2**20])
-def test_draws_are_uniform_and_independent(stride: int) -> None:
+def test_numbers_are_uniform_and_independent(stride: int) -> None:
     values = uniforms(seed_of("test", stride), np.arange(20_000) * stride, 4)
     assert values.min() >= 0
     assert values.max() < 1
@@ -35,7 +35,7 @@ def test_draws_are_uniform_and_independent(stride: int) -> None:
     assert pairs.pvalue > 1e-4
 
 
-def test_neighbouring_seeds_draw_independently() -> None:
+def test_numbers_of_neighbouring_seeds_are_independent() -> None:
     columns = np.stack([uniforms(seed, range(5000), 1)[:, 0] for seed in range(20)])
     off = np.corrcoef(columns) - np.eye(20)
     assert np.abs(off).max() < 5 / np.sqrt(5000)

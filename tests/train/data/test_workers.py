@@ -128,7 +128,7 @@ DIED = "DataLoader worker (pid(s) 7) exited unexpectedly"
         ("received 0 items of ancillary data", 0, "ulimit -n"),
     ],
 )
-def test_the_end_of_a_loader_process_is_explain(text: str, code: int, named: str) -> None:
+def test_the_end_of_a_loader_process_is_explained(text: str, code: int, named: str) -> None:
     assert named in (explain(RuntimeError(text), [code]) or "")
 
 
