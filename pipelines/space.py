@@ -1,4 +1,4 @@
-"""The search space of a sweep: setting -> range or choices, and how a drawn value becomes a flag."""
+"""Search space of a sweep: setting -> range or choices, and the flags of sampled values."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from train.optim.optimizers import resolve_optimizer
 from train.settings import check_needs, flag, unmet_needs
 
 AUGMENTATION = "augmentation"
-"""Not a setting: one strength in 0..1 for several, for a sweep cannot afford a dimension for each (the
-argument of RandAugment, arXiv 1909.13719)."""
+"""One strength in 0..1 for several settings, as in RandAugment (arXiv 1909.13719): a sweep cannot afford a
+dimension for each."""
 
-# And the learning rate, from a tenth to ten times the optimizer's usual one.
+# and the learning rate, from a tenth to ten times the optimizer's usual one
 DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "weight_decay": {"low": 1e-4, "high": 0.3, "log": True},
     AUGMENTATION: {"low": 0.0, "high": 1.0},
@@ -32,8 +32,7 @@ Space = dict[str, BaseDistribution]
 
 
 def augmentation(strength: float) -> dict[str, float]:
-    """0: none but the flip; 1: the strengths customary on ImageNet (crops from 8 % of the area on, jitter
-    0.4, erasing 0.25, mixup 0.2)."""
+    """Return settings from 0, none but the flip, to 1, the strengths that are customary on ImageNet."""
     return {
         "crop_scale": round(1 - 0.92 * strength, 4),
         "color_jitter": round(0.4 * strength, 4),
@@ -43,9 +42,9 @@ def augmentation(strength: float) -> dict[str, float]:
 
 
 def read_space(path: Path | None, argv: Sequence[str]) -> Space:
-    """The space in a YAML file, or the default one without the settings that `argv` fixes.
+    """Return the space in a YAML file, or the default one without the settings that `argv` fixes.
 
-    Every bound and choice is tried on train/main.py's parser together with `argv`.
+    Every bound and choice is parsed together with `argv`.
 
     Raises:
         UserError: not a space, a name that is no setting, or a value that the setting refuses.
@@ -84,21 +83,21 @@ def read_space(path: Path | None, argv: Sequence[str]) -> Space:
 
 
 def flags(parameters: Mapping[str, Any], argv: Sequence[str]) -> list[str]:
-    """Return drawn values as flags of train/main.py, to follow `argv`.
+    """Return sampled values as flags of train/main.py, to follow `argv`.
 
     Those of augmentation that `argv` fixes and those without effect beside the others are left out.
     """
-    drawn = _settings(parameters, argv)
-    unmet = unmet_needs(parse_unchecked([*argv, *_typed(drawn)]))
-    return _typed({name: value for name, value in drawn.items() if name not in unmet})
+    sampled = _settings(parameters, argv)
+    unmet = unmet_needs(parse_unchecked([*argv, *_typed(sampled)]))
+    return _typed({name: value for name, value in sampled.items() if name not in unmet})
 
 
 def _settings(parameters: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    drawn = dict(parameters)
-    if AUGMENTATION in drawn:
+    settings = dict(parameters)
+    if AUGMENTATION in settings:
         given = given_values(argv)
-        drawn |= {n: v for n, v in augmentation(drawn.pop(AUGMENTATION)).items() if n not in given}
-    return drawn
+        settings |= {n: v for n, v in augmentation(settings.pop(AUGMENTATION)).items() if n not in given}
+    return settings
 
 
 def _typed(settings: Mapping[str, Any]) -> list[str]:
@@ -112,7 +111,7 @@ def _text(value: object) -> str:
 
 
 def _distribution(name: str, entry: Any) -> BaseDistribution:
-    """Raises UserError or TypeError; the caller names the setting."""
+    """Return an entry's distribution; the message of a UserError continues the setting's name."""
     if name not in SETTINGS and name != AUGMENTATION:
         raise UserError(f"is no setting of train/main.py, nor {AUGMENTATION}")
     if name in SETTINGS and not SETTINGS[name].searched:
@@ -143,8 +142,15 @@ def _distribution(name: str, entry: Any) -> BaseDistribution:
 
 
 def extremes(distribution: BaseDistribution) -> list[Any]:
-    """All choices, or the ends of a range."""
+    """Return all choices, or the ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return [distribution.low, distribution.high]
+
+
+def values(distribution: BaseDistribution) -> list[Any]:
+    """Return all choices, or all whole numbers of a range."""
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1))
+    return extremes(distribution)

@@ -5,10 +5,10 @@
 What follows `--` are flags of train/main.py, the same for all trials. Trials are kept in runs/pets/ as runs
 pets-0, pets-1, ... with study.csv and figures beside them, and in MLflow as children of one run `pets`.
 A trial is judged by --best-by at its best epoch, and ended early when it is worse than the median of the
-trials before it at the same epoch. The same command goes on where an earlier one stopped, however it did.
+trials before it at the same epoch. The same command resumes a study that was interrupted.
 
 Exit code: 0 done; 1 three trials in a row failed alike, or none succeeded; 2 unusable arguments or files;
-143 told to stop.
+143 stopped by a signal.
 """
 
 import sys
@@ -35,15 +35,15 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from itertools import product
 from types import FrameType
 from typing import Any
 
 import optuna
-from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.launch import program_command
-from pipelines.space import AUGMENTATION, Space, extremes, flags, read_space
+from pipelines.launch import program_command, split_flags
+from pipelines.space import AUGMENTATION, Space, flags, read_space, values
 from pipelines.study import (
     ParentRun,
     Plan,
@@ -54,7 +54,7 @@ from pipelines.study import (
     recover,
     sampler,
 )
-from pipelines.study_report import check_folder, summary, write_report
+from pipelines.study_report import STATES, check_folder, summary, write_report
 from pipelines.trial import run_trial
 from serve.contract.urls import redact
 from train.cli import given_values, parse_config, parse_unchecked
@@ -74,43 +74,27 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add(
-        "--trials",
-        type=int,
-        required=True,
-        help="trials in all, with those of earlier sweeps of this study",
-    )
+    add("--trials", type=int, required=True, help="in all, with those of earlier sweeps of this study")
     add("--study", required=True, help="name of the study, of its folder and of its MLflow run")
     add("--data", default="", help="--data of train/main.py")
-    add(
-        "--space", type=Path, help="YAML in place of the default space: name: {low, high, log} or {choices}"
-    )
+    add("--space", type=Path, help="YAML of the space: NAME: {low, high, log} or {choices}")
     add("--storage", default="", help="Optuna's; default: sqlite:///runs/STUDY/study.db")
     add("--nproc_per_node", type=int, default=1, help="processes of each trial, started by torchrun")
-    add(
-        "--startup",
-        type=int,
-        default=5,
-        help="trials drawn at random, and finished before any is ended early",
-    )
+    add("--startup", type=int, default=5, help="random trials, finished before any is ended early")
     add("--overwrite", action="store_true", help="replace reports of other origin in the study's folder")
-    add(
-        "--prune-after", type=int, help="epochs before a trial can be ended early; default: a third of them"
-    )
+    add("--prune-after", type=int, help="epochs before a trial can be ended early; default: a third")
     return parser
 
 
 def parse_plan(argv: Sequence[str]) -> Plan:
-    """Everything that can be checked before the first trial is.
+    """Return the plan of a command line, after every check that is possible before the first trial.
 
     Raises:
         UserError: an unusable flag, space, model or number of processes.
     """
-    argv = list(argv)
-    place = argv.index("--") if "--" in argv else len(argv)
-    args, rest = build_parser().parse_args(argv[:place]), argv[place + 1 :]
-    own = ["name", "data"] if args.data else ["name"]
-    refuse_given(parse_unchecked(rest), own, "the sweep, after `--`")
+    own, rest = split_flags(argv)
+    args = build_parser().parse_args(own)
+    refuse_given(parse_unchecked(rest), ["name", *(["data"] if args.data else [])], "the sweep, after `--`")
     if args.data:
         rest = [f"--data={args.data}", *rest]
     for name in ("trials", "nproc_per_node", "startup"):
@@ -125,18 +109,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         raise UserError(f"--output {config.output}: a study needs a local folder; copy it afterwards")
     space = read_space(args.space, rest)
     check_batches(config, space, rest, args.nproc_per_node)
-    models = getattr(space.get("model"), "choices", (config.model,))
-    for model in models:
-        try:
-            resolved, _ = resolve_defaults(config.replace(model=model))
-            build_model(model, 2, resolved.image_size)
-        except ValueError as error:
-            if len(models) == 1 or args.space:
-                raise
-            raise UserError(
-                f"{error} (the usual space has the models {', '.join(models)}: fix one by --model after "
-                "`--`, or give --space)"
-            ) from error
+    check_models(config, space, is_default=args.space is None)
     folder = Path(config.output) / args.study
     check_folder(folder, args.overwrite)
     return Plan(
@@ -154,28 +127,40 @@ def parse_plan(argv: Sequence[str]) -> Plan:
 
 
 def check_batches(config: TrainConfig, space: Space, argv: Sequence[str], processes: int) -> None:
-    """Every batch size that can be drawn must suit the processes, and mixing if that can be drawn.
+    """Check that every batch can be divided among processes, and into pairs if it may be mixed.
 
     Raises:
-        UserError: one does not; the message names it.
+        UserError: one cannot; the message has its --batch-size.
     """
     augmented = AUGMENTATION in space and "mixup" not in given_values(argv)
     mixes = augmented or config.mixup + config.cutmix > 0 or bool({"mixup", "cutmix"} & space.keys())
-    drawn = {name: extremes(space[name]) for name in ("batch_size", "accumulation") if name in space}
-    ranges = [name for name in drawn if isinstance(space[name], IntDistribution)]
-    if ranges and (mixes or processes > 1 or len(drawn) > 1 or config.accumulation > 1):
-        raise UserError(
-            f"--space: a range of {ranges[0]} holds numbers by which batches cannot be divided here; give "
-            "its choices"
-        )
-    for batch_size in drawn.get("batch_size", [config.batch_size]):
-        for accumulation in drawn.get("accumulation", [config.accumulation]):
-            changes = {"batch_size": batch_size, "accumulation": accumulation}
-            check_batch_size(config.replace(**changes, mixup=1.0 if mixes else 0.0), processes)
+    names = ("batch_size", "accumulation")
+    tried = [values(space[name]) if name in space else [getattr(config, name)] for name in names]
+    for batch_size, accumulation in product(*tried):
+        changes = {"batch_size": batch_size, "accumulation": accumulation}
+        check_batch_size(config.replace(**changes, mixup=1.0 if mixes else 0.0), processes)
+
+
+def check_models(config: TrainConfig, space: Space, is_default: bool) -> None:
+    """Check that every model that may be tried can be built with these settings.
+
+    Raises:
+        UserError: one cannot.
+    """
+    models = values(space["model"]) if "model" in space else [config.model]
+    for model in models:
+        try:
+            resolved, _ = resolve_defaults(config.replace(model=model))
+            build_model(model, 2, resolved.image_size)
+        except ValueError as error:
+            if is_default and "model" in space:
+                advice = f"the default space has {', '.join(models)}: give --model after `--`, or --space"
+                raise UserError(f"{error} ({advice})") from error
+            raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Return the exit code."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for number in stops():
         signal.signal(number, interrupt)
@@ -193,12 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
-    for number in stops():  # the trial is ended in order, whatever comes now
+    for number in stops():  # the trial is stopped in order, whatever signal comes now
         signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt
 
 
 def run(plan: Plan, lock: Sequence[int]) -> int:
+    """Run trials until there are as many as planned; return the exit code."""
     study = open_study(plan)
     recover(study, plan)
     parent = ParentRun(plan, study)
@@ -211,12 +197,11 @@ def run(plan: Plan, lock: Sequence[int]) -> int:
             print(outcome(plan, study, trial), flush=True)
             write_report(plan, study)
             errors = [*errors, trial.user_attrs["error"]] if trial.state == TrialState.FAIL else []
-            if len(errors) >= FAILURES_ALIKE and len({signature(e) for e in errors[-FAILURES_ALIKE:]}) == 1:
+            alike = {re.sub(r"\d+", "#", error) for error in errors[-FAILURES_ALIKE:]}
+            if len(errors) >= FAILURES_ALIKE and len(alike) == 1:
+                reason = f"{FAILURES_ALIKE} trials in a row failed: {errors[-1]}"
                 log = plan.folder / f"{trial.user_attrs['run']}.log"
-                print(
-                    f"error: {FAILURES_ALIKE} trials in a row failed: {errors[-1]} (see {log})",
-                    file=sys.stderr,
-                )
+                print(f"error: {reason} (see {log})", file=sys.stderr)
                 return 1
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -235,25 +220,26 @@ def run(plan: Plan, lock: Sequence[int]) -> int:
 
 
 def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -> FrozenTrial:
-    """Ask for a trial, train it, tell how it ended."""
+    """Train the next trial, and store its outcome in the study."""
     study.sampler = sampler(plan, len(study.get_trials(deepcopy=False)))
     trial = study.ask(plan.space)
     name = trial.user_attrs.get("run", f"{plan.study}-{trial.number}")
     trial.set_user_attr("run", name)
-    print(f"trial {trial.number}: {shown(trial.params)}", flush=True)
+    parameters = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
+    print(f"trial {trial.number}: {', '.join(parameters)}", flush=True)
     folder = plan.folder / name
     if "continues" in trial.user_attrs and has_checkpoint(folder):
         arguments = [f"--resume={folder}"]
     else:
-        drawn = flags(trial.params, plan.argv)
-        arguments = [*plan.argv, *drawn, f"--output={plan.folder}", f"--name={name}"]
-    values: dict[int, float] = {}
+        sampled = flags(trial.params, plan.argv)
+        arguments = [*plan.argv, *sampled, f"--output={plan.folder}", f"--name={name}"]
+    metrics: dict[int, float] = {}
 
     def on_epoch(row: dict[str, Any]) -> bool:
         epoch, value = int(row["epoch"]), float(row.get(plan.metric, math.nan))  # not each is validated
         if not math.isfinite(value):
             return False
-        values[epoch] = value
+        metrics[epoch] = value
         trial.report(value, epoch)
         last = plan.config.epochs + plan.config.retune_epochs
         return plan.prune_after <= epoch < last and trial.should_prune()
@@ -267,44 +253,26 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -
         on_epoch,
         lock,
     )
-    error = end.error or ("" if values else f"no epoch has a finite {plan.metric}")
-    trial.set_user_attr("epochs", max(values, default=0))
-    if values:
-        best = max(values, key=lambda epoch: plan.sign * values[epoch])
+    trial.set_user_attr("epochs", max(metrics, default=0))
+    if metrics:
+        best = max(metrics, key=lambda epoch: plan.sign * metrics[epoch])
         trial.set_user_attr("best_epoch", best)
-        trial.set_user_attr("best", values[best])
+        trial.set_user_attr("best", metrics[best])
     if end.stopped:
         return study.tell(trial, state=TrialState.PRUNED)
-    if error:
-        trial.set_user_attr("error", error)
+    if end.error or not metrics:
+        trial.set_user_attr("error", end.error or f"no epoch has a finite {plan.metric}")
         return study.tell(trial, state=TrialState.FAIL)
-    return study.tell(trial, values[best])
-
-
-def shown(parameters: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in parameters.items()
-    )
+    return study.tell(trial, metrics[best])
 
 
 def outcome(plan: Plan, study: optuna.Study, trial: FrozenTrial) -> str:
-    done = f"{len(finished(study))}/{plan.trials}"
+    """Return a line on how a trial ended."""
+    attributes, done = trial.user_attrs, f"{len(finished(study))}/{plan.trials} done"
     if trial.state == TrialState.FAIL:
-        return f"  failed: {trial.user_attrs['error']} ({done} done)"
-    epochs = trial.user_attrs["epochs"]
-    if trial.state == TrialState.PRUNED:
-        return f"  ended early after epoch {epochs}: worse than the median ({done} done)"
-    best = study.best_trial
-    return (
-        f"  {plan.metric} {trial.value:.4f} at epoch {trial.user_attrs['best_epoch']} of {epochs}; "
-        f"best {best.value:.4f}, trial {best.number} ({done} done)"
-    )
-
-
-def signature(error: str) -> str:
-    """The same for errors that differ in numbers only."""
-    return re.sub(r"\d+", "#", error)
+        return f"  {STATES[trial.state]}: {attributes['error']} ({done})"
+    best = f"{plan.metric} {attributes['best']:.4f} at epoch {attributes['best_epoch']}"
+    return f"  {STATES[trial.state]} after epoch {attributes['epochs']}: {best} ({done})"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_space_of_ones_own_has_ranges_and_choices(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_value_arrives_as_drawn() -> None:
-    drawn = {
+    sampled = {
         "lr": 1.2345678901234567e-05,
         "batch_size": 24,
         "dropout": None,
@@ -60,8 +60,8 @@ def test_every_kind_of_value_arrives_as_drawn() -> None:
         "optimizer": "sgd",
         "weight_decay": 1,
     }
-    config = parse_config(flags(drawn, []))
-    assert {name: getattr(config, name) for name in drawn} == drawn
+    config = parse_config(flags(sampled, []))
+    assert {name: getattr(config, name) for name in sampled} == sampled
 
 
 def test_augmentation_is_off_at_0_and_grows_with_the_strength() -> None:
@@ -74,8 +74,8 @@ def test_augmentation_is_off_at_0_and_grows_with_the_strength() -> None:
 
 
 def test_augmentation_leaves_alone_what_the_command_line_fixes() -> None:
-    drawn = flags({AUGMENTATION: 0.5}, ["--color-jitter", "0.1", "--deterministic"])
-    names = {typed.partition("=")[0] for typed in drawn}
+    sampled = flags({AUGMENTATION: 0.5}, ["--color-jitter", "0.1", "--deterministic"])
+    names = {typed.partition("=")[0] for typed in sampled}
     assert names == {"--crop-scale", "--random-erasing", "--mixup"}
 
 
@@ -125,7 +125,7 @@ def test_a_space_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_a_config_file_fixes_is_fixed(tmp_path: Path) -> None:
-    """Else drawn values would override a recipe, for they come after it."""
+    """Else sampled values would override a recipe, for they come after it."""
     (tmp_path / "recipe.yaml").write_text("model: lenet5\ncolor_jitter: 0.0\nlr: 0.02\n")
     for argv in (["--config", str(tmp_path / "recipe.yaml")], [f"--config={tmp_path / 'recipe.yaml'}"]):
         assert {"model", "lr"} & read_space(None, argv).keys() == set()

@@ -111,7 +111,7 @@ def test_trials_are_runs_with_the_sampled_values(capsys: pytest.CaptureFixture[s
     script([0.5, 0.8, 0.7], [0.5, 0.6, 0.6])
     assert sweep.main(arguments(2)) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"val/accuracy 0\.8000 .*\b2\b.*\b3\b.*0\.8000.*1/2", printed)
+    assert re.search(r"val/accuracy 0\.8000 .*\b2\b.*1/2", printed)
     assert "| s-0 | complete | 0.8 " in printed
     first, second = rows()
     assert (first["val/accuracy"], first["best_epoch"], first["epochs"]) == ("0.8", "2", "3")
@@ -173,8 +173,8 @@ def test_importance_is_shown_once_there_are_enough_trials(tmp_path: Path) -> Non
     plan.folder.mkdir(parents=True)
     made = study.open_study(plan)
     for number in range(12):
-        drawn = made.ask(plan.space)
-        made.tell(drawn, 1 - abs(drawn.params["augmentation"] - 0.4))
+        asked = made.ask(plan.space)
+        made.tell(asked, 1 - abs(asked.params["augmentation"] - 0.4))
         written = [path.name for path in write_report(plan, made)]
         assert ("importance.png" in written) == (number >= 9)
     assert summary(plan, made).count("complete") == 12
@@ -343,10 +343,10 @@ def test_a_range_of_batch_sizes_must_not_hold_any_that_cannot_be_divided(
     mixup: float, processes: int
 ) -> None:
     config = TrainConfig(mixup=mixup)
-    sweep.check_batches(TrainConfig(), {"batch_size": IntDistribution(2, 8)}, set(), 1)
-    sweep.check_batches(config, {"batch_size": CategoricalDistribution([2, 8])}, set(), processes)
-    with pytest.raises(ValueError, match="a range of batch_size holds numbers by which batches cannot be"):
-        sweep.check_batches(config, {"batch_size": IntDistribution(2, 8)}, set(), processes)
+    sweep.check_batches(TrainConfig(), {"batch_size": IntDistribution(2, 8)}, [], 1)
+    sweep.check_batches(config, {"batch_size": CategoricalDistribution([2, 8])}, [], processes)
+    with pytest.raises(ValueError, match=r"--batch-size 3\b"):
+        sweep.check_batches(config, {"batch_size": IntDistribution(2, 8)}, [], processes)
 
 
 def test_a_study_of_someone_else_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
