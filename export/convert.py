@@ -146,10 +146,5 @@ def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
         file.write(proto.SerializeToString())
 
 
-def write_metadata(path: Path, metadata: ModelMetadata) -> None:
-    """Write a file again with other metadata."""
-    save(onnx.load(path), metadata, path)
-
-
 def has_embeddings(path: Path) -> bool:
     return any(output.name == EMBEDDINGS_NAME for output in onnx.load(path).graph.output)

@@ -6,17 +6,18 @@ identifies it, to scoring jobs and in MLflow.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.convert import write_metadata
+import onnx
+
 from export.verify import Verification
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
-from serve.contract.metadata import ModelMetadata
+from serve.contract.metadata import VERIFIED_KEY, ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import checkpoint_folder
 
@@ -26,9 +27,18 @@ MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.f
 
 
 def stamp(file: Path, report: Verification) -> None:
-    """Enter the report's provider and precision in the metadata of a file that is not published yet."""
-    metadata = replace(ModelMetadata.read(file), verified=(pairing_of(report.to_dict()),))
-    write_metadata(file, metadata)
+    """Append the report's provider and precision to the metadata of a file that is not published yet.
+
+    The bytes that were verified stay as they are: of two protobuf messages, one behind the other, repeated
+    fields are joined (protobuf.dev/programming-guides/encoding, "Last One Wins").
+    """
+    pairing = pairing_of(report.to_dict())
+    entry = onnx.ModelProto()
+    onnx.helper.set_model_props(entry, {VERIFIED_KEY: json.dumps([pairing.to_dict()])})
+    with file.open("ab") as opened:
+        opened.write(entry.SerializeToString())
+        opened.flush()
+        os.fsync(opened.fileno())
     report.model_sha256 = file_sha256(file)
 
 

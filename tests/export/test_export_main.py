@@ -17,8 +17,9 @@ from onnx import numpy_helper
 
 import export.main
 from export.convert import convert
-from export.verify import verify
+from export.verify import Verification, verify
 from serve.contract.files import file_sha256
+from serve.contract.metadata import VERIFIED_KEY
 from serve.predictor import Predictor
 
 
@@ -53,6 +54,25 @@ def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     answers = mlflow.pyfunc.load_model("models:/pets@challenger").predict(pixels)
     np.testing.assert_array_equal(answers["probabilities"], Predictor(model, "cpu").predict(pixels))
+
+
+def test_what_is_published_is_byte_for_byte_what_was_verified(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = b""
+
+    def watched(*arguments: Any) -> Verification:
+        nonlocal seen
+        seen = arguments[2].read_bytes()
+        return verify(*arguments)
+
+    monkeypatch.setattr(export.main, "verify", watched)
+    assert export.main.main(["--run", str(run)]) == 0
+    published = (run / "export" / "model.onnx").read_bytes()
+    assert published.startswith(seen)
+    appended = onnx.ModelProto.FromString(published[len(seen) :])
+    assert [field.name for field, _ in appended.ListFields()] == ["metadata_props"]
+    assert [prop.key for prop in appended.metadata_props] == [VERIFIED_KEY]
 
 
 def tampering(model: object, metadata: object, path: Path, embeddings: bool) -> None:

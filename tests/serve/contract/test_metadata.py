@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from serve.contract.metadata import FORMAT_VERSION, METADATA_KEY, ModelMetadata, Pairing, read_props
+from serve.contract.metadata import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    VERIFIED_KEY,
+    ModelMetadata,
+    Pairing,
+    read_props,
+)
 from serve.contract.preprocess import Preprocess
 
 # Surrogates too: a class may be named after a folder whose name is not UTF-8.
@@ -71,7 +78,7 @@ def test_properties_are_read_from_a_file_as_onnx_reads_them(
 def test_what_is_no_onnx_file_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.onnx"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"any\.onnx: (not an ONNX file|no 'purebred' metadata)"):
+    with pytest.raises(ValueError, match=r"any\.onnx: "):
         ModelMetadata.read(file)
 
 
@@ -85,7 +92,7 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     assert ModelMetadata.read(file) == METADATA
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cut\.onnx: (not an ONNX file|no 'purebred' metadata)"):
+        with pytest.raises(ValueError, match=r"cut\.onnx: "):
             ModelMetadata.read(file)
 
 
@@ -101,8 +108,7 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
 def test_another_format_version_is_refused_and_the_message_says_what_to_do(
     version: object, remedy: str
 ) -> None:
-    reads = f"this version reads {FORMAT_VERSION}"
-    with pytest.raises(ValueError, match=f"format_version {version}, {reads}: {remedy}"):
+    with pytest.raises(ValueError, match=f"format_version {version}.*{FORMAT_VERSION}.*{remedy}"):
         ModelMetadata.from_json(changed(format_version=version))
 
 
@@ -117,22 +123,31 @@ def test_a_field_that_this_version_does_not_know_is_refused() -> None:
 def test_a_missing_field_is_refused(field: str) -> None:
     values = json.loads(METADATA.to_json())
     del values[field]
-    with pytest.raises(ValueError, match="model metadata fields"):
+    with pytest.raises(ValueError, match=field):
         ModelMetadata.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize("class_names", [("cat", "dog", "cat"), ("", "")])
 def test_repeated_class_names_are_refused(class_names: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="class names repeat"):
+    with pytest.raises(ValueError, match=r"cat|''"):
         ModelMetadata(class_names, Preprocess())
-    with pytest.raises(ValueError, match="class names repeat"):
+    with pytest.raises(ValueError, match=r"cat|''"):
         ModelMetadata.from_json(changed(class_names=class_names))
 
 
 @pytest.mark.parametrize("class_names", [(), ("cat",)])
 def test_fewer_than_two_classes_are_refused(class_names: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="two classes or more"):
+    with pytest.raises(ValueError, match=r"\('cat',\)|\(\)"):
         ModelMetadata(class_names, Preprocess())
+
+
+def test_pairings_that_were_appended_count() -> None:
+    pairing = Pairing("cuda", "fp32", 9, 1.0, 1.0, 0.0, "1.31.1")
+    props = {METADATA_KEY: METADATA.to_json(), VERIFIED_KEY: json.dumps([pairing.to_dict()])}
+    assert ModelMetadata.from_props(props).verified == (pairing,)
+    for text in ("{", "3", '[{"provider": "cpu"}]'):
+        with pytest.raises(ValueError, match=VERIFIED_KEY):
+            ModelMetadata.from_props(props | {VERIFIED_KEY: text})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"cat"', '{"class_names": ["a", "b"]}'])
@@ -159,5 +174,5 @@ def test_a_value_of_the_wrong_type_is_refused(field: dict[str, Any]) -> None:
 
 
 def test_a_file_that_export_did_not_write_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"not made by export/main\.py"):
+    with pytest.raises(ValueError, match=r"export/main\.py"):
         ModelMetadata.from_props({"description": "somebody else's model"})
