@@ -25,8 +25,8 @@ from export.convert import convert, save  # noqa: E402
 from export.quantization import Quantizer, optimise  # noqa: E402
 from serve.contract.metadata import ModelMetadata  # noqa: E402
 from serve.contract.preprocess import Preprocess  # noqa: E402
-from serve.execution_providers import PRECISIONS  # noqa: E402
 from serve.predictor import Predictor  # noqa: E402
+from serve.providers.registry import PRECISIONS  # noqa: E402
 from train.models.build import build_model  # noqa: E402
 
 CLASS_NAMES = ("a", "b")

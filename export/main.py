@@ -51,8 +51,8 @@ from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact
-from serve.execution_providers import PRECISIONS
 from serve.predictor import Predictor
+from serve.providers.registry import PRECISIONS
 from serve.verification import RECORD
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.models.build import rebuild
@@ -206,7 +206,9 @@ def verify_provider(args: argparse.Namespace) -> int:
         raise UserError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
     check_start(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
-    Predictor(published, provider, precision=precision, allow_unverified=True)  # not to be had: an error
+    Predictor(
+        published, provider, precision=precision, allow_unverified=True
+    )  # raises where it cannot be used
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images, args.limit)
     limits = limits_for(metadata.precision, precision, args.max_accuracy_drop)

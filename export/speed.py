@@ -24,7 +24,7 @@ def time_pairing(file: Path, pairing: str, *others: Path) -> dict[str, float]:
     The keys are "FILE PROVIDER:PRECISION". Nothing is timed when there is nothing to compare.
 
     Raises:
-        UserError: the provider is not to be had.
+        UserError: the provider cannot be used.
     """
     wanted = dict.fromkeys(
         [(file, pairing), *((other, DEFAULT_PAIRING) for other in (file, *others) if other.is_file())]

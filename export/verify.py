@@ -28,7 +28,7 @@ from serve.contract.images import load_image, read_image_file
 from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
-from serve.providers import ONNXRUNTIME_VERSION
+from serve.providers.session import ONNXRUNTIME_VERSION
 from train.evaluation.significance import paired_interval
 from train.models.classifier import ImageClassifier, probabilities
 

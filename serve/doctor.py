@@ -27,8 +27,8 @@ from typing import Literal
 from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import redact
-from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.processors import available_processors, cpu_quota
+from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.storage import is_remote
 from serve.tracking_server import TrackingServer
 

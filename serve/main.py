@@ -31,7 +31,6 @@ from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact, url_path
-from serve.execution_providers import ALL_PRECISIONS, PROVIDERS
 from serve.inputs.sources import Source, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
 from serve.outputs.formats import FORMATS, format_of
@@ -39,7 +38,7 @@ from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
 from serve.outputs.layout import Format, Layout
 from serve.predictor import Predictor
 from serve.processors import available_processors
-from serve.providers import absent
+from serve.providers.registry import ALL_PRECISIONS, PROVIDERS, why_absent
 from serve.shards import Manifest, Shard
 from serve.staging import open_model, open_output
 from serve.storage import is_remote
@@ -233,7 +232,7 @@ def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None
     if args.batch_size is None:
         args.batch_size = earlier.job.settings["batch_size"]
     provider = earlier.made_with.get("provider", "")
-    usable = provider in PROVIDERS and not absent(provider)
+    usable = provider in PROVIDERS and not why_absent(provider)
     if usable and (args.allow_unverified or read_metadata(model).is_verified(provider, args.precision)):
         args.provider = provider
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from serve.contract.errors import UserError
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
-from serve.execution_providers import Runtime
-from serve.providers import open_session
+from serve.providers.base import Runtime
+from serve.providers.session import open_session
 from serve.verification import read_metadata
 
 
@@ -46,7 +46,7 @@ class Predictor:
                 calls share the processors.
 
         Raises:
-            UserError: not an exported model; or the provider asked for is not to be had, has no such
+            UserError: not an exported model; or the provider asked for cannot be used, has no such
                 precision, or was never verified with this file.
         """
         self.path = Path(model)

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-import serve.execution_providers
 from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
@@ -34,6 +33,7 @@ from serve.contract.metadata import (
     Pairing,
 )
 from serve.contract.preprocess import Preprocess
+from serve.providers import openvino
 
 SIZE = 8
 CLASS_NAMES = ("red", "green", "blue")
@@ -196,7 +196,7 @@ def model_verified_on(path: Path, *names: str) -> Path:
 def openvino_devices() -> tuple[object, ...]:
     if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
         pytest.skip("onnxruntime-ep-openvino is not installed")
-    devices = serve.execution_providers.openvino_devices()
+    devices = openvino.openvino_devices()
     if not devices:
         pytest.skip("onnxruntime-ep-openvino does not take this processor")
     return devices

@@ -99,7 +99,7 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
 
 @no_gpu
 def test_cuda_without_a_gpu_is_an_error_never_the_cpu(model: Path) -> None:
-    with pytest.raises(ValueError, match="provider 'cuda' is not to be had: no NVIDIA driver; it needs"):
+    with pytest.raises(ValueError, match=r"'cuda'.*no NVIDIA driver"):
         Predictor(model, "cuda")
 
 
