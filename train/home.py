@@ -1,4 +1,4 @@
-"""A home folder for libraries, where the account has none: containers are started with bare user IDs."""
+"""A home folder for libraries where the account has none, as in containers with bare user IDs."""
 
 import os
 import pwd
@@ -7,15 +7,17 @@ from pathlib import Path
 
 
 def ensure_home() -> str:
-    """Set LOGNAME, HOME and XDG_CACHE_HOME where libraries would fail without (mlflow does when it is
-    imported); call before their imports. Returns a warning if they keep files in a temporary folder."""
+    """Set LOGNAME, HOME and XDG_CACHE_HOME where libraries would fail without; call before their imports.
+
+    Returns a warning if they keep files in a temporary folder, else "".
+    """
     user = os.getuid()
     try:
         pwd.getpwuid(user)
     except KeyError:
         os.environ.setdefault("LOGNAME", f"user{user}")
     home = Path(os.path.expanduser("~"))  # "~" itself if nobody knows
-    if _can_be_written(home / ".cache"):
+    if home.is_absolute() and _is_writable(home / ".cache"):
         return ""
     own = _own_folder(f"purebred-{user}")
     if not home.is_absolute():
@@ -30,17 +32,15 @@ def ensure_home() -> str:
     )
 
 
-def _can_be_written(folder: Path) -> bool:
-    """It is there, or could be made."""
-    if not folder.is_absolute():
-        return False
+def _is_writable(folder: Path) -> bool:
+    """Return whether a folder can be written, or made."""
     while not folder.exists():
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _own_folder(name: str) -> Path:
-    """The same at each call, unless somebody else has taken the name."""
+    """Return the temporary folder of this name, or a new one if somebody else has taken the name."""
     folder = Path(tempfile.gettempdir()) / name
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,10 +1,10 @@
 """Choice of number format and memory layout: the fastest one, where the settings leave it open."""
 
 import copy
+import math
 import platform
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
@@ -17,12 +17,8 @@ from train.engine.state import build_state
 from train.models.classifier import ImageClassifier
 from train.precision import Precision
 
-TIMED_STEPS = 3
-LONG_STEP_SECONDS = 1.0  # one such step is timed truly enough
-ROUNDS, ROUNDS_OF_LONG_STEPS = 5, 3  # in which all options are timed one after the other
-CLEARLY_BETTER = 0.9  # of the default's seconds, which other work on the machine does not explain
-MIN_WINS = 0.8  # share of the rounds in which an option must be so much better
-HOPELESS = 1.5  # times the default's seconds in the first round
+ROUNDS = 3  # in which the options take turns, so that other work on the machine meets all of them
+CLEARLY_FASTER = 0.9  # of the default's seconds; less may be noise
 
 Step = Callable[[], None]
 
@@ -37,7 +33,7 @@ def choose_precision(
     device: torch.device,
     log: Log,
 ) -> Precision:
-    """Time whole training steps on copies of the model, and log the seconds and what compiling is worth.
+    """Time whole training steps on copies of the model, and return the default or a clearly faster option.
 
     Raises:
         UserError: the network cannot be compiled.
@@ -60,22 +56,23 @@ def choose_precision(
     if config.precision == "bf16" and device.type == "cpu" and not has_bf16():
         log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
-    seconds = time_options(options, default, make_step, device)
-    precision = choose_option(seconds, default)
     if len(options) > 1:
-        listed = "; ".join(f"{option} {median(times):.3f}" for option, times in seconds.items())
-        log(f"seconds a step: {listed}. Taken: {precision}")
+        seconds = time_options(options, make_step, device)
+        listed = "; ".join(f"{option} {time:.3f}" for option, time in seconds.items())
+        default = choose_option(seconds, default)
+        log(f"seconds a step: {listed}. Taken: {default}")
     if config.compile:
-        plain = median(seconds[precision] or [time_step(make_step(precision), device)[1]])
+        _, plain = time_step(make_step(default), device)
         try:
-            first, compiled = time_step(make_step(precision, compiled=True), device)
+            first, compiled = time_step(make_step(default, compiled=True), device)
         except Exception as error:  # the compiler's and its backends' share no base
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"--compile: {config.model} cannot be compiled here ({reason}); leave it out"
             ) from error
-        log(compile_note(plain, first, compiled, plan.steps))
-    return precision
+        warning = "warning: --compile does not pay: " if compiled >= plain else ""
+        log(f"{warning}compiled in {first:.0f} s: {compiled:.3f} s a step, {plain:.3f} without")
+    return default
 
 
 def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precision], Precision]:
@@ -115,70 +112,31 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def time_options(
-    options: list[Precision],
-    default: Precision,
-    make_step: Callable[[Precision], Step],
-    device: torch.device,
-) -> dict[Precision, list[float]]:
-    """Return seconds a step of each option in each round, on the slowest rank; none for a single option.
+    options: list[Precision], make_step: Callable[[Precision], Step], device: torch.device
+) -> dict[Precision, float]:
+    """Return the seconds of each option's fastest step. One copy of the model is in memory at a time."""
+    seconds = dict.fromkeys(options, math.inf)
+    for option in options * ROUNDS:
+        seconds[option] = min(seconds[option], time_step(make_step(option), device)[1])
+    return seconds
 
-    The options take turns, so that other work on the machine meets all of them, and one copy of the model
-    is in memory at a time. An option that is hopeless in the first round is timed no more.
+
+def choose_option(seconds: dict[Precision, float], default: Precision) -> Precision:
+    fastest = min(seconds, key=seconds.__getitem__)
+    return fastest if seconds[fastest] < CLEARLY_FASTER * seconds[default] else default
+
+
+def time_step(step: Step, device: torch.device) -> tuple[float, float]:
+    """Return seconds of the first call, with allocation and compilation, and of the second.
+
+    They are those of the slowest rank: the ranks share processors and must agree.
     """
-    times: dict[Precision, list[float]] = {option: [] for option in options}
-    timed, rounds = options, ROUNDS if len(options) > 1 else 0
-    while len(times[default]) < rounds:
-        for option in timed:
-            times[option].append(time_step(make_step(option), device, 1)[1])
-        first = times[default][0]
-        timed = [option for option in timed if times[option][0] < HOPELESS * first]
-        rounds = ROUNDS_OF_LONG_STEPS if first >= LONG_STEP_SECONDS else ROUNDS
-        if timed == [default]:
-            break
-    return times
-
-
-def choose_option(times: dict[Precision, list[float]], default: Precision) -> Precision:
-    """Return the fastest of the options that are clearly faster than the default in most rounds, or else
-    the default."""
-    best = default
-    for option, seconds in times.items():
-        wins = sum(own < CLEARLY_BETTER * its for own, its in zip(seconds, times[default], strict=False))
-        if not seconds or wins < MIN_WINS * len(times[default]):
-            continue
-        limit = min(CLEARLY_BETTER * median(times[default]), median(times[best]))
-        if median(seconds) < limit:
-            best = option
-    return best
-
-
-def time_step(step: Step, device: torch.device, max_steps: int = TIMED_STEPS) -> tuple[float, float]:
-    """Return seconds of the first call, with allocation, kernel selection and compilation, and of a later
-    one. Every rank takes part, since the ranks share processors and must agree."""
 
     def once() -> float:
-        synchronize(device)
         started = time.perf_counter()
         step()
-        synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return max_over_ranks(time.perf_counter() - started)
 
-    first = once()
-    times = [once()]
-    while times[0] < LONG_STEP_SECONDS and len(times) < max_steps:
-        times.append(once())
-    return first, median(times)
-
-
-def compile_note(plain: float, first: float, compiled: float, steps_per_epoch: int) -> str:
-    """Return a line on when compiling pays, from seconds a step."""
-    note = f"compiled in {first:.0f} s: {compiled:.3f} s a step, {plain:.3f} without: "
-    if compiled >= plain:
-        return f"warning: {note}it does not pay here, leave --compile out"
-    epochs = first / (plain - compiled) / steps_per_epoch
-    return f"{note}it pays after {epochs:.1f} epochs of each image size"
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return once(), once()

@@ -79,22 +79,12 @@ def build_run(
         if note := schedule_change(checkpoint, state, config, plan.steps):
             log(note)
     loaders = build_loaders(config, stage, data, ranks, device, num_workers, log)
-    soft = None if data.train.targets is None else torch.from_numpy(data.train.targets).to(device)
-    return TrainingRun(
-        config,
-        stage,
-        data,
-        ranks,
-        device,
-        plan,
-        criterion,
-        state,
-        *loaders,
-        history,
-        position,
-        teacher,
-        soft,
+    run = TrainingRun(
+        config, stage, data, ranks, device, plan, criterion, state, *loaders, history, position, teacher
     )
+    if data.train.targets is not None:
+        run.soft_targets = torch.from_numpy(data.train.targets).to(device)
+    return run
 
 
 def build_on_all_ranks(
@@ -109,14 +99,9 @@ def build_on_all_ranks(
 
     def build() -> tuple[ImageClassifier, list[str]]:
         torch.manual_seed(config.seed)
+        sizes = len(class_names), config.image_size
         model, notes = build_model(
-            config.model,
-            len(class_names),
-            config.image_size,
-            weights,
-            config.dropout,
-            config.drop_path,
-            class_names,
+            config.model, *sizes, weights, config.dropout, config.drop_path, class_names
         )
         crop, size = SubjectCropSettings.of(config.to_dict()), config.preprocess().size
         notes += add_subject_crop(model, crop, size, checkpoint and checkpoint["model"])

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 from serve.contract.errors import UserError
-from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.engine.state import TrainState
@@ -87,14 +86,9 @@ def schedule_change(
     planned, now = (lr_factor(step, c, steps_per_epoch) for c in (before, config))
     if not 0 < step < config.epochs * steps_per_epoch or planned == now:
         return ""
-    peak = state.scheduler.base_lrs[0]
-    last, following = peak * lr_factor(step - 1, before, steps_per_epoch), peak * now
-    rises = following > last
-    text = (
-        f"--epochs {before.epochs} -> {config.epochs}: the {config.schedule} schedule is stretched to "
-        f"{config.epochs} epochs, and the learning rate {'rises' if rises else 'falls'} from {last:.2e} to "
-        f"{following:.2e} at the next step"
+    peak, last = state.scheduler.base_lrs[0], lr_factor(step - 1, before, steps_per_epoch)
+    warning, change = ("warning: ", "rises") if now > last else ("", "falls")
+    return (
+        f"{warning}--epochs {before.epochs} -> {config.epochs} changes the {config.schedule} schedule: the "
+        f"learning rate {change} from {peak * last:.2e} to {peak * now:.2e} at the next step"
     )
-    best = best_checkpoint(f"{config.output}/{config.name}")
-    cure = f"to keep it low, start a new run with --weights {best} and a low --lr"
-    return f"warning: {text}; {cure}" if rises else text

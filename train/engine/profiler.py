@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a trace for Perfetto or chrome://tracing, and a table."""
+"""Profile of some training steps: a trace for Perfetto or chrome://tracing, and a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,107 +7,76 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-WAIT, WARM_UP = (
-    2,
-    2,
-)  # steps before those that are counted: allocation, kernel selection, the profiler's own
+WAIT = WARM_UP = 2  # steps before those that are counted: allocation, kernel selection, the profiler's own
 PREFIX = "step/"
 PHASES = ("data", "forward", "backward", "update")
-COMMUNICATION = ("gloo:", "nccl:", "c10d::allreduce", "c10d::broadcast")
 
 
 def phase(name: str) -> record_function:
-    """`with phase("forward"):` names a part of the step in the trace; it costs microseconds."""
+    """Name a part of the step in the trace, as `with phase("forward"):`; it costs microseconds."""
     assert name in PHASES
     return record_function(PREFIX + name)
 
 
 class StepProfiler:
-    """Records some steps of rank 0; with `steps` 0 it does nothing."""
+    """Records `steps` steps of one epoch, once; with 0 it does nothing."""
 
     def __init__(self, steps: int, folder: Path, device: torch.device):
-        self.steps, self.folder, self.device = steps, folder, device
-        self.done = self.told = False
-        self.taken = 0
+        self.steps, self.folder = steps, folder
+        self.activities = [ProfilerActivity.CPU]
+        if device.type == "cuda":
+            self.activities.append(ProfilerActivity.CUDA)
+        self.done, self.warned = not steps, False
         self.profile: profile | None = None
 
     def start(self) -> None:
-        if not self.steps or self.done or self.profile is not None:
+        """Begin an epoch."""
+        if self.done:
             return
-        activities = [ProfilerActivity.CPU]
-        if self.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-        self.taken = 0
-        self.profile = profile(
-            activities=activities,
-            schedule=schedule(wait=WAIT, warmup=WARM_UP, active=self.steps, repeat=1),
-            on_trace_ready=self._write,
-        )
+        timing = schedule(wait=WAIT, warmup=WARM_UP, active=self.steps, repeat=1)
+        self.profile = profile(activities=self.activities, schedule=timing, on_trace_ready=self._write)
         self.profile.start()
 
     def step(self) -> None:
-        """Call after each training step."""
+        """End a training step."""
         if self.profile is not None:
-            self.taken += 1
             self.profile.step()
             if self.done:
                 self.stop()
 
     def stop(self) -> None:
-        """Also when the epoch had too few steps: nothing is written then, and that is said once."""
-        if self.profile is not None:
-            profile, self.profile = self.profile, None
-            profile.stop()
-            if not self.done and not self.told:
-                self.told = True
-                needed = WAIT + WARM_UP + self.steps
-                print(
-                    f"warning: --profile {self.steps} needs {needed} steps of one epoch, and there were "
-                    f"{self.taken}: nothing is written",
-                    flush=True,
-                )
+        """End an epoch; warn once if it had too few steps."""
+        if self.profile is None:
+            return
+        stopped, self.profile = self.profile, None
+        stopped.stop()
+        if not self.done and not self.warned:
+            self.warned = True
+            print(
+                f"warning: --profile {self.steps} needs {WAIT + WARM_UP + self.steps} steps of one epoch, "
+                f"and there were {stopped.step_num}: nothing is written",
+                flush=True,
+            )
 
     def _write(self, recorded: profile) -> None:
-        if self.done or self.taken < WAIT + WARM_UP + self.steps:
+        if self.done or recorded.step_num < WAIT + WARM_UP + self.steps:  # stopped too early
             return
         self.done = True
         self.folder.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(self.folder / "trace.json.gz"))
         events = recorded.key_averages()
-        text = table(events, self.steps, self.device) + "\n" + _operators(events, self.device)
-        (self.folder / "profile.md").write_text(text, encoding="utf-8")
-        print(
-            f"profile of {self.steps} steps: {self.folder}\n{table(events, self.steps, self.device)}",
-            flush=True,
-        )
+        parts = table(events, self.steps)
+        order = "self_cuda_time_total" if len(self.activities) > 1 else "self_cpu_time_total"
+        operators = events.table(sort_by=order, row_limit=25)
+        (self.folder / "profile.md").write_text(f"{parts}\n```\n{operators}\n```\n", encoding="utf-8")
+        print(f"profile of {self.steps} steps: {self.folder}\n{parts}", flush=True)
 
 
-def table(events: Sequence[Any], steps: int, device: torch.device) -> str:
-    """Milliseconds and share of each part of a step, as Markdown.
-
-    All-reduces run beside the backward pass, in threads of their own: their line counts time that is in
-    others as well, and how much of it is hidden shows in the trace.
-    """
-    step = _milliseconds([e for e in events if e.key.startswith("ProfilerStep")], steps)
-    parts = {name: _milliseconds([e for e in events if e.key == PREFIX + name], steps) for name in PHASES}
-    rest = {"other": max(0.0, step - sum(parts.values()))}
-    communication = [e for e in events if e.key.startswith(COMMUNICATION)]
-    beside = {"communication (beside backward)": _milliseconds(communication, steps)}
-    lines = ["| part of a step | ms | share |", "|---|---|---|"]
-    for name, milliseconds in {**parts, **rest, **beside, "step": step}.items():
-        lines.append(f"| {name} | {milliseconds:.2f} | {milliseconds / step:.1%} |")
-    note = (
-        ""
-        if device.type == "cpu"
-        else "\nTimes of the host: on a GPU, what it waited, not what kernels took.\n"
-    )
-    return "\n".join(lines) + "\n" + note
-
-
-def _milliseconds(events: Sequence[Any], steps: int) -> float:
-    return sum(float(event.cpu_time_total) for event in events) / 1000 / steps
-
-
-def _operators(events: Any, device: torch.device) -> str:
-    key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    return f"```\n{events.table(sort_by=key, row_limit=25)}\n```\n"
+def table(events: Sequence[Any], steps: int) -> str:
+    """Return milliseconds (of the host, which may wait for a GPU) and share of each part of a step."""
+    seen = {event.key: event.cpu_time_total / 1000 / steps for event in events}
+    step = sum(value for key, value in seen.items() if key.startswith("ProfilerStep"))
+    parts = {name: seen.get(PREFIX + name, 0.0) for name in PHASES}
+    rows = {**parts, "other": max(0.0, step - sum(parts.values())), "step": step}
+    lines = [f"| {name} | {value:.2f} | {value / step:.1%} |" for name, value in rows.items()]
+    return "\n".join(["| part of a step | ms | share |", "|---|---|---|", *lines, ""])

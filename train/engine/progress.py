@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, one plain line every few seconds otherwise; nothing on other ranks."""
+"""Progress of an epoch: a bar on a terminal, one plain line every few seconds otherwise."""
 
 import sys
 import time
@@ -11,15 +11,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """Counts images of one epoch, of which `count` are done. `enabled` is rank 0's."""
+    """Counts the images of an epoch, of which `count` are done. Disabled, it shows nothing."""
 
     def __init__(self, title: str, total: int, enabled: bool, count: int = 0):
         self.title, self.total, self.enabled = title, total, enabled
-        self.count = self.before = count
+        self.count = self.first = count
         self.started = self.reported = time.perf_counter()
         terminal = enabled and sys.stderr.isatty()
-        bar = {"total": total, "initial": count, "desc": title, "unit": "image", "leave": False}
-        self.bar = tqdm(**bar) if terminal else None
+        self.bar = tqdm(
+            total=total, initial=count, desc=title, unit="image", leave=False, disable=not terminal
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -27,19 +28,16 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
     def advance(self, images: int) -> None:
         self.count = min(self.total, self.count + images)
-        if self.bar is not None:
-            self.bar.update(self.count - self.bar.n)
-            return
+        self.bar.update(self.count - self.bar.n)
         now = time.perf_counter()
-        if not self.enabled or now - self.reported < SECONDS_BETWEEN_LINES:
+        if not self.enabled or not self.bar.disable or now - self.reported < SECONDS_BETWEEN_LINES:
             return
         self.reported = now
-        rate = (self.count - self.before) / (now - self.started)
+        rate = (self.count - self.first) / (now - self.started)
         left = (self.total - self.count) / rate
         print(
             f"{self.title}: {self.count}/{self.total}, {rate:.0f} images/s, {left:.0f} s left", flush=True

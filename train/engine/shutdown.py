@@ -27,9 +27,16 @@ def recorded_status(
     run: TrainingRun, folder: Path, tracker: NullTracker, stop: StopRequest
 ) -> Iterator[None]:
     """Record in the run directory and in the tracker that the run trains, and how that ends."""
-    status = "FAILED"
-    _write_status(run, folder, "RUNNING")
-    stop.began = True
+
+    def record(status: str) -> None:
+        try:
+            if run.ranks.is_main:
+                write_status(folder, status)
+        except OSError as error:
+            print(f"warning: the status {status} of the run was not written: {error}", flush=True)
+
+    record("RUNNING")
+    stop.began, status = True, "FAILED"
     try:
         yield
         status = "FINISHED" if run.history.complete(run.config) else "KILLED"
@@ -41,17 +48,8 @@ def recorded_status(
             status = "KILLED"
         raise
     finally:
-        _write_status(run, folder, status)
+        record(status)
         tracker.end(status)
-
-
-def _write_status(run: TrainingRun, folder: Path, status: str) -> None:
-    if not run.ranks.is_main:
-        return
-    try:
-        write_status(folder, status)
-    except OSError as error:
-        print(f"warning: the status {status} of the run was not written: {error}", flush=True)
 
 
 @contextmanager

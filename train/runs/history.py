@@ -1,4 +1,4 @@
-"""How far a run is, which epoch was best, and what may change when it is resumed."""
+"""History: how far a run is, which epoch was best, and which settings may change when it is resumed."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,30 +10,27 @@ from train.settings import flag
 
 @dataclass
 class History:
-    """How far the run is, and which epoch was best."""
+    """Epochs that are done, and the best of them."""
 
     epochs_done: int = 0
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the best epoch, val/NAME -> value."""
     retuned: int = 0
-    """Of `epochs_done`, those of the last stage, that of train/engine/retune.py."""
+    """Those of `epochs_done` that re-tuned the head (train/engine/retune.py)."""
 
     def validates(self, config: TrainConfig) -> bool:
-        """Whether the next epoch ends with a validation."""
+        """Return whether the next epoch ends with a validation."""
         left = config.epochs - self.epochs_done - 1
         return not self.best or left <= 0 or left % config.val_interval == 0 or self.retuning(config)
 
     def update(self, metrics: dict[str, float], config: TrainConfig) -> bool:
-        """Count an epoch; True when it is the best so far (equal accuracy: lower log loss wins). Without a
-        validation, `metrics` lacks val/accuracy."""
+        """Count an epoch; return whether it is the best so far. Its metrics may lack a validation."""
 
         def rank(m: dict[str, float]) -> tuple[float, float]:
-            accuracy, loss = (
-                m["val/accuracy"],
-                -m[f"val/log_loss{'_calibrated' if config.calibrate else ''}"],
-            )
+            loss = -m["val/log_loss_calibrated" if config.calibrate else "val/log_loss"]
             loss = loss if loss == loss else -math.inf  # NaN would stay the best for ever
+            accuracy = m["val/accuracy"]
             return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)
 
         self.retuned += self.retuning(config)
@@ -43,20 +40,23 @@ class History:
             self.best, self.best_epoch = metrics, self.epochs_done
         return improved
 
-    def retuning(self, config: TrainConfig) -> bool:
-        """All epochs are done or `patience` is used up, and those of re-tuning are next or have begun."""
-        stale = self.epochs_done - self.best_epoch
-        over = self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
-        return bool(config.retune_epochs) and (over or self.retuned > 0)
-
-    def complete(self, config: TrainConfig) -> bool:
-        if config.retune_epochs:
-            return self.retuned >= config.retune_epochs
+    def trained(self, config: TrainConfig) -> bool:
+        """Return whether all epochs before re-tuning are done, or `patience` is used up."""
         stale = self.epochs_done - self.best_epoch
         return self.epochs_done >= config.epochs or bool(config.patience and stale >= config.patience)
 
+    def retuning(self, config: TrainConfig) -> bool:
+        """Return whether the next epoch is one of re-tuning; none of training follows."""
+        return bool(config.retune_epochs) and (self.trained(config) or self.retuned > 0)
+
+    def complete(self, config: TrainConfig) -> bool:
+        """Return whether all epochs are done."""
+        if config.retune_epochs:
+            return self.retuned >= config.retune_epochs
+        return self.trained(config)
+
     def stopped(self, config: TrainConfig) -> bool:
-        """Complete, or at `stop_after`."""
+        """Return whether the run is complete, or at `stop_after`."""
         return self.complete(config) or bool(config.stop_after and self.epochs_done >= config.stop_after)
 
 

@@ -1,23 +1,25 @@
 """Number format and memory layout: a clearly faster one is taken, and noise decides nothing."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from train_data import CPU
+from train_data import CPU, ONE, linear_model, settings
 
 from train.config import TrainConfig
+from train.data.sampler import EpochPlan
 from train.engine.autotune import (
+    ROUNDS,
     candidates,
     choose_option,
-    compile_note,
+    choose_precision,
     has_bf16,
     multiplies_bf16,
     time_options,
     time_step,
 )
-from train.precision import Precision
+from train.engine.loss import Criterion
 
 
 @pytest.mark.parametrize(
@@ -64,31 +66,29 @@ def test_bf16_is_a_candidate_where_the_kernels_are() -> None:
 NAMES = ("fp32, channels_last", "fp32, contiguous", "bf16, channels_last", "bf16, contiguous")
 
 
-def choice(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, *rounds: tuple[float, ...]
-) -> tuple[str, list[str]]:
-    """(what is taken, what was timed in what order) where steps last so long in each round, by NAMES."""
+def choice(monkeypatch: pytest.MonkeyPatch, bf16: bool, *rounds: tuple[float, ...]) -> str:
+    """Return what is taken where steps last so long in each round, by NAMES."""
     monkeypatch.setattr("train.engine.autotune.has_bf16", lambda: True)
     monkeypatch.setattr("train.engine.autotune.multiplies_bf16", lambda device: bf16)
     timed: list[str] = []
 
-    def measure(step: str, device: torch.device, max_steps: int) -> tuple[float, float]:
+    def measure(step: str, device: torch.device) -> tuple[float, float]:
         number = timed.count(step)
         timed.append(step)
         return 9.0, rounds[min(number, len(rounds) - 1)][NAMES.index(step)]
 
     monkeypatch.setattr("train.engine.autotune.time_step", measure)
     options, default = candidates(TrainConfig(), CPU)
-    times = time_options(options, default, str, CPU)  # type: ignore[arg-type]
-    assert tuple(map(str, times)) == NAMES
-    return str(choose_option(times, default)), timed
+    taken = choose_option(time_options(options, str, CPU), default)  # type: ignore[arg-type]
+    assert timed == [*NAMES] * ROUNDS, "in turn"
+    return str(taken)
 
 
 QUIET = (0.40, 0.41, 0.20, 0.21)
 
 
 @pytest.mark.parametrize(
-    ("bf16", "turns", "taken"),
+    ("bf16", "rounds", "taken"),
     [
         (True, [QUIET], NAMES[2]),
         (True, [(0.17, 0.3, 0.3, 0.3)], NAMES[0]),
@@ -109,19 +109,10 @@ QUIET = (0.40, 0.41, 0.20, 0.21)
     ],
 )
 def test_a_clearly_faster_option_is_taken_or_the_default(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, turns: list[tuple[float, ...]], taken: str
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, rounds: list[tuple[float, ...]], taken: str
 ) -> None:
     """Not the winner of noise: the same machine takes the same one, busy or not."""
-    assert choice(monkeypatch, bf16, *turns)[0] == taken
-
-
-def test_options_are_timed_in_turn_and_hopeless_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, timed = choice(monkeypatch, True, QUIET)
-    assert timed == [*NAMES, *NAMES[2:] * 4]
-    _, slow = choice(monkeypatch, True, (1.7, 1.7, 1.2, 1.2))
-    assert slow == [*NAMES] * 3
-    _, clear = choice(monkeypatch, True, (0.4, 0.4, 0.2, 0.4))
-    assert clear == [*NAMES], "nothing is left to compare with"
+    assert choice(monkeypatch, bf16, *rounds) == taken
 
 
 def test_the_usual_precision_is_what_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,34 +126,53 @@ def test_the_usual_precision_is_what_the_processor_multiplies(monkeypatch: pytes
     assert candidates(TrainConfig(precision="fp16"), torch.device("cuda"))[1].autocast == "float16"
 
 
-def test_a_single_candidate_is_not_timed() -> None:
-    def make_step(option: Precision) -> Callable[[], None]:
-        raise AssertionError("timed")
-
-    times = time_options([Precision()], Precision(), make_step, CPU)
-    assert choose_option(times, Precision()) == Precision()
-
-
-@pytest.mark.parametrize(
-    ("lasts", "first", "later"), [([0.5, 0.2, 0.02, 0.1], 0.5, 0.1), ([9.0, 4.0], 9.0, 4.0)]
-)
-def test_a_long_step_is_timed_once_after_the_first(
-    monkeypatch: pytest.MonkeyPatch, lasts: list[float], first: float, later: float
-) -> None:
-    """A large network on a slow machine is not kept waiting for what one step already tells."""
-    now = 0.0
+def test_a_step_is_timed_after_one_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lasts = 0.0, [9.0, 4.0]
 
     def step() -> None:
         nonlocal now
         now += lasts.pop(0)
 
     monkeypatch.setattr("train.engine.autotune.time.perf_counter", lambda: now)
-    assert time_step(step, CPU) == pytest.approx((first, later))
-    assert lasts == []
+    assert time_step(step, CPU) == pytest.approx((9.0, 4.0))
 
 
-def test_the_note_on_compiling_has_when_it_pays() -> None:
-    pays = compile_note(0.4, 60.0, 0.3, 100)
-    assert all(number in pays for number in ("60 s", "0.300", "0.400", " 6.0 epochs"))
-    assert not pays.startswith("warning")
-    assert compile_note(0.3, 60.0, 0.4, 100).startswith("warning: ")
+def chosen(tmp_path: Path, **changes: Any) -> tuple[str, str]:
+    """Return the precision of a small model, and what was logged."""
+    config, lines = settings(tmp_path, **changes), []
+    model, criterion, plan = linear_model(), Criterion(0.0), EpochPlan(8, 4, 0)
+    precision = choose_precision(config, model, criterion, plan, 2, ONE, CPU, lines.append)
+    return str(precision), "\n".join(lines)
+
+
+def test_a_single_candidate_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("train.engine.autotune.time_step")
+    assert chosen(tmp_path, precision="fp32", channels_last=True) == (NAMES[0], "")
+
+
+def test_options_are_listed_with_their_seconds(tmp_path: Path) -> None:
+    taken, printed = chosen(tmp_path, precision="fp32")
+    assert all(f"{name} 0." in printed for name in NAMES[:2])
+    assert printed.endswith(taken)
+
+
+def test_a_network_that_cannot_be_compiled_is_an_error_that_names_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: object, dynamic: bool) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", refused)
+    with pytest.raises(ValueError, match=r"--compile.*no compiler"):
+        chosen(tmp_path, precision="fp32", channels_last=True, compile=True)
+
+
+@pytest.mark.parametrize(("compiled", "pays"), [(0.3, True), (0.5, False)])
+def test_compiling_that_does_not_pay_is_warned_of(
+    compiled: float, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [(1.0, 0.4), (60.0, compiled)]
+    monkeypatch.setattr("train.engine.autotune.time_step", lambda *_: seconds.pop(0))
+    _, printed = chosen(tmp_path, precision="fp32", channels_last=True, compile=True)
+    assert all(number in printed for number in ("60", "0.400", f"{compiled:.3f}"))
+    assert printed.startswith("warning: --compile") != pays
