@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
-from train.data.labels import LabelledPaths, check_known, unify
+from train.data.labels import LabelledPaths, unify
 from train.data.layouts.label_file import read_excluded, soft_targets
-from train.data.layouts.parts import folder_of_classes
 from train.data.layouts.registry import find_labels
 from train.data.scan import scan
 from train.data.split import choose_fold, choose_validation
@@ -130,10 +129,8 @@ def prepare_data(config: TrainConfig) -> Data:
 
 class _Read(NamedTuple):
     images: ImageSet
-    thumbnails: NDArray[np.uint8]
-    """[N, 8, 8]"""
-    bad: dict[str, str]
-    """Unreadable file -> why."""
+    thumbnails: NDArray[np.uint8]  # [N, 8, 8]
+    bad: dict[str, str]  # unreadable file -> why
 
 
 def _read(source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Read:
@@ -159,10 +156,11 @@ def _read(source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Rea
     paths = list(result.sha256)
     if empty := set(class_names) - {labels[path] for path in paths}:
         name = min(empty, key=natural_key)
-        first = next(f"{path!r}: {why}" for path, why in result.bad.items() if labels[path] == name)
+        bad = (f"{path!r}: {why}" for path, why in result.bad.items() if labels[path] == name)
+        reason = next(bad, f"--exclude {config.exclude} names all of them")
         raise UserError(
-            f"class {name!r} in {source} has no readable image ({first}); repair or convert its files, "
-            f"or leave the class out of {source}"
+            f"class {name!r} in {source} has no readable image ({reason}); repair or convert its files, or "
+            "leave the class out"
         )
     index = {name: i for i, name in enumerate(class_names)}
     images = ImageSet(
@@ -188,11 +186,6 @@ def _exclude(found: LabelledPaths, file: str, source: str, notes: list[str]) -> 
         )
     left_out = set(excluded)
     labels = {path: label for path, label in found.labels.items() if path not in left_out}
-    if empty := set(found.labels.values()) - set(labels.values()):
-        raise UserError(
-            f"--exclude {file} leaves no image of class {min(empty, key=natural_key)!r}: strike some "
-            f"out of that list, or take the class out of {source}"
-        )
     notes.append(f"{len(excluded)} of them are left out, as {file} names them")
     return replace(found, labels=labels)
 
@@ -205,14 +198,10 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
 
 def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
     """Return `val` with the labels of the training data's classes."""
-    unknown = sorted(set(val.class_names) - set(class_names), key=natural_key)
-    if unknown:
-        check_known(unknown, class_names, source)
-        folder = folder_of_classes(val.paths, class_names)
+    if unknown := sorted(set(val.class_names) - set(class_names), key=natural_key):
         raise UserError(
-            f"--val-data {source} has classes that the training data do not: {', '.join(unknown)}; "
-            f"known are {', '.join(class_names)}"
-            + (f". They are in its folder {folder!r}: give that to --val-data" if folder else "")
+            f"--val-data {source} has the classes {', '.join(map(repr, unknown))}, which the training data "
+            f"do not have; these are {', '.join(map(repr, class_names))}"
         )
     index = np.array([class_names.index(name) for name in val.class_names], np.int64)
     return replace(val, labels=index[val.labels], class_names=class_names, targets=None)

@@ -25,13 +25,26 @@ LOOK_ALIKE = str.maketrans(
     "\u2018\u2019\u201c\u201d\u2010\u2011\u2012\u2013\u2014\u2212",
     "ABEKMHOPCTYXIJSaeopcyxijsABEZHIKMNOPTYXo''\"\"------",
 )
-# What pandas and spreadsheets write for a missing value; as a folder's name, too, it is an accident
-ACCIDENTS = {"nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!"}
-ACCIDENTS |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!"}
-MISSING = ACCIDENTS | {"", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a", "N.A.", "n.a."}
-# but not none or na: there are such classes
+# What pandas and spreadsheets write for a missing value; not none or na, which are classes too
+MISSING = {
+    "",
+    "nan",
+    "NaN",
+    "NAN",
+    "-nan",
+    "-NaN",
+    "<NA>",
+    "NaT",
+    "#N/A",
+    "#NA",
+    "#VALUE!",
+    "#REF!",
+    "#NAME?",
+}
+MISSING |= {"#DIV/0!", "#NULL!", "#NUM!", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a"}
+MISSING |= {"N.A.", "n.a."}
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
-DIFFER = "differ only by case, separators, how a number is written, look-alike characters or encoding"
+DIFFER = "differ only by case, white space, separators, how a number is written or look-alike characters"
 
 
 @dataclass(frozen=True)
@@ -54,54 +67,24 @@ def normal(label: str) -> str:
 
 
 def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, str]:
-    """Return path -> label in its normal form; append to `notes` what a user should check.
+    """Return path -> label in its normal form; append to `notes` classes that hardly differ.
 
     Raises:
-        UserError: two labels are probably one class, or one is no text.
+        UserError: two labels are probably one class, or one is not UTF-8.
     """
-    counts = Counter(labels.values())
-    _check_white_space(counts, source)
-    names = {label: normal(label) for label in counts}
-    of_name: Counter[str] = Counter()
-    for label, count in counts.items():
-        of_name[names[label]] += count
-    if twice := [name for name, forms in Counter(names.values()).items() if forms > 1]:
-        notes.append(f"{source}: labels in two Unicode forms (NFC and NFD) are one class: {twice[:3]}")
-    for name in of_name:
-        _check_text(name, source)
-        if name in ACCIDENTS:
-            notes.append(f"warning: {source}: {name!r} is trained as a class; it often stands for no label")
-        if (meant := _repaired(name)) != name:
-            notes.append(f"warning: {source}: the class {name!r} is probably {meant!r}, decoded wrongly")
-    _check_spellings(of_name, source, notes)
-    if all(label == name for label, name in names.items()):
-        return labels
+    counts: Counter[str] = Counter()
+    names = {}
+    for label, count in Counter(labels.values()).items():
+        names[label] = normal(label)
+        counts[unicodedata.normalize("NFC", label)] += count
+    if undecoded := [os.fsencode(label) for label in counts if is_undecoded(label)]:
+        likely = likely_encodings(undecoded)
+        raise UserError(
+            f"{source}: the label {undecoded[0]!r} is not UTF-8; it {reads_as(likely)}; rename its folder "
+            f"or files: convmv -r --notest -f {next(iter(likely), 'ENCODING')} -t utf-8 FOLDER"
+        )
+    _check_spellings(counts, source, notes)
     return {path: names[label] for path, label in labels.items()}
-
-
-def _check_white_space(labels: Iterable[str], source: str) -> None:
-    spellings: dict[str, str] = {}
-    for label in labels:
-        composed = unicodedata.normalize("NFC", label)
-        other = spellings.setdefault(composed.strip(), composed)
-        if other != composed:
-            raise UserError(
-                f"{source}: the labels {other!r} and {label!r} differ by white space alone: remove it"
-            )
-
-
-def _check_text(name: str, source: str) -> None:
-    if "\ufffd" in name:
-        raise UserError(
-            f"{source}: the label {name!r} lost characters in a conversion (U+FFFD stands for them): make "
-            "it anew from the original"
-        )
-    if is_undecoded(name):
-        likely = likely_encodings([os.fsencode(name)])
-        raise UserError(
-            f"{source}: the label {os.fsencode(name)!r} is not UTF-8; it {reads_as(likely)}; rename its "
-            f"folder or files: convmv -r --notest -f {next(iter(likely), 'ENCODING')} -t utf-8 FOLDER"
-        )
 
 
 def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -> None:
@@ -124,21 +107,9 @@ def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -
         notes.append(f"{source}: {a!r} and {b!r}{more} are trained as two classes")
 
 
-def check_known(unknown: Collection[str], class_names: Collection[str], source: str) -> None:
-    """Raise UserError when one of the unknown labels is another spelling of a known class."""
-    known = {spelling(name): name for name in class_names}
-    for name in unknown:
-        if other := known.get(spelling(name)):
-            val, train = _shown(name, other)
-            raise UserError(
-                f"--val-data {source} has the label {val}, the training data have {train}: they {DIFFER}; "
-                "give them one name"
-            )
-
-
 def spelling(name: str) -> str:
     """Return one text for all labels that are probably one class."""
-    text = unicodedata.normalize("NFKC", _repaired(name).translate(LOOK_ALIKE))
+    text = unicodedata.normalize("NFKC", name.translate(LOOK_ALIKE))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf").strip()  # Cf: invisible
     if NUMBER.fullmatch(text):
         return f"={Fraction(Decimal(text.replace(',', '.')))}"
@@ -159,18 +130,6 @@ def _shown(a: str, b: str) -> tuple[str, str]:
     """Return both as literals, with escapes where they look the same."""
     show = ascii if a.translate(LOOK_ALIKE) == b.translate(LOOK_ALIKE) else repr
     return show(a), show(b)
-
-
-def _repaired(name: str) -> str:
-    """Return the text whose UTF-8 was decoded as something else: 'caf\u00e9' of 'caf\u00c3\u00a9'."""
-    if name.isascii():
-        return name
-    for encoding in ("cp1252", "latin-1", "cp437"):
-        try:
-            return normal(name.encode(encoding).decode("utf-8"))
-        except UnicodeError:
-            continue
-    return name
 
 
 def missing(labels: Iterable[str]) -> set[str]:

@@ -1,18 +1,11 @@
-"""Draw a small cats-vs-dogs data set, so that a machine with no download can train something.
+"""Draw a small cats-vs-dogs data set, so that a machine without a download can train something.
 
     python train/data/sample.py --output data/sample
 
-makes, in the layout of Kaggle's dogs-vs-cats,
-
-    data/sample/train/cat.0.jpg ... dog.599.jpg     labelled by their names
-    data/sample/test/1.jpg ... 100.jpg              unlabelled
-    data/sample/test_labels.csv                     path,label of the test images
-
-These are drawings, not photographs: an accuracy measured on them says that the training code
-works, and nothing about how well a network tells real cats from real dogs.
-
-Fur, pose, background, light, image size and JPEG quality are drawn alike for both classes. Only
-shape tells them apart: upright ears, slit pupils and whiskers, or hanging ears and a long muzzle.
+makes train/cat.0.jpg ... dog.599.jpg, test/1.jpg ... 100.jpg and test_labels.csv, as in Kaggle's
+dogs-vs-cats. Only shape tells the classes apart: upright ears and whiskers, or hanging ears and a muzzle.
+Fur, pose, background, light, image size and JPEG quality are alike. An accuracy on these drawings shows
+that the training code works, and nothing about real cats and dogs.
 """
 
 from __future__ import annotations
@@ -113,9 +106,9 @@ def rotation(angle: float) -> Floats:
 
 
 def draw_face(label: str, rng: np.random.Generator) -> Image.Image:
-    """Draw one "cat" or "dog" before a cluttered background: RGB, sides of 120 to 260 pixels.
+    """Draw a "cat" or "dog" before a cluttered background: RGB, sides of 120 to 260 pixels.
 
-    Equal states of `rng` give equal images. Raises UserError for any other label.
+    Equal states of `rng` give equal images.
     """
     if label not in LABELS:
         raise UserError(f"label must be one of {LABELS}, got {label!r}")
@@ -242,11 +235,10 @@ def photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def make_sample(root: Path, *, train_per_class: int = 600, num_test: int = 100, seed: int = 0) -> None:
     """Make the data set in `root`, or do nothing if `root` already holds one, whatever its size.
 
-    `root/train` gets `train_per_class` images of each class; `root/test` gets `num_test`, half of
-    each class in random order. Equal arguments give equal files (with equal numpy and Pillow), and
-    an image does not depend on how many others are drawn. The set is drawn beside `root` and
-    renamed when it is whole: an interrupted run leaves no `root`, and of several processes at once
-    the first provides the set for all. Raises FileExistsError if `root` holds something else.
+    `root/train` gets `train_per_class` images of each class, `root/test` `num_test` of both. Equal
+    arguments give equal files (with equal numpy and Pillow); an image does not depend on the number of
+    others. The set is drawn beside `root` and renamed when it is whole, so an interrupted run leaves no
+    `root`, and of several processes the first provides it. Raises FileExistsError if `root` holds others.
     """
     whole = root / "test_labels.csv"
     if whole.is_file():

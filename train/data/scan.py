@@ -29,15 +29,13 @@ TICK_NS = 10_000_000  # of the clock that times of change are read from
 
 
 class Entry(NamedTuple):
-    """What is known of a file; without an error, `sha256` and `thumbnail` are there."""
+    """Result of reading a file, in the order of the cache; texts are empty where there is nothing."""
 
     stamp: str
     sha256: str = ""
     error: str = ""
-    thumbnail: str = ""
-    """In base64."""
+    thumbnail: str = ""  # base64
     doubt: str = ""
-    """What looks wrong."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,9 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
     """Decode, hash and shrink all files with one thread for each processor.
 
     Results are saved in `cache_folder` every few minutes, and used again while the file's size and times of
-    modification and of change, and the decoder, stay the same. cp -p, rsync -t and tar restore the time of
-    modification; nobody can set the time of change, where the file system keeps it (not FAT, squashfs and
-    some mounted buckets). A file that could not be read at all is tried again: a mount can come back
-    without a change of these.
+    modification and change, and the decoder, stay the same. cp -p, rsync -t and tar restore the time of
+    modification; nobody can set that of change, where the file system keeps it (not FAT, squashfs and some
+    mounted buckets). A file that could not be read at all is tried again: a mount may be back.
     """
     cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
     known = _load_cache(cache_file)

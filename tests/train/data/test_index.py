@@ -398,14 +398,7 @@ def test_unreadable_files_of_both_sets_are_named(tmp_path: Path) -> None:
 def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     flat_set(tmp_path / "val", names=("cat", "wolf"))
-    with pytest.raises(ValueError, match=r"--val-data .*wolf.*cat, dog"):
-        prepare(tmp_path, val_data=str(tmp_path / "val"))
-
-
-def test_validation_data_one_folder_too_high_name_the_folder(tmp_path: Path) -> None:
-    folder_set(tmp_path / "images")
-    folder_set(tmp_path / "val" / "val")
-    with pytest.raises(ValueError, match=r"folder 'val': .*--val-data"):
+    with pytest.raises(ValueError, match=r"--val-data .*'wolf'.*'cat', 'dog'"):
         prepare(tmp_path, val_data=str(tmp_path / "val"))
 
 
@@ -521,7 +514,7 @@ def test_excluded_images_are_left_out_and_others_keep_their_side(tmp_path: Path)
             r"--exclude .* 1 images .*nowhere.png",
         ),
         (["cat.0.png"], "file", r"--exclude .* column path.*\['file'\]"),
-        ([f"cat.{i}.png" for i in range(6)], "path", r"--exclude .*'cat'"),
+        ([f"cat.{i}.png" for i in range(6)], "path", r"class 'cat' .*--exclude"),
     ],
 )
 def test_a_faulty_exclude_file_is_an_error_that_names_it(

@@ -20,9 +20,6 @@ def matches(source: Path) -> bool:
 def read(source: Path, flag: str) -> LabelledPaths:
     """Return the images directly in `source`. Raises UserError when a file name holds no label."""
     listing = flat_images(source)
-    warnings = describe_ignored(listing.ignored)
-    if not listing.paths:
-        raise UserError("; ".join([f"no images in {source}", *warnings]))
     labels = {path: label_of(path) for path in listing.paths}
     for path, label in labels.items():
         if not label:
@@ -32,7 +29,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
             )
     facts = describe_left_out([], class_folders(source)[1])
     layout = "; ".join(["labels in the file names (label.number.suffix)", *facts])
-    return LabelledPaths(source, labels, layout, warnings)
+    return LabelledPaths(source, labels, layout, describe_ignored(listing.ignored))
 
 
 def label_of(name: str) -> str:

@@ -7,9 +7,10 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,9 @@ from numpy.typing import NDArray
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
-from serve.contract.listing import has_image_suffix
 from train.data.labels import LabelledPaths, check_none_missing, missing, normal
-from train.data.layouts.csv_table import Row, open_table
 from train.data.layouts.label_file_advice import cure_for_columns, cure_for_encoding, cure_for_paths
-from train.data.text_encoding import is_undecoded
+from train.data.text_encoding import is_undecoded, text_encoding
 
 SOFT_COLUMN = "probability_"
 FIRST_FILES = 10  # if none of them exists, their paths are written otherwise than the files' names
@@ -46,8 +45,9 @@ def read(source: Path, flag: str = "--data") -> LabelledPaths:
     lines: dict[str, int] = {}  # label -> the first line that has it
     quoted: set[str] = set()
     repeated = 0
-    first_path = _FirstPath(source.parent)
-    with open_table(source) as (columns, rows):
+    written: dict[str, str] = {}  # file -> its path as it is written first: ./a.jpg and a.jpg are one
+    folder = os.path.realpath(source.parent)
+    with _open_table(source) as (columns, rows):
         _check_columns(source, columns, rows)
         soft_columns = {
             normal(column.removeprefix(SOFT_COLUMN)): column
@@ -55,8 +55,13 @@ def read(source: Path, flag: str = "--data") -> LabelledPaths:
             if column.startswith(SOFT_COLUMN)
         }
         for row in rows:
-            _check_row(source, row)
-            image, label = first_path.of(row.cells["path"]), row.cells["label"]
+            path, label = row.cells["path"], row.cells["label"]
+            if not path or not label.strip():
+                raise UserError(f"{source} line {row.line}: path or label is empty")
+            whole = os.path.join(folder, path)
+            # through a linked folder, a/../b is not b
+            file = os.path.realpath(whole) if ".." in path else os.path.normpath(whole)
+            image = written.setdefault(file, path)
             soft = _probabilities(source, row, soft_columns)
             if image in labels:
                 first = labels[image], probabilities.get(image, {})
@@ -73,8 +78,6 @@ def read(source: Path, flag: str = "--data") -> LabelledPaths:
             if label not in lines and f'"{label}"' in row.text:
                 quoted.add(label)
             lines.setdefault(label, row.line)
-    if not labels:
-        raise UserError(f"{source} lists no images")
     _check_labels(source, lines, labels, quoted)
     if cure := cure_for_paths(source, columns, list(islice(labels, FIRST_FILES))):
         raise UserError(f"{source}: {cure}")
@@ -82,6 +85,53 @@ def read(source: Path, flag: str = "--data") -> LabelledPaths:
     facts += [f"{name!r}, in quotes, is a class" for name in sorted(missing(lines))]
     facts += [f"{repeated} rows repeat an earlier one and count once"] if repeated else []
     return LabelledPaths(source.parent, labels, "; ".join(facts), [], probabilities)
+
+
+class Row(NamedTuple):
+    line: int
+    """Number of its last line in the file."""
+    text: str
+    """As it is in the file; cells have lost their quotes."""
+    cells: dict[str, str]
+
+
+@contextmanager
+def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[Row]]]:
+    """Open a CSV file in UTF-8 or UTF-16, yield (columns, rows); path, label and split may be in capitals.
+
+    Raises OSError, csv.Error or UnicodeDecodeError when it cannot be read.
+    """
+    with path.open("rb") as binary:
+        encoding = text_encoding(binary.read(4))
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    with path.open(newline="", encoding=encoding, errors=errors) as file:
+        read: list[str] = []
+
+        def remembered() -> Iterator[str]:
+            for text in file:
+                read.append(text)
+                yield text
+
+        # strict: else a quote that is left open takes all that follows
+        reader = csv.reader(remembered(), strict=True, skipinitialspace=True)
+        header = [name.strip() for name in next(reader, [])]
+        columns = [n.casefold() if n.casefold() in ("path", "label", "split") else n for n in header]
+
+        def rows() -> Iterator[Row]:
+            read.clear()
+            for cells in reader:
+                text = "".join(read)
+                read.clear()
+                if any(cells[len(columns) :]):
+                    raise UserError(
+                        f"{path} line {reader.line_num} has {len(cells)} cells for {len(columns)} columns: "
+                        "write what holds a comma in double quotes"
+                    )
+                if any(cells):
+                    padded = [*cells, *("" for _ in columns)]
+                    yield Row(reader.line_num, text, dict(zip(columns, padded, strict=False)))
+
+        yield columns, rows()
 
 
 def _check_columns(path: Path, columns: list[str], rows: Iterator[Row]) -> None:
@@ -100,17 +150,6 @@ def _check_columns(path: Path, columns: list[str], rows: Iterator[Row]) -> None:
         raise UserError(
             f"{path} has a column split, which has no effect: make it two label files, one for --data and "
             "one for --val-data, without this column"
-        )
-
-
-def _check_row(path: Path, row: Row) -> None:
-    label = row.cells["label"]
-    if not row.cells["path"] or not label.strip():
-        raise UserError(f"{path} line {row.line}: path or label is empty")
-    if has_image_suffix(label):
-        raise UserError(
-            f"{path} line {row.line}: the label {label!r} is an image's name; write a path that holds a "
-            "comma in double quotes, and the label in the column label"
         )
 
 
@@ -135,20 +174,6 @@ def _check_labels(
         check_none_missing(Counter(labels.values()), where, "write it in double quotes", quoted)
 
 
-class _FirstPath:
-    """Each file's path as it is written first: ./a.jpg and a.jpg are one file."""
-
-    def __init__(self, folder: Path):
-        self._folder = os.path.realpath(folder)
-        self._first: dict[str, str] = {}
-
-    def of(self, path: str) -> str:
-        whole = os.path.join(self._folder, path)
-        # through a linked folder, a/../b is not b
-        file = os.path.realpath(whole) if ".." in path else os.path.normpath(whole)
-        return self._first.setdefault(file, path)
-
-
 def read_excluded(path: str) -> list[str]:
     """Return the column path of a CSV file, in order, without repetition; [] if `path` is empty.
 
@@ -157,11 +182,11 @@ def read_excluded(path: str) -> list[str]:
     if not path:
         return []
     try:
-        with open_table(Path(path)) as (columns, rows):
+        with _open_table(Path(path)) as (columns, rows):
             if "path" not in columns:
                 raise UserError(f"--exclude {path} needs the column path; it has {columns}")
             return list(dict.fromkeys(row.cells["path"] for row in rows))
-    except (OSError, csv.Error) as error:
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"--exclude {path} cannot be read: {error}") from error
 
 

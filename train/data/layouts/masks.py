@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.images import load_image, read_image_file
@@ -63,17 +62,17 @@ def find_derived(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _place(path: str) -> str:
+    """Return where an image is whose folder or name suggests that it is derived, else ""."""
     folder, _, name = path.rpartition("/")
-    if place := _folder_place(folder):
-        return place
+    if _is_suspect(folder):
+        return folder
     ending = ENDING.search(os.path.splitext(name)[0])
     return f"{folder}/*{ending[0].rstrip('0123456789. _-')}" if ending else ""
 
 
 @cache
-def _folder_place(folder: str) -> str:
-    """Return the folder if a name in its path suggests derived images, else ""."""
-    return folder if any(DERIVED.fullmatch(word) for word in words(folder)) else ""
+def _is_suspect(folder: str) -> bool:
+    return any(DERIVED.fullmatch(word) for word in words(folder))
 
 
 def _stem(path: str) -> str:
@@ -92,8 +91,13 @@ def _is_derived(root: Path, path: str, original: str) -> bool:
         return False
     if _has_few_colours(one) and not _has_few_colours(other):
         return True
-    # A camera that stands still takes pictures that look alike, but of one size.
-    return one.width < other.width and one.height < other.height and _look_alike(one, other)
+    if one.width >= other.width or one.height >= other.height:
+        return False  # a camera that stands still takes pictures that look alike, but of one size
+    a, b = (
+        np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX), float) for image in (one, other)
+    )
+    same_levels = min(a.std(), b.std()) >= 1 and np.abs(a - b).mean() <= ALIKE_LEVELS
+    return bool(same_levels and np.corrcoef(a.ravel(), b.ravel())[0, 1] >= ALIKE_CORRELATION)
 
 
 def _has_few_colours(image: Image.Image) -> bool:
@@ -101,14 +105,3 @@ def _has_few_colours(image: Image.Image) -> bool:
     levels = np.asarray(image.resize(size, Image.Resampling.NEAREST)).astype(np.int64) >> 3
     counts = np.bincount((levels @ [1024, 32, 1]).ravel())
     return bool(np.sort(counts)[-FEW_COLOURS:].sum() >= ALMOST_ALL * counts.sum())
-
-
-def _look_alike(one: Image.Image, other: Image.Image) -> bool:
-    a, b = _small(one), _small(other)
-    if min(a.std(), b.std()) < 1:  # of one shade: nothing to compare
-        return False
-    return bool(np.abs(a - b).mean() <= ALIKE_LEVELS and np.corrcoef(a, b)[0, 1] >= ALIKE_CORRELATION)
-
-
-def _small(image: Image.Image) -> NDArray[np.float64]:
-    return np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX), np.float64).ravel()

@@ -68,16 +68,10 @@ def check_folders(classes: Folders, source: Source) -> tuple[list[str], list[str
     return facts, warnings
 
 
-def folder_of_classes(paths: Iterable[str], class_names: Iterable[str]) -> str:
-    """Return the path to the first folder that branches if it holds folders of these names, else ""."""
-    prefix, folder = Folder.of(paths).unwrap()
-    return prefix if folder.folders.keys() & set(class_names) else ""
-
-
 def _parts(classes: Folders, source: Source) -> str:
     """train, val: beside nothing but parts, or with classes inside."""
     names = part_names(classes)
-    alone = names and (_others_are_parts(classes, names) or _all_bare(classes))
+    alone = names and _others_are_parts(classes, names)
     return _looks_like_parts(classes, names, source) if alone or _hold_classes(classes, names) else ""
 
 
@@ -114,7 +108,7 @@ def _data_set_beside_classes(classes: Folders, source: Source) -> str:
 def _one_folder(classes: Folders, source: Source) -> str:
     """The only folder holds the classes, or images with labels in their names."""
     ((name, folder), *others) = classes.items() or (("", Folder()),)
-    if others or source.flag != "--data" or source.in_tars or not folder.class_names():
+    if others or source.flag != "--data" or not folder.class_names():
         return ""
     where = "their file names" if folder.unwrap()[1].images else "folders inside"
     return (
@@ -169,7 +163,7 @@ def part_names(folders: Folders) -> list[str]:
     found = []
     for group in groups.values():
         kinds = {_part(name) for name in group}
-        if "train" in kinds and (len(kinds) > 1 or _all_bare(folders)):
+        if "train" in kinds and len(kinds) > 1:
             found += group
     named = [name for group in groups.values() for name in group]
     if not found and len({_part(name) for name in named}) > 1 and _share_classes(folders, named):
@@ -188,11 +182,6 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
 
 def _part(name: str) -> str:
     return split_name(name)[0]
-
-
-def _all_bare(names: Iterable[str]) -> bool:
-    """Return whether each name is one word for a part."""
-    return all(len(words(name)) == 1 and _part(name) for name in names)
 
 
 def _consists_of(kind: re.Pattern[str], name: str) -> bool:

@@ -36,10 +36,13 @@ def find_labels(source: Path, data_format: str, flag: str = "--data") -> Labelle
         )
     try:
         name = recognise(source) if data_format == "auto" else data_format
-        return LAYOUTS[name].read(source, flag)
-    except (OSError, csv.Error) as error:
+        found = LAYOUTS[name].read(source, flag)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
         culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
         raise UserError(f"{culprit} cannot be read as --data-format {data_format}: {reason}") from error
+    if not found.labels:
+        raise UserError("; ".join([f"no images in {source}", found.layout, *found.warnings]))
+    return found
 
 
 def recognise(source: Path) -> str:

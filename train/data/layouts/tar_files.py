@@ -52,8 +52,6 @@ def read(source: Path, flag: str) -> LabelledPaths:
                 written[label] += 1
             labels[f"{tar.name}/{name}"] = label
             classes[label].append(name.removeprefix(f"{label}/") if name.startswith(f"{label}/") else "")
-    if not labels:
-        raise UserError(f"the tar files of {source} hold no images")
     check_none_missing(written, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
     warnings = [
         f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class"

@@ -135,7 +135,10 @@ def test_the_drawn_sample_alone_is_named(tmp_path: Path) -> None:
 def test_tar_files_beside_runs_are_still_the_data(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "first")
     write(tmp_path / "a.tar", b"\0" * 10240)
-    assert f"tar files of {tmp_path}" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert str(tmp_path) in message
+    assert "tar files" in message
+    assert "runs" not in message.replace(str(tmp_path), "")
 
 
 def test_masks_beside_images_are_left_out_and_the_images_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from serve.contract.errors import UserError
 from train.data.layouts.folder_tree import Folder
-from train.data.layouts.parts import Source, check_folders, folder_of_classes
+from train.data.layouts.parts import Source, check_folders
 from train.data.layouts.registry import find_labels
 
 CLASSES = ("cat", "dog", "owl")
@@ -180,11 +180,6 @@ def test_a_copy_of_the_classes_beside_them_is_no_class() -> None:
     copy = {"Village": [f"Village/{path}" for path in NESTED]}
     assert "--data set/Village/Village, " in refusal(each(CLASSES, FLAT) | copy)
     checked(each(CLASSES, FLAT) | {"mixed": ["cat/1.jpg", "wolf/1.jpg", "lynx/1.jpg"]})
-
-
-def test_validation_data_in_a_folder_of_their_own_are_found() -> None:
-    assert folder_of_classes([f"val/{path}" for path in NESTED], CLASSES) == "val"
-    assert folder_of_classes([f"wolf/{path}" for path in FLAT], CLASSES) == ""
 
 
 def test_parts_in_folders_are_refused_whatever_is_beside_them(tmp_path: Path) -> None:

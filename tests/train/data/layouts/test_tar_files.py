@@ -82,7 +82,7 @@ def test_labels_are_members_or_folders_or_names(
             r"'0\.cls' is not UTF-8: .* cp949",
         ),
         ({"photo.jpg": b""}, r"x\.tar: .*'photo\.jpg': .*\.cls"),
-        ({"README": b""}, "tar files of .* no images"),
+        ({"README": b""}, "no images in .*tar files"),
     ],
 )
 def test_an_image_without_a_label_is_an_error(
