@@ -62,7 +62,7 @@ def resolve_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """Return the settings with a value for each that follows from the weights or the optimizer, and notes.
 
     Raises:
-        UserError: unknown model, or weights that are not there.
+        UserError: unknown model, or missing weights.
     """
     return resolve_input(resolve_optimizer(config))
 

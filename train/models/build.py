@@ -30,7 +30,7 @@ def build_model(
     """Return a classifier with the normalisation of its weights, and notes on what was loaded.
 
     Raises:
-        UserError: unknown name, weights that do not fit or cannot be had, or a network that cannot take
+        UserError: unknown name, weights that do not fit or cannot be read, or a network that cannot take
             images of this size.
     """
     content = read_weights(name, weights)

@@ -107,7 +107,7 @@ def resolve_input(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     notes of what was taken.
 
     Raises:
-        UserError: unknown model, or weights that are not there.
+        UserError: unknown model, or missing weights.
     """
     own = input_settings(config.model, config.weights, read_weights(config.model, config.weights))
     image_size = config.image_size or own.image_size

@@ -34,7 +34,7 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
     """Return what a file or a package holds; nothing without weights, and for a library's download.
 
     Raises:
-        UserError: it is not there, or not tensors with names.
+        UserError: they are missing, or not tensors with names.
     """
     if weights in NOT_FILES and library_of(name) == "own":
         raise UserError(f"{name} has no pretrained weights; leave out --weights {weights}, or give a file")
@@ -101,10 +101,10 @@ def _read_package(name: str) -> dict[str, Any]:
 def download(
     name: str, num_classes: int, image_size: int, drop_path: float | None
 ) -> tuple[nn.Module, str]:
-    """Return a network with its library's weights, from the library's cache if they are there; and a note.
+    """Return a network with its library's weights, from the library's cache or downloaded; and a note.
 
     Raises:
-        UserError: there are none, or they cannot be downloaded.
+        UserError: there are none, or the download fails.
     """
     try:
         if library_of(name) == "timm":

@@ -166,7 +166,7 @@ def _from_timm(
 
 
 def set_dropout(network: nn.Module, dropout: float) -> int:
-    """Set the probability of all dropout layers, also of functional ones; return how many there are."""
+    """Set the probability of all dropout layers, also of functional ones; return their number."""
     count = 0
     for module in network.modules():
         if isinstance(module, nn.Dropout):
