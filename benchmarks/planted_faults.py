@@ -337,16 +337,16 @@ FAULTS = [
     # MLflow
     Fault(
         "a status that is always FINISHED",
-        "train/tracking/mlflow_run.py",
+        "train/tracking/mlflow_tracker.py",
         "self.record.status, self.ending = status, True",
         'self.record.status, self.ending = "FINISHED", True',
     ),
     Fault(
         "metrics are sent again after a resume",
-        "train/tracking/mlflow_run.py",
+        "train/tracking/sender.py",
         "        if epoch not in self.known[key]:\n            return False\n",
         "        return False\n",
-        ("mlflow_run", "mlflow_open", "faults"),
+        ("mlflow_tracker", "opening", "faults"),
     ),
     # the model and its file
     Fault(

@@ -1,15 +1,19 @@
-"""What MLflow has of a run's exported files: a logged model for each, with the record of verification."""
+"""The exported files of a run in MLflow: a logged model for each, with the record of its verification."""
 
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.record import MODEL_FILES, published_model, reports_of
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact
-from serve.tracking import recorded_run
+from serve.tracking import RecordedRun, recorded_run
 from serve.verification import RECORD
+
+if TYPE_CHECKING:
+    from train.tracking.client import Store
 
 METRICS = {
     "accuracy": "accuracy_served",
@@ -20,18 +24,15 @@ METRICS = {
 
 
 def training_run(run: Path, run_id: str, checkpoint_sha256: str) -> str:
-    """Return the ID of the MLflow run that trained: by the run directory, by the checkpoint (`run_id`), or,
-    if training was tracked and MLflow was away, by MLflow itself, which may have been sent the run since.
-
-    "" when there is none.
-    """
+    """Return the ID of the MLflow run that trained, or "": from the run directory, else from the checkpoint
+    (`run_id`), else from MLflow, which may have got the run after the checkpoint was written."""
     recorded = recorded_run(run)
     if recorded.run_id or run_id or not recorded.tracked:
         return recorded.run_id or run_id
-    from train.tracking.client import explained, find_training_run
+    from train.tracking.registry import find_by_checkpoint
 
-    with suppress(ValueError, OSError), explained(recorded.uri):
-        return find_training_run("", checkpoint_sha256, recorded.uri)
+    with suppress(UserError, OSError):
+        return find_by_checkpoint(_open_store(recorded), checkpoint_sha256)
     return ""
 
 
@@ -49,20 +50,17 @@ def check_register(run: Path, run_id: str, name: str) -> None:
         )
     if not run_id:
         raise UserError("--register: this run was not tracked in MLflow (--track false)")
-    from train.tracking.client import check_registrable, explained
+    from train.tracking.registry import check_registrable
 
     try:
-        with explained(recorded.uri):
-            check_registrable(run_id, name, recorded.uri)
-    except (ValueError, OSError) as error:
+        check_registrable(_open_store(recorded, run_id), run_id, name)
+    except (UserError, OSError) as error:
         raise _of_register(name, error) from error
 
 
 def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str = "fp32") -> None:
-    """Log each published model file of a run directory to the MLflow run that trained it, or bring the
-    record of one that is there up to date; register the file of this precision.
-
-    Without a run this does nothing.
+    """Log each published model file to the MLflow run that trained it, or update the record of one that is
+    there; register the file of this precision. Without an MLflow run this does nothing.
 
     Raises:
         UserError, ConnectionError: it cannot be registered.
@@ -73,52 +71,38 @@ def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str
         if recorded.tracked:
             print("the model is not in MLflow, which does not have its training run yet: see train/sync.py")
         return
-    from train.tracking.client import explained  # half a second that --track false saves
-
     try:
-        with explained(recorded.uri):
-            for of_file in MODEL_FILES:
-                try:
-                    file, published, _ = published_model(run, of_file)
-                except ValueError:  # there is none, or it is of a checkpoint that is gone
-                    continue
-                _log(run_id, file, published, register if of_file == precision else "", recorded.uri)
-    except (ValueError, OSError) as error:
+        store = _open_store(recorded, run_id)
+        for of_file in MODEL_FILES:
+            try:
+                file, published, _ = published_model(run, of_file)
+            except UserError:  # there is none, or it is of a checkpoint that is gone
+                continue
+            _publish(store, run_id, file, published, register if of_file == precision else "")
+    except (UserError, OSError) as error:
         if register:
             raise _of_register(register, error) from error
         print(f"warning: the model is not in MLflow: {redact(error)}", file=sys.stderr)
 
 
+def _open_store(recorded: RecordedRun, run_id: str = "") -> "Store":
+    from train.tracking.client import Store  # a second that --track false saves
+
+    return Store(recorded.uri, run_id, retries=3, seconds=120)  # nobody trains meanwhile
+
+
+def _publish(store: "Store", run_id: str, file: Path, metadata: ModelMetadata, register: str) -> None:
+    from train.tracking.registry import publish_model
+
+    prefix = "served" if metadata.precision == "fp32" else f"served_{metadata.precision}"
+    report = reports_of(file)[0]
+    metrics = {f"{prefix}/{name}": report[key] for name, key in METRICS.items()}
+    model_id = publish_model(store, run_id, file, metadata, file.with_name(RECORD), metrics, register)
+    if model_id:
+        registered = f", registered as {register}@challenger" if register else ""
+        print(f"in MLflow: models:/{model_id} ({file.name}){registered}")
+
+
 def _of_register(name: str, error: Exception) -> Exception:
     kind = ConnectionError if isinstance(error, OSError) else UserError
     return kind(f"--register {name}: {error}")
-
-
-def _log(run_id: str, file: Path, metadata: ModelMetadata, register: str, uri: str) -> None:
-    from train.tracking import client as tracking
-
-    verification, reports = file.with_name(RECORD), reports_of(file)
-    model_id = tracking.find_logged_model(run_id, reports[0]["model_sha256"], uri)
-    if model_id:
-        tracking.log_verification(run_id, model_id, verification)
-        if register:
-            tracking.register_logged_model(model_id, register)
-    elif not metadata.verified:  # withdrawn
-        return
-    else:
-        prefix = "served" if metadata.precision == "fp32" else f"served_{metadata.precision}"
-        logged = tracking.log_verified_model(
-            run_id,
-            file,
-            verification,
-            metadata.preprocess.size,
-            len(metadata.class_names),
-            {f"{prefix}/{name}": reports[0][key] for name, key in METRICS.items()},
-            register,
-            metadata.checkpoint_sha256,
-            metadata.precision,
-            uri,
-        )
-        model_id = logged.rpartition("/")[2]
-    registered = f", registered as {register}@challenger" if register else ""
-    print(f"in MLflow: models:/{model_id} ({file.name}){registered}")

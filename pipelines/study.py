@@ -18,7 +18,7 @@ from serve.contract.locks import file_lock
 from serve.contract.urls import redact
 from train.checkpoint import checkpoint_folder
 from train.config import TrainConfig
-from train.tracking.registry import end_children, log_parent, open_parent
+from train.tracking.parent_run import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
 NOT_OF_THE_STUDY = ("name", "output", "num_workers")
@@ -157,7 +157,7 @@ class ParentRun:
                 self._open()
             end_children(self.run_id)
             log_parent(self.run_id, self.points(), self._tags(), files, status)
-        except ValueError as error:
+        except (UserError, ConnectionError) as error:
             print(f"warning: the sweep's run in MLflow is not up to date: {error}", flush=True)
 
     def _open(self) -> None:

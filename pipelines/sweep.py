@@ -64,7 +64,7 @@ from train.engine.checks import check_batch_size
 from train.engine.prepare import resolve_defaults
 from train.models.build import build_model
 from train.settings import refuse_given
-from train.tracking.mlflow_run import child_environment
+from train.tracking.run_record import child_environment
 
 FAILURES_ALIKE = 3  # in a row: the fourth would fail too
 

@@ -155,13 +155,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
     import mlflow
     from mlflow_store import use
 
-    from train.tracking import mlflow_run
+    from train.tracking import mlflow_tracker, sender
 
     monkeypatch.chdir(tmp_path)  # the default store and its artifacts are in the working directory
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setattr(mlflow_run, "SYSTEM_METRICS_SECONDS", 60)
-    monkeypatch.setattr(mlflow_run, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "SYSTEM_METRICS_SECONDS", 60)
+    monkeypatch.setattr(sender, "SCHEMA_SECONDS", 0.2)
+    monkeypatch.setattr(mlflow_tracker, "RETRY_SECONDS", 0.2)
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     use(monkeypatch, uri)

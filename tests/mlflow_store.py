@@ -1,4 +1,4 @@
-"""For tests of what MLflow is told: a tracker, and what a store has of its runs."""
+"""For tests of tracking: a tracker, and what a store has of its runs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from train.config import TrainConfig
-from train.tracking.mlflow_run import MlflowTracker
+from train.tracking.mlflow_tracker import MlflowTracker
 
 DIGEST = "0123456789abcdef" * 4
 PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}

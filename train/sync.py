@@ -2,9 +2,8 @@
 
     python train/sync.py runs/NAME [runs/OTHER ...]
 
-What MLflow has already stays as it is, so that this can be done twice. A run whose processes are gone
-without saying how becomes KILLED. The server is MLFLOW_TRACKING_URI, by default the one that the run was
-logged to, or should have been.
+What MLflow has already stays as it is: the command can be repeated. A run whose processes were lost becomes
+KILLED. The server is MLFLOW_TRACKING_URI, by default the one to which the run was logged while it trained.
 
 Exit code: 0 MLflow has everything; 1 it does not answer; 2 it refuses something, or this is not a run
 directory, or it is being trained.
@@ -32,11 +31,10 @@ from collections.abc import Sequence
 
 from serve.contract.locks import is_locked
 from serve.contract.urls import redact
-from train.runs.resume import LOCK
 from train.tracking.base import read_metrics
-from train.tracking.mlflow_errors import RefusedError, without_passwords
-from train.tracking.mlflow_run import Sender
-from train.tracking.run_record import read_record
+from train.tracking.errors import RefusedError
+from train.tracking.run_record import FILE, read_record
+from train.tracking.sender import Sender
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,41 +46,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in parser.parse_args(argv).runs:
         try:
             print(f"{folder}: MLflow run {sync(folder)} is complete")
-        except UserError as error:
-            print(f"error: {redact(error)}", file=sys.stderr)
-            worst = max(worst, 2)
-        except Exception as error:  # mlflow raises its own, requests' and SQLAlchemy's exceptions
-            reason = (without_passwords(str(error)) or type(error).__name__).splitlines()[0][:200]
-            print(f"error: {folder}: MLflow does not answer: {reason}", file=sys.stderr)
-            worst = max(worst, 1)
+        except (UserError, ConnectionError) as error:
+            print(f"error: {folder}: {redact(error)}", file=sys.stderr)
+            worst = max(worst, 2 if isinstance(error, UserError) else 1)
     return worst
 
 
 def sync(folder: Path) -> str:
-    """Returns the run's ID.
+    """Send what is missing, and return the run's ID.
 
     Raises:
         UserError: `folder` is no run that MLflow should have, or is being trained, or MLflow refuses it.
+        ConnectionError: MLflow does not answer.
     """
-    place = folder / "tracking.json"
-    record = read_record(place)
+    record = read_record(folder / FILE)
     if record is None:
-        raise UserError(f"{folder} has no readable tracking.json: it is no run, or one of --track false")
-    if is_locked(folder / LOCK):
-        raise UserError(f"{folder} is being trained: that process sends what is missing")
+        raise UserError(f"no readable {FILE}: it is no run directory, or one of --track false")
+    if is_locked(folder):
+        raise UserError("the run is being trained: that process sends what is missing")
     if record.complete and record.run_id:
         return record.run_id
     if record.status == "RUNNING":
         record.status = "KILLED"
-    sender = Sender(record, place, read_metrics(folder / "metrics.jsonl"), system_metrics=False)
-    try:
-        sender.update()
-    except RefusedError as error:
-        raise RefusedError(f"{folder}: MLflow refuses this run: {error}") from error
-    finally:
-        sender.close()  # another folder's run may follow
-    if sentences := sender.refused.sentences():
-        raise RefusedError(f"{folder}: " + "\n".join(sentences.values()))
+    sender = Sender(record, folder / FILE, read_metrics(folder / "metrics.jsonl"), system_metrics=False)
+    sender.update()
+    if sender.refusals:
+        raise RefusedError("MLflow refuses " + "\n".join(sender.refusals))
     return record.run_id
 
 

@@ -16,6 +16,7 @@ from train.engine.state import TrainState
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
 from train.runs.snapshots import Position
+from train.tracking.contents import parameters
 
 
 @dataclass
@@ -61,14 +62,6 @@ class TrainingRun:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """Return what a comparison of runs shows: the settings, and what they came to."""
-        return {
-            **self.config.to_dict(),
-            "world_size": self.ranks.world_size,
-            "precision_used": str(self.state.precision),
-            "num_parameters": self.num_parameters,
-            "num_classes": self.num_classes,
-            "num_train": len(self.data.train),
-            "num_val": len(self.data.val),
-            "data_digest": self.data.digest,
-        }
+        """Return the parameters that MLflow gets."""
+        world_size, precision = self.ranks.world_size, str(self.state.precision)
+        return parameters(self.config, self.data, world_size, precision, self.num_parameters)

@@ -10,7 +10,6 @@ The first champion must be surely better than always naming the largest class: t
 3. Log loss is not higher beyond chance: the 95 % interval of the paired difference reaches 0 or below.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,18 @@ from train.checkpoint import best_checkpoint, load_checkpoint
 from train.evaluation.predictions import Predictions, read_predictions
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 from train.runs.results import RunResult, check_metrics, paired
-from train.tracking.registry import ModelVersion, fetch_run_file, move_alias, read_aliases, read_version
-from train.tracking.run_record import read_record
+from train.tracking.client import Store
+from train.tracking.registry import (
+    CHALLENGER,
+    ModelVersion,
+    fetch_run_file,
+    move_alias,
+    read_aliases,
+    read_version,
+)
+from train.tracking.run_record import FILE, read_record
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
@@ -101,16 +108,15 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     """
     if not 0 < margin < 1:
         raise UserError(f"--margin {margin} is outside 0..1: it is a difference of accuracy")
-    records = [read_record(run.folder / "tracking.json") for run in runs]
-    if stores := [record.uri for record in records if record is not None and record.uri]:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", stores[0])
-    aliases = read_aliases(model)
+    records = [read_record(run.folder / FILE) for run in runs]
+    store = Store(next((record.uri for record in records if record is not None and record.uri), ""))
+    aliases = read_aliases(store, model)
     if CHALLENGER not in aliases:
         raise UserError(
             f"{model} has no version with the alias {CHALLENGER}: make one with "
             f"export/main.py --run RUN --register {model}"
         )
-    challenger = read_version(model, aliases[CHALLENGER])
+    challenger = read_version(store, model, aliases[CHALLENGER])
     name = f"{model} version {challenger.version}"
     found = {run_id_of(run): run for run in runs}
     if challenger.run_id not in found:
@@ -121,10 +127,10 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     if aliases.get(CHAMPION) == challenger.version:
         print(f"{name} is {CHAMPION} already")
         return True
-    new = predictions_of(challenger, found)
+    new = predictions_of(store, challenger, found)
     if CHAMPION in aliases:
-        champion = read_version(model, aliases[CHAMPION])
-        test = paired(new, predictions_of(champion, found))
+        champion = read_version(store, model, aliases[CHAMPION])
+        test = paired(new, predictions_of(store, champion, found))
         if test is None:
             raise UserError(
                 f"{CHALLENGER} and {CHAMPION} of {model} share no validation image: train one of them with "
@@ -142,19 +148,19 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     for reason in decision.reasons:
         print(f"  {reason}")
     if decision.promote:
-        move_alias(model, CHAMPION, challenger.version, aliases)
+        move_alias(store, model, CHAMPION, challenger.version, aliases)
     print(f"{name} {f'is {CHAMPION} now' if decision.promote else 'is NOT promoted'}")
     return decision.promote
 
 
 def run_id_of(run: RunResult) -> str:
     """Return the MLflow run's ID, from the run's record, or else from the best checkpoint."""
-    record = read_record(run.folder / "tracking.json")
+    record = read_record(run.folder / FILE)
     run_id: str = load_checkpoint(best_checkpoint(run.folder))["run_id"]
     return record.run_id if record is not None and record.run_id else run_id
 
 
-def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predictions:
+def predictions_of(store: Store, version: ModelVersion, found: dict[str, RunResult]) -> Predictions:
     """Return those of the run directory if it was given, else those that its MLflow run logged."""
     metadata, name = version.metadata, f"version {version.version}"
     if run := found.get(version.run_id):
@@ -166,7 +172,7 @@ def predictions_of(version: ModelVersion, found: dict[str, RunResult]) -> Predic
         return run.predictions
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = fetch_run_file(version.run_id, "val_predictions.csv", Path(folder))
+            path = fetch_run_file(store, version.run_id, "val_predictions.csv", Path(folder))
         except UserError as error:
             raise UserError(
                 f"{name} is of run {metadata.run_name} ({version.run_id}), whose val_predictions.csv is "

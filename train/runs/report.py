@@ -13,6 +13,7 @@ from train.evaluation.predictions import read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
 from train.tracking.base import NullTracker
+from train.tracking.contents import artifacts
 
 
 def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
@@ -42,10 +43,7 @@ def write_report(
     assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
     save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
     tracker.log_best(history.best_epoch, history.best)
-    names = ["config.yaml", "metrics.jsonl", "bad_files.csv", "val_predictions.csv", "figures"]
-    if (folder / "duplicates.csv").exists():
-        names.append("duplicates.csv")
-    tracker.log_files([*(folder / name for name in names), best_checkpoint(folder)])
+    tracker.log_files(artifacts(folder))
 
 
 def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:

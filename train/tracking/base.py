@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run measured, whatever else is told of it."""
+"""Trackers: the interface, one that does nothing, and one that writes metrics.jsonl."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from serve.contract.files import atomic_write
 
 
 class NullTracker:
-    """The interface, and what ranks other than 0 have."""
+    """The interface, and the tracker of ranks other than 0."""
 
     run_id: str = ""
     rows: Sequence[dict[str, Any]] = ()
@@ -26,12 +26,12 @@ class NullTracker:
 
 
 class MetricsFile(NullTracker):
-    """metrics.jsonl alone: a row a line."""
+    """Metrics in metrics.jsonl alone, a line for each epoch."""
 
     rows: list[dict[str, Any]]
 
     def __init__(self, path: Path, epochs_done: int):
-        """Lines after `epochs_done` belong to work that is done again, and are dropped."""
+        """Lines after `epochs_done` are of epochs that are trained again, and are dropped."""
         self.path = path
         self.rows = [row for row in read_metrics(path) if row["epoch"] <= epochs_done]
         self.whole = True
@@ -62,6 +62,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is done again
+        with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is trained again
             rows.append(json.loads(line))
     return rows

@@ -14,6 +14,6 @@ def build_tracker(
         return NullTracker()
     if not config.track:
         return MetricsFile(path, epochs_done)
-    from train.tracking.mlflow_run import MlflowTracker
+    from train.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(config, path, epochs_done, run_id)

@@ -1,25 +1,27 @@
-"""tracking.json of a run directory: what MLflow should have of the run, but for its metrics."""
+"""tracking.json of a run directory: what MLflow should have of the run, apart from its metrics."""
 
 import json
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from serve.contract.files import atomic_write
 
-SAVING = threading.Lock()
+FILE = "tracking.json"
+RUN_TAGS = "PUREBRED_RUN_TAGS"  # environment variable with a run's own tags, as JSON
+SAVING = threading.Lock()  # the training thread's and MLflow's
 
 
 @dataclass
 class Record:
-    """Kept in tracking.json from the start of a run, whether MLflow answers or not."""
+    """Kept from the start of a run, whether MLflow answers or not."""
 
     name: str
     experiment: str
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """A tag by which the run is found again when its ID never reached us."""
+    """A tag by which the run is found again when the answer with its ID was lost."""
     uri: str = ""
     """Of the store, without a password and with an absolute path: other commands find it by this."""
     experiment_id: str = ""
@@ -27,14 +29,14 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     run_id: str = ""
     asked: bool = False
-    """MLflow was asked to make the run, and may have done so."""
-    parameters: dict[str, Any] = field(default_factory=dict)
+    """A request to make the run was sent, and may have been fulfilled."""
+    parameters: dict[str, str] = field(default_factory=dict)
     data_source: str = ""
     data_digest: str = ""
     dataset_logged: bool = False
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    """Metrics of that epoch, which are logged once more as best/NAME: MLflow sorts runs by last values."""
+    """Metrics of that epoch."""
     files: list[str] = field(default_factory=list)
     """Files and folders that are still to be logged, relative to the run directory."""
     status: str = "RUNNING"
@@ -42,15 +44,23 @@ class Record:
     """MLflow has all of it, the final status too."""
 
     def save(self, path: Path) -> None:
-        with SAVING, atomic_write(path, "w") as file:  # training's thread and MLflow's
+        """Write the file. A full disk, of which metrics.jsonl's own warning tells, stops nothing."""
+        with SAVING, suppress(OSError), atomic_write(path, "w") as file:
             file.write(json.dumps(asdict(self), indent=1))
 
 
 def read_record(path: Path) -> Record | None:
-    """None if there is none, or none that can be read."""
+    """Return None if there is no file, or none that can be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}  # a later version may have added some
         return Record(**{name: value for name, value in values.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def child_environment(parent: str, tags: dict[str, str]) -> dict[str, str]:
+    """Return variables by which a training process's run becomes a child of the run `parent`, with these
+    tags; MLFLOW_RUN_ID, by which all of them would be one run, is emptied."""
+    own = {**tags, "mlflow.parentRunId": parent} if parent else tags
+    return {RUN_TAGS: json.dumps(own), "MLFLOW_RUN_ID": ""}

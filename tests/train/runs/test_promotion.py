@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mlflow_store import onnx_file
 from run_folders import make_run
+from serve_model import ON_CPU
 
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
@@ -18,7 +19,8 @@ from train.evaluation.significance import PairedTest, paired_test
 from train.runs import promotion
 from train.runs.promotion import decide
 from train.runs.results import read_run
-from train.tracking import client as tracking
+from train.tracking.client import Store
+from train.tracking.registry import publish_model
 
 
 def compared(gained: int, lost: int, n: int, loss: float = 0.0) -> PairedTest:
@@ -90,11 +92,12 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
         metrics=metrics,
         temperature=metrics["val/temperature"],
         run_name=name,
+        verified=(ON_CPU,),
         run_id=run_id,
         checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"),
     )
     file = onnx_file(folder / "model.onnx", metadata)
-    tracking.log_verified_model(run_id, file, folder / "config.yaml", 16, 2, {}, model)
+    publish_model(Store(), run_id, file, metadata, folder / "config.yaml", {}, model)
     return folder
 
 

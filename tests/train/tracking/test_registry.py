@@ -1,47 +1,149 @@
-"""What is asked of MLflow: the run of a sweep with its children, and no exception but a ValueError."""
+"""MLflow has each verified model file once, with its record, and registers what it is asked to."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
-from mlflow_store import DIGEST, REFUSES, history, runs, tracker, use, whole_run
+from mlflow_store import DIGEST, PARAMETERS, REFUSES, onnx_file, runs, tracker, use, whole_run
+from serve_model import ON_CPU
 
-from train.tracking import mlflow_run, registry
+from export.publish import check_register, training_run
+from serve.contract.files import file_sha256
+from serve.contract.metadata import ModelMetadata
+from serve.contract.preprocess import Preprocess
+from serve.tracking import RecordedRun, recorded_run
+from train import sync
+from train.checkpoint import save_checkpoint
+from train.config import TrainConfig
+from train.tracking import mlflow_tracker
+from train.tracking.client import Store
+from train.tracking.errors import RefusedError
+from train.tracking.mlflow_tracker import MlflowTracker
+from train.tracking.parent_run import open_parent
+from train.tracking.registry import check_registrable, publish_model, read_aliases
 
 pytestmark = pytest.mark.usefixtures("store")
 
 
-def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
+def described(**values: Any) -> ModelMetadata:
+    return ModelMetadata(("cat", "dog"), Preprocess("crop", 16, 18), verified=(ON_CPU,), **values)
+
+
+def published(
+    run_id: str, metadata: ModelMetadata, metrics: dict[str, float] | None = None, register: str = ""
+) -> str:
+    model, verification = onnx_file(Path(f"{metadata.precision}.onnx"), metadata), Path("verification.json")
+    verification.touch()
+    return publish_model(Store(), run_id, model, metadata, verification, metrics or {}, register)
+
+
+def test_a_model_that_cannot_be_uploaded_leaves_the_run_as_it_ended(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent = registry.open_parent("purebred", "sweep", "", {"epochs": "3"})
-    for name, value in mlflow_run.child_environment(parent, {"sweep.trial": "4"}).items():
-        monkeypatch.setenv(name, value)
-    done = whole_run()
-    Path("tracking.json").unlink()  # another run directory
-    lost = tracker()
-    lost.start({}, "data/train", DIGEST)
-    registry.end_children(parent)
-    by_id = {run.info.run_id: run for run in runs(store)}
-    for run_id, status in ((done.run_id, "FINISHED"), (lost.run_id, "KILLED")):
-        assert by_id[run_id].info.status == status
-        assert by_id[run_id].data.tags["mlflow.parentRunId"] == parent
-        assert by_id[run_id].data.tags["sweep.trial"] == "4"
-    assert by_id[parent].info.status == "RUNNING"
-    assert by_id[parent].data.params == {"epochs": "3"}
-    registry.log_parent(parent, [("val/accuracy", 0.5, 0, 1000)] * 2, {"best.lr": "0.1"}, status="FINISHED")
-    assert history(store, parent, "val/accuracy") == [(0, 0.5)]
-    assert mlflow.MlflowClient(store).get_run(parent).info.status == "FINISHED"
-    assert registry.open_parent("purebred", "sweep", parent, {}) == parent
-    assert mlflow.MlflowClient(store).get_run(parent).info.status == "RUNNING"
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.end("FINISHED")
+    (before,) = runs(store)
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError("503")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", away)
+    with pytest.raises(ConnectionError, match="503"):
+        published(t.run_id, described())
+    (after,) = runs(store)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+
+
+def test_a_verified_model_has_its_own_metrics_in_mlflow(store: str) -> None:
+    t = whole_run()
+    values = {"served/accuracy": 0.75, "served/log_loss": 0.5}
+    model_id = published(t.run_id, described(), values)
+    logged = mlflow.MlflowClient(store).get_logged_model(model_id)
+    assert logged.experiment_id == runs(store)[0].info.experiment_id
+    assert {metric.key: metric.value for metric in logged.metrics} == values
+    outputs = mlflow.models.get_model_info(f"models:/{model_id}").signature.outputs.inputs
+    assert [(output.name, output.shape) for output in outputs] == [
+        ("logits", (-1, 2)),
+        ("probabilities", (-1, 2)),
+        ("y", (-1, 2)),  # as embeddings are: the file's other outputs
+    ]
+    (run,) = runs(store)
+    assert run.data.metrics["served/accuracy"] == 0.75
+    assert run.info.status == "FINISHED"
+
+
+def test_a_model_file_is_logged_once_and_gets_the_present_record(store: str) -> None:
+    t = whole_run()
+    files = {precision: described(precision=precision) for precision in ("fp32", "int8")}
+    ids = {precision: published(t.run_id, metadata) for precision, metadata in files.items()}
+    assert len(set(ids.values())) == 2
+    Path("verification.json").write_text('{"new": 1}')
+    assert published(t.run_id, files["int8"]) == ids["int8"]
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{ids['int8']}", dst_path="copy"))
+    assert (folder / "verification.json").read_text() == '{"new": 1}'
+    # the copy is the very file: its record is about these bytes
+    assert file_sha256(folder / "model.onnx") == file_sha256(Path("int8.onnx"))
+    (run,) = runs(store)
+    assert len(run.outputs.model_outputs) == 2
+
+    for _ in range(2):
+        published(t.run_id, files["int8"], register="pets")
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
+    assert (str(version.version), version.run_id) == ("1", t.run_id)
+    assert version.source == f"models:/{ids['int8']}"
+    assert len(mlflow.MlflowClient(store).search_model_versions("name = 'pets'")) == 1
+
+
+def test_a_file_that_is_not_verified_any_more_is_not_logged(store: str) -> None:
+    t = whole_run()
+    assert published(t.run_id, ModelMetadata(("cat", "dog"), Preprocess("crop", 16, 18))) == ""
+    assert not runs(store)[0].outputs.model_outputs
+
+
+def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
+    t = whole_run()
+    check_registrable(Store(), t.run_id, "pets")
+    for run_id, name in (("0" * 32, "pets"), (t.run_id, "a/b:c")):
+        with pytest.raises(RefusedError):
+            check_registrable(Store(), run_id, name)
+
+
+def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint and the model, made meanwhile, know no run ID."""
+    run = Path("runs/small")
+    (run / "export").mkdir(parents=True)
+    save_checkpoint({"run_id": ""}, run / "checkpoints" / "best.pt")
+    digest = file_sha256(run / "checkpoints" / "best.pt")
+    use(monkeypatch, REFUSES)
+    monkeypatch.setattr(mlflow_tracker, "LAST_TRIES", 1)
+    t = MlflowTracker(TrainConfig(name="small"), run / "metrics.jsonl", 0, "")
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.end("FINISHED")
+    use(monkeypatch, store)
+    assert training_run(run, "", digest) == ""
+    with pytest.raises(ValueError, match=r"--register.*train/sync\.py"):
+        check_register(run, "", "pets")
+    before = (run / "tracking.json").read_text()
+    assert sync.main([str(run)]) == 0
+    (trained,) = runs(store)
+    assert training_run(run, "", digest) == trained.info.run_id
+    assert recorded_run(run) == RecordedRun(True, trained.info.run_id, store)
+    (run / "tracking.json").write_text(before)  # as in a copy that an object store has from the outage
+    assert training_run(run, "", digest) == trained.info.run_id
+
+    published(trained.info.run_id, described(checkpoint_sha256=digest), register="pets")
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
+    assert version.run_id == trained.info.run_id
 
 
 @pytest.mark.parametrize("uri", [REFUSES, "sqlite:////proc/no/such.db"])
-def test_a_store_that_does_not_answer_is_a_value_error_that_names_it(
-    monkeypatch: pytest.MonkeyPatch, uri: str
-) -> None:
+def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     use(monkeypatch, uri)
-    with pytest.raises(ValueError, match=f"MLflow at {uri}: "):
-        registry.read_aliases("pets")
-    with pytest.raises(ValueError, match=f"MLflow at {uri}: "):
-        registry.open_parent("purebred", "sweep", "", {})
+    with pytest.raises((ConnectionError, RefusedError), match=uri):
+        read_aliases(Store(), "pets")
+    with pytest.raises((ConnectionError, RefusedError), match=uri):
+        open_parent("purebred", "sweep", "", {})

@@ -1,5 +1,6 @@
 """What MLflow refuses is named whole and sent no more, and all else is in the run, which ends."""
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -85,14 +86,14 @@ def test_an_artifact_store_without_its_client_library_leaves_no_run_running(
 ) -> None:
     asked = []
 
-    def missing(path: str) -> None:
+    def missing(client: Any, run_id: str, path: str) -> None:
         asked.append((Path(path).name, runs(store)[0].info.status))
         raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
 
     for name in ("config.yaml", "best.pt"):
         Path(name).write_text(name)
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow, "log_artifact", missing)
+        patch.setattr(mlflow.MlflowClient, "log_artifact", missing)
         t = tracker()
         t.start(PARAMETERS, "data/train", DIGEST)
         t.log_metrics(1, METRICS[0])
@@ -105,7 +106,7 @@ def test_an_artifact_store_without_its_client_library_leaves_no_run_running(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val/accuracy"] == 0.5
     for text in capsys.readouterr():
-        assert "files of this run (config.yaml and 1 more)" in text
+        assert "(config.yaml and 1 more)" in text
         assert "pip install boto3" in text
     assert sync.main(["."]) == 0
     assert [f.path for f in mlflow.MlflowClient(store).list_artifacts(t.run_id)] == [
@@ -141,8 +142,8 @@ def test_one_value_that_mlflow_refuses_costs_no_other(
     assert history(store, t.run_id, "f1/a") == [(1, 0.1), (2, 0.1)]
     assert run.data.metrics["best/val/accuracy"] == 0.2
     printed = capsys.readouterr().out
-    assert "MLflow refuses parameters of this run (lr): too long by 3 characters" in printed
-    assert "MLflow refuses metrics of this run (f1/b" in printed
+    assert re.search(r"parameters .*\(lr\).* too long by 3 characters", printed)
+    assert re.search(r"metrics .*\(f1/b", printed)
 
 
 def test_a_database_of_another_mlflow_is_named_with_the_command(

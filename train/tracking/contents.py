@@ -1,0 +1,114 @@
+"""What MLflow gets of a training run: parameters, metrics, tags, the data set and artifacts."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.contract.files import file_sha256
+from serve.contract.metadata import BEST_CHECKPOINT_TAG
+from train.checkpoint import best_checkpoint
+from train.config import TrainConfig
+from train.data.index import Data
+from train.tracking.run_record import Record
+
+KEY_TAG = "purebred.key"
+RESUMED_TAG = "purebred.resumed"
+OF_THE_CALL = ("resume", "output", "name")  # what a run is resumed by, not what it is
+# an epoch that is done again has other values, and no better
+OF_ITS_EXECUTION = ("images_per_second", "data_share")
+RESUMED = re.compile(r"resume\.(\d+)(?:-(\d+))?\.(.+)")
+LONGEST_METRIC_NAME = 240  # MLflow takes 250, and a hash may follow
+FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "bad_files.csv",
+    "val_predictions.csv",
+    "figures",
+    "duplicates.csv",
+)
+
+
+def parameters(
+    config: TrainConfig, data: Data, world_size: int, precision: str, num_parameters: int
+) -> dict[str, Any]:
+    return {
+        **config.to_dict(),
+        "world_size": world_size,
+        "precision_used": precision,
+        "num_parameters": num_parameters,
+        "num_classes": len(data.train.class_names),
+        "num_train": len(data.train),
+        "num_val": len(data.val),
+        "data_digest": data.digest,
+    }
+
+
+def changed_parameters(known: Mapping[str, str], values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return parameters of a resumed run that MLflow has otherwise, as last changed: name -> (old, new)."""
+    last = dict(known)
+    resumed = [(match, value) for key, value in known.items() if (match := RESUMED.fullmatch(key))]
+    for match, value in sorted(resumed, key=lambda item: (int(item[0][1]), int(item[0][2] or 1))):
+        last[match[3]] = value
+    return {
+        key: (last[key], value)
+        for key, value in values.items()
+        if last.get(key, value) != value and key not in OF_THE_CALL
+    }
+
+
+def resumed_name(known: Iterable[str], epoch: int, name: str) -> str:
+    """Return a free name for a changed parameter, as MLflow keeps the first value: resume.6.epochs, or
+    resume.6-2.epochs if that is taken."""
+    key, number = f"resume.{epoch}.{name}", 1
+    while key in known:
+        number += 1
+        key = f"resume.{epoch}-{number}.{name}"
+    return key
+
+
+def metric_name(name: str) -> str:
+    """Return a name that MLflow takes: class names can hold characters that it refuses, or look like paths.
+    A changed name ends with a hash of the original, so that different names stay different."""
+    parts = re.sub(r"[^/\w.\- :]", "_", name)[:LONGEST_METRIC_NAME].split("/")
+    usable = "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
+    if usable == name:
+        return name
+    return f"{usable}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of an epoch, a row of metrics.jsonl."""
+    return {name: value for name, value in row.items() if name not in ("epoch", "time")}
+
+
+def best_metrics(record: Record) -> dict[str, float]:
+    """Metrics of the best epoch so far, logged once more because MLflow sorts runs by last values."""
+    best = {f"best/{name}": value for name, value in record.best.items()}
+    return {"best/epoch": float(record.best_epoch), **best}
+
+
+def run_tags(record: Record) -> dict[str, str]:
+    return {**record.tags, KEY_TAG: record.key}
+
+
+def resumed_tag(before: str, epoch: int, changed: Mapping[str, tuple[str, str]]) -> str:
+    """Return the history of changed parameters, `before` with those that changed after this epoch."""
+    text = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+    text = f"after epoch {epoch}: {text}"
+    if before.endswith(text):  # of an attempt that failed further on
+        return before
+    return f"{before}; {text}" if before else text
+
+
+def final_tags(folder: Path) -> dict[str, str]:
+    """Tags of a run that ended; by its checkpoint, what was exported while MLflow was away is linked."""
+    path = best_checkpoint(folder)
+    return {BEST_CHECKPOINT_TAG: file_sha256(path)} if path.is_file() else {}
+
+
+def artifacts(folder: Path) -> list[Path]:
+    """Files and folders of a finished run."""
+    paths = [*(folder / name for name in FILES), best_checkpoint(folder)]
+    return [path for path in paths if path.exists()]

@@ -1,0 +1,53 @@
+"""A sweep's run in MLflow, whose children are the runs of its trials."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.tracking.client import Store, choose_experiment, mlflow
+
+Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
+
+
+def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, str]) -> str:
+    """Start the run of a sweep, or resume it (`run_id`); returns its ID."""
+    store = Store()
+    with store.errors():
+        if run_id:
+            store.client.update_run(run_id, status="RUNNING")
+            return run_id
+        experiment_id = store.experiment_id(*choose_experiment(experiment))
+        run_id = store.client.create_run(experiment_id, run_name=name).info.run_id
+        store.client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
+    return run_id
+
+
+def end_children(parent: str) -> None:
+    """Set runs of lost processes, which MLflow shows as RUNNING, to KILLED; no trial may be running."""
+    store = Store()
+    with store.errors():
+        experiment = store.client.get_run(parent).info.experiment_id
+        lost = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+        for run in store.client.search_runs([experiment], lost):
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def log_parent(
+    run_id: str,
+    points: Sequence[tuple[str, float, int, int]],
+    tags: dict[str, str],
+    files: Sequence[Path] = (),
+    status: str = "",
+) -> None:
+    """Log to the run of a sweep, and end it if there is a `status`.
+
+    `points` are (metric, value, step, milliseconds since 1970); a point that is logged twice is one.
+    """
+    store = Store()
+    with store.errors():
+        metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
+        store.log_metrics(run_id, metrics)
+        store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        for file in files:
+            store.client.log_artifact(run_id, str(file))
+        if status:
+            store.client.set_terminated(run_id, status)

@@ -1,0 +1,242 @@
+"""Bring MLflow's run of a training run up to date with tracking.json and metrics.jsonl."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.tracking import contents
+from train.tracking.client import Store, mlflow
+from train.tracking.contents import metric_name
+from train.tracking.errors import RefusedError
+from train.tracking.opening import open_run
+from train.tracking.run_record import Record
+
+Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
+SYSTEM_METRICS_SECONDS = 5
+SCHEMA_SECONDS = 15.0
+ALL = "all"  # in place of names
+
+
+class Sender:
+    """Everything may be repeated and is logged once. What MLflow refuses is sent no more, and keeps nothing
+    else from being sent."""
+
+    def __init__(self, record: Record, path: Path, rows: list[dict[str, Any]], system_metrics: bool = True):
+        """`rows` are those of metrics.jsonl, which may grow; `path` is that of tracking.json."""
+        self.record, self.path, self.rows, self.system_metrics = record, path, rows, system_metrics
+        self.resumed = record.asked or bool(record.run_id)
+        self.store: Store | None = None
+        self.run: Any = None
+        self.monitor: Any = None
+        self.parameters_sent = self.ended = self.uploading = self.waited = False
+        self.rows_sent = self.best_sent = 0
+        self.known: dict[str, dict[int, float]] = {}
+        """Of a resumed run, what MLflow has of each metric: step -> value."""
+        self.refused: dict[str, tuple[list[str], str]] = {}
+        """Kind, as in "metrics" -> the names that are refused, and why the first of them is."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to send but what MLflow refuses."""
+        return self.ended and set(self.record.files) <= set(self._refused("files"))
+
+    @property
+    def refusals(self) -> list[str]:
+        """A sentence for each kind."""
+        return [
+            f"{kind} of this run ({names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}): {reason}"
+            for kind, (names, reason) in self.refused.items()
+        ]
+
+    def update(self) -> None:
+        """
+        Raises:
+            RefusedError: the run cannot be opened, now or later.
+            ConnectionError: MLflow does not answer; the next call sends again what failed.
+        """
+        status = self.record.status  # read before the rows: the last of them comes before the end
+        if self.run is None:
+            self._open()
+        if not self.parameters_sent:
+            self._attempt("parameters", self._send_parameters)
+        if not self.record.dataset_logged:
+            self._attempt("the data set", self._send_dataset)
+        self._attempt("metrics", self._send_rows)
+        self._attempt("metrics", self._send_best)
+        if status != "RUNNING" and not self.ended:  # before the files, which may be many, large or refused
+            self._attempt("tags", self._send_final_tags)
+            self._attempt("the status", lambda: self._client.set_terminated(self.record.run_id, status))
+            self.ended = True
+        self.record.save(self.path)
+        try:
+            self.uploading = True
+            for name in list(self.record.files):
+                self._attempt("files", partial(self._send_file, name), name)
+        finally:
+            self.uploading = False
+        if self.done:
+            self.close()
+            self.record.complete = not self.refused
+        self.record.save(self.path)
+
+    def close(self) -> None:
+        """End the measurements of the system."""
+        if self.monitor is not None:
+            self.monitor.finish()
+            self.monitor = None
+
+    @property
+    def _client(self) -> Any:
+        assert self.store is not None
+        return self.store.client
+
+    def _open(self) -> None:
+        try:
+            self.store = Store(self.record.uri, self.record.run_id)
+            with self.store.errors():
+                self.run, had = open_run(self.store, self.record, self.path)
+            self.resumed |= had
+        except RefusedError as error:
+            if not error.about_schema or self.record.status != "RUNNING" or self.waited:
+                raise
+            self.waited = True
+            time.sleep(SCHEMA_SECONDS)  # another run may be making the store just now
+            self._open()
+            return
+        if self.system_metrics:
+            with suppress(Exception):  # a library for a GPU that is not as expected costs no run
+                self.monitor = mlflow.system_metrics.system_metrics_monitor.SystemMetricsMonitor(
+                    self.record.run_id,
+                    SYSTEM_METRICS_SECONDS,
+                    resume_logging=self.resumed,
+                    tracking_uri=self._client.tracking_uri,
+                )
+                self.monitor.start()
+
+    def _send_parameters(self) -> None:
+        """Log parameters; a resumed run logs what changed as resume.EPOCH.NAME, and in a tag."""
+        values = dict(self.record.parameters)
+        if self.resumed:
+            data, epoch = self._client.get_run(self.record.run_id).data, len(self.rows)
+            changed = contents.changed_parameters(data.params, values)
+            values = {k: v for k, v in values.items() if k not in data.params}
+            values |= {contents.resumed_name(data.params, epoch, k): new for k, (_, new) in changed.items()}
+            if changed:
+                tag = contents.resumed_tag(data.tags.get(contents.RESUMED_TAG, ""), epoch, changed)
+                self._client.set_tag(self.record.run_id, contents.RESUMED_TAG, tag)
+        params = [Param(key, value) for key, value in values.items()]
+        for start in range(0, len(params), 100):  # MLflow's limit for one call
+            self._send_each("parameters", params[start : start + 100], self._log_params)
+        self.parameters_sent = True
+
+    def _log_params(self, params: Sequence[Any]) -> None:
+        self._client.log_batch(self.record.run_id, params=params)
+
+    def _log_metrics(self, metrics: Sequence[Any]) -> None:
+        assert self.store is not None
+        self.store.log_metrics(self.record.run_id, list(metrics))
+
+    def _send_dataset(self) -> None:
+        source = self.record.data_source
+        values = mlflow.data.meta_dataset.MetaDataset(
+            mlflow.data.sources.LocalArtifactDatasetSource(source),
+            name=source.rstrip("/").rpartition("/")[2],
+            digest=self.record.data_digest[:36],  # MLflow's limit
+        ).to_dict()
+        dataset = mlflow.entities.Dataset(**values)
+        tag = mlflow.entities.InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(self.record.run_id, [mlflow.entities.DatasetInput(dataset, [tag])])
+        self.record.dataset_logged = True
+
+    def _send_rows(self) -> None:
+        rows = self.rows[self.rows_sent :]
+        self._send_metrics([(row, contents.epoch_metrics(row)) for row in rows])
+        self.rows_sent += len(rows)
+
+    def _send_best(self) -> None:
+        epoch = self.record.best_epoch
+        rows = [row for row in self.rows if row["epoch"] == epoch]
+        if rows and self.best_sent != epoch:
+            self._send_metrics([(rows[0], contents.best_metrics(self.record))])
+            self.best_sent = epoch
+
+    def _send_metrics(self, measured: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> None:
+        metrics = [
+            Metric(metric_name(name), value, int(row["time"] * 1000), row["epoch"])
+            for row, values in measured
+            for name, value in values.items()
+            if not self._has(name, value, row["epoch"])
+        ]
+        self._send_each("metrics", metrics, self._log_metrics)
+
+    def _has(self, name: str, value: float, epoch: int) -> bool:
+        """Whether MLflow has this value already; an epoch that was done again may have another time."""
+        if not self.resumed:
+            return False
+        key = metric_name(name)
+        if key not in self.known:
+            history = self._client.get_metric_history(self.record.run_id, key)
+            self.known[key] = {metric.step: metric.value for metric in history}
+        if epoch not in self.known[key]:
+            return False
+        return name in contents.OF_ITS_EXECUTION or np.array_equal(
+            self.known[key][epoch], value, equal_nan=True
+        )
+
+    def _send_final_tags(self) -> None:
+        tags = [RunTag(*tag) for tag in contents.final_tags(self.path.parent).items()]
+        self._client.log_batch(self.record.run_id, tags=tags)
+
+    def _send_file(self, name: str) -> None:
+        assert self.store is not None
+        self.store.check_artifact_folder(self.run.info.artifact_uri)
+        path = self.path.parent / name
+        if path.is_dir():
+            self._client.log_artifacts(self.record.run_id, str(path), path.name)
+        elif path.exists():
+            self._client.log_artifact(self.record.run_id, str(path))
+        else:
+            print(f"warning: {path} does not exist any more, and is not in MLflow", flush=True)
+        self.record.files.remove(name)
+
+    def _refused(self, kind: str) -> list[str]:
+        return self.refused.get(kind, ([], ""))[0]
+
+    def _refuse(self, kind: str, names: list[str], error: RefusedError) -> None:
+        self.refused.setdefault(kind, ([], str(error)))[0].extend(names)
+
+    def _attempt(self, kind: str, send: Callable[[], None], name: str = ALL) -> None:
+        """Call `send`, unless MLflow refused it before. Raises ConnectionError."""
+        if name in self._refused(kind):
+            return
+        assert self.store is not None
+        try:
+            with self.store.errors():
+                send()
+        except RefusedError as error:
+            self._refuse(kind, [name], error)
+
+    def _send_each(self, kind: str, items: Sequence[Any], send: Callable[[Sequence[Any]], None]) -> None:
+        """Send parameters or metrics at once, or, where MLflow refuses some keys, all others."""
+        items = [item for item in items if item.key not in self._refused(kind)]
+        if not items:
+            return
+        assert self.store is not None
+        try:
+            with self.store.errors():
+                send(items)
+        except RefusedError as error:
+            keys = sorted({item.key for item in items})
+            if not error.about_values:
+                raise
+            if len(keys) == 1:
+                self._refuse(kind, keys, error)
+                return
+            first = set(keys[: len(keys) // 2])
+            self._send_each(kind, [item for item in items if item.key in first], send)
+            self._send_each(kind, [item for item in items if item.key not in first], send)
