@@ -30,8 +30,8 @@ require("train", "torch")
 
 import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from serve.contract.urls import redact
 from train.config import SETTINGS
@@ -56,16 +56,6 @@ Differences are run minus reference. Each run's best epoch and temperature were 
 which flatters all of them a little; what another seed would give is not in the intervals."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    runs: list[RunResult]
-    """The first is the reference of the tests."""
-    tests: list[PairedTest | None]
-    """Of the second run and on; None where no image is shared."""
-    p_holm: list[float | None]
-    notes: list[str]
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Return the exit code."""
     args = build_parser().parse_args(argv)
     try:
         return run(args)
@@ -97,36 +87,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     starts = {"comparison.md": "# Comparison of ", "comparison.csv": '"run","folder",', "curves.png": ""}
     check_replaceable({args.output / name: start for name, start in starts.items()}, args.overwrite)
-    comparison = compare(read_runs(args.runs))
-    text = markdown(comparison)
+    runs = read_runs(args.runs)
+    reference, tests = runs[0], paired_tests(runs)
+    differences = differing_settings(runs)
+    rows = [summarize(run, test) for run, test in zip(runs, tests, strict=True)]
+    for i, row in enumerate(rows):
+        row |= {f"setting_{name}": values[i] for name, values in differences.items()}
+    text = markdown(runs, rows, differences)
     print(text)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "comparison.md").write_text(
-        f"# Comparison of {len(comparison.runs)} runs\n\n{text}\n![curves](curves.png)\n",
+        f"# Comparison of {len(runs)} runs\n\n{text}\n![curves](curves.png)\n",
         encoding="utf-8",
         errors="backslashreplace",
     )
-    write_csv(args.output / "comparison.csv", comparison)
-    figure = comparison_curves(
-        {r.name: r.rows for r in comparison.runs}, [r.best_epoch for r in comparison.runs]
-    )
+    write_table(args.output / "comparison.csv", rows)
+    figure = comparison_curves({run.name: run.rows for run in runs}, [run.best_epoch for run in runs])
     save_figure(figure, args.output / "curves.png")
     print(f"written: {args.output}/comparison.md, comparison.csv, curves.png")
-    apart = [r.name for r, test in zip(comparison.runs[1:], comparison.tests, strict=True) if test is None]
+    apart = [run.name for run, test in zip(runs[1:], tests[1:], strict=True) if test is None]
     if apart:
         names = ", ".join(apart)
-        print(
-            f"error: no validation image in common with {comparison.runs[0].name}: {names}", file=sys.stderr
-        )
+        print(f"error: no validation image in common with {reference.name}: {names}", file=sys.stderr)
     if args.promote:
         from train.runs.promotion import promote  # a second of mlflow that a comparison does without
 
-        return 0 if promote(args.promote, comparison.runs, args.margin) else 1
+        return 0 if promote(args.promote, runs, args.margin) else 1
     return 2 if apart else 0
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunResult]:
-    """Runs are called by their folder's name, or by its path where two have the same name."""
+    """Read runs, named by their folder, or by its path where two folders have the same name."""
     resolved = [folder.resolve() for folder in folders]
     for i, folder in enumerate(resolved):
         if folder in resolved[:i]:
@@ -138,127 +129,116 @@ def read_runs(folders: Sequence[Path]) -> list[RunResult]:
     ]
 
 
-def compare(runs: list[RunResult]) -> Comparison:
-    reference, others = runs[0], runs[1:]
-    tests = [paired(run.predictions, reference.predictions) for run in others]
+def paired_tests(runs: Sequence[RunResult]) -> list[tuple[PairedTest, float] | None]:
+    """Return each run's test against the first one and its p value by Holm's correction.
+
+    None for the first run, and for one that shares no validation image with it.
+    """
+    tests = [None, *(paired(run.predictions, runs[0].predictions) for run in runs[1:])]
     corrected = iter(holm([test.p for test in tests if test]))
-    notes = []
-    for run, test in zip(others, tests, strict=True):
-        count, shared = len(run.predictions.paths), test.num_images if test else 0
-        if not shared:
-            notes.append(f"{run.name} has no validation image in common with {reference.name}: not tested")
-        elif shared < max(count, len(reference.predictions.paths)):
-            notes.append(
-                f"{run.name} is tested on the {shared} images that its {count} validation images and the "
-                f"{len(reference.predictions.paths)} of {reference.name} have in common"
-            )
-    sources = {(str(run.config.get("data", "")), str(run.config.get("val_data", ""))) for run in runs}
-    if len(sources) > 1:
-        notes.append("--data or --val-data differs: images count as the same if their paths in it are")
-    return Comparison(runs, tests, [next(corrected) if test else None for test in tests], notes)
+    return [(test, next(corrected)) if test else None for test in tests]
+
+
+def summarize(run: RunResult, tested: tuple[PairedTest, float] | None) -> dict[str, Any]:
+    """Return a run's figures in full precision, a row of comparison.csv; those without a value are None."""
+    test, p_holm = tested or (None, None)
+    row: dict[str, Any] = {"run": run.name, "folder": str(run.folder), "best_epoch": run.best_epoch}
+    row |= {"epochs": len(run.rows), "num_images": len(run.predictions.paths)}
+    row |= columns("accuracy", accuracy_interval(run.predictions.correct))
+    row |= columns("log_loss", mean_interval(run.predictions.losses))
+    row |= columns("roc_auc", roc_auc(run)) | {"f1_macro": run.best.get("val/f1_macro")}
+    row |= {"shared_images": test and test.num_images}
+    row |= {"gained": test and test.gained, "lost": test and test.lost}
+    row |= {"mcnemar_p": test and test.p, "mcnemar_p_holm": p_holm}
+    row |= columns("accuracy_difference", test and test.accuracy)
+    return row | columns("log_loss_difference", test and test.log_loss)
+
+
+def columns(name: str, interval: Interval | None) -> dict[str, Any]:
+    value, low, high = interval or (None, None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def roc_auc(run: RunResult) -> Interval | None:
-    predictions, names = run.predictions, run.predictions.class_names
+    predictions = run.predictions
     if "val/roc_auc" not in run.best:
         return None
-    if len(names) > 2:
+    if len(predictions.class_names) > 2:
         return Interval(float(run.best["val/roc_auc"]), math.nan, math.nan)
     return auc_interval(predictions.labels == 1, predictions.probabilities[:, 1])
 
 
-def differing_settings(runs: list[RunResult]) -> dict[str, list[str]]:
-    """Setting -> its value in each run, for those that are not the same in all."""
+def differing_settings(runs: Sequence[RunResult]) -> dict[str, list[str]]:
+    """Return setting -> its value in each run, for those that differ."""
     names = dict.fromkeys(name for run in runs for name in run.config)
     settings = [name for name in names if name not in SETTINGS or SETTINGS[name].compared]
     values = {name: [str(run.config.get(name, "-")) for run in runs] for name in settings}
     return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
 
 
-def markdown(comparison: Comparison) -> str:
-    """The tables, which also read well on a terminal."""
-    runs = comparison.runs
-    metrics = []
-    for r in runs:
-        auc, f1 = roc_auc(r), r.best.get("val/f1_macro", math.nan)
-        epochs = f"{r.best_epoch} of {len(r.rows)}"
-        intervals = accuracy_interval(r.predictions.correct), mean_interval(r.predictions.losses), auc
-        metrics.append([r.name, epochs, str(len(r.predictions.paths)), *map(show, intervals), f"{f1:.4f}"])
+def markdown(
+    runs: Sequence[RunResult],
+    rows: Sequence[Mapping[str, Any]],
+    differences: Mapping[str, Sequence[str]],
+) -> str:
+    """Return the tables, which also read well on a terminal, and notes."""
     header = ["run", "best epoch", "val images", "accuracy", "log loss", "ROC AUC", "F1 macro"]
-    parts = [markdown_table(header, metrics)]
-    if comparison.tests:
-        header = [
-            "run",
-            "images",
-            "right only here",
-            "wrong only here",
-            "accuracy",
-            "p",
-            "p (Holm)",
-            "log loss",
+    cells = [
+        [
+            *(str(row["run"]), f"{row['best_epoch']} of {row['epochs']}", str(row["num_images"])),
+            *(show(row, name) for name in ("accuracy", "log_loss", "roc_auc", "f1_macro")),
         ]
-        rows = [
-            [run.name, *test_cells(test, p)]
-            for run, test, p in zip(runs[1:], comparison.tests, comparison.p_holm, strict=True)
+        for row in rows
+    ]
+    parts = [markdown_table(header, cells)]
+    if len(runs) > 1:
+        header = ["run", "images", "only it is right", "only it is wrong"]
+        header += ["accuracy", "p", "p (Holm)", "log loss"]
+        cells = [
+            [
+                *(show(row, name, "") for name in ("run", "shared_images", "gained", "lost")),
+                *(show(row, "accuracy_difference", "+.4f"), show(row, "mcnemar_p", ".3g")),
+                *(show(row, "mcnemar_p_holm", ".3g"), show(row, "log_loss_difference", "+.4f")),
+            ]
+            for row in rows[1:]
         ]
-        parts += [
-            f"Against {runs[0].name}, on the validation images that both have:\n",
-            markdown_table(header, rows),
-        ]
-        differences = differing_settings(runs)
+        parts += [f"Against {runs[0].name}, on the validation images that both have:\n"]
+        parts += [markdown_table(header, cells)]
         if differences:
-            header = ["setting", *(r.name for r in runs)]
+            header = ["setting", *(run.name for run in runs)]
             parts.append(markdown_table(header, [[name, *values] for name, values in differences.items()]))
         else:
             parts.append("No setting differs.\n")
-    parts += [f"Note: {note}.\n" for note in comparison.notes]
+    parts += [f"Note: {note}.\n" for note in notes(rows, differences)]
     return "\n".join([*parts, METHODS + "\n"])
 
 
-def test_cells(test: PairedTest | None, p_holm: float | None) -> list[str]:
-    if test is None:
-        return ["0", *("-",) * 6]
-    return [
-        *(str(count) for count in test[:3]),
-        show(test.accuracy, "+.4f"),
-        f"{test.p:.3g}",
-        f"{p_holm:.3g}",
-        show(test.log_loss, "+.4f"),
-    ]
-
-
-def show(interval: Interval | None, form: str = ".4f") -> str:
-    if interval is None:
+def show(row: Mapping[str, Any], name: str, form: str = ".4f") -> str:
+    """Return the value of a column, with its interval if it has one."""
+    value, low, high = (row.get(column) for column in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
         return "-"
-    value, low, high = (format(number, form) for number in interval)
-    return f"{value} (no interval)" if math.isnan(interval.low) else f"{value} [{low}, {high}]"
+    if low is None or high is None:
+        return format(value, form)
+    if low != low:
+        return f"{value:{form}} (no interval)"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def write_csv(path: Path, comparison: Comparison) -> None:
-    """One row for each run: every figure of the tables in full precision, and the settings that differ."""
-    differences = differing_settings(comparison.runs)
-    rows = []
-    tests = [None, *comparison.tests]
-    for i, (run, test, p) in enumerate(
-        zip(comparison.runs, tests, [None, *comparison.p_holm], strict=True)
-    ):
-        row: dict[str, object] = {"run": run.name, "folder": str(run.folder), "best_epoch": run.best_epoch}
-        row |= {"epochs": len(run.rows), "num_images": len(run.predictions.paths)}
-        row |= columns("accuracy", accuracy_interval(run.predictions.correct))
-        row |= columns("log_loss", mean_interval(run.predictions.losses))
-        row |= columns("roc_auc", roc_auc(run)) | {"f1_macro": run.best.get("val/f1_macro")}
-        row |= {"shared_images": test and test.num_images}
-        row |= {"gained": test and test.gained, "lost": test and test.lost}
-        row |= {"mcnemar_p": test and test.p, "mcnemar_p_holm": p}
-        row |= columns("accuracy_difference", test and test.accuracy)
-        row |= columns("log_loss_difference", test and test.log_loss)
-        rows.append(row | {f"setting_{name}": values[i] for name, values in differences.items()})
-    write_table(path, rows)
-
-
-def columns(name: str, interval: Interval | None) -> dict[str, object]:
-    value, low, high = interval or (None, None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+def notes(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what limits the comparison."""
+    reference, found = rows[0], []
+    for row in rows[1:]:
+        if row["shared_images"] is None:
+            found.append(f"{row['run']} has no validation image in common with {reference['run']}")
+        elif row["shared_images"] < max(row["num_images"], reference["num_images"]):
+            found.append(
+                f"{row['run']} is tested on the {row['shared_images']} images that its {row['num_images']} "
+                f"validation images and the {reference['num_images']} of {reference['run']} have in common"
+            )
+    if "data" in differences or "val_data" in differences:
+        found.append("--data or --val-data differs: images count as the same if their paths in it are")
+    return found
 
 
 if __name__ == "__main__":

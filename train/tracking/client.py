@@ -46,7 +46,7 @@ class Store:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if recorded and not uri:
             _check_recorded(recorded, run_id)
-        uri = uri or recorded or DEFAULT_URI
+        uri = _absolute(uri or recorded or DEFAULT_URI)
         if uri.startswith(("http://", "https://")):
             address, user, password = split_credentials(uri)
             if user and password:  # else they are in every message of mlflow and requests
@@ -57,7 +57,7 @@ class Store:
             from mlflow.store.db import utils
 
             utils.MAX_RETRY_COUNT = 2  # ten tries take 100 s, and ours follow
-        self.recorded, self.uri = recorded, _absolute(without_passwords(uri))
+        self.recorded, self.uri = recorded, without_passwords(uri)
         with self.errors():
             self.client = mlflow.MlflowClient(uri)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from mlflow_store import onnx_file
+from mlflow_store import onnx_file, use
 from run_folders import make_run
 from serve_model import ON_CPU
 
@@ -74,8 +74,7 @@ def test_a_run_that_is_worse_by_the_margin_is_seldom_promoted() -> None:
 def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(None)
+    use(monkeypatch, f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, model: str = "pets") -> Path:
