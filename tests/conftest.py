@@ -126,8 +126,8 @@ def copy_of(source: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     shutil.copy(source.cwd / "mlflow.db", folder / "mlflow.db")
     monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(None)  # which deletes the variable
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")  # MLflow caches by URI
-    mlflow.set_tracking_uri(None)
     return Path(shutil.copytree(source.folder, folder / "small"))
 
 
