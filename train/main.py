@@ -40,14 +40,7 @@ from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import fetch
 from train.data.workers import allow_open_files
-from train.distributed import (
-    Ranks,
-    limit_waiting,
-    main_log,
-    on_main,
-    process_group,
-    ranks_from_environment,
-)
+from train.distributed import Ranks, limit_waiting, main_log, on_main, process_group, ranks_from_environment
 from train.engine.build import build_run
 from train.engine.checks import check_batch_size
 from train.engine.device import choose_device, choose_workers, configure, limit_workers

@@ -59,7 +59,7 @@ def test_a_user_who_insists_is_obeyed(stop: StopRequest, monkeypatch: pytest.Mon
 def test_a_rank_that_is_ended_for_anothers_sake_was_not_told_to_stop(
     stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun sends the same signal when it is told to stop and when a rank has died."""
+    """torchrun sends the same signal when it gets one and when a rank has died."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for ranks, requested in ((1, True), (2, False)):
         here = len(psutil.Process(os.getppid()).children())

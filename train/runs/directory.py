@@ -71,11 +71,7 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def save_best(
-    folder: Path,
-    state: dict[str, Any],
-    data: Data,
-    evaluation: Evaluation,
-    config: TrainConfig,
+    folder: Path, state: dict[str, Any], data: Data, evaluation: Evaluation, config: TrainConfig
 ) -> None:
     """Write the checkpoint and the predictions of the best epoch.
 

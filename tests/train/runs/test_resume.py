@@ -38,16 +38,16 @@ def make_run(tmp_path: Path, name: str, epochs_done: int = 0, **changes: Any) ->
     return config
 
 
-@pytest.mark.parametrize("asked", ["", "auto"])
-def test_a_new_name_is_a_new_run(tmp_path: Path, asked: str) -> None:
-    assert choose_run(settings(tmp_path, name="a", resume=asked)).resume == ""
+@pytest.mark.parametrize("given", ["", "auto"])
+def test_a_new_name_is_a_new_run(tmp_path: Path, given: str) -> None:
+    assert choose_run(settings(tmp_path, name="a", resume=given)).resume == ""
 
 
 @pytest.mark.parametrize("epochs_done", [0, 2])
-@pytest.mark.parametrize("asked", ["", "auto"])
-def test_the_same_name_continues(tmp_path: Path, epochs_done: int, asked: str) -> None:
+@pytest.mark.parametrize("given", ["", "auto"])
+def test_the_same_name_continues(tmp_path: Path, epochs_done: int, given: str) -> None:
     config = make_run(tmp_path, "a", epochs_done)
-    assert choose_run(config.replace(resume=asked)).resume == str(tmp_path / "runs" / "a")
+    assert choose_run(config.replace(resume=given)).resume == str(tmp_path / "runs" / "a")
 
 
 def test_a_finished_run_is_not_touched_unless_auto_or_longer(tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_a_run_of_a_version_without_status_is_finished_when_its_report_is_drawn(
 
 def test_a_run_of_other_settings_is_not_touched(tmp_path: Path) -> None:
     config = make_run(tmp_path, "a", 2)
-    for asked in ("", "auto"):
+    for given in ("", "auto"):
         with pytest.raises(ValueError, match=r"--batch-size 4 -> 8"):
-            choose_run(config.replace(batch_size=8, resume=asked))
+            choose_run(config.replace(batch_size=8, resume=given))
 
 
 def test_an_empty_folder_is_what_a_kill_leaves_and_a_full_one_is_somebodys(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def command_that_resumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: list[str], run: str = "a b"
 ) -> str:
     monkeypatch.setattr("sys.orig_argv", typed)
-    asked = parse_config(typed[typed.index("train/main.py") + 1 :]) if "train/main.py" in typed else None
-    assert asked is not None
-    return how_to_resume(asked, asked.replace(name=run, output=str(tmp_path / "runs")))
+    given = parse_config(typed[typed.index("train/main.py") + 1 :]) if "train/main.py" in typed else None
+    assert given is not None
+    return how_to_resume(given, given.replace(name=run, output=str(tmp_path / "runs")))
 
 
 @pytest.mark.parametrize(
