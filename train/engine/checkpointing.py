@@ -48,34 +48,27 @@ def restore(checkpoint: dict[str, Any], state: TrainState, data: Data, config: T
     Raises:
         UserError: the data or a setting changed, so that this would be another run.
     """
-    saved, retuning = checkpoint["config"], is_retuning(checkpoint)
-    changed = changed_settings(saved, config)
-    if changed:
+    saved = checkpoint["config"]
+    if changed := changed_settings(saved, config):
         raise UserError(f"a resumed run keeps its settings, and these differ: {changed}; start a new run")
     if checkpoint["data_digest"] != data.digest:
         raise UserError(
             f"the data of this run changed since it started (digest {checkpoint['data_digest'][:12]} -> "
             f"{data.digest[:12]}): restore the data, or start a new run from its weights with --weights"
         )
-    if retuning and config.epochs != saved["epochs"]:
-        raise UserError(
-            f"--epochs {saved['epochs']} -> {config.epochs}: the number of epochs cannot change once a run "
-            "is being re-tuned; start a new run"
-        )
-    history = History(**checkpoint["history"])
-    if retuning and not history.retuning(config):
-        raise UserError(
-            f"this run is being re-tuned, which with --patience {config.patience} and --retune-epochs "
-            f"{config.retune_epochs} would not have begun; keep --patience {saved['patience']} and "
-            f"--retune-epochs {saved['retune_epochs']}, or start a new run"
-        )
+    if is_retuning(checkpoint):
+        planned = saved["epochs"], saved["patience"]
+        if planned != (config.epochs, config.patience):
+            raise UserError(
+                "once a run is being re-tuned, --epochs {} and --patience {} cannot change".format(*planned)
+            )
     if config.epochs < min(checkpoint["epoch"], saved["epochs"]):
         raise UserError(
             f"--epochs {config.epochs} is less than the {checkpoint['epoch']} that this run has done; give "
             f"{checkpoint['epoch']} to end it as it is"
         )
     state.load_state_dict(checkpoint)
-    return history
+    return History(**checkpoint["history"])
 
 
 def schedule_change(

@@ -63,7 +63,7 @@ def exit_code(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
             rank = "" if ranks.is_main else f" (rank {ranks.rank})"
             print(f"error{rank}: {redact(error)}", file=sys.stderr, flush=True)
             if stop.began and isinstance(error, UserError):
-                print(f"once that is mended, {stop.advice()}", file=sys.stderr, flush=True)
+                print(f"then {stop.advice()}", file=sys.stderr, flush=True)
         leave(2)
     except (KeyboardInterrupt, Preempted):
         stop.ending = True
@@ -99,9 +99,8 @@ def while_in_contact(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
             if ranks.is_main and not restarts_left():
                 print(stop.advice(), flush=True)
             time.sleep(CAUSE_FIRST_SECONDS)
-        leave(
-            EXIT_CODE if stop.requested else 1, at_once=True
-        )  # the group's end could wait for the lost one
+        # at once: the end of the process group could wait for the lost rank
+        leave(EXIT_CODE if stop.requested else 1, at_once=True)
 
 
 def report_stop(ranks: Ranks, stop: StopRequest) -> int:

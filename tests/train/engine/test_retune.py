@@ -145,5 +145,5 @@ def test_a_run_stopped_while_it_is_retuned_continues_bit_by_bit(tmp_path: Path) 
 def test_more_epochs_after_retuning_are_refused(tmp_path: Path) -> None:
     run = begun(tmp_path)
     checkpoint = checkpoint_state(run.state, History(2, 1, {}, retuned=1), run.data, run.config, "run")
-    with pytest.raises(ValueError, match=r"--epochs 3 -> 9"):
+    with pytest.raises(ValueError, match=r"--epochs 3\b"):
         restore(checkpoint, run.state, run.data, run.config.replace(epochs=9))

@@ -165,7 +165,7 @@ def test_re_tuning_that_has_begun_cannot_be_undone(tmp_path: Path) -> None:
     state["history"] |= {"epochs_done": 5, "best_epoch": 3, "best": {"val/accuracy": 1.0}}
     state["position"] = {"step": 1, "retuning": True}
     assert restore(state, new_state(config, data), data, config).retuning(config)
-    with pytest.raises(ValueError, match=r"--patience 50.*--patience 2\b"):
+    with pytest.raises(ValueError, match=r"--patience 2\b"):
         restore(state, new_state(config, data), data, config.replace(patience=50))
 
 
