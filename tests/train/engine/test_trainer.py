@@ -119,7 +119,7 @@ def test_a_loader_process_that_was_killed_is_an_error_that_says_so(
 
     monkeypatch.setattr(trainer, "train_one_epoch", killed)
     monkeypatch.setattr(Loader, "exit_codes", lambda self: [-signal.SIGKILL])
-    with pytest.raises(ValueError, match=r"SIGKILL.*--num-workers"):
+    with pytest.raises(ValueError, match=r"--num-workers.*--batch-size"):
         make_trainer(tmp_path, new_run(tmp_path)).fit()
 
 
