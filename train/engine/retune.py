@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm  # the one base of all batch norms; it has no public name
 
-from train.config import TrainConfig
+from train.config import SETTINGS, TrainConfig
 from train.data.augment import ImageAugment
 from train.data.loader import Loader, PixelDataset
 from train.data.sampler import EpochPlan
@@ -28,15 +28,12 @@ def retuning_settings(config: TrainConfig) -> TrainConfig:
     """Return the settings of this stage: view and size of validation, flips the only augmentation."""
     lr = resolve_optimizer(config).lr
     assert lr is not None
+    augmentation = {name: s.default for name, s in SETTINGS.items() if s.group == "augmentation"}
+    off = {name: type(default)(0) for name, default in augmentation.items()}
     return config.replace(
+        **off | {"crop_scale": 1.0, "flip": config.flip},
         image_size=config.eval_size or config.image_size,
         start_size=0,
-        crop_scale=1.0,
-        color_jitter=0.0,
-        trivial_augment=False,
-        random_erasing=0.0,
-        mixup=0.0,
-        cutmix=0.0,
         epochs=max(1, config.retune_epochs),
         warmup_epochs=0.0,
         lr=lr * LR_SHARE,
