@@ -60,9 +60,8 @@ from serve.contract.urls import redact
 from train.cli import given_values, parse_config, parse_unchecked
 from train.config import TrainConfig
 from train.data.download import is_remote
-from train.engine.checks import check_batch_size
+from train.engine.checks import check_batch_size, check_network
 from train.engine.prepare import resolve_defaults
-from train.models.build import build_model
 from train.settings import refuse_given
 from train.tracking.run_record import child_environment
 
@@ -151,7 +150,7 @@ def check_models(config: TrainConfig, space: Space, is_default: bool) -> None:
     for model in models:
         try:
             resolved, _ = resolve_defaults(config.replace(model=model))
-            build_model(model, 2, resolved.image_size)
+            check_network(resolved)
         except ValueError as error:
             if is_default and "model" in space:
                 advice = f"the default space has {', '.join(models)}: give --model after `--`, or --space"

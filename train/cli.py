@@ -17,8 +17,7 @@ from train.config import SETTINGS, TrainConfig
 from train.settings import check_needs, flag
 
 TYPES = get_type_hints(TrainConfig)
-METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
-KINDS = {int: "a whole number", float: "a number", str: "text"}
+KINDS = {int: "integer", float: "number", str: "text"}
 
 
 class SettingsHelp(DefaultHelpFormatter):
@@ -28,7 +27,7 @@ class SettingsHelp(DefaultHelpFormatter):
         return str(action.help)
 
 
-def build_parser(defaults: dict[str, Any] | None = None) -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """Return the command line of TrainConfig; `--config FILE` reads the same names from YAML."""
     parser = ArgumentParser(
         prog="train/main.py",
@@ -47,17 +46,16 @@ def build_parser(defaults: dict[str, Any] | None = None) -> ArgumentParser:
     for name, setting in SETTINGS.items():
         if setting.group not in groups:
             groups[setting.group] = parser.add_argument_group(setting.group)
+        choices = _choices(name)
         known = [] if setting.default in ("", None) else [f"default: {str(setting.default).lower()}"]
         known += [f"range: {setting.range()}"] if setting.limits else []
         groups[setting.group].add_argument(
             flag(name),
             type=TYPES[name],
             default=setting.default,
-            metavar=f"{{{','.join(choices)}}}" if (choices := _choices(name)) else METAVARS[_kind(name)],
+            metavar=f"{{{','.join(choices)}}}" if choices else KINDS[_kind(name)].upper(),
             help=f"{texts[name]} ({'; '.join(known)})" if known else texts[name],
         )
-    if defaults:
-        parser.set_defaults(defaults)
     return parser
 
 
@@ -75,25 +73,16 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     saved = Path(config.resume) / "config.yaml"
     if not saved.is_file():
         raise UserError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
-    defaults = read_config(saved).to_dict()
-    return parse_unchecked(argv, {n: v for n, v in defaults.items() if not SETTINGS[n].per_start})
+    new = [f"{flag(name)}={setting.default}" for name, setting in SETTINGS.items() if setting.per_start]
+    return parse_unchecked([f"--config={saved}", *new, *argv])
 
 
-def read_config(path: Path) -> TrainConfig:
-    """Return the settings in a run's config.yaml, which an earlier version may have written.
-
-    Raises:
-        UserError: the file cannot be read, or has unknown settings or unusable values.
-    """
-    return parse_unchecked([f"--config={path}"])
-
-
-def parse_unchecked(argv: Sequence[str], defaults: dict[str, Any] | None = None) -> TrainConfig:
-    """Return the settings of a command line, also if some of them have no effect together."""
-    parser = build_parser(defaults)
+def parse_unchecked(argv: Sequence[str]) -> TrainConfig:
+    """Return the settings of a command line, or of an older run, also if some of them have no effect."""
+    parser = build_parser()
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
-    pairs = split_flags(argv)
+    pairs = read_flags(argv)
     try:
         values = parser.parse_args([f"{flag(name)}={value}" for name, value in pairs]).as_dict()
     except (ArgumentError, ValueError) as error:
@@ -104,7 +93,7 @@ def parse_unchecked(argv: Sequence[str], defaults: dict[str, Any] | None = None)
     return TrainConfig(**values)
 
 
-def split_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
+def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
     """Return names of settings and their values as typed: --batch-size 8 --compile -> ("batch_size", "8"),
     ("compile", "true").
 
@@ -138,7 +127,7 @@ def given_values(argv: Sequence[str]) -> dict[str, Any]:
         UserError: such a file cannot be read, or there is an unknown flag or setting.
     """
     values: dict[str, Any] = {}
-    for name, value in split_flags(argv):
+    for name, value in read_flags(argv):
         if name != "config":
             values[name] = value
             continue
@@ -182,7 +171,7 @@ def _check_value(parser: ArgumentParser, name: str, value: Any) -> None:
         parser.parse_object({name: value})
     except ArgumentError as error:
         choices = _choices(name)
-        expected = f"one of {', '.join(choices)}" if choices else KINDS[_kind(name)]
+        expected = f"one of {', '.join(choices)}" if choices else f"of type {KINDS[_kind(name)]}"
         raise UserError(f"{flag(name)} {value!r} must be {expected}") from error
 
 

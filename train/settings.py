@@ -3,24 +3,13 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serve.contract.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Group = Literal[
-    "data",
-    "model",
-    "subject crop",
-    "augmentation",
-    "optimisation",
-    "evaluation",
-    "hardware",
-    "run and tracking",
-    "fault tolerance",
-]
 T = TypeVar("T")
 
 
@@ -30,7 +19,7 @@ class Setting:
     default, or NAME=VALUE."""
 
     default: Any
-    group: Group
+    group: str
     """Where --help lists it."""
     limits: tuple[float, float] | None = None
     """Lowest and highest value."""
@@ -57,7 +46,7 @@ class Setting:
         return f"{'0 or ' if self.zero else ''}{low}..{high}"
 
 
-def setting(default: T, group: Group, **declared: Any) -> T:
+def setting(default: T, group: str, **declared: Any) -> T:
     """Return a dataclass field with this default; `declared` are further attributes of `Setting`."""
     made: Any = field(default=default, metadata={"setting": Setting(default, group, **declared)})
     return made  # type: ignore[no-any-return]

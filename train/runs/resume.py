@@ -14,7 +14,7 @@ import psutil
 from serve.contract.errors import UserError
 from serve.contract.locks import file_lock, is_locked
 from train.checkpoint import CheckpointError, checkpoint_folder, last_checkpoint, load_checkpoint
-from train.cli import read_config
+from train.cli import parse_unchecked
 from train.config import TrainConfig
 from train.distributed import Log
 from train.runs.directory import read_status
@@ -85,7 +85,7 @@ def read_settings(folder: Path) -> TrainConfig | None:
     if not path.is_file():
         return None
     try:
-        return read_config(path)
+        return parse_unchecked(["--config", str(path)])
     except ValueError:
         return None
 
