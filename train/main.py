@@ -98,9 +98,9 @@ def train(
             if ranks.is_main:
                 write_report(folder, run.state.evaluated, history, data, config, tracker)
     if ranks.is_main:
-        print(summary(history, config, data.val.labels, remote or str(folder)), flush=True)
+        log(summary(history, config, data.val.labels, remote or str(folder)))
         if not history.complete(config):
-            print(stop.advice(), flush=True)
+            log(stop.advice())
 
 
 @record
