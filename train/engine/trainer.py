@@ -103,10 +103,9 @@ class Trainer:
         if improved:
             self.tracker.log_best(run.history.best_epoch, run.history.best)
         checkpoint, best = self._checkpoint(), None
-        if improved and evaluation is not None:  # copied: it may be written only after later epochs
-            best = partial(
-                save_best, self.folder, copy_to_cpu(checkpoint), run.data, evaluation, run.config
-            )
+        if improved and evaluation is not None:
+            checkpoint = copy_to_cpu(checkpoint)  # the best one may be written only after later epochs
+            best = partial(save_best, self.folder, checkpoint, run.data, evaluation, run.config)
         self.snapshots.write(checkpoint, best)
         self.tracker.send()
         self.log(epoch_line(run.history, run.config, values, improved))
