@@ -17,11 +17,11 @@ from serve.contract.errors import UserError
 from serve.contract.locks import file_lock
 from serve.contract.urls import redact
 from train.checkpoint import checkpoint_folder
-from train.config import TrainConfig
+from train.config import SETTINGS, TrainConfig
 from train.tracking.parent_run import end_children, log_parent, open_parent
 
 LOCK_SECONDS = 120.0  # longer than a trial takes to end after its sweep was killed
-NOT_OF_THE_STUDY = ("name", "output", "num_workers")
+OPERATION = ("hardware", "run and tracking", "fault tolerance")  # groups of settings
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,13 @@ class Plan:
         return 1 if self.config.best_by == "accuracy" else -1
 
     def settings(self) -> dict[str, Any]:
-        """Return what may not change within a study, or its trials would not be comparable."""
-        config = {k: v for k, v in self.config.to_dict().items() if k not in NOT_OF_THE_STUDY}
+        """Return what may not change within a study, or its trials would not be comparable: not how and
+        where they run."""
+        config = {
+            name: value
+            for name, value in self.config.to_dict().items()
+            if not (SETTINGS[name].resumable and SETTINGS[name].group in OPERATION)
+        }
         config |= {k: redact(v, hidden="") for k, v in config.items() if isinstance(v, str)}
         space = {f"space of {name}": distribution_to_json(d) for name, d in self.space.items()}
         return {**config, **space, "folder": str(self.folder.resolve())}
@@ -96,7 +101,8 @@ def open_study(plan: Plan) -> optuna.Study:
             raise UserError(f"study {plan.study} in {plan.storage} was not made by pipelines/sweep.py")
         study.set_user_attr("settings", settings)
         return study
-    names = sorted(n for n in settings.keys() | known.keys() if settings.get(n) != known.get(n))
+    fixed = settings.keys() | (known.keys() - SETTINGS.keys())
+    names = sorted(name for name in fixed if settings.get(name) != known.get(name))
     if names:
         listed = "; ".join(f"{name} {known.get(name)!r} -> {settings.get(name)!r}" for name in names)
         raise UserError(f"study {plan.study} has other settings ({listed}): use another --study")

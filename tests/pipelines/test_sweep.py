@@ -302,6 +302,16 @@ def test_a_study_keeps_its_settings(
     assert message in error
 
 
+def test_a_study_can_be_resumed_with_other_settings_of_operation() -> None:
+    """In a study that an earlier version has stored with all settings, too."""
+    script([0.5, 0.6, 0.7], [0.5, 0.6, 0.8])
+    assert sweep.main(arguments(1)) == 0
+    stored = load()
+    stored.set_user_attr("settings", stored.user_attrs["settings"] | {"hang_minutes": 10.0})
+    assert sweep.main([*arguments(2), "--hang-minutes", "30", "--pixel-cache", "off"]) == 0
+    assert states() == ["complete"] * 2
+
+
 @pytest.mark.parametrize(
     ("own", "rest", "message"),
     [
