@@ -45,9 +45,9 @@ from export.record import (
     verified_model,
     write_report,
 )
+from export.run_copy import open_run
 from export.speed import describe as describe_rates
 from export.speed import time_pairing
-from export.staged import open_run
 from export.verify import ValidationImages, Verification, limits_for, verify
 from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact

@@ -53,10 +53,10 @@ from export.record import (
     stamp,
     verified_model,
 )
+from export.run_copy import open_run
 from export.search import choose_float_layers
 from export.speed import describe as describe_rates
 from export.speed import time_pairing
-from export.staged import open_run
 from export.verify import ValidationImages, limits_for, verify
 from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact

@@ -34,7 +34,7 @@ import shutil
 from collections.abc import Sequence
 
 from export.record import MODEL_FILES, verified_model
-from export.staged import open_run
+from export.run_copy import open_run
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
 from serve.contract.urls import redact
 

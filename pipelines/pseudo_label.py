@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from serve.contract.errors import UserError
 from serve.contract.installation import require
+from serve.contract.urls import is_remote
 
 require("train", "torch")
 
@@ -41,7 +42,6 @@ from serve.contract.listing import list_images
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
 from train.cli import given_values, parse_config
 from train.config import TrainConfig
-from train.data.download import is_remote
 from train.data.index import ImageSet, prepare_data
 from train.data.layouts.label_file import write_label_file
 from train.settings import refuse_given

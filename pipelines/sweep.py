@@ -56,10 +56,9 @@ from pipelines.study import (
 )
 from pipelines.study_report import STATES, check_folder, summary, write_report
 from pipelines.trial import run_trial
-from serve.contract.urls import redact
+from serve.contract.urls import is_remote, redact
 from train.cli import given_values, parse_config, parse_unchecked
 from train.config import TrainConfig
-from train.data.download import is_remote
 from train.engine.checks import check_batch_size, check_network
 from train.engine.prepare import resolve_defaults
 from train.settings import refuse_given

@@ -26,10 +26,9 @@ from typing import Literal
 
 from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
-from serve.contract.urls import redact
+from serve.contract.urls import is_remote, redact
 from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
-from serve.storage import is_remote
 from serve.tracking_server import TrackingServer
 
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks
@@ -196,7 +195,7 @@ def writable(folder: Path, free: float) -> Finding:
 def readable(path: str) -> Finding:
     """A folder must hold something, a file a byte. URLs are left to the job."""
     about = f"read {path}"
-    if "://" in path:
+    if is_remote(path):
         return Finding("ok", about, "remote, not tried")
     try:
         if os.path.isdir(path):

@@ -20,6 +20,7 @@ from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
+from serve.local_copy import LocalCopy
 from serve.outputs.join import join
 from serve.outputs.kaggle import KAGGLE
 from serve.outputs.layout import Format, Layout, Row
@@ -34,7 +35,6 @@ from serve.shards import (
     pieces_folder,
     remove_pieces,
 )
-from serve.staging import Staging
 
 PROGRESS_SECONDS = 5.0
 TRIES = 3  # when another process has finished the same part and cleaned up under our hands
@@ -138,11 +138,11 @@ class Scoring:
         return {"provider": self.predictor.provider, **versions}
 
 
-def earlier_manifest(part: Path, staging: Staging, model: Path) -> Manifest | None:
+def earlier_manifest(part: Path, copy: LocalCopy, model: Path) -> Manifest | None:
     """Return what an earlier call with these bytes of a model left: the manifest of the part, or of its
     first piece."""
     for path in (part, _piece(part, 0)):
-        staging.bring(manifest_path(path))
+        copy.fetch(manifest_path(path))
         with suppress(ValueError):
             manifest = Manifest.read(path)
             if manifest.job.model_sha256 == file_sha256(model):
@@ -158,39 +158,39 @@ def score_part(
     progress: Progress,
     resume: bool,
     keep_manifest: bool,
-    staging: Staging | None = None,
+    copy: LocalCopy | None = None,
 ) -> None:
     """Write `part`, in pieces of `part_size` rows that a later call with `resume` does not score again.
 
-    Another process may do the same at the same time. With `staging`, a later call may be on another
+    Another process may do the same at the same time. With `copy`, a later call may be on another
     machine: what is finished is published at once.
     """
     job = scoring.job()
-    staging = staging or Staging(part.parent)
+    copy = copy or LocalCopy(part.parent)
     if resume:
-        staging.bring(part, manifest_path(part))
+        copy.fetch(part, manifest_path(part))
     pieces = list(cut(rows, part_size, scoring.batch_size))
     for attempt in range(1, TRIES + 1):
         progress.restart()
         if resume and (manifest := finished(part, job, rows)) and unchanged(scoring.source, manifest):
             progress.skip(manifest)
-            _clean(part, staging)
+            _clean(part, copy)
             return
         if resume and attempt == 1 and (changed := difference(part, job)):
             print(f"{part.name} has another {changed}: it is scored again", file=sys.stderr)
         folder = pieces_folder(part)
         folder.mkdir(exist_ok=True)
         if resume and len(pieces) > 1:
-            staging.bring_folder(folder)
+            copy.fetch_folder(folder)
         try:
             if len(pieces) > 1:
-                manifest = _join_pieces(scoring, job, part, pieces, progress, resume, staging)
+                manifest = _join_pieces(scoring, job, part, pieces, progress, resume, copy)
             else:
                 manifest = _score_piece(scoring, job, part, rows, progress, folder)
-            staging.publish(part)
+            copy.publish(part)
             if keep_manifest:
                 manifest.write(part, folder)
-                staging.publish(manifest_path(part))
+                copy.publish(manifest_path(part))
         except FileNotFoundError as error:  # another process has finished this part and removed the pieces
             if attempt == TRIES:
                 raise OSError(f"{folder} was removed {TRIES} times while it was in use: {error}") from error
@@ -198,7 +198,7 @@ def score_part(
         else:
             # Of errors that may pass, a later call repeats what the pieces have, and not the rest.
             if not (keep_manifest and manifest.transient and len(pieces) > 1):
-                _clean(part, staging)
+                _clean(part, copy)
             return
 
 
@@ -206,9 +206,9 @@ def _piece(part: Path, number: int) -> Path:
     return pieces_folder(part) / f"{number:05}{part.suffix}"
 
 
-def _clean(part: Path, staging: Staging) -> None:
+def _clean(part: Path, copy: LocalCopy) -> None:
     remove_pieces(part)
-    staging.remove_folder(pieces_folder(part))
+    copy.remove_folder(pieces_folder(part))
 
 
 def _score_piece(
@@ -239,7 +239,7 @@ def _join_pieces(
     pieces: list[range],
     progress: Progress,
     resume: bool,
-    staging: Staging,
+    copy: LocalCopy,
 ) -> Manifest:
     folder = pieces_folder(part)
     paths, manifests = [], []
@@ -249,7 +249,7 @@ def _join_pieces(
         if manifest is None or not unchanged(scoring.source, manifest):
             manifest = _score_piece(scoring, job, path, rows, progress, folder)
             manifest.write(path, folder)
-            staging.publish(path, manifest_path(path))
+            copy.publish(path, manifest_path(path))
         else:
             progress.skip(manifest)
         paths.append(path)

@@ -30,9 +30,11 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.contract.metadata import ModelMetadata
-from serve.contract.urls import redact, url_path
+from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
 from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
+from serve.local_copy import open_model
+from serve.outputs.destination import check_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of
 from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
 from serve.outputs.layout import Format, Layout
@@ -40,8 +42,6 @@ from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS, why_absent
 from serve.shards import Manifest, Shard
-from serve.staging import open_model, open_output
-from serve.storage import is_remote
 from serve.tracking import ScoringRun, find_server, log_scoring_run, run_of_model
 from serve.tracking_server import TrackingServer
 from serve.verification import read_metadata
@@ -154,29 +154,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        return run_staged(args, stack)
+        return run_in(stack, args)
 
 
-def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
-    """`stack` ends what stands here for files elsewhere."""
+def run_in(stack: ExitStack, args: argparse.Namespace) -> int:
+    """Score; `stack` removes local copies at the end."""
     shard = Shard.parse(args.shard) if args.shard else None
     form = FORMATS[args.format or "csv"] if args.format or shard else format_of(args.output)
     check_options(args, form, shard)
-    path, staging = stack.enter_context(open_output(args.output, form.suffix, shard))
-    output = f"{staging.url}/{path.name}" if staging.url else str(path)
+    path, copy = stack.enter_context(open_output(args.output, form.suffix, shard))
+    output = copy.url_of(path)
     part = Path(os.path.realpath(path))  # a link is written through
     for flag, given in (("--images", args.images), ("--model", args.model)):
         same = output == given if is_remote(given) else os.path.realpath(given) == str(part)
         if same:
             raise UserError(f"--output {output!r} would replace {flag}: choose another name")
     keep_manifest = bool(shard or args.resume)
-    staging.check_replaceable(part, args.overwrite, keep_manifest)
+    check_replaceable(copy, part, args.overwrite, keep_manifest)
     model = stack.enter_context(open_model(args.model))
     server = find_server(args.model) if args.track else None
     started = time.time()
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
-        keep_choices(args, model, earlier_manifest(part, staging, model))
+        keep_choices(args, model, earlier_manifest(part, copy, model))
     scoring = open_scoring(args, model, form, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
@@ -185,11 +185,11 @@ def run_staged(args: argparse.Namespace, stack: ExitStack) -> int:
     describe(args, scoring, rows, shard)
     progress = Progress(len(rows))
     if shard or args.resume or (len(rows) > args.part_size and form.open_joiner):
-        score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, staging)
+        score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, copy)
     else:
         with atomic_write(part) as file:
             scoring.write(rows, file, progress)
-        staging.publish(part)
+        copy.publish(part)
     report(output, scoring, progress)
     if server:
         track(server, describe_run(args, scoring, progress, shard, output, started))

@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
+from serve.local_copy import open_folder
+from serve.outputs.destination import check_replaceable, open_output
 from serve.outputs.join import join
 from serve.shards import PART_NAME, Manifest
-from serve.staging import open_folder, open_output
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--output {args.output!r} is named as the parts are: choose another name")
         with (
             open_folder(args.folder) as folder,
-            open_output(args.output, ".csv", None) as (path, there),
+            open_output(args.output, ".csv", None) as (path, copy),
         ):
-            there.check_replaceable(path, args.overwrite)
+            check_replaceable(copy, path, args.overwrite)
             rows, errors = merge(folder, path)
-            there.publish(path)
+            copy.publish(path)
     except (UserError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2

@@ -1,28 +1,43 @@
-"""Objects behind s3://, gs:// and https://, through fsspec (the extras cloud and gcs).
+"""Files at URLs of every scheme that fsspec knows: s3://, gs://, az://, https://, file:// and others.
 
-Reads are retried a bounded number of times. fsspec and its file systems are imported on first use only.
+Calls are repeated a bounded number of times. fsspec and its file systems are imported on first use only.
 """
 
 import errno
+import io
 import random
-import shutil
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_path
-from serve.contract.images import MAX_FILE_BYTES, ImageError
 from serve.contract.installation import how_to_install
+from serve.contract.urls import is_http, redact, url_path
 
-SCHEMES = ("s3://", "gs://", "gcs://", "https://", "http://")
+EXTRAS = {"s3": "cloud", "http": "cloud", "https": "cloud", "gs": "gcs", "gcs": "gcs"}
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5  # seconds; doubled after each attempt, and half of it drawn by chance
+THREADS = 32  # they wait for the network
 S3_VERSION = "?versionId="
 READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
+PROBE = ".writable"
+# What stores know of an object's content
+CHECKSUMS = ("ETag", "etag", "Content-MD5", "Digest", "blob_id")
+TIMES = (
+    "mtime",
+    "LastModified",
+    "Last-Modified",
+    "last_modified",
+    "updated",
+    "modified",
+    "modificationTime",
+)
 
 T = TypeVar("T")
 
@@ -31,171 +46,56 @@ class OutageError(OSError):
     """The store does not answer, or not as it should; it may later."""
 
 
-class NoRangesError(OSError):
-    """The server sends whole files only."""
+class RemoteFile(NamedTuple):
+    url: str
+    name: str
+    """Below the folder that was listed; of a single file, its last part."""
+    size: int | None
+    version: str
+    """Another one when the content is another; "" where the store has none."""
+
+    @property
+    def stamp(self) -> str:
+        return f"{self.size}:{self.version}" if self.version else ""
 
 
-def is_remote(name: str) -> bool:
-    return name.startswith(SCHEMES)
+def filesystem(url: str) -> Any:
+    """Return fsspec's file system for a URL.
 
-
-def join_url(folder: str, name: str) -> str:
-    """Also of ../name: object stores know no such folder. A doubled slash is part of a key."""
-    scheme, _, path = folder.partition("://")
-    parts: list[str] = []
-    for part in f"{path}/{name.lstrip('/')}".split("/"):
-        if part == "..":
-            del parts[max(1, len(parts) - 1) :]
-        elif part != ".":
-            parts.append(part)
-    return f"{scheme}://{'/'.join(parts)}"
-
-
-def read_object(url: str) -> bytes:
-    """Raises ImageError when it is empty or above MAX_FILE_BYTES, OSError when it cannot be read."""
-    data = retried(lambda: _fetch(url, 0, MAX_FILE_BYTES + 1))
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"object is over the limit of {MAX_FILE_BYTES} bytes")
-    if not data:
-        raise ImageError("empty file (0 bytes)")
-    return data
-
-
-def read_range(url: str, start: int, size: int) -> bytes:
-    return retried(lambda: _fetch(url, start, start + size))
-
-
-def open_seekable(url: str) -> IO[bytes]:
-    """For headers spread over a big object: seeking does not download what lies between."""
-    if _is_http(url):
-        retried(lambda: _fetch(url, 1, 2))
-    file = retried(lambda: _filesystem(url).open(url, "rb", block_size=READ_AHEAD, cache_type="readahead"))
-    opened: IO[bytes] = file
-    return opened
-
-
-def download(url: str) -> IO[bytes]:
-    """A list of any length, as a temporary file."""
-
-    def copy() -> IO[bytes]:
-        file = tempfile.TemporaryFile(prefix="list-")  # noqa: SIM115  closed by the caller
-        with _filesystem(url).open(url, "rb") as stream:
-            shutil.copyfileobj(stream, file)
-        file.seek(0)
-        return file
-
-    return retried(copy)
-
-
-def get_file(url: str, path: Path) -> None:
-    """Copy an object to a file, which appears whole or not at all. Raises FileNotFoundError, OSError."""
+    Raises:
+        UserError: the scheme is unknown, or its packages are not installed.
+    """
+    scheme, _, path = url.partition("://")
+    local, ssh = scheme in ("file", "local"), scheme in ("sftp", "ssh")
+    options = {"auto_mkdir": True} if local else {} if ssh else {"use_listings_cache": False}
     try:
-        with atomic_path(path) as temporary:
-            retried(lambda: _filesystem(url).get_file(url, str(temporary)))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{url}: {error}") from error
+        from fsspec.core import url_to_fs
+
+        # of the rest of a URL, it would take :: for a chain of file systems
+        return url_to_fs(f"{scheme}://{path.partition('/')[0]}", **options)[0]
+    except ImportError as error:
+        install = f": {how_to_install(EXTRAS[scheme])}" if scheme in EXTRAS else ""
+        raise UserError(f"{scheme}:// needs a package that is not installed ({error}){install}") from error
+    except ValueError as error:
+        raise UserError(f"{redact(url)}: {error}") from error
 
 
-def put_file(path: Path, url: str) -> None:
-    """Copy a file to an object, which appears whole or not at all: object stores see to that."""
-    retried(lambda: _filesystem(url).put_file(str(path), url))
+def retried(url: str, action: Callable[[], T]) -> T:
+    """Return what the action on an object returns.
 
-
-def check_bucket(url: str) -> None:
-    """Raises UserError or FileNotFoundError when nothing can be written below `url`, as far as can be told
-    without writing."""
-    if _is_http(url) or not is_remote(url):
-        raise UserError(f"{url}: results are written to a folder, s3:// or gs://")
-    if url.startswith("s3://"):
-        bucket = url.removeprefix("s3://").partition("/")[0]
-        with suppress(PermissionError):  # to list; to write may be allowed
-            next(_s3_keys(_filesystem(url), bucket, ""), None)
-
-
-def remove_folder(url: str) -> None:
-    """All objects below a folder; none is no error."""
-    try:
-        names = list(list_objects(url))
-    except FileNotFoundError:  # Google's answer
-        return
-    for name in names:
-        remove(f"{url}/{name}")
-
-
-def remove(url: str) -> None:
-    retried(lambda: _filesystem(url).rm_file(url))
-
-
-def list_objects(url: str) -> Iterator[str]:
-    """Names below a folder, relative to it, in no particular order."""
-    return (name for name, _ in list_stamped(url))
-
-
-def list_stamped(url: str) -> Iterator[tuple[str, str]]:
-    """(name below a folder, stamp), which is another when the object is; "" if the store has none."""
-    if _is_http(url):
-        raise UserError(f"{url}: HTTP cannot list a folder; give a text file of URLs, or tar files")
-    filesystem = _filesystem(url)
-    prefix = filesystem._strip_protocol(url).rstrip("/") + "/"
-    if url.startswith("s3://"):
-        bucket, _, key = prefix.partition("/")
-        yield from (found for found in _s3_keys(filesystem, bucket, key) if not found[0].endswith("/"))
-        return
-    try:
-        # by default, what cannot be listed would be left out without a word
-        for folder, _, files in filesystem.walk(prefix.rstrip("/"), detail=True, on_error="raise"):
-            yield from ((f"{folder}/{file}".removeprefix(prefix), _stamp(files[file])) for file in files)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # google's and aiohttp's own
-        raise OSError(f"{url} cannot be listed: {error}") from error
-
-
-def stamp(url: str) -> str:
-    """Of one object, as `list_stamped` has it."""
-    return retried(lambda: _stamp(_filesystem(url).info(url)))
-
-
-def _stamp(info: dict[str, Any]) -> str:
-    """Of what fsspec knows of an object."""
-    fields = ("ETag", "etag", "Content-MD5", "Last-Modified", "LastModified", "updated", "mtime")
-    known = next(filter(None, map(info.get, fields)), "")
-    return f"{info.get('size')}:{known}" if known else ""
-
-
-def _s3_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
-    """(key without the prefix, stamp), page by page: s3fs would hold a dictionary for each object."""
-    position: dict[str, str] = {}
-    while True:
-        arguments = {"Bucket": bucket, "Prefix": prefix, **position}
-        try:
-            page = retried(lambda a=arguments: filesystem.call_s3("list_objects_v2", **a))  # type: ignore[misc]
-        except (FileNotFoundError, PermissionError) as error:
-            raise type(error)(f"s3://{bucket}/{prefix}: {error}") from error
-        for item in page.get("Contents", ()):
-            yield item["Key"].removeprefix(prefix), f"{item.get('Size')}:{item.get('ETag')}"
-        if not page.get("IsTruncated"):
-            return
-        position = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-def match(pattern: str) -> list[str]:
-    """URLs that a pattern with * ? [ ] stands for."""
-    filesystem = _filesystem(pattern)
-    found = retried(lambda: filesystem.glob(pattern))
-    scheme = "" if _is_http(pattern) else pattern.partition("://")[0] + "://"
-    return [scheme + name for name in found]
-
-
-def retried(action: Callable[[], T]) -> T:
-    """Raises OSError (or what the action says about the object itself) after the last attempt."""
+    Raises:
+        FileNotFoundError, PermissionError, UserError: at once. OSError: after the last attempt; OutageError
+            if a later one may succeed.
+    """
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except FileNotFoundError as error:  # fsspec's says no more than the URL
-            raise FileNotFoundError(f"not found: {error}") from error
-        except (PermissionError, ValueError, ImportError, NoRangesError):
+        except FileNotFoundError as error:  # fsspec's names no more than the path
+            raise FileNotFoundError(f"{redact(url)}: {error}") from error
+        except PermissionError as error:
+            raise PermissionError(f"{redact(url)}: {error}") from error
+        except ValueError:
             raise
         except Exception as error:  # aiohttp's, botocore's and google's exceptions share no base
             if attempt == ATTEMPTS or not _may_pass(error):
@@ -215,44 +115,181 @@ def _may_pass(error: Exception) -> bool:
     return type(error).__name__ not in ("NoCredentialsError", "ParamValidationError", "InvalidURL")
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("https://", "http://"))
+def _call(method: str, url: str, *arguments: Any, **options: Any) -> Any:
+    """Call a method of the URL's file system, which gets the URL unless there are other arguments."""
+    return retried(url, lambda: getattr(filesystem(url), method)(*(arguments or (url,)), **options))
 
 
-def _filesystem(url: str) -> Any:
-    scheme = url.partition("://")[0]
+def read_object(url: str) -> bytes:
+    """Raises ImageError when it is empty or above MAX_FILE_BYTES, OSError when it cannot be read."""
+    from serve.contract.images import MAX_FILE_BYTES, ImageError  # with Pillow, which merging does without
+
+    data = read_range(url, 0, MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"object is over the limit of {MAX_FILE_BYTES} bytes")
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    return data
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """Return `size` bytes from `start` on, or fewer where the object ends."""
+    return retried(url, lambda: _read_http(url, start, size) if is_http(url) else _read(url, start, size))
+
+
+def _read(url: str, start: int, size: int) -> bytes:
+    if url.startswith("s3") and S3_VERSION in url:  # s3fs would take what is before it for the key
+        raise UserError(f"a key with {S3_VERSION!r} cannot be read: rename it")
     try:
-        import fsspec
-
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        extra = "gcs" if scheme in ("gs", "gcs") else "cloud"
-        raise UserError(
-            f"{scheme}:// needs packages that are not installed ({error}): {how_to_install(extra)}"
-        ) from error
+        data: bytes = filesystem(url).cat_file(url, start=start, end=start + size)
+    except OSError as error:
+        if start == 0 and error.errno == errno.EINVAL:  # S3's answer for an empty object
+            return b""
+        raise
+    return data
 
 
-def _fetch(url: str, start: int, stop: int) -> bytes:
-    """Bytes start to stop - 1, or fewer where the object ends."""
-    filesystem = _filesystem(url)
-    if not _is_http(url):
-        if url.startswith("s3://") and S3_VERSION in url:  # s3fs would take what is before it for the key
-            raise ImageError(f"a key with {S3_VERSION!r} cannot be read: rename it")
-        try:
-            data: bytes = filesystem.cat_file(url, start=start, end=stop)
-        except OSError as error:
-            if start == 0 and error.errno == errno.EINVAL:  # S3's answer for an empty object
-                return b""
-            raise
-        return data
-    # A stream, so that a server that sends more than was asked for cannot fill the memory; `size` saves
-    # the question for it.
-    ranged = {"headers": {"Range": f"bytes={start}-{stop - 1}"}} if start else {}
-    with filesystem.open(url, "rb", block_size=0, size=1, **ranged) as stream:
+def _read_http(url: str, start: int, size: int) -> bytes:
+    """Read a stream, so that a server that sends more than was asked for cannot fill the memory."""
+    ranged = {"headers": {"Range": f"bytes={start}-{start + size - 1}"}} if start else {}
+    # a size saves the question for it
+    with filesystem(url).open(url, "rb", block_size=0, size=1, **ranged) as stream:
         if start and stream.r.status != 206:
-            raise NoRangesError(f"{url}: this server does not read ranges of a file; download it first")
-        parts, left = [], stop - start
+            raise UserError(f"{redact(url)}: this server reads no ranges of a file; download it first")
+        parts, left = [], size
         while left > 0 and (part := stream.read(left)):
             parts.append(part)
             left -= len(part)
     return b"".join(parts)
+
+
+def open_seekable(url: str) -> IO[bytes]:
+    """Open a big object of which little is read: seeking does not download what lies between."""
+    if is_http(url):
+        read_range(url, 1, 1)
+    return io.BufferedReader(_call("open", url, url, "rb", block_size=READ_AHEAD, cache_type="readahead"))
+
+
+def download(url: str) -> IO[bytes]:
+    """Return an open copy of an object of any length, which has no name any more."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "copy"
+        get_file(url, path)
+        return path.open("rb")
+
+
+def get_file(url: str, path: Path, size: int | None = None) -> None:
+    """Copy an object, of a size that may be known, to a file, which appears whole or not at all."""
+
+    def copy() -> None:
+        filesystem(url).get_file(url, str(temporary))
+        if size not in (None, arrived := temporary.stat().st_size):
+            raise OSError(f"{redact(url)}: {arrived} bytes arrived of {size}")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        retried(url, copy)
+
+
+def get_files(files: Iterable[RemoteFile], folder: Path) -> None:
+    """Copy listed files to their names in a local folder, several at a time.
+
+    Raises:
+        UserError: a name that is no file's below the folder. OSError: a file cannot be copied.
+    """
+    files = list(files)
+    for file in files:
+        if any(part in ("", ".", "..") for part in file.name.split("/")):
+            raise UserError(f"the object {redact(file.url)} cannot be a file below a folder: rename it")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda file: get_file(file.url, folder / file.name, file.size), files):
+            pass
+
+
+def list_files(url: str) -> Iterator[RemoteFile]:
+    """Yield the files below a folder, in no particular order, or the one file that the URL names."""
+    if is_http(url):
+        if not url_path(url).endswith(".tar"):
+            raise UserError(f"{redact(url)}: HTTP has no folders; give a text file of URLs, or tar files")
+        yield stat(url)
+        return
+    url = url.rstrip("/")
+    root = filesystem(url)._strip_protocol(url).rstrip("/")
+    listed: Iterable[tuple[str, dict[str, Any]]] = ()
+    if url.startswith("s3"):
+        listed = _list_s3(url, root)
+    else:
+        with suppress(FileNotFoundError):
+            listed = _call("find", url, root, detail=True, on_error="raise").items()
+    for path, info in listed:
+        if path == root:
+            yield _remote_file(url, info)
+        elif not path.endswith("/"):  # which stands for a folder
+            name = path.removeprefix(f"{root}/")
+            yield _remote_file(f"{url}/{name}", info, name)
+
+
+def _list_s3(url: str, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """List page by page: s3fs would hold a dictionary for each object."""
+    bucket, _, folder = root.partition("/")
+    arguments = {"Bucket": bucket, "Prefix": f"{folder}/" if folder else ""}
+    page: dict[str, Any] = {"IsTruncated": True}
+    while page.get("IsTruncated"):
+        page = _call("call_s3", url, "list_objects_v2", **arguments)
+        for item in page.get("Contents", ()):
+            yield f"{bucket}/{item['Key']}", item
+        arguments["ContinuationToken"] = page.get("NextContinuationToken", "")
+    if not page.get("Contents"):  # not a folder
+        with suppress(FileNotFoundError):
+            yield root, _info(url)
+
+
+def stat(url: str) -> RemoteFile:
+    """Raises FileNotFoundError when no file is there."""
+    return _remote_file(url, _info(url))
+
+
+def _info(url: str) -> dict[str, Any]:
+    info: dict[str, Any] = _call("info", url)
+    if info.get("type") == "directory":
+        raise FileNotFoundError(f"{redact(url)} is a folder")
+    return info
+
+
+def _remote_file(url: str, info: dict[str, Any], name: str = "") -> RemoteFile:
+    version = next(filter(None, map(info.get, CHECKSUMS + TIMES)), "")
+    name = name or url_path(url).rpartition("/")[2]
+    return RemoteFile(url, name, info.get("size", info.get("Size")), str(version))
+
+
+def match(pattern: str) -> list[str]:
+    """Return the URLs that a pattern with * ? [ ] stands for."""
+    base = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
+    root = filesystem(pattern)._strip_protocol(base)
+    return [base + name.removeprefix(root).lstrip("/") for name in _call("glob", pattern)]
+
+
+def put_file(path: Path, url: str) -> None:
+    """Copy a file to an object, which appears whole or not at all: object stores see to that."""
+    _call("put_file", url, str(path), url)
+
+
+def copy_object(source: str, target: str) -> None:
+    """Copy an object inside its store."""
+    _call("cp_file", source, source, target)
+
+
+def remove(url: str) -> None:
+    _call("rm_file", url)
+
+
+def check_writable(url: str) -> None:
+    """Write an empty object below a folder and remove it. Raises UserError when that is not allowed."""
+    if is_http(url):
+        raise UserError(f"{redact(url)}: HTTP servers take no files; give a folder, s3:// or gs://")
+    try:
+        _call("pipe_file", f"{url}/{PROBE}", f"{url}/{PROBE}", b"")
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(f"{redact(url)} cannot be written: {error}") from error
+    with suppress(OSError):  # to remove it need not be allowed
+        remove(f"{url}/{PROBE}")

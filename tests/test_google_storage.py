@@ -10,7 +10,8 @@ from forked import train
 from fsspec import AbstractFileSystem, filesystem
 
 from export.main import main as export_main
-from serve import storage as remote
+from serve import storage
+from serve.local_copy import LocalCopy
 from serve.main import main as serve_main
 from serve.merge import main as merge_main
 from train.data.sample import make_sample
@@ -40,17 +41,19 @@ def test_objects_are_read_listed_and_removed(bucket: AbstractFileSystem, tmp_pat
     odd = "gs://bucket/few/b c/ü#?.bin"
     for name in ("few/a.bin", "few/b c/ü#?.bin", "fewer/c.bin"):
         bucket.pipe_file(f"bucket/{name}", name.encode() * 100)
-    assert sorted(remote.list_objects("gs://bucket/few")) == ["a.bin", "b c/ü#?.bin"]
-    assert remote.match("gs://bucket/few/*.bin") == ["gs://bucket/few/a.bin"]
-    assert remote.read_object(odd) == "few/b c/ü#?.bin".encode() * 100
-    assert remote.read_range("gs://bucket/few/a.bin", 9, 9) == b"few/a.bin"
-    remote.get_file(odd, tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == remote.read_object(odd)
-    remote.remove_folder("gs://bucket/few")
-    remote.remove_folder("gs://bucket/few")  # what is not there is no error
-    assert list(remote.list_objects("gs://bucket/fewer")) == ["c.bin"]
+    assert sorted(file.name for file in storage.list_files("gs://bucket/few")) == ["a.bin", "b c/ü#?.bin"]
+    assert storage.match("gs://bucket/few/*.bin") == ["gs://bucket/few/a.bin"]
+    assert storage.read_object(odd) == "few/b c/ü#?.bin".encode() * 100
+    assert storage.read_range("gs://bucket/few/a.bin", 9, 9) == b"few/a.bin"
+    storage.get_file(odd, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == storage.read_object(odd)
+    copy = LocalCopy(tmp_path, "gs://bucket")
+    copy.remove_folder(tmp_path / "few" / "b c")
+    copy.remove_folder(tmp_path / "few")
+    copy.remove_folder(tmp_path / "few")  # what is not there is no error
+    assert [file.name for file in storage.list_files("gs://bucket/fewer")] == ["c.bin"]
     with pytest.raises(FileNotFoundError):
-        remote.read_object(odd)
+        storage.read_object(odd)
 
 
 def test_images_and_runs_and_scores_in_a_bucket(
@@ -71,4 +74,4 @@ def test_images_and_runs_and_scores_in_a_bucket(
     assert serve_main(["--model", model, "--images", "sample/test", "--output", "local.csv"]) == 0
     rows = (tmp_path / "local.csv").read_bytes()
     assert rows.count(b"\n") == 13
-    assert remote.read_object("gs://bucket/scores.csv") == rows
+    assert storage.read_object("gs://bucket/scores.csv") == rows

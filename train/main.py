@@ -48,7 +48,7 @@ from train.engine.prepare import prepare
 from train.engine.shutdown import exit_code, recorded_status, while_in_contact
 from train.engine.trainer import Trainer
 from train.runs.directory import open_folder, run_folder
-from train.runs.mirror import localise, mirrored
+from train.runs.mirror import Mirror, localise
 from train.runs.report import summary, write_report
 from train.runs.resume import how_to_resume, only_writer
 from train.runs.snapshots import load_newest
@@ -92,7 +92,7 @@ def train(
             tracker.log_best(history.best_epoch, history.best)
         tracker.start(run.parameters(), redact(given.data or config.data, hidden=""), data.digest)
         remote = f"{store}/{config.name}" if store and ranks.is_main else ""
-        publish = stack.enter_context(mirrored(folder, remote, log))
+        publish = stack.enter_context(Mirror(folder, remote, log)) if remote else lambda: None
         with recorded_status(run, folder, tracker, stop):
             Trainer(run, folder, tracker, stop, log, publish).fit()
             if ranks.is_main:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Unwanted = Callable[[str, str], bool]  # of a parameter's name, in lower case, and its value
 # Up to the last @ before the path; a password may also hold / ? #, if what follows the colon is no port.
 _USERINFO = re.compile(
@@ -43,9 +44,33 @@ def unsigned(url: str) -> str:
     return _without(url, "", lambda key, _: bool(_SIGNATURE.fullmatch(key)))
 
 
+def is_remote(name: str) -> bool:
+    """Return whether a name is a URL, of whatever scheme, and not a local path."""
+    return bool(_SCHEME.match(name))
+
+
+def is_http(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 def url_path(name: str) -> str:
-    """A http URL without its query, by which the kind of file can be told; any other name as it is."""
-    return re.split("[?#]", name, maxsplit=1)[0] if name.startswith(("http://", "https://")) else name
+    """Return an HTTP URL without its query, which tells the kind of file; any other name as it is."""
+    return re.split("[?#]", name, maxsplit=1)[0] if is_http(name) else name
+
+
+def join_url(folder: str, name: str) -> str:
+    """Return the URL of a name below a folder's, also of ../name: object stores know no such folder.
+
+    A doubled slash is part of a key.
+    """
+    scheme, _, path = folder.partition("://")
+    parts: list[str] = []
+    for part in f"{path}/{name.lstrip('/')}".split("/"):
+        if part == "..":
+            del parts[max(1, len(parts) - 1) :]
+        elif part != ".":
+            parts.append(part)
+    return f"{scheme}://{'/'.join(parts)}"
 
 
 def split_credentials(url: str) -> tuple[str, str, str]:

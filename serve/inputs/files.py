@@ -10,11 +10,10 @@ from serve.contract.archive import file_stamp, plain
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
 from serve.contract.listing import system_folder
-from serve.contract.urls import redact, unsigned, url_path
+from serve.contract.urls import is_remote, redact, unsigned, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.inventory import Entry
 from serve.inputs.tars import Tars
-from serve.storage import is_remote
 
 TAR_SUFFIX = ".tar"
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

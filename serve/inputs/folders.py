@@ -38,13 +38,13 @@ class RemoteFolder(Inputs):
         self.url = url
 
     def entries(self) -> Iterator[Entry]:
-        for name, stamp in storage.list_stamped(self.url):
-            if folder := system_folder(name):
+        for file in storage.list_files(self.url):
+            if folder := system_folder(file.name):
                 self.left_out.system.add(folder.rstrip("/"))
-            elif not has_image_suffix(name):
-                self.left_out.count(name)
+            elif not has_image_suffix(file.name):
+                self.left_out.count(file.name)
             else:
-                yield Entry(name, location=stamp)
+                yield Entry(file.name, location=file.stamp)
 
     def read(self, entry: Entry) -> bytes:
         return storage.read_object(f"{self.url}/{entry.name}")

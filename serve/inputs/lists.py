@@ -14,11 +14,10 @@ from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
-from serve.contract.urls import redact, url_path
+from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.files import absolute, is_same_file
 from serve.inputs.inventory import Entry
-from serve.storage import is_remote
 
 LIST_SUFFIXES = (".txt", ".lst")
 CSV_SUFFIX = ".csv"
@@ -49,7 +48,7 @@ class ListedFiles(Inputs):
 
     def _entry(self, name: str) -> Entry:
         if is_remote(name) or is_remote(self.folder):
-            url = name if is_remote(name) else storage.join_url(self.folder, name)
+            url = name if is_remote(name) else join_url(self.folder, name)
             return Entry(redact(name, hidden=""), url, redact(url, hidden="").removeprefix(self.prefix))
         key = absolute(os.path.join(self.folder, name)).removeprefix(self.prefix)
         return Entry(name, key=unicodedata.normalize("NFC", key))

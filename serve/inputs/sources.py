@@ -10,13 +10,12 @@ from serve.contract.errors import UserError
 from serve.contract.formats import unread_pictures
 from serve.contract.images import ImageError
 from serve.contract.listing import has_image_suffix
-from serve.contract.urls import redact, url_path
+from serve.contract.urls import is_http, is_remote, redact, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.files import COMPRESSED_TARS, TAR_SUFFIX, WILDCARDS, Files, match_files
 from serve.inputs.folders import LocalFolder, RemoteFolder
 from serve.inputs.inventory import Entry, Inventory
 from serve.inputs.lists import CSV_SUFFIX, LIST_SUFFIXES, ListedFiles
-from serve.storage import is_remote
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,12 @@ def _nothing_to_score(images: str, source: Source, problems: list[Entry]) -> Ite
 def find_inputs(images: str) -> Inputs:
     """Return the kind of inputs that a value of --images names. Raises UserError when there is none."""
     if is_remote(images):
-        if (WILDCARDS.search(images) and not images.startswith("http")) or "{" in images:
+        if (WILDCARDS.search(images) and not is_http(images)) or "{" in images:
             return match_files(images)
         path = url_path(images)
         known = (*LIST_SUFFIXES, CSV_SUFFIX, TAR_SUFFIX, *COMPRESSED_TARS)
         is_file = path.lower().endswith(known) or has_image_suffix(path)
-        if is_file or (images.startswith("http") and path[-1] != "/"):
+        if is_file or (is_http(images) and path[-1] != "/"):
             return _one_file(images, path.rpartition("/")[0])
         return RemoteFolder(images.rstrip("/"))
     if os.path.isdir(images):

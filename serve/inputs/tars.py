@@ -12,14 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
+from serve import storage
 from serve.contract.archive import file_stamp, identity, members, plain
 from serve.contract.images import MAX_FILE_BYTES, ImageError, open_nonblocking
 from serve.contract.listing import has_image_suffix, system_folder
-from serve.contract.urls import redact
+from serve.contract.urls import is_remote, redact
 from serve.inputs.base import LeftOut
 from serve.inputs.inventory import Entry
-from serve.storage import is_remote, open_seekable, read_range
-from serve.storage import stamp as remote_stamp
 
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -77,8 +76,8 @@ class Tars:
         """Raises ImageError or OSError."""
         number, _, offset, size = map(int, entry.location.split(":"))
         tar = self._tars[number]
-        read = _read_remote if is_remote(tar.path) else _read_local
-        data = read(tar, offset, size)
+        remote = is_remote(tar.path)
+        data = storage.read_range(tar.path, offset, size) if remote else _read(tar, offset, size)
         if len(data) != size:
             raise ImageError(f"truncated: the tar file has {len(data)} of its {size} bytes")
         return data
@@ -88,13 +87,13 @@ def _stamp(path: str) -> str:
     if not is_remote(path):
         return file_stamp(path)
     with suppress(OSError):  # why it cannot be read, reading says better
-        return remote_stamp(path)
+        return storage.stat(path).stamp
     return ""
 
 
 def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:
     if is_remote(path):
-        return open_seekable(path), ()
+        return storage.open_seekable(path), ()
     file = open(path, "rb", opener=open_nonblocking)  # noqa: SIM115  closed by the caller
     info = os.fstat(file.fileno())
     if not stat.S_ISREG(info.st_mode):
@@ -103,11 +102,7 @@ def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:
     return file, identity(file)
 
 
-def _read_remote(tar: _Tar, offset: int, size: int) -> bytes:
-    return read_range(tar.path, offset, size)
-
-
-def _read_local(tar: _Tar, offset: int, size: int) -> bytes:
+def _read(tar: _Tar, offset: int, size: int) -> bytes:
     with open(tar.path, "rb", opener=open_nonblocking) as file:
         if identity(file) != tar.identity:  # the place may hold another image now
             raise ImageError("the tar file has changed since it was listed")

@@ -1,160 +1,118 @@
-"""A run directory in an object store: --output s3://bucket/runs.
+"""A run directory at a URL: --output s3://bucket/runs.
 
-Training writes a local run directory; what is new in it is copied to the store in a thread, files before
-the snapshot that goes with them, so that what is there can be gone on from at any moment. The store is the
-truth: a start on whatever machine begins with what is there.
+Training writes a local run directory; what is new in it is copied to the URL in a thread, files before the
+snapshot that goes with them, so that what is there can be resumed at any moment. The copy at the URL is the
+true one: a start on whatever machine begins with it.
 """
 
 import hashlib
-import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from serve import storage
 from serve.contract.errors import UserError
-from serve.contract.urls import redact
+from serve.contract.files import cache_folder
+from serve.contract.urls import is_remote, redact
 from train.checkpoint import CHECKPOINTS, checkpoint_folder
 from train.config import TrainConfig
-from train.data.download import Remote, Say, copy_file, is_remote, list_objects, needs_packages, open_store
-from train.distributed import Ranks, gather_list, on_main
+from train.distributed import Log, Ranks, gather_list
 from train.runs.resume import LOCK, only_writer
 from train.runs.snapshots import list_snapshots
 
 UNPUBLISHED = ".unpublished"
-PROBE = ".writable"
-SNAPSHOTS = "checkpoints/"
+SNAPSHOT = f"{CHECKPOINTS}/epoch-"
 RETRY_SECONDS = 15.0
 
 
-def localise(config: TrainConfig, ranks: Ranks, say: Say) -> tuple[TrainConfig, str]:
-    """Settings whose `output` is local, with the run directory as it is in the store, and the URL that
+def localise(config: TrainConfig, ranks: Ranks, log: Log) -> tuple[TrainConfig, str]:
+    """Return settings whose `output` is local, with the run directory as it is at the URL, and the URL that
     `output` was, "" if it is local anyway. All ranks must call it.
 
     Raises:
-        UserError: the store cannot be used; the message names the URL.
+        UserError: the URL cannot be used; the message names it.
     """
     url = config.output.rstrip("/")
     if not is_remote(url):
         return config, ""
     if not config.name or config.resume not in ("", "auto"):
-        raise UserError(
-            f"--output {url} needs a --name, by which the run is found again, and no --resume PATH"
-        )
-    if url.startswith(("http://", "https://")):
-        raise UserError(f"--output {url}: HTTP servers take no files; give a folder, s3:// or gs://")
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purebred"
-    except RuntimeError as reason:  # neither HOME nor an entry for this user
-        raise UserError(
-            f"--output {url} keeps a copy of the run here, and this user has no home folder: set HOME, or "
-            "XDG_CACHE_HOME"
-        ) from reason
-    local = config.replace(output=str(home / f"runs-{hashlib.sha256(url.encode()).hexdigest()[:16]}"))
-    folder, there = Path(local.output) / config.name, f"{url}/{config.name}"
-
-    def first() -> None:
-        with _explained(url):
-            Mirror(folder, there, say).settle()
-
-    on_main(ranks, first)
-    error = ""
-    if ranks.local_rank == 0 and not ranks.is_main:
-        try:
-            with _explained(url):
-                Mirror(folder, there, say).bring()
-        except ValueError as reason:
-            error = str(reason)
-    errors = [text for part in gather_list([error], ranks) for text in part if text]
-    if errors:
-        raise UserError(errors[0])
-    return local, url
-
-
-@contextmanager
-def mirrored(folder: Path, url: str, say: Say) -> Iterator[Callable[[], None]]:
-    """Gives a function that asks for what is new in `folder` to be copied to `url`; at the end, all is.
-
-    Raises:
-        UserError: at the end, the store does not take it; it stays in `folder`.
-    """
-    if not url:
-        yield lambda: None
-        return
-    mirror = Mirror(folder, url, say)
-    mirror.start()
-    try:
-        yield mirror.wake.set
-    except BaseException:
-        try:
-            mirror.end()
-        except ValueError as error:  # what ended the run is to be seen
-            say(f"warning: {error}")
-        raise
-    mirror.end()
+        raise UserError(f"--output {url} needs a --name, which identifies the run, and no --resume PATH")
+    home = cache_folder(f"--output {url}") / f"runs-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    mirror = Mirror(home / config.name, f"{url}/{config.name}", log)
+    for machine in (0, 1):  # rank 0 first: what it publishes, the others copy
+        error = ""
+        if ranks.local_rank == 0 and machine == min(ranks.rank, 1):
+            try:
+                mirror.reconcile() if ranks.is_main else mirror.fetch()
+            except (OSError, ValueError) as reason:
+                error = redact(f"--output {url}: {reason}")
+        errors = [text for part in gather_list([error], ranks) for text in part if text]
+        if errors:
+            raise UserError(errors[0])
+    return config.replace(output=str(home)), url
 
 
 class Mirror:
-    """Of one run directory. Its thread is the only one that writes in the store."""
+    """Copies one run directory; its thread is the only one that writes at the URL."""
 
-    def __init__(self, folder: Path, url: str, say: Say):
-        self.folder, self.url, self.say = folder, url, say
-        self.store, self.root = open_store(url)
+    def __init__(self, folder: Path, url: str, log: Log):
+        self.folder, self.url, self.log = folder, url, log
         self.published: dict[str, tuple[int, int]] = {}
-        """Names of files as they are in the store: size and time of change of the file here."""
+        """Names of files as they are at the URL: size and time of change of the local file."""
         self.wake, self.over = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self.failed = ""
 
-    def settle(self) -> None:
-        """Make here and there equal: what was not published wins if it is at least as far."""
-        with only_writer(self.folder, self.say) if self.folder.exists() else nullcontext():
-            self._settle()
-
-    def _settle(self) -> None:
-        probe = f"{self.root}/{PROBE}"
-        self.store.pipe_file(probe, b"")  # better now than after an epoch
-        self.store.rm_file(probe)
-        objects = self._objects()
-        if (self.folder / UNPUBLISHED).exists() and self._newest_here() >= _newest(objects):
-            self.say(f"publishing what an earlier start left in {self.folder}")
-            self.publish()
-        else:
-            self.bring(objects)
-
-    def bring(self, objects: dict[str, Remote] | None = None) -> None:
-        """Here becomes what is there."""
-        objects = self._objects() if objects is None else objects
-        for path in self.folder.iterdir() if objects and self.folder.exists() else ():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not objects:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            size = sum(remote.size or 0 for remote in objects.values()) / 1e6
-            self.say(f"copying {self.url}: {len(objects)} files, {size:.0f} MB, to {self.folder}")
-        for name, remote in objects.items():
-            copy_file(self.store, remote, self.folder / name)
-
-    def start(self) -> None:
+    def __enter__(self) -> Callable[[], None]:
+        """Start the thread; return a function that lets it copy what is new."""
         self.thread.start()
+        return self.wake.set
 
-    def end(self) -> None:
-        """Raises UserError when not everything could be published."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raises UserError when not everything could be published, unless there is another error."""
         self.over.set()
         self.wake.set()
         self.thread.join()
         if self.failed:
-            raise UserError(
-                f"{self.url} does not take the run: {self.failed}. It is whole in {self.folder}; "
-                "the same command on this machine publishes it"
+            message = (
+                f"{self.url} does not take the run: {self.failed}. It is whole in {self.folder}; the same "
+                "command on this machine publishes it"
             )
+            if error is None:
+                raise UserError(message)
+            self.log(f"warning: {message}")
+
+    def reconcile(self) -> None:
+        """Make both copies equal: a local one that was not published wins if it is at least as far."""
+        storage.check_writable(self.url)  # better now than after an epoch
+        with only_writer(self.folder, self.log) if self.folder.exists() else nullcontext():
+            if (self.folder / UNPUBLISHED).exists() and self._newest() >= max(
+                (Path(name).name for name in self._remote() if name.startswith(SNAPSHOT)), default=""
+            ):
+                self.log(f"publishing what an earlier start left in {self.folder}")
+                self.publish()
+            else:
+                self.fetch()
+
+    def fetch(self) -> None:
+        """Make the local copy what is at the URL."""
+        files = self._remote()
+        for path in self.folder.iterdir() if files and self.folder.exists() else ():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not files:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        size = sum(file.size or 0 for file in files.values()) / 1e6
+        self.log(f"copying {self.url}: {len(files)} files, {size:.0f} MB, to {self.folder}")
+        storage.get_files(files.values(), self.folder)
 
     def publish(self) -> None:
-        """Everything that is new; then older snapshots than those that are here are deleted there."""
+        """Copy everything that is new; then delete older snapshots than the local ones at the URL."""
         (self.folder / UNPUBLISHED).touch()
-        files = self._files()
+        files = self._local()
         by_inode: dict[int, str] = {}
         for name, path in files.items():
             try:
@@ -163,17 +121,17 @@ class Mirror:
                 if self.published.get(name) != stamp:
                     twin = by_inode.get(status.st_ino, "")
                     if twin and self.published.get(twin) == stamp:  # last.pt is a snapshot's other name
-                        self.store.cp_file(f"{self.root}/{twin}", f"{self.root}/{name}")
+                        storage.copy_object(f"{self.url}/{twin}", f"{self.url}/{name}")
                     else:
-                        self.store.put_file(str(path), f"{self.root}/{name}")
+                        storage.put_file(path, f"{self.url}/{name}")
                     self.published[name] = stamp
                 by_inode[status.st_ino] = name
             except FileNotFoundError:
                 if path.exists():  # it is the bucket that is missing
                     raise
-        for name in self._objects().keys() - files.keys():
-            if f"{SNAPSHOTS}epoch-" < name < SNAPSHOTS + self._newest_here():
-                self.store.rm_file(f"{self.root}/{name}")
+        for name, file in self._remote().items():
+            if name not in files and SNAPSHOT < name < f"{CHECKPOINTS}/{self._newest()}":
+                storage.remove(file.url)
         (self.folder / UNPUBLISHED).unlink(missing_ok=True)
 
     def _work(self) -> None:
@@ -184,47 +142,25 @@ class Mirror:
             try:
                 self.publish()
                 if self.failed:
-                    self.say(f"{self.url} takes files again, and has what it missed")
+                    self.log(f"{self.url} takes files again, and has what it missed")
                 self.failed = ""
-            except Exception as error:  # botocore's, aiohttp's and google's exceptions share no base
+            except (OSError, ValueError) as error:
                 if not self.failed:
-                    self.say(
-                        f"warning: {self.url} takes nothing, later again: {error or type(error).__name__}"
-                    )
-                self.failed = str(error) or type(error).__name__
+                    self.log(f"warning: {self.url} takes nothing, later again: {error}")
+                self.failed = str(error)
             if last:
                 return
 
-    def _files(self) -> dict[str, Path]:
-        """Of the run directory, those that are whole: snapshots last, the newest of them at the end."""
-        found = [
-            path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-        ]
-        snapshots = {
-            path: number for number, path in enumerate(list_snapshots(checkpoint_folder(self.folder)))
-        }
-        found.sort(
-            key=lambda path: (path.parent.name == CHECKPOINTS, -snapshots.get(path, 2**31), str(path))
-        )
+    def _local(self) -> dict[str, Path]:
+        """Return the files that are whole: snapshots last, the newest of them at the end."""
+        found = [p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        snapshots = {p: n for n, p in enumerate(list_snapshots(checkpoint_folder(self.folder)))}
+        found.sort(key=lambda p: (p.parent.name == CHECKPOINTS, -snapshots.get(p, 2**31), str(p)))
         return {path.relative_to(self.folder).as_posix(): path for path in found}
 
-    def _objects(self) -> dict[str, Remote]:
-        return list_objects(self.store, self.root)
+    def _remote(self) -> dict[str, storage.RemoteFile]:
+        files = storage.list_files(self.url)
+        return {file.name: file for file in files if file.name != storage.PROBE}
 
-    def _newest_here(self) -> str:
+    def _newest(self) -> str:
         return max((path.name for path in list_snapshots(checkpoint_folder(self.folder))), default="")
-
-
-def _newest(objects: dict[str, Remote]) -> str:
-    names = (name.removeprefix(SNAPSHOTS) for name in objects if name.startswith(SNAPSHOTS + "epoch-"))
-    return max(names, default="")
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"--output {needs_packages(url, error)}") from error
-    except Exception as error:
-        raise UserError(redact(f"--output {url}: {error or type(error).__name__}")) from error

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serve.contract.urls import is_remote
 from train.config import TrainConfig
-from train.data.download import is_remote
 from train.tracking.base import MetricsFile
 from train.tracking.client import choose_experiment
 from train.tracking.errors import RefusedError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.contract.urls import redact, split_credentials, unsigned, url_path
+from serve.contract.urls import is_remote, join_url, redact, split_credentials, unsigned, url_path
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,30 @@ def test_the_kind_of_a_file_is_told_by_its_path() -> None:
 def test_credentials_are_taken_from_an_address() -> None:
     assert split_credentials("http://u%40x:p%2Fw@h:5000/a") == ("http://h:5000/a", "u@x", "p/w")
     assert split_credentials("http://h:5000") == ("http://h:5000", "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("x.png", "s3://b/in/x.png"),
+        ("./a//x.png", "s3://b/in/a//x.png"),
+        ("../x.png", "s3://b/x.png"),
+        ("../../../x.png", "s3://b/x.png"),
+        ("/x.png", "s3://b/in/x.png"),
+    ],
+)
+def test_names_in_a_list_are_below_its_folder(name: str, url: str) -> None:
+    assert join_url("s3://b/in", name) == url
+
+
+def test_a_url_has_a_scheme() -> None:
+    for url in (
+        "s3://b",
+        "abfs://c@account.dfs.core.windows.net/x",
+        "file:///x",
+        "HTTPS://h",
+        "git+ssh://h",
+    ):
+        assert is_remote(url)
+    for path in ("a.png", "/a/b", "c:/x", "http:/x", "a b://c", "./s3://b", "://x", ""):
+        assert not is_remote(path)

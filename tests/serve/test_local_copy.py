@@ -15,9 +15,9 @@ from s3 import s3_server
 from serve_model import broken_files, build_model, colour_of, encode, record_verification, solid
 
 from serve import main as serve_main
-from serve import storage as remote
+from serve import storage
+from serve.local_copy import LocalCopy, open_model
 from serve.merge import main as merge_main
-from serve.staging import Staging, open_model
 from serve.verification import read_metadata
 
 SCRIPT = Path(__file__).resolve().parents[2] / "serve" / "main.py"
@@ -126,11 +126,11 @@ def test_a_part_that_changed_in_the_store_is_made_again(client: Any, model: str,
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("https://example.org/scores.csv", "written to a folder, s3:// or gs://"),
-        ("ftp://host/scores.csv", "written to a folder, s3:// or gs://"),
-        ("s3://no-such-bucket/scores.csv", "no-such-bucket|bucket does not exist"),
-        ("s3://bucket/", "no object in a bucket"),
-        ("s3://bucket/..", "no object in a bucket"),
+        ("https://example.org/scores.csv", "https://example.org"),
+        ("nope://host/scores.csv", "nope://host"),
+        ("s3://no-such-bucket/scores.csv", "no-such-bucket"),
+        ("s3://bucket/", "--output s3://bucket/"),
+        ("s3://bucket/..", r"--output s3://bucket/\.\."),
     ],
 )
 def test_what_cannot_be_written_is_an_error_before_anything_is_scored(
@@ -156,7 +156,7 @@ def test_scores_replace_neither_the_model_nor_the_list(
     url = "s3://bucket/models/model.onnx"
     before = content(client, "models/model.onnx")
     assert serve_main.main(command(model, images, flag, url, "--output", url, "--format", "csv")) == 2
-    assert f"would replace {flag}" in capsys.readouterr().err
+    assert flag in capsys.readouterr().err
     assert content(client, "models/model.onnx") == before
 
 
@@ -177,14 +177,14 @@ def test_a_model_in_a_store_has_the_record_beside_it_and_errors_name_it(
     broken = "s3://bucket/verified/verification.json"
     assert serve_main.main(command(broken, images, "--output", output)) == 2
     error = capsys.readouterr().err
-    assert f"error: {broken}: not an ONNX file" in error
+    assert f"error: {broken}: " in error
     assert "purebred-" not in error
 
 
 def test_a_part_is_not_merged_over(capsys: pytest.CaptureFixture[str]) -> None:
     part = "s3://bucket/parts/part-00000-of-00002.csv"
     assert merge_main(["s3://bucket/parts/", "--output", part]) == 2
-    assert "is named as the parts are" in capsys.readouterr().err
+    assert part in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_an_error(
@@ -207,22 +207,22 @@ def test_when_the_store_goes_away_no_part_is_taken_for_finished(
             raise OSError("Connection refused")
         honest(path, url)
 
-    honest = remote.put_file
-    monkeypatch.setattr(remote, "put_file", away)
+    honest = storage.put_file
+    monkeypatch.setattr(storage, "put_file", away)
     arguments = command(model, images, "--shard", "0/2", "--output", "s3://bucket/away", "--resume")
     assert serve_main.main(arguments) == 3
     assert names(client, "away/") == ["away/part-00000-of-00002.csv"]
-    monkeypatch.setattr(remote, "put_file", honest)
+    monkeypatch.setattr(storage, "put_file", honest)
     assert serve_main.main(arguments) == 0
 
 
 def test_a_folder_of_its_own_is_published_nowhere(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("here")
-    place = Staging(tmp_path)
-    place.bring(tmp_path / "a")
-    place.bring_folder(tmp_path)
-    place.publish(tmp_path / "a")
-    place.remove_folder(tmp_path)
+    copy = LocalCopy(tmp_path)
+    copy.fetch(tmp_path / "a")
+    copy.fetch_folder(tmp_path)
+    copy.publish(tmp_path / "a")
+    copy.remove_folder(tmp_path)
     assert (tmp_path / "a").read_text() == "here"
 
 
