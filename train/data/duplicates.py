@@ -31,12 +31,10 @@ CHUNK = 512  # pairs compared at once
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Group of an image that has near duplicates."""
+    """Group of an image that has near duplicates, and its similarity to the image in the group's centre."""
 
-    group: str
-    """The smallest sha256 in its group."""
-    similarity: float
-    """To the image in the group's centre, 0.7 to 1, in the part that differs most."""
+    group: str  # smallest sha256 in it
+    similarity: float  # of the part that differs most, 0.7 to 1
 
 
 def near_duplicates(
@@ -53,30 +51,28 @@ def near_duplicates(
     """
     hashes, first = np.unique(np.array(sha256, "S64"), return_index=True)
     pairs = similar_thumbnails(thumbnails[first])
-    involved, pairs = np.unique(pairs, return_inverse=True)
+    involved, indices = np.unique(pairs, return_inverse=True)
     details = _load_details([files[first[i]] for i in involved])
     near: dict[str, NearDuplicate] = {}
-    for members, values in _stars(pairs.reshape(-1, 2), details):
+    for members, values in _stars(indices.reshape(-1, 2), details):
         names = [hashes[involved[member]].decode() for member in members]
         near |= {name: NearDuplicate(min(names), float(v)) for name, v in zip(names, values, strict=True)}
     return near
 
 
 def _load_details(files: Sequence[Path]) -> NDArray[np.uint8]:
-    """[N, 32, 32, 3]"""
+    """Read files as [N, 32, 32, 3]."""
+    size = (DETAIL_SIZE, DETAIL_SIZE)
 
     def load(path: Path) -> NDArray[np.uint8]:
         try:
             image = load_image(read_image_file(path))
         except (OSError, ValueError):  # gone since the scan: training reports it
-            return np.zeros((DETAIL_SIZE, DETAIL_SIZE, 3), np.uint8)
-        size = (DETAIL_SIZE, DETAIL_SIZE)
+            return np.zeros((*size, 3), np.uint8)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
-    if not files:
-        return np.zeros((0, DETAIL_SIZE, DETAIL_SIZE, 3), np.uint8)
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        return np.stack(list(pool.map(load, files)))
+        return np.array(list(pool.map(load, files)), np.uint8).reshape(-1, *size, 3)
 
 
 def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from train.data.labels import LabelledPaths, unify
 from train.data.layouts.label_file import read_excluded, soft_targets
 from train.data.layouts.registry import find_labels
 from train.data.scan import scan
-from train.data.split import choose_fold, choose_validation
+from train.data.split import choose_images
 from train.distributed import Ranks
 from train.shared_memory import Texts, share
 
@@ -222,13 +222,11 @@ def _warn_of_leaks(
     same = set(train.sha256) & set(val.sha256)
     groups = set(groups_of(train, near))
     alike = [h for h in set(val.sha256) - same if h in near and near[h].group in groups]
+    counts = {"": len(same), " (re-encoded, resized or a little brighter)": len(alike)}
     return [
-        f"warning: {count} images of {config.val_data} are {how} in {config.data}: "
-        "validation flatters the model"
-        for count, how in (
-            (len(same), "also"),
-            (len(alike), "(re-encoded, resized or a little brighter) also"),
-        )
+        f"warning: {count} images of {config.val_data} are also in {config.data}{how}: validation flatters "
+        "the model"
+        for how, count in counts.items()
         if count
     ]
 
@@ -241,7 +239,7 @@ def groups_of(images: ImageSet, near: dict[str, NearDuplicate]) -> list[str]:
 def split(
     images: ImageSet, config: TrainConfig, near: dict[str, NearDuplicate], notes: list[str]
 ) -> tuple[ImageSet, ImageSet]:
-    """Return (train, val) by `val_fraction` or `folds`; copies and near duplicates stay together."""
+    """Return (train, val) by the strategy of `config`; copies and near duplicates stay together."""
     labels = images.labels.tolist()
     files = len(set(images.sha256))
     if copies := len(images) - files:
@@ -259,14 +257,7 @@ def split(
                 f"{alike} images are near duplicates of others (re-encoded, resized, a little brighter); "
                 "they too stay on one side"
             )
-    if config.folds:
-        is_val = choose_fold(
-            labels, groups, images.class_names, config.folds, config.fold, config.seed, notes
-        )
-    else:
-        is_val = choose_validation(
-            labels, groups, images.class_names, config.val_fraction, config.seed, notes
-        )
+    is_val = choose_images(labels, groups, images.class_names, config, notes)
     return images.take(np.flatnonzero(~is_val)), images.take(np.flatnonzero(is_val))
 
 

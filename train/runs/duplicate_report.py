@@ -16,12 +16,9 @@ class Duplicate:
     file: Path
     path: str
     label: str
-    side: str
-    """train or val."""
-    kind: str
-    """identical: another file of the group has the same bytes; near: none has."""
-    similarity: float
-    """To the image in the group's centre, in the part that differs most."""
+    side: str  # train or val
+    kind: str  # identical: another file of the group has the same bytes; near: none has
+    similarity: float  # to the image in the group's centre, of the part that differs most
 
 
 def list_duplicates(data: Data) -> list[list[Duplicate]]:

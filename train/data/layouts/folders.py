@@ -7,6 +7,7 @@ and counted. Parts of a data set in place of classes are an error (parts.py).
 import os
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from serve.contract.errors import UserError
@@ -48,7 +49,9 @@ def read(source: Path, flag: str) -> LabelledPaths:
             warnings += _not_entered(name, listing)
             ignored += listing.ignored
         elif not images[name] and name not in outputs:
-            raise UserError(_no_images(source, name, listing))
+            cure = f"fill it, or move it out of {source} if it is no class"
+            lines = [*describe_ignored(listing.ignored), *_not_entered(name, listing)[:3], cure]
+            raise UserError(f"class folder {str(source / name)!r} holds no images; {'; '.join(lines)}")
     facts += describe_left_out(outputs, system)
     if left_out:
         places = count_by_name(Counter({place: len(found) for place, found in derived.items()}))
@@ -65,7 +68,7 @@ def _check_links(root: Path, names: Sequence[str]) -> None:
     """Raise UserError when a linked folder does not exist, or gives an image two classes."""
     links = sorted(name for name in os.listdir(root) if os.path.islink(root / name))
     for name in links:
-        if not (os.path.exists(root / name) or name.startswith(".") or os.path.splitext(name)[1]):
+        if not (os.path.exists(root / name) or "." in name):
             raise UserError(
                 f"{str(root / name)!r} is a link to {os.readlink(root / name)!r}, which does not exist: "
                 "mount or fetch its target, or move the link elsewhere"
@@ -73,22 +76,13 @@ def _check_links(root: Path, names: Sequence[str]) -> None:
     if not links:
         return
     targets = sorted((os.path.realpath(root / name) + "/", name) for name in names)
-    for i, (target, name) in enumerate(targets):
-        others = [other for place, other in targets[i + 1 : i + 2] if place.startswith(target)]
-        if f"{os.path.realpath(root)}/".startswith(target):
-            others = ["."]
-        if others:
-            raise UserError(
-                f"the folders {name!r} and {others[0]!r} in {root} lead by a link to the same images, "
-                "which would have both classes: move the link elsewhere, or name the images in a label file"
-            )
-
-
-def _no_images(root: Path, name: str, listing: Listing) -> str:
-    found = f"class folder {str(root / name)!r} holds no images"
-    cure = f"fill it, or move it out of {root} if it is no class"
-    lines = [*describe_ignored(listing.ignored), *_not_entered(name, listing)[:3]]
-    return "; ".join([found, *lines, cure])
+    twice = [(name, ".") for target, name in targets if f"{os.path.realpath(root)}/".startswith(target)]
+    twice += [(a, b) for (target, a), (inside, b) in pairwise(targets) if inside.startswith(target)]
+    if twice:
+        raise UserError(
+            f"the folders {twice[0][0]!r} and {twice[0][1]!r} in {root} lead by a link to the same images, "
+            "which would have both classes: move the link elsewhere, or name the images in a label file"
+        )
 
 
 def _not_entered(name: str, listing: Listing) -> list[str]:

@@ -4,7 +4,6 @@ A rule takes the folders that would be classes and returns an error that names t
 or "". Names only suggest a part, since a vehicle may be called train; what is inside decides.
 """
 
-import os
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -76,14 +75,13 @@ def _parts(classes: Folders, source: Source) -> str:
 
 
 def _variants(classes: Folders, source: Source) -> str:
-    """fold1, fold2; part_1, part_2 and color, grayscale with the same classes; rgb, masks with the same
-    names."""
+    """fold1, fold2; images_001, images_002; and part_1, part_2; color, gray with the same classes."""
     names = [name for name in classes if _consists_of(VARIANTS, name)]
     if len(names) < 2 or not _others_are_parts(classes, names):
         return ""
     slices = Counter(tuple(words(n)) for n in names if _consists_of(SLICES, n) and re.search(r"\d", n))
     same_classes = all(_hold_the_same(classes[names[0]], classes[name]) for name in names[1:])
-    if not (max(slices.values(), default=0) > 1 or same_classes or _are_pictures_and_masks(classes, names)):
+    if not same_classes and max(slices.values(), default=0) < 2:
         return ""
     originals = [name for name in names if not _consists_of(DERIVED, name)]
     return _looks_like_parts(classes, (originals or names)[:1], source)
@@ -200,14 +198,6 @@ def _hold_the_same(one: Folder, other: Folder) -> bool:
     """Return whether most classes of the two are the same."""
     a, b = one.class_names(), other.class_names()
     return len(a & b) > 1 and 2 * len(a & b) >= min(len(a), len(b))
-
-
-def _are_pictures_and_masks(folders: Folders, names: Sequence[str]) -> bool:
-    """Return whether a folder of masks or the like holds the file names of one of pictures."""
-    stems = {name: {os.path.splitext(image)[0] for image in folders[name].images} for name in names}
-    pictures = [stems[name] for name in names if _consists_of(PICTURES, name)]
-    masks = [stems[name] for name in names if _consists_of(DERIVED, name) and stems[name]]
-    return any(2 * len(one & other) >= len(other) for one in pictures for other in masks)
 
 
 def _share_classes(folders: Folders, parts: Sequence[str]) -> bool:

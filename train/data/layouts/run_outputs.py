@@ -1,7 +1,6 @@
 """Files that this program writes, known by their content where a data set is expected."""
 
 import os
-import re
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +14,7 @@ REPORTS = {
     "importance.png": "study.csv",
 }
 """Figure of a command -> the table beside it."""
-ARTIFACT = re.compile(r"(?:^|/)\d+/(?:[0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts/")
-"""EXPERIMENT/RUN/artifacts/ of an MLflow server."""
+MLFLOW_FOLDERS = ("mlruns", "mlartifacts")
 
 
 def without_outputs(root: Path, paths: dict[str, list[str]]) -> tuple[dict[str, list[str]], list[str]]:
@@ -31,7 +29,7 @@ def without_outputs(root: Path, paths: dict[str, list[str]]) -> tuple[dict[str, 
 
     def is_written(path: str) -> bool:
         *parents, name = path.split("/")
-        if ARTIFACT.search(path) or (name in REPORTS and is_report(root / path)):
+        if parents[0] in MLFLOW_FOLDERS or (name in REPORTS and is_report(root / path)):
             return True
         return any(
             parent in ("figures", "train", "test") and is_figures_or_sample("/".join(parents[:i]), parent)
@@ -51,7 +49,7 @@ def is_report(image: Path) -> bool:
 
 def is_output(folder: Path) -> bool:
     """Return whether `folder` is a run directory, holds some, or is one that MLflow writes to."""
-    if folder.name in ("mlruns", "mlartifacts") or any(is_report(folder / name) for name in REPORTS):
+    if folder.name in MLFLOW_FOLDERS or any(is_report(folder / name) for name in REPORTS):
         return True
     if any((folder / ".cache").glob("scan-*.json")):
         return True

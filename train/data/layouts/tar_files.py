@@ -39,11 +39,12 @@ def read(source: Path, flag: str) -> LabelledPaths:
     labels: dict[str, str] = {}
     written: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    classes: defaultdict[str, list[str]] = defaultdict(list)  # label -> images in the folder of its name
+    classes: defaultdict[str, list[str]] = defaultdict(list)  # folder -> images in it
     for tar, images, label_files in shards:
         for name in images:
             if not label_files:
                 label = _label_of_path(tar, name)
+                classes[label].append(name.removeprefix(f"{label}/"))
             elif (extension := _extension(name)) in extra:
                 left_out[extension] += 1
                 continue
@@ -51,16 +52,13 @@ def read(source: Path, flag: str) -> LabelledPaths:
                 label = _written_label(tar, name, label_files)
                 written[label] += 1
             labels[f"{tar.name}/{name}"] = label
-            classes[label].append(name.removeprefix(f"{label}/") if name.startswith(f"{label}/") else "")
     check_none_missing(written, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
-    warnings = [
-        f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class"
-        for kind, count in left_out.items()
-    ]
     folders = {label: Folder.of(classes[label]) for label in sorted(classes)}
-    facts, more = check_folders(folders, Source(str(source), flag, in_tars=True))
+    facts, warnings = check_folders(folders, Source(str(source), flag, in_tars=True))
+    for kind, count in left_out.items():
+        warnings.append(f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class")
     root = source.parent if source.is_file() else source
-    return LabelledPaths(root, labels, "; ".join(["images in tar files", *facts]), warnings + more)
+    return LabelledPaths(root, labels, "; ".join(["images in tar files", *facts]), warnings)
 
 
 def _members(tar: Path) -> tuple[list[str], dict[str, str]]:

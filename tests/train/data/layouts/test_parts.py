@@ -134,7 +134,6 @@ def test_parts_whose_content_does_not_show_it_are_classes_beside_another_class_w
         ({"a b": [f"{part}/{path}" for part in ("test", "train") for path in NESTED], "cat": list(FLAT)},)
         + ("--data 'set/a b/train' --val-data 'set/a b/test', ",),
         ({"masks": list(NESTED), "photos": list(NESTED)}, "--data set/photos;"),
-        ({"depth_preview": list(FLAT), "rgb": list(FLAT)}, "--data set/rgb;"),
     ],
 )
 def test_the_folders_to_give_are_named(folders: Paths, flags: str) -> None:
