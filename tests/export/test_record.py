@@ -97,35 +97,35 @@ def test_a_model_that_its_record_says_has_failed_is_not_to_be_used(
     record = json.dumps(recorded(run) | {"passed": passed})
     (run / "export" / "verification.json").write_text(record)
     assert pairings(run) == []
-    with pytest.raises(ValueError, match=r"failed verification and is not to be used: .* export the run"):
+    with pytest.raises(ValueError, match=r"model\.onnx.*verification\.json"):
         verified_model(run, "fp32")
     assert quantize.main(["--run", str(run), "--to", "fp16"]) == 2
-    assert "failed verification and is not to be used" in capsys.readouterr().err
+    assert "model.onnx" in capsys.readouterr().err
     published_model(run, "fp32")  # so that it can be verified again
 
 
 def test_a_file_that_is_not_the_verified_one_is_refused(run: Path) -> None:
     with (run / "export" / "model.onnx").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(ValueError, match=r"is not the file that verification.json beside it describes"):
+    with pytest.raises(ValueError, match=r"model\.onnx.*verification\.json"):
         published_model(run, "fp32")
 
 
 def test_a_model_whose_checkpoint_is_gone_is_refused(run: Path) -> None:
     (run / "checkpoints" / "best.pt").write_bytes(b"other weights")
-    with pytest.raises(ValueError, match="from a checkpoint that is no longer in"):
+    with pytest.raises(ValueError, match="checkpoints"):
         published_model(run, "fp32")
 
 
 def test_a_model_that_was_never_made_is_an_error_with_the_command(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"make it with python export/quantize.py --to int8 --run"):
+    with pytest.raises(ValueError, match=r"export/quantize\.py --to int8 --run"):
         published_model(run, "int8")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"passed": true}'])
 def test_a_record_that_cannot_be_read_is_an_error_that_names_it(run: Path, text: str) -> None:
     (run / "export" / "verification.json").write_text(text)
-    with pytest.raises(ValueError, match=r"verification.json cannot be read .*: export the run again"):
+    with pytest.raises(ValueError, match=r"verification\.json"):
         published_model(run, "fp32")
 
 
@@ -166,5 +166,5 @@ def test_a_model_of_another_origin_is_not_replaced(run: Path) -> None:
 def test_a_model_that_was_changed_since_it_was_verified_is_not_replaced(run: Path) -> None:
     model = run / "export" / "model.onnx"
     model.write_bytes(model.read_bytes() + b"\x00")
-    with pytest.raises(ValueError, match="is not the file that"):
+    with pytest.raises(ValueError, match=r"model\.onnx.*--overwrite"):
         check_replaceable(run / "export", [model.name], overwrite=False)

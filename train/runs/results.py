@@ -3,7 +3,6 @@
 A file that is missing, damaged or of another run is a UserError that names it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from train.evaluation.calibration import log_probabilities
 from train.evaluation.predictions import Predictions, read_predictions
 from train.evaluation.significance import PairedTest, paired_test
 from train.runs.history import History
+from train.tracking.base import read_metrics
 
 LOSS_TOLERANCE = 1e-5  # the table's numbers are rounded
 SMALLEST_PROBABILITY = 1e-40  # below, the table's numbers are not exact
@@ -111,28 +111,17 @@ def paired(run: Predictions, reference: Predictions) -> PairedTest | None:
 
 def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
     """Return epochs 1, 2, ..., some without a validation. A last line that a crash cut off is left out."""
-    try:
-        *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    names = ["val/accuracy", "val/log_loss"]
-    names += ["val/temperature", "val/log_loss_calibrated"] if calibrate else []
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            whole = row["epoch"] == number
-            validated = any(name.startswith("val/") for name in row)
-            row |= {name: float(row[name]) for name in ("train/loss", *(names if validated else ()))}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: line {number} is no epoch's metrics") from error
-        if not whole:
-            raise UserError(f"{path} is damaged: line {number} is of epoch {row['epoch']}")
-        rows.append(row)
+    rows = read_metrics(path)
+    served = ("val/temperature", "val/log_loss_calibrated") if calibrate else ()
+    for epoch, row in enumerate(rows, 1):
+        validated = any(name.startswith("val/") for name in row)
+        names = ("train/loss", *(("val/accuracy", "val/log_loss", *served) if validated else ()))
+        lacks = [name for name in names if not isinstance(row.get(name), float | int)]
+        if lacks or row.get("epoch") != epoch:
+            wrong = f"lacks {', '.join(lacks)}" if lacks else f"has epoch {row.get('epoch')}"
+            raise UserError(f"{path} is damaged: epoch {epoch} {wrong}")
     if not rows:
-        raise UserError(f"{path} has no whole epoch{': its only line is cut off' if rest else ''}")
+        raise UserError(f"{path} has no whole epoch")
     return rows
 
 

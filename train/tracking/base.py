@@ -58,10 +58,12 @@ class MetricsFile(NullTracker):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows, without lines that cannot be read: one that a crash cut off is trained again."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # cut off by a crash; its epoch is trained again
-            rows.append(json.loads(line))
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
     return rows

@@ -231,12 +231,10 @@ class Sender:
             with self.store.errors():
                 send(items)
         except RefusedError as error:
-            keys = sorted({item.key for item in items})
             if not error.about_values:
                 raise
-            if len(keys) == 1:
-                self._refuse(kind, keys, error)
-                return
-            first = set(keys[: len(keys) // 2])
-            self._send_each(kind, [item for item in items if item.key in first], send)
-            self._send_each(kind, [item for item in items if item.key not in first], send)
+            if len(items) == 1:
+                self._refuse(kind, [items[0].key], error)
+            else:
+                for item in items:
+                    self._send_each(kind, [item], send)
