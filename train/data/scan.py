@@ -64,7 +64,8 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
     modification; nobody can set that of change, where the file system keeps it (not FAT, squashfs and some
     mounted buckets). A file that could not be read at all is tried again: a mount may be back.
     """
-    cache_file = cache_folder / f"scan-{_digest(str(root.resolve()))[:16]}.json"
+    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+    cache_file = cache_folder / f"scan-{digest[:16]}.json"
     known = _load_cache(cache_file)
 
     def examine(path: str) -> tuple[str, Entry]:
@@ -121,10 +122,6 @@ def _stamp(path: Path) -> tuple[str, int]:
     except OSError:
         return "", 0
     return f"{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}:{DECODER}", info.st_ctime_ns
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def _load_cache(path: Path) -> dict[str, Entry]:

@@ -54,8 +54,8 @@ def read(source: Path, flag: str) -> LabelledPaths:
             raise UserError(f"class folder {str(source / name)!r} holds no images; {'; '.join(lines)}")
     facts += describe_left_out(outputs, system)
     if left_out:
-        places = count_by_name(Counter({place: len(found) for place, found in derived.items()}))
-        warnings.append(f"{len(left_out)} masks or thumbnails of other images are left out ({places})")
+        counts = count_by_name(Counter({pattern: len(found) for pattern, found in derived.items()}))
+        warnings.append(f"{len(left_out)} masks or thumbnails of other images are left out ({counts})")
     if not classes or (len(classes) == 1 and (outputs or left_out) and flag == "--data"):
         only = "".join(f" but {name!r}" for name in classes)
         raise UserError("; ".join([f"no class folders in {source}{only}", *facts, *warnings]))

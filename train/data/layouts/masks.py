@@ -24,7 +24,7 @@ DERIVED = re.compile(
     f"(?:(?:{KINDS})(?:e?s)?|labelids|truth|annotated|segmented|segmentation(class|object))"
 )
 ENDING = re.compile(rf"(?<=.)(?:[\s._-]+(?:{KINDS})s?(?:[\s._-]*\d+)?)+$", re.IGNORECASE | re.DOTALL)
-SAMPLES = 6  # pairs compared in each place
+SAMPLES = 6  # pairs compared for each pattern
 FEW_COLOURS = 8
 ALMOST_ALL = 0.95  # of the pixels
 SIDE = 128  # pixels; larger images are sampled
@@ -32,37 +32,37 @@ ALIKE_LEVELS, ALIKE_CORRELATION = 12.0, 0.9
 
 
 def find_derived(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Return place -> images there that are derived from images of the same names in `paths`.
+    """Return pattern -> images of it that are derived from images of the same names in `paths`.
 
-    A place is a folder (annotations/trimaps), or the files of a folder with one ending (cat/*_mask). A
-    sample of each place is read: every image must have few colours where its original has many, or be
+    A pattern is a folder (annotations/trimaps), or the files of a folder with one ending (cat/*_mask). A
+    sample of each pattern is read: every image must have few colours where its original has many, or be
     the same picture, smaller.
     """
-    places = defaultdict(list)
+    patterns = defaultdict(list)
     for path in paths:
-        if place := _place(path):
-            places[place].append(path)
-    if not places:
+        if pattern := _pattern(path):
+            patterns[pattern].append(path)
+    if not patterns:
         return {}
-    suspects = {path for images in places.values() for path in images}
+    suspects = {path for images in patterns.values() for path in images}
     wanted = {_stem(path) for path in suspects}
     originals = defaultdict(list)
     for path in paths:
         if path not in suspects and (stem := _stem(path)) in wanted:
             originals[stem].append(path)
     derived = {}
-    for place, images in places.items():
+    for pattern, images in patterns.items():
         pairs = [
             (path, _nearest(path, originals[stem])) for path in images if (stem := _stem(path)) in originals
         ]
         step = max(1, len(pairs) // SAMPLES)
         if 2 * len(pairs) >= len(images) and all(_is_derived(root, *p) for p in pairs[::step]):
-            derived[place] = images
+            derived[pattern] = images
     return derived
 
 
-def _place(path: str) -> str:
-    """Return where an image is whose folder or name suggests that it is derived, else ""."""
+def _pattern(path: str) -> str:
+    """Return the pattern of an image whose folder or name suggests that it is derived, else ""."""
     folder, _, name = path.rpartition("/")
     if _is_suspect(folder):
         return folder
