@@ -23,8 +23,7 @@ from serve.contract.errors import UserError
 from serve.contract.preprocess import RESAMPLING
 from train.config import TrainConfig
 from train.data.random_numbers import seed_of, uniforms
-
-Pixels = NDArray[np.uint8]  # [H, W, 3]
+from train.data.reading import Pixels
 
 ERASED = (124, 116, 104)  # ImageNet's mean colour
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts

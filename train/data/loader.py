@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,11 +19,9 @@ from serve.contract.preprocess import Preprocess
 from train.data.augment import ImageAugment
 from train.data.index import ImageSet
 from train.data.pixel_cache import PixelCache
-from train.data.reading import read_image
+from train.data.reading import Pixels, read_image
 from train.data.sampler import Key
 from train.data.workers import PREFETCH, fetch_in_thread, init_worker, kill_workers, map_in_threads
-
-Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 
 @dataclass(frozen=True)

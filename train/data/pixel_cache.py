@@ -30,11 +30,11 @@ from serve.contract.locks import file_lock
 from serve.contract.orientation import on_its_side
 from train.config import TrainConfig
 from train.data.index import ImageSet
-from train.data.reading import DECODER, FILTER, LEAST_RATIO, ChangedError, Shrink, Size, read_image
+from train.data.reading import DECODER, FILTER, LEAST_RATIO, ChangedError, Pixels, Shrink, Size, read_image
+from train.distributed import Log
 
 T = TypeVar("T")
-Pixels = NDArray[np.uint8]  # [H, W, 3]
-Notify = Callable[[str], None]
+
 
 FORMAT = 2  # of the entries, and of what files decode to
 MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
@@ -107,9 +107,7 @@ def validation_entries(config: TrainConfig) -> Entries:
     return Entries({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess)
 
 
-def open_cache(
-    folder: Path, images: ImageSet, entries: Entries, mode: str, notify: Notify
-) -> PixelCache | None:
+def open_cache(folder: Path, images: ImageSet, entries: Entries, mode: str, log: Log) -> PixelCache | None:
     """Return the cache of these images, built first if need be.
 
     It is None when `mode` is off, when an image cannot be read any more, and with auto also when the disk
@@ -127,11 +125,11 @@ def open_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         risk = "trainings that start at the same time decode all images each"
-        with file_lock(home.with_suffix(".lock"), risk, notify) as lock:
+        with file_lock(home.with_suffix(".lock"), risk, log) as lock:
             sizes = _read_sizes(home)
             if sizes is None:
                 files = {images.root / images.paths[i]: images.sha256[i] for i in first}
-                sizes = _build(home, files, entries, MOST_OF_FREE_SPACE[mode], notify, lock is not None)
+                sizes = _build(home, files, entries, MOST_OF_FREE_SPACE[mode], log, lock is not None)
     except ChangedError as error:
         raise UserError(
             f"{error}: start again; if that ends in the same way, the file system keeps no time of change: "
@@ -144,10 +142,10 @@ def open_cache(
                 f"{reason}; free some space, choose another --output, lower --cache-size, or use "
                 "--pixel-cache off"
             ) from error
-        notify(f"warning: {reason}; images are decoded in every epoch")
+        log(f"warning: {reason}; images are decoded in every epoch")
         return None
     except _UnreadableError as error:
-        notify(f"warning: no pixel cache, images are decoded in every epoch: {error}")
+        log(f"warning: no pixel cache, images are decoded in every epoch: {error}")
         return None
     rows = np.searchsorted(sha256s, np.array(images.sha256))
     return PixelCache(home / "pixels.u8", _offsets(sizes)[rows], sizes[rows])
@@ -169,7 +167,7 @@ def _offsets(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _build(
-    home: Path, files: Mapping[Path, str], entries: Entries, share: float, notify: Notify, alone: bool
+    home: Path, files: Mapping[Path, str], entries: Entries, share: float, log: Log, alone: bool
 ) -> NDArray[np.int32]:
     """Build under a name of this process, then rename: `home` is whole as soon as it exists."""
     building = home.with_name(f"{home.name}.{socket.gethostname()}-{os.getpid()}.tmp")
@@ -177,7 +175,7 @@ def _build(
         for left in home.parent.glob(f"{home.name}.*.tmp"):  # by a build that was killed
             shutil.rmtree(left, ignore_errors=True)
     try:
-        sizes = _decode(building, files, entries, share, notify)
+        sizes = _decode(building, files, entries, share, log)
         if _read_sizes(home) is None:  # else another process was faster
             shutil.rmtree(home, ignore_errors=True)
             try:
@@ -191,7 +189,7 @@ def _build(
 
 
 def _decode(
-    building: Path, files: Mapping[Path, str], entries: Entries, share: float, notify: Notify
+    building: Path, files: Mapping[Path, str], entries: Entries, share: float, log: Log
 ) -> NDArray[np.int32]:
     """Decode files (path -> sha256) into a new folder, with one thread a processor; return the sizes."""
     started = time.perf_counter()
@@ -204,7 +202,7 @@ def _decode(
         if total > share * free:
             limit = f"{share:.0%} of the {free / 1e6:,.1f} MB free"
             raise OSError(errno.ENOSPC, f"{need}, more than {limit} (--pixel-cache on takes 95%)")
-        notify(f"pixel cache in {building.parent}: {need}: decoding once")
+        log(f"pixel cache in {building.parent}: {need}: decoding once")
         building.mkdir()
         with (building / "pixels.u8").open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, total))
@@ -222,7 +220,7 @@ def _decode(
         with (building / "sizes.npy").open("wb") as index:
             np.save(index, sizes)
             os.fsync(index.fileno())
-    notify(f"decoded in {time.perf_counter() - started:.0f} s")
+    log(f"decoded in {time.perf_counter() - started:.0f} s")
     return sizes
 
 

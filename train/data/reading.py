@@ -16,6 +16,7 @@ from serve.contract.images import load_image, read_image_file
 from serve.contract.orientation import on_its_side
 from serve.contract.preprocess import RESAMPLING
 
+Pixels = NDArray[np.uint8]  # [H, W, 3]
 Size = tuple[int, int]  # width, height
 
 DECODER = f"2, Pillow {PIL.__version__}"
@@ -91,7 +92,7 @@ class Shrink:
         box = (0.0, 0.0, width / scale, height / scale)
         return image.resize(smaller[::-1] if lying else smaller, RESAMPLING[FILTER], box=box)
 
-    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return the pixels, uint8 [H, W, 3], of an upright RGB image."""
+    def __call__(self, image: Image.Image) -> Pixels:
+        """Return the pixels of an upright RGB image."""
         smaller = self.size(image.size)
         return np.asarray(image if smaller == image.size else image.resize(smaller, RESAMPLING[FILTER]))
