@@ -233,13 +233,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if self.mixup + self.cutmix > 0 and self.batch_size % (2 * self.accumulation):
-            raise UserError(
-                f"--batch-size {self.batch_size} with mixup or cutmix must be a multiple of "
-                f"{2 * self.accumulation}: images are mixed in pairs"
-            )
-        if self.precision == "fp16" and self.device == "cpu":
-            raise UserError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
         if self.start_size > self.image_size > 0:
             raise UserError(f"--start-size {self.start_size} is larger than --image-size {self.image_size}")
         if 0 < self.patience < self.val_interval:
@@ -271,7 +264,7 @@ class TrainConfig:
         self.preprocess()
 
     def preprocess(self) -> Preprocess:
-        """How validation images become pixels, here and wherever the model is served."""
+        """Return how validation images become pixels, in training and wherever the model is served."""
         size = self.input_size(self.eval_size or self.image_size or 128)
         ratio = 0.875 if self.subject_crop == "none" else 1.0
         return Preprocess(
@@ -282,16 +275,16 @@ class TrainConfig:
         )
 
     def input_size(self, size: int) -> int:
-        """Height and width of the images that the model takes so that its network sees `size` pixels."""
+        """Return the side of the images that the model takes so that its network sees `size` pixels."""
         return size if self.subject_crop == "none" else round(self.subject_zoom * size)
 
     def crops_subject(self, epoch: int) -> bool:
-        """Whether the subject is looked for in an epoch, counted from 0, or the whole image is seen."""
+        """Return whether the subject is cut out in an epoch, counted from 0; else it sees whole images."""
         started = self.subject_crop != "cam" or epoch >= round(self.subject_start * self.epochs)
         return self.subject_crop != "none" and started
 
     def train_size(self, epoch: int) -> int:
-        """Height and width of the network's input in training in an epoch, counted from 0."""
+        """Return the side of the network's input in training in an epoch, counted from 0."""
         part = min((RESIZING_PARTS * (epoch + 1) - 1) // self.epochs, RESIZING_PARTS - 1)
         if not self.start_size or part == RESIZING_PARTS - 1:
             return self.image_size
@@ -300,7 +293,7 @@ class TrainConfig:
         return min(max(size, self.start_size), self.image_size)
 
     def input_sizes(self) -> list[int]:
-        """Of all images that the model is given, in training (re-tuning too) and validation; sorted."""
+        """Return the sides of all images that the model takes in training and validation, sorted."""
         trained = {self.input_size(self.train_size(epoch)) for epoch in range(self.epochs)}
         return sorted(trained | {self.preprocess().size})
 

@@ -62,7 +62,7 @@ def check_network(config: TrainConfig) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Raises UserError when the folder cannot be made, or nothing can be written in it."""
+    """Check that the folder can be made and written; raises UserError."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         check_writable(there, "--output")
@@ -71,25 +71,18 @@ def check_output(folder: Path) -> None:
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:
-    """
-    Raises:
-        UserError: batches cannot be divided among the processes, or not into pairs that are mixed.
-    """
+    """Check that batches can be divided among the processes, and into mixed pairs; raises UserError."""
     plan = EpochPlan(1, config.batch_size, 0, 0, world_size, config.accumulation)
     if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
         parts = world_size * config.accumulation
         raise UserError(
             f"--batch-size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
-            f"({world_size} processes x {config.accumulation} accumulation steps), for images are mixed in "
-            "pairs"
+            f"({world_size} processes x {config.accumulation} accumulation steps), as pairs are mixed"
         )
 
 
 def check_clip(clip: float, num_classes: int) -> None:
-    """
-    Raises:
-        UserError: nothing would be left for the answer.
-    """
+    """Check that --clip-probabilities leaves half of the probability to the answer; raises UserError."""
     most = 0.5 / num_classes
     if clip > most:
         raise UserError(
@@ -99,10 +92,7 @@ def check_clip(clip: float, num_classes: int) -> None:
 
 
 def check_size(model: ImageClassifier, name: str) -> None:
-    """
-    Raises:
-        UserError: its weights do not fit into one ONNX file, so that it could never be exported.
-    """
+    """Check that the weights fit into one ONNX file, without which there is no export; raises UserError."""
     size = sum(tensor.numel() * 4 for tensor in (*model.parameters(), *model.buffers()))
     if size > LARGEST_EXPORT:
         raise UserError(
@@ -113,18 +103,17 @@ def check_size(model: ImageClassifier, name: str) -> None:
 
 
 def few_steps(config: TrainConfig, plan: EpochPlan) -> list[str]:
-    """A warning of a run too short to learn: the default batch is meant for thousands of images."""
+    """Return a warning if the run is too short to learn: the default batch suits thousands of images."""
     steps = config.epochs * plan.steps
-    if steps >= FEW_STEPS:
-        return []
-    return [
-        f"warning: {steps} optimizer steps in all ({plan.steps} an epoch) are few to learn from: give a "
-        "smaller --batch-size or more --epochs"
-    ]
+    cure = "give a smaller --batch-size or more --epochs"
+    warning = (
+        f"warning: {steps} optimizer steps in all ({plan.steps} an epoch) are few to learn from: {cure}"
+    )
+    return [warning] if steps < FEW_STEPS else []
 
 
 def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
-    """Warnings of weights or a teacher from a run that split the same images otherwise."""
+    """Return warnings of weights or a teacher from a run that split the same images differently."""
     warnings = []
     teacher = str(best_checkpoint(config.teacher)) if config.teacher else ""
     for flag, file in (("--weights", config.weights), ("--teacher", teacher)):
@@ -144,7 +133,7 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
 
 
 def check_teacher(teacher: ImageClassifier, config: TrainConfig, num_classes: int) -> None:
-    """Raises UserError when it cannot take images of the sizes that are trained on."""
+    """Check that the teacher takes images of the sizes that are trained on; raises UserError."""
     own = {} if config.retune_epochs else {"eval_size": 0}  # re-tuning is at the size of validation
     for size in config.replace(**own).input_sizes():
         try_forward(teacher, f"--teacher {config.teacher!r}", num_classes, size)
@@ -152,11 +141,8 @@ def check_teacher(teacher: ImageClassifier, config: TrainConfig, num_classes: in
 
 
 def check_single_image(model: ImageClassifier, config: TrainConfig) -> None:
-    """Batch norm cannot be trained on one image whose last features are one pixel.
-
-    Raises:
-        UserError: so it is.
-    """
+    """Check that the network can be trained on one image a batch, which batch norm cannot where the last
+    features are one pixel; raises UserError."""
     size = config.input_size(config.train_size(0))
     try:
         copy.deepcopy(model).cpu().train()(torch.zeros(1, size, size, 3, dtype=torch.uint8))

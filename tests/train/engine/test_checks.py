@@ -171,6 +171,8 @@ def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anythin
         check_batch_size(TrainConfig(batch_size=33), 2)
     with pytest.raises(ValueError, match=r"--batch-size 6 .* 4 \(2 processes x 1"):
         check_batch_size(mixed, 2)
+    with pytest.raises(ValueError, match=r"--batch-size 10 .* 4 \(1 processes x 2"):
+        check_batch_size(mixed.replace(batch_size=10, accumulation=2), 1)
 
 
 def test_a_clip_that_leaves_too_little_for_the_answer_is_refused() -> None:

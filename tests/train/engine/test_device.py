@@ -26,6 +26,8 @@ def test_auto_takes_the_cpu_without_a_gpu_and_refuses_fp16() -> None:
     assert choose_device(TrainConfig(), Ranks()) == CPU
     with pytest.raises(ValueError, match=r"--precision fp16.*bf16.*fp32"):
         choose_device(TrainConfig(precision="fp16"), Ranks())
+    with pytest.raises(ValueError, match=r"--precision fp16.*bf16.*fp32"):
+        choose_device(TrainConfig(precision="fp16", device="cpu"), Ranks())
 
 
 def test_cpu_is_the_cpu() -> None:
