@@ -12,12 +12,8 @@ from serve.contract.errors import UserError
 
 LONGEST = 2000  # characters of a message; a proxy may answer with a whole page
 HIDDEN = "***"  # in place of a password
-# MLflow's names of answers that another attempt may change
-PASSING_CODES = re.compile(
-    "TEMPORARILY_UNAVAILABLE|REQUEST_LIMIT_EXCEEDED|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
-    "|RESOURCE_CONFLICT"
-)
-# names that MLflow gives to whatever it caught: the cause says more
+PASSING_STATUS = (408, 409, 425, 429)
+# MLflow's codes for whatever it caught: the cause says more
 WRAPPERS = ("TEMPORARILY_UNAVAILABLE", "BAD_REQUEST", "INTERNAL_ERROR")
 # classes of SQLAlchemy (URI, driver, statement), alembic (schema), botocore and google.auth
 LASTING = re.compile(
@@ -30,7 +26,6 @@ DATABASE_REFUSES = re.compile(
     "authentication failed|does not exist|no pg_hba|Access denied|Unknown database|permission denied", re.I
 )
 BAD_TLS = re.compile("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|UNSUPPORTED_PROTOCOL")
-NO_PERMISSION = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 LASTING_OS_ERRORS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 READ_ONLY_FILE_SYSTEM = 30  # errno.EROFS
 PACKAGES = {
@@ -64,10 +59,7 @@ def translate(error: Exception, uri: str, recorded: str = "") -> UserError | Con
         return ConnectionError(f"MLflow at {uri} does not answer: {text[:200]}")
     advice = _way_out(error, uri, recorded)
     refused = RefusedError(f"MLflow at {uri} refuses: {text}" + (f". {advice}" if advice else ""))
-    refused.about_values = (
-        getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-        or _status(error) == 413
-    )
+    refused.about_values = _status(error) in (400, 413)
     refused.about_schema = _is_about_schema(error)
     return refused
 
@@ -106,7 +98,7 @@ def _verdict(error: Any) -> bool | None:
     """Return whether the error may pass; None if only its cause can tell."""
     status, name = _status(error), type(error).__name__
     if status:
-        return status >= 500 or status in (408, 425, 429)
+        return status >= 500 or status in PASSING_STATUS
     sqlite = getattr(error, "sqlite_errorname", None)
     if isinstance(sqlite, str):
         half_made = sqlite == "SQLITE_ERROR" and HALF_MADE.search(str(error))
@@ -116,13 +108,6 @@ def _verdict(error: Any) -> bool | None:
         return None if getattr(error, "orig", None) is not None else False
     if isinstance(error, ssl.SSLError):
         return not BAD_TLS.search(str(error))
-    code = getattr(error, "error_code", None)
-    if isinstance(code, str):
-        if code in WRAPPERS and (error.__cause__ is not None or "failed with" in str(error)):
-            return None
-        if code == "INTERNAL_ERROR":  # MLflow's default for its own complaints, and for a proxy's JSON
-            return "error_code" in getattr(error, "json", {})
-        return bool(PASSING_CODES.fullmatch(code))
     if _cannot_be_written(error):
         return False
     if isinstance(error, OSError):
@@ -136,21 +121,27 @@ def _cannot_be_written(error: BaseException) -> bool:
     return isinstance(error, LASTING_OS_ERRORS) or getattr(error, "errno", None) == READ_ONLY_FILE_SYSTEM
 
 
-def _status(error: BaseException) -> int:
-    """Return the HTTP status of an answer, of whichever client; 0 if there was none."""
+def _status(error: Any) -> int:
+    """Return the HTTP status of an answer, of whichever client, or of MLflow's own error; else 0."""
     response = getattr(error, "response", None)
     found: Any = getattr(response, "status_code", None)
     if isinstance(response, dict):  # botocore's
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if found is None:
         found = getattr(error, "status_code", None) or getattr(error, "code", None)  # azure's, google's
-    if found is None and (match := re.search(r"failed with error code (\d{3})\b", str(error))):
+    if match := re.search(r"failed with error code (\d{3})\b", str(error)):
         found = int(match[1])
+    elif found is None and hasattr(error, "get_http_status_code"):
+        code, wraps = error.error_code, error.__cause__ is not None or "failed with" in str(error)
+        if code not in WRAPPERS or not wraps:
+            found = error.get_http_status_code()
+        if code == "INTERNAL_ERROR" and not wraps and "error_code" not in getattr(error, "json", {}):
+            found = 400  # MLflow's default for its own complaints, and for a proxy's JSON
     return found if isinstance(found, int) and 100 <= found < 600 else 0
 
 
 def _way_out(error: Exception, uri: str, recorded: str) -> str:
-    code, status, text = getattr(error, "error_code", ""), _status(error), str(error)
+    status, text = _status(error), str(error)
     chain = list(_chain(error))
     for each in chain:
         if isinstance(each, ImportError):
@@ -166,17 +157,17 @@ def _way_out(error: Exception, uri: str, recorded: str) -> str:
         return (
             "Set MLFLOW_TRACKING_SERVER_CERT_PATH to the server's certificate authority, or correct the URL"
         )
-    if code in NO_PERMISSION or status in (401, 403, 407):
+    if status in (401, 403, 407):
         return (
             "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a "
             "user with the permission; an artifact store has credentials of its own"
         )
-    if code == "RESOURCE_DOES_NOT_EXIST":
+    if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
         store = recorded if recorded not in ("", uri) else "the store that has it"
         return f"It is not in {uri}: set MLFLOW_TRACKING_URI to {store}, or give another name or ID"
     if status == 413:
         return "Raise the limit of the proxy before the server (client_max_body_size in nginx)"
-    if code == "ENDPOINT_NOT_FOUND" or status in (404, 405) or "JSON" in text or "nvalid url" in text:
+    if status in (404, 405) or "JSON" in text or "nvalid url" in text:
         return f"MLFLOW_TRACKING_URI {uri} must be the address of an MLflow server of about this version"
     if any(map(_cannot_be_written, chain)):
         return (

@@ -108,7 +108,18 @@ PASSING = [
     GoogleError(503),
     of_mlflow("API request to endpoint /api failed with error code 599 != 200. Response body: ''"),
 ]
+
+
+def in_context(error: Exception, context: Exception) -> Exception:
+    error.__context__ = context
+    return error
+
+
 STAYING = [
+    in_context(
+        of_mlflow("API request to https://server failed with exception certificate verify failed"),
+        ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+    ),
     rest("PERMISSION_DENIED"),
     rest("UNAUTHENTICATED"),
     rest("RESOURCE_DOES_NOT_EXIST"),
