@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: temperature scaling, clipping, and how far they are off."""
+"""Calibrated probabilities: temperature scaling, clipping, and the calibration error."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ BINS = 15
 
 
 def log_probabilities(logits: Floats, temperature: float = 1.0, clip: float = 0.0) -> Floats:
-    """[N, num_classes] -> the same shape. Each class gets `clip`, and the softmax the rest: no probability
-    is below `clip`, and none changes its place. `models.classifier.probabilities` is the same in torch."""
+    """Return log softmax [N, num_classes] of logits of that shape. Each class gets `clip`, and the softmax
+    the rest, which keeps their order. `models.classifier.probabilities` is the same in torch."""
     values: Floats = log_softmax(logits / temperature, axis=1)
     if clip:
         values = np.log(clip + (1 - clip * logits.shape[1]) * np.exp(values))
@@ -21,10 +21,10 @@ def log_probabilities(logits: Floats, temperature: float = 1.0, clip: float = 0.
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """The temperature of lowest log loss (arXiv 1706.04599).
+    """Return the temperature of lowest log loss (arXiv 1706.04599).
 
-    Targets leave 1 / (N + 2) to the other classes, as in Platt's scaling: on images that are all classified
-    correctly the best temperature would else be 0.
+    Targets leave 1 / (N + 2) to the other classes, as in Platt's scaling: else the best temperature of
+    images that are all classified correctly would be 0.
     """
     n, num_classes = logits.shape
     if not n or not np.isfinite(logits).all():
@@ -42,8 +42,8 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
 
 def expected_calibration_error(log_probs: Floats, labels: Labels) -> float:
-    """Mean over the images of |accuracy - confidence| of their bin: 15 bins of equal width over the
-    likeliest class's probability (arXiv 1706.04599)."""
+    """Return the mean over the images of |accuracy - confidence| of their bin: 15 bins of equal width over
+    the likeliest class's probability (arXiv 1706.04599)."""
     confidence = np.exp(log_probs.max(axis=1))
     if not np.isfinite(confidence).all():
         return float("nan")

@@ -24,17 +24,12 @@ class Evaluation:
 def evaluate_logits(
     logits: NDArray[np.float64], labels: NDArray[np.int64], class_names: tuple[str, ...], clip: float = 0.0
 ) -> Evaluation:
-    """
-    Args:
-        logits: [N, num_classes].
-        labels: [N].
-        clip: smallest probability of the calibrated metrics.
+    """Return the metrics of logits [N, num_classes] and labels [N].
 
-    `temperature` is fitted on all these images. log_loss_calibrated and ece_calibrated are those of the
-    probabilities that are served with it: with --calibrate, those of val_predictions.csv. As one number is
-    fitted, measuring on the same images flatters by about 1 / N of log loss. log_loss and ece are without
-    temperature and clip. ROC AUC is of the second of two classes, or the mean over one-against-rest; it is
-    left out when a class has no validation image.
+    `temperature` is fitted on all these images; that flatters the calibrated metrics by about 1 / N of log
+    loss. log_loss_calibrated and ece_calibrated are those of the probabilities that are served with
+    --calibrate, none of them below `clip`; log_loss and ece are without temperature and clip. ROC AUC is of
+    the second of two classes, or the mean over one-against-rest; it is left out when a class has no image.
     """
     # a second and a half to import, which the ranks other than 0 need not spend
     from sklearn.metrics import f1_score, roc_auc_score

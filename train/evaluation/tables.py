@@ -10,7 +10,7 @@ from serve.contract.files import atomic_write
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns are padded to one width: it also reads well on a terminal."""
+    """Return a table whose columns are padded, so that it also reads well on a terminal."""
     cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -22,15 +22,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def check_replaceable(reports: Mapping[Path, str], overwrite: bool) -> None:
-    """`reports` are what one command writes together: texts by how they begin, and figures (""), which go
-    by the texts beside them.
+    """Check that no file of other origin would be replaced.
+
+    `reports` are the files that one command writes together, texts with their first characters, and figures
+    with "", which are replaced if one of the texts is.
 
     Raises:
-        UserError: one of them exists and is no such report, which `overwrite` would allow to replace.
+        UserError: one of them exists and is no such report, and `overwrite` is not given.
     """
-    there = [] if overwrite else [path for path in reports if path.exists()]
-    ours = {path for path in there if reports[path] and _begins(path, reports[path])}
-    for path in there:
+    existing = [] if overwrite else [path for path in reports if path.exists()]
+    ours = {path for path in existing if reports[path] and _begins(path, reports[path])}
+    for path in existing:
         if path not in ours and (reports[path] or not ours):
             raise UserError(
                 f"{path} exists, and this command did not write it: choose another folder, or give "
@@ -45,7 +47,7 @@ def _begins(path: Path, start: str) -> bool:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """CSV; every row has the first one's columns. Replaces an older file whole."""
+    """Write a CSV file with the first row's columns, and replace an older one whole."""
     with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
