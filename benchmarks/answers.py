@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.verify import ValidationImages
+from export.validation_images import ValidationImages
 from serve.contract.images import load_image, read_image_file
 from serve.contract.preprocess import Preprocess
 from train.checkpoint import load_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.verify import ValidationImages
+from export.validation_images import ValidationImages
 from serve.contract.archive import SUFFIX, list_tars, member_names
 from serve.contract.errors import UserError
 from serve.contract.images import load_image, read_image_file

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.convert import convert, describe, has_embeddings
+from export.gate import limits_for
 from export.publish import check_register, track, training_run
 from export.record import (
     MODEL_FILES,
@@ -46,9 +47,9 @@ from export.record import (
     write_report,
 )
 from export.run_copy import open_run
-from export.speed import describe as describe_rates
 from export.speed import time_pairing
-from export.verify import ValidationImages, Verification, limits_for, verify
+from export.validation_images import ValidationImages
+from export.verify import verify
 from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact
 from serve.predictor import Predictor
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
             (folder / name).unlink(missing_ok=True)
         write_report(folder, report)
-        print_report(report)
+        report.print()
         if not report.passed:
             print(f"error: not published; see {folder / RECORD}", file=sys.stderr)
             return 1
@@ -219,7 +220,7 @@ def verify_provider(args: argparse.Namespace) -> int:
         whole = published.with_name(MODEL_FILES["fp32"])
         report.images_per_second = time_pairing(published, args.verify_provider, whole)
     add_report(published.parent, report)
-    print_report(report)
+    report.print()
     if report.passed:
         print(f"verified: {published} on {args.verify_provider}")
     else:
@@ -232,24 +233,6 @@ def validation_images(
     run: Path, checkpoint: dict[str, Any], root: Path | None, limit: int = 0
 ) -> ValidationImages:
     return ValidationImages.read(run / "val_predictions.csv", root or Path(checkpoint["val_root"]), limit)
-
-
-def print_report(report: Verification) -> None:
-    print(
-        f"{report.num_images} validation images and {report.num_noise_images} of noise, PyTorch against "
-        f"the served model ({report.provider}:{report.precision}, {report.nodes}): "
-        f"max |difference| of logits {report.max_difference_logits:.2e}, "
-        f"of probabilities {report.max_difference_probabilities:.2e}, "
-        f"argmax agreement {report.argmax_agreement:.2%}, "
-        f"accuracy {report.accuracy_pytorch:.4f} and {report.accuracy_served:.4f}, "
-        f"log loss {report.log_loss_pytorch:.4f} and {report.log_loss_served:.4f}"
-    )
-    if report.images_per_second:
-        print(f"on this machine: {describe_rates(report.images_per_second)}")
-    for note in report.notes:
-        print(f"note: {note}")
-    for failure in report.failures:
-        print(f"FAILED: {failure}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 
 from export.calibration_set import training_pixels
 from export.convert import save
+from export.gate import limits_for
 from export.main import (
     MAX_ACCURACY_DROP,
     exit_code,
     not_negative,
-    print_report,
     validation_images,
 )
 from export.publish import track
@@ -53,11 +53,12 @@ from export.record import (
     stamp,
     verified_model,
 )
+from export.report import describe_rates
 from export.run_copy import open_run
 from export.search import choose_float_layers
-from export.speed import describe as describe_rates
 from export.speed import time_pairing
-from export.verify import ValidationImages, limits_for, verify
+from export.validation_images import ValidationImages
+from export.verify import verify
 from serve.contract.files import check_writable, file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             report.model_sha256 = file_sha256(unverified)
         remove_model(folder, args.to)  # from here on, such a file is one that this call verified
         add_report(folder, report)
-        print_report(report)
+        report.print()
         if not report.passed:
             hint = (
                 ", or keep more layers in float32 with a lower --target-error" if args.to == "int8" else ""

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from export.verify import Verification
+from export.report import Verification
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.metadata import VERIFIED_KEY, ModelMetadata

@@ -41,18 +41,6 @@ def time_pairing(file: Path, pairing: str, *others: Path) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def describe(rates: dict[str, float]) -> str:
-    """As in "model.onnx cpu:fp32 48.2 images/s; model.onnx openvino:bf16 302 images/s (6.27 times)", the
-    slowest first."""
-    ordered = sorted(rates.items(), key=lambda item: item[1])
-    base = ordered[0][1]
-    return "; ".join(
-        f"{name} {rate:,.{0 if rate >= 100 else 1}f} images/s"
-        + (f" ({rate / base:.2f} times)" if rate > base else "")
-        for name, rate in ordered
-    )
-
-
 def _open(path: Path, pairing: str) -> Predictor:
     provider, _, precision = pairing.partition(":")
     workers = available_processors()

@@ -9,7 +9,8 @@ import pytest
 from train_data import make_data, make_run, train_epochs
 
 from export.convert import convert, describe
-from export.verify import ValidationImages, verify
+from export.validation_images import ValidationImages
+from export.verify import verify
 from train.engine.checkpointing import checkpoint_state
 from train.models.build import build_model, rebuild
 from train.runs.history import History

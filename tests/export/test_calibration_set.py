@@ -11,7 +11,7 @@ from tar_files import make_tar
 from train_data import draw
 
 from export.calibration_set import training_pixels
-from export.verify import ValidationImages
+from export.validation_images import ValidationImages
 from serve.contract.images import load_image
 from serve.contract.preprocess import Preprocess
 

@@ -17,7 +17,8 @@ from onnx import numpy_helper
 
 import export.main
 from export.convert import convert
-from export.verify import Verification, verify
+from export.report import Verification
+from export.verify import verify
 from serve.contract.files import file_sha256
 from serve.contract.metadata import VERIFIED_KEY
 from serve.predictor import Predictor

@@ -1,12 +1,11 @@
 """What rounded arithmetic may change, and what a number of validation images can show."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from export.gate import CONFIDENCE, images_needed
-from export.verify import ValidationImages, Verification, _check_accuracy
+from export.gate import CONFIDENCE, check_accuracy, images_needed
+from export.report import Verification
 from train.evaluation.significance import paired_interval
 
 
@@ -20,7 +19,7 @@ def judged(total: int, gained: int = 0, lost: int = 0, limit: float = 0.003, **v
         max_accuracy_drop=limit,
         **values,
     )
-    _check_accuracy(report, ValidationImages(Path(), [""] * total, [""] * total, is_whole_set=False))
+    check_accuracy(report, total, is_whole_set=False)
     return report
 
 

@@ -14,7 +14,7 @@ import export.main
 from export.convert import describe
 from export.publish import track
 from export.record import add_report, stamp, write_report
-from export.verify import Verification
+from export.report import Verification
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess

@@ -18,7 +18,7 @@ from export.record import (
     verified_model,
     write_report,
 )
-from export.verify import Verification
+from export.report import Verification
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess

@@ -6,7 +6,8 @@ import pytest
 from serve_model import build_model
 
 from export import speed
-from export.speed import describe, time_pairing
+from export.report import describe_rates
+from export.speed import time_pairing
 
 
 @pytest.fixture(autouse=True)
@@ -35,4 +36,4 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: p
 def test_the_rates_are_a_line_with_the_slowest_first() -> None:
     rates = {"model.onnx openvino:bf16": 2302.1, "model.onnx cpu:fp32": 48.2}
     expected = "model.onnx cpu:fp32 48.2 images/s; model.onnx openvino:bf16 2,302 images/s (47.76 times)"
-    assert describe(rates) == expected
+    assert describe_rates(rates) == expected

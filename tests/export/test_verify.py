@@ -11,7 +11,10 @@ from conftest import TrainedRun
 from onnx import numpy_helper
 
 from export.convert import convert, describe
-from export.verify import ValidationImages, Verification, _check_accuracy, verify
+from export.gate import check_accuracy
+from export.report import Verification
+from export.validation_images import ValidationImages
+from export.verify import verify
 from serve.contract.images import load_image
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from serve.predictor import Predictor
@@ -63,8 +66,7 @@ def test_limit_takes_evenly_spaced_images(trained: TrainedRun, good: Path) -> No
 def test_another_accuracy_than_in_training_fails_on_the_whole_set(trained: TrainedRun, good: Path) -> None:
     """A part of it has another one anyway."""
     (failure,) = check(trained, good, accuracy_added=0.5).failures
-    assert failure.startswith("validation accuracy was ")
-    assert failure.endswith(" now: the validation images or a library changed")
+    assert f"{check(trained, good).accuracy_pytorch:.4f} now" in failure
     assert check(trained, good, limit=10, accuracy_added=0.5).passed
 
 
@@ -72,7 +74,7 @@ def scored(whole: bool, total: int = 1000, **values: Any) -> list[str]:
     report = Verification(
         **{"accuracy_pytorch": 0.9, "accuracy_served": 0.9, "accuracy_trained": 0.9, **values}
     )
-    _check_accuracy(report, ValidationImages(Path(), [""] * total, [""] * total, whole))
+    check_accuracy(report, total, whole)
     return report.failures
 
 
@@ -97,9 +99,8 @@ def test_log_loss_is_limited_below_float32_also_where_no_accuracy_is_lost() -> N
     loss = {"log_loss_pytorch": 0.69, "max_accuracy_drop": 0.003}
     assert not scored(True, **loss, log_loss_served=0.70)
     assert not scored(True, **loss, log_loss_served=0.30)
-    assert scored(True, **loss, log_loss_served=0.72) == [
-        "log loss is 0.7200 served and 0.6900 in float32: 0.0300 more, over 0.02"
-    ]
+    (failure,) = scored(True, **loss, log_loss_served=0.72)
+    assert all(number in failure for number in ("0.7200", "0.6900", "0.0300", "0.02"))
 
 
 def test_a_tampered_graph_fails(trained: TrainedRun, good: Path, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_tampered_graph_fails(trained: TrainedRun, good: Path, tmp_path: Path)
     onnx.save(proto, tmp_path / "tampered.onnx")
     report = check(trained, tmp_path / "tampered.onnx")
     assert not report.passed
-    assert any("probabilities differ by up to" in failure for failure in report.failures)
+    assert any("probabilities differ" in failure for failure in report.failures)
 
 
 def test_a_wrong_preprocess_fails(trained: TrainedRun, good: Path, tmp_path: Path) -> None:
@@ -120,16 +121,16 @@ def test_a_wrong_preprocess_fails(trained: TrainedRun, good: Path, tmp_path: Pat
     other = type(metadata.preprocess)(mode="squash", size=32, resize_size=37)
     report = check(trained, damaged(good, tmp_path / "squash.onnx", preprocess=other))
     assert not report.passed
-    assert any("preprocessing in the file is" in failure for failure in report.failures)
+    assert any("preprocessing" in failure for failure in report.failures)
     # and it is found in the answers as well, not by comparing settings alone
-    assert any("probabilities differ by up to" in failure for failure in report.failures)
+    assert any("probabilities differ" in failure for failure in report.failures)
 
 
 def test_swapped_class_names_fail(trained: TrainedRun, good: Path, tmp_path: Path) -> None:
     swapped = damaged(good, tmp_path / "swapped.onnx", class_names=("dog", "cat"))
     report = check(trained, swapped)
     assert not report.passed
-    assert any("class names in the file are ['dog', 'cat']" in failure for failure in report.failures)
+    assert any("['dog', 'cat']" in failure for failure in report.failures)
     assert report.accuracy_served == pytest.approx(1 - report.accuracy_pytorch)
 
 
@@ -180,26 +181,25 @@ def test_embeddings_are_verified_too(trained: TrainedRun, tmp_path: Path) -> Non
     onnx.save(proto, bad)
     report = check(trained, bad, limit=4)
     assert len(report.failures) == 1
-    assert report.failures[0].startswith("embeddings differ by up to")
+    assert report.failures[0].startswith("embeddings")
 
 
 def test_not_a_model_at_all_fails(trained: TrainedRun, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     report = check(trained, tmp_path / "text.onnx")
     assert not report.passed
-    assert "not an ONNX file" in report.failures[0]
+    assert "text.onnx" in report.failures[0]
 
 
 def test_a_validation_image_that_is_gone_is_an_error(trained: TrainedRun, good: Path) -> None:
     checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
     images = ValidationImages(Path("/nowhere"), ["cat.0.jpg"], ["cat"], is_whole_set=False)
-    with pytest.raises(ValueError, match=r"validation image /nowhere/cat\.0\.jpg cannot be read"):
+    with pytest.raises(ValueError, match=r"/nowhere/cat\.0\.jpg"):
         verify(rebuild(checkpoint), checkpoint, good, images)
 
 
 @pytest.mark.parametrize("total", [7, 10, 100, 1000, 2250])
 def test_one_image_may_change_sides_and_two_may_not(total: int) -> None:
-    images = ValidationImages(Path(), [""] * total, [""] * total, True)
     for right in range(2, total + 1):
         for lost, failures in ((1, 0), (2, 1)):
             report = Verification(
@@ -207,5 +207,5 @@ def test_one_image_may_change_sides_and_two_may_not(total: int) -> None:
                 accuracy_trained=right / total,
                 accuracy_served=(right - lost) / total,
             )
-            _check_accuracy(report, images)
+            check_accuracy(report, total, is_whole_set=True)
             assert len(report.failures) == failures, (right, lost)
