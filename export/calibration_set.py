@@ -64,24 +64,11 @@ def _list(source: Path) -> list[Path]:
     for recursive in (False, True) if source.is_dir() else ():  # the second is a folder for each class
         if images := list(_visible(list_images(source, recursive).paths)):
             return [source / path for path in images]
-    return [tar / name for tar in list_tars(source) for name in _photographs(_visible(member_names(tar)))]
-
-
-def _photographs(names: Iterable[str]) -> list[str]:
-    """Training takes no KEY.seg.png beside KEY.jpg and KEY.cls."""
-    found: dict[tuple[str, bool], list[str]] = {}
-    labelled = False
-    for name in names:
-        folder, _, base = name.rpartition("/")
-        key, _, extension = base.partition(".")
-        labelled = labelled or extension == "cls"
-        if has_image_suffix(name):
-            found.setdefault((f"{folder}/{key}", "." in extension), []).append(name)
     return [
-        name
-        for (key, worded), same in found.items()
-        if not (labelled and worded and (key, False) in found)
-        for name in same
+        tar / name
+        for tar in list_tars(source)
+        for name in _visible(member_names(tar))
+        if has_image_suffix(name)
     ]
 
 

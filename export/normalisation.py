@@ -1,4 +1,4 @@
-"""Fold the normalisation of pixels into the first convolution, exactly, so that bytes can go straight in.
+"""Fuse the normalisation of pixels into the first convolution, exactly, so that bytes can go straight in.
 
 The exported graph computes conv((pixels - mean) / std) and pads it with zeros, which are pixels of the
 mean's colour. Weights can be divided by std, but a bias cannot take the mean: at the border some taps see
@@ -23,7 +23,7 @@ WHITE = 255
 PADDED, TURNED, PIXELS = "images_and_mask", "images_and_mask_nchw", "pixels_and_mask"
 
 
-def fold_normalisation(model: onnx.ModelProto) -> bool:
+def fuse_normalisation(model: onnx.ModelProto) -> bool:
     """Change the graph in place; False, and no change, when it does not begin as exported networks do.
 
     Between normalisation and convolutions there may be mirroring (Slice) and padding with zeros.

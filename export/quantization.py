@@ -34,7 +34,7 @@ from onnxruntime.quantization import quantize_static as ort_quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from export.normalisation import feed_bytes, fold_normalisation
+from export.normalisation import feed_bytes, fuse_normalisation
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.processors import available_processors
 
@@ -52,7 +52,7 @@ Floats = NDArray[np.float32]
 
 
 def optimise(path: Path) -> onnx.ModelProto:
-    """Load an exported model with batch norm folded into convolutions, and with all shapes known."""
+    """Load an exported model with batch norm fused into convolutions, and with all shapes known."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
         target = Path(folder) / "optimised.onnx"
         # its symbolic shape inference is for transformers' sequence lengths, and needs sympy
@@ -100,8 +100,8 @@ class Quantizer:
         """`model` is from `optimise`; `pixels` are training images, uint8 [N, size, size, 3]."""
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        self.folded = fold_normalisation(self.model)
-        if self.folded:
+        self.fused = fuse_normalisation(self.model)
+        if self.fused:
             self.model = onnx.shape_inference.infer_shapes(self.model)
         self.pixels = pixels
         self._head = [node.name for node in _after_last_layer(self.model, and_the_layer=True)]

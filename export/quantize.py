@@ -193,7 +193,7 @@ def _to_int8(
         print(f"kept in float32: {len(search.float_layers)} ({names}): {search.error:.4f}")
     notes = {
         "calibration_images": len(pixels),
-        "pixels_stay_bytes": quantizer.folded,
+        "pixels_stay_bytes": quantizer.fused,
         "search": asdict(search),
     }
     return Conversion(quantizer.quantize(search.float_layers), notes)

@@ -1,11 +1,10 @@
 """From inputs to an output file: in one go, or as a part that survives a kill."""
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +14,6 @@ import PIL
 
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
-from serve.contract.doubts import Doubts
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.inputs.inventory import Entry
@@ -23,8 +21,9 @@ from serve.inputs.sources import Source
 from serve.local_copy import LocalCopy
 from serve.outputs.join import join
 from serve.outputs.kaggle import KAGGLE
-from serve.outputs.layout import Format, Layout, Row
+from serve.outputs.layout import Format, Layout
 from serve.predictor import Predictor
+from serve.progress import Progress
 from serve.shards import (
     Job,
     Manifest,
@@ -36,48 +35,12 @@ from serve.shards import (
     remove_pieces,
 )
 
-PROGRESS_SECONDS = 5.0
 TRIES = 3  # when another process has finished the same part and cleaned up under our hands
 
 
-@dataclass
-class Progress:
-    total: int
-    done: int = 0
-    errors: int = 0
-    transient: int = 0
-    """Of the errors, those that may pass."""
-    resumed: int = 0
-    """Rows that were there already."""
-    doubts: Doubts = field(default_factory=Doubts)
-    started: float = field(default_factory=time.perf_counter)
-    reported: float = field(default_factory=time.perf_counter)
-
-    def add(self, row: Row) -> None:
-        self.done += 1
-        self.errors += bool(row.error)
-        self.transient += row.transient
-        if row.doubt:
-            self.doubts.add(row.path, row.doubt)
-        now = time.perf_counter()
-        if now - self.reported >= PROGRESS_SECONDS:
-            rate = (self.done - self.resumed) / (now - self.started)
-            left = (self.total - self.done) / rate
-            print(f"{self.done}/{self.total} {rate:.0f} images/s {left:.0f} s left", file=sys.stderr)
-            self.reported = now
-
-    def restart(self) -> None:
-        self.done = self.errors = self.transient = self.resumed = 0
-        self.doubts = Doubts()
-
-    def skip(self, manifest: Manifest) -> None:
-        self.done += manifest.rows
-        self.resumed += manifest.rows
-        self.errors += manifest.errors
-
-
 def is_an_image(entry: Entry) -> bool:
-    """Kaggle counts rows: a folder that could not be entered, or a tar file that is cut, is none."""
+    """Return whether Kaggle counts a row for it: not for a folder that could not be entered, or a tar file
+    that is cut."""
     return not entry.problem or has_image_suffix(entry.name)
 
 
@@ -96,8 +59,8 @@ class Scoring:
     def write(
         self, rows: range, file: IO[bytes], progress: Progress, contents: SetDigest | None = None
     ) -> Counter[str]:
-        """Score the inputs of these numbers into a file: how many rows, errors, transient ones. What is
-        read is added to `contents`."""
+        """Score the inputs of these numbers into a file, and return how many rows, errors and transient
+        errors it has. What is read is added to `contents`."""
         writer = self.form.open_writer(file, self.layout)
         counts: Counter[str] = Counter()
         scored = score(
@@ -150,130 +113,112 @@ def earlier_manifest(part: Path, copy: LocalCopy, model: Path) -> Manifest | Non
     return None
 
 
-def score_part(
-    scoring: Scoring,
-    part: Path,
-    rows: range,
-    part_size: int,
-    progress: Progress,
-    resume: bool,
-    keep_manifest: bool,
-    copy: LocalCopy | None = None,
-) -> None:
-    """Write `part`, in pieces of `part_size` rows that a later call with `resume` does not score again.
-
-    Another process may do the same at the same time. With `copy`, a later call may be on another
-    machine: what is finished is published at once.
-    """
-    job = scoring.job()
-    copy = copy or LocalCopy(part.parent)
-    if resume:
-        copy.fetch(part, manifest_path(part))
-    pieces = list(cut(rows, part_size, scoring.batch_size))
-    for attempt in range(1, TRIES + 1):
-        progress.restart()
-        if resume and (manifest := finished(part, job, rows)) and unchanged(scoring.source, manifest):
-            progress.skip(manifest)
-            _clean(part, copy)
-            return
-        if resume and attempt == 1 and (changed := difference(part, job)):
-            print(f"{part.name} has another {changed}: it is scored again", file=sys.stderr)
-        folder = pieces_folder(part)
-        folder.mkdir(exist_ok=True)
-        if resume and len(pieces) > 1:
-            copy.fetch_folder(folder)
-        try:
-            if len(pieces) > 1:
-                manifest = _join_pieces(scoring, job, part, pieces, progress, resume, copy)
-            else:
-                manifest = _score_piece(scoring, job, part, rows, progress, folder)
-            copy.publish(part)
-            if keep_manifest:
-                manifest.write(part, folder)
-                copy.publish(manifest_path(part))
-        except FileNotFoundError as error:  # another process has finished this part and removed the pieces
-            if attempt == TRIES:
-                raise OSError(f"{folder} was removed {TRIES} times while it was in use: {error}") from error
-            resume = True
-        else:
-            # Of errors that may pass, a later call repeats what the pieces have, and not the rest.
-            if not (keep_manifest and manifest.transient and len(pieces) > 1):
-                _clean(part, copy)
-            return
-
-
 def _piece(part: Path, number: int) -> Path:
     return pieces_folder(part) / f"{number:05}{part.suffix}"
 
 
-def _clean(part: Path, copy: LocalCopy) -> None:
-    remove_pieces(part)
-    copy.remove_folder(pieces_folder(part))
+class PartWriter:
+    """Writes a part in pieces that a later call can keep.
 
+    Another process may do the same at the same time. With a URL in `copy`, a later call may be on
+    another machine: what is finished is published at once.
+    """
 
-def _score_piece(
-    scoring: Scoring, job: Job, path: Path, rows: range, progress: Progress, folder: Path
-) -> Manifest:
-    stamps, contents = digest_stamps(scoring.source, rows), SetDigest()
-    with atomic_write(path, folder=folder) as file:
-        counts = scoring.write(rows, file, progress, contents)
-        assert counts["rows"] == len(rows), f"{counts['rows']} rows for {len(rows)} inputs"
-    errors, transient = counts["errors"], counts["transient"]
-    return Manifest(
-        job,
-        rows.start,
-        len(rows),
-        errors,
-        file_sha256(path),
-        scoring.made_with(),
-        transient=transient,
-        stamps=stamps,
-        contents=contents.hexdigest(),
-    )
+    def __init__(self, scoring: Scoring, part: Path, rows: range, progress: Progress, copy: LocalCopy):
+        self.scoring, self.part, self.rows, self.progress = scoring, part, rows, progress
+        self.copy, self.folder, self.job = copy, pieces_folder(part), scoring.job()
 
+    def write(self, part_size: int, resume: bool, keep_manifest: bool) -> None:
+        """Write the part, in pieces of `part_size` rows; with `resume` keep what is finished."""
+        if resume:
+            self.copy.fetch(self.part, manifest_path(self.part))
+        pieces = list(cut(self.rows, part_size, self.scoring.batch_size))
+        for attempt in range(1, TRIES + 1):
+            self.progress.restart()
+            if resume and (manifest := self._finished(self.part, self.rows)):
+                self.progress.skip(manifest)
+                self._clean()
+                return
+            if resume and attempt == 1 and (changed := difference(self.part, self.job)):
+                print(f"{self.part.name} has another {changed}: it is scored again", file=sys.stderr)
+            try:
+                self.folder.mkdir(exist_ok=True)
+                manifest = self._write_part(pieces, resume)
+                self.copy.publish(self.part)
+                if keep_manifest:
+                    manifest.write(self.part, self.folder)
+                    self.copy.publish(manifest_path(self.part))
+            except FileNotFoundError as error:  # another process has removed the pieces
+                if attempt == TRIES:
+                    raise OSError(
+                        f"{self.folder} was removed {TRIES} times while in use: {error}"
+                    ) from error
+                resume = True
+            else:
+                # Of errors that may pass, a later call repeats what the pieces have, and not the rest.
+                if not (keep_manifest and manifest.transient and len(pieces) > 1):
+                    self._clean()
+                return
 
-def _join_pieces(
-    scoring: Scoring,
-    job: Job,
-    part: Path,
-    pieces: list[range],
-    progress: Progress,
-    resume: bool,
-    copy: LocalCopy,
-) -> Manifest:
-    folder = pieces_folder(part)
-    paths, manifests = [], []
-    for number, rows in enumerate(pieces):
-        path = _piece(part, number)
-        manifest = finished(path, job, rows) if resume else None
-        if manifest is None or not unchanged(scoring.source, manifest):
-            manifest = _score_piece(scoring, job, path, rows, progress, folder)
-            manifest.write(path, folder)
-            copy.publish(path, manifest_path(path))
-        else:
-            progress.skip(manifest)
-        paths.append(path)
-        manifests.append(manifest)
-    try:
-        with atomic_write(part, folder=folder) as file:
-            join(paths, manifests, file)
-    except ValueError as error:
-        raise OSError(f"{error}: does another job write to the same output?") from error
-    errors = sum(manifest.errors for manifest in manifests)
-    transient = sum(manifest.transient for manifest in manifests)
-    first, stop = pieces[0].start, pieces[-1].stop
-    stamps, contents = SetDigest(), SetDigest()
-    for manifest in manifests:
-        stamps.add_digest(manifest.stamps)
-        contents.add_digest(manifest.contents)
-    return Manifest(
-        job,
-        first,
-        stop - first,
-        errors,
-        file_sha256(part),
-        scoring.made_with(),
-        transient=transient,
-        stamps=stamps.hexdigest(),
-        contents=contents.hexdigest(),
-    )
+    def _write_part(self, pieces: list[range], resume: bool) -> Manifest:
+        if len(pieces) == 1:
+            return self._score(self.part, self.rows)
+        if resume:
+            self.copy.fetch_folder(self.folder)
+        paths, manifests = [], []
+        for number, rows in enumerate(pieces):
+            path = _piece(self.part, number)
+            manifest = self._finished(path, rows) if resume else None
+            if manifest:
+                self.progress.skip(manifest)
+            else:
+                manifest = self._score(path, rows)
+                manifest.write(path, self.folder)
+                self.copy.publish(path, manifest_path(path))
+            paths.append(path)
+            manifests.append(manifest)
+        return self._join(paths, manifests)
+
+    def _finished(self, path: Path, rows: range) -> Manifest | None:
+        """Return the manifest of a part or piece that can be kept."""
+        manifest = finished(path, self.job, rows)
+        return manifest if manifest and unchanged(self.scoring.source, manifest) else None
+
+    def _score(self, path: Path, rows: range) -> Manifest:
+        stamps, contents = digest_stamps(self.scoring.source, rows), SetDigest()
+        with atomic_write(path, folder=self.folder) as file:
+            counts = self.scoring.write(rows, file, self.progress, contents)
+            assert counts["rows"] == len(rows), f"{counts['rows']} rows for {len(rows)} inputs"
+        return self._manifest(path, rows, counts, stamps, contents.hexdigest())
+
+    def _join(self, paths: list[Path], manifests: list[Manifest]) -> Manifest:
+        try:
+            with atomic_write(self.part, folder=self.folder) as file:
+                join(paths, manifests, file)
+        except ValueError as error:
+            raise OSError(f"{error}: does another job write to the same output?") from error
+        stamps, contents, counts = SetDigest(), SetDigest(), Counter[str]()
+        for manifest in manifests:
+            stamps.add_digest(manifest.stamps)
+            contents.add_digest(manifest.contents)
+            counts.update(errors=manifest.errors, transient=manifest.transient)
+        return self._manifest(self.part, self.rows, counts, stamps.hexdigest(), contents.hexdigest())
+
+    def _manifest(
+        self, path: Path, rows: range, counts: Counter[str], stamps: str, contents: str
+    ) -> Manifest:
+        return Manifest(
+            self.job,
+            rows.start,
+            len(rows),
+            counts["errors"],
+            file_sha256(path),
+            self.scoring.made_with(),
+            transient=counts["transient"],
+            stamps=stamps,
+            contents=contents,
+        )
+
+    def _clean(self) -> None:
+        remove_pieces(self.part)
+        self.copy.remove_folder(self.folder)

@@ -21,25 +21,22 @@ import io
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-
-import PIL
 
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.listing import has_image_suffix
-from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
-from serve.job import Progress, Scoring, earlier_manifest, is_an_image, score_part
-from serve.local_copy import open_model
+from serve.job import PartWriter, Scoring, earlier_manifest, is_an_image
+from serve.local_copy import LocalCopy, open_model
 from serve.outputs.destination import check_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of
 from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
 from serve.outputs.layout import Format, Layout
 from serve.predictor import Predictor
 from serve.processors import available_processors
+from serve.progress import Progress, print_start
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS, why_absent
 from serve.shards import Manifest, Shard
 from serve.tracking import ScoringRun, find_server, log_scoring_run, run_of_model
@@ -47,7 +44,6 @@ from serve.tracking_server import TrackingServer
 from serve.verification import read_metadata
 
 PARAMETER_CHARACTERS = 6000  # MLflow's limit
-MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code.
+    """Return the exit code.
 
     0: every input has its row, and some were scored (with --shard: every input of the shard has its row).
     1: every input has its row, and not one image could be scored. 2: unusable arguments, model or inputs:
@@ -153,25 +149,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    with ExitStack() as stack:
-        return run_in(stack, args)
-
-
-def run_in(stack: ExitStack, args: argparse.Namespace) -> int:
-    """Score; `stack` removes local copies at the end."""
     shard = Shard.parse(args.shard) if args.shard else None
     form = FORMATS[args.format or "csv"] if args.format or shard else format_of(args.output)
     check_options(args, form, shard)
-    path, copy = stack.enter_context(open_output(args.output, form.suffix, shard))
-    output = copy.url_of(path)
-    part = Path(os.path.realpath(path))  # a link is written through
-    for flag, given in (("--images", args.images), ("--model", args.model)):
-        same = output == given if is_remote(given) else os.path.realpath(given) == str(part)
-        if same:
-            raise UserError(f"--output {output!r} would replace {flag}: choose another name")
-    keep_manifest = bool(shard or args.resume)
-    check_replaceable(copy, part, args.overwrite, keep_manifest)
-    model = stack.enter_context(open_model(args.model))
+    with open_output(args.output, form.suffix, shard) as (path, copy):
+        output = copy.url_of(path)
+        part = Path(os.path.realpath(path))  # a link is written through
+        check_replaces_no_input(args, output, part)
+        check_replaceable(copy, part, args.overwrite, keep_manifest=bool(shard or args.resume))
+        with open_model(args.model) as model:
+            return score_images(args, model, shard, form, part, copy, output)
+
+
+def score_images(
+    args: argparse.Namespace,
+    model: Path,
+    shard: Shard | None,
+    form: Format,
+    part: Path,
+    copy: LocalCopy,
+    output: str,
+) -> int:
     server = find_server(args.model) if args.track else None
     started = time.time()
     source = open_source(args.images)
@@ -180,20 +178,25 @@ def run_in(stack: ExitStack, args: argparse.Namespace) -> int:
     scoring = open_scoring(args, model, form, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
-    if shard:
-        part.parent.mkdir(exist_ok=True)
-    describe(args, scoring, rows, shard)
+    which = (
+        f"shard {shard.index} of {shard.count}, {len(rows)} of {total} images"
+        if shard
+        else f"{total} images"
+    )
+    print_start(f"{which} in {args.images}", args.model, scoring.predictor, source)
     progress = Progress(len(rows))
-    if shard or args.resume or (len(rows) > args.part_size and form.open_joiner):
-        score_part(scoring, part, rows, args.part_size, progress, args.resume, keep_manifest, copy)
+    if shard or args.resume or (total > args.part_size and form.open_joiner):
+        part.parent.mkdir(exist_ok=True)
+        writer = PartWriter(scoring, part, rows, progress, copy)
+        writer.write(args.part_size, args.resume, keep_manifest=bool(shard or args.resume))
     else:
         with atomic_write(part) as file:
             scoring.write(rows, file, progress)
         copy.publish(part)
-    report(output, scoring, progress)
+    progress.print_end(output, source)
     if server:
         track(server, describe_run(args, scoring, progress, shard, output, started))
-    if is_outage(progress):
+    if progress.is_outage:
         raise OSError(
             f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass: "
             "they have error rows, and the same call with --resume tries them again"
@@ -202,11 +205,10 @@ def run_in(stack: ExitStack, args: argparse.Namespace) -> int:
     return 0 if shard or progress.done > progress.errors else 1
 
 
-def is_outage(progress: Progress) -> bool:
-    """So much could not be read that a later call should try again."""
-    if progress.transient and progress.errors == progress.done:
-        return True
-    return progress.transient > max(MOST_TRANSIENT, MOST_TRANSIENT_SHARE * progress.done)
+def check_replaces_no_input(args: argparse.Namespace, output: str, part: Path) -> None:
+    for flag, given in (("--images", args.images), ("--model", args.model)):
+        if output == given if is_remote(given) else os.path.realpath(given) == str(part):
+            raise UserError(f"--output {output!r} would replace {flag}: choose another name")
 
 
 def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -> None:
@@ -265,48 +267,6 @@ def open_scoring(args: argparse.Namespace, model: Path, form: Format, source: So
     return Scoring(predictor, source, form, layout, batch_size, args.workers, args.image_timeout)
 
 
-def describe(args: argparse.Namespace, scoring: Scoring, rows: range, shard: Shard | None) -> None:
-    predictor, inventory = scoring.predictor, scoring.source.inventory
-    metadata = predictor.metadata
-    names = ", ".join(metadata.class_names[:10]) + (", ..." if metadata.class_names[10:] else "")
-    which = f"{len(rows)} images in {args.images}"
-    if shard:
-        which = (
-            f"shard {shard.index} of {shard.count}, {len(rows)} of {len(inventory)} images in {args.images}"
-        )
-    print(
-        f"scoring {redact(which)} with {redact(args.model)} ({names}) on the {predictor.provider} provider "
-        f"at {predictor.precision}, {predictor.share}"
-        + (f" (auto: {predictor.reason})" if predictor.reason else ""),
-        file=sys.stderr,
-    )
-    if warning := resampling_warning(metadata):
-        print(warning, file=sys.stderr)
-    if inventory.repeated:
-        print(f"warning: {inventory.repeated} inputs are named twice and scored once", file=sys.stderr)
-
-
-def report(output: str, scoring: Scoring, progress: Progress) -> None:
-    seconds = time.perf_counter() - progress.started
-    scored = progress.done - progress.errors
-    new = progress.done - progress.resumed
-    resumed = f", {progress.resumed} of them from before" if progress.resumed else ""
-    with suppress(OSError):  # the rows are written, whoever still listens
-        print(
-            f"{progress.done} rows in {redact(output)}: {scored} scored, {progress.errors} errors"
-            f"{resumed}; {seconds:.1f} s, {new / seconds:.0f} images/s",
-            flush=True,
-        )
-    if progress.transient:
-        print(f"warning: {progress.transient} errors may pass: see the column error", file=sys.stderr)
-    for line in progress.doubts.lines():
-        print(f"warning: {line}", file=sys.stderr)
-    if scoring.source.ignored:
-        print(f"ignored {scoring.source.ignored} files without an image suffix", file=sys.stderr)
-    for line in scoring.source.describe_left_out():
-        print(f"warning: {line}", file=sys.stderr)
-
-
 def describe_run(
     args: argparse.Namespace,
     scoring: Scoring,
@@ -351,17 +311,6 @@ def track(server: TrackingServer, run: ScoringRun) -> None:
         print(f"in MLflow: scoring run {log_scoring_run(server, run)}")
     except (UserError, OSError) as error:
         print(f"warning: the scoring run is not in MLflow: {redact(error)}", file=sys.stderr)
-
-
-def resampling_warning(metadata: ModelMetadata) -> str:
-    """Pillow's resampling has changed between major versions; "" when the verified one is in use."""
-    verified = metadata.versions.get("pillow", PIL.__version__)
-    if verified.partition(".")[0] == PIL.__version__.partition(".")[0]:
-        return ""
-    return (
-        f"warning: this model was verified with Pillow {verified}, this is {PIL.__version__}: "
-        "resized pixels can differ a little"
-    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.convert import convert
-from export.normalisation import feed_bytes, fold_normalisation
+from export.normalisation import feed_bytes, fuse_normalisation
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train.models.classifier import ImageClassifier
@@ -79,10 +79,10 @@ def logits(model: onnx.ModelProto) -> NDArray[np.float32]:
     ],
     ids=lambda network: f"{type(network).__name__} {network.conv.extra_repr()}",
 )
-def test_folded_answers_are_the_same(network: nn.Module, tmp_path: Path) -> None:
+def test_fused_answers_are_the_same(network: nn.Module, tmp_path: Path) -> None:
     model = exported(network, tmp_path / "model.onnx")
     expected = logits(model)
-    assert fold_normalisation(model)
+    assert fuse_normalisation(model)
     onnx.checker.check_model(model, full_check=True)
     assert not {"Sub", "Div"} & {node.op_type for node in model.graph.node}
     np.testing.assert_allclose(logits(model), expected, atol=2e-5)
@@ -92,7 +92,7 @@ def test_leaving_the_mask_out_would_be_seen_at_the_border(tmp_path: Path) -> Non
     """What a folded bias would amount to: the mean is taken from the padding, too."""
     model = exported(Network(padding=2), tmp_path / "model.onnx")
     expected = logits(model)
-    assert fold_normalisation(model)
+    assert fuse_normalisation(model)
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     stored = {i.name: i for i in model.graph.initializer}
     weight = numpy_helper.to_array(stored[conv.input[1]]).copy()
@@ -107,7 +107,7 @@ def test_leaving_the_mask_out_would_be_seen_at_the_border(tmp_path: Path) -> Non
 def test_a_graph_that_uses_the_values_otherwise_is_left_alone(network: nn.Module, tmp_path: Path) -> None:
     model = exported(network, tmp_path / "model.onnx")
     before = model.SerializeToString()
-    assert not fold_normalisation(model)
+    assert not fuse_normalisation(model)
     assert model.SerializeToString() == before
 
 
@@ -115,7 +115,7 @@ def test_bytes_go_straight_in_only_at_scale_1_and_zero_point_0(tmp_path: Path) -
     torch.manual_seed(0)
     for scale, zero, fed in ((1.0, 0, True), (0.98, 0, False), (1.0, 1, False)):
         model = exported(Network(padding=2), tmp_path / "model.onnx")
-        assert fold_normalisation(model)
+        assert fuse_normalisation(model)
         graph = model.graph
         graph.initializer.append(numpy_helper.from_array(np.float32(scale), "scale"))
         graph.initializer.append(numpy_helper.from_array(np.uint8(zero), "zero"))

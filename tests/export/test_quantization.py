@@ -64,7 +64,7 @@ def test_int8_is_close_to_float32_and_takes_bytes(resnet: tuple[onnx.ModelProto,
     pixels = images(24, 7)
     expected, got = logits(model, pixels), logits(quantised, pixels)
     assert np.sqrt(((got - expected) ** 2).mean()) < 0.1 * expected.std()
-    assert quantizer.folded
+    assert quantizer.fused
     assert not {"Cast", "Sub", "Div"} & {node.op_type for node in quantised.graph.node}
     entry = next(node for node in quantised.graph.node if INPUT_NAME in node.input)
     assert entry.op_type == "Pad"

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import PIL
@@ -28,8 +26,8 @@ from serve.contract.doubts import NARROW
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.inputs.sources import open_source
-from serve.job import Progress
-from serve.main import main, report, resampling_warning
+from serve.main import main
+from serve.progress import Progress, resampling_warning
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "serve" / "main.py"
@@ -110,8 +108,7 @@ def test_ordinary_pictures_bring_no_warning(
 def test_system_folders_are_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("@eaDir", "sub/@eaDir", "lost+found"):
         (images / name).mkdir(parents=True)
-    scoring: Any = SimpleNamespace(source=open_source(str(images)))
-    report("out.csv", scoring, Progress(3))
+    Progress(3).print_end("out.csv", open_source(str(images)))
     assert "@eaDir 2, lost+found 1" in capsys.readouterr().err
 
 

@@ -1,0 +1,107 @@
+"""How far a scoring job is, and what it prints at its start and at its end."""
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import PIL
+
+from serve.contract.doubts import Doubts
+from serve.contract.metadata import ModelMetadata
+from serve.contract.urls import redact
+from serve.inputs.sources import Source
+from serve.outputs.layout import Row
+from serve.predictor import Predictor
+from serve.shards import Manifest
+
+PRINT_SECONDS = 5.0
+MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
+
+
+@dataclass
+class Progress:
+    total: int
+    done: int = 0
+    errors: int = 0
+    transient: int = 0
+    """Of the errors, those that may pass."""
+    resumed: int = 0
+    """Rows that an earlier call has scored."""
+    doubts: Doubts = field(default_factory=Doubts)
+    started: float = field(default_factory=time.perf_counter)
+    printed: float = field(default_factory=time.perf_counter)
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether so much could not be read that a later call should try again."""
+        if self.transient and self.errors == self.done:
+            return True
+        return self.transient > max(MOST_TRANSIENT, MOST_TRANSIENT_SHARE * self.done)
+
+    def add(self, row: Row) -> None:
+        self.done += 1
+        self.errors += bool(row.error)
+        self.transient += row.transient
+        if row.doubt:
+            self.doubts.add(row.path, row.doubt)
+        now = time.perf_counter()
+        if now - self.printed >= PRINT_SECONDS:
+            rate = (self.done - self.resumed) / (now - self.started)
+            left = (self.total - self.done) / rate
+            print(f"{self.done}/{self.total} {rate:.0f} images/s {left:.0f} s left", file=sys.stderr)
+            self.printed = now
+
+    def restart(self) -> None:
+        self.done = self.errors = self.transient = self.resumed = 0
+        self.doubts = Doubts()
+
+    def skip(self, manifest: Manifest) -> None:
+        self.done += manifest.rows
+        self.resumed += manifest.rows
+        self.errors += manifest.errors
+
+    def print_end(self, output: str, source: Source) -> None:
+        seconds = time.perf_counter() - self.started
+        resumed = f", {self.resumed} of them from before" if self.resumed else ""
+        with suppress(OSError):  # the rows are written, whoever still listens
+            print(
+                f"{self.done} rows in {redact(output)}: {self.done - self.errors} scored, "
+                f"{self.errors} errors{resumed}; {seconds:.1f} s, "
+                f"{(self.done - self.resumed) / seconds:.0f} images/s",
+                flush=True,
+            )
+        warnings = [*self.doubts.lines(), *source.describe_left_out()]
+        if self.transient:
+            warnings.insert(0, f"{self.transient} errors may pass: see the column error")
+        for line in warnings:
+            print(f"warning: {line}", file=sys.stderr)
+        if source.ignored:
+            print(f"ignored {source.ignored} files without an image suffix", file=sys.stderr)
+
+
+def print_start(which: str, model: str, predictor: Predictor, source: Source) -> None:
+    """`which` names the images, and the part of them that is scored."""
+    names = predictor.metadata.class_names
+    print(
+        f"scoring {redact(which)} with {redact(model)} "
+        f"({', '.join(names[:10])}{', ...' if names[10:] else ''}) on the {predictor.provider} provider "
+        f"at {predictor.precision}, {predictor.share}"
+        + (f" (auto: {predictor.reason})" if predictor.reason else ""),
+        file=sys.stderr,
+    )
+    if warning := resampling_warning(predictor.metadata):
+        print(warning, file=sys.stderr)
+    if repeated := source.inventory.repeated:
+        print(f"warning: {repeated} inputs are named twice and scored once", file=sys.stderr)
+
+
+def resampling_warning(metadata: ModelMetadata) -> str:
+    """Warn of a Pillow of another major version, whose resampling may differ; "" for the verified one."""
+    verified = metadata.versions.get("pillow", PIL.__version__)
+    if verified.partition(".")[0] == PIL.__version__.partition(".")[0]:
+        return ""
+    return (
+        f"warning: this model was verified with Pillow {verified}, this is {PIL.__version__}: "
+        "resized pixels can differ a little"
+    )
