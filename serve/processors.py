@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +30,7 @@ def processor_flags(root: Path = Path("/")) -> frozenset[str]:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Processors' worth of time in each period: the least along the way to the top group; None: no limit.
+    """Return the processors' worth of time in each period, of the strictest control group; None: no limit.
 
     Container runtimes (docker --cpus, a pod's limits.cpu) set it and leave the affinity alone. Source:
     the kernel's cgroup-v2.rst (cpu.max) and sched-bwc.rst (cpu.cfs_quota_us).
@@ -41,46 +40,17 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's groups that can limit processor time, and those above them."""
-    own = _own_groups(root)
-    for mount, mounted, hierarchy in _mounts(root):
-        if hierarchy not in own:
-            continue
-        group = PurePosixPath(own[hierarchy])
-        # A container sees its own group mounted as the top, and may be told the path outside of it.
-        inside = group.relative_to(mounted).parts if group.is_relative_to(mounted) else ()
-        folder = root / mount.lstrip("/")
-        yield folder
-        for part in inside:
-            folder /= part
-            yield folder
+    """Yield folders of this process's control groups up to the top, which in a container is its own group.
 
-
-def _own_groups(root: Path) -> dict[str, str]:
-    """ "" (version 2) or "cpu" (version 1) -> this process's group in that hierarchy."""
-    groups = {}
+    Some may not exist: on version 1, a container sees its group's path as it is outside.
+    """
     for line in _lines(root / "proc/self/cgroup"):
         number, controllers, group = line.split(":", 2)
-        if number == "0" and not controllers:
-            groups[""] = group
-        elif "cpu" in controllers.split(","):
-            groups["cpu"] = group
-    return groups
-
-
-def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
-    """(where, the group that is its top, "" or "cpu") of the hierarchies that limit processor time."""
-    for line in _lines(root / "proc/self/mountinfo"):
-        fields, _, rest = line.partition(" - ")
-        kind, _, options = (rest.split(" ", 2) + ["", "", ""])[:3]
-        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
-            _, _, _, top, mount, *_ = fields.split(" ")
-            yield _unescaped(mount), _unescaped(top), "" if kind == "cgroup2" else "cpu"
-
-
-def _unescaped(path: str) -> str:
-    """mountinfo writes a space as \\040."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+        version_2 = number == "0" and not controllers
+        if version_2 or "cpu" in controllers.split(","):
+            top = root / ("sys/fs/cgroup" if version_2 else "sys/fs/cgroup/cpu")
+            path = PurePosixPath(group.lstrip("/"))
+            yield from (top / folder for folder in (path, *path.parents))
 
 
 def _quota(group: Path) -> float | None:

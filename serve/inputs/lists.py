@@ -4,16 +4,14 @@ import codecs
 import csv
 import io
 import os
-import shlex
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO
 
 from serve import storage
 from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
-from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.files import absolute, is_same_file
@@ -22,15 +20,6 @@ from serve.inputs.inventory import Entry
 LIST_SUFFIXES = (".txt", ".lst")
 CSV_SUFFIX = ".csv"
 MAX_LINE_BYTES = 1 << 16
-# What may be wrong with each line alike, and the command that mends it
-CHANGES: tuple[tuple[Callable[[str], str], str], ...] = (
-    (lambda line: line.replace("\\", "/"), "tr '\\\\' /"),
-    (lambda line: line.strip(), "sed -E 's/^[[:space:]]+|[[:space:]]+$//g'"),
-    (lambda line: line.strip("\"'"), 'sed -E "s/^[\\"\']|[\\"\']$//g"'),
-    (lambda line: line.rpartition(",")[0], "sed 's/,[^,]*$//'"),
-    (lambda line: line.rstrip().rpartition("\t")[0], "sed -E 's/\\t[^\\t]*$//'"),
-    (lambda line: line.rstrip().rpartition(" ")[0], "sed -E 's/ +[^ ]*$//'"),
-)
 
 
 class ListedFiles(Inputs):
@@ -75,8 +64,6 @@ def listed_lines(path: str) -> Iterator[str]:
                 if len(line) > MAX_LINE_BYTES or "\0" in line:
                     raise UserError(f"{path}: line {number} is no path: is this a list of images?")
                 if name := line.removesuffix("\n").removesuffix("\r"):
-                    if number == 1:
-                        _check_first(path, name)
                     yield name
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: line {number + 1} is not UTF-16 as its beginning is: {error}") from error
@@ -122,22 +109,3 @@ def _encoding(head: bytes) -> str:
     if len(head) == 2 and (head[0] == 0) != (head[1] == 0):  # of ASCII in UTF-16 each other byte is 0
         return "utf-16-be" if head[0] == 0 else "utf-16-le"
     return "utf-8-sig"
-
-
-def _check_first(path: str, line: str) -> None:
-    """Raises UserError when the first line leads to no file, and a part of it does: so will the others."""
-    folder = os.path.dirname(path)
-    if is_remote(path) or is_remote(line) or os.path.lexists(os.path.join(folder, line)):
-        return
-    name, extension = os.path.splitext(path)
-    run = f"run: %s < {shlex.quote(path)} > {shlex.quote(f'{name}.new{extension}')}"
-    if line.startswith("#") and not has_image_suffix(line):
-        command = "grep -v '^#'"
-        raise UserError(f"{path}: the first line, {line!r}, is no path; {run % command}")
-    for change, command in CHANGES:
-        other = change(line)
-        if other != line and os.path.isfile(os.path.join(folder, other)):
-            raise UserError(
-                f"{path}: the file of the first line, {line!r}, does not exist, {other!r} does; "
-                f"{run % command}"
-            )

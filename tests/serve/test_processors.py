@@ -8,41 +8,28 @@ import pytest
 import serve.processors
 from serve.processors import available_processors, cpu_quota, processor_flags
 
-V2 = "31 24 0:27 {top} {mount} rw,nosuid - cgroup2 cgroup rw,nsdelegate"
-V1_CPU = "33 24 0:29 {top} {mount} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
-V1_MEMORY = "34 24 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
-ROOT_FS = "24 1 254:0 / / rw,relatime - ext4 /dev/vda rw"
 
-
-def lay_out(root: Path, groups: list[str], mounts: list[str], files: dict[str, str]) -> Path:
-    proc = root / "proc" / "self"
-    proc.mkdir(parents=True)
-    (proc / "cgroup").write_text("".join(line + "\n" for line in groups))
-    (proc / "mountinfo").write_text("".join(line + "\n" for line in [ROOT_FS, *mounts]))
+def lay_out(root: Path, groups: list[str], files: dict[str, str]) -> Path:
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text("".join(line + "\n" for line in groups))
     for name, text in files.items():
-        path = root / name
+        path = root / "sys/fs/cgroup" / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     return root
 
 
-def version_2(
-    root: Path, limits: dict[str, str], group: str = "/", top: str = "/", mount: str = "/sys/fs/cgroup"
-) -> Path:
-    files = {f"{mount.strip('/')}/{folder}/cpu.max": text for folder, text in limits.items()}
-    escaped = mount.replace(" ", "\\040")
-    return lay_out(root, [f"0::{group}"], [V2.format(top=top, mount=escaped)], files)
+def version_2(root: Path, limits: dict[str, str], group: str = "/") -> Path:
+    return lay_out(root, [f"0::{group}"], {f"{folder}/cpu.max": text for folder, text in limits.items()})
 
 
-def version_1(root: Path, limits: dict[str, tuple[int, int]], group: str = "/", top: str = "/") -> Path:
-    mount = "/sys/fs/cgroup/cpu,cpuacct"
+def version_1(root: Path, limits: dict[str, tuple[int, int]], group: str = "/") -> Path:
     files = {}
     for folder, (quota, period) in limits.items():
-        files[f"{mount[1:]}/{folder}/cpu.cfs_quota_us"] = str(quota)
-        files[f"{mount[1:]}/{folder}/cpu.cfs_period_us"] = str(period)
+        files[f"cpu/{folder}/cpu.cfs_quota_us"] = str(quota)
+        files[f"cpu/{folder}/cpu.cfs_period_us"] = str(period)
     # the memory controller's group is another one, and comes first
-    groups = ["5:memory:/elsewhere", f"4:cpu,cpuacct:{group}", "3:cpuset:/cpu"]
-    return lay_out(root, groups, [V1_MEMORY, V1_CPU.format(top=top, mount=mount)], files)
+    return lay_out(root, ["5:memory:/elsewhere", f"4:cpu,cpuacct:{group}", "3:cpuset:/cpu"], files)
 
 
 @pytest.mark.parametrize(
@@ -74,34 +61,14 @@ def test_of_nested_groups_the_smallest_holds(tmp_path: Path) -> None:
     assert cpu_quota(version_1(tmp_path / "1", numbers, group="/a/b")) == 4.0
 
 
-def test_a_group_mounted_as_the_top_with_the_path_of_outside(tmp_path: Path) -> None:
-    """docker on version 1: /proc/self/cgroup says /docker/abc, and /docker/abc is what is mounted."""
-    limits = {"": (150_000, 100_000), "inner": (120_000, 100_000)}
-    assert cpu_quota(version_1(tmp_path / "a", limits, "/docker/abc/inner", "/docker/abc")) == 1.2
-    assert cpu_quota(version_1(tmp_path / "b", limits, "/docker/abc", "/docker/abc")) == 1.5
-    # a path that is not below what is mounted
-    assert cpu_quota(version_2(tmp_path / "c", {"": "70000 100000"}, "/../outside", "/")) == 0.7
-    assert cpu_quota(version_2(tmp_path / "d", {"": "70000 100000"}, "/outside", "/pod")) == 0.7
+def test_a_container_sees_its_own_group_as_the_top_and_the_path_of_outside(tmp_path: Path) -> None:
+    assert cpu_quota(version_1(tmp_path / "1", {"": (150_000, 100_000)}, "/docker/abc")) == 1.5
+    assert cpu_quota(version_2(tmp_path / "2", {"": "70000 100000"}, "/../outside")) == 0.7
 
 
 def test_both_versions_at_once(tmp_path: Path) -> None:
-    root = lay_out(
-        tmp_path,
-        ["1:cpu,cpuacct:/", "0::/"],
-        [
-            V1_CPU.format(top="/", mount="/sys/fs/cgroup/cpu"),
-            V2.format(top="/", mount="/sys/fs/cgroup/unified"),
-        ],
-        {
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000",
-            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-        },
-    )
-    assert cpu_quota(root) == 3.0
-
-
-def test_a_mount_point_with_a_space(tmp_path: Path) -> None:
-    assert cpu_quota(version_2(tmp_path, {"": "100000 100000"}, mount="/my groups")) == 1.0
+    files = {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}
+    assert cpu_quota(lay_out(tmp_path, ["1:cpu,cpuacct:/", "0::/"], files)) == 3.0
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "100000 0", "0 100000", "-5 100000"])
