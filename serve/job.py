@@ -161,7 +161,7 @@ class PartWriter:
                 return
 
     def _write_part(self, pieces: list[range], resume: bool) -> Manifest:
-        if len(pieces) == 1:
+        if len(pieces) <= 1:
             return self._score(self.part, self.rows)
         if resume:
             self.copy.fetch_folder(self.folder)
