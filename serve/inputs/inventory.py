@@ -1,24 +1,19 @@
-"""A sorted list of any number of inputs that costs next to no memory: sorted on disk, read in order.
+"""A sorted list of any number of inputs that costs next to no memory: SQLite sorts it on disk.
 
-A list of a million Python strings is 100 MB, and more while it is sorted. Here the names are sorted in
-stretches, merged into one temporary file without a name, and read from it as they are needed.
+A list of a million Python strings is 100 MB, and more while it is sorted. Here the names are in a temporary
+database without a name, and are read from it as they are needed.
 """
 
+import errno
 import hashlib
-import heapq
-import os
-import tempfile
-from array import array
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from serve.contract.errors import UserError
 
-STRETCH = 50_000  # records sorted in memory at once
-STRIDE = 256  # records from one known position in the file to the next
-BLOCK = 1 << 16  # bytes read at once
-
-FIELDS = 4  # of a record: key, name if it is another, location, problem; each ends with NUL
+BLOCK = 256  # rows read at once
 
 
 class Entry(NamedTuple):
@@ -58,13 +53,14 @@ class NamesDigest:
 class Inventory:
     """Entries sorted by key (code points), each input once. Made by `Inventory.sort`."""
 
-    def __init__(self, file: IO[bytes], length: int, size: int, positions: "array[int]", repeated: int):
-        self._file = file
+    def __init__(self, database: sqlite3.Connection, length: int, repeated: int):
+        self._database = database
         self._length = length
-        self._size = size
-        self._positions = positions  # of every STRIDE-th record
         self.repeated = repeated
         """Entries left out because another of the same input was kept (the one that sorts last)."""
+
+    def __del__(self) -> None:
+        self._database.close()  # at once: a connection is part of a cycle of references
 
     def __len__(self) -> int:
         return self._length
@@ -75,30 +71,29 @@ class Inventory:
 
         Raises UserError for a name that no file can have, OSError when there is no room on disk.
         """
-        positions, size, length, repeated = array("Q"), 0, 0, 0
-        file = tempfile.TemporaryFile(prefix="inventory-")  # noqa: SIM115  read as long as we live
-        for record, repeats in _last_of_each_input(_sorted_records(entries), same):
-            if length % STRIDE == 0:
-                positions.append(size)
-            file.write(record)
-            size += len(record)
-            length += 1
-            repeated += repeats
-        file.flush()
-        return cls(file, length, size, positions, repeated)
+        database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        with _no_room_is_an_oserror():
+            database.execute("PRAGMA journal_mode = OFF")  # nobody reads it after a crash
+            database.execute("CREATE TABLE found (record BLOB)")
+            database.execute("CREATE TABLE inputs (record BLOB)")
+            database.execute("BEGIN")
+            records = ((_encode(entry),) for entry in entries)
+            found = database.executemany("INSERT INTO found VALUES (?)", records).rowcount
+            ordered = database.execute("SELECT record FROM found ORDER BY record")
+            kept = database.executemany(
+                "INSERT INTO inputs VALUES (?)", _last_of_each_input(ordered, same)
+            ).rowcount
+            database.execute("COMMIT")
+            database.execute("DROP TABLE found")
+        return cls(database, kept, found - kept)
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
         """Yield those numbered start to stop - 1, read as they are consumed."""
         stop = self._length if stop is None else min(stop, self._length)
-        if start >= stop:
-            return
-        number = start - start % STRIDE
-        for record in _records(self._file.fileno(), self._positions[start // STRIDE], self._size):
-            if number >= stop:
-                return
-            if number >= start:
+        query = "SELECT record FROM inputs WHERE rowid > ? AND rowid <= ?"
+        for first in range(start, stop, BLOCK):
+            for (record,) in self._database.execute(query, (first, min(first + BLOCK, stop))).fetchall():
                 yield _decode(record)
-            number += 1
 
     def digest(self) -> str:
         names = NamesDigest()
@@ -108,66 +103,38 @@ class Inventory:
 
 
 def _encode(entry: Entry) -> bytes:
-    # surrogatepass keeps the order of code points, which surrogateescape would not
+    """Return a record that sorts by its key: NUL is below every character of a key."""
     if "\0" in entry.name:
         raise UserError(f"the name {entry.name!r} has a NUL character, which no file can have")
     key = entry.key or entry.name
     beyond = (field.replace("\0", " ") for field in (entry.location, entry.problem))
-    fields = (key, "" if key == entry.name else entry.name, *beyond, "")
+    fields = (key, "" if key == entry.name else entry.name, *beyond)
+    # surrogatepass keeps the order of code points, which surrogateescape would not
     return "\0".join(fields).encode("utf-8", "surrogatepass")
 
 
 def _decode(record: bytes) -> Entry:
-    key, name, location, problem = record.decode("utf-8", "surrogatepass").split("\0")[:FIELDS]
+    key, name, location, problem = record.decode("utf-8", "surrogatepass").split("\0")
     return Entry(name or key, location, key if name else "", problem)
 
 
-def _sorted_records(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """Sort by external merges. A record sorts by its key: NUL is below every character of a key."""
-    stretch: list[bytes] = []
-    runs: list[tuple[int, int]] = []
-    spill: IO[bytes] | None = None
-    for entry in entries:
-        stretch.append(_encode(entry))
-        if len(stretch) == STRETCH:
-            spill = spill or tempfile.TemporaryFile(prefix="inventory-")  # noqa: SIM115
-            start = runs[-1][1] if runs else 0
-            stretch.sort()
-            spill.writelines(stretch)
-            runs.append((start, start + sum(map(len, stretch))))
-            stretch = []
-    stretch.sort()
-    if spill is None:
-        yield from stretch
-        return
-    with spill:
-        spill.flush()
-        sorted_runs = (_records(spill.fileno(), start, end) for start, end in runs)
-        yield from heapq.merge(*sorted_runs, stretch)
-
-
-def _last_of_each_input(records: Iterable[bytes], same: Same) -> Iterator[tuple[bytes, int]]:
-    """Yield (record, how many of the same input were left out before it)."""
-    kept: dict[bytes, int] = {}  # of one key: nearly always one
+def _last_of_each_input(records: Iterable[tuple[bytes]], same: Same) -> Iterator[tuple[bytes]]:
+    kept: list[bytes] = []  # of one key: nearly always one
     key = b""
-    for record in records:
-        if record[: record.index(b"\0") + 1] != key:
-            yield from kept.items()
-            kept, key = {}, record[: record.index(b"\0") + 1]
-        repeats = [kept.pop(other) + 1 for other in list(kept) if same(_decode(other), _decode(record))]
-        kept[record] = sum(repeats)
-    yield from kept.items()
+    for (record,) in records:
+        if not record.startswith(key) or not kept:
+            yield from ((other,) for other in kept)
+            kept, key = [record], record[: record.index(b"\0") + 1]
+        else:
+            kept = [other for other in kept if not same(_decode(other), _decode(record))] + [record]
+    yield from ((other,) for other in kept)
 
 
-def _records(descriptor: int, start: int, end: int) -> Iterator[bytes]:
-    """Yield the records between two positions; `pread` shares the file with other readers."""
-    rest = b""
-    while start < end:
-        data = os.pread(descriptor, min(BLOCK, end - start), start)
-        assert data, "the file is shorter than what was written"
-        start += len(data)
-        *fields, rest = (rest + data).split(b"\0")
-        whole = len(fields) // FIELDS * FIELDS
-        rest = b"\0".join((*fields[whole:], rest))  # the next block has what is missing
-        for i in range(0, whole, FIELDS):
-            yield b"%s\0%s\0%s\0%s\0" % tuple(fields[i : i + FIELDS])
+@contextmanager
+def _no_room_is_an_oserror() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            errno.ENOSPC, f"the list of inputs cannot be sorted in the temporary folder: {error}"
+        ) from error
