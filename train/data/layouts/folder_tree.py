@@ -19,12 +19,14 @@ class Folder:
     def of(cls, paths: Iterable[str]) -> "Folder":
         """Build the tree of `paths`, which are relative to the folder."""
         root = cls()
+        known = {"": root}
         for path in paths:
-            *parents, image = path.split("/")
-            folder = root
-            for name in parents:
-                folder = folder.folders.setdefault(name, cls())
-            folder.images.append(image)
+            parent, _, image = path.rpartition("/")
+            if parent not in known:
+                known[parent] = root
+                for name in parent.split("/"):
+                    known[parent] = known[parent].folders.setdefault(name, cls())
+            known[parent].images.append(image)
         return root
 
     def unwrap(self) -> tuple[str, "Folder"]:
