@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--run", required=True, help="run directory written by train/main.py; also s3://, gs://")
+    add("--run", required=True, help="run directory written by train/main.py, or its URL")
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
     add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
     add("--images", type=Path, help="folder of the validation images; default: where training read them")

@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--run", required=True, help="run directory with a published model.onnx; also s3://, gs://")
+    add("--run", required=True, help="run directory with a published model.onnx, or its URL")
     add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True)
     add("--calibration-images", type=int, default=256, help="int8: training images; default: %(default)s")
     add("--training-images", type=Path, help="int8: where they are; default: where training read them")

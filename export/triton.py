@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--run", required=True, help="run directory with an exported model; also s3://, gs://")
+    add("--run", required=True, help="run directory with an exported model, or its URL")
     add("--repository", type=Path, required=True, help="model repository; made if it does not exist")
     add("--name", default="", help="of the model in Triton; default: the run's name")
     add("--model-precision", choices=MODEL_FILES, default="fp32", help="which file; default: %(default)s")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from serve import storage
-from serve.contract.urls import is_remote
+from serve.contract.urls import is_remote, redact
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class LocalCopy:
 
 @contextmanager
 def temporary_copy(url: str, name: str = "") -> Iterator[LocalCopy]:
-    """Yield a local folder for the files of a remote one, whose URL messages and errors name instead."""
+    """Yield a local path for a remote file or folder, whose URL messages and errors name instead."""
     with tempfile.TemporaryDirectory(prefix="purebred-") as temporary:
         copy = LocalCopy(Path(temporary).resolve() / name, url)
-        replace = copy.folder.as_posix(), url
+        replace = copy.folder.as_posix(), redact(url)
         out, err = (_Replacing(stream, *replace) for stream in (sys.stdout, sys.stderr))
         with redirect_stdout(out), redirect_stderr(err):
             try:
@@ -98,14 +98,12 @@ def open_model(model: str) -> Iterator[Path]:
         return
     from serve.verification import RECORD  # with Pillow, which merging does without
 
-    folder, _, name = model.rpartition("/")
-    with temporary_copy(folder) as copy:
-        path = copy.folder / name
-        storage.get_file(model, path)
-        if "?" not in model:  # a signed address is of one object
+    with temporary_copy(model, "model.onnx") as copy:  # a signed URL may be longer than a file's name
+        storage.get_file(model, copy.folder)
+        if "?" not in model:  # a signed URL is of one object
             with suppress(OSError, ValueError):  # without it, the file is served with what it says itself
-                copy.fetch(path.with_name(RECORD))
-        yield path
+                storage.get_file(f"{model.rpartition('/')[0]}/{RECORD}", copy.folder.with_name(RECORD))
+        yield copy.folder
 
 
 @contextmanager

@@ -51,17 +51,17 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="ONNX file written by export/main.py; also s3://, gs://, https://")
+    add("--model", required=True, help="ONNX file written by export/main.py, or its URL")
     add(
         "--images",
         required=True,
         help="folder (searched recursively), image, .tar, pattern ('*.tar', '{000..099}.tar'), .txt list "
-        "of paths, .csv with a column path; also s3://, gs://, https://",
+        "of paths, .csv with a column path; or a URL of one (s3://, gs://, https://, ...)",
     )
     add(
         "--output",
         default="",
-        help="default: predictions.FORMAT; with --shard a folder, predictions; also s3://, gs://",
+        help="default: predictions.FORMAT; with --shard a folder, predictions; or a URL",
     )
     add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
     add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")

@@ -33,9 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folder", help="where the part files and their manifests are; also s3://, gs:// (copied to TMPDIR)"
+        "folder", help="where the part files and their manifests are, or its URL (copied to TMPDIR)"
     )
-    parser.add_argument("--output", required=True, help="file that gets all rows; also s3://, gs://")
+    parser.add_argument("--output", required=True, help="file that gets all rows, or its URL")
     parser.add_argument("--overwrite", action="store_true", help="replace --output whatever it is")
     return parser
 

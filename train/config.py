@@ -15,7 +15,7 @@ class TrainConfig:
 
     data: str = setting("", "data", resumable=True, searched=False)
     """Training images: a folder of `cat.0.jpg`, a folder per class, a CSV with columns path,label, or tar
-    files (WebDataset's shards) or a folder of them; s3://, gs:// and https:// are copied to --output first.
+    files (WebDataset's shards) or a folder of them; URLs (s3://, gs://, ...) are copied to --output first.
     Default: data/train if it exists, else the drawn sample set in data/sample (made when absent)."""
     data_format: Literal["auto", "flat", "folders", "csv", "tar"] = setting(
         "auto", "data", resumable=True, searched=False
@@ -201,7 +201,7 @@ class TrainConfig:
     seed: int = setting(0, "run and tracking", limits=(0, 2**32 - 1), searched=False)
     """Order, augmentation, initial weights and split are functions of it."""
     output: str = setting("runs", "run and tracking", resumable=True, searched=False, compared=False)
-    """Folder of the run directories. s3:// and gs:// need a --name; the run is copied there as it grows."""
+    """Folder of the run directories. A URL (s3://, ...) needs a --name; the run is copied there as it grows."""
     name: str = setting("", "run and tracking", resumable=True, searched=False, compared=False)
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = setting(

@@ -1,6 +1,6 @@
 """Tar files as folders: shard.tar/member.jpg names a member, which is read in place.
 
-Tar files must not be compressed: a compressed one has no places, only a beginning.
+Tar files must not be compressed: the members of a compressed one cannot be read one by one.
 """
 
 import hashlib
@@ -28,22 +28,22 @@ BLOCK_BYTES = tarfile.BLOCKSIZE
 Identity = tuple[int, ...]  # of a local file, until somebody changes it
 
 
-class Places(NamedTuple):
-    """Where the regular members of a tar file are: three numbers a member, sorted by the first."""
+class Index(NamedTuple):
+    """Index of the regular members of a tar file: three numbers a member, sorted by the first."""
 
     names: NDArray[np.uint64]
-    """Hashes."""
+    """Hashes of 64 bits."""
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
 
 def list_tars(source: Path) -> list[Path]:
-    """The tar file itself, or those of a folder, sorted."""
+    """Return the tar file itself, or those of a folder, sorted."""
     return [source] if source.is_file() else sorted(source.glob(f"*{SUFFIX}"))
 
 
 def split_member(path: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """(tar file, member) of a path that leads into one; None for any other path."""
+    """Return (tar file, member) of a path that leads into one; None for any other path."""
     text = os.fspath(path)
     for found in INTO_A_TAR.finditer(text):
         tar = text[: found.end() - 1]
@@ -53,10 +53,10 @@ def split_member(path: str | os.PathLike[str]) -> tuple[str, str] | None:
 
 
 def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """All but folders.
+    """Yield all members but folders.
 
     Raises:
-        UserError, OSError, tarfile.TarError: the file is damaged; what stands before has been yielded.
+        UserError, OSError, tarfile.TarError: the file is damaged; the members before have been yielded.
     """
     previous = -1
     with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
@@ -75,34 +75,34 @@ def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
 
 
 def member_names(tar: str | os.PathLike[str]) -> list[str]:
-    """Of the regular members, in their order; of two of one name the last one counts, as for tar itself.
+    """Return the names of the regular members, in their order; of two of one name, the last one counts.
 
     Raises:
         UserError: damaged; the message names the tar file.
     """
     names: dict[str, None] = {}
-    for name, place in _members(os.fspath(tar)):
+    for name, location in _members(os.fspath(tar)):
         names.pop(name, None)
-        if place:
+        if location:
             names[name] = None
     return list(names)
 
 
 def read_member(tar: str, name: str, most: int) -> bytes:
-    """At most `most` bytes of it, and one more if it is longer.
+    """Return at most `most` bytes of a member, and one more if it is longer.
 
     Raises:
         FileNotFoundError: no such member. ValueError: the tar file is damaged. OSError: it cannot be read.
     """
     info = os.stat(tar)
-    places = _places(tar, (*_identity(info), info.st_ctime_ns))
+    index = _index(tar, _identity(info))
     key = _hash(plain(name))
-    index = int(np.searchsorted(places.names, key))
-    if index == len(places.names) or places.names[index] != key:
+    i = int(np.searchsorted(index.names, key))
+    if i == len(index.names) or index.names[i] != key:
         raise FileNotFoundError(2, "no such member", f"{tar}/{name}")
-    size = int(places.sizes[index])
+    size = int(index.sizes[i])
     with open(tar, "rb") as file:
-        file.seek(int(places.offsets[index]))
+        file.seek(int(index.offsets[i]))
         data = file.read(min(size, most + 1))
     if len(data) < min(size, most + 1):
         raise UserError(f"truncated: the tar file has {len(data)} of its {size} bytes")
@@ -110,7 +110,7 @@ def read_member(tar: str, name: str, most: int) -> bytes:
 
 
 def plain(name: str) -> str:
-    """As pathlib has it: without the parts of ./a//b that say nothing."""
+    """Return the name as pathlib has it: without the empty parts of ./a//b."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
@@ -119,8 +119,8 @@ def identity(file: IO[bytes]) -> Identity:
 
 
 def file_stamp(path: str | os.PathLike[str]) -> str:
-    """Another one when the file, or the tar file that the path leads into, was changed or replaced; "" for
-    what is not there. No program sets ctime, so that a copy that keeps size and mtime has another stamp."""
+    """Return a text that changes with the file, or with the tar file that the path leads into; "" for a
+    missing one. No program sets ctime, so that a copy that keeps size and mtime has another stamp."""
     try:
         info = os.stat(path)
     except NotADirectoryError:
@@ -140,7 +140,7 @@ def _hash(name: str) -> np.uint64:
 
 
 def _members(tar: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """(name, (offset, size)), or no place for what is not a regular file."""
+    """Yield (name, (offset, size)), or (name, None) for what is not a regular file."""
     try:
         with open(tar, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -157,23 +157,23 @@ def _members(tar: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
 _building: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
-def _places(tar: str, identity: Identity) -> Places:
+def _index(tar: str, identity: Identity) -> Index:
     with _building[tar]:  # threads that need the same one would each read it through
-        return _cached_places(tar, identity)
+        return _cached_index(tar, identity)
 
 
 @lru_cache(maxsize=100_000)
-def _cached_places(tar: str, identity: Identity) -> Places:
-    last = {_hash(name): place for name, place in _members(tar)}
-    found = {name: place for name, place in last.items() if place}
+def _cached_index(tar: str, identity: Identity) -> Index:
+    last = {_hash(name): location for name, location in _members(tar)}
+    found = {name: location for name, location in last.items() if location}
     names = np.array(list(found), np.uint64)
     numbers = np.array(list(found.values()), np.int64).reshape(-1, 2)
     order = np.argsort(names)
-    return Places(names[order], numbers[order, 0], numbers[order, 1])
+    return Index(names[order], numbers[order, 0], numbers[order, 1])
 
 
 class _Headers:
-    """What tarfile may read of a file: headers, of a sane size, and not for ever at its end."""
+    """A file of which tarfile reads headers alone, of a sane size, and not for ever at its end."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file

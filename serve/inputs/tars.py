@@ -1,7 +1,7 @@
 """Images inside tar files (WebDataset shards too), read in place: nothing is extracted to disk.
 
 So a member named ../../etc/passwd.jpg is a row of that name and nothing else. Tar files must not be
-compressed: a compressed one has no places, only a beginning.
+compressed: the members of a compressed one cannot be read one by one.
 """
 
 import os

@@ -272,6 +272,23 @@ def test_presigned_urls_are_what_their_paths_say_and_rows_do_not_tell_the_secret
         assert "AKIA" not in text
 
 
+def test_a_model_at_a_presigned_url_is_named_without_its_secret(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose signature is longer than a file's name may be."""
+    model = build_model(tmp_path / "model.onnx")
+    Handler.files |= {"model.onnx": model.read_bytes(), "broken.onnx": b"none"}
+    signed = f"{SIGNED}&X-Amz-Security-Token={'SECRET' * 99}/x"
+    for name, code in (("model.onnx", 0), ("broken.onnx", 2)):
+        arguments = ["--model", f"{server}/files/{name}?{signed}", "--images", f"{server}/files/0.png"]
+        assert serve_main.main([*arguments, "--output", str(tmp_path / "out.csv")]) == code
+    printed = capsys.readouterr()
+    assert f"error: {server}/files/broken.onnx" in printed.err
+    for text in printed:
+        assert "SECRET" not in text
+        assert "AKIA" not in text
+
+
 def test_urls_that_only_a_secret_tells_apart_are_refused(server: str, tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("".join(f"{server}/files/0.png?token=SECRET{n}\n" for n in range(2)))
     with pytest.raises(ValueError, match=r"files/0\.png") as raised:

@@ -144,10 +144,10 @@ class Mirror:
                 if self.failed:
                     self.log(f"{self.url} takes files again, and has what it missed")
                 self.failed = ""
-            except (OSError, ValueError) as error:
+            except Exception as error:  # a thread that died would publish nothing, in silence
                 if not self.failed:
                     self.log(f"warning: {self.url} takes nothing, later again: {error}")
-                self.failed = str(error)
+                self.failed = str(error) or type(error).__name__
             if last:
                 return
 

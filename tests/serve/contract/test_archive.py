@@ -44,9 +44,9 @@ def test_what_is_no_member_cannot_be_read(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(link)
     for name in ("b.jpg", "link.jpg", "../file.jpg", "../../etc/passwd"):
-        with pytest.raises(FileNotFoundError, match="no such member"):
+        with pytest.raises(FileNotFoundError, match=r"x\.tar"):
             read_image_file(f"{tar}/{name}")
-    with pytest.raises(ImageError, match=r"empty file \(0 bytes\)"):
+    with pytest.raises(ImageError, match="0 bytes"):
         read_image_file(tar / "empty.jpg")
     with pytest.raises(NotADirectoryError):
         read_image_file(tmp_path / "file.jpg" / "a.jpg")
@@ -59,7 +59,7 @@ def test_a_member_above_the_limit_is_not_read_into_memory(tmp_path: Path) -> Non
         info.size = MAX_FILE_BYTES + 1
         file.write(info.tobuf())
         file.truncate(512 + -(-info.size // 512) * 512 + 1024)  # a hole
-    with pytest.raises(ImageError, match=f"over the limit of {MAX_FILE_BYTES} bytes"):
+    with pytest.raises(ImageError, match=str(MAX_FILE_BYTES)):
         read_image_file(tar / "big.jpg")
     assert len(read_member(str(tar), "big.jpg", 10)) == 11
 
@@ -69,9 +69,9 @@ def test_a_damaged_tar_file_is_named(tmp_path: Path) -> None:
     whole = tar.read_bytes()
     for damaged in (whole[:2000], whole[:3584] + b"?" * 512 + whole[4096:], b"", b"no tar file" * 100):
         tar.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar file: "):
+        with pytest.raises(ValueError, match=r"x\.tar"):
             member_names(tar)
-        with pytest.raises(ImageError, match=r"x\.tar cannot be read as a tar file: "):
+        with pytest.raises(ImageError, match=r"x\.tar"):
             read_image_file(tar / "0.jpg")
 
 
