@@ -201,7 +201,7 @@ class TrainConfig:
     seed: int = setting(0, "run and tracking", limits=(0, 2**32 - 1), searched=False)
     """Order, augmentation, initial weights and split are functions of it."""
     output: str = setting("runs", "run and tracking", resumable=True, searched=False, compared=False)
-    """Folder of the run directories. A URL (s3://, ...) needs a --name; the run is copied there as it grows."""
+    """Folder of the run directories. A URL needs a --name; the run is copied there as it grows."""
     name: str = setting("", "run and tracking", resumable=True, searched=False, compared=False)
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = setting(
