@@ -26,23 +26,9 @@ LOOK_ALIKE = str.maketrans(
     "ABEKMHOPCTYXIJSaeopcyxijsABEZHIKMNOPTYXo''\"\"------",
 )
 # What pandas and spreadsheets write for a missing value; not none or na, which are classes too
-MISSING = {
-    "",
-    "nan",
-    "NaN",
-    "NAN",
-    "-nan",
-    "-NaN",
-    "<NA>",
-    "NaT",
-    "#N/A",
-    "#NA",
-    "#VALUE!",
-    "#REF!",
-    "#NAME?",
-}
-MISSING |= {"#DIV/0!", "#NULL!", "#NUM!", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a"}
-MISSING |= {"N.A.", "n.a."}
+MISSING = {"", "nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!"}
+MISSING |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "None", "NA", "NULL", "Null", "null", "(null)"}
+MISSING |= {"N/A", "n/a", "N.A.", "n.a."}
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
 DIFFER = "differ only by case, white space, separators, how a number is written or look-alike characters"
 
