@@ -26,7 +26,7 @@ from typing import Literal
 
 from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
-from serve.contract.urls import is_remote, redact
+from serve.contract.urls import is_http, is_remote, redact
 from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking_server import TrackingServer
@@ -244,7 +244,7 @@ def mlflow_server(uri: str, deadline: float) -> Finding:
                 )
         return Finding("ok", f"MLflow {uri}", "answers")
 
-    if not uri.startswith(("http://", "https://")):
+    if not is_http(uri):
         return Finding("ok", f"MLflow {uri}", "no server, nothing to ask")
     return until(deadline, attempt)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from serve.contract.errors import UserError
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
-from serve.contract.urls import redact
+from serve.contract.urls import is_http, redact
 from serve.tracking_server import AbsentError, TrackingServer
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -80,7 +80,7 @@ def find_server(model: str) -> TrackingServer | None:
         OSError: the server does not answer now.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or run_of_model(model).uri or DEFAULT_URI
-    if not uri.startswith(("http://", "https://")):
+    if not is_http(uri):
         print(
             f"warning: --track: {redact(uri)} is no tracking server, so this scoring run will not be in "
             "MLflow. Set MLFLOW_TRACKING_URI=http://HOST:PORT to a server; "

@@ -50,6 +50,7 @@ def is_remote(name: str) -> bool:
 
 
 def is_http(name: str) -> bool:
+    """Return whether a name is a URL of a web server, which has files and no folders."""
     return name.startswith(("http://", "https://"))
 
 

@@ -1,7 +1,6 @@
 """A run in an object store is copied as it is, and nowhere else."""
 
 import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,16 +75,28 @@ def test_without_file_locks_a_run_is_exported_with_a_warning(
     assert "No locks available" in capsys.readouterr().err
 
 
-def test_two_exports_of_a_run_come_one_after_the_other(tmp_path: Path) -> None:
-    program = "import sys, time; from export.run_copy import open_run\n"
-    program += (
-        "with open_run(sys.argv[1]):\n    print(flush=True); time.sleep(0.5); print('done', flush=True)"
+def test_two_exports_of_a_run_come_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import sys; from export.run_copy import open_run\n"
+    program += "with open_run(sys.argv[1]):\n    print(flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
     )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert first.stdin is not None
     assert first.stdout is not None
     first.stdout.readline()
+    waits = 0
+
+    def wait(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        first.communicate(b"end")
+
+    monkeypatch.setattr("serve.contract.locks.time.sleep", wait)
     with open_run(str(tmp_path)):
-        os.set_blocking(first.stdout.fileno(), False)
-        assert first.stdout.read() == "done\n"
-    assert first.wait(10) == 0
+        assert waits == 1
+        assert first.returncode == 0

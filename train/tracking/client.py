@@ -18,7 +18,7 @@ import mlflow.data.sources
 import mlflow.system_metrics.system_metrics_monitor
 import mlflow.tracking.context.registry
 
-from serve.contract.urls import split_credentials
+from serve.contract.urls import is_http, split_credentials
 from train.tracking.errors import HIDDEN, RefusedError, translate, without_passwords
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -47,7 +47,7 @@ class Store:
         if recorded and not uri:
             _check_recorded(recorded, run_id)
         uri = _absolute(uri or recorded or DEFAULT_URI)
-        if uri.startswith(("http://", "https://")):
+        if is_http(uri):
             address, user, password = split_credentials(uri)
             if user and password:  # else they are in every message of mlflow and requests
                 os.environ["MLFLOW_TRACKING_USERNAME"] = user
