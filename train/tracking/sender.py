@@ -30,7 +30,8 @@ class Sender:
         """`rows` are those of metrics.jsonl, which may grow; `path` is that of tracking.json."""
         self.record, self.path, self.rows, self.system_metrics = record, path, rows, system_metrics
         self.resumed = record.asked or bool(record.run_id)
-        self.store: Store | None = None
+        self.store: Store
+        """Since the run is open."""
         self.run: Any = None
         self.monitor: Any = None
         self.parameters_sent = self.ended = self.uploading = self.waited = False
@@ -92,7 +93,6 @@ class Sender:
 
     @property
     def _client(self) -> Any:
-        assert self.store is not None
         return self.store.client
 
     def _open(self) -> None:
@@ -138,7 +138,6 @@ class Sender:
         self._client.log_batch(self.record.run_id, params=params)
 
     def _log_metrics(self, metrics: Sequence[Any]) -> None:
-        assert self.store is not None
         self.store.log_metrics(self.record.run_id, list(metrics))
 
     def _send_dataset(self) -> None:
@@ -193,7 +192,6 @@ class Sender:
         self._client.log_batch(self.record.run_id, tags=tags)
 
     def _send_file(self, name: str) -> None:
-        assert self.store is not None
         self.store.check_artifact_folder(self.run.info.artifact_uri)
         path = self.path.parent / name
         if path.is_dir():
@@ -214,7 +212,6 @@ class Sender:
         """Call `send`, unless MLflow refused it before. Raises ConnectionError."""
         if name in self._refused(kind):
             return
-        assert self.store is not None
         try:
             with self.store.errors():
                 send()
@@ -226,7 +223,6 @@ class Sender:
         items = [item for item in items if item.key not in self._refused(kind)]
         if not items:
             return
-        assert self.store is not None
         try:
             with self.store.errors():
                 send(items)
