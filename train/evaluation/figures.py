@@ -1,4 +1,4 @@
-"""Figures of runs and sweeps, and sheets of images with captions."""
+"""Figures of runs, and sheets of images with captions."""
 
 import unicodedata
 import warnings
@@ -113,7 +113,7 @@ def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs:
                 label=drawable(name),
             )
         axes.set(title=quantity)
-        _count(axes, "epoch")
+        count_along(axes, "epoch")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
@@ -125,40 +125,8 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> Figure:
         for side, color in (("train", "tab:gray"), ("val", "tab:blue")):
             axes.plot(*_points(rows, f"{side}/{quantity}"), color=color, marker=".", label=side)
         axes.set(ylabel=quantity, title=quantity)
-        _count(axes, "epoch")
+        count_along(axes, "epoch")
         axes.legend()
-    return figure
-
-
-def sweep_history(points: Sequence[tuple[int, float, bool]], metric: str, sign: int) -> Figure:
-    """Draw trials and the best so far; points are (trial, value, complete), `sign` is -1 for a loss."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for complete, color, marker, label in (
-        (True, COLORS[0], "o", "complete"),
-        (False, "tab:gray", "x", "ended early, at its last epoch"),
-    ):
-        part = [(number, value) for number, value, state in points if state == complete]
-        if part:
-            axes.scatter(*zip(*part, strict=True), color=color, marker=marker, label=label, zorder=2)
-    numbers = [number for number, _, complete in points if complete]
-    best = sign * np.maximum.accumulate([sign * value for _, value, complete in points if complete])
-    axes.step(
-        [*numbers, points[-1][0]], [*best, best[-1]], where="post", color=COLORS[1], label="best so far"
-    )
-    axes.set(ylabel=metric, title=f"{len(points)} trials")
-    _count(axes, "trial")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-def sweep_importance(importances: Mapping[str, float], metric: str, complete: int) -> Figure:
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(importances)), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(list(importances), list(importances.values()), color=COLORS[0])
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1.1), title=f"share of the variance of {metric} (fANOVA, {complete} complete trials)")
     return figure
 
 
@@ -167,7 +135,8 @@ def _points(rows: Sequence[dict[str, Any]], quantity: str) -> tuple[list[int], l
     return [row["epoch"] for row in measured], [row[quantity] for row in measured]
 
 
-def _count(axes: Axes, unit: str) -> None:
+def count_along(axes: Axes, unit: str) -> None:
+    """Label the horizontal axis with whole numbers of epochs or trials."""
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
