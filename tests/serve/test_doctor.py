@@ -69,9 +69,8 @@ def test_more_threads_than_the_quota_are_a_warning(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("0::/\n")
-    (tmp_path / "proc/self/mountinfo").write_text("1 2 0:1 / /cg rw - cgroup2 cgroup rw\n")
-    (tmp_path / "cg").mkdir()
-    (tmp_path / "cg/cpu.max").write_text("100000 100000")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("100000 100000")
     assert processors(1, 1, tmp_path).level == "ok"
     assert processors(0, 1, tmp_path).level == "ok"
     assert processors(2, 1, tmp_path).level == "warning"
