@@ -23,7 +23,7 @@ MIN_IMAGES = 8
 def training_pixels(
     checkpoint: dict[str, Any], validation: ValidationImages, count: int, source: Path | None = None
 ) -> NDArray[np.uint8]:
-    """`count` training images (or all, if fewer), drawn by a fixed seed: uint8 [N, size, size, 3].
+    """Return `count` training images (or all, if fewer), by a fixed seed: uint8 [N, size, size, 3].
 
     Files with the bytes of a validation image are never taken, whatever their names. Unreadable ones are
     passed over, as training did.
@@ -56,7 +56,7 @@ def training_pixels(
 def _list(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(
-            f"the training images {str(source)!r} are not there; start from the folder that training was "
+            f"the training images {str(source)!r} do not exist; start from the folder that training was "
             "started in, or name them with --training-images"
         )
     if source.is_file() and source.suffix != SUFFIX:
@@ -73,5 +73,5 @@ def _list(source: Path) -> list[Path]:
 
 
 def _visible(paths: Iterable[str]) -> Iterator[str]:
-    """Training takes no ._cat.0.jpg, .thumbnails/cat.0.jpg and other litter."""
+    """Yield paths as training does: no ._cat.0.jpg, .thumbnails/cat.0.jpg and other litter."""
     return (path for path in paths if not any(part.startswith(".") for part in path.split("/")))

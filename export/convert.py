@@ -41,7 +41,7 @@ class Scorer(nn.Module):
 
 
 class EmbeddingScorer(nn.Module):
-    """As Scorer, and the embeddings, float32 [N, features]: what the last linear layer sees."""
+    """Also returns the embeddings, float32 [N, features]: the input of the last linear layer."""
 
     def __init__(self, model: ImageClassifier, num_classes: int, image_size: int, clip: float):
         super().__init__()
@@ -58,7 +58,7 @@ class EmbeddingScorer(nn.Module):
 def split_head(
     model: ImageClassifier, num_classes: int, image_size: int
 ) -> tuple[ImageClassifier, nn.Linear]:
-    """A copy of the model without its last linear layer, and that layer.
+    """Return a copy of the model without its last linear layer, and that layer.
 
     Raises:
         UserError: the network does not end in a linear layer (SqueezeNet ends in a convolution).

@@ -7,7 +7,7 @@ there is no model.onnx.
 
     python export/main.py --run runs/NAME --verify-provider openvino:bf16
 
-verifies the model.onnx that is there on another provider of this machine, which serve/main.py may use from
+verifies the published model.onnx on another provider of this machine, which serve/main.py may use from
 then on, and times it. The model file stays as it is: verification.json beside it has the result.
 """
 
@@ -66,7 +66,7 @@ STAYS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionErr
 
 
 def not_negative(text: str) -> float:
-    """For argparse: a finite number from 0 on. NaN would pass every gate."""
+    """Convert an argument to a finite number from 0 on. NaN would pass every gate."""
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
     add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
     add("--images", type=Path, help="folder of the validation images; default: where training read them")
-    add("--verify-provider", metavar="PROVIDER:PRECISION", help="verify the exported model there, too")
+    add("--verify-provider", metavar="PROVIDER:PRECISION", help="verify the exported model on it")
     add(
         "--model-precision",
         choices=MODEL_FILES,
@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files, 3 an error
+    """Return the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files, 3 an error
     that may pass, as of a disk or an object store."""
     args = build_parser().parse_args(argv)
     try:
@@ -177,7 +177,7 @@ def check_start(args: argparse.Namespace, run_id: str) -> None:
 
 
 def is_exported(args: argparse.Namespace, checkpoint_sha256: str) -> bool:
-    """Whether the model file that --register means is there, verified, and of the best checkpoint.
+    """Return whether the model file that --register means exists, verified, of the best checkpoint.
 
     Raises:
         UserError: it is not, and this command does not make it: it is an int8 or fp16 file.
@@ -193,9 +193,9 @@ def is_exported(args: argparse.Namespace, checkpoint_sha256: str) -> bool:
         if args.model_precision != "fp32":
             raise
         if file.exists():
-            print(f"the run is exported anew: {error}")
+            print(f"the run is exported again: {error}")
         return False
-    print(f"{file} is verified and of the best checkpoint: it is registered as it is, not exported anew")
+    print(f"{file} is verified and of the best checkpoint: it is registered as it is, not exported again")
     return True
 
 

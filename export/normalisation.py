@@ -103,7 +103,7 @@ def _is_identity(node: NodeProto, arrays: dict[str, NDArray[Any]]) -> bool:
 def _normalisation(
     graph: onnx.GraphProto, arrays: dict[str, NDArray[Any]]
 ) -> tuple[list[NodeProto], NDArray[np.float64], NDArray[np.float64]] | None:
-    """([Transpose, Cast, Sub, Div], mean, std), or None when the graph begins differently."""
+    """Return ([Transpose, Cast, Sub, Div], mean, std), or None when the graph begins differently."""
     nodes: list[NodeProto] = []
     name = INPUT_NAME
     for kind in ("Transpose", "Cast", "Sub", "Div"):
@@ -123,7 +123,7 @@ def _normalisation(
 def _convolutions(
     graph: onnx.GraphProto, arrays: dict[str, NDArray[Any]], start: str, channels: int
 ) -> list[NodeProto] | None:
-    """Every convolution that the tensor reaches; None when anything else computes with it."""
+    """Return every convolution that the tensor reaches; None when anything else computes with it."""
     found: list[NodeProto] = []
     names = [start]
     while names:

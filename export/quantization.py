@@ -61,7 +61,7 @@ def optimise(path: Path) -> onnx.ModelProto:
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and layers in float16; input, the last layer's output and what follows as they were."""
+    """Return a float16 graph; its input, the last layer's output and what follows stay float32."""
     body = onnx.ModelProto()
     body.CopyFrom(model)
     names = {node.name for node in _after_last_layer(body)}
@@ -111,11 +111,11 @@ class Quantizer:
         self._means = self._input_means()
 
     def layers(self) -> list[str]:
-        """Names of the layers that become int8, in the order of the graph."""
+        """Return the names of the layers that become int8, in the order of the graph."""
         return [n.name for n in self.model.graph.node if n.op_type in LAYERS and n.name not in self._head]
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
-        """QDQ format, uint8 activations, 7-bit weights, all layers but `float_layers` and the last one."""
+        """Return a QDQ graph of all layers but `float_layers` and the last: uint8 activations, 7-bit weights."""
         target = Path(self._folder.name) / "int8.onnx"
         with _quiet():
             ort_quantize_static(
@@ -139,7 +139,7 @@ class Quantizer:
         return quantised
 
     def _input_means(self) -> dict[str, NDArray[np.float64]]:
-        """Name of a convolution's input -> its mean in each channel, over the calibration images."""
+        """Return names of convolutions' inputs -> their channels' means over the calibration images."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         images = {i.name for i in model.graph.initializer if len(i.dims) == 4}  # of two-dimensional ones
@@ -195,7 +195,7 @@ def correct_biases(
 def run(
     model: onnx.ModelProto, outputs: Sequence[str], batches: Sequence[NDArray[np.uint8]]
 ) -> Iterator[list[Floats]]:
-    """The named outputs of a graph that is not, or not yet, a served model."""
+    """Yield the named outputs of a graph that is not a served model, batch by batch."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_processors()
     options.log_severity_level = 3
@@ -205,7 +205,7 @@ def run(
 
 
 def probabilities(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> Floats:
-    """float32 [N, num_classes]"""
+    """Return float32 [N, num_classes]."""
     answers = run(model, [PROBABILITIES_NAME], list(_batches(pixels)))
     return np.concatenate([values for (values,) in answers])
 
@@ -216,7 +216,7 @@ def _batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Batch after batch; `set_range` lets the calibrator digest each before it asks for the next."""
+    """Gives batch after batch; with `set_range` the calibrator digests each before the next."""
 
     def __init__(self, pixels: NDArray[np.uint8]):
         self.batches = list(_batches(pixels))
@@ -236,7 +236,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _after_last_layer(model: onnx.ModelProto, and_the_layer: bool = False) -> list[onnx.NodeProto]:
-    """From the outputs back to the last layers with weights."""
+    """Return the nodes from the outputs back to the last layers with weights."""
     producers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, onnx.NodeProto] = {}
     names = [LOGITS_NAME, PROBABILITIES_NAME]
@@ -254,7 +254,7 @@ def _after_last_layer(model: onnx.ModelProto, and_the_layer: bool = False) -> li
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The converters print their progress, and advise what is done here anyway."""
+    """Silence the converters, which print their progress and advice that does not apply."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

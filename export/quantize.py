@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files, 3 an
+    """Return the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files, 3 an
     error that may pass."""
     args = build_parser().parse_args(argv)
     try:
@@ -200,7 +200,7 @@ def _to_int8(
 
 
 def mean_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    """Mean |difference| of the probability of the expected likeliest class; each [N, num_classes]."""
+    """Return the mean |difference| of the likeliest class's probability; each is [N, num_classes]."""
     rows, best = np.arange(len(expected)), expected.argmax(axis=1)
     return float(np.abs(expected[rows, best] - got[rows, best]).mean())
 

@@ -26,7 +26,9 @@ def choose_float_layers(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Search:
-    """Each layer alone, then the worst together. `error(float_layers)` quantises all others and measures.
+    """Measure each layer alone, then the worst together.
+
+    `error(float_layers)` quantises all others and measures.
 
     First every layer is left out by itself: the less error remains, the more that layer causes. Then the 1,
     2, 4, ... worst stay in float32 together, up to half of the layers: with more, little would be gained.

@@ -6,7 +6,7 @@
 writes models/NAME/config.pbtxt, models/NAME/labels.txt and models/NAME/1/model.onnx; the next call adds
 version 2 of the same classes and input, which Triton then serves. Clients send uint8 pixels prepared with
 serve/contract/preprocess.py (the file's metadata say how) and get logits and probabilities. It runs on
-GPUs if the model was verified there (--verify-provider cuda), else on the CPU; on GPUs start Triton with
+GPUs if the model was verified on them (--verify-provider cuda), else on the CPU; on GPUs start Triton with
 NVIDIA_TF32_OVERRIDE=0, for verified is float32.
 """
 
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 written, 2 unusable arguments or files."""
+    """Return the exit code: 0 written, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
         with open_run(args.run, writes=False) as run:
@@ -112,7 +112,7 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
 
 
 def config(name: str, metadata: ModelMetadata, max_batch_size: int) -> str:
-    """The text of config.pbtxt (Triton's model_config.proto); batches are put together by the server."""
+    """Return the text of config.pbtxt (Triton's model_config.proto); the server forms batches."""
     size, classes = metadata.preprocess.size, len(metadata.class_names)
     kind = next(k for provider, k in INSTANCE_KINDS.items() if metadata.is_verified(provider, "fp32"))
     outputs = ",\n".join(

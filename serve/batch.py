@@ -5,8 +5,8 @@ session with many threads by a tenth to a factor of two (benchmarks/pipelines.py
 whole batch to be decoded, the pixels are still in the processor's cache, and small networks gain little
 from inference threads.
 
-Batches are cut at fixed places of the input order, and an unreadable image is black pixels in its batch:
-an answer depends on nothing but the image, its place and the model.
+Batches are cut at fixed positions of the input order, and an unreadable image is black pixels in its batch:
+an answer depends on nothing but the image, its position and the model.
 """
 
 import errno
@@ -48,7 +48,7 @@ MAY_PASS = {  # of local files, as network file systems say it too
 
 
 class StorageHangsError(OSError):
-    """So many reads hang that going on would only collect threads."""
+    """Raised when so many reads hang that more would only collect threads."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def score(
     image_timeout: float = 0,
     embeddings: bool = False,
 ) -> Generator[Row, None, None]:
-    """Rows in the order of `entries`, exactly one for each; memory does not depend on their number.
+    """Yield rows in the order of `entries`, exactly one for each; memory does not depend on their number.
 
     An input that cannot be read gets an error row; every other row is unaffected by it.
 
@@ -111,7 +111,7 @@ def default_batch_size(predictor: Predictor) -> int:
 def check_score(
     predictor: Predictor, batch_size: int, workers: int, image_timeout: float, embeddings: bool
 ) -> None:
-    """Raises UserError as `score` would, before anything is begun."""
+    """Raise UserError as `score` would, before anything is begun."""
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size} must be 1 or more")
     for flag, value in (("--workers", workers), ("--image-timeout", image_timeout)):
@@ -175,7 +175,7 @@ class _Pipeline:
         worker.thread.start()
 
     def more_workers(self) -> int:
-        """As many as keep the processors busy while the others wait for bytes."""
+        """Return how many more keep the processors busy while the others wait for bytes."""
         waited, worked = sum(w.waited for w in self.workers), sum(w.worked for w in self.workers)
         if waited < worked / 2:  # a busy machine looks a little like slow storage
             return 0
@@ -183,7 +183,7 @@ class _Pipeline:
         return max(0, min(wanted, MAX_WORKERS) - len(self.workers))
 
     def take(self) -> _Batch | None:
-        """The next batch for a worker, when there is room for its rows; None: there are no more."""
+        """Return the next batch for a worker, when there is room for its rows; None at the end."""
         with self.changed:
             while not self.closed and self.taken >= self.wanted + WINDOW:
                 self.changed.wait()
@@ -204,7 +204,7 @@ class _Pipeline:
             return None
 
     def next_batch(self) -> _Batch | None:
-        """Waits for the batch whose turn it is, and looks after the workers meanwhile."""
+        """Wait for the batch whose turn it is, and replace workers that hang meanwhile."""
         with self.changed:
             while self.wanted not in self.finished:
                 if self.exhausted and self.wanted == self.taken:
@@ -226,7 +226,7 @@ class _Pipeline:
             self.stuck = [w for w in self.stuck if w.thread.is_alive()]
             alike = 1 + sum(w.reading == worker.reading for w in self.stuck)
             if worker.reading and alike > MAX_STUCK:
-                raise StorageHangsError(f"{alike} reads hang at once: is the storage there?")
+                raise StorageHangsError(f"{alike} reads hang at once: does the storage answer?")
             if alike > MAX_STUCK:  # decoding ends at some time: until one has, this one is waited for
                 continue
             assert worker.batch is not None
@@ -278,7 +278,7 @@ class _Worker:
             self.batch = None
 
     def _decode(self, batch: _Batch) -> bool:
-        """Fill the pixels; False when nobody waits for them any more."""
+        """Fill the pixels, and return False when nobody waits for them any more."""
         started = time.thread_time()
         for slot in range(len(batch.entries)):
             if batch.errors[slot] is None:
@@ -296,7 +296,7 @@ class _Worker:
         return True
 
     def _decode_into(self, batch: _Batch, slot: int) -> str:
-        """An error message, or "" when the pixels are there."""
+        """Return an error message, or "" when the pixels are decoded."""
         entry, target = batch.entries[slot], self.pixels[slot]
         doubts: list[str] = []
         before, working = time.perf_counter(), time.thread_time()
@@ -318,7 +318,7 @@ class _Worker:
 
     @contextmanager
     def _turn_to_decode(self) -> Iterator[None]:
-        """Waiting for it is not the image's time, and whoever gives up on this thread takes it away."""
+        """Hold a turn. The wait is not the image's time, and a thread that is given up loses its turn."""
         pipeline = self.pipeline
         with pipeline.changed:
             self.queued, since = True, pipeline.seconds
@@ -333,7 +333,7 @@ class _Worker:
                 self.end_decoding()
 
     def end_decoding(self) -> None:
-        """The pipeline is locked."""
+        """End the decoding; the caller holds the lock."""
         if self.decoding:
             self.decoding = False
             self.pipeline.decoding.release()

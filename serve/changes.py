@@ -40,7 +40,7 @@ class SetDigest:
 
 
 def digesting(read: Read, contents: SetDigest) -> Read:
-    """`read`, which adds what it reads to `contents`."""
+    """Return `read`, which adds what it reads to `contents`."""
 
     def digest_and_read(entry: Entry) -> bytes:
         data = read(entry)
@@ -68,7 +68,7 @@ def digest_stamps(source: Source, rows: range) -> str:
 
 
 def unchanged(source: Source, manifest: Manifest) -> bool:
-    """Whether the inputs of a part or piece are what was scored; prints a line if not."""
+    """Return whether the inputs of a part or piece are what was scored; prints a line if not."""
     rows = range(manifest.first, manifest.first + manifest.rows)
     if manifest.contents and manifest.stamps == digest_stamps(source, rows):
         return True

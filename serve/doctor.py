@@ -31,7 +31,7 @@ from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking_server import TrackingServer
 
-CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount when nobody asks
+CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount by default
 HTTP_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 # The server answers /health whatever the Host header, other paths only to hosts of its --allowed-hosts.
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 nothing stands against the job, 1 something does, 2 unusable arguments."""
+    """Return the exit code: 0 nothing stands against the job, 1 something does, 2 unusable arguments."""
     args = build_parser().parse_args(argv)
     deadline = time.monotonic() + args.wait
     worst = 0
@@ -118,7 +118,7 @@ def examine(args: argparse.Namespace, deadline: float) -> Iterator[Finding]:
 
 
 def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
-    """`wanted` in MiB. Loader processes and nccl pass data through it: SIGBUS when it is full."""
+    """Check for `wanted` MiB. Loader processes and nccl pass data through it: SIGBUS when it is full."""
     try:
         size = shutil.disk_usage(path).total / 2**20
     except OSError as error:
@@ -133,7 +133,7 @@ def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
 
 
 def processors(threads: int, processes: int, root: Path = Path("/")) -> Finding:
-    """More threads than processors wait for each other: with a quota, until the next period."""
+    """Warn of more threads than processors: with a quota, they wait until the next period."""
     available, quota = available_processors(root), cpu_quota(root)
     limit = "" if quota is None else f" (quota {quota:g})"
     if not threads:
@@ -149,7 +149,7 @@ def processors(threads: int, processes: int, root: Path = Path("/")) -> Finding:
 
 
 def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Finding:
-    """With a model its session is asked: onnxruntime lists what it was built for, not what is there."""
+    """Open the model, if one is given: onnxruntime lists what it was built for, not what it can use."""
     try:
         import onnxruntime as ort
 
@@ -169,9 +169,9 @@ def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Fi
 
 
 def writable(folder: Path, free: float) -> Finding:
-    """Does what every output of the project does: write a temporary file, flush it, rename it.
+    """Do what every output of the project does: write a temporary file, flush it, rename it.
 
-    A folder that is not there yet is looked at through the nearest folder above it. `free` in GiB.
+    For a folder that does not exist, the nearest one above it is checked. `free` in GiB.
     """
     about = f"write {folder}"
     try:
@@ -193,7 +193,7 @@ def writable(folder: Path, free: float) -> Finding:
 
 
 def readable(path: str) -> Finding:
-    """A folder must hold something, a file a byte. URLs are left to the job."""
+    """Check that a folder holds something, a file a byte. URLs are left to the job."""
     about = f"read {path}"
     if is_remote(path):
         return Finding("ok", about, "remote, not tried")
@@ -210,7 +210,7 @@ def readable(path: str) -> Finding:
 
 
 def resolves(host: str, deadline: float) -> Finding:
-    """Until the deadline: in a cluster a name follows its pod by seconds."""
+    """Look the name up until the deadline: in a cluster it follows its pod by seconds."""
 
     def attempt() -> Finding:
         try:
@@ -224,7 +224,7 @@ def resolves(host: str, deadline: float) -> Finding:
 
 
 def mlflow_server(uri: str, deadline: float) -> Finding:
-    """Only ever a warning: training goes on without the server and sends later what was missed."""
+    """Warn at most: training continues without the server and sends later what was missed."""
 
     def attempt() -> Finding:
         for path in MLFLOW_PATHS:
@@ -245,12 +245,12 @@ def mlflow_server(uri: str, deadline: float) -> Finding:
         return Finding("ok", f"MLflow {uri}", "answers")
 
     if not is_http(uri):
-        return Finding("ok", f"MLflow {uri}", "no server, nothing to ask")
+        return Finding("ok", f"MLflow {uri}", "no server, not tried")
     return until(deadline, attempt)
 
 
 def until(deadline: float, attempt: Callable[[], Finding]) -> Finding:
-    """The first ok, or what was found last when time is up."""
+    """Return the first ok, or what was found last when time is up."""
     while (finding := attempt()).level != "ok" and time.monotonic() < deadline:
         time.sleep(RETRY_SECONDS)
     return finding

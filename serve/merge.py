@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code.
+    """Return the exit code.
 
     0: merged, 1: merged, and not one image was scored, 2: the parts do not fit, 3: a file could not be read
     or written.
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def merge(folder: Path, output: Path) -> tuple[int, int]:
-    """(rows, rows with an error). Raises UserError when the parts are not one whole job's."""
+    """Join parts; return (rows, rows with an error). Raises UserError when they are not one job's."""
     parts = find_parts(folder)
     manifests = [Manifest.read(part) for part in parts]
     check_fit(parts, manifests)
@@ -88,7 +88,7 @@ def merge(folder: Path, output: Path) -> tuple[int, int]:
 
 
 def find_parts(folder: Path) -> list[Path]:
-    """One for each shard, in order. Raises UserError when some are missing or of another job."""
+    """Return one for each shard, in order. Raises UserError when some are missing or of another job."""
     found = {path: match for path in folder.iterdir() if (match := PART_NAME.fullmatch(path.name))}
     if not found:
         raise UserError(f"no part files (part-00000-of-00001.csv, ...) in {str(folder)!r}")
@@ -97,8 +97,8 @@ def find_parts(folder: Path) -> list[Path]:
         described = ", ".join(f"of {int(count)} ({suffix})" for count, suffix in sorted(kinds))
         raise UserError(f"{str(folder)!r} has parts of several jobs: {described}")
     count, parts = int(kinds.pop()[0]), sorted(found)
-    there = {int(match[1]) for match in found.values()}
-    if missing := sorted(set(range(count)) - there):
+    indices = {int(match[1]) for match in found.values()}
+    if missing := sorted(set(range(count)) - indices):
         listed = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
         raise UserError(f"{len(missing)} of {count} parts are missing: {listed}")
     return parts

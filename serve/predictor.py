@@ -35,8 +35,8 @@ class Predictor:
         """
         Args:
             model: an ONNX file written by export/main.py.
-            provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the fastest that is there and was
-                verified with this file (`reason` says why).
+            provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the fastest that is installed and
+                was verified with this file (`reason` says why).
             threads: inference threads; 0 means one for each processor this process may use.
             precision: of the provider's arithmetic, "fp32", "bf16" or "fp16".
             device_id: which GPU.
@@ -87,14 +87,14 @@ class Predictor:
         return len(self.metadata.class_names)
 
     def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
-        """RGB image -> uint8 [size, size, 3], as the model was validated."""
+        """Return uint8 [size, size, 3] of an RGB image, as the model was validated."""
         return self.metadata.preprocess(image)
 
     def predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [N, size, size, 3] -> probabilities, float32 [N, num_classes]."""
+        """Return probabilities, float32 [N, num_classes], of uint8 [N, size, size, 3]."""
         return self.run(pixels)[1]
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """uint8 [N, size, size, 3] -> (logits, probabilities), each float32 [N, num_classes]."""
+        """Return (logits, probabilities), each float32 [N, num_classes], of uint8 [N, size, size, 3]."""
         logits, probabilities = self.session.run([LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: pixels})
         return logits, probabilities

@@ -6,7 +6,7 @@ manifest beside it:
     part-00003-of-00008.csv         a finished shard
     part-00003-of-00008.csv.json    of what: model, inputs, settings, which rows, the part's sha256
 
-A big shard is scored in pieces, which are joined when all are there. Until then they lie, each with its
+A big shard is scored in pieces, which are joined when all are written. Until then they lie, each with its
 manifest, in the hidden folder .part-00003-of-00008.csv.pieces, and a killed job loses one piece at most.
 Every file appears by a rename, and the same inputs give the same bytes: two processes at the same shard
 write the same files over one another.
@@ -54,7 +54,7 @@ class Shard:
         return f"part-{self.index:05}-of-{self.count:05}{suffix}"
 
     def rows(self, total: int, batch_size: int) -> range:
-        """The inputs of this shard. Whole batches: where they are cut does not depend on N."""
+        """Return the inputs of this shard. Whole batches: where they are cut does not depend on N."""
         batches = -(-total // batch_size)
         first, last = (batches * i // self.count * batch_size for i in (self.index, self.index + 1))
         return range(min(first, total), min(last, total))
@@ -62,16 +62,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """What all parts of a job have in common."""
+    """Values that all parts of a job have in common."""
 
     model_sha256: str
     inputs_sha256: str
-    """Over the names of all inputs, each followed by NUL, in their order."""
+    """Digest of the names of all inputs, each followed by NUL, in their order."""
     total: int
     """Inputs of the whole job."""
     settings: dict[str, Any]
     """What else decides about the bytes: format, top_k, embeddings, batch_size, precision, and images, the
-    place that the names are relative to."""
+    folder or URL that the names are relative to."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Manifest:
 
     @classmethod
     def read(cls, part: Path) -> "Manifest":
-        """Raises UserError when there is none, or none that this version understands."""
+        """Read it. Raises UserError when there is none, or none that this version understands."""
         path = manifest_path(part)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def manifest_path(part: Path) -> Path:
 
 
 def is_manifest(file: IO[bytes]) -> bool:
-    """Whether this is one, of any version, whole or not any more."""
+    """Return whether a file is one, of any version, whole or damaged."""
     try:
         return not (data := file.read()) or {"job", "sha256", "format_version"} <= set(json.loads(data))
     except (ValueError, TypeError, RecursionError):
@@ -141,8 +141,8 @@ def pieces_folder(part: Path) -> Path:
 
 
 def finished(part: Path, job: Job, rows: range) -> Manifest | None:
-    """The manifest of a part that is whole, of this job, and without errors that may have passed; None: it
-    must be made (again)."""
+    """Return the manifest of a part that is whole, of this job, and without errors that may have passed;
+    None: it must be made."""
     try:
         manifest = Manifest.read(part)
         if (manifest.job, manifest.first, manifest.rows) != (job, rows.start, len(rows)):
@@ -155,8 +155,8 @@ def finished(part: Path, job: Job, rows: range) -> Manifest | None:
 
 
 def difference(part: Path, job: Job) -> str:
-    """Name what the manifest of a part has otherwise than this job, as in "model, batch_size"; "" when
-    nothing is known to differ."""
+    """Name what differs between the manifest of a part and this job, as in "model, batch_size"; "" when
+    nothing is known to."""
     try:
         other = Manifest.read(part).job
     except ValueError:
@@ -168,7 +168,7 @@ def difference(part: Path, job: Job) -> str:
 
 
 def cut(rows: range, part_size: int, batch_size: int) -> Iterator[range]:
-    """Pieces of about part_size rows, of whole batches."""
+    """Yield pieces of about part_size rows, of whole batches."""
     step = -(-part_size // batch_size) * batch_size
     for first in range(rows.start, rows.stop, step):
         yield range(first, min(first + step, rows.stop))

@@ -11,12 +11,12 @@ from serve.contract.errors import UserError
 
 STRIP_PIXELS = 1 << 20  # laid over white at once
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
-PNG_DEPTH = 24  # place of the bits a sample in a PNG
+PNG_DEPTH = 24  # byte with the bits a sample in a PNG
 PNG_GREY, PNG_RGB = 0, 2
 
 
 def sample_bits(image: Image.Image, data: bytes) -> int:
-    """How many bits a sample has in the opened file, before its pixels are read."""
+    """Return how many bits a sample has in the opened file, before its pixels are read."""
     if image.format == "PNG":
         return data[PNG_DEPTH]
     if image.format == "TIFF":
@@ -28,7 +28,7 @@ def sample_bits(image: Image.Image, data: bytes) -> int:
 
 
 def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) -> tuple[Image.Image, str]:
-    """RGB, and what is suspicious about it or "".
+    """Return RGB, and what is suspicious about it or "".
 
     Args:
         decoded: the pixels of `opened`, perhaps made smaller.
@@ -55,7 +55,7 @@ def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) ->
 
 
 def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> tuple[Image.Image, str]:
-    """Grey of more bits to RGB; `inverted`: 0 is white.
+    """Convert grey of more bits to RGB; `inverted`: 0 is white.
 
     12 bits in a TIFF that declares them are 12 bits. 10 or 12 in a file that declares 16 may as well be a
     dark picture: guessing by the brightest pixel would make dark ones of a data set bright, and others not.
@@ -71,7 +71,7 @@ def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> tuple[Image.Im
 
 
 def _whole_transparent_colour(image: Image.Image, data: bytes) -> Image.Image:
-    """A PNG's transparent colour, which Pillow leaves at the file's depth, at that of the pixels."""
+    """Bring a PNG's transparent colour, which Pillow leaves at the file's depth, to that of the pixels."""
     depth, kind, clear = data[PNG_DEPTH], data[PNG_DEPTH + 1], image.info["transparency"]
     if kind == PNG_GREY and depth in (2, 4):
         top = (1 << depth) - 1
@@ -86,7 +86,7 @@ def _whole_transparent_colour(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _low_bytes(data: bytes) -> NDArray[np.uint8]:
-    """Of a PNG's 16-bit RGB samples, uint8 [H, W, 3]: read as if their bytes were the other way round."""
+    """Return those of a PNG's 16-bit RGB samples, uint8 [H, W, 3], read as if their bytes were swapped."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         codec, box, offset, _ = image.tile[0]
         image.tile = [type(image.tile[0])(codec, box, offset, "RGB;16L")]
@@ -94,8 +94,9 @@ def _low_bytes(data: bytes) -> NDArray[np.uint8]:
 
 
 def _over_white(image: Image.Image) -> tuple[Image.Image, str]:
-    """RGB, and what is suspicious about it or "". An alpha channel of zeros hides a picture that is there:
-    it means nothing, as in many Windows bitmaps, and is ignored.
+    """Return RGB, and what is suspicious about it or "".
+
+    An alpha channel of zeros that hides a picture means nothing, as in many Windows bitmaps: it is ignored.
 
     In strips: whole images in several modes at once would take five times their memory.
     """

@@ -37,7 +37,7 @@ class Doubts:
             names.append(name)
 
     def lines(self) -> Iterator[str]:
-        """One for each reason, the commonest first."""
+        """Yield one line for each reason, the commonest first."""
         for doubt, count in self._counts.most_common():
             names = ", ".join(map(repr, self._names[doubt])) + (", ..." if count > EXAMPLES else "")
             pictures = "picture looks" if count == 1 else "pictures look"
@@ -45,7 +45,7 @@ class Doubts:
 
 
 def is_one_colour(image: Image.Image, but: float = 0.0) -> bool:
-    """Whether RGB pixels are nearly one colour, `but` for that share of them.
+    """Return whether RGB pixels are nearly one colour, `but` for that share of them.
 
     A look at a few pixels ends it for all but a few pictures.
     """
@@ -62,7 +62,7 @@ def is_one_colour(image: Image.Image, but: float = 0.0) -> bool:
 
 
 def is_blank(image: Image.Image, opened: Image.Image, data: bytes) -> bool:
-    """Whether RGB pixels of nearly one colour are much less than their file holds, its metadata aside."""
+    """Return whether RGB pixels of one colour are much less than their file holds, its metadata aside."""
     if opened.format in ("JPEG", "MPO"):
         parts: list[tuple[str, bytes]] = opened.applist  # type: ignore[attr-defined]
         segments = sum(len(body) for _, body in parts)
@@ -77,7 +77,7 @@ def is_blank(image: Image.Image, opened: Image.Image, data: bytes) -> bool:
 
 
 def varies_by(image: Image.Image) -> int:
-    """Grey levels, in the band that varies most."""
+    """Return the range of grey levels in the band that varies most."""
     extremes: Any = image.getextrema()
     bands = extremes if isinstance(extremes[0], tuple) else [extremes]
     return int(max(high - low for low, high in bands))

@@ -15,7 +15,7 @@ from serve.contract.formats import unread_format
 from serve.contract.jpeg import scans_and_end, without_metadata
 from serve.contract.orientation import TURNS, orientation, pass_over_metadata
 
-# Pillow's other decoders are not asked: an EPS named .jpg would start Ghostscript.
+# Pillow's other decoders are not tried: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000  # 8000 x 8000; decoded, Pillow holds 4 bytes a pixel
 MAX_FILE_BYTES = 256 * 2**20

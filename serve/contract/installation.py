@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 
 def how_to_install(extra: str) -> str:
-    """The project is on no package index: only a path names it."""
+    """Return the command. The project is on no package index: only a path names it."""
     return f"pip install '.[{extra}]' in purebred's repository"
 
 

@@ -9,7 +9,7 @@ COLOURS = (0xE0, 0xEE)  # JFIF's and Adobe's, which say how to read the colours
 
 
 def scans_and_end(data: bytes) -> tuple[int, int]:
-    """How many scans the first picture has, and where it ends.
+    """Return how many scans the first picture has, and where it ends.
 
     As libjpeg reads it: what a segment holds is passed over, and so is rubbish between segments.
     """
@@ -26,7 +26,7 @@ def scans_and_end(data: bytes) -> tuple[int, int]:
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """The file without comments, profiles and the like, which no decoder needs, and its EXIF block."""
+    """Return the file without comments and profiles, which no decoder needs, and its EXIF block."""
     kept, exif = [data[:2]], b""
     start = at = 2
     while found := MARKER.search(data, at):

@@ -21,7 +21,9 @@ CHECKPOINT_TAG = "purebred.checkpoint_sha256"  # on models in MLflow, as in the 
 PRECISION_TAG = "purebred.model_precision"  # of the file's own layers; unset: fp32
 BEST_CHECKPOINT_TAG = "purebred.best_checkpoint_sha256"  # on training runs in MLflow
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
-EMBEDDINGS_NAME = "embeddings"  # float32 [N, features], the last layer's input; only if asked for at export
+EMBEDDINGS_NAME = (
+    "embeddings"  # float32 [N, features], the last layer's input; only with export --embeddings
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises UserError when the text is not metadata that this version understands."""
+        """Build from JSON. Raises UserError when this version does not understand it."""
         try:
             values: dict[str, Any] = json.loads(text)
             version = values.pop("format_version")

@@ -25,7 +25,7 @@ PNG_TEXT = "Raw profile type exif"  # where PNGs had their EXIF block before the
 
 
 def orientation(image: Image.Image) -> int:
-    """1 (upright) to 8, of an opened file whose pixels have been read: a PNG's EXIF may follow them.
+    """Return 1 (upright) to 8, of an opened file whose pixels have been read: a PNG's EXIF may follow them.
 
     EXIF decides, else XMP. A tag of another type, count or value than the standard's is ignored, as by
     browsers. A TIFF is 1: Pillow has turned it. An AVIF has its own rotation, handed over as EXIF.
@@ -38,7 +38,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def on_its_side(image: Image.Image) -> bool:
-    """Whether width and height of the opened file are height and width of the picture."""
+    """Return whether width and height of the opened file are height and width of the picture."""
     if image.format == "TIFF":  # its size is the upright one already, unless only XMP turns it
         return ORIENTATION not in image.tag_v2 and _in_xmp(image) >= 5  # type: ignore[attr-defined]
     if image.format == "PNG":
@@ -65,7 +65,7 @@ def _exif_block(image: Image.Image) -> bytes:
 
 
 def _in_exif(block: bytes) -> int:
-    """The first readable tag of the first directory; 0: none."""
+    """Return the first readable tag of the first directory; 0: none."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 8:
         return 0
@@ -80,7 +80,7 @@ def _in_exif(block: bytes) -> int:
 
 
 def _in_xmp(image: Image.Image) -> int:
-    """0: none."""
+    """Return the tag; 0: none."""
     text = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or ""
     if isinstance(text, bytes):
         text = text.decode("latin-1")

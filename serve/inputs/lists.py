@@ -55,7 +55,7 @@ class ListedFiles(Inputs):
 
 
 def listed_lines(path: str) -> Iterator[str]:
-    """The lines of a text file, without their ends. Empty lines are passed over."""
+    """Yield the lines of a text file, without their ends. Empty lines are passed over."""
     number = 0
     try:
         with _open_text(path) as file:
@@ -70,7 +70,7 @@ def listed_lines(path: str) -> Iterator[str]:
 
 
 def listed_in_csv(path: str) -> Iterator[str]:
-    """The column path of a CSV file."""
+    """Yield the column path of a CSV file."""
     with _open_text(path) as file:
         reader = csv.reader(file, strict=True)  # else a quote that is left open takes all that follows
         try:

@@ -1,4 +1,4 @@
-"""What each execution provider says of itself, and how a session is told to use it."""
+"""What an execution provider needs and can compute, and how a session is configured for it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from serve.contract.metadata import ModelMetadata
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a model is to be run with."""
+    """Provider, precision and resources that a model runs with."""
 
     provider: str = "auto"
     precision: str = "fp32"

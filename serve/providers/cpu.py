@@ -1,4 +1,4 @@
-"""onnxruntime's own provider, which is always there."""
+"""onnxruntime's own provider, which every build has."""
 
 from pathlib import Path
 from typing import Any

@@ -37,7 +37,7 @@ def cuda_options(runtime: Runtime) -> tuple[str, dict[str, str]]:
     return Cuda.full_name, {
         "device_id": str(runtime.device_id),
         "use_tf32": "0",  # the default, 1, keeps 10 bits of the mantissa: not fp32
-        # The default, EXHAUSTIVE, times every algorithm anew for each batch size, so for the last batch.
+        # The default, EXHAUSTIVE, times every algorithm again for each batch size, so for the last batch.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
 

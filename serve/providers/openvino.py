@@ -64,7 +64,7 @@ def openvino_devices() -> tuple[Any, ...]:
 
 
 def has_bf16(device: Any) -> bool:
-    """Return whether OpenVINO computes in bf16 here: where it cannot, it takes fp32 without a word."""
+    """Return whether OpenVINO computes in bf16 on this device: else it takes fp32 without a warning."""
     if "BF16" not in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split():
         return False
     flags = processor_flags()  # with AVX-512 alone, OpenVINO would offer bf16 and emulate it

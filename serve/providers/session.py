@@ -1,6 +1,6 @@
 """Open a session on the provider asked for, really in use and at the precision asked for, or fail.
 
-onnxruntime by itself falls back to the CPU without a word, and OpenVINO takes bfloat16 unless told not to.
+onnxruntime by itself falls back to the CPU without a warning, and OpenVINO defaults to bfloat16.
 """
 
 import math
@@ -45,7 +45,7 @@ def open_session(
 ) -> Opened:
     """Open a session whose provider and precision are those asked for.
 
-    auto takes the provider that was verified with this file at this precision, is there, and was clearly
+    auto takes the installed provider that was verified with this file at this precision and was clearly
     the fastest where it was verified: `Opened.reason` says why.
 
     Raises:

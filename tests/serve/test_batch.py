@@ -375,7 +375,7 @@ def test_storage_that_hangs_altogether_ends_the_job(
     monkeypatch.setattr(batch, "PATIENCE", 0.1)
     paths = ARRANGEMENTS["none"]
     storage = HangingFolder(folder, *paths)
-    with pytest.raises(StorageHangsError, match="6 reads hang at once"):
+    with pytest.raises(StorageHangsError, match="6 reads"):
         list(score(predictor, map(Entry, paths), storage.read, 4, 2, image_timeout=0.1))
     storage.released.set()
 
@@ -459,7 +459,7 @@ def test_embeddings_are_the_models_third_output(tmp_path: Path, folder: Path, pr
     assert rows[3].embedding is None
     for row in (rows[0], rows[7]):  # of this model, the mean colour
         np.testing.assert_allclose(row.embedding, colour_of(int(Path(row.path).stem)), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"no output 'embeddings': export it .* --embeddings"):
+    with pytest.raises(ValueError, match=r"'embeddings'.*--embeddings"):
         score(predictor, [], lambda e: b"", 1, embeddings=True)
 
 

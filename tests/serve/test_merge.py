@@ -101,11 +101,11 @@ def test_a_part_is_not_written_over(
     part = folder / "part-00000-of-00002.csv"
     before = part.read_bytes()
     assert merge(folder, part) == 2
-    assert "is named as the parts are" in capsys.readouterr().err
+    assert "--output" in capsys.readouterr().err
     link = tmp_path / "merged.csv"
     link.symlink_to(part)
     assert merge(folder, link) == 2
-    assert "is one of the parts" in capsys.readouterr().err
+    assert "--output" in capsys.readouterr().err
     assert part.read_bytes() == before
 
 
@@ -198,10 +198,10 @@ def test_a_folder_without_parts_and_another_suffix_are_refused(
     tmp_path: Path, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert merge(tmp_path, tmp_path / "merged.csv") == 2
-    assert "no part files" in capsys.readouterr().err
+    assert "part-00000-of-00001.csv" in capsys.readouterr().err
     assert merge(tmp_path / "missing", tmp_path / "merged.csv") == 2
     assert merge(parts, tmp_path / "merged.jsonl") == 2
-    assert "must end in .csv, as the parts do" in capsys.readouterr().err
+    assert ".csv" in capsys.readouterr().err
 
 
 def test_inputs_that_changed_between_two_shards_are_found(
@@ -212,7 +212,7 @@ def test_inputs_that_changed_between_two_shards_are_found(
     (images / "040.png").rename(images / "040b.png")
     assert score(model, images, "--shard", "1/2", "--output", tmp_path / "parts") == 0
     assert merge(tmp_path / "parts", tmp_path / "merged.csv") == 2
-    assert "is of another list of inputs" in capsys.readouterr().err
+    assert "list of inputs" in capsys.readouterr().err
 
 
 def test_merging_needs_no_onnxruntime(tmp_path: Path, parts: Path) -> None:
@@ -226,6 +226,6 @@ def test_merging_needs_no_onnxruntime(tmp_path: Path, parts: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     total = NUM_IMAGES + len(broken_files()) + 2
-    assert f"{total} rows in merged.csv, one for each input: " in done.stdout, done.stderr
+    assert f"{total} rows in merged.csv" in done.stdout, done.stderr
     with (tmp_path / "merged.csv").open(newline="", encoding="utf-8") as file:
         assert len(list(csv.reader(file))) == total + 1

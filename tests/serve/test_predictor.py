@@ -69,14 +69,14 @@ def metadata_with(**changes: Any) -> str:
         ({"metadata": metadata_with(format_version=3)}, "format_version 3, this version reads 2"),
         (
             {"metadata": metadata_with(preprocess=Preprocess("squash", 9).to_dict())},
-            r"\['batch', 8, 8, 3\] is not images tensor\(uint8\) \[N, 9, 9, 3\]",
+            r"\['batch', 8, 8, 3\].*\[N, 9, 9, 3\]",
         ),
-        ({"image_type": TensorProto.FLOAT}, r"tensor\(float\).*is not images tensor\(uint8\)"),
-        ({"num_outputs": 4}, r"output logits \['batch', 4\] is not \[N, 3\]"),
-        ({"num_outputs": 2}, r"output logits \['batch', 2\] is not \[N, 3\]"),
-        ({"outputs": ["logits"]}, r"outputs \['probabilities'\] are missing"),
-        ({"outputs": ["probabilities"]}, r"outputs \['logits'\] are missing"),
-        ({"batch": 1}, r"input images tensor\(uint8\) \[1, 8, 8, 3\] is not"),
+        ({"image_type": TensorProto.FLOAT}, r"tensor\(float\).*tensor\(uint8\)"),
+        ({"num_outputs": 4}, r"logits \['batch', 4\].*\[N, 3\]"),
+        ({"num_outputs": 2}, r"logits \['batch', 2\].*\[N, 3\]"),
+        ({"outputs": ["logits"]}, r"\['probabilities'\]"),
+        ({"outputs": ["probabilities"]}, r"\['logits'\]"),
+        ({"batch": 1}, r"images tensor\(uint8\) \[1, 8, 8, 3\]"),
     ],
 )
 def test_a_model_that_disagrees_with_its_metadata_is_refused(
@@ -93,7 +93,7 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=name):
             Predictor(tmp_path / name, "cpu", threads=1)
     for name in ("missing.onnx", "."):
-        with pytest.raises(ValueError, match="does not exist or is not a file"):
+        with pytest.raises(ValueError, match="model '"):
             Predictor(tmp_path / name, "cpu")
 
 
@@ -114,7 +114,7 @@ def test_auto_without_a_gpu_is_the_cpu_and_prints_no_alarm(
 
 
 def test_an_unknown_provider_is_refused_with_the_known_ones(model: Path) -> None:
-    with pytest.raises(ValueError, match="'tpu' is none of auto, cpu, cuda, tensorrt, openvino"):
+    with pytest.raises(ValueError, match=r"'tpu'.*auto, cpu, cuda, tensorrt, openvino"):
         Predictor(model, "tpu")
 
 

@@ -50,10 +50,10 @@ def test_a_shard_is_named_by_numbers_or_by_kubernetes(monkeypatch: pytest.Monkey
 )
 def test_a_shard_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "7")
-    with pytest.raises(ValueError, match=r"is not I/N with I from 0 to N-1, or auto/N"):
+    with pytest.raises(ValueError, match=r"--shard"):
         Shard.parse(text)
     monkeypatch.delenv("JOB_COMPLETION_INDEX")
-    with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX is not set"):
+    with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX"):
         Shard.parse("auto/8")
 
 
@@ -91,13 +91,13 @@ def test_other_rows_or_damage_make_a_part_unfinished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is no manifest"),
-        ("[]", "is no manifest"),
-        ("{}", "is no manifest"),
-        ('{"format_version": 1}', "is no manifest"),
-        ('{"format_version": 1, "job": {"a": 1}}', "is no manifest"),
-        ('{"format_version": 2}', "has format_version 2, this version reads 1"),
-        (None, "cannot be read, so part-00000-of-00002.csv is unfinished"),
+        ("", r"part-00000-of-00002\.csv\.json"),
+        ("[]", r"part-00000-of-00002\.csv\.json"),
+        ("{}", r"part-00000-of-00002\.csv\.json"),
+        ('{"format_version": 1}', r"part-00000-of-00002\.csv\.json"),
+        ('{"format_version": 1, "job": {"a": 1}}', r"part-00000-of-00002\.csv\.json"),
+        ('{"format_version": 2}', "format_version 2"),
+        (None, r"part-00000-of-00002\.csv\.json"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
@@ -120,7 +120,7 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, o
     part, _ = part_with_manifest(tmp_path)
     values = json.loads(manifest_path(part).read_text())
     manifest_path(part).write_text(json.dumps(values | changes))
-    with pytest.raises(ValueError, match=r"is no manifest: .*first, rows, errors, transient, total are"):
+    with pytest.raises(ValueError, match=r"first, rows, errors, transient, total"):
         Manifest.read(part)
 
 

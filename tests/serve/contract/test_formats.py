@@ -23,7 +23,7 @@ BEGINNINGS = {
 @pytest.mark.parametrize(("name", "beginnings"), BEGINNINGS.items())
 def test_the_error_names_what_the_file_is(name: str, beginnings: list[bytes]) -> None:
     for beginning in beginnings:
-        with pytest.raises(ImageError, match=f"not an image file of a known format but .*{name}"):
+        with pytest.raises(ImageError, match=name):
             load_image(beginning + b"\0" * 200)
 
 

@@ -176,7 +176,7 @@ def test_transparency_costs_no_more_memory_than_the_picture_and_its_result() -> 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_grey_is_refused_not_guessed(mode: str) -> None:
-    with pytest.raises(ImageError, match=f"mode '{mode}' have no defined white; save 8 bits"):
+    with pytest.raises(ImageError, match=f"'{mode}'.*8 bits"):
         load_image(encode(Image.new(mode, (4, 4)), "TIFF"))
 
 
@@ -220,10 +220,10 @@ def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (lying_jpeg(8000, 8000), "claims 8000x8000 pixels in .* bytes: truncated"),
-        (lying_jpeg(8000, 8000, "MPO"), "claims 8000x8000 pixels in .* bytes: truncated"),
-        (png_header(8001, 8000), f"8001x8000 pixels are over the limit of {MAX_PIXELS}; scale it down"),
-        (encode(Image.new("1", (9000, 9000)), "PNG"), "9000x9000 pixels are over the limit"),
+        (lying_jpeg(8000, 8000), "8000x8000 .*truncated"),
+        (lying_jpeg(8000, 8000, "MPO"), "8000x8000 .*truncated"),
+        (png_header(8001, 8000), f"8001x8000.*{MAX_PIXELS}"),
+        (encode(Image.new("1", (9000, 9000)), "PNG"), f"9000x9000.*{MAX_PIXELS}"),
     ],
     ids=["JPEG header", "MPO header", "PNG header", "81 megapixels in kilobytes"],
 )

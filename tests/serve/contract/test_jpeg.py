@@ -47,7 +47,7 @@ def test_restarts_and_fill_bytes_are_passed_over() -> None:
 def test_a_scan_bomb_is_refused_whatever_stands_between_its_scans(before: bytes) -> None:
     bomb = many_scans(MAX_JPEG_SCANS + 1)
     last = bomb.rindex(b"\xff\xda")
-    with pytest.raises(ImageError, match=f"scans are over the limit of {MAX_JPEG_SCANS}"):
+    with pytest.raises(ImageError, match=f"scans .*{MAX_JPEG_SCANS}"):
         load_image(bomb[:last] + before + bomb[last:])
 
 

@@ -120,19 +120,19 @@ def test_a_dictionary_with_unknown_or_missing_fields_is_refused() -> None:
     with pytest.raises(ValueError, match="'rotate'"):
         Preprocess.from_dict(values | {"rotate": 90})
     del values["interpolation"]
-    with pytest.raises(ValueError, match="preprocess fields"):
+    with pytest.raises(ValueError, match="preprocess"):
         Preprocess.from_dict(values)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "stretch"}, "mode 'stretch' is none of crop, squash, pad"),
-        ({"interpolation": "nearest"}, "'nearest' is none of bilinear, bicubic, lanczos"),
-        ({"size": 0}, "size 0 is outside 1..4096"),
-        ({"size": 5000, "mode": "pad"}, "size 5000 is outside 1..4096"),
-        ({"size": 224, "resize_size": 223}, r"resize_size 223 is outside 224 \(size\)..8192"),
-        ({"resize_size": 9000}, "resize_size 9000 is outside"),
+        ({"mode": "stretch"}, "'stretch'.*crop, squash, pad"),
+        ({"interpolation": "nearest"}, "'nearest'.*bilinear, bicubic, lanczos"),
+        ({"size": 0}, r"size 0 .*1\.\.4096"),
+        ({"size": 5000, "mode": "pad"}, r"size 5000 .*1\.\.4096"),
+        ({"size": 224, "resize_size": 223}, r"resize_size 223 .*224.*8192"),
+        ({"resize_size": 9000}, "resize_size 9000 .*8192"),
     ],
 )
 def test_a_bad_value_is_named_with_its_limits(values: dict[str, Any], message: str) -> None:
