@@ -207,9 +207,8 @@ def verify_provider(args: argparse.Namespace) -> int:
         raise UserError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
     check_start(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
-    Predictor(
-        published, provider, precision=precision, allow_unverified=True
-    )  # raises where it cannot be used
+    # raises, before images are read, where the provider cannot be used
+    Predictor(published, provider, precision=precision, allow_unverified=True)
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images, args.limit)
     limits = limits_for(metadata.precision, precision, args.max_accuracy_drop)
