@@ -115,7 +115,7 @@ class Quantizer:
         return [n.name for n in self.model.graph.node if n.op_type in LAYERS and n.name not in self._head]
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
-        """Return a QDQ graph, uint8 activations and 7-bit weights, of all but `float_layers` and the last."""
+        """Return a QDQ graph, uint8 activations and 7-bit weights, but for `float_layers` and the last."""
         target = Path(self._folder.name) / "int8.onnx"
         with _quiet():
             ort_quantize_static(
