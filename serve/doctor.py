@@ -175,20 +175,20 @@ def writable(folder: Path, free: float) -> Finding:
     """
     about = f"write {folder}"
     try:
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with (
-            tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as scratch,
+            tempfile.TemporaryDirectory(prefix=".doctor-", dir=nearest) as scratch,
             atomic_write(Path(scratch, "a")) as file,
         ):
             file.write(b"doctor")
-        gib = shutil.disk_usage(there).free / 2**30
+        gib = shutil.disk_usage(nearest).free / 2**30
     except OSError as error:
         who = f"user {os.getuid()}, groups {','.join(map(str, os.getgroups()))}"
         return Finding("error", about, f"{error.strerror} ({who}): mount a volume, and set fsGroup")
     if gib < free:
         return Finding("error", about, f"{gib:.1f} GiB free, {free:g} are needed")
     return Finding(
-        "ok", about, f"{gib:.1f} GiB free" + ("" if there == folder.absolute() else f" in {there}")
+        "ok", about, f"{gib:.1f} GiB free" + ("" if nearest == folder.absolute() else f" in {nearest}")
     )
 
 
