@@ -76,7 +76,7 @@ def test_more_threads_than_the_quota_are_a_warning(tmp_path: Path, monkeypatch: 
     assert processors(2, 1, tmp_path).level == "warning"
     finding = processors(1, 4, tmp_path)
     assert finding.level == "warning"
-    assert "1 available (quota 1), and 4 processes x 1 threads" in finding.message
+    assert all(text in finding.message for text in ("quota 1", "4 processes", "1 threads"))
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert processors(0, 1, tmp_path).level == "warning"
 
