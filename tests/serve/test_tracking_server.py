@@ -116,7 +116,7 @@ def test_tls_is_checked_as_the_environment_says(certificate: Path, monkeypatch: 
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
         TrackingServer(uri).check()
         monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
-        with pytest.raises(ValueError, match="both set"):
+        with pytest.raises(ValueError, match="MLFLOW_TRACKING_INSECURE_TLS"):
             TrackingServer(uri).check()
         monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
         TrackingServer(uri).check()
@@ -132,7 +132,7 @@ def test_a_client_certificate_is_shown_to_the_server(
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
     with recorder(context) as port:
         uri = f"https://localhost:{port}"
-        with pytest.raises(OSError, match="does not answer"):
+        with pytest.raises(OSError, match=uri):
             TrackingServer(uri).check()
         monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(certificate))
         TrackingServer(uri).check()
