@@ -20,10 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from train.engine.autotune import has_bf16  # noqa: E402
+from train.engine.autotune import cpu_has_bf16  # noqa: E402
 
 BASELINE = "tutorial"
-OTHERS = ("tutorial", "references", "timm_like", *(["timm_like_bf16"] if has_bf16() else []))
+OTHERS = ("tutorial", "references", "timm_like", *(["timm_like_bf16"] if cpu_has_bf16() else []))
 PUREBRED = {
     "purebred": (1, ()),
     "purebred, no cache": (1, ("--pixel-cache", "off")),

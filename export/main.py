@@ -39,18 +39,18 @@ from export.publish import check_register, track, training_run
 from export.record import (
     MODEL_FILES,
     add_report,
-    check_replaceable,
+    check_models_replaceable,
     lost_by_exporting,
     published_model,
     stamp,
     verified_model,
-    write_report,
+    write_verification,
 )
-from export.run_copy import open_run
+from export.run_copy import open_run_folder
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_writable, file_sha256
+from serve.contract.files import check_folder_writable, file_sha256
 from serve.contract.urls import redact
 from serve.predictor import Predictor
 from serve.providers.registry import PRECISIONS
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     that may pass, as of a disk or an object store."""
     args = build_parser().parse_args(argv)
     try:
-        with open_run(args.run) as args.run:
+        with open_run_folder(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)
     except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
@@ -125,14 +125,14 @@ def exit_code(error: Exception) -> int:
 def run(args: argparse.Namespace) -> int:
     path = best_checkpoint(args.run)
     folder = args.run / "export"
-    check_replaceable(folder, MODEL_FILES.values(), args.overwrite)
+    check_models_replaceable(folder, MODEL_FILES.values(), args.overwrite)
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
     checkpoint = load_checkpoint(path)
     sha256 = file_sha256(path)
     checkpoint["run_id"] = training_run(args.run, checkpoint["run_id"], sha256)
     metadata = describe(checkpoint, sha256)
-    check_start(args, metadata.run_id)
-    if args.register and is_exported(args, metadata.checkpoint_sha256):
+    check_before_export(args, metadata.run_id)
+    if args.register and has_verified_model(args, metadata.checkpoint_sha256):
         track(metadata, args.run, args.register, args.model_precision)
         return 0
     model = rebuild(checkpoint)
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"the earlier export's {', '.join(lost)} are gone: make them again where they are needed")
         for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
             (folder / name).unlink(missing_ok=True)
-        write_report(folder, report)
+        write_verification(folder, report)
         report.print()
         if not report.passed:
             print(f"error: not published; see {folder / RECORD}", file=sys.stderr)
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_start(args: argparse.Namespace, run_id: str) -> None:
+def check_before_export(args: argparse.Namespace, run_id: str) -> None:
     """Find what would fail after minutes of work.
 
     Raises:
@@ -171,12 +171,12 @@ def check_start(args: argparse.Namespace, run_id: str) -> None:
             f"--model-precision {args.model_precision} goes with --verify-provider or --register; "
             f"python export/quantize.py --run {args.run} --to {args.model_precision} makes that file"
         )
-    check_writable(args.run / "export", "--run")
+    check_folder_writable(args.run / "export", "--run")
     if args.register:
         check_register(args.run, run_id, args.register)
 
 
-def is_exported(args: argparse.Namespace, checkpoint_sha256: str) -> bool:
+def has_verified_model(args: argparse.Namespace, checkpoint_sha256: str) -> bool:
     """Return whether the model file that --register means exists, verified, of the best checkpoint.
 
     Raises:
@@ -206,7 +206,7 @@ def verify_provider(args: argparse.Namespace) -> int:
     if args.verify_provider not in known:
         raise UserError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
-    check_start(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
+    check_before_export(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
     # raises, before images are read, where the provider cannot be used
     Predictor(published, provider, precision=precision, allow_unverified=True)
     checkpoint = load_checkpoint(path)

@@ -13,7 +13,7 @@ from serve.tracking import RecordedRun, recorded_run
 from serve.verification import RECORD
 
 if TYPE_CHECKING:
-    from train.tracking.client import Store
+    pass
 
 METRICS = {
     "accuracy": "accuracy_served",
@@ -85,13 +85,15 @@ def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str
         print(f"warning: the model is not in MLflow: {redact(error)}", file=sys.stderr)
 
 
-def _open_store(recorded: RecordedRun, run_id: str = "") -> "Store":
-    from train.tracking.client import Store  # a second that --track false saves
+def _open_store(recorded: RecordedRun, run_id: str = "") -> "TrackingStore":
+    from train.tracking.client import TrackingStore  # a second that --track false saves
 
-    return Store(recorded.uri, run_id, retries=3, seconds=120)  # nobody trains meanwhile
+    return TrackingStore(recorded.uri, run_id, retries=3, seconds=120)  # nobody trains meanwhile
 
 
-def _publish(store: "Store", run_id: str, file: Path, metadata: ModelMetadata, register: str) -> None:
+def _publish(
+    store: "TrackingStore", run_id: str, file: Path, metadata: ModelMetadata, register: str
+) -> None:
     from train.tracking.registry import publish_model
 
     prefix = "served" if metadata.precision == "fp32" else f"served_{metadata.precision}"

@@ -204,7 +204,7 @@ def run(
         yield session.run(list(outputs), {INPUT_NAME: batch})
 
 
-def probabilities(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> Floats:
+def onnx_probabilities(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> Floats:
     """Return float32 [N, num_classes]."""
     answers = run(model, [PROBABILITIES_NAME], list(_batches(pixels)))
     return np.concatenate([values for (values,) in answers])

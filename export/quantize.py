@@ -44,22 +44,22 @@ from export.main import (
     validation_images,
 )
 from export.publish import track
-from export.quantization import Quantizer, optimise, probabilities, to_fp16
+from export.quantization import Quantizer, onnx_probabilities, optimise, to_fp16
 from export.record import (
     MODEL_FILES,
     add_report,
-    check_replaceable,
+    check_models_replaceable,
     remove_model,
     stamp,
     verified_model,
 )
 from export.report import describe_rates
-from export.run_copy import open_run
+from export.run_copy import open_run_folder
 from export.search import choose_float_layers
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_writable, file_sha256
+from serve.contract.files import check_folder_writable, file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import load_checkpoint
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     error that may pass."""
     args = build_parser().parse_args(argv)
     try:
-        with open_run(args.run) as args.run:
+        with open_run_folder(args.run) as args.run:
             return run(args)
     except (UserError, OSError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
@@ -130,11 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     source, metadata, path = verified_model(args.run, "fp32")
     folder = source.parent
-    check_replaceable(folder, [MODEL_FILES[args.to]], args.overwrite)
+    check_models_replaceable(folder, [MODEL_FILES[args.to]], args.overwrite)
     published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
     checkpoint = load_checkpoint(path)
     images = validation_images(args.run, checkpoint, args.images)
-    check_writable(folder, "--run")
+    check_folder_writable(folder, "--run")
     if args.to == "int8":
         conversion = _to_int8(args, source, checkpoint, images)
     else:
@@ -178,10 +178,10 @@ def _to_int8(
     pixels = training_pixels(checkpoint, images, args.calibration_images, args.training_images)
     quantizer = Quantizer(optimise(source), pixels)
     probe = pixels[:SEARCH_IMAGES]
-    expected = probabilities(quantizer.model, probe)
+    expected = onnx_probabilities(quantizer.model, probe)
 
     def error(float_layers: Sequence[str]) -> float:
-        return mean_error(expected, probabilities(quantizer.quantize(float_layers), probe))
+        return mean_error(expected, onnx_probabilities(quantizer.quantize(float_layers), probe))
 
     search = choose_float_layers(quantizer.layers(), error, args.target_error, args.search_seconds)
     print(

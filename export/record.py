@@ -42,7 +42,7 @@ def stamp(file: Path, report: Verification) -> None:
     report.model_sha256 = file_sha256(file)
 
 
-def write_report(folder: Path, report: Verification) -> None:
+def write_verification(folder: Path, report: Verification) -> None:
     """Start verification.json anew, with the report of model.onnx on the CPU."""
     _write(folder, [report.to_dict()])
 
@@ -59,7 +59,7 @@ def add_report(folder: Path, report: Verification) -> None:
     _write(folder, entries)
 
 
-def check_replaceable(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+def check_models_replaceable(folder: Path, names: Iterable[str], overwrite: bool) -> None:
     """Raises UserError when a file of these names is no model that was published there."""
     for file in (folder / name for name in names):
         if file.is_file() and not overwrite and not _is_published(file):

@@ -18,7 +18,7 @@ RISK = "two exports of this run at once are not noticed, and replace each other'
 
 
 @contextmanager
-def open_run(run: str, writes: bool = True) -> Iterator[Path]:
+def open_run_folder(run: str, writes: bool = True) -> Iterator[Path]:
     """Yield the run directory; of a remote one a copy, from which export/ is published at the end.
 
     With `writes`, a store that takes no files is an error at once. Exports of a local run wait for each
@@ -34,7 +34,7 @@ def open_run(run: str, writes: bool = True) -> Iterator[Path]:
         return
     url = run.rstrip("/")
     if writes:
-        storage.check_writable(f"{url}/export")
+        storage.check_store_writable(f"{url}/export")
     with temporary_copy(url, url.rpartition("/")[2]) as copy:
         files = [file for file in storage.list_files(url) if not file.name.startswith(SNAPSHOTS)]
         if not files:

@@ -34,7 +34,7 @@ import shutil
 from collections.abc import Sequence
 
 from export.record import MODEL_FILES, verified_model
-from export.run_copy import open_run
+from export.run_copy import open_run_folder
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
 from serve.contract.urls import redact
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 written, 2 unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        with open_run(args.run, writes=False) as run:
+        with open_run_folder(args.run, writes=False) as run:
             name = args.name or run.name
             version = write(run, args.repository, name, args.model_precision, args.max_batch_size)
     except (UserError, OSError) as error:

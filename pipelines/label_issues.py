@@ -38,13 +38,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
-from pipelines.launch import exit_code, run_program, split_flags
+from pipelines.launch import exit_code_of, run_program, split_flags
 from pipelines.out_of_fold import OutOfFold, read_folds
 from serve.contract.files import atomic_path
 from train.checkpoint import last_checkpoint
 from train.cli import given_values, parse_config
 from train.evaluation.figures import Picture, contact_sheet, save_figure
-from train.evaluation.tables import check_replaceable
+from train.evaluation.tables import check_reports_replaceable
 from train.settings import refuse_given
 
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, that of a training that failed, or 2 for unusable arguments or models."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(own)
-    return exit_code(lambda: run(args, flags))
+    return exit_code_of(lambda: run(args, flags))
 
 
 def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if flags and not args.folds:
         raise UserError("flags after -- need --folds: they are for its trainings")
     reports = {args.output / TABLE: ",".join(f'"{name}"' for name in HEADER), args.output / FIGURE: ""}
-    check_replaceable(reports, args.overwrite)
+    check_reports_replaceable(reports, args.overwrite)
     runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
     report(read_folds(runs), args.output, args.overwrite)
 
@@ -119,7 +119,7 @@ def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssue
                 "--overwrite to replace it"
             )
     save_figure(draw_issues(data, issues), output / FIGURE)
-    print(summary(data, issues))
+    print(issue_summary(data, issues))
     print(f"written: {output}/{TABLE}, {FIGURE}")
     return issues
 
@@ -148,7 +148,7 @@ def draw_issues(data: OutOfFold, issues: LabelIssues) -> Figure:
     return contact_sheet(title, pictures, COLUMNS)
 
 
-def summary(data: OutOfFold, issues: LabelIssues) -> str:
+def issue_summary(data: OutOfFold, issues: LabelIssues) -> str:
     """Return how many labels were judged and listed, and what was not judged."""
     lines = [
         f"{len(data.paths)} images in {len(np.unique(data.folds))} of {data.num_folds} folds, out-of-fold "

@@ -44,7 +44,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:divider]), list(arguments[divider + 1 :])
 
 
-def exit_code(work: Callable[[], None]) -> int:
+def exit_code_of(work: Callable[[], None]) -> int:
     """Do the work, print its error, and return 0, 2 for a UserError or a failed program's exit code."""
     try:
         work()

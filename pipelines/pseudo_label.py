@@ -35,8 +35,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.launch import exit_code, run_program, split_flags
-from pipelines.teacher import check_teacher, score, select, without_labelled
+from pipelines.launch import exit_code_of, run_program, split_flags
+from pipelines.teacher import check_skill, score_folder, select, without_labelled
 from serve.contract.files import atomic_write
 from serve.contract.listing import list_images
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or that of the step that failed, or 2 for unusable arguments."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(own)
-    return exit_code(lambda: run(args, flags))
+    return exit_code_of(lambda: run(args, flags))
 
 
 def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     for number in range(1, args.rounds + 1):
         label_file = folder / f"train-{number}.csv"
         if not label_file.exists():  # one that exists is whole: it is renamed into place
-            check_teacher(teacher)
-            found = score(teacher, args.unlabelled, folder / f"scores-{number}.csv")
+            check_skill(teacher)
+            found = score_folder(teacher, args.unlabelled, folder / f"scores-{number}.csv")
             chosen = select(without_labelled(found, data, config), args.threshold, args.balance)
             counts = f"{len(chosen.paths)} are used, {chosen.counts()}"
             print(f"round {number}: of {len(found.paths)} unlabelled images {counts}", flush=True)

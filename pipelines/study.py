@@ -140,7 +140,7 @@ def recover(study: optuna.Study, plan: Plan) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def finished(study: optuna.Study) -> list[FrozenTrial]:
+def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are complete, pruned or failed, without those that were interrupted."""
     trials = study.get_trials(deepcopy=False)
     continued = {trial.user_attrs.get("continues") for trial in trials}
@@ -177,7 +177,7 @@ class ParentRun:
         the step is the trial's number."""
         points: list[tuple[str, float, int, int]] = []
         best = -np.inf
-        for trial in finished(self.study):
+        for trial in ended_trials(self.study):
             if trial.state == TrialState.COMPLETE and trial.value is not None and trial.datetime_complete:
                 best = max(best, self.plan.sign * trial.value)
                 when = int(trial.datetime_complete.timestamp() * 1000)
@@ -187,7 +187,7 @@ class ParentRun:
 
     def _tags(self) -> dict[str, str]:
         """Return numbers of trials and the best values; tags can change when the study is resumed."""
-        states = [trial.state for trial in finished(self.study)]
+        states = [trial.state for trial in ended_trials(self.study)]
         tags = {"trials": str(len(states))}
         for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
             tags[f"trials.{state.name.lower()}"] = str(states.count(state))

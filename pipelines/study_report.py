@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.study import Plan, finished
+from pipelines.study import Plan, ended_trials
 from train.evaluation.figures import COLORS, count_along, save_figure
-from train.evaluation.tables import check_replaceable, markdown_table, write_table
+from train.evaluation.tables import check_reports_replaceable, markdown_table, write_table
 
 ENOUGH_FOR_IMPORTANCE = 10  # complete trials; with fewer, chance decides
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}
@@ -19,12 +19,12 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "ended early", Tri
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise a UserError when the report would replace files of other origin."""
     figures = dict.fromkeys((folder / "history.png", folder / "importance.png"), "")
-    check_replaceable({folder / "study.csv": '"trial","run","state",', **figures}, overwrite)
+    check_reports_replaceable({folder / "study.csv": '"trial","run","state",', **figures}, overwrite)
 
 
-def write_report(plan: Plan, study: optuna.Study) -> list[Path]:
+def write_study_report(plan: Plan, study: optuna.Study) -> list[Path]:
     """Write study.csv and the figures that there are enough trials for; return their paths."""
-    trials = finished(study)
+    trials = ended_trials(study)
     if not trials:
         return []
     written = [plan.folder / "study.csv"]
@@ -40,10 +40,10 @@ def write_report(plan: Plan, study: optuna.Study) -> list[Path]:
     return written
 
 
-def summary(plan: Plan, study: optuna.Study) -> str:
+def study_table(plan: Plan, study: optuna.Study) -> str:
     """Return a Markdown table: the best trials first, then those ended early, then failures."""
     order = list(STATES)
-    trials = sorted(finished(study), key=lambda t: (order.index(t.state), -plan.sign * (t.value or 0)))
+    trials = sorted(ended_trials(study), key=lambda t: (order.index(t.state), -plan.sign * (t.value or 0)))
     names = ["run", "state", plan.metric, "best_epoch", "epochs", *plan.space]
     rows = [_row(plan, trial) for trial in trials]
     return markdown_table(names, [[_short(row[name]) for name in names] for row in rows])

@@ -47,14 +47,14 @@ from pipelines.space import AUGMENTATION, Space, flags, read_space, values
 from pipelines.study import (
     ParentRun,
     Plan,
-    finished,
+    ended_trials,
     has_checkpoint,
     locked,
     open_study,
     recover,
     sampler,
 )
-from pipelines.study_report import STATES, check_folder, summary, write_report
+from pipelines.study_report import STATES, check_folder, study_table, write_study_report
 from pipelines.trial import run_trial
 from serve.contract.urls import is_remote, redact
 from train.cli import given_values, parse_config, parse_unchecked
@@ -189,11 +189,11 @@ def run(plan: Plan, lock: Sequence[int]) -> int:
     errors: list[str] = []  # of the last trials in a row
     status = "FAILED"
     try:
-        while len(finished(study)) < plan.trials:
+        while len(ended_trials(study)) < plan.trials:
             parent.send()
             trial = run_one(plan, study, parent.run_id, lock)
             print(outcome(plan, study, trial), flush=True)
-            write_report(plan, study)
+            write_study_report(plan, study)
             errors = [*errors, trial.user_attrs["error"]] if trial.state == TrialState.FAIL else []
             alike = {re.sub(r"\d+", "#", error) for error in errors[-FAILURES_ALIKE:]}
             if len(errors) >= FAILURES_ALIKE and len(alike) == 1:
@@ -207,9 +207,9 @@ def run(plan: Plan, lock: Sequence[int]) -> int:
         recover(study, plan)
         raise
     finally:
-        files = write_report(plan, study)
+        files = write_study_report(plan, study)
         parent.send(files, status)
-    print(summary(plan, study))
+    print(study_table(plan, study))
     print(f"written: {', '.join(str(file) for file in files)}")
     if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
         print("error: no trial succeeded", file=sys.stderr)
@@ -266,7 +266,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -
 
 def outcome(plan: Plan, study: optuna.Study, trial: FrozenTrial) -> str:
     """Return a line on how a trial ended."""
-    attributes, done = trial.user_attrs, f"{len(finished(study))}/{plan.trials} done"
+    attributes, done = trial.user_attrs, f"{len(ended_trials(study))}/{plan.trials} done"
     if trial.state == TrialState.FAIL:
         return f"  {STATES[trial.state]}: {attributes['error']} ({done})"
     best = f"{plan.metric} {attributes['best']:.4f} at epoch {attributes['best_epoch']}"

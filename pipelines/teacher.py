@@ -49,7 +49,7 @@ class PseudoLabels:
         return {name: counts[name] for name in self.class_names}
 
 
-def check_teacher(run: Path) -> None:
+def check_skill(run: Path) -> None:
     """Raise UserError when a run is not surely better than always naming the largest class."""
     predictions = read_predictions(run / "val_predictions.csv")
     if not better_than_largest(predictions.correct, predictions.labels):
@@ -60,7 +60,7 @@ def check_teacher(run: Path) -> None:
         )
 
 
-def score(teacher: Path, images: Path, output: Path) -> PseudoLabels:
+def score_folder(teacher: Path, images: Path, output: Path) -> PseudoLabels:
     """Return the predictions of the exported model for a folder; unreadable images are left out."""
     if not output.exists():
         model, unfinished = teacher / "export" / "model.onnx", output.with_name(f"unfinished-{output.name}")

@@ -29,7 +29,7 @@ from serve.shards import (
     Manifest,
     cut,
     difference,
-    finished,
+    finished_part,
     manifest_path,
     pieces_folder,
     remove_pieces,
@@ -181,7 +181,7 @@ class PartWriter:
 
     def _finished(self, path: Path, rows: range) -> Manifest | None:
         """Return the manifest of a part or piece that can be kept."""
-        manifest = finished(path, self.job, rows)
+        manifest = finished_part(path, self.job, rows)
         return manifest if manifest and unchanged(self.scoring.source, manifest) else None
 
     def _score(self, path: Path, rows: range) -> Manifest:

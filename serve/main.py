@@ -30,7 +30,7 @@ from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
 from serve.job import PartWriter, Scoring, earlier_manifest, is_an_image
 from serve.local_copy import LocalCopy, open_model
-from serve.outputs.destination import check_replaceable, open_output
+from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of
 from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
 from serve.outputs.layout import Format, Layout
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         output = copy.url_of(path)
         part = Path(os.path.realpath(path))  # a link is written through
         check_replaces_no_input(args, output, part)
-        check_replaceable(copy, part, args.overwrite, keep_manifest=bool(shard or args.resume))
+        check_output_replaceable(copy, part, args.overwrite, keep_manifest=bool(shard or args.resume))
         with open_model(args.model) as model:
             return score_images(args, model, shard, form, part, copy, output)
 
@@ -195,7 +195,7 @@ def score_images(
         copy.publish(part)
     progress.print_end(output, source)
     if server:
-        track(server, describe_run(args, scoring, progress, shard, output, started))
+        log_run(server, describe_run(args, scoring, progress, shard, output, started))
     if progress.is_outage:
         raise OSError(
             f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass: "
@@ -305,7 +305,7 @@ def describe_run(
     )
 
 
-def track(server: TrackingServer, run: ScoringRun) -> None:
+def log_run(server: TrackingServer, run: ScoringRun) -> None:
     """Log the scoring run. The scores are written by now: an error costs a warning, not the job."""
     try:
         print(f"in MLflow: scoring run {log_scoring_run(server, run)}")

@@ -23,7 +23,7 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.local_copy import open_folder
-from serve.outputs.destination import check_replaceable, open_output
+from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.join import join
 from serve.shards import PART_NAME, Manifest
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             open_folder(args.folder) as folder,
             open_output(args.output, ".csv", None) as (path, copy),
         ):
-            check_replaceable(copy, path, args.overwrite)
+            check_output_replaceable(copy, path, args.overwrite)
             rows, errors = merge(folder, path)
             copy.publish(path)
     except (UserError, FileNotFoundError, NotADirectoryError) as error:

@@ -140,7 +140,7 @@ def pieces_folder(part: Path) -> Path:
     return part.with_name(f".{part.name}.pieces")
 
 
-def finished(part: Path, job: Job, rows: range) -> Manifest | None:
+def finished_part(part: Path, job: Job, rows: range) -> Manifest | None:
     """Return the manifest of a part that is whole, of this job, and without errors that may have passed;
     None: it must be made."""
     try:

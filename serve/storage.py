@@ -283,7 +283,7 @@ def remove(url: str) -> None:
     _call("rm_file", url)
 
 
-def check_writable(url: str) -> None:
+def check_store_writable(url: str) -> None:
     """Write an empty object below a folder and remove it. Raises UserError when that is not allowed."""
     if is_http(url):
         raise UserError(f"{redact(url)}: HTTP servers take no files; give a folder, s3:// or gs://")

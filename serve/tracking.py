@@ -47,7 +47,7 @@ class RecordedRun:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelOrigin:
     """Origin of a model; empty where the server does not know it."""
 
     training_run_id: str = ""
@@ -144,13 +144,13 @@ def _log(server: TrackingServer, run: ScoringRun) -> str:
     return run_id
 
 
-def _find_source(server: TrackingServer, run: ScoringRun) -> Source:
+def _find_source(server: TrackingServer, run: ScoringRun) -> ModelOrigin:
     trained: dict[str, Any] = {}
     if run.training_run_id:
         trained = _find(server, "runs/get", {"run_id": run.training_run_id}).get("run", {})
     trained = trained or _find_by_checkpoint(server, run.checkpoint_sha256)
     if not trained:
-        return Source()
+        return ModelOrigin()
     training_run_id = trained["info"]["run_id"]
     model_id = ""
     for output in trained.get("outputs", {}).get("model_outputs", []):
@@ -165,7 +165,7 @@ def _find_source(server: TrackingServer, run: ScoringRun) -> Source:
         for version in found.get("model_versions", [])
         if model_id and version.get("source") == f"models:/{model_id}"
     ]
-    return Source(training_run_id, trained["info"]["experiment_id"], model_id, tuple(sorted(versions)))
+    return ModelOrigin(training_run_id, trained["info"]["experiment_id"], model_id, tuple(sorted(versions)))
 
 
 def _find_by_checkpoint(server: TrackingServer, checkpoint_sha256: str) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _find_by_checkpoint(server: TrackingServer, checkpoint_sha256: str) -> dict[
     return runs[0] if runs else {}
 
 
-def _find_experiment(server: TrackingServer, source: Source) -> str:
+def _find_experiment(server: TrackingServer, source: ModelOrigin) -> str:
     """Return an experiment's ID: that of MLFLOW_EXPERIMENT_NAME, of the training run, or the default's."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
     if not name and (known := source.experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")):

@@ -44,7 +44,7 @@ from train.evaluation.significance import (
     holm,
     mean_interval,
 )
-from train.evaluation.tables import check_replaceable, markdown_table, write_table
+from train.evaluation.tables import check_reports_replaceable, markdown_table, write_table
 from train.runs.results import RunResult, paired, read_run
 
 METHODS = """\
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     starts = {"comparison.md": "# Comparison of ", "comparison.csv": '"run","folder",', "curves.png": ""}
-    check_replaceable({args.output / name: start for name, start in starts.items()}, args.overwrite)
+    check_reports_replaceable({args.output / name: start for name, start in starts.items()}, args.overwrite)
     runs = read_runs(args.runs)
     reference, tests = runs[0], paired_tests(runs)
     differences = differing_settings(runs)

@@ -45,11 +45,11 @@ from train.engine.build import build_run
 from train.engine.checks import check_batch_size
 from train.engine.device import choose_device, choose_workers, configure, limit_workers
 from train.engine.prepare import prepare
-from train.engine.shutdown import exit_code, recorded_status, while_in_contact
+from train.engine.shutdown import exit_with_code, recorded_status, while_in_contact
 from train.engine.trainer import Trainer
-from train.runs.directory import open_folder, run_folder
+from train.runs.directory import create_run_folder, run_folder
 from train.runs.mirror import Mirror, localise
-from train.runs.report import summary, write_report
+from train.runs.report import training_summary, write_run_report
 from train.runs.resume import how_to_resume, only_writer
 from train.runs.snapshots import load_newest
 from train.tracking.build import build_tracker
@@ -79,7 +79,7 @@ def train(
             on_main(ranks, lock)
         checkpoint = load_newest(checkpoint_folder(folder), ranks, log) if config.resume else None
         run = build_run(config, data, checkpoint, ranks, device, num_workers, log)
-        on_main(ranks, lambda: open_folder(config, data))
+        on_main(ranks, lambda: create_run_folder(config, data))
         if not config.resume:
             on_main(ranks, lock)
         log(str(run))
@@ -96,9 +96,9 @@ def train(
         with recorded_status(run, folder, tracker, stop):
             Trainer(run, folder, tracker, stop, log, publish).fit()
             if ranks.is_main:
-                write_report(folder, run.state.evaluated, history, data, config, tracker)
+                write_run_report(folder, run.state.evaluated, history, data, config, tracker)
     if ranks.is_main:
-        log(summary(history, config, data.val.labels, remote or str(folder)))
+        log(training_summary(history, config, data.val.labels, remote or str(folder)))
         if not history.complete(config):
             log(stop.advice())
 
@@ -107,7 +107,7 @@ def train(
 def main() -> None:
     ranks, stop = ranks_from_environment(), StopRequest()
     stop.install()
-    with exit_code(ranks, stop):
+    with exit_with_code(ranks, stop):
         stop_with_agent()
         allow_open_files()
         config = parse_config(sys.argv[1:])

@@ -13,7 +13,7 @@ POLL_SECONDS = 0.02
 WAIT_SECONDS = 900.0  # for ranks that are still to be started, on whatever node
 
 
-class Store(Protocol):
+class KeyValueStore(Protocol):
     """What is used of torch.distributed.Store."""
 
     def set(self, key: str, value: str, /) -> None: ...
@@ -21,7 +21,9 @@ class Store(Protocol):
     def check(self, keys: list[str], /) -> bool: ...
 
 
-def agree_on_attempt(store: Store, rank: int, world_size: int, seconds: float = WAIT_SECONDS) -> str:
+def agree_on_attempt(
+    store: KeyValueStore, rank: int, world_size: int, seconds: float = WAIT_SECONDS
+) -> str:
     """Return a name that exactly the living processes of this attempt share.
 
     Each rank announces itself by a new name. Rank 0 answers the latest name of each rank, and ends the wait
@@ -62,7 +64,7 @@ def agree_on_attempt(store: Store, rank: int, world_size: int, seconds: float = 
         _wait(deadline, "rank 0 did not answer")
 
 
-def _read(store: Store, key: str) -> str:
+def _read(store: KeyValueStore, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 

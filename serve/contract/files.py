@@ -72,7 +72,7 @@ def _sync_folder(folder: str) -> None:
             os.close(opened)
 
 
-def check_writable(folder: Path, flag: str) -> None:
+def check_folder_writable(folder: Path, flag: str) -> None:
     """Make the folder if need be, and write a file in it that is gone at once.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve import storage
 from serve.contract.errors import UserError
-from serve.contract.files import check_writable
+from serve.contract.files import check_folder_writable
 from serve.contract.urls import is_remote
 from serve.local_copy import LocalCopy, temporary_copy
 from serve.outputs.formats import is_predictions
@@ -32,12 +32,14 @@ def open_output(output: str, suffix: str, shard: Shard | None) -> Iterator[tuple
         raise UserError(
             f"--output {output} names no object in a bucket, such as s3://bucket/predictions.csv"
         )
-    storage.check_writable(folder)
+    storage.check_store_writable(folder)
     with temporary_copy(folder) as copy:
         yield copy.folder / name, copy
 
 
-def check_replaceable(copy: LocalCopy, path: Path, overwrite: bool, keep_manifest: bool = False) -> None:
+def check_output_replaceable(
+    copy: LocalCopy, path: Path, overwrite: bool, keep_manifest: bool = False
+) -> None:
     """Raises UserError when an output at `path`, or its manifest, would replace another kind of file.
 
     An object that may be written and not read cannot be examined.
@@ -69,5 +71,5 @@ def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
             raise UserError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
     elif path.exists() and not path.is_file():  # replaced at the end, so found out too late
         raise UserError(f"--output {str(path)!r} is not a regular file")
-    check_writable(folder, "--output")
+    check_folder_writable(folder, "--output")
     return path / shard.part_name(suffix) if shard else path

@@ -36,7 +36,7 @@ class OpenVino(Provider):
                 "the OpenVINO plug-in finds no processor that it takes: as of its version 1.8 it takes "
                 "Intel's only; use --provider cpu"
             )
-        if runtime.precision == "bf16" and not has_bf16(devices[0]):
+        if runtime.precision == "bf16" and not computes_bf16(devices[0]):
             raise UserError(
                 f"this processor has no bf16 arithmetic ({', '.join(BF16_FLAGS)}): use --precision fp32"
             )
@@ -63,7 +63,7 @@ def openvino_devices() -> tuple[Any, ...]:
     )
 
 
-def has_bf16(device: Any) -> bool:
+def computes_bf16(device: Any) -> bool:
     """Return whether OpenVINO computes in bf16 on this device: else it takes fp32 without a warning."""
     if "BF16" not in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split():
         return False

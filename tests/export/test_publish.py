@@ -13,7 +13,7 @@ from serve_model import SIZE, build_model
 import export.main
 from export.convert import describe
 from export.publish import track
-from export.record import add_report, stamp, write_report
+from export.record import add_report, stamp, write_verification
 from export.report import Verification
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
@@ -56,7 +56,7 @@ def publish(run: Path, metadata: ModelMetadata, precision: str = "fp32") -> Path
     build_model(file, NAMES, metadata=ModelMetadata(**values).to_json())
     report = Verification(passed=True, file=name, provider="cpu", num_images=9, accuracy_served=0.9)
     stamp(file, report)
-    write_report(file.parent, report) if precision == "fp32" else add_report(file.parent, report)
+    write_verification(file.parent, report) if precision == "fp32" else add_report(file.parent, report)
     return file
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.convert import convert
-from export.quantization import Quantizer, correct_biases, optimise, probabilities, run, to_fp16
+from export.quantization import Quantizer, correct_biases, onnx_probabilities, optimise, run, to_fp16
 from serve.contract.metadata import INPUT_NAME, ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train.models.build import build_model
@@ -131,7 +131,7 @@ def test_depthwise_layers_and_squeeze_and_excitation_are_quantised_too(tmp_path:
     onnx.checker.check_model(quantised, full_check=True)
     assert set(integer_layers(quantised)) == set(quantizer.layers())
     pixels = images(8, 7)
-    assert np.abs(probabilities(quantised, pixels) - probabilities(model, pixels)).max() < 0.1
+    assert np.abs(onnx_probabilities(quantised, pixels) - onnx_probabilities(model, pixels)).max() < 0.1
 
 
 def test_float16_halves_the_file_and_keeps_input_and_outputs(
@@ -145,6 +145,8 @@ def test_float16_halves_the_file_and_keeps_input_and_outputs(
     assert types["images"] == onnx.TensorProto.UINT8
     assert types["logits"] == types["probabilities"] == onnx.TensorProto.FLOAT
     pixels = images(8, 7)
-    np.testing.assert_allclose(probabilities(half, pixels), probabilities(model, pixels), atol=0.01)
-    rows = probabilities(half, pixels).sum(axis=1)
+    np.testing.assert_allclose(
+        onnx_probabilities(half, pixels), onnx_probabilities(model, pixels), atol=0.01
+    )
+    rows = onnx_probabilities(half, pixels).sum(axis=1)
     np.testing.assert_allclose(rows, 1, atol=1e-6)  # softmax is still float32

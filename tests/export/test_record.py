@@ -10,13 +10,13 @@ from serve_model import SIZE, build_model
 from export import quantize
 from export.record import (
     add_report,
-    check_replaceable,
+    check_models_replaceable,
     lost_by_exporting,
     published_model,
     remove_model,
     stamp,
     verified_model,
-    write_report,
+    write_verification,
 )
 from export.report import Verification
 from serve.contract.files import file_sha256
@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
         checkpoint_sha256=file_sha256(checkpoint),
     )
     build_model(tmp_path / "export" / "model.onnx", metadata=metadata.to_json())
-    write_report(tmp_path / "export", stamped(tmp_path, **ON_THE_CPU))
+    write_verification(tmp_path / "export", stamped(tmp_path, **ON_THE_CPU))
     return tmp_path
 
 
@@ -153,18 +153,18 @@ def test_what_a_new_export_takes_away_is_known(run: Path) -> None:
 
 def test_a_model_of_another_origin_is_not_replaced(run: Path) -> None:
     folder, name = run / "export", "model.onnx"
-    check_replaceable(folder, [name, "model.int8.onnx"], overwrite=False)
+    check_models_replaceable(folder, [name, "model.int8.onnx"], overwrite=False)
     (folder / "verification.json").write_text("damaged")  # the file itself says whence it is
-    check_replaceable(folder, [name], overwrite=False)
+    check_models_replaceable(folder, [name], overwrite=False)
     (folder / "verification.json").unlink()
     (folder / name).write_bytes(b"my own")
     with pytest.raises(ValueError, match="--overwrite"):
-        check_replaceable(folder, [name], overwrite=False)
-    check_replaceable(folder, [name], overwrite=True)
+        check_models_replaceable(folder, [name], overwrite=False)
+    check_models_replaceable(folder, [name], overwrite=True)
 
 
 def test_a_model_that_was_changed_since_it_was_verified_is_not_replaced(run: Path) -> None:
     model = run / "export" / "model.onnx"
     model.write_bytes(model.read_bytes() + b"\x00")
     with pytest.raises(ValueError, match=r"model\.onnx.*--overwrite"):
-        check_replaceable(run / "export", [model.name], overwrite=False)
+        check_models_replaceable(run / "export", [model.name], overwrite=False)

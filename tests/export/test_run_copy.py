@@ -9,14 +9,14 @@ import pytest
 from conftest import REPOSITORY
 from s3 import s3_server
 
-from export.run_copy import open_run
+from export.run_copy import open_run_folder
 
 
 def test_only_what_is_new_in_export_is_published() -> None:
     with s3_server() as client:
         client.put_object(Bucket="bucket", Key="runs/a/config.yaml", Body=b"x")
         client.put_object(Bucket="bucket", Key="runs/a/export/old.onnx", Body=b"old")
-        with open_run("s3://bucket/runs/a") as folder:
+        with open_run_folder("s3://bucket/runs/a") as folder:
             assert (folder / "config.yaml").read_bytes() == b"x"
             (folder / "export" / "old.onnx").unlink()
             (folder / "export" / "new.onnx").write_bytes(b"new")
@@ -35,7 +35,7 @@ def test_what_is_printed_and_raised_names_the_run_and_not_its_copy(
         client.put_object(Bucket="bucket", Key="runs/a/config.yaml", Body=b"x")
 
         def fail() -> None:
-            with open_run("s3://bucket/runs/a") as folder:
+            with open_run_folder("s3://bucket/runs/a") as folder:
                 print(f"verified: {folder}/export/model.onnx")
                 print(f"FAILED: {folder}", file=sys.stderr)
                 name = str(folder / "best.pt")
@@ -57,7 +57,7 @@ def test_an_object_that_would_be_written_elsewhere_is_refused(tmp_path: Path, na
         client.put_object(Bucket="bucket", Key=key, Body=b"owned")
         with (
             pytest.raises(ValueError, match="owned"),
-            open_run("s3://bucket/runs/a"),
+            open_run_folder("s3://bucket/runs/a"),
         ):
             pass
     assert not list(tmp_path.iterdir())
@@ -70,7 +70,7 @@ def test_without_file_locks_a_run_is_exported_with_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", refuse)
-    with open_run(str(tmp_path)) as run:
+    with open_run_folder(str(tmp_path)) as run:
         assert run == tmp_path
     assert "No locks available" in capsys.readouterr().err
 
@@ -97,6 +97,6 @@ def test_two_exports_of_a_run_come_one_after_the_other(
         first.communicate(b"end")
 
     monkeypatch.setattr("serve.contract.locks.time.sleep", wait)
-    with open_run(str(tmp_path)):
+    with open_run_folder(str(tmp_path)):
         assert waits == 1
         assert first.returncode == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.confident_learning import find_issues
-from pipelines.label_issues import summary
+from pipelines.label_issues import issue_summary
 from pipelines.out_of_fold import OutOfFold
 
 
@@ -71,7 +71,7 @@ def test_classes_that_models_cannot_tell_apart_are_not_judged_and_the_others_are
     data, flipped = predictions([100] * 10, 6.0, 0.03, same=(3, 4))
     issues = find_issues(data)
     assert issues.unknown_classes == [3, 4]
-    assert "'class3', 'class4'" in summary(data, issues)
+    assert "'class3', 'class4'" in issue_summary(data, issues)
     assert not np.isin(data.labels[issues.found], [3, 4]).any()
     assert flipped[issues.found].mean() > 0.8
     others = np.flatnonzero(flipped & ~np.isin(data.labels, [3, 4]))

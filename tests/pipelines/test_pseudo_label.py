@@ -17,7 +17,7 @@ from train_data import draw, flat_set, settings
 from pipelines import pseudo_label
 from pipelines import teacher as teachers
 from pipelines.pseudo_label import build_parser, check_settings, labelled, soft_labels
-from pipelines.teacher import PseudoLabels, check_teacher, read_scores, score, select, without_labelled
+from pipelines.teacher import PseudoLabels, check_skill, read_scores, score_folder, select, without_labelled
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import prepare_data
 from train.data.layouts.label_file import read
@@ -76,9 +76,9 @@ def test_scores_with_gaps_of_an_outage_are_completed_before_they_are_used(
 
     monkeypatch.setattr(teachers, "run_program", call)
     with pytest.raises(subprocess.CalledProcessError):
-        score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
+        score_folder(tmp_path, tmp_path, tmp_path / "scores-1.csv")
     for _ in range(2):
-        read = score(tmp_path, tmp_path, tmp_path / "scores-1.csv")
+        read = score_folder(tmp_path, tmp_path, tmp_path / "scores-1.csv")
         assert (read.paths, answers) == ([f"{tmp_path}/a.jpg"], [])
     assert [path.name for path in tmp_path.iterdir()] == ["scores-1.csv"]
 
@@ -97,11 +97,11 @@ def test_a_teacher_that_is_exported_keeps_what_lies_beside_its_model(
             scores.write_text("path,label,probability,probability_cat,probability_dog,error\n")
 
     monkeypatch.setattr(teachers, "run_program", call)
-    score(run, tmp_path, tmp_path / "scores-1.csv")
+    score_folder(run, tmp_path, tmp_path / "scores-1.csv")
     assert called == ["serve/main.py"]
     best = run / "checkpoints" / "best.pt"
     best.write_bytes(best.read_bytes() + b"trained further")
-    score(run, tmp_path, tmp_path / "scores-2.csv")
+    score_folder(run, tmp_path, tmp_path / "scores-2.csv")
     assert called == ["serve/main.py", "export/main.py", "serve/main.py"]
 
 
@@ -137,10 +137,10 @@ def make_right(run: Path) -> None:
 def test_a_teacher_at_chance_is_refused(tmp_path: Path, skill: float, taken: bool) -> None:
     run = make_run(tmp_path / "a", n=200, skill=skill)
     if taken:
-        check_teacher(run)
+        check_skill(run)
     else:
         with pytest.raises(ValueError, match=r"/a .*--weights"):
-            check_teacher(run)
+            check_skill(run)
 
 
 def test_a_teacher_that_always_names_the_largest_class_is_refused(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_teacher_that_always_names_the_largest_class_is_refused(tmp_path: Path
     header = "path,label,prediction,correct,loss,probability_cat,probability_dog"
     (tmp_path / "val_predictions.csv").write_text("\n".join([header, *rows]) + "\n")
     with pytest.raises(ValueError, match=r"0\.9500 .*400"):
-        check_teacher(tmp_path)
+        check_skill(tmp_path)
 
 
 def test_two_rounds_of_students(

@@ -9,7 +9,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from pipelines.space import Space
-from pipelines.study import ParentRun, Plan, finished, recover, sampler
+from pipelines.study import ParentRun, Plan, ended_trials, recover, sampler
 from train.config import TrainConfig
 
 
@@ -46,7 +46,7 @@ def test_an_interrupted_trial_is_resumed_once_and_not_counted_twice(
         states = [t.state for t in study.get_trials()]
         assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
     assert study.get_trials()[2].user_attrs == attributes
-    assert [t.number for t in finished(study)] == [0]
+    assert [t.number for t in ended_trials(study)] == [0]
 
 
 @pytest.mark.parametrize(

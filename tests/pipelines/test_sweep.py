@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from train_data import flat_set
 
 from pipelines import launch, study, sweep, trial
-from pipelines.study_report import summary, write_report
+from pipelines.study_report import study_table, write_study_report
 from train import compare
 from train.config import TrainConfig
 
@@ -175,9 +175,9 @@ def test_importance_is_shown_once_there_are_enough_trials(tmp_path: Path) -> Non
     for number in range(12):
         asked = made.ask(plan.space)
         made.tell(asked, 1 - abs(asked.params["augmentation"] - 0.4))
-        written = [path.name for path in write_report(plan, made)]
+        written = [path.name for path in write_study_report(plan, made)]
         assert ("importance.png" in written) == (number >= 9)
-    assert summary(plan, made).count("complete") == 12
+    assert study_table(plan, made).count("complete") == 12
 
 
 def test_failed_trials_do_not_stop_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.contract.files import file_sha256
-from serve.shards import Job, Manifest, Shard, cut, finished, manifest_path
+from serve.shards import Job, Manifest, Shard, cut, finished_part, manifest_path
 
 JOB = Job("model", "inputs", 10, {"format": "csv", "top_k": 0})
 
@@ -67,25 +67,25 @@ def part_with_manifest(folder: Path) -> tuple[Path, Manifest]:
 
 def test_a_finished_part_is_known_by_its_manifest(tmp_path: Path) -> None:
     part, manifest = part_with_manifest(tmp_path)
-    assert finished(part, JOB, range(0, 1)) == manifest == Manifest.read(part)
+    assert finished_part(part, JOB, range(0, 1)) == manifest == Manifest.read(part)
 
 
 @pytest.mark.parametrize("what", ["model_sha256", "inputs_sha256", "total", "settings"])
 def test_a_part_of_another_job_is_not_finished(tmp_path: Path, what: str) -> None:
     part, _ = part_with_manifest(tmp_path)
-    assert finished(part, replace(JOB, **{what: "other"}), range(0, 1)) is None
+    assert finished_part(part, replace(JOB, **{what: "other"}), range(0, 1)) is None
 
 
 def test_other_rows_or_damage_make_a_part_unfinished(tmp_path: Path) -> None:
     part, _ = part_with_manifest(tmp_path)
-    assert finished(part, JOB, range(0, 2)) is None
-    assert finished(part, JOB, range(1, 2)) is None
+    assert finished_part(part, JOB, range(0, 2)) is None
+    assert finished_part(part, JOB, range(1, 2)) is None
     whole = part.read_bytes()
     for damaged in (whole[:-1], whole + b"b.jpg\n", whole.replace(b"a", b"c"), b""):
         part.write_bytes(damaged)
-        assert finished(part, JOB, range(0, 1)) is None
+        assert finished_part(part, JOB, range(0, 1)) is None
     part.unlink()
-    assert finished(part, JOB, range(0, 1)) is None
+    assert finished_part(part, JOB, range(0, 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str | None, reason
         manifest_path(part).write_text(text)
     with pytest.raises(ValueError, match=reason):
         Manifest.read(part)
-    assert finished(part, JOB, range(0, 1)) is None
+    assert finished_part(part, JOB, range(0, 1)) is None
 
 
 @pytest.mark.parametrize(

@@ -476,7 +476,7 @@ def test_every_scheme_is_listed_read_matched_and_written(folder: str, tmp_path: 
     assert (tmp_path / "copies" / "deep" / "er" / "b.png").read_bytes() == PNG["0.png"]
     storage.copy_object(f"{folder}/notes.txt", f"{folder}/again.txt")
     assert storage.read_object(f"{folder}/again.txt") == b"0123456789"
-    storage.check_writable(f"{folder}/new")
+    storage.check_store_writable(f"{folder}/new")
     for name in ("again.txt", "notes.txt", "a b.png"):
         storage.remove(f"{folder}/{name}")
     assert [file.name for file in storage.list_files(folder)] == ["deep/er/b.png"]

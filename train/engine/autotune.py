@@ -53,7 +53,7 @@ def choose_precision(
 
         return step
 
-    if config.precision == "bf16" and device.type == "cpu" and not has_bf16():
+    if config.precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
     if len(options) > 1:
@@ -84,7 +84,7 @@ def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precisio
         dtypes = [""]  # a timing must not decide a result
     elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         dtypes = ["", "float16"]
-    elif device.type == "cpu" and not has_bf16():
+    elif device.type == "cpu" and not cpu_has_bf16():
         dtypes = [""]
     else:
         dtypes = ["", "bfloat16"]
@@ -97,14 +97,14 @@ def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precisio
     return options, next((option for option in options if option.autocast == usual), options[0])
 
 
-def has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Return whether the processor has kernels for bf16; emulated, a step can take minutes."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public function knows
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bf16. On x86 that is more than `has_bf16`, for which
-    AVX-512 is enough."""
+    """Return whether the device has instructions for bf16. On x86 that is more than `cpu_has_bf16`:
+    AVX-512 is enough for it."""
     if device.type == "cuda" or platform.machine() not in ("x86_64", "AMD64"):
         return True
     capabilities = torch.cpu.get_capabilities()

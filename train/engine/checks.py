@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from serve.contract.errors import UserError
-from serve.contract.files import check_writable
+from serve.contract.files import check_folder_writable
 from train.checkpoint import best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
@@ -65,7 +65,7 @@ def check_output(folder: Path) -> None:
     """Check that the folder can be made and written; raises UserError."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        check_writable(there, "--output")
+        check_folder_writable(there, "--output")
     except OSError as error:
         raise UserError(str(error)) from error
 

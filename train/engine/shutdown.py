@@ -53,7 +53,7 @@ def recorded_status(
 
 
 @contextmanager
-def exit_code(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
+def exit_with_code(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
     """End the process with 2 after an error for the user, with EXIT_CODE after a signal; print why."""
     try:
         yield

@@ -21,7 +21,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check_replaceable(reports: Mapping[Path, str], overwrite: bool) -> None:
+def check_reports_replaceable(reports: Mapping[Path, str], overwrite: bool) -> None:
     """Check that no file of other origin would be replaced.
 
     `reports` are the files that one command writes together, texts with their first characters, and figures

@@ -12,7 +12,7 @@ from serve.contract.errors import UserError
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.models.classifier import ImageClassifier
 from train.models.input_settings import input_settings
-from train.models.pretrained import download, read_weights
+from train.models.pretrained import download_weights, read_weights
 from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.models.transfer import transfer
 from train.models.zoo import create, set_drop_path, set_dropout
@@ -37,7 +37,7 @@ def build_model(
     settings = input_settings(name, weights, content)
     notes = []
     if weights == "default":
-        network, note = download(name, num_classes, image_size, drop_path)
+        network, note = download_weights(name, num_classes, image_size, drop_path)
         notes.append(note)
     else:
         try:

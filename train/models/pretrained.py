@@ -98,7 +98,7 @@ def _read_package(name: str) -> dict[str, Any]:
     return dict(zip(wanted, found.values(), strict=True))
 
 
-def download(
+def download_weights(
     name: str, num_classes: int, image_size: int, drop_path: float | None
 ) -> tuple[nn.Module, str]:
     """Return a network with its library's weights, from the library's cache or downloaded; and a note.

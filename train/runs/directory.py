@@ -22,7 +22,7 @@ TRAINING_KEYS = ("optimizer", "scheduler", "scaler")  # of a checkpoint, which i
 STATUS = "status.json"
 
 
-def open_folder(config: TrainConfig, data: Data) -> None:
+def create_run_folder(config: TrainConfig, data: Data) -> None:
     """Make the run directory with what is known before training; call it once all settings proved usable.
 
     Raises:

@@ -86,7 +86,7 @@ class Mirror:
 
     def reconcile(self) -> None:
         """Make both copies equal: a local one that was not published wins if it is at least as far."""
-        storage.check_writable(self.url)  # better now than after an epoch
+        storage.check_store_writable(self.url)  # better now than after an epoch
         with only_writer(self.folder, self.log) if self.folder.exists() else nullcontext():
             if (self.folder / UNPUBLISHED).exists() and self._newest() >= max(
                 (Path(name).name for name in self._remote() if name.startswith(SNAPSHOT)), default=""

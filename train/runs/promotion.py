@@ -22,7 +22,7 @@ from train.checkpoint import best_checkpoint, load_checkpoint
 from train.evaluation.predictions import Predictions, read_predictions
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 from train.runs.results import RunResult, check_metrics, paired
-from train.tracking.client import Store
+from train.tracking.client import TrackingStore
 from train.tracking.registry import (
     CHALLENGER,
     ModelVersion,
@@ -109,7 +109,7 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     if not 0 < margin < 1:
         raise UserError(f"--margin {margin} is outside 0..1: it is a difference of accuracy")
     records = [read_record(run.folder / FILE) for run in runs]
-    store = Store(next((record.uri for record in records if record is not None and record.uri), ""))
+    store = TrackingStore(next((record.uri for record in records if record is not None and record.uri), ""))
     aliases = read_aliases(store, model)
     if CHALLENGER not in aliases:
         raise UserError(
@@ -160,7 +160,7 @@ def run_id_of(run: RunResult) -> str:
     return record.run_id if record is not None and record.run_id else run_id
 
 
-def predictions_of(store: Store, version: ModelVersion, found: dict[str, RunResult]) -> Predictions:
+def predictions_of(store: TrackingStore, version: ModelVersion, found: dict[str, RunResult]) -> Predictions:
     """Return those of the run directory if it was given, else those that its MLflow run logged."""
     metadata, name = version.metadata, f"version {version.version}"
     if run := found.get(version.run_id):

@@ -26,7 +26,7 @@ def epoch_line(history: History, config: TrainConfig, values: dict[str, float], 
     )
 
 
-def write_report(
+def write_run_report(
     folder: Path,
     model: ImageClassifier,
     history: History,
@@ -58,7 +58,7 @@ def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config:
     save_subject_crops(path, model, data.val, config.preprocess())
 
 
-def summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:
+def training_summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:
     """Return the metrics of the best epoch, doubts about them, and the next command.
 
     `labels` [N] are the validation images'.

@@ -27,7 +27,7 @@ SQLITE = re.compile(r"(sqlite[^:]*:///)(?!file:)([^:?]+)$")
 LOOPBACK = (None, "localhost", "127.0.0.1", "::1")
 
 
-class Store:
+class TrackingStore:
     """A tracking store: MLFLOW_TRACKING_URI, else the `recorded` one of a run directory, else the default.
 
     While training there are no `retries` below ours: a request to make a run that was answered too late

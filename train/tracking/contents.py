@@ -78,7 +78,7 @@ def metric_name(name: str) -> str:
     return f"{usable}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of_row(row: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of an epoch, a row of metrics.jsonl."""
     return {name: value for name, value in row.items() if name not in ("epoch", "time")}
 

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from train.tracking.client import DEFAULT_EXPERIMENT, Store, mlflow
+from train.tracking.client import DEFAULT_EXPERIMENT, TrackingStore, mlflow
 from train.tracking.contents import KEY_TAG, run_tags
 from train.tracking.errors import RefusedError
 from train.tracking.run_record import Record
 
 
-def open_run(store: Store, record: Record, path: Path) -> tuple[Any, bool]:
+def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[Any, bool]:
     """Return MLflow's run, and whether MLflow had it before; the record at `path` gets what finds it again.
 
     Raises:
@@ -46,7 +46,7 @@ def open_run(store: Store, record: Record, path: Path) -> tuple[Any, bool]:
     return client.get_run(record.run_id), had
 
 
-def _check_own_run(store: Store, record: Record) -> None:
+def _check_own_run(store: TrackingStore, record: Record) -> None:
     run_id, run = record.run_id, store.find_run(record.run_id)
     if run is None:
         known = f"{record.uri}, where it was logged" if record.uri not in ("", store.uri) else "its store"
@@ -61,7 +61,7 @@ def _check_own_run(store: Store, record: Record) -> None:
         )
 
 
-def _given_run(store: Store, record: Record) -> str:
+def _given_run(store: TrackingStore, record: Record) -> str:
     """Return the run that MLFLOW_RUN_ID names, as MLflow Projects do; "" if none is named."""
     run_id = os.environ.get("MLFLOW_RUN_ID", "")
     if not run_id:

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.tracking.client import Store, choose_experiment, mlflow
+from train.tracking.client import TrackingStore, choose_experiment, mlflow
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
 
 
 def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, str]) -> str:
     """Start the run of a sweep, or resume it (`run_id`); returns its ID."""
-    store = Store()
+    store = TrackingStore()
     with store.errors():
         if run_id:
             store.client.update_run(run_id, status="RUNNING")
@@ -23,7 +23,7 @@ def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, s
 
 def end_children(parent: str) -> None:
     """Set runs of lost processes, which MLflow shows as RUNNING, to KILLED; no trial may be running."""
-    store = Store()
+    store = TrackingStore()
     with store.errors():
         experiment = store.client.get_run(parent).info.experiment_id
         lost = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
@@ -42,7 +42,7 @@ def log_parent(
 
     `points` are (metric, value, step, milliseconds since 1970); a point that is logged twice is one.
     """
-    store = Store()
+    store = TrackingStore()
     with store.errors():
         metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
         store.log_metrics(run_id, metrics)

@@ -10,7 +10,7 @@ import numpy as np
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG, ModelMetadata
-from train.tracking.client import Store, mlflow
+from train.tracking.client import TrackingStore, mlflow
 
 if TYPE_CHECKING:  # seconds that a promotion does without
     import onnx
@@ -27,14 +27,14 @@ class ModelVersion:
     """That of the registered ONNX file."""
 
 
-def read_aliases(store: Store, model: str) -> dict[str, str]:
+def read_aliases(store: TrackingStore, model: str) -> dict[str, str]:
     """Return alias -> version of a registered model."""
     with store.errors():
         aliases = store.client.get_registered_model(model).aliases
     return {alias: str(version) for alias, version in aliases.items()}  # some stores give numbers
 
 
-def read_version(store: Store, model: str, version: str) -> ModelVersion:
+def read_version(store: TrackingStore, model: str, version: str) -> ModelVersion:
     with store.errors():
         run_id = store.client.get_model_version(model, version).run_id
         mlflow.set_tracking_uri(store.client.tracking_uri)
@@ -43,7 +43,9 @@ def read_version(store: Store, model: str, version: str) -> ModelVersion:
     return ModelVersion(version, run_id, metadata)
 
 
-def move_alias(store: Store, model: str, alias: str, version: str, expected: dict[str, str]) -> None:
+def move_alias(
+    store: TrackingStore, model: str, alias: str, version: str, expected: dict[str, str]
+) -> None:
     """Give the alias to this version if all aliases still are the expected ones.
 
     MLflow has no compare-and-set: this look just before narrows the race to milliseconds, in which the
@@ -58,13 +60,13 @@ def move_alias(store: Store, model: str, alias: str, version: str, expected: dic
         store.client.set_registered_model_alias(model, alias, version)
 
 
-def fetch_run_file(store: Store, run_id: str, name: str, folder: Path) -> Path:
+def fetch_run_file(store: TrackingStore, run_id: str, name: str, folder: Path) -> Path:
     """Download a file that the run logged."""
     with store.errors():
         return Path(store.client.download_artifacts(run_id, name, str(folder)))
 
 
-def check_registrable(store: Store, run_id: str, name: str) -> None:
+def check_registrable(store: TrackingStore, run_id: str, name: str) -> None:
     """Raise RefusedError if the run is not in the store, or no registered model can have the name."""
     with store.errors():
         store.client.get_run(run_id)
@@ -75,7 +77,7 @@ def check_registrable(store: Store, run_id: str, name: str) -> None:
                 raise
 
 
-def find_by_checkpoint(store: Store, checkpoint_sha256: str) -> str:
+def find_by_checkpoint(store: TrackingStore, checkpoint_sha256: str) -> str:
     """Return the ID of the run whose best checkpoint this is, or ""."""
     with store.errors():
         experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
@@ -85,7 +87,7 @@ def find_by_checkpoint(store: Store, checkpoint_sha256: str) -> str:
 
 
 def publish_model(
-    store: Store,
+    store: TrackingStore,
     run_id: str,
     file: Path,
     metadata: ModelMetadata,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from train.tracking import contents
-from train.tracking.client import Store, mlflow
+from train.tracking.client import TrackingStore, mlflow
 from train.tracking.contents import metric_name
 from train.tracking.errors import RefusedError
-from train.tracking.opening import open_run
+from train.tracking.opening import open_mlflow_run
 from train.tracking.run_record import Record
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
@@ -30,7 +30,7 @@ class Sender:
         """`rows` are those of metrics.jsonl, which may grow; `path` is that of tracking.json."""
         self.record, self.path, self.rows, self.system_metrics = record, path, rows, system_metrics
         self.resumed = record.asked or bool(record.run_id)
-        self.store: Store
+        self.store: TrackingStore
         """Since the run is open."""
         self.run: Any = None
         self.monitor: Any = None
@@ -97,9 +97,9 @@ class Sender:
 
     def _open(self) -> None:
         try:
-            self.store = Store(self.record.uri, self.record.run_id)
+            self.store = TrackingStore(self.record.uri, self.record.run_id)
             with self.store.errors():
-                self.run, had = open_run(self.store, self.record, self.path)
+                self.run, had = open_mlflow_run(self.store, self.record, self.path)
             self.resumed |= had
         except RefusedError as error:
             if not error.about_schema or self.record.status != "RUNNING" or self.waited:
@@ -154,7 +154,7 @@ class Sender:
 
     def _send_rows(self) -> None:
         rows = self.rows[self.rows_sent :]
-        self._send_metrics([(row, contents.epoch_metrics(row)) for row in rows])
+        self._send_metrics([(row, contents.metrics_of_row(row)) for row in rows])
         self.rows_sent += len(rows)
 
     def _send_best(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.contract.files import atomic_path, atomic_write, cache_folder, check_writable
+from serve.contract.files import atomic_path, atomic_write, cache_folder, check_folder_writable
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -97,12 +97,12 @@ def test_a_path_may_stay_empty_only_by_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
-    check_writable(tmp_path / "made", "--flag")
+    check_folder_writable(tmp_path / "made", "--flag")
     assert not list((tmp_path / "made").iterdir())
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", Path("/proc")):
         with pytest.raises(ValueError, match=f"--flag.*{path}"):
-            check_writable(path, "--flag")
+            check_folder_writable(path, "--flag")
 
 
 def test_a_user_without_a_home_needs_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from train.engine.autotune import (
     candidates,
     choose_option,
     choose_precision,
-    has_bf16,
+    cpu_has_bf16,
     multiplies_bf16,
     time_options,
     time_step,
@@ -39,7 +39,7 @@ from train.engine.loss import Criterion
 def test_candidates_are_what_the_settings_leave_open(
     settings: dict, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.engine.autotune.has_bf16", lambda: True)
+    monkeypatch.setattr("train.engine.autotune.cpu_has_bf16", lambda: True)
     assert [str(option) for option in candidates(TrainConfig(**settings), CPU)[0]] == names
 
 
@@ -47,7 +47,7 @@ def test_what_the_processor_only_emulates_is_no_candidate_unless_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step of emulated bf16 can take a minute."""
-    monkeypatch.setattr("train.engine.autotune.has_bf16", lambda: False)
+    monkeypatch.setattr("train.engine.autotune.cpu_has_bf16", lambda: False)
     assert [str(o) for o in candidates(TrainConfig(), CPU)[0]] == [
         "fp32, channels_last",
         "fp32, contiguous",
@@ -60,7 +60,7 @@ def test_bf16_is_a_candidate_where_the_kernels_are() -> None:
     capable = {"avx512_bf16", "amx_bf16", "bf16"}
     flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else capable
     if capable & flags:
-        assert has_bf16()
+        assert cpu_has_bf16()
 
 
 NAMES = ("fp32, channels_last", "fp32, contiguous", "bf16, channels_last", "bf16, contiguous")
@@ -68,7 +68,7 @@ NAMES = ("fp32, channels_last", "fp32, contiguous", "bf16, channels_last", "bf16
 
 def choice(monkeypatch: pytest.MonkeyPatch, bf16: bool, *rounds: tuple[float, ...]) -> str:
     """Return what is taken where steps last so long in each round, by NAMES."""
-    monkeypatch.setattr("train.engine.autotune.has_bf16", lambda: True)
+    monkeypatch.setattr("train.engine.autotune.cpu_has_bf16", lambda: True)
     monkeypatch.setattr("train.engine.autotune.multiplies_bf16", lambda device: bf16)
     timed: list[str] = []
 

@@ -10,7 +10,7 @@ from serve.contract.errors import UserError
 from train.distributed import Ranks
 from train.engine import shutdown
 from train.engine.run import TrainingRun
-from train.engine.shutdown import exit_code, recorded_status, reports_error
+from train.engine.shutdown import exit_with_code, recorded_status, reports_error
 from train.runs.directory import read_status
 from train.runs.history import History
 from train.signals import EXIT_CODE, Preempted, StopRequest
@@ -40,14 +40,14 @@ def test_an_error_is_printed_once_a_machine_and_by_a_rank_that_has_it_alone(
 def test_the_exit_code_is_the_kind_of_the_end(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, exit_code(Ranks(), StopRequest()):
+    with pytest.raises(SystemExit) as ended, exit_with_code(Ranks(), StopRequest()):
         raise error
     assert ended.value.code == code
     assert ("error: --lr" in capsys.readouterr().err) == (code == 2)
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), exit_code(Ranks(), StopRequest()):
+    with pytest.raises(ZeroDivisionError), exit_with_code(Ranks(), StopRequest()):
         raise ZeroDivisionError
 
 

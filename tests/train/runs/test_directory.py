@@ -18,7 +18,7 @@ from train.engine.prepare import prepare
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.metrics import evaluate_logits
 from train.evaluation.predictions import read_predictions
-from train.runs.directory import STATUS, open_folder, read_status, run_folder, save_best, write_status
+from train.runs.directory import STATUS, create_run_folder, read_status, run_folder, save_best, write_status
 
 
 def ready(tmp_path: Path, **changes: Any) -> TrainConfig:
@@ -29,7 +29,7 @@ def ready(tmp_path: Path, **changes: Any) -> TrainConfig:
 
 def opened(config: TrainConfig) -> tuple[TrainConfig, Data]:
     config, data = prepare(config)
-    open_folder(config, data)
+    create_run_folder(config, data)
     return config, data
 
 

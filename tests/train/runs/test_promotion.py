@@ -19,7 +19,7 @@ from train.evaluation.significance import PairedTest, paired_test
 from train.runs import promotion
 from train.runs.promotion import decide
 from train.runs.results import read_run
-from train.tracking.client import Store
+from train.tracking.client import TrackingStore
 from train.tracking.registry import publish_model
 
 
@@ -96,7 +96,7 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
         checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"),
     )
     file = onnx_file(folder / "model.onnx", metadata)
-    publish_model(Store(), run_id, file, metadata, folder / "config.yaml", {}, model)
+    publish_model(TrackingStore(), run_id, file, metadata, folder / "config.yaml", {}, model)
     return folder
 
 

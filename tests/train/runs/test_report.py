@@ -14,9 +14,9 @@ from train.config import TrainConfig
 from train.evaluation.metrics import evaluate_logits
 from train.models.build import build_model
 from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
-from train.runs.directory import open_folder, run_folder, save_best
+from train.runs.directory import create_run_folder, run_folder, save_best
 from train.runs.history import History
-from train.runs.report import draw_subject_crops, epoch_line, summary, write_report
+from train.runs.report import draw_subject_crops, epoch_line, training_summary, write_run_report
 from train.tracking.base import MetricsFile
 
 
@@ -34,7 +34,9 @@ BEST = {"val/accuracy": 0.9, "val/log_loss": 0.3, "val/log_loss_calibrated": 0.2
 
 def test_the_summary_has_the_interval_and_a_command_that_a_shell_takes() -> None:
     even = np.arange(100) % 2
-    printed = summary(History(3, 2, BEST), TrainConfig(epochs=3), even, str(Path("runs") / "my pets"))
+    printed = training_summary(
+        History(3, 2, BEST), TrainConfig(epochs=3), even, str(Path("runs") / "my pets")
+    )
     assert all(number in printed for number in ("0.9000", "0.8256", "0.9448", "100", "0.3000", "0.2500"))
     assert printed.endswith("--run 'runs/my pets'")
     assert "--stop-after" not in printed
@@ -43,7 +45,7 @@ def test_the_summary_has_the_interval_and_a_command_that_a_shell_takes() -> None
 
 def test_an_accuracy_that_the_largest_class_explains_is_doubted_with_a_cure() -> None:
     unequal = np.arange(100) // 85
-    printed = summary(History(3, 2, BEST), TrainConfig(epochs=4), unequal, "runs/a")
+    printed = training_summary(History(3, 2, BEST), TrainConfig(epochs=4), unequal, "runs/a")
     stopped, _, doubt, *_ = printed.splitlines()
     assert "3" in stopped
     assert "4" in stopped
@@ -51,7 +53,7 @@ def test_an_accuracy_that_the_largest_class_explains_is_doubted_with_a_cure() ->
     assert doubt.startswith("warning: ")
     assert "0.8500" in doubt
     assert "--class-weights" in doubt
-    few = summary(
+    few = training_summary(
         History(3, 2, BEST | {"val/accuracy": 1.0}), TrainConfig(epochs=3), np.arange(2), "runs/a"
     )
     assert "--val-fraction" in few
@@ -65,7 +67,7 @@ def test_the_report_logs_all_files_of_the_run_with_their_figures(tmp_path: Path)
 
     logged: list[Path] = []
     config, data = make_data(tmp_path, name="a")
-    open_folder(config, data)
+    create_run_folder(config, data)
     folder = run_folder(config)
     result = evaluate_logits(np.eye(2)[data.val.labels], data.val.labels, data.val.class_names)
     state: dict[str, Any] = {"model": {}, "ema": None, "optimizer": {}, "scheduler": {}, "scaler": {}}
@@ -73,7 +75,7 @@ def test_the_report_logs_all_files_of_the_run_with_their_figures(tmp_path: Path)
     tracker = Recorder(folder / "metrics.jsonl", 0)
     values = {"train/loss": 1.0, "val/loss": 1.0, "train/accuracy": 0.5, "val/accuracy": 0.5}
     tracker.log_metrics(1, values)
-    write_report(folder, linear_model(), History(1, 1, values), data, config, tracker)
+    write_run_report(folder, linear_model(), History(1, 1, values), data, config, tracker)
     assert {path.name for path in logged} >= {"config.yaml", "metrics.jsonl", "figures", "best.pt"}
     assert all(path.exists() for path in logged)
     assert (folder / "figures" / "curves.png").is_file()

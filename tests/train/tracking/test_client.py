@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from train.tracking.client import Store
+from train.tracking.client import TrackingStore
 
 pytestmark = pytest.mark.usefixtures("store")
 
 
 def test_the_default_store_is_sqlite_in_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert Store().uri == f"sqlite:///{Path.cwd()}/mlflow.db"
+    assert TrackingStore().uri == f"sqlite:///{Path.cwd()}/mlflow.db"
     assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 1
 
 
@@ -23,7 +23,7 @@ def test_a_password_in_the_address_becomes_a_setting_that_no_message_shows(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:p%40ss@localhost:5000")
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
-    store = Store()
+    store = TrackingStore()
     assert store.uri == store.client.tracking_uri == "http://localhost:5000"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "user"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "p@ss"
@@ -44,7 +44,7 @@ def test_a_password_in_the_address_becomes_a_setting_that_no_message_shows(
 def test_files_are_not_left_in_a_folder_that_only_the_server_has(
     tmp_path: Path, uri: str, artifacts: str, refused: bool
 ) -> None:
-    store = Store()
+    store = TrackingStore()
     store.uri = uri
     with pytest.raises(ValueError, match="--serve-artifacts") if refused else nullcontext():
         store.check_artifact_folder(artifacts.format(tmp_path))

@@ -12,7 +12,7 @@ from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tr
 from train import sync
 from train.config import TrainConfig
 from train.tracking import client as tracking
-from train.tracking.client import Store
+from train.tracking.client import TrackingStore
 from train.tracking.mlflow_tracker import MlflowTracker
 from train.tracking.run_record import read_record
 
@@ -146,10 +146,10 @@ def test_the_store_is_recorded_for_any_folder_and_without_its_password(
         ("http://server:5000", "http://server:5000"),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert Store().uri == recorded
+        assert TrackingStore().uri == recorded
     monkeypatch.setattr(mlflow, "MlflowClient", lambda uri: None)  # whose driver may not be installed
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db/m")
-    assert Store().uri == "postgresql://me:***@db/m"
+    assert TrackingStore().uri == "postgresql://me:***@db/m"
 
 
 def test_changed_parameters_are_logged_each_time_and_told_in_a_tag(store: str) -> None:

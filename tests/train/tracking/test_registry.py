@@ -17,7 +17,7 @@ from train import sync
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.tracking import mlflow_tracker
-from train.tracking.client import Store
+from train.tracking.client import TrackingStore
 from train.tracking.errors import RefusedError
 from train.tracking.mlflow_tracker import MlflowTracker
 from train.tracking.parent_run import open_parent
@@ -35,7 +35,7 @@ def published(
 ) -> str:
     model, verification = onnx_file(Path(f"{metadata.precision}.onnx"), metadata), Path("verification.json")
     verification.touch()
-    return publish_model(Store(), run_id, model, metadata, verification, metrics or {}, register)
+    return publish_model(TrackingStore(), run_id, model, metadata, verification, metrics or {}, register)
 
 
 def test_a_model_that_cannot_be_uploaded_leaves_the_run_as_it_ended(
@@ -104,10 +104,10 @@ def test_a_file_that_is_not_verified_any_more_is_not_logged(store: str) -> None:
 
 def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
     t = whole_run()
-    check_registrable(Store(), t.run_id, "pets")
+    check_registrable(TrackingStore(), t.run_id, "pets")
     for run_id, name in (("0" * 32, "pets"), (t.run_id, "a/b:c")):
         with pytest.raises(RefusedError):
-            check_registrable(Store(), run_id, name)
+            check_registrable(TrackingStore(), run_id, name)
 
 
 def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported(
@@ -144,6 +144,6 @@ def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported(
 def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     use(monkeypatch, uri)
     with pytest.raises((ConnectionError, RefusedError), match=uri):
-        read_aliases(Store(), "pets")
+        read_aliases(TrackingStore(), "pets")
     with pytest.raises((ConnectionError, RefusedError), match=uri):
         open_parent("purebred", "sweep", "", {})

@@ -16,7 +16,7 @@ from train.data.labels import LabelledPaths
 from train.data.layouts.folder_tree import Folder
 from train.data.layouts.listing import class_folders, count_by_name, describe_ignored, describe_left_out
 from train.data.layouts.masks import find_derived
-from train.data.layouts.parts import Source, check_folders
+from train.data.layouts.parts import DataSource, check_folders
 from train.data.layouts.run_outputs import is_output, without_outputs
 
 
@@ -41,7 +41,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
     left_out = {path for found in derived.values() for path in found}
     paths = {name: [p for p in images[name] if f"{name}/{p}" not in left_out] for name in names}
     classes = {name: Folder.of(paths[name]) for name in names if paths[name]}
-    facts, warnings = check_folders(classes, Source(str(source), flag))
+    facts, warnings = check_folders(classes, DataSource(str(source), flag))
     ignored: Counter[str] = Counter()
     for name, listing in listings.items():
         system += listing.system

@@ -87,7 +87,7 @@ def read(source: Path, flag: str = "--data") -> LabelledPaths:
     return LabelledPaths(source.parent, labels, "; ".join(facts), [], probabilities)
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     line: int
     """Number of its last line in the file."""
     text: str
@@ -96,7 +96,7 @@ class Row(NamedTuple):
 
 
 @contextmanager
-def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[Row]]]:
+def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[LabelRow]]]:
     """Open a CSV file in UTF-8 or UTF-16, yield (columns, rows); path, label and split may be in capitals.
 
     Raises OSError, csv.Error or UnicodeDecodeError when it cannot be read.
@@ -117,7 +117,7 @@ def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[Row]]]:
         header = [name.strip() for name in next(reader, [])]
         columns = [n.casefold() if n.casefold() in ("path", "label", "split") else n for n in header]
 
-        def rows() -> Iterator[Row]:
+        def rows() -> Iterator[LabelRow]:
             read.clear()
             for cells in reader:
                 text = "".join(read)
@@ -129,12 +129,12 @@ def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[Row]]]:
                     )
                 if any(cells):
                     padded = [*cells, *("" for _ in columns)]
-                    yield Row(reader.line_num, text, dict(zip(columns, padded, strict=False)))
+                    yield LabelRow(reader.line_num, text, dict(zip(columns, padded, strict=False)))
 
         yield columns, rows()
 
 
-def _check_columns(path: Path, columns: list[str], rows: Iterator[Row]) -> None:
+def _check_columns(path: Path, columns: list[str], rows: Iterator[LabelRow]) -> None:
     if not {"path", "label"} <= set(columns):
         described = ", ".join(map(repr, columns))[:200] or "nothing in it"
         first: list[str] = []
@@ -153,7 +153,7 @@ def _check_columns(path: Path, columns: list[str], rows: Iterator[Row]) -> None:
         )
 
 
-def _probabilities(path: Path, row: Row, columns: Mapping[str, str]) -> dict[str, float]:
+def _probabilities(path: Path, row: LabelRow, columns: Mapping[str, str]) -> dict[str, float]:
     """Return class -> probability; empty if the cells are. `columns`: class -> column."""
     cells = {name: row.cells[column] for name, column in columns.items()}
     try:

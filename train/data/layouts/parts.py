@@ -32,7 +32,7 @@ Folders = Mapping[str, Folder]
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """The data set that a flag names."""
 
     path: str
@@ -48,7 +48,7 @@ class Source:
         return f"; if these are classes, or to use several parts, {how}"
 
 
-def check_folders(classes: Folders, source: Source) -> tuple[list[str], list[str]]:
+def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list[str]]:
     """Return (facts, warnings) about folders that would be classes. Raises UserError by a rule."""
     for rule in RULES:
         if error := rule(classes, source):
@@ -67,14 +67,14 @@ def check_folders(classes: Folders, source: Source) -> tuple[list[str], list[str
     return facts, warnings
 
 
-def _parts(classes: Folders, source: Source) -> str:
+def _parts(classes: Folders, source: DataSource) -> str:
     """train, val: beside nothing but parts, or with classes inside."""
     names = part_names(classes)
     alone = names and _others_are_parts(classes, names)
     return _looks_like_parts(classes, names, source) if alone or _hold_classes(classes, names) else ""
 
 
-def _variants(classes: Folders, source: Source) -> str:
+def _variants(classes: Folders, source: DataSource) -> str:
     """fold1, fold2; images_001, images_002; and part_1, part_2; color, gray with the same classes."""
     names = [name for name in classes if _consists_of(VARIANTS, name)]
     if len(names) < 2 or not _others_are_parts(classes, names):
@@ -87,7 +87,7 @@ def _variants(classes: Folders, source: Source) -> str:
     return _looks_like_parts(classes, (originals or names)[:1], source)
 
 
-def _data_set_beside_classes(classes: Folders, source: Source) -> str:
+def _data_set_beside_classes(classes: Folders, source: DataSource) -> str:
     """A folder of parts, or of copies of the classes, that holds no images itself."""
     inside = {name: folder.unwrap()[1].folders for name, folder in classes.items() if not folder.images}
     divided = [name for name in inside if part_names(inside[name])]
@@ -103,7 +103,7 @@ def _data_set_beside_classes(classes: Folders, source: Source) -> str:
     return ""
 
 
-def _one_folder(classes: Folders, source: Source) -> str:
+def _one_folder(classes: Folders, source: DataSource) -> str:
     """The only folder holds the classes, or images with labels in their names."""
     ((name, folder), *others) = classes.items() or (("", Folder()),)
     if others or source.flag != "--data" or not folder.class_names():
@@ -118,7 +118,7 @@ def _one_folder(classes: Folders, source: Source) -> str:
 RULES = (_parts, _variants, _data_set_beside_classes, _one_folder)
 
 
-def _looks_like_parts(classes: Folders, names: Sequence[str], source: Source) -> str:
+def _looks_like_parts(classes: Folders, names: Sequence[str], source: DataSource) -> str:
     flags = flags_for({name: classes[name] for name in names}, source)
     how = "in tar files of its own" if source.in_tars else f"as in {flags}"
     return (
@@ -127,7 +127,7 @@ def _looks_like_parts(classes: Folders, names: Sequence[str], source: Source) ->
     )
 
 
-def flags_for(folders: Folders, source: Source) -> str:
+def flags_for(folders: Folders, source: DataSource) -> str:
     """Return the flags that name the parts among `folders`, or else the folder that holds the classes."""
     if source.in_tars:
         return f"{source.flag} tar files of it alone"

@@ -10,7 +10,7 @@ from train.data.layouts import flat, folders, label_file, tar_files
 from train.data.layouts.listing import class_folders, describe_ignored, describe_left_out
 
 
-class Layout(Protocol):
+class DataLayout(Protocol):
     def matches(self, source: Path) -> bool:
         """Return whether `source`, a file or a folder, looks like a data set of this layout."""
 
@@ -21,7 +21,7 @@ class Layout(Protocol):
         """
 
 
-LAYOUTS: dict[str, Layout] = {"csv": label_file, "flat": flat, "folders": folders, "tar": tar_files}
+LAYOUTS: dict[str, DataLayout] = {"csv": label_file, "flat": flat, "folders": folders, "tar": tar_files}
 """Layouts by the value of --data-format; the first one that matches is taken."""
 
 

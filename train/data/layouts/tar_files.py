@@ -15,7 +15,7 @@ from serve.contract.listing import has_image_suffix, system_folder
 from train.data.labels import LabelledPaths, check_none_missing
 from train.data.layouts.flat import label_of
 from train.data.layouts.folder_tree import Folder
-from train.data.layouts.parts import Source, check_folders
+from train.data.layouts.parts import DataSource, check_folders
 from train.data.text_encoding import likely_encodings, reads_as
 
 LABEL_SUFFIX = ".cls"
@@ -54,7 +54,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
             labels[f"{tar.name}/{name}"] = label
     check_none_missing(written, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
     folders = {label: Folder.of(classes[label]) for label in sorted(classes)}
-    facts, warnings = check_folders(folders, Source(str(source), flag, in_tars=True))
+    facts, warnings = check_folders(folders, DataSource(str(source), flag, in_tars=True))
     for kind, count in left_out.items():
         warnings.append(f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class")
     root = source.parent if source.is_file() else source

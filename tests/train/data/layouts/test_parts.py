@@ -7,7 +7,7 @@ import pytest
 
 from serve.contract.errors import UserError
 from train.data.layouts.folder_tree import Folder
-from train.data.layouts.parts import Source, check_folders
+from train.data.layouts.parts import DataSource, check_folders
 from train.data.layouts.registry import find_labels
 
 CLASSES = ("cat", "dog", "owl")
@@ -25,7 +25,9 @@ def each(names: Sequence[str], paths: Sequence[str]) -> Paths:
 
 def checked(folders: Paths, flag: str = "--data") -> tuple[list[str], list[str]]:
     """(facts, warnings)"""
-    return check_folders({name: Folder.of(paths) for name, paths in folders.items()}, Source("set", flag))
+    return check_folders(
+        {name: Folder.of(paths) for name, paths in folders.items()}, DataSource("set", flag)
+    )
 
 
 def refusal(folders: Paths, flag: str = "--data") -> str:
