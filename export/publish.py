@@ -13,7 +13,7 @@ from serve.tracking import RecordedRun, recorded_run
 from serve.verification import RECORD
 
 if TYPE_CHECKING:
-    pass
+    from train.tracking.client import TrackingStore
 
 METRICS = {
     "accuracy": "accuracy_served",
