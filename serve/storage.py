@@ -7,6 +7,7 @@ import errno
 import io
 import random
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ THREADS = 32  # they wait for the network
 S3_VERSION = "?versionId="
 READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
 PROBE = ".writable"
+FILE_SYSTEMS = ("file://", "local://", "sftp://", "ssh://")  # write in place, and rename atomically
 # What stores know of an object's content
 CHECKSUMS = ("ETag", "etag", "Content-MD5", "Digest", "blob_id")
 TIMES = (
@@ -37,6 +39,8 @@ TIMES = (
     "updated",
     "modified",
     "modificationTime",
+    "modify",
+    "last_write_time",
 )
 
 T = TypeVar("T")
@@ -214,13 +218,16 @@ def list_files(url: str) -> Iterator[RemoteFile]:
         yield stat(url)
         return
     url = url.rstrip("/")
-    root = filesystem(url)._strip_protocol(url).rstrip("/")
+    root = _call("_strip_protocol", url).rstrip("/")
     listed: Iterable[tuple[str, dict[str, Any]]] = ()
     if url.startswith("s3"):
         listed = _list_s3(url, root)
     else:
-        with suppress(FileNotFoundError):
+        try:
             listed = _call("find", url, root, detail=True, on_error="raise").items()
+        except FileNotFoundError as error:
+            if _call("exists", url):  # a folder in it is gone: what is left was not listed
+                raise OutageError(f"{redact(url)} changed while it was listed: {error}") from error
     for path, info in listed:
         if path == root:
             yield _remote_file(url, info)
@@ -265,13 +272,24 @@ def _remote_file(url: str, info: dict[str, Any], name: str = "") -> RemoteFile:
 def match(pattern: str) -> list[str]:
     """Return the URLs that a pattern with * ? [ ] stands for."""
     base = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
-    root = filesystem(pattern)._strip_protocol(base)
+    root = _call("_strip_protocol", pattern, base)
     return [base + name.removeprefix(root).lstrip("/") for name in _call("glob", pattern)]
 
 
 def put_file(path: Path, url: str) -> None:
     """Copy a file to an object, which appears whole or not at all: object stores see to that."""
-    _call("put_file", url, str(path), url)
+    if not url.startswith(FILE_SYSTEMS):
+        _call("put_file", url, str(path), url)
+        return
+    folder, _, name = url.rpartition("/")
+    temporary = f"{folder}/.{name[:50]}.{secrets.token_hex(8)}.tmp"
+    try:
+        _call("put_file", url, str(path), temporary)
+        _call("mv", url, temporary, url)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
 
 
 def copy_object(source: str, target: str) -> None:
@@ -280,7 +298,9 @@ def copy_object(source: str, target: str) -> None:
 
 
 def remove(url: str) -> None:
-    _call("rm_file", url)
+    """Remove an object; another process may have done so."""
+    with suppress(FileNotFoundError):
+        _call("rm_file", url)
 
 
 def check_store_writable(url: str) -> None:

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 
 from serve.contract.locks import is_locked
 from serve.contract.urls import redact
+from train.runs.resume import LOCK
 from train.tracking.base import read_metrics
 from train.tracking.errors import RefusedError
 from train.tracking.run_record import FILE, read_record
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in parser.parse_args(argv).runs:
         try:
             print(f"{folder}: MLflow run {sync(folder)} is complete")
-        except (UserError, ConnectionError) as error:
+        except (UserError, OSError) as error:
             print(f"error: {folder}: {redact(error)}", file=sys.stderr)
             worst = max(worst, 2 if isinstance(error, UserError) else 1)
     return worst
@@ -62,7 +63,7 @@ def sync(folder: Path) -> str:
     record = read_record(folder / FILE)
     if record is None:
         raise UserError(f"no readable {FILE}: it is no run directory, or one of --track false")
-    if is_locked(folder):
+    if is_locked(folder / LOCK):
         raise UserError("the run is being trained: that process sends what is missing")
     if record.complete and record.run_id:
         return record.run_id

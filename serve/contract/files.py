@@ -25,8 +25,8 @@ def atomic_path(path: Path, folder: Path | None = None) -> Iterator[Path]:
     of `path`. Errors name `path`.
     """
     path = Path(os.path.realpath(path))
-    # Not named by process id: pods that share a folder all have the same one.
-    temporary = (folder or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    # Not named by process id: pods that share a folder all have the same one. A name has 255 bytes at most.
+    temporary = (folder or path.parent) / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
     try:
         yield temporary
         os.replace(temporary, path)

@@ -518,3 +518,48 @@ def test_a_short_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(OSError, match=r"5 bytes.* 7"):
         storage.get_file("s3://b/y", tmp_path / "y", 7)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_put_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a file system writes in place."""
+
+    def put_file(source: str, target: str) -> None:
+        Path(target.removeprefix("file://")).write_bytes(b"half")
+        raise OSError("connection reset")
+
+    url = f"file://{tmp_path}/store/model.onnx"
+    (tmp_path / "new").write_bytes(b"whole")
+    storage.put_file(tmp_path / "new", url)
+    monkeypatch.setattr(storage.filesystem(url), "put_file", put_file)
+    with pytest.raises(storage.OutageError, match="connection reset"):
+        storage.put_file(tmp_path / "new", url)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["model.onnx"]
+    assert (tmp_path / "store" / "model.onnx").read_bytes() == b"whole"
+
+
+def test_what_another_process_has_removed_is_removed(tmp_path: Path) -> None:
+    storage.remove(f"file://{tmp_path}/gone.csv")
+
+
+def test_a_folder_that_changes_while_it_is_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(*_: Any, **options: Any) -> None:
+        raise FileNotFoundError("deep/er")
+
+    monkeypatch.setattr(storage.filesystem(f"file://{tmp_path}"), "find", find)
+    with pytest.raises(storage.OutageError, match=r"deep/er"):
+        list(storage.list_files(f"file://{tmp_path}"))
+    assert list(storage.list_files(f"file://{tmp_path}/none")) == []
+
+
+def test_a_server_that_cannot_be_reached_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems connect when they are made, with exceptions of their own."""
+
+    def connect(url: str) -> Any:
+        raise RuntimeError("authentication timed out")
+
+    monkeypatch.setattr(storage, "filesystem", connect)
+    for listing in (storage.list_files, storage.match):
+        with pytest.raises(storage.OutageError, match="timed out"):
+            list(listing("sftp://host/images/*.png"))

@@ -1,9 +1,12 @@
 """train/sync.py sends what MLflow missed, once, with the status of the run."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import REPOSITORY
 from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use
 
 from train import sync
@@ -79,3 +82,30 @@ def test_sync_works_from_anywhere_and_passes_over_what_is_gone(
     assert f"warning: {there}/bad_files.csv" in capsys.readouterr().out
     (source,) = run.inputs.dataset_inputs
     assert f"{here}/data/train" in source.dataset.source
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from train.runs.resume import only_writer
+with only_writer(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_sync_leaves_a_run_alone_that_is_being_trained(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would end the run in MLflow, as KILLED."""
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    command = [sys.executable, "-c", HOLDS, str(Path.cwd())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert sync.main(["."]) == 2
+        assert "being trained" in capsys.readouterr().err
+        assert runs(store)[0].info.status == "RUNNING"
+        other.communicate(b"")
+    assert sync.main(["."]) == 0

@@ -78,7 +78,7 @@ def _update(url: str, home: Path, log: Log) -> dict[str, list[Any]]:
     wanted: dict[str, list[Any]] = {name: [file.size, file.version] for name, file in files.items()}
     known = _read_index(home / INDEX)
     copied = known or _read_index(home / UNFINISHED) or {}  # what has a name is whole; a version is needed
-    keep = {n for n in files if copied.get(n) == wanted[n] and files[n].version and (home / n).is_file()}
+    keep = {n for n in files if copied.get(n) == wanted[n] and _is_whole(home / n, files[n])}
     if known == wanted and len(keep) == len(files):
         return wanted
     missing = [file for name, file in files.items() if name not in keep]
@@ -99,6 +99,15 @@ def _update(url: str, home: Path, log: Log) -> dict[str, list[Any]]:
     (home / UNFINISHED).rename(home / INDEX)
     log(f"copied in {time.perf_counter() - started:.0f} s")
     return wanted
+
+
+def _is_whole(path: Path, file: storage.RemoteFile) -> bool:
+    """Return whether a copy is one of this version, and was not cut by a crash of the machine."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return False
+    return bool(file.version) and file.size in (None, size)
 
 
 def _read_index(path: Path) -> dict[str, list[Any]] | None:

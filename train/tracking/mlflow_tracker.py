@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve.contract.urls import is_remote
+from serve.contract.urls import is_remote, redact
 from train.config import TrainConfig
 from train.tracking.base import MetricsFile
 from train.tracking.client import choose_experiment
@@ -104,9 +104,9 @@ class MlflowTracker(MetricsFile):
             except RefusedError as error:
                 print(f"warning: this run is not in MLflow: {error}", flush=True)
                 break
-            except ConnectionError as error:
+            except Exception as error:  # a thread that died would send nothing, in silence
                 if not behind:
-                    print(f"warning: {error}; what it misses is sent later", flush=True)
+                    print(f"warning: {redact(error)}; MLflow gets what it misses later", flush=True)
                 behind = True
             for refusal in self.sender.refusals[reported:]:
                 print(f"warning: MLflow refuses {refusal}", flush=True)

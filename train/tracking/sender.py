@@ -232,5 +232,6 @@ class Sender:
             if len(items) == 1:
                 self._refuse(kind, [items[0].key], error)
             else:
-                for item in items:
-                    self._send_each(kind, [item], send)
+                half = len(items) // 2
+                for part in (items[:half], items[half:]):
+                    self._send_each(kind, part, send)

@@ -115,3 +115,10 @@ def test_a_user_without_a_home_needs_a_cache_folder(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "home", nowhere)
     with pytest.raises(ValueError, match=r"--flag.* XDG_CACHE_HOME"):
         cache_folder("--flag")
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    name = "é" * 125 + ".jpg"
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"x")
+    assert os.listdir(tmp_path) == [name]

@@ -205,3 +205,10 @@ def test_two_processes_train_on_shards_of_a_bucket(client: Any, tmp_path: Path) 
     missing = ["--data", "s3://bucket/typo", *settings[2:], "--name", "b"]
     printed = forked.train(2, *missing, cwd=tmp_path, code=2)
     assert "error: --data s3://bucket/typo: " in printed
+
+
+def test_a_file_that_a_crash_has_cut_is_copied_again(client: Any, tmp_path: Path) -> None:
+    put(client, "cut/1.jpg", b"whole")
+    home = copy("s3://bucket/cut", tmp_path, True, print)
+    (home / "1.jpg").write_bytes(b"")
+    assert copied("s3://bucket/cut", tmp_path)[0] == {"1.jpg": b"whole"}

@@ -156,3 +156,43 @@ def test_a_database_of_another_mlflow_is_named_with_the_command(
     assert "fedcba987654" in printed
     assert f"mlflow db upgrade {store}" in printed
     assert "does not answer" not in printed
+
+
+def test_a_value_that_is_refused_is_found_in_few_requests(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch, calls = mlflow.MlflowClient.log_batch, []
+
+    def refusing(self: Any, run_id: str, metrics: Any = (), params: Any = (), **options: Any) -> None:
+        calls.append(len(metrics))
+        if any(item.key == "f1/77" for item in metrics):
+            raise mlflow.MlflowException.invalid_parameter_value("too long")
+        log_batch(self, run_id, metrics, params, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", refusing)
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    t.log_metrics(1, {f"f1/{label}": 0.5 for label in range(128)})
+    t.end("FINISHED")
+    assert len(runs(store)[0].data.metrics) == 127
+    assert len(calls) < 30
+
+
+def test_an_unexpected_error_does_not_end_the_thread(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t = tracker()
+    t.start(PARAMETERS, "data/train", DIGEST)
+    update, left = t.sender.update, [KeyError("answer")]
+
+    def fails_once() -> None:
+        if left:
+            raise left.pop()
+        update()
+
+    monkeypatch.setattr(t.sender, "update", fails_once)
+    t.log_metrics(1, METRICS[0])
+    t.end("FINISHED")
+    assert "warning: 'answer'" in capsys.readouterr().out
+    assert runs(store)[0].info.status == "FINISHED"
+    assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
