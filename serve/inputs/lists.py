@@ -12,6 +12,7 @@ from serve import storage
 from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
+from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.files import absolute, is_same_file
@@ -64,9 +65,26 @@ def listed_lines(path: str) -> Iterator[str]:
                 if len(line) > MAX_LINE_BYTES or "\0" in line:
                     raise UserError(f"{path}: line {number} is no path: is this a list of images?")
                 if name := line.removesuffix("\n").removesuffix("\r"):
+                    if number == 1:
+                        _check_first(path, name)
                     yield name
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: line {number + 1} is not UTF-16 as its beginning is: {error}") from error
+
+
+def _check_first(path: str, line: str) -> None:
+    """Raise UserError when the first line is a comment, or holds the path of a file: all lines would."""
+    folder = os.path.dirname(path)
+    if is_remote(path) or is_remote(line) or os.path.lexists(os.path.join(folder, line)):
+        return
+    parts = [line.replace("\\", "/"), line.strip(" \t\"'")]
+    parts += [line.rstrip().rpartition(separator)[0] for separator in ",\t "]
+    found = [part for part in parts if part and os.path.isfile(os.path.join(folder, part))]
+    if found or (line.startswith("#") and not has_image_suffix(line)):
+        hint = f", the path of a file is {found[0]!r}" if found else ""
+        raise UserError(
+            f"{path}: line 1, {line!r}, is no path{hint}: write one path a line and nothing else, with /"
+        )
 
 
 def listed_in_csv(path: str) -> Iterator[str]:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
-from train.data.labels import LabelledPaths, unify
+from train.data.labels import LabelledPaths, spelling, unify
+from train.data.layouts.folder_tree import Folder
 from train.data.layouts.label_file import read_excluded, soft_targets
 from train.data.layouts.registry import find_labels
 from train.data.scan import scan
@@ -199,9 +200,15 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
 def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
     """Return `val` with the labels of the training data's classes."""
     if unknown := sorted(set(val.class_names) - set(class_names), key=natural_key):
+        known = {spelling(name): name for name in class_names}
+        pairs = [(name, known[spelling(name)]) for name in unknown if spelling(name) in known]
+        hints = [f"; {name!a} is probably {other!a}: give them one name" for name, other in pairs[:3]]
+        parent, folder = Folder.of(val.paths).unwrap()
+        if parent and Path(source, parent).is_dir() and folder.folders.keys() & set(class_names):
+            hints.append(f"; its folder {parent!r} has them: give --val-data {Path(source, parent)}")
         raise UserError(
             f"--val-data {source} has the classes {', '.join(map(repr, unknown))}, which the training data "
-            f"do not have; these are {', '.join(map(repr, class_names))}"
+            f"do not have; these are {', '.join(map(repr, class_names))}{''.join(hints)}"
         )
     index = np.array([class_names.index(name) for name in val.class_names], np.int64)
     return replace(val, labels=index[val.labels], class_names=class_names, targets=None)

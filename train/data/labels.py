@@ -26,9 +26,9 @@ LOOK_ALIKE = str.maketrans(
     "ABEKMHOPCTYXIJSaeopcyxijsABEZHIKMNOPTYXo''\"\"------",
 )
 # What pandas and spreadsheets write for a missing value; not none or na, which are classes too
-MISSING = {"", "nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!"}
-MISSING |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "None", "NA", "NULL", "Null", "null", "(null)"}
-MISSING |= {"N/A", "n/a", "N.A.", "n.a."}
+ACCIDENTAL = {"nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!"}
+ACCIDENTAL |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!"}  # as the name of a folder, too
+MISSING = ACCIDENTAL | {"", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a", "N.A.", "n.a."}
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
 DIFFER = "differ only by case, white space, separators, how a number is written or look-alike characters"
 
@@ -53,10 +53,10 @@ def normal(label: str) -> str:
 
 
 def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, str]:
-    """Return path -> label in its normal form; append to `notes` classes that hardly differ.
+    """Return path -> label in its normal form; append to `notes` classes that hardly differ or look wrong.
 
     Raises:
-        UserError: two labels are probably one class, or one is not UTF-8.
+        UserError: two labels are probably one class, or one is not UTF-8 or has lost characters.
     """
     counts: Counter[str] = Counter()
     names = {}
@@ -69,6 +69,16 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
             f"{source}: the label {undecoded[0]!r} is not UTF-8; it {reads_as(likely)}; rename its folder "
             f"or files: convmv -r --notest -f {next(iter(likely), 'ENCODING')} -t utf-8 FOLDER"
         )
+    for name in names.values():
+        if "\ufffd" in name:
+            raise UserError(
+                f"{source}: the label {name!r} has lost characters (U+FFFD stands for them) when it was "
+                "converted: make it again from the original"
+            )
+        if name in ACCIDENTAL:
+            notes.append(f"warning: {source}: the class {name!r} often stands for a missing label")
+        if (meant := _decode_again(name)) != name:
+            notes.append(f"warning: {source}: the class {name!r} is probably {meant!r}, decoded wrongly")
     _check_spellings(counts, source, notes)
     return {path: names[label] for path, label in labels.items()}
 
@@ -95,11 +105,21 @@ def _check_spellings(counts: Mapping[str, int], source: str, notes: list[str]) -
 
 def spelling(name: str) -> str:
     """Return one text for all labels that are probably one class."""
-    text = unicodedata.normalize("NFKC", name.translate(LOOK_ALIKE))
+    text = unicodedata.normalize("NFKC", _decode_again(name).translate(LOOK_ALIKE))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf").strip()  # Cf: invisible
     if NUMBER.fullmatch(text):
         return f"={Fraction(Decimal(text.replace(',', '.')))}"
     return LEADING_ZEROS.sub("", SEPARATORS.sub(" ", text.casefold()))
+
+
+def _decode_again(name: str) -> str:
+    """Return the text of UTF-8 that was decoded as something else: 'caf\u00c3\u00a9' is 'caf\u00e9'."""
+    for encoding in () if name.isascii() else ("cp1252", "latin-1", "cp437"):
+        try:
+            return normal(name.encode(encoding).decode("utf-8"))
+        except UnicodeError:
+            continue
+    return name
 
 
 def _may_differ(a: str, b: str) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.contract.errors import UserError
 from serve.inputs.lists import listed_in_csv, listed_lines
 
 PATHS = ["in/a.jpg", "in/b c.jpg"]
@@ -23,6 +24,33 @@ def test_utf_16_is_read(folder: Path, encoding: str) -> None:
     assert list(listed_lines(str(folder / "l.txt"))) == PATHS
     (folder / "l.csv").write_bytes("\r\n".join(["Path,label", *(f"{p},x" for p in PATHS)]).encode(encoding))
     assert list(listed_in_csv(str(folder / "l.csv"))) == PATHS
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [path.replace("/", "\\") for path in PATHS],
+        [f" {path}  " for path in PATHS],
+        [f"{path} 0" for path in PATHS],
+        [f"{path}\t0" for path in PATHS],
+        [f"{path},0" for path in PATHS],
+        [f'"{path}"' for path in PATHS],
+        ["# images of today", *PATHS],
+    ],
+    ids=["backslash", "spaces", "label", "tab", "comma", "quotes", "comment"],
+)
+def test_lines_that_are_no_paths_are_refused_with_the_first_one(folder: Path, lines: list[str]) -> None:
+    (folder / "l.txt").write_text("\n".join([*lines, ""]))
+    with pytest.raises(UserError, match=r"l\.txt: line 1\b") as raised:
+        list(listed_lines(str(folder / "l.txt")))
+    assert repr(lines[0]) in str(raised.value)
+    assert lines[0].startswith("#") or repr(PATHS[0]) in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["gone.jpg", "#1.jpg", "s3://bucket/in/a.jpg 0"])
+def test_a_path_of_no_file_has_an_error_row_later(folder: Path, line: str) -> None:
+    (folder / "l.txt").write_text(f"{line}\nin/a.jpg\n")
+    assert list(listed_lines(str(folder / "l.txt"))) == [line, "in/a.jpg"]
 
 
 def test_a_text_that_is_no_utf_16_after_its_mark_is_named(folder: Path) -> None:

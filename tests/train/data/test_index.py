@@ -398,8 +398,18 @@ def test_unreadable_files_of_both_sets_are_named(tmp_path: Path) -> None:
 def test_an_unknown_class_in_val_data_is_an_error_that_names_it(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     flat_set(tmp_path / "val", names=("cat", "wolf"))
-    with pytest.raises(ValueError, match=r"--val-data .*'wolf'.*'cat', 'dog'"):
+    with pytest.raises(UserError, match=r"--val-data .*'wolf'.*'cat', 'dog'$"):
         prepare(tmp_path, val_data=str(tmp_path / "val"))
+
+
+def test_unknown_classes_in_val_data_name_the_likely_spelling_or_folder(tmp_path: Path) -> None:
+    folder_set(tmp_path / "images")
+    folder_set(tmp_path / "val" / "val")
+    with pytest.raises(UserError, match=rf"'val'.* --val-data {tmp_path}/val/val$"):
+        prepare(tmp_path, val_data=str(tmp_path / "val"))
+    folder_set(tmp_path / "other", names=("Cat", "dog"))
+    with pytest.raises(UserError, match=r"'Cat'.* 'Cat' .* 'cat':"):
+        prepare(tmp_path, val_data=str(tmp_path / "other"))
 
 
 def test_images_in_both_sets_are_warned_of(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def unified(*labels: str) -> tuple[list[str], list[str]]:
         ("don't", "don\u2019t"),
         ("x-ray", "x\u2011ray"),
         (NFC, "Cafe\u0301"),
+        (NFC, "caf\u00c3\u00a9"),
         ("cat", "cat "),
         ("cat", "\u00a0cat"),
         ("cat", "cat\n"),
@@ -112,11 +113,27 @@ def test_unicodes_two_forms_are_one_class_in_a_set_and_between_two(tmp_path: Pat
             r"UTF-8.*'\uace0\uc591\uc774' in cp949.*convmv",
         ),
         (os.fsdecode(b"caf\xe9"), r"b'caf\\xe9' .*UTF-8.*'caf\u00e9' in cp1252 .*convmv"),
+        ("caf\ufffd", r"'caf\ufffd'.*U\+FFFD"),
     ],
 )
 def test_a_name_that_is_no_text_is_no_class(label: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         unified(label, "dog")
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "#N/A"])
+def test_a_folder_called_as_missing_labels_are_is_warned_of(name: str) -> None:
+    (warning,) = unified(name, "dog")[1]
+    assert warning.startswith("warning: source: ")
+    assert repr(name) in warning
+
+
+@pytest.mark.parametrize("name", ["caf\u00c3\u00a9", "caf\u251c\u2310"])
+def test_a_name_that_was_decoded_wrongly_is_warned_of(name: str) -> None:
+    (warning,) = unified(name, "dog")[1]
+    assert warning.startswith("warning: source: ")
+    assert repr(name) in warning
+    assert repr(NFC) in warning
 
 
 @pytest.mark.parametrize(

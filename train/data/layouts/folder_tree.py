@@ -37,6 +37,11 @@ class Folder:
             parents.append(name)
         return "/".join(parents), folder
 
+    def image_paths(self) -> list[str]:
+        """Paths of all images below the folder, relative to it."""
+        below = [(name, path) for name, folder in self.folders.items() for path in folder.image_paths()]
+        return self.images + [f"{name}/{path}" for name, path in below]
+
     def class_names(self) -> set[str]:
         """Names of the classes if this were the folder to train on; empty if there are fewer than two."""
         _, folder = self.unwrap()

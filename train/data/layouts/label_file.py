@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
+from serve.contract.listing import has_image_suffix
 from train.data.labels import LabelledPaths, check_none_missing, missing, normal
 from train.data.layouts.label_file_advice import cure_for_columns, cure_for_encoding, cure_for_paths
 from train.data.text_encoding import is_undecoded, text_encoding
@@ -58,6 +59,11 @@ def read(source: Path, flag: str = "--data") -> LabelledPaths:
             path, label = row.cells["path"], row.cells["label"]
             if not path or not label.strip():
                 raise UserError(f"{source} line {row.line}: path or label is empty")
+            if has_image_suffix(label):
+                raise UserError(
+                    f"{source} line {row.line}: the label {label!r} is an image's name; write a path that "
+                    "holds a comma in double quotes, and the label in the column label"
+                )
             whole = os.path.join(folder, path)
             # through a linked folder, a/../b is not b
             file = os.path.realpath(whole) if ".." in path else os.path.normpath(whole)
@@ -126,6 +132,14 @@ def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[LabelRow]]]:
                     raise UserError(
                         f"{path} line {reader.line_num} has {len(cells)} cells for {len(columns)} columns: "
                         "write what holds a comma in double quotes"
+                    )
+                if [cell.strip(" \ufeff") for cell in cells] == header:
+                    raise UserError(
+                        f"{path} line {reader.line_num} repeats the first line, {text.strip()!r}: remove it"
+                    )
+                if "\0" in text:
+                    raise UserError(
+                        f"{path} line {reader.line_num} holds a NUL character: {text.strip()!r}"
                     )
                 if any(cells):
                     padded = [*cells, *("" for _ in columns)]

@@ -64,14 +64,15 @@ def find_derived(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
 def _pattern(path: str) -> str:
     """Return the pattern of an image whose folder or name suggests that it is derived, else ""."""
     folder, _, name = path.rpartition("/")
-    if _is_suspect(folder):
+    if has_derived_word(folder):
         return folder
     ending = ENDING.search(os.path.splitext(name)[0])
     return f"{folder}/*{ending[0].rstrip('0123456789. _-')}" if ending else ""
 
 
 @cache
-def _is_suspect(folder: str) -> bool:
+def has_derived_word(folder: str) -> bool:
+    """Return whether a word of the folder's name or path stands for derived images: train_masks."""
     return any(DERIVED.fullmatch(word) for word in words(folder))
 
 

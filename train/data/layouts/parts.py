@@ -4,16 +4,18 @@ A rule takes the folders that would be classes and returns an error that names t
 or "". Names only suggest a part, since a vehicle may be called train; what is inside decides.
 """
 
+import os
 import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import PurePath
 
 from serve.contract.errors import UserError
 from train.data.layouts.folder_tree import Folder, words
-from train.data.layouts.masks import DERIVED
+from train.data.layouts.masks import DERIVED, ENDING, has_derived_word
 
 PART = re.compile(
     "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
@@ -28,6 +30,7 @@ VARIANTS = re.compile(  # of one data set; most of these words may be a class to
     "|archive|disk|volume|folder|dir|copy|backup|raw|originals?|(?:pre)?processed|resized|cropped|augmented"
     "|augmentation|aug|extra|samples?|colou?r|gr[ae]yscale)"
 )
+ORIGINALS = re.compile(rf"(?:{PICTURES.pattern}|colou?r|originals?)")
 Folders = Mapping[str, Folder]
 
 
@@ -55,11 +58,12 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
             raise UserError(error)
     facts: list[str] = []
     warnings: list[str] = []
-    if len(classes) > 1 and not any(folder.images for folder in classes.values()):
-        common = set.intersection(*(set(folder.unwrap()[1].folders) for folder in classes.values()))
-        line = f"each class holds the folders {_quoted(common)}: all of them are used, as one set"
-        if len(common) > 1:
-            (warnings if part_names(dict.fromkeys(common, Folder())) else facts).append(line)
+    inside = _folders_inside(classes)
+    divided = [folders for folders in inside.values() if part_names(folders)]
+    common = set.intersection(*map(set, inside.values())) if 1 < len(inside) == len(classes) else set()
+    if divided or len(common) > 1:
+        line = f"each class holds the folders {_quoted((divided or [common])[0])}"
+        (warnings if divided else facts).append(f"{line}: all of them are used, as one set")
     if names := part_names(classes):
         warnings.append(
             f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {source.flag}"
@@ -87,9 +91,22 @@ def _variants(classes: Folders, source: DataSource) -> str:
     return _looks_like_parts(classes, (originals or names)[:1], source)
 
 
+def _derived(classes: Folders, source: DataSource) -> str:
+    """rgb, depth_preview; images, masks: with images of the same names."""
+    pictures = [name for name in classes if _consists_of(ORIGINALS, name)]
+    derived = [name for name in classes if name not in pictures and has_derived_word(name)]
+    if not pictures or not derived or not _others_are_parts(classes, pictures + derived):
+        return ""
+    for name, other in product(pictures, derived):
+        stems = _stems(classes[other])
+        if 2 * len(stems & _stems(classes[name])) >= len(stems):
+            return _looks_like_parts(classes, [name], source)
+    return ""
+
+
 def _data_set_beside_classes(classes: Folders, source: DataSource) -> str:
     """A folder of parts, or of copies of the classes, that holds no images itself."""
-    inside = {name: folder.unwrap()[1].folders for name, folder in classes.items() if not folder.images}
+    inside = _folders_inside(classes)
     divided = [name for name in inside if part_names(inside[name])]
     for name, folders in inside.items():
         parts = part_names(folders)
@@ -115,7 +132,7 @@ def _one_folder(classes: Folders, source: DataSource) -> str:
     )
 
 
-RULES = (_parts, _variants, _data_set_beside_classes, _one_folder)
+RULES = (_parts, _variants, _derived, _data_set_beside_classes, _one_folder)
 
 
 def _looks_like_parts(classes: Folders, names: Sequence[str], source: DataSource) -> str:
@@ -151,7 +168,8 @@ def flags_for(folders: Folders, source: DataSource) -> str:
 def part_names(folders: Folders) -> list[str]:
     """Return the names that differ only by the part: seg_train, seg_test; train2017, val2017.
 
-    Where there are none: names of parts that hold the classes of the training part: Training, PublicTest.
+    Names of training parts alone count if no others are there: train1, train2. Where there are none: names
+    of parts that hold the classes of the training part: Training, PublicTest.
     """
     groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in folders:
@@ -159,9 +177,10 @@ def part_names(folders: Folders) -> list[str]:
         if part:
             groups[rest].append(name)
     found = []
+    bare = all(_part(name) and len(words(name)) == 1 for name in folders)
     for group in groups.values():
         kinds = {_part(name) for name in group}
-        if "train" in kinds and len(kinds) > 1:
+        if "train" in kinds and (len(kinds) > 1 or bare):
             found += group
     named = [name for group in groups.values() for name in group]
     if not found and len({_part(name) for name in named}) > 1 and _share_classes(folders, named):
@@ -192,6 +211,16 @@ def _others_are_parts(classes: Folders, names: Sequence[str]) -> bool:
     """Return whether no other folder is an ordinary class, with images in it and not named as a part."""
     others = (name for name in classes if name not in names)
     return not any(classes[n].images and not _part(n) and not _consists_of(VARIANTS, n) for n in others)
+
+
+def _folders_inside(classes: Folders) -> dict[str, Folders]:
+    """Return class -> the folders in it, of the classes that hold no images themselves."""
+    return {name: folder.unwrap()[1].folders for name, folder in classes.items() if not folder.images}
+
+
+def _stems(folder: Folder) -> set[str]:
+    """Return the paths of its images without suffixes and the endings of masks: cat/1_mask.png -> cat/1."""
+    return {ENDING.sub("", os.path.splitext(path)[0]) for path in folder.image_paths()}
 
 
 def _hold_the_same(one: Folder, other: Folder) -> bool:

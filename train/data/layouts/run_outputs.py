@@ -4,9 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from train.checkpoint import CHECKPOINTS
-
-RUN_FILES = (CHECKPOINTS, "metrics.jsonl", "figures")
+RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
 REPORTS = {
     "curves.png": "comparison.csv",
     "label_issues.png": "label_issues.csv",

@@ -11,6 +11,7 @@ from PIL import Image
 from train_data import draw, flat_set
 
 from serve.contract.errors import UserError
+from train.checkpoint import last_checkpoint
 from train.data.layouts.registry import find_labels
 
 HEX = "0123456789abcdef" * 2
@@ -130,6 +131,12 @@ def test_a_folder_of_runs_holds_no_classes(tmp_path: Path) -> None:
 def test_the_drawn_sample_alone_is_named(tmp_path: Path) -> None:
     write_sample(tmp_path / "sample")
     assert refusal(tmp_path).endswith(f"--data {tmp_path}/sample/train")
+
+
+def test_a_run_is_known_by_its_checkpoints_alone(tmp_path: Path) -> None:
+    write(folder_set(tmp_path) / "first" / "config.yaml")
+    write(last_checkpoint(tmp_path / "first"))
+    assert counts(tmp_path) == {"cat": 4, "dog": 4}
 
 
 def test_tar_files_beside_runs_are_still_the_data(tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def refusal(folders: Paths, flag: str = "--data") -> str:
         (("Batch A", "Batch B"), NESTED),
         (("color", "grayscale", "segmented"), NESTED),
         (("backup", "data"), NESTED),
+        (("train1", "train2"), FLAT),
+        (("training", "trainval"), FLAT),
+        (("depth_preview", "rgb"), FLAT),
+        (("images", "images_mask"), FLAT),
+        (("originals", "overlay"), FLAT),
+        (("color", "grayscale", "segmented"), FLAT),
+        (("heatmap", "photos"), ("day/1.jpg", "day/2.jpg")),
     ],
 )
 def test_parts_and_variants_of_a_data_set_are_refused(names: Sequence[str], paths: Sequence[str]) -> None:
@@ -89,6 +96,7 @@ def test_parts_and_variants_of_a_data_set_are_refused(names: Sequence[str], path
         ("old", "new"),
         ("color", "gray"),
         ("figures", "tables"),
+        ("cat", "images", "masks"),
         ("0", "1", "2"),
         ("개", "고양이"),
     ],
@@ -136,6 +144,9 @@ def test_parts_whose_content_does_not_show_it_are_classes_beside_another_class_w
         ({"a b": [f"{part}/{path}" for part in ("test", "train") for path in NESTED], "cat": list(FLAT)},)
         + ("--data 'set/a b/train' --val-data 'set/a b/test', ",),
         ({"masks": list(NESTED), "photos": list(NESTED)}, "--data set/photos;"),
+        (each(("depth_preview", "rgb"), FLAT), "--data set/rgb;"),
+        ({"masks": ["1_mask.png", "2_mask.png"], "photos": ["1.jpg", "2.jpg"]}, "--data set/photos;"),
+        (each(("originals", "masks", "photos"), FLAT) | {"originals": ["x.jpg"]}, "--data set/photos;"),
     ],
 )
 def test_the_folders_to_give_are_named(folders: Paths, flags: str) -> None:
@@ -169,6 +180,20 @@ def test_parts_inside_of_every_class_are_warned_of() -> None:
     paths = [f"{part}/{i}.jpg" for part in ("train", "test") for i in range(3)]
     _, (warning,) = checked(each(("cat", "dog"), paths))
     assert "'test', 'train'" in warning
+    others = {"cat": paths, "dog": [path.replace("test/", "val/") for path in paths]}
+    _, (warning,) = checked(others)
+    assert "'test', 'train'" in warning
+
+
+def test_images_and_masks_of_other_names_are_classes() -> None:
+    assert checked({"images": ["a.jpg", "b.jpg", "c.jpg"], "masks": ["1.jpg", "2.jpg", "c.jpg"]}) == (
+        [],
+        [],
+    )
+
+
+def test_a_training_part_alone_is_no_validation_data() -> None:
+    assert "--val-data set/train2;" in refusal({"train2": list(FLAT)}, "--val-data")
 
 
 def test_data_sets_beside_each_other_are_no_classes() -> None:
