@@ -59,7 +59,7 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
     facts: list[str] = []
     warnings: list[str] = []
     inside = _folders_inside(classes)
-    divided = [folders for folders in inside.values() if part_names(folders)]
+    divided = [set(folders) for folders in inside.values() if part_names(folders)]
     common = set.intersection(*map(set, inside.values())) if 1 < len(inside) == len(classes) else set()
     if divided or len(common) > 1:
         line = f"each class holds the folders {_quoted((divided or [common])[0])}"
