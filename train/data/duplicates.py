@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from serve.contract.images import load_image, read_image_file
+from serve.processors import available_processors
 from train.data.perceptual_hash import similar_thumbnails
 
 DETAIL_SIZE, PART_SIZE = 32, 4  # pixels: 64 parts of 4x4
@@ -71,7 +71,7 @@ def _load_details(files: Sequence[Path]) -> NDArray[np.uint8]:
             return np.zeros((*size, 3), np.uint8)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         return np.array(list(pool.map(load, files)), np.uint8).reshape(-1, *size, 3)
 
 

@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,6 +27,7 @@ from serve.contract.errors import UserError
 from serve.contract.images import FORMATS, open_image, read_image_file
 from serve.contract.locks import file_lock
 from serve.contract.orientation import on_its_side
+from serve.processors import available_processors
 from train.config import TrainConfig
 from train.data.index import ImageSet
 from train.data.reading import DECODER, FILTER, LEAST_RATIO, ChangedError, Pixels, Shrink, Size, read_image
@@ -193,7 +193,7 @@ def _decode(
 ) -> NDArray[np.int32]:
     """Decode files (path -> sha256) into a new folder, with one thread a processor; return the sizes."""
     started = time.perf_counter()
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         sizes = np.array([entries.size(size) for size in pool.map(_upright_size, files)], np.int32)
         sizes = sizes.reshape(-1, 2)
         offsets = _offsets(sizes)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +19,7 @@ from serve.contract.archive import split_member
 from serve.contract.doubts import Doubts
 from serve.contract.files import atomic_write
 from serve.contract.images import load_image, read_image_file
+from serve.processors import available_processors
 from train.data.reading import DECODER, Shrink
 
 THUMBNAIL = (8, 8)  # pixels
@@ -81,7 +81,7 @@ def scan(root: Path, paths: Sequence[str], cache_folder: Path) -> ScanResult:
 
     entries: dict[str, ScanEntry] = {}
     saved = time.monotonic()
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         for path, entry in pool.map(examine, paths):
             entries[path] = entry
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
