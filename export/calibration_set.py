@@ -64,12 +64,17 @@ def _list(source: Path) -> list[Path]:
     for recursive in (False, True) if source.is_dir() else ():  # the second is a folder for each class
         if images := list(_visible(list_images(source, recursive).paths)):
             return [source / path for path in images]
-    return [
-        tar / name
-        for tar in list_tars(source)
-        for name in _visible(member_names(tar))
-        if has_image_suffix(name)
-    ]
+    return [tar / name for tar in list_tars(source) for name in _photographs(_visible(member_names(tar)))]
+
+
+def _photographs(names: Iterable[str]) -> list[str]:
+    """Return the images; of labelled samples, as training does, KEY.jpg without its mask KEY.seg.png."""
+    members = list(names)
+    images = [name for name in members if has_image_suffix(name)]
+    if not any(name.endswith(".cls") for name in members):
+        return images
+    keys = {image.rpartition(".")[0] for image in images}
+    return [image for image in images if image.rpartition(".")[0].rpartition(".")[0] not in keys]
 
 
 def _visible(paths: Iterable[str]) -> Iterator[str]:

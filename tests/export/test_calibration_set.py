@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tar_files import make_tar
 from train_data import draw
 
 from export.calibration_set import training_pixels
@@ -89,3 +90,12 @@ def test_images_that_are_not_there_or_too_few_say_so(
     draw(few / "cat.1.png", 0, 1000)
     with pytest.raises(ValueError, match=r"only 1 .* 8 "):
         training_pixels(checkpoint(few), validation, 9)
+
+
+def test_masks_in_shards_are_not_taken(flat: tuple[Path, ValidationImages], tmp_path: Path) -> None:
+    root, validation = flat
+    members = {}
+    for i, path in enumerate(sorted(root.iterdir())):
+        members |= {f"{i}.png": path.read_bytes(), f"{i}.cls": b"1"}
+        members[f"{i}.seg.png"] = draw(tmp_path / "masks" / f"{i}.png", 3, i).read_bytes()
+    assert len(training_pixels(checkpoint(make_tar(tmp_path / "x.tar", members)), validation, 1000)) == 15

@@ -3,6 +3,7 @@
 import atexit
 import errno
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,7 @@ class Loader:
         if self.loader.pin_memory:
             loaded = _on_device(loaded, torch.cuda.current_device())
         for batch in fetch_in_thread(loaded, self._wait):
+            self.sampler.awaited.popleft()
             for path, why in batch.lost:
                 if path not in self.lost:
                     print(f"warning: {path} was readable before training and is not now: {why}", flush=True)
@@ -166,7 +168,10 @@ class Loader:
         self.while_waiting()
         if seconds < self.hang_seconds:
             return
-        source = self.images.root if self.cache is None else self.cache.file
+        source = str(self.images.root if self.cache is None else self.cache.file)
+        if self.cache is None and self.sampler.awaited:
+            _, index, _ = self.sampler.awaited[0][0]
+            source += f" ({self.images.paths[index]!r}, or another image of its batch)"
         raise HangError(
             f"no batch came for {self.hang_seconds / 60:g} minutes (--hang-minutes): reading from {source} "
             "hangs. Check that this storage answers; if it is only slow, raise --hang-minutes"
@@ -178,8 +183,15 @@ class _Sampler:
 
     batches: Iterable[list[Key]] = ()
 
+    def __init__(self) -> None:
+        self.awaited: deque[list[Key]] = deque()
+        """Batches that were requested and have not come, the next one first."""
+
     def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
+        self.awaited.clear()
+        for batch in self.batches:
+            self.awaited.append(batch)
+            yield batch
 
 
 def _on_device(batches: Iterator[Batch], device: int) -> Iterator[Batch]:

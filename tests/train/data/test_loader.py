@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_come_is_an_error_that_names_what_was_to_be_read(
     if cached:
         monkeypatch.setattr(PixelCache, "__getitem__", lambda self, index: read(Path()))
     loader = Loader(dataset, 0, pin_memory=False, hang_seconds=0.05)
-    named = str(cache.file if cache else data.train.root)
+    named = str(cache.file) if cache else f"{data.train.root} ({data.train.paths[2]!r}"
     with pytest.raises(HangError, match=re.escape(named)):
         next(loader([[(0, 2, 1.0), (0, 3, 1.0)], [(0, 0, 1.0)]]))
     monkeypatch.setattr(reading, "PAUSES", ())

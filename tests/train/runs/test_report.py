@@ -79,6 +79,9 @@ def test_the_report_logs_all_files_of_the_run_with_their_figures(tmp_path: Path)
     assert {path.name for path in logged} >= {"config.yaml", "metrics.jsonl", "figures", "best.pt"}
     assert all(path.exists() for path in logged)
     assert (folder / "figures" / "curves.png").is_file()
+    _, other = make_data(tmp_path / "other", per_class=3, name="a")
+    with pytest.raises(AssertionError):
+        write_run_report(folder, linear_model(), History(1, 1, values), other, config, tracker)
 
 
 def test_the_squares_that_the_best_epoch_cuts_out_are_drawn(tmp_path: Path) -> None:
