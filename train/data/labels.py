@@ -69,7 +69,7 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
             f"{source}: the label {undecoded[0]!r} is not UTF-8; it {reads_as(likely)}; rename its folder "
             f"or files: convmv -r --notest -f {next(iter(likely), 'ENCODING')} -t utf-8 FOLDER"
         )
-    for name in names.values():
+    for name in dict.fromkeys(names.values()):
         if "\ufffd" in name:
             raise UserError(
                 f"{source}: the label {name!r} has lost characters (U+FFFD stands for them) when it was "
