@@ -103,9 +103,10 @@ def retried(url: str, action: Callable[[], T]) -> T:
             raise
         except Exception as error:  # aiohttp's, botocore's and google's exceptions share no base
             if attempt == ATTEMPTS or not _may_pass(error):
-                message = str(error) or type(error).__name__
+                message = redact(error) or type(error).__name__
+                name = "" if redact(url) in message else f"{redact(url)}: "
                 kind = OutageError if _may_pass(error) else OSError
-                raise kind(f"{message} (attempt {attempt})") from error
+                raise kind(f"{name}{message} (attempt {attempt})") from error
         time.sleep(pause * random.uniform(0.5, 1))
         pause *= 2
     raise AssertionError("unreachable")

@@ -78,8 +78,8 @@ def test_without_file_locks_a_run_is_exported_with_a_warning(
 def test_two_exports_of_a_run_come_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = "import sys; from export.run_copy import open_run\n"
-    program += "with open_run(sys.argv[1]):\n    print(flush=True); sys.stdin.read()"
+    program = "import sys; from export.run_copy import open_run_folder\n"
+    program += "with open_run_folder(sys.argv[1]):\n    print(flush=True); sys.stdin.read()"
     first = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdin=subprocess.PIPE,

@@ -561,5 +561,5 @@ def test_a_server_that_cannot_be_reached_is_an_outage(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(storage, "filesystem", connect)
     for listing in (storage.list_files, storage.match):
-        with pytest.raises(storage.OutageError, match="timed out"):
+        with pytest.raises(storage.OutageError, match=r"^sftp://host/images/\*\.png: .*timed out"):
             list(listing("sftp://host/images/*.png"))
