@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from serve.contract.urls import redact
 from train.rendezvous import agree_on_attempt
+from train.signals import Preempted
 
 T = TypeVar("T")
 Log = Callable[[str], None]  # takes one line for the user
@@ -52,6 +53,9 @@ def main_log(ranks: Ranks) -> Log:
 def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """Join the ranks for as long as the context lasts: by nccl on CUDA, with gloo for CPU tensors, and by
     gloo elsewhere. A single process needs no group.
+
+    After an error the group is left as it is: nccl's end waits for all ranks, and the one with the error
+    would hang before it has printed it. `shutdown.leave` ends such a process.
     """
     if ranks.world_size == 1:
         yield
@@ -69,8 +73,10 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     limit_waiting(PREPARATION_MINUTES)
     try:
         yield
-    finally:
+    except Preempted:  # on all ranks
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def limit_waiting(minutes: float) -> None:

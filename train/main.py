@@ -45,7 +45,7 @@ from train.engine.build import build_run
 from train.engine.checks import check_batch_size
 from train.engine.device import choose_device, choose_workers, configure, limit_workers
 from train.engine.prepare import prepare
-from train.engine.shutdown import exit_with_code, recorded_status, while_in_contact
+from train.engine.shutdown import exit_after_bug, exit_with_code, recorded_status, while_in_contact
 from train.engine.trainer import Trainer
 from train.runs.directory import create_run_folder, run_folder
 from train.runs.mirror import Mirror, localise
@@ -103,7 +103,8 @@ def train(
             log(stop.advice())
 
 
-@record
+@exit_after_bug()
+@record  # torchrun's error file is written before the process ends
 def main() -> None:
     ranks, stop = ranks_from_environment(), StopRequest()
     stop.install()

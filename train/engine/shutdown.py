@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
+
+import torch.distributed as dist
 
 from serve.contract.errors import UserError
 from serve.contract.urls import redact
@@ -70,6 +73,18 @@ def exit_with_code(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
         leave(report_stop(ranks, stop))
 
 
+@contextmanager
+def exit_after_bug() -> Iterator[None]:
+    """End the process with 1 and a traceback after an unexpected error that left its process group open."""
+    try:
+        yield
+    except Exception:
+        if not dist.is_initialized():
+            raise
+        traceback.print_exc()
+        leave(1)
+
+
 def reports_error(ranks: Ranks, stop: StopRequest) -> bool:
     """Return whether this rank prints its error: a machine's first rank does, and one that has it alone.
 
@@ -99,8 +114,7 @@ def while_in_contact(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
             if ranks.is_main and not restarts_left():
                 print(stop.advice(), flush=True)
             time.sleep(CAUSE_FIRST_SECONDS)
-        # at once: the end of the process group could wait for the lost rank
-        leave(EXIT_CODE if stop.requested else 1, at_once=True)
+        leave(EXIT_CODE if stop.requested else 1)
 
 
 def report_stop(ranks: Ranks, stop: StopRequest) -> int:
@@ -121,9 +135,10 @@ def restarts_left() -> bool:
     return int(get("TORCHELASTIC_RESTART_COUNT", "0")) < int(get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
-def leave(code: int, at_once: bool = False) -> NoReturn:
-    """End this process; at once if a thread is stuck in reading, which the interpreter would wait for."""
-    if not at_once and not is_fetching():
+def leave(code: int) -> NoReturn:
+    """End this process; at once if the interpreter would wait: for a thread that is stuck in reading, or
+    for the other ranks of a process group that is open after an error."""
+    if not is_fetching() and not dist.is_initialized():
         sys.exit(code)
     kill_workers()
     sys.stdout.flush()

@@ -1,9 +1,15 @@
 """The end of a process: exit code, who prints the error, and the status that the run keeps."""
 
+import json
 import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from forked import agent, fork
 from train_data import linear_model, make_data, make_run
 
 from serve.contract.errors import UserError
@@ -49,6 +55,49 @@ def test_the_exit_code_is_the_kind_of_the_end(
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), exit_with_code(Ranks(), StopRequest()):
         raise ZeroDivisionError
+
+
+def main_of_a_rank(error: Exception) -> None:
+    """Train on a rank where rank 1 has an error, and nccl's teardown waits for ever."""
+    from train import main
+    from train.distributed import sum_over_ranks
+
+    def train(config: object, ranks: Ranks, *_: object) -> None:
+        if ranks.rank == 1:
+            raise error
+        sum_over_ranks(torch.zeros(1))
+
+    main.train = train  # type: ignore[assignment]
+    dist.destroy_process_group = threading.Event().wait  # type: ignore[assignment]
+    shutdown.ALONE_SECONDS = 0.1
+    sys.argv = ["train/main.py", "--data", "images", "--device", "cpu"]
+    main.main()
+
+
+@pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError("cause"), 1), (UserError("cause"), 2)])
+def test_one_rank_with_an_error_ends_with_it_although_the_group_cannot_end(
+    error: Exception, code: int, tmp_path: Path
+) -> None:
+    store, variables = agent(2)
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    recorded = tmp_path / "error.json"
+    variables[1]["TORCHELASTIC_ERROR_FILE"] = str(recorded)
+    ranks = [
+        fork(main_of_a_rank, error, cwd=tmp_path, log=log, environment=own)
+        for log, own in zip(logs, variables, strict=True)
+    ]
+    for rank in ranks:
+        rank.join(60)
+    printed = [log.read_text() for log in logs]
+    assert [rank.exitcode for rank in ranks] == [1, code], printed
+    assert "rank 0 lost contact" in printed[0]
+    if code == 1:
+        assert "Traceback" in printed[1]
+        assert "ZeroDivisionError: cause" in printed[1]
+        assert "ZeroDivisionError: cause" in json.loads(recorded.read_text())["message"]["message"]
+    else:
+        assert "error (rank 1): cause" in printed[1]
+    del store
 
 
 class Recorder(NullTracker):
