@@ -17,6 +17,7 @@ from torch import nn
 from serve.contract.errors import UserError
 from train.checkpoint import CheckpointError, best_checkpoint, has_checksum, load_checkpoint
 from train.models.layers import head_names
+from train.models.state_dict import load_pickle
 from train.models.transfer import transfer, zero
 from train.models.zoo import base_name, create, library_of
 
@@ -61,9 +62,11 @@ def read_file(source: str, flag: str) -> dict[str, Any]:
         elif has_checksum(path):
             content = load_checkpoint(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_pickle(path)
     except CheckpointError:
         raise
+    except UserError as error:
+        raise UserError(f"{flag} {source!r} {error}") from error
     except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{flag} {source!r} cannot be read as tensors: {type(error).__name__}") from error
     if not isinstance(content, Mapping):

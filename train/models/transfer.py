@@ -8,27 +8,11 @@ from torch import Tensor, nn
 
 from serve.contract.errors import UserError
 from train.models.layers import head_names, is_auxiliary
+from train.models.state_dict import AVERAGES, find_prefix, select_state, tensors_of
 from train.models.zoo import base_name, library_of
 
 NAMED = 3  # tensors that a message names
-
-
-def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a file's tensors under the network's names, without the wrappers of our own checkpoints and of
-    others' files."""
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {
-        key.removeprefix("module.").removeprefix("network."): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-        and key not in ("mean", "std", "temperature")
-        and not key.startswith("subject.")  # another run's detector
-    }
-    # torchvision's files of DenseNet are older than its names
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", k): v for k, v in tensors.items()}
+NOT_WEIGHTS = ("mean", "std", "temperature", "n_averaged")  # of ImageClassifier and AveragedModel
 
 
 def transfer(
@@ -41,12 +25,24 @@ def transfer(
     a random one would send its noise through features that are good already.
 
     Raises:
-        UserError: another network's weights; the message names what is missing.
+        UserError: another network's weights, or two networks that fit; the message names what is missing.
     """
-    tensors, own = tensors_of(content), network.state_dict()
+    own = network.state_dict()
+    state, taken, others = select_state(content)
+    # torchvision's files of DenseNet are older than its names
+    found = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", k): v for k, v in tensors_of(state).items()
+    }
+    try:
+        prefix = find_prefix(found, own)
+    except UserError as error:
+        raise UserError(f"--weights {source!r} {error}") from error
+    tensors = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
     heads = {parameter.rpartition(".")[0] for parameter in head_names(network)}
     fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     trained_on = content.get("class_names")
+    if not isinstance(trained_on, list | tuple):  # a NumPy array of others is not read
+        trained_on = None
     new = {layer for k in own if (layer := k.rpartition(".")[0]) in heads and k not in fitting}
     if trained_on is not None and list(trained_on) != list(class_names):
         new = heads
@@ -56,11 +52,16 @@ def transfer(
     absent = [k for k in absent if not k.endswith(".num_batches_tracked")]
     missing = [k for k in absent if not (is_auxiliary(k) and k not in tensors)]
     if missing or not fitting:
-        raise _misfit(name, source, missing, tensors, own)
+        raise _misfit(name, source, missing, tensors, own, list(found or state))
     own.update(fitting)
     network.load_state_dict(own)
     zero(network, new)
     note = f"{source}: {len(fitting)} of {len(own)} tensors loaded"
+    if taken:
+        note += f" from {'the moving average ' if set(taken) & set(AVERAGES) else ''}{'.'.join(taken)!r}"
+        note += f", not from {', '.join(map(repr, others))}" if others else ""
+    if prefix:
+        note += f"; prefix {prefix!r} of the names removed"
     if new:
         note += f"; new head: {', '.join(sorted(new))}"
         if trained_on is not None:
@@ -71,7 +72,11 @@ def transfer(
         note += "; head kept: the classes are the same"
     if len(missing) < len(absent):
         note += f"; not in the file: {_listed([k for k in absent if k not in missing])}"
-    unused = [k for k in tensors if k not in own]
+    unused = [
+        k
+        for k in found
+        if not (k.startswith(prefix) and k.removeprefix(prefix) in own) and k not in NOT_WEIGHTS
+    ]
     return note + (f"; not used: {_listed(unused)}" if unused else "")
 
 
@@ -87,7 +92,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _misfit(
-    name: str, source: str, missing: list[str], tensors: dict[str, Tensor], own: dict[str, Tensor]
+    name: str,
+    source: str,
+    missing: list[str],
+    tensors: dict[str, Tensor],
+    own: dict[str, Tensor],
+    keys: Sequence[Any],
 ) -> UserError:
     described = [
         f"{key} ({list(tensors[key].shape)} in the file, {list(own[key].shape)} in the network)"
@@ -95,9 +105,12 @@ def _misfit(
         else key
         for key in missing
     ]
+    reason = f"{len(missing)} of its {len(own)} tensors are missing ({_listed(described)})"
+    if not any(key in own for key in tensors):
+        reason += f"; the file's keys are {_listed(list(map(str, keys)))}"
     base = base_name(name)
     other = base if library_of(name) == "timm" else f"timm/{base}"
     return UserError(
-        f"--weights {source!r} do not fit {name}: {len(missing)} of its {len(own)} tensors are missing "
-        f"({_listed(described)}); give this network's weights, or --model {other} for the other library's"
+        f"--weights {source!r} do not fit {name}: {reason}; give this network's weights, "
+        f"or --model {other} for the other library's"
     )

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from train.models.classifier import ImageClassifier
 from train.models.pretrained import read_file
+from train.models.state_dict import select_state, tensors_of
 from train.models.subject_crop.activation import ActivationMap, find_activation_map
 from train.models.subject_crop.crop import SubjectCrop
 from train.models.subject_crop.detector import DetectedSubject, build_detector
-from train.models.transfer import tensors_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def add_subject_crop(
     else:
         source, prefix = settings.crop_detector, "subject.locator.detector."
         if weights is None:
-            state = tensors_of(read_file(source, "--crop-detector"))
+            found, _, _ = select_state(read_file(source, "--crop-detector"))
+            state = {k.removeprefix("module."): v for k, v in tensors_of(found).items()}
         else:
             state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         detector, architecture = build_detector(state, source)

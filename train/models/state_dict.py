@@ -1,0 +1,121 @@
+"""Tensors in checkpoints of timm, torchvision, Lightning and wrappers, read without running their code."""
+
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve.contract.errors import UserError
+
+AVERAGES = ("ema", "state_dict_ema", "model_ema")
+ENTRIES = (*AVERAGES, "model", "state_dict")  # keys that hold a state dict, in the order of preference
+# Types that training scripts save beside the tensors. None of them is imported or built: see _Ignored.
+IGNORED_TYPES = (
+    "argparse.Namespace",
+    *(
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ),
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    "numpy.dtype",
+    "numpy.ndarray",
+)
+# FILE and NEW are for the user to fill in
+WAY_OUT = (
+    "if you trust the file, save its state dict alone where they can be imported: "
+    "torch.save(torch.load(FILE, map_location='cpu', weights_only=False)['state_dict'], NEW), "
+    "with ['model'] if that is its key, or .state_dict() if FILE holds a whole network"
+)
+
+
+class _Ignored:
+    """Stand-in for a value of IGNORED_TYPES, which keeps nothing of it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def load_pickle(path: Path) -> Any:
+    """Return what a file of torch.save holds: tensors and plain values; those of IGNORED_TYPES are empty.
+
+    Raises:
+        UserError: it holds something of another type.
+        Exception: any of torch.load's, for a damaged file.
+    """
+    with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED_TYPES]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            try:
+                types = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+            except Exception:  # any, for a file that is damaged or has another format
+                types = []
+            if not types:
+                raise
+            names = ", ".join(sorted(types))
+            raise UserError(
+                f"holds objects that are not read, for they could run code: {names}; {WAY_OUT}"
+            ) from error
+
+
+def select_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return a checkpoint's state dict, the moving average if there is one; the keys that lead to it; and
+    those of the state dicts beside it."""
+    taken: list[str] = []
+    others: list[str] = []
+    for _ in range(2):  # a file may hold itself
+        found = [key for key in ENTRIES if isinstance(content.get(key), Mapping) and content[key]]
+        if found:
+            taken.append(found[0])
+            others += found[1:]
+            content = content[found[0]]
+    return dict(content), taken, others
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by name, without those of another run's detector."""
+    return {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Tensor) and isinstance(key, str) and not key.startswith("subject.")
+    }
+
+
+def find_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Return the prefix below which most tensors have a name (and then a shape) of the network's `own`.
+
+    Raises:
+        UserError: two prefixes have as many; the message names them.
+    """
+    named: Counter[str] = Counter()
+    fitting: Counter[str] = Counter()
+    for key, tensor in tensors.items():
+        parts = key.split(".")
+        for i in range(len(parts)):
+            name = ".".join(parts[i:])
+            if name in own:
+                prefix = key.removesuffix(name)
+                named[prefix] += 1
+                fitting[prefix] += own[name].shape == tensor.shape
+    if not named:
+        return ""
+    best = max((fitting[prefix], named[prefix]) for prefix in named)
+    prefixes = [prefix for prefix in named if (fitting[prefix], named[prefix]) == best]
+    if len(prefixes) > 1:
+        raise UserError(
+            f"holds more than one network that fits, with the prefixes {', '.join(map(repr, prefixes))}; "
+            "save the tensors of one alone"
+        )
+    return prefixes[0]
