@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+import re
+from pathlib import Path
 
 import torch
 
@@ -13,6 +15,10 @@ from train.data.index import Data
 from train.data.workers import fit_workers
 from train.distributed import Ranks
 
+DRIVER = Path(
+    "/proc/driver/nvidia/version"
+)  # of the loaded driver, also in a container without its devices
+CONTROL_DEVICE = Path("/dev/nvidiactl")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -20,9 +26,11 @@ def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
     """Return this process's device.
 
     Raises:
-        UserError: CUDA is required, or needed by each process, and not there.
+        UserError: CUDA is required, or needed by each process, and not there; or torch cannot use the GPU.
     """
     available = torch.cuda.is_available()
+    if config.device != "cpu" and not available and (reason := why_unusable()):
+        raise UserError(f"--device {config.device}: {reason}; or train on the CPU with --device cpu")
     if config.device == "cuda" and not available:
         raise UserError("--device cuda, but torch sees no CUDA device; use --device cpu or fix the driver")
     if config.device == "cpu" or not available:
@@ -35,8 +43,51 @@ def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
             "devices: lower --nproc_per_node or use --device cpu"
         )
     device = torch.device("cuda", ranks.local_rank)
+    check_kernels(device)
     torch.cuda.set_device(device)
     return device
+
+
+def why_unusable() -> str:
+    """Return why torch sees no GPU although there is an NVIDIA driver, and what to do.
+
+    "" without a driver, and where CUDA_VISIBLE_DEVICES hides the GPUs: "", -1, or Slurm's NoDevFiles.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = visible is not None and not re.match(r"\s*(\d|GPU-|MIG-)", visible)
+    if hidden or not (DRIVER.exists() or CONTROL_DEVICE.exists()):
+        return ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text() if DRIVER.exists() else "")
+    driver = f"this machine has the NVIDIA driver {found[0] if found else '(version unknown)'}"
+    if torch.version.cuda is None:
+        return f"{driver}, but torch {torch.__version__} is built without CUDA: install one with CUDA"
+    if not CONTROL_DEVICE.exists():
+        return (
+            f"{driver}, but no device {CONTROL_DEVICE} for torch's CUDA {torch.version.cuda}: give the "
+            "container its GPUs (docker run --gpus all; in Kubernetes the limit nvidia.com/gpu)"
+        )
+    chosen = "" if visible is None else f"check CUDA_VISIBLE_DEVICES={visible}, "
+    return (
+        f"{driver}, but torch cannot use its GPU with CUDA {torch.version.cuda}: {chosen}install a newer "
+        "driver, or a torch for an older CUDA"
+    )
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise UserError when torch has no kernels for this GPU: neither for its generation nor as PTX."""
+    capability = torch.cuda.get_device_capability(device)
+    names = torch.cuda.get_arch_list()
+    known = re.findall(r"\b(sm|compute)_(\d+)(\d)", " ".join(names))  # ROCm names its own otherwise
+    for kind, major, minor in known:
+        built = int(major), int(minor)
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return
+    if known:
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
+            f"and torch {torch.__version__} has kernels for {', '.join(names)} only: install a torch built "
+            "for it, or train on the CPU with --device cpu"
+        )
 
 
 def choose_workers(config: TrainConfig, ranks: Ranks, device: torch.device) -> int:

@@ -7,12 +7,20 @@ import torch
 from forked import execute, fork
 from train_data import CPU
 
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.engine import device as device_module
 from train.engine.device import choose_device, choose_workers
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+
+
+@pytest.fixture(autouse=True)
+def no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(device_module, "CONTROL_DEVICE", tmp_path / "nvidiactl")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 @no_gpu
@@ -28,6 +36,75 @@ def test_auto_takes_the_cpu_without_a_gpu_and_refuses_fp16() -> None:
         choose_device(TrainConfig(precision="fp16"), Ranks())
     with pytest.raises(ValueError, match=r"--precision fp16.*bf16.*fp32"):
         choose_device(TrainConfig(precision="fp16", device="cpu"), Ranks())
+
+
+VERSION = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.104.05  Release Build\n"
+
+
+@no_gpu
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("version", "control", "cuda", "named"),
+    [
+        (VERSION, True, "13.0", r"535\.104\.05.*CUDA 13\.0"),
+        ("", True, "13.0", r"unknown.*CUDA 13\.0"),
+        (VERSION, False, "13.0", r"535\.104\.05.*nvidiactl.*CUDA 13\.0.*--gpus"),
+        (VERSION, True, None, r"535\.104\.05.*without CUDA"),
+    ],
+    ids=["an old driver", "a driver of no version", "a container without devices", "a wheel for the CPU"],
+)
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_left_idle(
+    version: str, control: bool, cuda: str, named: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if version:
+        device_module.DRIVER.write_text(version)
+    if control:
+        device_module.CONTROL_DEVICE.touch()
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(UserError, match=f"--device {device}.*{named}.*--device cpu"):
+        choose_device(TrainConfig(device=device), Ranks())
+    assert choose_device(TrainConfig(device="cpu"), Ranks()) == CPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(UserError, match=r"--device cpu"):
+        choose_device(TrainConfig(device=device), Ranks())
+
+
+@no_gpu
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_auto_takes_the_cpu_where_the_gpus_are_hidden(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device_module.DRIVER.write_text(VERSION)
+    device_module.CONTROL_DEVICE.touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert choose_device(TrainConfig(), Ranks()) == CPU
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "usable"),
+    [
+        ((8, 6), ["sm_75", "sm_80", "sm_90"], True),
+        ((9, 0), ["sm_75", "sm_80", "sm_90a"], True),
+        ((12, 0), ["sm_80", "sm_90", "compute_90"], True),
+        ((10, 3), ["gfx90a"], True),
+        ((7, 0), ["sm_75", "sm_80", "compute_80"], False),
+        ((12, 0), ["sm_80", "sm_90", "sm_100"], False),
+        ((8, 6), ["sm_75", "sm_89"], False),
+    ],
+)
+def test_a_gpu_without_kernels_is_an_error(
+    capability: tuple[int, int], built: list[str], usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU 0")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    if usable:
+        assert choose_device(TrainConfig(), Ranks()) == torch.device("cuda", 0)
+    else:
+        named = rf"{capability[0]}\.{capability[1]}.*{built[-1]}.*--device cpu"
+        with pytest.raises(UserError, match=named):
+            choose_device(TrainConfig(), Ranks())
 
 
 def test_cpu_is_the_cpu() -> None:
