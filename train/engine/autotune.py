@@ -12,8 +12,9 @@ from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.sampler import EpochPlan
 from train.distributed import Log, Ranks, max_over_ranks, on_main
+from train.engine.device import is_out_of_memory
 from train.engine.loss import Criterion
-from train.engine.state import build_state
+from train.engine.state import TrainState, build_state
 from train.models.classifier import ImageClassifier
 from train.precision import Precision
 
@@ -37,17 +38,21 @@ def choose_precision(
 
     Raises:
         UserError: the network cannot be compiled.
+        torch.OutOfMemoryError: no option has enough memory.
     """
     size = config.input_size(config.image_size)
     images = torch.zeros(plan.micro_batch_size, size, size, 3, dtype=torch.uint8).to(device)
     targets = torch.full((plan.micro_batch_size, num_classes), 1 / num_classes, device=device)
 
-    def make_step(precision: Precision, compiled: bool = False) -> Step:
+    def make_step(precision: Precision, ranks: Ranks = ranks, compiled: bool = False) -> Step:
         timed = config.replace(compile=compiled)
-        state = build_state(timed, copy.deepcopy(model), 1, precision, ranks, device)
-        state.model.train()
+        state: TrainState | None = None
 
         def step() -> None:
+            nonlocal state
+            if state is None:
+                state = build_state(timed, copy.deepcopy(model), 1, precision, ranks, device)
+                state.model.train()
             state.backward(criterion(state.forward(images), targets).mean())
             state.update(config.clip_grad)
 
@@ -57,15 +62,20 @@ def choose_precision(
         log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
     if len(options) > 1:
-        seconds = time_options(options, make_step, device)
+        # without the other ranks: they would wait for the gradients of one that is out of memory
+        seconds = time_options(options, lambda option: make_step(option, Ranks()), device)
         listed = "; ".join(f"{option} {time:.3f}" for option, time in seconds.items())
         default = choose_option(seconds, default)
         log(f"seconds a step: {listed}. Taken: {default}")
+        if seconds[default] == math.inf:
+            raise torch.OutOfMemoryError("no number format and memory layout has enough memory")
     if config.compile:
         _, plain = time_step(make_step(default), device)
         try:
             first, compiled = time_step(make_step(default, compiled=True), device)
         except Exception as error:  # the compiler's and its backends' share no base
+            if is_out_of_memory(error):
+                raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"--compile: {config.model} cannot be compiled here ({reason}); leave it out"
@@ -114,11 +124,13 @@ def multiplies_bf16(device: torch.device) -> bool:
 def time_options(
     options: list[Precision], make_step: Callable[[Precision], Step], device: torch.device
 ) -> dict[Precision, float]:
-    """Return the seconds of each option's fastest step. One copy of the model is in memory at a time."""
-    seconds = dict.fromkeys(options, math.inf)
+    """Return the seconds of each option's fastest step, infinity where a rank was out of memory. One copy
+    of the model is in memory at a time. Steps must not communicate."""
+    seconds: dict[Precision, list[float]] = {option: [] for option in options}
     for option in options * ROUNDS:
-        seconds[option] = min(seconds[option], time_step(make_step(option), device)[1])
-    return seconds
+        if math.inf not in seconds[option]:
+            seconds[option] += time_step(make_step(option), device, catch=True)[1:]
+    return {option: max(taken) if math.inf in taken else min(taken) for option, taken in seconds.items()}
 
 
 def choose_option(seconds: dict[Precision, float], default: Precision) -> Precision:
@@ -126,17 +138,24 @@ def choose_option(seconds: dict[Precision, float], default: Precision) -> Precis
     return fastest if seconds[fastest] < CLEARLY_FASTER * seconds[default] else default
 
 
-def time_step(step: Step, device: torch.device) -> tuple[float, float]:
+def time_step(step: Step, device: torch.device, catch: bool = False) -> tuple[float, float]:
     """Return seconds of the first call, with allocation and compilation, and of the second.
 
-    They are those of the slowest rank: the ranks share processors and must agree.
+    They are those of the slowest rank: the ranks share processors and must agree. With `catch`, a call that
+    is out of memory takes infinitely long; the ranks must be independent within the step.
     """
 
     def once() -> float:
         started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return max_over_ranks(time.perf_counter() - started)
+        try:
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - started
+        except RuntimeError as error:
+            if not (catch and is_out_of_memory(error)):
+                raise
+            seconds = math.inf
+        return max_over_ranks(seconds)
 
     return once(), once()

@@ -19,6 +19,7 @@ DRIVER = Path(
     "/proc/driver/nvidia/version"
 )  # of the loaded driver, also in a container without its devices
 CONTROL_DEVICE = Path("/dev/nvidiactl")
+OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|_STATUS_ALLOC_FAILED")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -117,6 +118,13 @@ def configure(config: TrainConfig, ranks: Ranks, device: torch.device, num_worke
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch had no memory for a tensor, as torch, cuBLAS, cuDNN or nccl say it."""
+    return isinstance(error, RuntimeError) and bool(
+        isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error))
+    )
 
 
 def limit_workers(

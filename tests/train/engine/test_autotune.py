@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from forked import on_ranks
 from train_data import CPU, ONE, linear_model, settings
 
 from train.config import TrainConfig
 from train.data.sampler import EpochPlan
+from train.distributed import Ranks
 from train.engine.autotune import (
     ROUNDS,
     candidates,
@@ -20,6 +22,7 @@ from train.engine.autotune import (
     time_step,
 )
 from train.engine.loss import Criterion
+from train.engine.state import TrainState
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def choice(monkeypatch: pytest.MonkeyPatch, bf16: bool, *rounds: tuple[float, ..
     monkeypatch.setattr("train.engine.autotune.multiplies_bf16", lambda device: bf16)
     timed: list[str] = []
 
-    def measure(step: str, device: torch.device) -> tuple[float, float]:
+    def measure(step: str, device: torch.device, catch: bool) -> tuple[float, float]:
         number = timed.count(step)
         timed.append(step)
         return 9.0, rounds[min(number, len(rounds) - 1)][NAMES.index(step)]
@@ -137,11 +140,11 @@ def test_a_step_is_timed_after_one_that_is_not_counted(monkeypatch: pytest.Monke
     assert time_step(step, CPU) == pytest.approx((9.0, 4.0))
 
 
-def chosen(tmp_path: Path, **changes: Any) -> tuple[str, str]:
+def chosen(tmp_path: Path, ranks: Ranks = ONE, **changes: Any) -> tuple[str, str]:
     """Return the precision of a small model, and what was logged."""
     config, lines = settings(tmp_path, **changes), []
     model, criterion, plan = linear_model(), Criterion(0.0), EpochPlan(8, 4, 0)
-    precision = choose_precision(config, model, criterion, plan, 2, ONE, CPU, lines.append)
+    precision = choose_precision(config, model, criterion, plan, 2, ranks, CPU, lines.append)
     return str(precision), "\n".join(lines)
 
 
@@ -154,6 +157,56 @@ def test_options_are_listed_with_their_seconds(tmp_path: Path) -> None:
     taken, printed = chosen(tmp_path, precision="fp32")
     assert all(f"{name} 0." in printed for name in NAMES[:2])
     assert printed.endswith(taken)
+
+
+ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, ranks: Ranks, *large: str) -> None:
+    """Give the last rank too little memory for some number formats."""
+    forward = TrainState.forward
+
+    def limited(self: TrainState, images: torch.Tensor) -> Any:
+        if ranks.rank == ranks.world_size - 1 and str(self.precision).split(",")[0] in large:
+            raise ERROR
+        return forward(self, images)
+
+    monkeypatch.setattr(TrainState, "forward", limited)
+    monkeypatch.setattr("train.engine.autotune.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("train.engine.autotune.multiplies_bf16", lambda device: False)
+
+
+def chosen_beside_a_small_rank(ranks: Ranks) -> str:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        limit_memory(monkeypatch, ranks, "fp32")
+        return chosen(Path(), ranks, precision="auto")[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_option_that_is_out_of_memory_on_one_rank_is_taken_by_none(
+    world_size: int, tmp_path: Path
+) -> None:
+    if world_size == 1:
+        taken = [chosen_beside_a_small_rank(ONE)]
+    else:
+        taken = on_ranks(chosen_beside_a_small_rank, world_size, tmp_path)
+    assert all(name.startswith("bf16") for name in taken)
+    assert len(set(taken)) == 1
+
+
+def test_all_options_out_of_memory_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_memory(monkeypatch, ONE, "fp32", "bf16")
+    with pytest.raises(torch.OutOfMemoryError):
+        chosen(tmp_path, precision="auto")
+
+
+def test_a_bug_in_a_step_is_no_slow_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_autotune.ERROR", RuntimeError("shapes cannot be multiplied"))
+    limit_memory(monkeypatch, ONE, "fp32")
+    with pytest.raises(RuntimeError, match="shapes"):
+        chosen(tmp_path, precision="auto")
 
 
 def test_a_network_that_cannot_be_compiled_is_an_error_that_names_the_flag(
