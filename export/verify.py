@@ -16,7 +16,7 @@ from export.convert import split_head
 from export.gate import FLOAT32, LARGE_CHANGE, Limits, check_accuracy
 from export.report import BATCH_SIZES, Verification
 from export.validation_images import ValidationImages
-from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME
+from serve.contract.metadata import EMBEDDINGS_NAME
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
 from train.models.classifier import ImageClassifier, probabilities
@@ -177,7 +177,7 @@ def _compare_embeddings(
 ) -> None:
     body, _ = split_head(model, predictor.num_classes, predictor.metadata.preprocess.size)
     pytorch = body(torch.from_numpy(pixels)).numpy()
-    served = predictor.session.run([EMBEDDINGS_NAME], {INPUT_NAME: pixels})[0]
+    served = predictor.outputs([EMBEDDINGS_NAME], pixels)[0]
     report.max_difference_embeddings = float(np.abs(pytorch - served).max())
     limit = limits.logits * (1 + float(np.abs(pytorch).max()))
     if not report.max_difference_embeddings <= limit:  # NaN is not, either

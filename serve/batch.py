@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from serve.contract.images import load_image
-from serve.contract.metadata import EMBEDDINGS_NAME, INPUT_NAME, PROBABILITIES_NAME
+from serve.contract.metadata import EMBEDDINGS_NAME, PROBABILITIES_NAME
 from serve.contract.urls import redact
 from serve.inputs.base import Read
 from serve.inputs.inventory import Entry
@@ -344,7 +344,7 @@ class _Worker:
         with self.pipeline.device:
             if self.pipeline.embeddings:
                 names = [PROBABILITIES_NAME, EMBEDDINGS_NAME]
-                answers: list[NDArray[np.float32]] = predictor.session.run(names, {INPUT_NAME: pixels})
+                answers = predictor.outputs(names, pixels)
             else:
                 answers = [predictor.predict(pixels)]
         self.worked += time.thread_time() - started

@@ -1,6 +1,7 @@
 """One ONNX file, one session: pixels in, probabilities out."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
 from serve.providers.base import Runtime
 from serve.providers.session import open_session
 from serve.verification import read_metadata
+
+OUT_OF_MEMORY = re.compile(r"allocate memory|bad.alloc|out of ?memory|_alloc_failed", re.IGNORECASE)
 
 
 class Predictor:
@@ -96,5 +99,21 @@ class Predictor:
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return (logits, probabilities), each float32 [N, num_classes], of uint8 [N, size, size, 3]."""
-        logits, probabilities = self.session.run([LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: pixels})
+        logits, probabilities = self.outputs([LOGITS_NAME, PROBABILITIES_NAME], pixels)
         return logits, probabilities
+
+    def outputs(self, names: list[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return the outputs of these names of uint8 [N, size, size, 3].
+
+        Raises:
+            MemoryError: the provider has too little memory for so many images in one call.
+        """
+        try:
+            outputs: list[NDArray[np.float32]] = self.session.run(names, {INPUT_NAME: pixels})
+        except Exception as error:  # onnxruntime's own exception types share no public base
+            if not OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise MemoryError(
+                f"{self.provider} has no memory for {len(pixels)} images in a call"
+            ) from error
+        return outputs

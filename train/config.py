@@ -121,7 +121,7 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = setting(128, "optimisation", limits=(1, 1_000_000))
     """Images in one optimizer step, over all processes and accumulation steps together."""
-    accumulation: int = setting(1, "optimisation", limits=(1, 10_000))
+    accumulation: int = setting(1, "optimisation", limits=(1, 10_000), resumable=True)
     """Forward and backward passes that make up one optimizer step."""
     optimizer: Literal["auto", "adamw", "sgd", "muon"] = setting("auto", "optimisation")
     """auto: adamw with --weights, muon without. sgd has Nesterov momentum 0.9. muon orthogonalises the

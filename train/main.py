@@ -4,9 +4,9 @@ torchrun --nproc_per_node=4 train/main.py --data DIR
 
 A run that was interrupted, however it was, is resumed by the same command with its --name or --resume auto.
 
-Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, or the
-training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot written. torchrun makes 1
-of all but 0.
+Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, too
+little memory, or the training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot
+written. torchrun makes 1 of all but 0.
 """
 
 import sys
@@ -43,7 +43,13 @@ from train.data.workers import allow_open_files
 from train.distributed import Ranks, limit_waiting, main_log, on_main, process_group, ranks_from_environment
 from train.engine.build import build_run
 from train.engine.checks import check_batch_size
-from train.engine.device import choose_device, choose_workers, configure, limit_workers
+from train.engine.device import (
+    choose_device,
+    choose_workers,
+    configure,
+    explained_out_of_memory,
+    limit_workers,
+)
 from train.engine.prepare import prepare
 from train.engine.shutdown import exit_after_bug, exit_with_code, recorded_status, while_in_contact
 from train.engine.trainer import Trainer
@@ -116,7 +122,10 @@ def main() -> None:
         num_workers = choose_workers(config, ranks, device)
         configure(config, ranks, device, num_workers)
         check_batch_size(config, ranks.world_size)
-        with process_group(ranks, device), while_in_contact(ranks, stop):
+        with ExitStack() as stack:
+            stack.enter_context(process_group(ranks, device))
+            stack.enter_context(while_in_contact(ranks, stop))
+            stack.enter_context(explained_out_of_memory(config, ranks, device))
             train(config, ranks, device, num_workers, stop)
 
 

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import PIL
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pyarrow import parquet
 from serve_model import (
@@ -23,10 +26,17 @@ from serve_model import (
 )
 
 from serve.contract.doubts import NARROW
-from serve.contract.metadata import ModelMetadata
+from serve.contract.metadata import (
+    EMBEDDINGS_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    PROBABILITIES_NAME,
+    ModelMetadata,
+)
 from serve.contract.preprocess import Preprocess
 from serve.inputs.sources import open_source
 from serve.main import main
+from serve.predictor import Predictor
 from serve.progress import Progress, resampling_warning
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -169,6 +179,44 @@ def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Pa
     assert done.returncode == 1
     assert all(row["error"] for row in read_csv(tmp_path / "predictions.csv"))
     assert f"0 scored, {len(broken_files())} errors" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--format", "jsonl", "--embeddings"]], ids=["plain", "embeddings"]
+)
+def test_a_model_out_of_memory_is_exit_code_2_that_names_the_batch_size(
+    arguments: list[str],
+    images: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """onnxruntime itself fails: its model wants more bytes than there are addresses."""
+    names = (LOGITS_NAME, PROBABILITIES_NAME, EMBEDDINGS_NAME)
+    graph = helper.make_graph(
+        [helper.make_node("Shape", [INPUT_NAME], ["of input"])]
+        + [helper.make_node("Mul", ["of input", "many"], ["large"])]
+        + [helper.make_node("ConstantOfShape", ["large"], [name]) for name in names],
+        "greedy",
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["N", 8, 8, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
+        [numpy_helper.from_array(np.array([2**20, 2**8, 2**8, 2**8]), "many")],
+    )
+    greedy = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    class Greedy(Predictor):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.session = ort.InferenceSession(greedy.SerializeToString())
+
+    monkeypatch.setattr("serve.main.Predictor", Greedy)
+    monkeypatch.chdir(images.parent)
+    code = main(["--model", str(model), "--images", str(images), "--batch-size", "3", *arguments])
+    assert code == 2
+    printed = capsys.readouterr().err
+    assert "cpu has no memory for 3 images" in printed
+    assert "--batch-size" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(

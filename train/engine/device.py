@@ -4,6 +4,8 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -125,6 +127,22 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and bool(
         isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error))
     )
+
+
+@contextmanager
+def explained_out_of_memory(config: TrainConfig, ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Raise UserError, which names the settings that need less memory, where torch has too little."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0][:300]
+        raise UserError(
+            f"{device} has too little memory for --batch-size {config.batch_size} in --accumulation "
+            f"{config.accumulation} passes on {ranks.world_size} ranks ({reason}): raise --accumulation "
+            "(the batch of a step and so the result stay), or lower --batch-size"
+        ) from error
 
 
 def limit_workers(

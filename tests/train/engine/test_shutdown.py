@@ -17,6 +17,7 @@ from train.distributed import Ranks
 from train.engine import shutdown
 from train.engine.run import TrainingRun
 from train.engine.shutdown import exit_with_code, recorded_status, reports_error
+from train.main import main
 from train.runs.directory import read_status
 from train.runs.history import History
 from train.signals import EXIT_CODE, Preempted, StopRequest
@@ -59,7 +60,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 def main_of_a_rank(error: Exception) -> None:
     """Train on a rank where rank 1 has an error, and nccl's teardown waits for ever."""
-    from train import main
+    from train import main as module
     from train.distributed import sum_over_ranks
 
     def train(config: object, ranks: Ranks, *_: object) -> None:
@@ -67,11 +68,11 @@ def main_of_a_rank(error: Exception) -> None:
             raise error
         sum_over_ranks(torch.zeros(1))
 
-    main.train = train  # type: ignore[assignment]
+    module.train = train  # type: ignore[assignment]
     dist.destroy_process_group = threading.Event().wait  # type: ignore[assignment]
     shutdown.ALONE_SECONDS = 0.1
     sys.argv = ["train/main.py", "--data", "images", "--device", "cpu"]
-    main.main()
+    main()
 
 
 @pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError("cause"), 1), (UserError("cause"), 2)])
@@ -98,6 +99,33 @@ def test_one_rank_with_an_error_ends_with_it_although_the_group_cannot_end(
     else:
         assert "error (rank 1): cause" in printed[1]
     del store
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["on a GPU", "on the CPU", "in cuBLAS"],
+)
+def test_out_of_memory_is_exit_code_2_that_names_the_settings(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("train.main.train", train)
+    monkeypatch.setattr("train.main.configure", lambda *_: None)
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+    monkeypatch.setattr(sys, "argv", ["train/main.py", "--data", "images", "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("--batch-size 128", "--accumulation 1", str(error)[:40]))
+    assert len(printed.splitlines()) == 1
 
 
 class Recorder(NullTracker):

@@ -156,7 +156,9 @@ def test_a_changed_setting_is_refused_and_named(tmp_path: Path, change: dict[str
 
 def test_what_does_not_decide_the_result_may_change(tmp_path: Path) -> None:
     state, config, data = saved(tmp_path)
-    changed = config.replace(epochs=9, patience=3, num_workers=1, name="other", stop_after=1)
+    changed = config.replace(
+        epochs=9, patience=3, num_workers=1, accumulation=2, name="other", stop_after=1
+    )
     restore(state, new_state(config, data), data, changed)
 
 
