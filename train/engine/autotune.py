@@ -19,6 +19,7 @@ from train.models.classifier import ImageClassifier
 from train.precision import Precision
 
 ROUNDS = 3  # in which the options take turns, so that other work on the machine meets all of them
+HOPELESS = 4.0  # times the fastest seconds, which no other work explains: such an option is timed once
 CLEARLY_FASTER = 0.9  # of the default's seconds; less may be noise
 
 Step = Callable[[], None]
@@ -128,7 +129,8 @@ def time_options(
     of the model is in memory at a time. Steps must not communicate."""
     seconds: dict[Precision, list[float]] = {option: [] for option in options}
     for option in options * ROUNDS:
-        if math.inf not in seconds[option]:
+        first = [taken[0] for taken in seconds.values() if taken]
+        if not seconds[option] or seconds[option][0] < HOPELESS * min(first):
             seconds[option] += time_step(make_step(option), device, catch=True)[1:]
     return {option: max(taken) if math.inf in taken else min(taken) for option, taken in seconds.items()}
 

@@ -23,6 +23,7 @@ from train.engine.autotune import (
 )
 from train.engine.loss import Criterion
 from train.engine.state import TrainState
+from train.precision import Precision
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,20 @@ def test_a_clearly_faster_option_is_taken_or_the_default(
 ) -> None:
     """Not the winner of noise: the same machine takes the same one, busy or not."""
     assert choice(monkeypatch, bf16, *rounds) == taken
+
+
+def test_an_option_that_takes_minutes_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def measure(step: str, device: torch.device, catch: bool) -> tuple[float, float]:
+        timed.append(step)
+        return 9.0, 90.0 if "bf16" in step else 0.2
+
+    monkeypatch.setattr("train.engine.autotune.time_step", measure)
+    options = [Precision(), Precision("bfloat16")]
+    time_options(options, str, CPU)  # type: ignore[arg-type]
+    assert timed.count(NAMES[0]) == ROUNDS
+    assert timed.count(NAMES[2]) == 1
 
 
 def test_the_usual_precision_is_what_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
