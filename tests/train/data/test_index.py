@@ -279,13 +279,13 @@ def test_a_label_file_from_excel_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data_format", ["csv", "flat", "folders"])
 def test_the_wrong_format_is_an_error_that_names_it(tmp_path: Path, data_format: str) -> None:
     source = tmp_path if data_format == "csv" else label_file(tmp_path, ["a.png,cat"])
-    with pytest.raises(ValueError, match=f"{source.name} cannot be read as --data-format {data_format}"):
+    with pytest.raises(ValueError, match=f"{source.name}.*--data-format {data_format}"):
         find_labels(source, data_format)
 
 
 def test_a_file_that_is_no_label_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"path,label\n" + b"x" * 200_000)
-    with pytest.raises(ValueError, match=r"x.bin cannot be read as --data-format"):
+    with pytest.raises(ValueError, match=r"x\.bin.*--data-format"):
         find_labels(tmp_path / "x.bin", "auto")
 
 
@@ -293,7 +293,7 @@ def test_a_file_that_is_no_label_file_is_an_error(tmp_path: Path) -> None:
 def test_an_unreadable_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     root = folder_set(tmp_path / "images")
     (root / "cat").chmod(0)
-    with pytest.raises(ValueError, match=r"cat cannot be read .*Permission denied"):
+    with pytest.raises(ValueError, match=r"cat.*Permission denied"):
         prepare(tmp_path)
 
 

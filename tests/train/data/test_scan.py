@@ -240,7 +240,9 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert len(scan(root, names(root), tmp_path / "cache").sha256) == 4
-    assert f"warning: the scan cannot be cached in {tmp_path}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("warning:")
+    assert str(tmp_path) in printed
 
 
 def test_two_data_sets_have_two_caches(root: Path, tmp_path: Path) -> None:

@@ -141,16 +141,16 @@ def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so
 def test_a_teacher_that_cannot_take_a_size_of_the_training_is_an_error_that_says_so() -> None:
     teacher = build("vit_tiny_patch16_224", size=224)
     grown = TrainConfig(model="resnet18", image_size=224, start_size=160, epochs=4, teacher="runs/a")
-    with pytest.raises(ValueError, match=r"--teacher 'runs/a' cannot take images of 1\d\d pixels"):
+    with pytest.raises(ValueError, match=r"--teacher 'runs/a'.*\b1\d\d\b"):
         check_teacher(teacher, grown, 3)
     check_teacher(teacher, grown.replace(start_size=0), 3)
     assert not teacher.training
     retuned = TrainConfig(model="resnet18", image_size=224, eval_size=256, teacher="runs/a")
     check_teacher(teacher, retuned, 3)
-    with pytest.raises(ValueError, match="cannot take images of 256 pixels"):
+    with pytest.raises(ValueError, match=r"--teacher.*\b256\b"):
         check_teacher(teacher, retuned.replace(retune_epochs=1), 3)
     of_the_first_size = build("vit_tiny_patch16_224", size=160)
-    with pytest.raises(ValueError, match="cannot take images of"):
+    with pytest.raises(ValueError, match="--teacher"):
         check_teacher(of_the_first_size, grown, 3)
 
 

@@ -27,6 +27,6 @@ def test_a_csv_table_reads_back(tmp_path: Path) -> None:
 
 def test_an_error_while_writing_keeps_the_older_table(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", [{"a": 1}])
-    with pytest.raises(ValueError, match="fields not in fieldnames: 'b'"):
+    with pytest.raises(ValueError, match="'b'"):
         write_table(tmp_path / "t.csv", [{"a": 2}, {"b": 3}])
     assert (tmp_path / "t.csv").read_text() == '"a"\n1\n'

@@ -113,7 +113,7 @@ def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", {"cat.0.jpg": b"x" * 999})
     whole = make_tar(tmp_path / "b.tar", {"cat.1.jpg": b"x" * 999})
     whole.write_bytes(whole.read_bytes()[:700])
-    with pytest.raises(ValueError, match=r"b\.tar cannot be read"):
+    with pytest.raises(ValueError, match=r"b\.tar"):
         find_labels(tmp_path, "auto")
 
 
