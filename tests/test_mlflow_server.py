@@ -124,8 +124,8 @@ def test_runs_at_the_same_time_are_whole_and_apart(sample: Path, tmp_path: Path)
         for job in jobs:
             printed, _ = job.communicate(timeout=300)
             assert job.returncode == 0, printed
-            assert "in MLflow" not in printed
-            assert address not in printed
+            warnings = [line for line in printed.splitlines() if line.lower().startswith("warning")]
+            assert not any("MLflow" in line for line in warnings)
         client = mlflow.MlflowClient(address)
         runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
         assert sorted(run.info.run_name for run in runs) == [f"run{number}" for number in range(RUNS)]
