@@ -66,7 +66,8 @@ def modules_in(node: str, graph: grimp.ImportGraph) -> list[str]:
     """Return the names of the modules that a box stands for."""
     nodes = nodes_of(graph)
     own = [module for module in graph.modules if nodes[module] == node and not graph.find_children(module)]
-    return sorted(module.split(".")[-1] for module in own)
+    depth = 1 + node.count(".")
+    return sorted("/".join(module.split(".")[depth:]) for module in own)
 
 
 def picture() -> str:

@@ -25,7 +25,7 @@ def training_pixels(
 ) -> NDArray[np.uint8]:
     """Return `count` training images (or all, if fewer), by a fixed seed: uint8 [N, size, size, 3].
 
-    Files with the bytes of a validation image are never taken, whatever their names. Unreadable ones are
+    Files with the bytes of a validation image are never taken, under any name. Unreadable ones are
     passed over, as training did.
 
     Raises:

@@ -132,7 +132,7 @@ def make_run(
 
 
 def train_epochs(run: TrainingRun, *epochs: int) -> list[dict[str, float]]:
-    """Train these epochs, counted from 0, whatever the run's history; return their metrics."""
+    """Train these epochs, counted from 0, with any history of the run; return their metrics."""
     metrics = []
     for epoch in epochs:
         run.history.epochs_done = epoch

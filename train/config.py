@@ -170,7 +170,7 @@ class TrainConfig:
     calibrate: bool = setting(True, "evaluation", searched=False)
     """Divide the logits by a temperature fitted on the validation images (arXiv 1706.04599)."""
     clip_probabilities: float = setting(0.0, "evaluation", limits=(0, 0.1))
-    """Probability that the exported model gives to each class whatever the image, for a bounded log loss;
+    """Probability that the exported model gives to each class for every image, for a bounded log loss;
     at most half of 1 / the number of classes; 0: none."""
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "hardware", resumable=True, searched=False)

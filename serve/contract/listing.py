@@ -42,7 +42,7 @@ class Listing:
 
 
 def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing:
-    """List all files below `root` whose suffix is an image's, whatever their kind: opening decides.
+    """List all files below `root` whose suffix is an image's, of any kind: opening decides.
 
     Linked folders are reported, not followed: links can lead out and round in circles.
 

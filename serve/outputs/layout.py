@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row holds, whatever the format.
+    """What a row holds in every format.
 
     Path; label and probability of the likeliest class; the probabilities of all classes or of the `top_k`
     likeliest; the embedding; the error, which is empty (in JSON and Parquet null) beside a prediction.

@@ -87,7 +87,7 @@ def check_clip(clip: float, num_classes: int) -> None:
     if clip > most:
         raise UserError(
             f"--clip-probabilities {clip:g} is too much for {num_classes} classes: together they would get "
-            f"{clip * num_classes:g} whatever the image; at most {most:g}"
+            f"{clip * num_classes:g} for every image; at most {most:g}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Validation metrics from the logits of every validation image: exact, whatever the number of processes."""
+"""Validation metrics from the logits of every validation image: exact with any number of processes."""
 
 from dataclasses import dataclass
 

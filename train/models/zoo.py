@@ -106,7 +106,7 @@ def base_name(name: str) -> str:
 
 
 def closest_names(name: str) -> list[str]:
-    """Return names that begin with this one or contain it, whatever the separators, then similar ones."""
+    """Return names that begin with this one or contain it, with any separators, then similar ones."""
 
     def letters(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower())

@@ -1,4 +1,4 @@
-"""From an image to pixels: torchvision's numbers, whatever the shape."""
+"""From an image to pixels: torchvision's numbers for every shape."""
 
 from typing import Any
 

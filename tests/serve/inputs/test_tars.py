@@ -1,4 +1,4 @@
-"""Members of tar files are read in place, and damage is said, never passed over."""
+"""Members of tar files are read in place, and damage is reported, never skipped."""
 
 import io
 import os

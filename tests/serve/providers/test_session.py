@@ -139,7 +139,7 @@ def test_a_model_that_names_a_file_beside_it_as_its_weights_is_refused(tmp_path:
         Predictor(model, "cpu")
 
 
-# -- precision is said, and had ---------------------------------------------------------------------------
+# -- the precision that is named is used ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The loader: the same batches whatever the workers, files that vanish, storage that hangs."""
+"""The loader: the same batches with any workers, files that vanish, storage that hangs."""
 
 import errno
 import re

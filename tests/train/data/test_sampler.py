@@ -1,4 +1,4 @@
-"""The epoch plan: every sample exactly once, whatever the processes and wherever it is resumed."""
+"""The epoch plan: every sample exactly once, with any number of processes and after any resume."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The figures of a run are readable pictures, whatever the names and numbers."""
+"""The figures of a run are readable pictures for any names and numbers."""
 
 import os
 import unicodedata

@@ -4,7 +4,6 @@ import os
 import pickle
 import re
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,28 +75,25 @@ def test_a_missing_file_is_an_error_that_names_it() -> None:
 # downloads
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/resnet18"])
-def test_default_weights_without_a_network_are_soon_an_error_with_an_alternative(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections, and hide what was downloaded before."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses, also where there is a network
-    started = time.monotonic()
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/resnet18"])
+def test_default_weights_without_a_network_are_an_error_with_an_alternative(name: str) -> None:
     with pytest.raises(ValueError, match=f"--weights default.*{name}.*--weights FILE"):
         build(name, 3, 64, weights="default")
-    assert time.monotonic() - started < 20
 
 
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["squeezenet1_1", "timm/resnet18"])
-def test_whether_weights_can_be_downloaded_is_known_before_the_data_are_read(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses, also where there is a network
+def test_whether_weights_can_be_downloaded_is_known_before_the_data_are_read(name: str) -> None:
     with pytest.raises(ValueError, match=f"--weights default.*{name}.*--weights FILE"):
         check_download(name, 64)
 
