@@ -15,7 +15,8 @@ class TrainConfig:
 
     data: str = setting("", "data", resumable=True, searched=False)
     """Training images: a folder of `cat.0.jpg`, a folder per class, a CSV with columns path,label, or tar
-    files (WebDataset's shards) or a folder of them; URLs (s3://, gs://, ...) are copied to --output first.
+    files (WebDataset's shards) or a folder of them; or a folder of such parts, train/ and val/. URLs
+    (s3://, gs://, ...) are copied to --output first.
     Default: data/train if it exists, else the drawn sample set in data/sample (made when absent)."""
     data_format: Literal["auto", "flat", "folders", "csv", "tar"] = setting(
         "auto", "data", resumable=True, searched=False

@@ -6,6 +6,7 @@ from pathlib import Path
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.index import Data, prepare_data
+from train.data.layouts.part_folders import take_parts
 from train.data.sample import make_sample
 from train.engine.checks import check_start
 from train.models.input_settings import resolve_input
@@ -27,8 +28,10 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     Raises:
         UserError: unusable data, or a run of this name exists that is finished or has other settings.
     """
-    warnings = overridden_settings(config)
     config, notes = choose_data(config)
+    config, part_notes = take_parts(config)
+    notes += part_notes
+    warnings = overridden_settings(config)
     if config.resume in ("", "auto"):  # a run that is given by its directory has all settings
         notes += warnings
         config, input_notes = resolve_defaults(config)

@@ -6,7 +6,7 @@ members a tar file holds a folder for each class, or images with their labels in
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from serve.contract.archive import SUFFIX, list_tars, member_names, read_member
@@ -15,7 +15,7 @@ from serve.contract.listing import has_image_suffix, system_folder
 from train.data.labels import LabelledPaths, check_none_missing
 from train.data.layouts.flat import label_of
 from train.data.layouts.folder_tree import Folder
-from train.data.layouts.parts import DataSource, check_folders
+from train.data.layouts.parts import DataSource, check_folders, split_name
 from train.data.text_encoding import likely_encodings, reads_as
 
 LABEL_SUFFIX = ".cls"
@@ -34,7 +34,9 @@ def read(source: Path, flag: str) -> LabelledPaths:
     Raises:
         UserError: a tar file is damaged, or an image has no label or two; the message names the tar file.
     """
-    shards = [(tar, *_members(tar)) for tar in list_tars(source)]
+    tars = list_tars(source)
+    _check_one_part(tars)
+    shards = [(tar, *_members(tar)) for tar in tars]
     extra = {kind for tar, images, label_files in shards if label_files for kind in _extra(tar, images)}
     labels: dict[str, str] = {}
     written: Counter[str] = Counter()
@@ -59,6 +61,21 @@ def read(source: Path, flag: str) -> LabelledPaths:
         warnings.append(f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class")
     root = source.parent if source.is_file() else source
     return LabelledPaths(root, labels, "; ".join(["images in tar files", *facts]), warnings)
+
+
+def _check_one_part(tars: Sequence[Path]) -> None:
+    """Raise UserError when shards of training and of validation are in one folder."""
+    parts: defaultdict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
+    for tar in tars:
+        part, rest = split_name(tar.stem)
+        parts[rest].setdefault(part, tar)
+    for found in parts.values():
+        others = [tar for part, tar in found.items() if part not in ("", "train")]
+        if "train" in found and others:
+            raise UserError(
+                f"{found['train'].name} and {others[0].name} in {found['train'].parent} look like parts of "
+                "a data set: move the shards of each part into a folder of its own, train and val"
+            )
 
 
 def _members(tar: Path) -> tuple[list[str], dict[str, str]]:

@@ -158,3 +158,12 @@ def test_shards_are_trained_and_exported_from(sample: Path, tmp_path: Path) -> N
     assert "160 images" in train(2, *settings, cwd=tmp_path)
     run = tmp_path / "runs" / "tar"
     assert "argmax agreement 100.00%" in forked.run("export/main.py", "--run", run, cwd=tmp_path)
+
+
+def test_shards_of_training_and_of_validation_in_one_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("pets-train-0.tar", "pets-train-1.tar", "pets-validation-0.tar"):
+        make_tar(tmp_path / name, {"cat/1.jpg": b"", "dog/1.jpg": b""})
+    with pytest.raises(UserError, match=r"pets-train-0\.tar .*pets-validation-0\.tar"):
+        find_labels(tmp_path, "auto")
+    (tmp_path / "pets-validation-0.tar").rename(tmp_path / "pets-train-2.tar")
+    assert len(labels(tmp_path)) == 6

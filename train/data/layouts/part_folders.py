@@ -1,0 +1,136 @@
+"""Folders that are the parts of a data set: train/ is trained on, and val/ (or else test/) validates."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from serve.contract.errors import UserError
+from train.config import TrainConfig
+from train.data.labels import normal
+from train.data.layouts.flat import flat_images
+from train.data.layouts.listing import class_folders
+from train.data.layouts.parts import split_name
+from train.data.layouts.registry import find_labels
+from train.data.layouts.run_outputs import is_output
+
+
+def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Return settings whose `data` and `val_data` are the parts of the folder that --data names, and notes.
+
+    Settings stay as they are where the folder holds no parts, or where which part is for what is not
+    certain: two training parts, or two to validate on. The layout then refuses it, or takes classes.
+
+    Raises:
+        UserError: a part to validate on has other classes or no labels, or --val-data or --folds say
+            otherwise; the message holds the flags to give.
+    """
+    root = _unwrap(Path(config.data)) if config.data and config.data_format != "csv" else Path()
+    found = _find_parts(root, config.data_format) if root.name and root.is_dir() else None
+    if found is None:
+        return config, []
+    train, parts, others = found
+    chosen = _validation_part(root, train, parts)
+    flags = f"--data {shlex.quote(str(train.path))}"
+    if config.val_data:
+        given = Path(config.val_data).resolve()
+        if chosen and given not in (part.path.resolve() for part in parts):
+            raise UserError(
+                f"--data {config.data} holds a part to validate on, {chosen.name!r}, and --val-data is "
+                f"{config.val_data}: give {flags} --val-data {shlex.quote(config.val_data)}, or leave "
+                "--val-data out"
+            )
+        chosen = next((part for part in parts if part.path.resolve() == given), None)
+        val_data = config.val_data
+    else:
+        val_data = str(chosen.path) if chosen else ""
+    if config.folds and val_data:
+        raise UserError(
+            f"--folds validates on parts of --data, and {config.data} holds {chosen and chosen.name!r} to "
+            f"validate on: give {flags}"
+        )
+    how = f"{chosen.name!r} validates" if chosen else f"{val_data or 'a share of it'} validates"
+    unused = ", ".join(repr(part.name) for part in parts if part is not chosen)
+    note = f"{root}: {train.name!r} is trained on, {how}" + (f"; {unused} is not used" if unused else "")
+    notes = [note]
+    if others:
+        listed = ", ".join(map(repr, others[:6])) + (", ..." if others[6:] else "")
+        notes.append(f"warning: {root}: {listed} beside the parts is not used")
+    return config.replace(data=str(train.path), val_data=val_data), notes
+
+
+class _Part(NamedTuple):
+    name: str
+    path: Path
+    """Of the folder that holds its classes."""
+    classes: frozenset[str]
+    """Empty: it cannot be read as labelled images."""
+    problem: str
+    """Why not."""
+
+
+def _find_parts(root: Path, data_format: str) -> tuple[_Part, list[_Part], list[str]] | None:
+    """Return (training part, other parts, names of other folders), or None where it holds no parts."""
+    names = [name for name in class_folders(root)[0] if not is_output(root / name)]
+    training = [name for name in names if split_name(name)[0] == "train"]
+    if len(training) != 1:
+        return None
+    rest = split_name(training[0])[1]
+    same = [n for n in names if n != training[0] and split_name(n)[0] and split_name(n)[1] == rest]
+    if not same or flat_images(root).paths:
+        return None
+    train = _read_part(root, training[0], data_format, "--data")
+    parts = [_read_part(root, name, data_format, "--val-data") for name in same]
+    others = [name for name in names if name not in (*same, *training)]
+    certain = not others or any(len(part.classes & train.classes) > 1 for part in parts)
+    return (train, parts, others) if certain and len(train.classes) > 1 else None
+
+
+def _read_part(root: Path, name: str, data_format: str, flag: str) -> _Part:
+    path = _unwrap(root / name)
+    try:
+        labels = find_labels(path, data_format, flag).labels
+    except UserError as error:
+        return _Part(name, path, frozenset(), str(error))
+    return _Part(name, path, frozenset(map(normal, labels.values())), "")
+
+
+def _unwrap(folder: Path) -> Path:
+    """Return the first folder that holds something else than one folder: seg_train/seg_train."""
+    while folder.is_dir() and len(names := class_folders(folder)[0]) == 1:
+        inside = folder / names[0]
+        if flat_images(folder).paths or not class_folders(inside)[0]:
+            break
+        folder = inside
+    return folder
+
+
+def _validation_part(root: Path, train: _Part, parts: Sequence[_Part]) -> _Part | None:
+    """Return the part to validate on; None without one. Raises UserError when it has no such classes."""
+    kinds = [[part for part in parts if split_name(part.name)[0] == kind] for kind in ("val", "test")]
+    validation, tests = kinds[0], [part for part in kinds[1] if part.classes & train.classes]
+    candidates = validation or tests
+    split = f"--data {shlex.quote(str(train.path))}"
+    if len(candidates) > 1:
+        listed = ", ".join(repr(part.name) for part in candidates)
+        raise UserError(
+            f"{root} holds several parts to validate on ({listed}): name one of them, as in {split} "
+            f"--val-data {shlex.quote(str(candidates[0].path))}"
+        )
+    if not candidates:
+        return None
+    part = candidates[0]
+    if len(part.classes) > 1 and part.classes <= train.classes:
+        return part
+    unknown = sorted(part.classes - train.classes)
+    reason = part.problem or (
+        f"it has the classes {', '.join(map(repr, unknown[:3]))}{', ...' if unknown[3:] else ''}, which "
+        f"{train.name!r} does not have"
+        if unknown
+        else f"it has one of the {len(train.classes)} classes of {train.name!r} alone"
+    )
+    raise UserError(
+        f"{str(root / part.name)!r} cannot validate what is trained on {train.name!r}: {reason}. Sort its "
+        "images into a folder for each class or name them in a label file for --val-data, or leave it out "
+        f"and validate on a share of the training images: {split}"
+    )
