@@ -50,7 +50,7 @@ from export.run_copy import open_run_folder
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_folder_writable, file_sha256
+from serve.contract.files import check_folder_writable, expand_arguments, file_sha256
 from serve.contract.urls import redact
 from serve.predictor import Predictor
 from serve.providers.registry import PRECISIONS
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files, 3 an error
     that may pass, as of a disk or an object store."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     try:
         with open_run_folder(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)

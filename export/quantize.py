@@ -59,7 +59,7 @@ from export.search import choose_float_layers
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_folder_writable, file_sha256
+from serve.contract.files import check_folder_writable, expand_arguments, file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import load_checkpoint
@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files, 3 an
     error that may pass."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     try:
         with open_run_folder(args.run) as args.run:
             return run(args)

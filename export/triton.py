@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True)
 
 from serve.contract.errors import UserError
+from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "torch")
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 written, 2 unusable arguments or files."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     try:
         with open_run_folder(args.run, writes=False) as run:
             name = args.name or run.name

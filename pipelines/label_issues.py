@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
 from pipelines.launch import exit_code_of, run_program, split_flags
 from pipelines.out_of_fold import OutOfFold, read_folds
-from serve.contract.files import atomic_path
+from serve.contract.files import atomic_path, expand_arguments
 from train.checkpoint import last_checkpoint
 from train.cli import given_values, parse_config
 from train.evaluation.figures import Picture, contact_sheet, save_figure
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, that of a training that failed, or 2 for unusable arguments or models."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(own)
+    args = build_parser().parse_args(expand_arguments(own))
     return exit_code_of(lambda: run(args, flags))
 
 

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from pipelines.launch import exit_code_of, run_program, split_flags
 from pipelines.teacher import check_skill, score_folder, select, without_labelled
-from serve.contract.files import atomic_write
+from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.listing import list_images
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
 from train.cli import given_values, parse_config
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or that of the step that failed, or 2 for unusable arguments."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(own)
+    args = build_parser().parse_args(expand_arguments(own))
     return exit_code_of(lambda: run(args, flags))
 
 

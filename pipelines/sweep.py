@@ -19,6 +19,7 @@ if not __package__:  # started by path: the repository root, not pipelines/, bel
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 from serve.contract.errors import UserError
+from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "torch", "optuna")
@@ -91,7 +92,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         UserError: an unusable flag, space, model or number of processes.
     """
     own, rest = split_flags(argv)
-    args = build_parser().parse_args(own)
+    args = build_parser().parse_args(expand_arguments(own))
     refuse_given(parse_unchecked(rest), ["name", *(["data"] if args.data else [])], "the sweep, after `--`")
     if args.data:
         rest = [f"--data={args.data}", *rest]

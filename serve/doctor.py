@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Literal
 
-from serve.contract.files import atomic_write
+from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import is_http, is_remote, redact
 from serve.processors import available_processors, cpu_quota
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 nothing stands against the job, 1 something does, 2 unusable arguments."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     deadline = time.monotonic() + args.wait
     worst = 0
     for finding in examine(args, deadline):

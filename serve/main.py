@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write, file_sha256
+from serve.contract.files import atomic_write, expand_arguments, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     the same call will fail again. 3: the system failed (storage, network, a full disk): the same call may
     succeed.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not fail a job that is done

@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write
+from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.urls import redact
 from serve.local_copy import open_folder
 from serve.outputs.destination import check_output_replaceable, open_output
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: merged, 1: merged, and not one image was scored, 2: the parts do not fit, 3: a file could not be read
     or written.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     try:
         where, _, name = args.output.rpartition("/")
         if where == args.folder.rstrip("/") and PART_NAME.fullmatch(name):

@@ -12,7 +12,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write
+from serve.contract.files import atomic_write, expand_home
 from train.config import SETTINGS, TrainConfig
 from train.settings import check_needs, flag
 
@@ -90,7 +90,7 @@ def parse_unchecked(argv: Sequence[str]) -> TrainConfig:
             _check_value(parser, name, value)
         raise UserError(str(error)) from error
     del values["config"]
-    return TrainConfig(**values)
+    return TrainConfig(**{name: _expanded(name, value) for name, value in values.items()})
 
 
 def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -116,7 +116,7 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
                 raise UserError(f"{typed} needs a value")
             else:
                 value = rest.pop(0)
-        pairs.append((name, value))
+        pairs.append((name, expand_home(value) if name == "config" else _expanded(name, value)))
     return pairs
 
 
@@ -133,7 +133,7 @@ def given_values(argv: Sequence[str]) -> dict[str, Any]:
             continue
         for key, entry in read_yaml(Path(value), "--config", "lr: 0.01").items():
             _check_name(key.replace("-", "_"), f"--config {value}: {key}")
-            values[key.replace("-", "_")] = entry
+            values[key.replace("-", "_")] = _expanded(key.replace("-", "_"), entry)
     return values
 
 
@@ -156,6 +156,11 @@ def save_config(config: TrainConfig, path: Path) -> None:
     text = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values)
     with atomic_write(path, "w") as file:
         file.write(text)
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """Return a setting's value, of a path with the home folder in place of ~."""
+    return expand_home(value) if isinstance(value, str) and SETTINGS[name].path else value
 
 
 def _check_name(name: str, typed: str) -> None:

@@ -24,6 +24,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True)
 
 from serve.contract.errors import UserError
+from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "torch")
@@ -76,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(expand_arguments(argv))
     try:
         return run(args)
     except (UserError, OSError) as error:

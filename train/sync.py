@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True)
 
 from serve.contract.errors import UserError
+from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "mlflow")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     worst = 0
-    for folder in parser.parse_args(argv).runs:
+    for folder in parser.parse_args(expand_arguments(argv)).runs:
         try:
             print(f"{folder}: MLflow run {sync(folder)} is complete")
         except (UserError, OSError) as error:

@@ -1,11 +1,13 @@
-"""Local files: written whole or not at all, where they can be written, and their SHA-256."""
+"""Local files: their names as typed, how they are written whole or not at all, and their SHA-256."""
 
 import errno
 import hashlib
 import os
+import re
 import secrets
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +17,24 @@ from serve.contract.errors import UserError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TRANSIENT = (*FULL, errno.EIO, errno.ESTALE)
 """What may be over when the same command is started again."""
+
+
+def expand_home(name: str) -> str:
+    """Return the path with the home folder in place of a leading ~ or ~USER; any other name as it is.
+
+    Shells expand ~ only where a word begins: not in --data=~/photos, and not in a YAML file.
+    """
+    return os.path.expanduser(name)
+
+
+def expand_arguments(argv: Sequence[str] | None = None) -> list[str]:
+    """Return a command line, by default this process's, with each value expanded, also in --flag=VALUE."""
+    given = sys.argv[1:] if argv is None else argv
+    return [re.sub(r"^(--[\w-]+=)?(~.*)", _expand, text, flags=re.DOTALL) for text in given]
+
+
+def _expand(found: re.Match[str]) -> str:
+    return (found[1] or "") + expand_home(found[2])
 
 
 @contextmanager

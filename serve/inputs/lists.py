@@ -11,6 +11,7 @@ from typing import IO
 from serve import storage
 from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
+from serve.contract.files import expand_home
 from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, join_url, redact, url_path
@@ -37,6 +38,8 @@ class ListedFiles(Inputs):
         return map(self._entry, (listed_in_csv if is_csv else listed_lines)(self.path))
 
     def _entry(self, name: str) -> Entry:
+        if name.startswith("~/") and not is_remote(self.folder):
+            name = expand_home(name)
         if is_remote(name) or is_remote(self.folder):
             url = name if is_remote(name) else join_url(self.folder, name)
             return Entry(redact(name, hidden=""), url, redact(url, hidden="").removeprefix(self.prefix))

@@ -25,6 +25,7 @@ if not __package__:  # started by path: the repository root, not train/data/, be
     sys.path[:] = [str(here.parents[1]), *(entry for entry in sys.path if entry != str(here))]
 
 from serve.contract.errors import UserError
+from serve.contract.files import expand_arguments
 
 LABELS = ("cat", "dog")
 TRAIN, TEST = 0, 1  # part of each image's seed
@@ -283,7 +284,7 @@ def main() -> None:
     parser.add_argument("--train-per-class", type=int, default=600)
     parser.add_argument("--num-test", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(expand_arguments())
     make_sample(args.output, train_per_class=args.train_per_class, num_test=args.num_test, seed=args.seed)
     print(f"the sample is in {args.output}")
 

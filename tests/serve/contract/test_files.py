@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from serve.contract.files import atomic_path, atomic_write, cache_folder, check_folder_writable
+from serve.contract.files import (
+    atomic_path,
+    atomic_write,
+    cache_folder,
+    check_folder_writable,
+    expand_arguments,
+)
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -122,3 +128,19 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None
     with atomic_write(tmp_path / name) as file:
         file.write(b"x")
     assert os.listdir(tmp_path) == [name]
+
+
+def test_a_home_folder_is_expanded_where_a_value_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = [
+        "--images=~/photos",
+        "~/a b",
+        "~",
+        "--output",
+        "s3://bucket/~/x",
+        "a~/b",
+        "--x=~nobody-1/x",
+        "",
+    ]
+    expected = ["--images=/home/me/photos", "/home/me/a b", "/home/me", *given[3:]]
+    assert expand_arguments(given) == expected

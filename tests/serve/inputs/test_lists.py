@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve.contract.errors import UserError
-from serve.inputs.lists import listed_in_csv, listed_lines
+from serve.inputs.lists import ListedFiles, listed_in_csv, listed_lines
 
 PATHS = ["in/a.jpg", "in/b c.jpg"]
 
@@ -57,3 +57,12 @@ def test_a_text_that_is_no_utf_16_after_its_mark_is_named(folder: Path) -> None:
     (folder / "l.txt").write_bytes("in/a.jpg\n".encode("utf-16") + b"\x00\xd8\n")
     with pytest.raises(ValueError, match=r"l\.txt: line \d .*UTF-16"):
         list(listed_lines(str(folder / "l.txt")))
+
+
+def test_a_path_may_begin_with_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "in" / "a.jpg").write_bytes(b"pixels")
+    (folder / "list.txt").write_text("~/in/a.jpg\n")
+    inputs = ListedFiles(str(folder / "list.txt"), str(folder))
+    (entry,) = inputs.entries()
+    assert inputs.read(entry) == b"pixels"
