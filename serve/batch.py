@@ -83,6 +83,7 @@ def score(
     workers: int = 0,
     image_timeout: float = 0,
     embeddings: bool = False,
+    turns: "Turns | None" = None,
 ) -> Generator[Row, None, None]:
     """Yield rows in the order of `entries`, exactly one for each; memory does not depend on their number.
 
@@ -92,13 +93,16 @@ def score(
         workers: threads; 0 begins with one a processor, then adds some if reading is mostly waiting.
         image_timeout: seconds for reading and decoding one image; 0 waits for ever. The thread that hangs
             is left behind, and another takes over the rest of its batch.
+        turns: limits that several calls at the same time share; unset: this call's own.
 
     Raises:
         UserError: an argument below its limit, or the model has no embeddings.
         StorageHangsError: more than MAX_STUCK threads hang.
     """
     check_score(predictor, batch_size, workers, image_timeout, embeddings)
-    pipeline = _Pipeline(predictor, entries, read, batch_size, image_timeout, embeddings)
+    pipeline = _Pipeline(
+        predictor, entries, read, batch_size, image_timeout, embeddings, turns or Turns(predictor)
+    )
     return pipeline.run(workers)
 
 
@@ -124,6 +128,18 @@ def check_score(
         )
 
 
+class Turns:
+    """Limits of how many threads call the model and decode at once, whatever the number of workers."""
+
+    def __init__(self, predictor: Predictor, processors: int = 0):
+        """`processors` limits both; 0: those that this process may use."""
+        processors = processors or available_processors()
+        # Each call of the model costs memory: no more at once than can run at once. Meanwhile the other
+        # workers read and decode.
+        self.device = threading.Semaphore(processors if predictor.provider == "cpu" else 1)
+        self.decoding = threading.Semaphore(processors)  # an image may take half a gigabyte
+
+
 class _Pipeline:
     def __init__(
         self,
@@ -133,13 +149,11 @@ class _Pipeline:
         batch_size: int,
         image_timeout: float,
         embeddings: bool,
+        turns: Turns,
     ):
         self.predictor, self.read, self.batch_size = predictor, read, batch_size
         self.image_timeout, self.embeddings = image_timeout, embeddings
-        # Each call of the model costs memory: no more at once than can run at once. Meanwhile the other
-        # workers read and decode.
-        self.device = threading.Semaphore(available_processors() if predictor.provider == "cpu" else 1)
-        self.decoding = threading.Semaphore(available_processors())  # an image may take half a gigabyte
+        self.turns = turns
         self.changed = threading.Condition()  # guards everything below
         self.entries = iter(entries)
         self.taken = self.wanted = 0  # batches handed out; number of the batch whose rows come next
@@ -322,7 +336,7 @@ class _Worker:
         pipeline = self.pipeline
         with pipeline.changed:
             self.queued, since = True, pipeline.seconds
-        pipeline.decoding.acquire()
+        pipeline.turns.decoding.acquire()
         with pipeline.changed:
             self.queued, self.reading, self.decoding = False, False, True
             self.since += pipeline.seconds - since
@@ -336,12 +350,12 @@ class _Worker:
         """End the decoding; the caller holds the lock."""
         if self.decoding:
             self.decoding = False
-            self.pipeline.decoding.release()
+            self.pipeline.turns.decoding.release()
 
     def _infer(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         started = time.thread_time()
         predictor = self.pipeline.predictor
-        with self.pipeline.device:
+        with self.pipeline.turns.device:
             if self.pipeline.embeddings:
                 names = [PROBABILITIES_NAME, EMBEDDINGS_NAME]
                 answers = predictor.outputs(names, pixels)

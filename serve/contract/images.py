@@ -63,11 +63,16 @@ def _read_member(tar: str, name: str) -> bytes:
         data = read_member(tar, name, MAX_FILE_BYTES)
     except ValueError as error:
         raise ImageError(str(error)) from error
+    check_file_bytes(data)
+    return data
+
+
+def check_file_bytes(data: bytes) -> None:
+    """Raise ImageError when the bytes of a file are none, or more than MAX_FILE_BYTES."""
     if not data:
         raise ImageError("empty file (0 bytes)")
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"file is over the limit of {MAX_FILE_BYTES} bytes")
-    return data
 
 
 def open_nonblocking(path: str, flags: int) -> int:
