@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Classifier(Protocol):
+class CropClassifier(Protocol):
     """What the crop uses of train.models.classifier.ImageClassifier."""
 
     network: nn.Module
@@ -51,7 +51,7 @@ class SubjectCrop(nn.Module):
         """Return height and width of the network's input for these images."""
         return round(pixels.shape[-1] / self.zoom)
 
-    def locate(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, Tensor | None]:
+    def locate(self, pixels: Tensor, classifier: CropClassifier) -> tuple[Tensor, Tensor | None]:
         """Return the squares [N, 4] (left, upper, right, lower, in shares of the side) of float32
         [N, 3, P, P] of 0..255, and the locator's logits of the whole images, if any."""
         if not self.active:
@@ -59,7 +59,7 @@ class SubjectCrop(nn.Module):
         boxes, logits = self.locator(pixels, classifier)
         return square(boxes, self.margin, 1 / self.zoom), logits
 
-    def evaluate(self, pixels: Tensor, classifier: Classifier) -> Tensor:
+    def evaluate(self, pixels: Tensor, classifier: CropClassifier) -> Tensor:
         """Return the logits in evaluation mode of float32 [N, 3, P, P] of 0..255."""
         boxes, seen = self.locate(pixels, classifier)
         logits = classifier.score(crop_and_resize(pixels, boxes, self.size(pixels)))
@@ -69,7 +69,7 @@ class SubjectCrop(nn.Module):
             seen = classifier.score(crop_and_resize(pixels, whole(pixels), self.size(pixels)))
         return (logits + seen) / 2
 
-    def forward(self, pixels: Tensor, classifier: Classifier) -> Tensor:
+    def forward(self, pixels: Tensor, classifier: CropClassifier) -> Tensor:
         """Return the images to train on, [N, 3, P / zoom, P / zoom], of float32 [N, 3, P, P] of 0..255."""
         boxes = whole(pixels).clone()
         if self.active:

@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
 from serve.contract.errors import UserError
-from train.models.subject_crop.crop import Classifier, in_float32, whole
+from train.models.subject_crop.crop import CropClassifier, in_float32, whole
 
 ONE_STAGE = (
     "ssdlite320_mobilenet_v3_large",
@@ -70,7 +70,7 @@ class DetectedSubject(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, pixels: Tensor, classifier: Classifier) -> tuple[Tensor, None]:
+    def forward(self, pixels: Tensor, classifier: CropClassifier) -> tuple[Tensor, None]:
         """Return boxes [N, 4] in shares of the side of float32 [N, 3, P, P] of 0..255."""
         with in_float32(pixels):
             return best_box(*self.detect(pixels), self.min_score), None
