@@ -1,6 +1,6 @@
 """Tar files as folders: shard.tar/member.jpg names a member, which is read in place.
 
-Tar files must not be compressed: the members of a compressed one cannot be read one by one.
+Tar files must not be compressed (packed.py).
 """
 
 import hashlib
@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
+from serve.contract.packed import describe_open
 
 SUFFIX = ".tar"
 INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)
@@ -59,7 +60,7 @@ def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         UserError, OSError, tarfile.TarError: the file is damaged; the members before have been yielded.
     """
     previous = -1
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+    with _open_tar(file) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # it would keep them all
             if member.offset <= previous or member.size < 0:
@@ -72,6 +73,16 @@ def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     if file.read(BLOCK_BYTES).strip(b"\0") or not file.tell() > end:
         # tarfile takes a damaged header, and the end of a file cut short, for the end
         raise UserError(f"no end mark at byte {end}: cut short or damaged, what follows is not read")
+
+
+def _open_tar(file: IO[bytes]) -> Any:  # typeshed has no TarFile.members
+    try:
+        return tarfile.open(fileobj=_Headers(file), mode="r:")  # type: ignore[call-overload]
+    except tarfile.ReadError as error:
+        name = getattr(file, "name", "")
+        if packed := describe_open(file, name if isinstance(name, str) else ""):
+            raise UserError(f"it is {packed}") from error
+        raise
 
 
 def member_names(tar: str | os.PathLike[str]) -> list[str]:

@@ -5,6 +5,8 @@ import os
 import re
 from collections import Counter
 
+from serve.contract.packed import packed_by_content
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
     | {".avif"}
@@ -52,6 +54,8 @@ def unread_format(data: bytes) -> str:
     for beginning, known in BEGINNINGS.items():
         if data.startswith(beginning) or start.startswith(beginning):
             name = name or known
+    if not name and (packed := packed_by_content(data)):
+        name = f"{packed.kind}: unpack it"
     if not name:
         return ""
     return f" but {name}" + ("" if ": " in name else "; convert it to JPEG or PNG")

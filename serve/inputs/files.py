@@ -10,13 +10,13 @@ from serve.contract.archive import file_stamp, plain
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
 from serve.contract.listing import system_folder
+from serve.contract.packed import describe_packed, packed_by_name
 from serve.contract.urls import is_remote, redact, unsigned, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.inventory import Entry
 from serve.inputs.tars import Tars
 
 TAR_SUFFIX = ".tar"
-COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 WILDCARDS = re.compile(r"[*?\[{]")
 MAX_PATTERN_FILES = 1_000_000
 
@@ -39,10 +39,8 @@ class Files(Inputs):
                 self.left_out.system.add(folder)
             elif kind.endswith(TAR_SUFFIX):
                 yield from self.tars.index(path, name)
-            elif kind.endswith(COMPRESSED_TARS):
-                raise UserError(
-                    f"{path} is compressed, so that its members cannot be read one by one: decompress it"
-                )
+            elif packed := packed_by_name(kind):
+                raise UserError(f"{redact(path)} is {describe_packed(packed, redact(path))}")
             else:
                 yield Entry(name, path if is_remote(path) else "")
 

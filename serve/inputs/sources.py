@@ -10,9 +10,10 @@ from serve.contract.errors import UserError
 from serve.contract.formats import unread_pictures
 from serve.contract.images import ImageError
 from serve.contract.listing import has_image_suffix
+from serve.contract.packed import SUFFIXES, look_into
 from serve.contract.urls import is_http, is_remote, redact, url_path
 from serve.inputs.base import Inputs
-from serve.inputs.files import COMPRESSED_TARS, TAR_SUFFIX, WILDCARDS, Files, match_files
+from serve.inputs.files import TAR_SUFFIX, WILDCARDS, Files, match_files
 from serve.inputs.folders import LocalFolder, RemoteFolder
 from serve.inputs.inventory import Entry, Inventory
 from serve.inputs.lists import CSV_SUFFIX, LIST_SUFFIXES, ListedFiles
@@ -87,7 +88,7 @@ def find_inputs(images: str) -> Inputs:
         if (WILDCARDS.search(images) and not is_http(images)) or "{" in images:
             return match_files(images)
         path = url_path(images)
-        known = (*LIST_SUFFIXES, CSV_SUFFIX, TAR_SUFFIX, *COMPRESSED_TARS)
+        known = (*LIST_SUFFIXES, CSV_SUFFIX, TAR_SUFFIX, *SUFFIXES)
         is_file = path.lower().endswith(known) or has_image_suffix(path)
         if is_file or (is_http(images) and path[-1] != "/"):
             return _one_file(images, path.rpartition("/")[0])
@@ -95,6 +96,8 @@ def find_inputs(images: str) -> Inputs:
     if os.path.isdir(images):
         return LocalFolder(images)
     if os.path.isfile(images):
+        if os.path.splitext(images)[1].lower() != TAR_SUFFIX and (packed := look_into(images)):
+            raise UserError(f"--images {images} is {packed}")
         return _one_file(images, os.path.dirname(images))
     if WILDCARDS.search(images):
         return match_files(images)

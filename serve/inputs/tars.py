@@ -1,7 +1,6 @@
 """Images inside tar files (WebDataset shards too), read in place: nothing is extracted to disk.
 
-So a member named ../../etc/passwd.jpg is a row of that name and nothing else. Tar files must not be
-compressed: the members of a compressed one cannot be read one by one.
+So a member named ../../etc/passwd.jpg is a row of that name and nothing else.
 """
 
 import os

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from serve.contract.formats import UNREAD_SUFFIX
 from serve.contract.listing import system_folder
+from serve.contract.packed import SUFFIXES
 
 CURES = {
     "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
-    "unpack {}": re.compile(r"\.(?:zip|t?gz|bz2|xz|zst|rar|7z)"),
-    "write the images in {} as files": re.compile(
-        r"\.(?:parquet|arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"
-    ),
+    "unpack {}": re.compile("|".join(re.escape(suffix) for suffix in SUFFIXES if suffix != ".parquet")),
+    "convert {} by python train/data/convert_parquet.py FOLDER --output SHARDS": re.compile(r"\.parquet"),
+    "write the images in {} as files": re.compile(r"\.(?:arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
     "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
 }
 """How to make images of files -> the suffixes of such files."""

@@ -4,7 +4,9 @@ import csv
 from pathlib import Path
 from typing import Protocol
 
+from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
+from serve.contract.packed import look_into
 from train.data.labels import LabelledPaths
 from train.data.layouts import flat, folders, label_file, tar_files
 from train.data.layouts.listing import class_folders, describe_ignored, describe_left_out
@@ -35,6 +37,8 @@ def find_labels(source: Path, data_format: str, flag: str = "--data") -> Labelle
             f"{flag} {str(source)!r} does not exist; name a folder of images or a label file (CSV)"
         )
     try:
+        if source.is_file() and source.suffix != SUFFIX and (packed := look_into(source)):
+            raise UserError(f"{flag} {source} is {packed}")
         name = recognise(source) if data_format == "auto" else data_format
         found = LAYOUTS[name].read(source, flag)
     except (OSError, csv.Error, UnicodeDecodeError) as error:

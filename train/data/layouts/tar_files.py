@@ -12,6 +12,7 @@ from pathlib import Path
 from serve.contract.archive import SUFFIX, list_tars, member_names, read_member
 from serve.contract.errors import UserError
 from serve.contract.listing import has_image_suffix, system_folder
+from serve.contract.packed import describe_packed, packed_by_name
 from train.data.labels import LabelledPaths, check_none_missing
 from train.data.layouts.flat import label_of
 from train.data.layouts.folder_tree import Folder
@@ -57,6 +58,8 @@ def read(source: Path, flag: str) -> LabelledPaths:
     check_none_missing(written, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
     folders = {label: Folder.of(classes[label]) for label in sorted(classes)}
     facts, warnings = check_folders(folders, DataSource(str(source), flag, in_tars=True))
+    if source.is_dir():
+        warnings += _packed_beside(source)
     for kind, count in left_out.items():
         warnings.append(f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class")
     root = source.parent if source.is_file() else source
@@ -76,6 +79,15 @@ def _check_one_part(tars: Sequence[Path]) -> None:
                 f"{found['train'].name} and {others[0].name} in {found['train'].parent} look like parts of "
                 "a data set: move the shards of each part into a folder of its own, train and val"
             )
+
+
+def _packed_beside(folder: Path) -> list[str]:
+    """Return a line about compressed tar files and archives in the folder, which are not read."""
+    names = sorted(name for name in os.listdir(folder) if packed_by_name(name))
+    if not names or not (packed := packed_by_name(names[0])):
+        return []
+    cure = describe_packed(packed, str(folder / names[0]))
+    return [f"{len(names)} files beside the tar files are not read; {names[0]!r} is {cure}"]
 
 
 def _members(tar: Path) -> tuple[list[str], dict[str, str]]:
