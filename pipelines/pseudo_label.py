@@ -43,6 +43,7 @@ from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
 from train.cli import given_values, parse_config
 from train.config import TrainConfig
 from train.data.index import ImageSet, prepare_data
+from train.data.labels import describe_counts
 from train.data.layouts.label_file import write_label_file
 from train.settings import refuse_given
 
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
             check_skill(teacher)
             found = score_folder(teacher, args.unlabelled, folder / f"scores-{number}.csv")
             chosen = select(without_labelled(found, data, config), args.threshold, args.balance)
-            counts = f"{len(chosen.paths)} are used, {chosen.counts()}"
+            counts = f"{len(chosen.paths)} are used, {describe_counts(chosen.counts())}"
             print(f"round {number}: of {len(found.paths)} unlabelled images {counts}", flush=True)
             paths, names = labelled(data.train)
             soft = soft_labels(data.train)

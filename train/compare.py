@@ -56,6 +56,9 @@ difference of log loss. p is McNemar's exact test; p (Holm) is corrected for the
 Differences are run minus reference. Each run's best epoch and temperature were chosen on these very images,
 which flatters all of them a little; what another seed would give is not in the intervals."""
 
+HEADINGS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "log_loss": "log loss"}
+HEADINGS |= {"roc_auc": "ROC AUC", "f1_macro": "F1 macro"}
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -148,6 +151,7 @@ def summarize(run: RunResult, tested: tuple[PairedTest, float] | None) -> dict[s
     row |= columns("accuracy", accuracy_interval(run.predictions.correct))
     row |= columns("log_loss", mean_interval(run.predictions.losses))
     row |= columns("roc_auc", roc_auc(run)) | {"f1_macro": run.best.get("val/f1_macro")}
+    row |= {"top5_accuracy": run.best.get("val/top5_accuracy")}
     row |= {"shared_images": test and test.num_images}
     row |= {"gained": test and test.gained, "lost": test and test.lost}
     row |= {"mcnemar_p": test and test.p, "mcnemar_p_holm": p_holm}
@@ -183,11 +187,14 @@ def markdown(
     differences: Mapping[str, Sequence[str]],
 ) -> str:
     """Return the tables, which also read well on a terminal, and notes."""
-    header = ["run", "best epoch", "val images", "accuracy", "log loss", "ROC AUC", "F1 macro"]
+    measured = ["accuracy", "log_loss", "roc_auc", "f1_macro"]
+    if any(row["top5_accuracy"] is not None for row in rows):  # ten classes or more
+        measured.insert(1, "top5_accuracy")
+    header = ["run", "best epoch", "val images", *(HEADINGS[name] for name in measured)]
     cells = [
         [
             *(str(row["run"]), f"{row['best_epoch']} of {row['epochs']}", str(row["num_images"])),
-            *(show(row, name) for name in ("accuracy", "log_loss", "roc_auc", "f1_macro")),
+            *(show(row, name) for name in measured),
         ]
         for row in rows
     ]

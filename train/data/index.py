@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
-from train.data.labels import LabelledPaths, spelling, unify
+from train.data.labels import LabelledPaths, listed, spelling, unify, warn_of_classes
 from train.data.layouts.folder_tree import Folder
 from train.data.layouts.label_file import read_excluded, soft_targets
 from train.data.layouts.registry import find_labels
@@ -117,11 +117,8 @@ def prepare_data(config: TrainConfig) -> Data:
         return Data(train_set, val_set, train.bad, _digest(train_set, val_set), notes, digest, near)
     val = _read(config.val_data, "--val-data", config, notes)
     val = val._replace(images=_map_classes(val.images, class_names, config.val_data))
-    notes.extend(
-        f"warning: class {name!r} has no image to validate on in {config.val_data}"
-        for name, count in val.images.counts().items()
-        if not count
-    )
+    absent = [name for name, count in val.images.counts().items() if not count]
+    notes += warn_of_classes(absent, f"no image to validate on in {config.val_data}")
     near = _near_duplicates([train, val], config)
     notes += _warn_of_leaks(train.images, val.images, near, config)
     digest = _digest(train.images, val.images)
@@ -207,10 +204,11 @@ def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> Im
         if parent and Path(source, parent).is_dir() and folder.folders.keys() & set(class_names):
             hints.append(f"; its folder {parent!r} has them: give --val-data {Path(source, parent)}")
         raise UserError(
-            f"--val-data {source} has the classes {', '.join(map(repr, unknown))}, which the training data "
-            f"do not have; these are {', '.join(map(repr, class_names))}{''.join(hints)}"
+            f"--val-data {source} has the classes {listed(unknown)}, which the training data do not have; "
+            f"these are {listed(class_names)}{''.join(hints)}"
         )
-    index = np.array([class_names.index(name) for name in val.class_names], np.int64)
+    positions = {name: i for i, name in enumerate(class_names)}
+    index = np.array([positions[name] for name in val.class_names], np.int64)
     return replace(val, labels=index[val.labels], class_names=class_names, targets=None)
 
 

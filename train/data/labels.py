@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 from serve.contract.errors import UserError
 from train.data.text_encoding import is_undecoded, likely_encodings, reads_as
@@ -30,6 +31,7 @@ ACCIDENTAL = {"nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA",
 ACCIDENTAL |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!"}  # as the name of a folder, too
 MISSING = ACCIDENTAL | {"", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a", "N.A.", "n.a."}
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
+MOST_COUNTED = 12  # classes whose numbers of images are printed one by one
 DIFFER = "differ only by case, white space, separators, how a number is written or look-alike characters"
 
 
@@ -45,6 +47,34 @@ class LabelledPaths:
     warnings: list[str] = field(default_factory=list)
     probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
     """Soft labels: path -> class -> probability, for the images that have some."""
+
+
+def listed(names: Collection[str], most: int = 10) -> str:
+    """Return names for a message: the first `most`, and how many there are if there are more."""
+    few = ", ".join(repr(name) for _, name in zip(range(most), names, strict=False))
+    return f"{few}, ... ({len(names)})" if len(names) > most else few
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return numbers of images by class for a line of text: of many classes the range, the median and the
+    three smallest."""
+    if len(counts) <= MOST_COUNTED:
+        return str(dict(counts))
+    smallest = sorted(counts, key=counts.__getitem__)[:3]
+    named = ", ".join(f"{name!r} {counts[name]}" for name in smallest)
+    return (
+        f"in {len(counts)} classes, {min(counts.values())} to {max(counts.values())} in each, median "
+        f"{median(counts.values()):g}; smallest: {named}"
+    )
+
+
+def warn_of_classes(names: Collection[str], lack: str) -> list[str]:
+    """Return one line that warns of the classes that lack something, or none."""
+    if not names:
+        return []
+    if len(names) == 1:
+        return [f"warning: class {listed(names)} has {lack}"]
+    return [f"warning: {len(names)} classes have {lack}: {listed(names)}"]
 
 
 def normal(label: str) -> str:

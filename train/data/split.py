@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
+from train.data.labels import warn_of_classes
 
 
 def choose_images(
@@ -48,6 +49,7 @@ def choose_validation(
             f"warning: {len(mixed)} images occur under more than one label: kept for training only"
         )
     chosen: list[int] = []
+    absent: list[str] = []
     for label, ordered in enumerate(_by_class(labels, members, len(class_names), seed)):
         clear = [group for group in ordered if group not in mixed]  # a contradiction validates nothing
         wanted = max(1, round(fraction * sum(len(members[group]) for group in clear)))
@@ -59,8 +61,9 @@ def choose_validation(
         if not taken and len(clear) > 1:
             taken = [min(clear, key=lambda group: len(members[group]))]
         if not taken:
-            notes.append(f"warning: class {class_names[label]!r} has no image to validate on")
+            absent.append(class_names[label])
         chosen += [i for group in taken for i in members[group]]
+    notes += warn_of_classes(absent, "no image to validate on")
     if not chosen:
         raise UserError("no class has two different images: nothing is left to validate on")
     is_val = np.zeros(len(labels), bool)
@@ -94,13 +97,13 @@ def choose_fold(
     images_of: list[list[int]] = [[] for _ in class_names]
     for i, label in enumerate(labels):
         images_of[label].append(i)
+    alone: list[str] = []
     for name, images in zip(class_names, images_of, strict=True):
         if len(set(part[images].tolist())) == 1:
             for group in {groups[i] for i in images}:
                 part[members[group]] = 0
-            notes.append(
-                f"warning: class {name!r} has no two different images: always trained on, in no fold"
-            )
+            alone.append(name)
+    notes += warn_of_classes(alone, "no two different images (always trained on, in no fold)")
     mixed = sum(len({labels[i] for i in images}) > 1 for images in members.values())
     if mixed:
         notes.append(
@@ -110,11 +113,8 @@ def choose_fold(
     if not is_val.any():
         raise UserError(f"--fold {fold} of --folds {folds} has no image to validate on: use fewer folds")
     present = {labels[i] for i in np.flatnonzero(is_val).tolist()}
-    notes.extend(
-        f"warning: class {name!r} has no image to validate on in fold {fold} of {folds}"
-        for label, name in enumerate(class_names)
-        if label not in present
-    )
+    absent = [name for label, name in enumerate(class_names) if label not in present]
+    notes += warn_of_classes(absent, f"no image to validate on in fold {fold} of {folds}")
     return is_val
 
 

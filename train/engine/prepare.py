@@ -6,6 +6,7 @@ from pathlib import Path
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.index import Data, prepare_data
+from train.data.labels import describe_counts
 from train.data.layouts.part_folders import take_parts
 from train.data.sample import make_sample
 from train.engine.checks import check_start
@@ -93,6 +94,6 @@ def notes_on(data: Data, folder: Path) -> list[str]:
     if duplicates:
         listed = folder / "duplicates.csv"
         notes.append(f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png")
-    notes.append(f"train {len(data.train)} images {data.train.counts()}")
-    notes.append(f"val   {len(data.val)} images {data.val.counts()}")
+    notes.append(f"train {len(data.train)} images {describe_counts(data.train.counts())}")
+    notes.append(f"val   {len(data.val)} images {describe_counts(data.val.counts())}")
     return notes

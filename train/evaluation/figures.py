@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from serve.contract.images import load_image, read_image_file
 from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
+from train.evaluation.classes import confusions
+from train.evaluation.metrics import MOST_CLASSES
 from train.evaluation.predictions import Predictions
 from train.models.classifier import ImageClassifier
 
-MOST_CLASSES = 40  # a larger confusion matrix cannot be read
+MOST_PAIRS = 24  # bars of a figure
 GRID = (3, 6)
 WIDEST = 26  # characters of a caption; East Asian ones count twice
 # Okabe and Ito's colours, which the colour-blind can distinguish; without yellow, too pale for a line
@@ -68,6 +70,8 @@ def save_figures(
     figures = {"curves": training_curves(rows)}
     if len(images.class_names) <= MOST_CLASSES:
         figures["confusion_matrix"] = _confusion_matrix(predictions)
+    else:
+        figures["confusion_pairs"] = _confusion_pairs(predictions)
     figures["worst_mistakes"] = _worst_mistakes(predictions, images, preprocess)
     paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in paths.items():
@@ -136,7 +140,7 @@ def _points(rows: Sequence[dict[str, Any]], quantity: str) -> tuple[list[int], l
 
 
 def count_along(axes: Axes, unit: str) -> None:
-    """Label the horizontal axis with whole numbers of epochs or trials."""
+    """Label the horizontal axis with whole numbers, as of epochs or images."""
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -151,6 +155,25 @@ def _confusion_matrix(predictions: Predictions) -> Figure:
     display = ConfusionMatrixDisplay(predictions.confusion, display_labels=names)
     display.plot(ax=axes, cmap="Blues", xticks_rotation=45, colorbar=False)
     axes.set(xlabel="predicted", ylabel="true", title="validation images")
+    return figure
+
+
+def _confusion_pairs(predictions: Predictions) -> Figure:
+    """Draw a bar for each of the most frequent confusions."""
+    pairs = confusions(predictions)
+    shown = pairs[:MOST_PAIRS]
+    figure = Figure(figsize=(9, max(2.6, 1.6 + 0.26 * len(shown))), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(shown)), [pair.images for pair in shown], color=COLORS[0])
+    names = [f"{caption(p.label)}, taken for {caption(p.prediction)}".replace("\n", " ") for p in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.invert_yaxis()
+    count_along(axes, "validation images")
+    wrong = int((~predictions.correct).sum())
+    axes.set_title(
+        f"{len(shown)} most frequent of {len(pairs)} confusions\n"
+        f"({wrong} mistakes on {len(predictions.labels)} validation images)"
+    )
     return figure
 
 

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
 
+TOP, TOP_FROM = 5, 10  # top-5 accuracy is of ten classes or more
+MOST_CLASSES = 40  # a larger confusion matrix cannot be read; MLflow draws about 100 metrics
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -17,8 +20,19 @@ class Evaluation:
     labels: NDArray[np.int64]
     """[N]"""
     values: dict[str, float]
-    """Metric name -> value: accuracy, log_loss, ece, temperature, log_loss_calibrated, ece_calibrated,
-    roc_auc, f1_macro, f1/CLASS."""
+    """Metric name -> value: accuracy, top5_accuracy (of ten classes or more), log_loss, ece, temperature,
+    log_loss_calibrated, ece_calibrated, roc_auc, f1_macro, f1/CLASS (up to 40 classes)."""
+
+
+def top_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64], k: int = TOP) -> float:
+    """Return the share of images whose class is among the `k` likeliest, of equal ones the first.
+
+    `logits`: [N, num_classes], `labels`: [N]. With k = 1 it is the accuracy of argmax. NaN is never right.
+    """
+    own = logits[np.arange(len(labels)), labels][:, None]
+    before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    rank = (~(logits <= own)).sum(axis=1) + before.sum(axis=1)
+    return float((rank < k).mean())
 
 
 def evaluate_logits(
@@ -42,6 +56,7 @@ def evaluate_logits(
     f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=0.0)
     values = {
         "accuracy": float((predicted == labels).mean()),
+        **({"top5_accuracy": top_accuracy(logits, labels)} if len(classes) >= TOP_FROM else {}),
         "log_loss": float(-log_probs[rows, labels].mean()),
         "ece": expected_calibration_error(log_probs, labels),
         "temperature": temperature,
@@ -49,8 +64,9 @@ def evaluate_logits(
         "ece_calibrated": expected_calibration_error(calibrated, labels),
         # as scikit-learn: without classes that neither are there nor were predicted
         "f1_macro": float(f1[np.union1d(labels, predicted)].mean()),
-        **{f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)},
     }
+    if len(classes) <= MOST_CLASSES:
+        values |= {f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)}
     if len(np.unique(labels)) == len(classes) and np.isfinite(logits).all():
         probabilities = np.exp(log_probs)
         if len(classes) == 2:

@@ -46,9 +46,11 @@ def _begins(path: Path, start: str) -> bool:
     return False
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a CSV file with the first row's columns, and replace an older one whole."""
+def write_table(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> None:
+    """Write a CSV file with these or the first row's columns, and replace an older one whole."""
     with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer = csv.DictWriter(
+            file, columns or list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+        )
         writer.writeheader()
         writer.writerows(rows)

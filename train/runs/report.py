@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
+from train.evaluation.classes import write_class_tables
 from train.evaluation.predictions import read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
 from train.tracking.base import NullTracker
 from train.tracking.contents import artifacts
 
+TOP5 = "val/top5_accuracy"
+
 
 def epoch_line(history: History, config: TrainConfig, values: dict[str, float], improved: bool) -> str:
     served = f"val/log_loss{'_calibrated' if config.calibrate else ''}"  # which decides between epochs
-    names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", served)
+    names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", TOP5, served)
     shown = "".join(f"{name} {values[name]:.4f}, " for name in names if name in values)
     return (
         f"epoch {history.epochs_done}/{config.epochs + config.retune_epochs}: {shown}"
@@ -34,7 +37,8 @@ def write_run_report(
     config: TrainConfig,
     tracker: NullTracker,
 ) -> None:
-    """Draw the figures of the best epoch, and log the files of the run. `model` gets the best weights."""
+    """Draw figures and write tables of the best epoch, and log the run's files. `model` gets the best
+    weights."""
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
 
     if config.subject_crop != "none":
@@ -42,6 +46,8 @@ def write_run_report(
     predictions = read_predictions(folder / "val_predictions.csv")
     assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
     save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
+    for line in write_class_tables(folder, predictions):
+        print(line, flush=True)
     tracker.log_best(history.best_epoch, history.best)
     tracker.log_files(artifacts(folder))
 
@@ -67,6 +73,7 @@ def training_summary(history: History, config: TrainConfig, labels: NDArray[np.i
 
     best, num_val = history.best, len(labels)
     accuracy = accuracy_interval(np.arange(num_val) < round(best["val/accuracy"] * num_val))
+    top = f"{TOP5} {best[TOP5]:.4f}, " if TOP5 in best else ""
     lines = []
     if not history.complete(config):
         lines.append(
@@ -75,7 +82,7 @@ def training_summary(history: History, config: TrainConfig, labels: NDArray[np.i
         )
     lines.append(
         f"best epoch {history.best_epoch}: val/accuracy {accuracy.value:.4f} (95 % interval "
-        f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), val/log_loss "
+        f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), {top}val/log_loss "
         f"{best['val/log_loss']:.4f} (calibrated {best['val/log_loss_calibrated']:.4f})"
     )
     largest = np.bincount(labels).max() / num_val

@@ -27,6 +27,8 @@ FILES = (
     "val_predictions.csv",
     "figures",
     "duplicates.csv",
+    "per_class.csv",
+    "confusion_pairs.csv",
 )
 
 

@@ -10,7 +10,7 @@ from train_data import draw, settings
 
 from serve.contract.errors import UserError
 from train.data.index import prepare_data
-from train.data.labels import missing, unify
+from train.data.labels import describe_counts, missing, unify, warn_of_classes
 
 NFC, NFD = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
 
@@ -147,3 +147,22 @@ def test_a_name_that_was_decoded_wrongly_is_warned_of(name: str) -> None:
 )
 def test_labels_of_a_table_that_stand_for_none(labels: list[str], expected: set[str]) -> None:
     assert set(labels) - missing(labels) == expected
+
+
+def test_counts_of_many_classes_are_a_line_with_the_smallest() -> None:
+    few = {f"c{i}": i for i in range(12)}
+    assert describe_counts(few) == str(few)
+    counts = {f"breed {i}": 100 + (7 * i) % 60 for i in range(60)}
+    line = describe_counts(counts)
+    assert len(line) < 160
+    for number in ("60", "100", "159", "129.5", "'breed 0' 100", "'breed 43' 101", "'breed 26' 102"):
+        assert number in line
+
+
+def test_classes_that_lack_something_share_one_line() -> None:
+    assert warn_of_classes([], "no image") == []
+    assert warn_of_classes(["a"], "no image") == ["warning: class 'a' has no image"]
+    (line,) = warn_of_classes([f"c{i}" for i in range(1000)], "no image")
+    assert "1000" in line
+    assert "'c9'" in line
+    assert len(line) < 160

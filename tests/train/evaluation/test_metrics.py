@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
-from train.evaluation.metrics import Evaluation, evaluate_logits
+from train.evaluation.metrics import Evaluation, evaluate_logits, top_accuracy
 
 
 def example(num_classes: int, n: int = 60, present: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +47,31 @@ def test_values_are_scikit_learns(num_classes: int) -> None:
         labels, probabilities[:, 1] if num_classes == 2 else probabilities, multi_class="ovr"
     )
     assert values["roc_auc"] == pytest.approx(auc)
+
+
+@pytest.mark.parametrize("num_classes", [9, 10, 300])
+def test_top5_accuracy_is_scikit_learns_from_ten_classes_on(num_classes: int) -> None:
+    logits, labels = example(num_classes)
+    values = evaluation(num_classes).values
+    assert ("top5_accuracy" in values) == (num_classes >= 10)
+    expected = top_k_accuracy_score(labels, logits, k=5, labels=np.arange(num_classes))
+    assert top_accuracy(logits, labels) == values.get("top5_accuracy", expected) == expected
+
+
+def test_of_equal_logits_the_first_are_the_likeliest_and_nan_is_never_right() -> None:
+    labels = np.arange(12)
+    assert top_accuracy(np.zeros((12, 12)), labels) == 5 / 12
+    assert top_accuracy(np.zeros((12, 12)), labels, k=1) == 1 / 12
+    assert top_accuracy(np.full((12, 12), np.nan), labels) == 0
+    own_nan = np.where(np.eye(12, dtype=bool), np.nan, 0.0)
+    assert top_accuracy(own_nan, labels) == 0
+
+
+@pytest.mark.parametrize(("num_classes", "each"), [(40, 40), (41, 0)])
+def test_f1_of_each_class_is_a_metric_up_to_forty_classes(num_classes: int, each: int) -> None:
+    values = evaluation(num_classes).values
+    assert sum(name.startswith("f1/") for name in values) == each
+    assert "f1_macro" in values
 
 
 def test_a_class_without_validation_images_has_no_auc_and_f1_of_0() -> None:

@@ -1,0 +1,75 @@
+"""Tables of classes: per_class.csv, and confusion_pairs.csv where a confusion matrix cannot be read."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from train.evaluation.metrics import MOST_CLASSES
+from train.evaluation.predictions import Predictions
+from train.evaluation.tables import write_table
+
+PER_CLASS, CONFUSION_PAIRS = "per_class.csv", "confusion_pairs.csv"
+
+
+class Confusion(NamedTuple):
+    """Validation images of one class that were taken for one other class."""
+
+    label: str
+    prediction: str
+    images: int
+    share: float
+    """Of the images of the class `label`."""
+
+
+def confusions(predictions: Predictions) -> list[Confusion]:
+    """Return every pair of classes that was confused, the most frequent first.
+
+    Memory is that of the images, not of a matrix: with 10,000 classes one would have 800 MB.
+    """
+    names, wrong = predictions.class_names, ~predictions.correct
+    totals = np.bincount(predictions.labels, minlength=len(names))
+    pairs = np.stack([predictions.labels[wrong], predictions.predicted[wrong]], axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        Confusion(names[label], names[guess], int(count), float(count / totals[label]))
+        for (label, guess), count in zip(found[order].tolist(), counts[order], strict=True)
+    ]
+
+
+def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
+    """Write per_class.csv, the lowest F1 first, and above 40 classes confusion_pairs.csv; return lines that
+    report them."""
+    names = predictions.class_names
+    images, predicted, correct = (
+        np.bincount(labels, minlength=len(names))
+        for labels in (
+            predictions.labels,
+            predictions.predicted,
+            predictions.labels[predictions.correct],
+        )
+    )
+    f1 = 2 * correct / np.maximum(images + predicted, 1)
+    rows = [
+        {
+            "class": names[i],
+            "images": int(images[i]),
+            "predicted": int(predicted[i]),
+            "correct": int(correct[i]),
+            "precision": float(correct[i] / predicted[i]) if predicted[i] else None,
+            "recall": float(correct[i] / images[i]) if images[i] else None,
+            "f1": float(f1[i]),
+        }
+        for i in np.argsort(f1, kind="stable").tolist()
+    ]
+    write_table(folder / PER_CLASS, rows)
+    if len(names) <= MOST_CLASSES:
+        return []
+    pairs = confusions(predictions)
+    write_table(folder / CONFUSION_PAIRS, [pair._asdict() for pair in pairs], Confusion._fields)
+    most = ", ".join(f"{p.label!r} taken for {p.prediction!r} {p.images} times" for p in pairs[:3])
+    return [
+        f"{len(names)} classes: {CONFUSION_PAIRS} and figures/confusion_pairs.png replace the confusion "
+        f"matrix, {PER_CLASS} the metrics f1/CLASS; most frequent confusions: {most or 'none'}"
+    ]
