@@ -27,6 +27,7 @@ from typing import Literal
 from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import is_http, is_remote, redact
+from serve.local_copy import resolve_model
 from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking_server import TrackingServer
@@ -78,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="onnxruntime's; default: %(default)s",
     )
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
-    add("--model", help="open this model on the provider; not tried when it is a URL")
+    add("--model", help="open this model, as --model of serve/main.py; not tried when it is a URL")
     add("--mlflow", default="", metavar="URI", help="tracking server that should answer")
     add("--resolve", action="append", default=[], metavar="HOST", help="this name should have an address")
     add(
@@ -161,11 +162,12 @@ def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Fi
         why = "no --model" if model is None else f"{model} is remote"
         return Finding("ok", "onnxruntime", f"{ort.__version__}, built for {listed} (not tried: {why})")
     try:
-        predictor = Predictor(Path(model), provider, 1, precision)
+        with resolve_model(model) as opened:
+            predictor = Predictor(opened.path, provider, 1, precision)
     except (ValueError, OSError) as error:
         return Finding("error", "onnxruntime", str(error))
     where = f"{predictor.provider} at {predictor.precision}, {predictor.share}"
-    return Finding("ok", "onnxruntime", f"{ort.__version__}, {model} runs on {where}")
+    return Finding("ok", "onnxruntime", f"{ort.__version__}, {opened.described(model)} runs on {where}")
 
 
 def writable(folder: Path, free: float) -> Finding:

@@ -29,7 +29,8 @@ from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
 from serve.job import PartWriter, Scoring, earlier_manifest, is_an_image
-from serve.local_copy import LocalCopy, open_model
+from serve.local_copy import LocalCopy, OpenedModel, resolve_model
+from serve.mlflow_models import FORMS
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of
 from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
@@ -51,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="ONNX file written by export/main.py, or its URL")
+    add(
+        "--model",
+        required=True,
+        help="ONNX file written by export/main.py, a run directory, a URL of either, or a model of the "
+        f"MLflow server at MLFLOW_TRACKING_URI: {FORMS}",
+    )
     add(
         "--images",
         required=True,
@@ -155,27 +161,29 @@ def run(args: argparse.Namespace) -> int:
     with open_output(args.output, form.suffix, shard) as (path, copy):
         output = copy.url_of(path)
         part = Path(os.path.realpath(path))  # a link is written through
-        check_replaces_no_input(args, output, part)
+        for flag, given in (("--images", args.images), ("--model", args.model)):
+            check_replaces_no_input(flag, given, output, part)
         check_output_replaceable(copy, part, args.overwrite, keep_manifest=bool(shard or args.resume))
-        with open_model(args.model) as model:
+        with resolve_model(args.model) as model:
+            check_replaces_no_input("--model", model.location, output, part)
             return score_images(args, model, shard, form, part, copy, output)
 
 
 def score_images(
     args: argparse.Namespace,
-    model: Path,
+    model: OpenedModel,
     shard: Shard | None,
     form: Format,
     part: Path,
     copy: LocalCopy,
     output: str,
 ) -> int:
-    server = find_server(args.model) if args.track else None
+    server = find_server(model.location) if args.track else None
     started = time.time()
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
-        keep_choices(args, model, earlier_manifest(part, copy, model))
-    scoring = open_scoring(args, model, form, source)
+        keep_choices(args, model.path, earlier_manifest(part, copy, model.path))
+    scoring = open_scoring(args, model.path, form, source)
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
     which = (
@@ -183,7 +191,7 @@ def score_images(
         if shard
         else f"{total} images"
     )
-    print_start(f"{which} in {args.images}", args.model, scoring.predictor, source)
+    print_start(f"{which} in {args.images}", model.described(args.model), scoring.predictor, source)
     progress = Progress(len(rows))
     if shard or args.resume or (total > args.part_size and form.open_joiner):
         part.parent.mkdir(exist_ok=True)
@@ -195,7 +203,7 @@ def score_images(
         copy.publish(part)
     progress.print_end(output, source)
     if server:
-        log_run(server, describe_run(args, scoring, progress, shard, output, started))
+        log_run(server, describe_run(args, model, scoring, progress, shard, output, started))
     if progress.is_outage:
         raise OSError(
             f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass: "
@@ -205,10 +213,9 @@ def score_images(
     return 0 if shard or progress.done > progress.errors else 1
 
 
-def check_replaces_no_input(args: argparse.Namespace, output: str, part: Path) -> None:
-    for flag, given in (("--images", args.images), ("--model", args.model)):
-        if output == given if is_remote(given) else os.path.realpath(given) == str(part):
-            raise UserError(f"--output {output!r} would replace {flag}: choose another name")
+def check_replaces_no_input(flag: str, given: str, output: str, part: Path) -> None:
+    if output == given if is_remote(given) else os.path.realpath(given) == str(part):
+        raise UserError(f"--output {output!r} would replace {flag}: choose another name")
 
 
 def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -> None:
@@ -269,6 +276,7 @@ def open_scoring(args: argparse.Namespace, model: Path, form: Format, source: So
 
 def describe_run(
     args: argparse.Namespace,
+    model: OpenedModel,
     scoring: Scoring,
     progress: Progress,
     shard: Shard | None,
@@ -278,12 +286,13 @@ def describe_run(
     predictor, ended = scoring.predictor, time.time()
     metadata = predictor.metadata
     return ScoringRun(
-        name=f"score {metadata.run_name or Path(url_path(args.model)).stem}"
+        name=f"score {metadata.run_name or Path(url_path(model.location)).stem}"
         + (f" {shard.index}/{shard.count}" if shard else ""),
-        training_run_id=run_of_model(args.model).run_id or metadata.run_id,
+        training_run_id=run_of_model(model.location).run_id or model.run_id or metadata.run_id,
         checkpoint_sha256=metadata.checkpoint_sha256,
         parameters={
-            "model": args.model,
+            "model": model.location,
+            "model_name": args.model if args.model != model.location else "",
             "model_sha256": file_sha256(predictor.path),
             "model_precision": metadata.precision,
             "provider": predictor.provider,
@@ -302,6 +311,7 @@ def describe_run(
         tags={"purebred.kind": "scoring"},
         started=int(started * 1000),
         ended=int(ended * 1000),
+        model_version=model.version,
     )
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from serve.contract.errors import UserError
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
 from serve.contract.urls import is_http, redact
+from serve.mlflow_models import DEFAULT_URI
 from serve.tracking_server import AbsentError, TrackingServer
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run the server does not have
 RECORD = "tracking.json"  # in the run directory, written by training
 MAX_EXPERIMENTS = 1000  # in one answer
@@ -33,6 +33,8 @@ class ScoringRun:
     started: int
     """Milliseconds since 1970."""
     ended: int
+    model_version: str = ""
+    """The registered one that was named, as in pets/3; "": all those of the logged model."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _log(server: TrackingServer, run: ScoringRun) -> str:
         **run.tags,
         "purebred.training_run_id": source.training_run_id or run.training_run_id,
         "purebred.model_id": source.model_id,
-        "purebred.model_version": ", ".join(source.versions),
+        "purebred.model_version": run.model_version or ", ".join(source.versions),
         CHECKPOINT_TAG: run.checkpoint_sha256,
     }
     created = server.call(

@@ -3,10 +3,14 @@
 import base64
 import json
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.contract.errors import UserError
+from serve.contract.files import atomic_path
 from serve.contract.urls import split_credentials
+from serve.storage import retried
 
 if TYPE_CHECKING:  # a tenth of the time to the first row, and most calls need none
     import ssl
@@ -71,8 +75,35 @@ class TrackingServer:
                 f"set {SERVER_CERTIFICATE} to its authority's certificate"
             ) from error
 
+    def get_file(self, path: str, target: Path) -> None:
+        """Copy the answer to a GET into a file, which appears whole or not at all.
+
+        Raises:
+            UserError: the server does not have it. OSError: it does not answer, or with less than all.
+        """
+        import urllib.error
+
+        def copy() -> None:
+            with self.open(path, REQUEST_SECONDS) as answer, temporary.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+                size = answer.headers["Content-Length"]
+            if size not in (None, str(arrived := temporary.stat().st_size)):
+                raise OSError(f"{arrived} bytes arrived of {size}")
+
+        try:
+            with atomic_path(target) as temporary:
+                retried(self.uri + path, copy)
+        except OSError as error:
+            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
+                raise AbsentError(f"MLflow at {self.uri} does not have {path}") from error
+            raise
+
     def call(
-        self, endpoint: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+        self,
+        endpoint: str,
+        query: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        service: str = "mlflow",
     ) -> dict[str, Any]:
         """Return the answer of REST API 2.0 to a GET, or to a POST if there is a `body`.
 
@@ -85,7 +116,7 @@ class TrackingServer:
         import urllib.error
         import urllib.parse
 
-        path = f"/api/2.0/mlflow/{endpoint}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        path = f"/api/2.0/{service}/{endpoint}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         try:
             with self.open(path, REQUEST_SECONDS, data) as answer:

@@ -197,6 +197,18 @@ def test_a_model_that_is_not_there_is_an_error(
     assert "models/none.onnx" in capsys.readouterr().err
 
 
+def test_the_url_of_a_run_directory_is_its_exported_model(
+    client: Any, model: str, images: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command("s3://bucket/runs/a", images, "--output", tmp_path / "p.csv")
+    assert serve_main.main(arguments) == 2
+    assert "export/main.py --run s3://bucket/runs/a" in capsys.readouterr().err
+    client.upload_file(model, "bucket", "runs/a/export/model.onnx")
+    assert serve_main.main(arguments) == 0
+    assert "s3://bucket/runs/a/export/model.onnx" in capsys.readouterr().err
+    assert (tmp_path / "p.csv").read_bytes() == whole
+
+
 def test_when_the_store_goes_away_no_part_is_taken_for_finished(
     client: Any, model: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

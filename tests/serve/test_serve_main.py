@@ -92,6 +92,23 @@ def test_one_image_can_be_given_instead_of_a_folder(tmp_path: Path, model: Path,
     assert [(row["path"], row["label"]) for row in rows] == [("1.png", "green")]
 
 
+def test_a_run_directory_is_its_exported_model(
+    tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder, out = tmp_path / "runs" / "a", tmp_path / "out.csv"
+    (run_folder / "checkpoints").mkdir(parents=True)
+    arguments = ["--model", str(run_folder), "--images", str(images), "--output", str(out)]
+    assert main(arguments) == 2
+    assert f"export/main.py --run {run_folder}" in capsys.readouterr().err
+    (run_folder / "export").mkdir()
+    shutil.copy(model, run_folder / "export")
+    assert main(arguments) == 0
+    assert f"{run_folder}/export/model.onnx" in capsys.readouterr().err
+    assert main([*arguments[:-1], f"{run_folder}/export/model.onnx", "--overwrite"]) == 2
+    assert main(["--model", str(images), *arguments[2:]]) == 2
+    assert "export/model.onnx" in capsys.readouterr().err
+
+
 def test_what_looks_wrong_and_what_is_left_out_is_named_at_the_end(
     tmp_path: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,18 @@ def test_a_scoring_run_is_linked_to_the_model_and_its_training_run(
     assert [f"models:/{model.model_id}" for model in scored.inputs.model_inputs] == [version.source]
     assert scored.data.metrics["rows"] == 20
     assert scored.data.params["provider"] == "cpu"
+    images, model_id = str(trained.sample / "test"), version.source.removeprefix("models:/")
+    expected = Path("p.csv").read_bytes()
+    of_run = f"runs:/{version.run_id}/model"
+    for name in ("models:/pets@challenger", "models:/pets/latest", version.source, of_run):
+        assert serve.main.main(["--model", name, "--images", images, "--output", "p.csv", "--track"]) == 0
+        assert Path("p.csv").read_bytes() == expected
+        printed = capsys.readouterr()
+        resolved = "models:/pets/1" if "pets" in name else f"models:/{model_id}"
+        assert resolved in printed.err
+        newest = client.get_run(printed.out.split("scoring run ")[1].strip())
+        assert newest.data.params["model"] == resolved
+        assert newest.data.tags["purebred.model_version"] == "pets/1"
 
 
 def test_a_local_store_costs_a_warning_with_the_way_out_and_no_scores(
