@@ -19,7 +19,7 @@ from serve.contract.errors import UserError
 from serve.contract.urls import is_http, is_remote, redact
 from serve.mlflow_models import (
     MODEL_FILE,
-    fetch,
+    fetch_model_file,
     find_model,
     is_mlflow_model,
     local_location,
@@ -212,10 +212,10 @@ def _open_logged_model(name: str) -> Iterator[OpenedModel]:
         else:
             files = model_files(server, found.location)
             chosen = files[onnx_file(files, name)]
-        fetch(server, chosen, copy.folder)
+        fetch_model_file(server, chosen, copy.folder)
         if RECORD in files:
             with suppress(OSError, ValueError):
-                fetch(server, files[RECORD], copy.folder.with_name(RECORD))
+                fetch_model_file(server, files[RECORD], copy.folder.with_name(RECORD))
         yield replace(opened, path=copy.folder)
 
 

@@ -152,7 +152,7 @@ def model_files(server: TrackingServer, location: str) -> dict[str, str]:
     return {name: f"{location.rstrip('/')}/{quote(name)}" for name in names}
 
 
-def fetch(server: TrackingServer, location: str, path: Path) -> None:
+def fetch_model_file(server: TrackingServer, location: str, path: Path) -> None:
     """Copy a file of a model to a local path, where it appears whole or not at all."""
     if location.startswith(PROXY):
         server.get_file(f"/api/2.0/mlflow-artifacts/artifacts/{quote(_proxied(server, location))}", path)
