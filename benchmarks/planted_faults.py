@@ -213,6 +213,19 @@ FAULTS = [
         ("state", "loop"),
     ),
     Fault(
+        "batch-norm statistics are not averaged over the ranks",
+        "train/engine/loop.py",
+        "    state.average_statistics()\n",
+        "",
+        ("state",),
+    ),
+    Fault(
+        "all ranks resume with the first one's batch-norm statistics",
+        "train/engine/state.py",
+        "values = rows[ranks.rank] if len(rows) == ranks.world_size else rows.mean(0)",
+        "values = rows[0] if len(rows) == ranks.world_size else rows.mean(0)",
+    ),
+    Fault(
         "of equal accuracies the higher log loss wins",
         "train/runs/history.py",
         'return (accuracy, loss) if config.best_by == "accuracy" else (loss, accuracy)',

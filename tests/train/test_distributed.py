@@ -12,6 +12,7 @@ from forked import on_ranks
 from train.distributed import (
     AsyncSum,
     Ranks,
+    average_buffers,
     gather_list,
     gather_rows,
     gradient_sync,
@@ -102,6 +103,23 @@ def accumulated(ranks: Ranks) -> list[float]:
 
 def test_gradients_are_reduced_with_the_last_micro_batch_only(tmp_path: Path) -> None:
     assert on_ranks(accumulated, WORLD, tmp_path) == [[float(rank), 12.0] for rank in range(WORLD)]
+
+
+def averaged(ranks: Ranks) -> list[torch.Tensor]:
+    """Buffers that differ between ranks, and some that do not, which have no exact sum in float32."""
+    model = torch.nn.BatchNorm1d(1000)
+    generator = torch.Generator().manual_seed(0)
+    model.running_var.copy_(torch.rand(1000, generator=generator))
+    model.running_mean.fill_(ranks.rank)
+    average_buffers(model)
+    return [model.running_mean, model.running_var]
+
+
+def test_buffers_are_averaged_and_equal_ones_keep_their_bits(tmp_path: Path) -> None:
+    var = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    for mean, same in on_ranks(averaged, WORLD, tmp_path):
+        assert mean.tolist() == [1.0] * 1000
+        assert torch.equal(same, var)
 
 
 def contact(ranks: Ranks) -> list[bool]:

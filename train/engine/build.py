@@ -76,6 +76,8 @@ def build_run(
             state = head_state(state, stage, plan, ranks, device)
         history = restore(checkpoint, state, data, config)
         position = Position(**checkpoint.get("position", {}))
+        if "statistics_of_ranks" in checkpoint:  # written in the middle of an epoch
+            state.load_statistics(checkpoint["statistics_of_ranks"], ranks)
         if note := schedule_change(checkpoint, state, config, plan.steps):
             log(note)
     loaders = build_loaders(config, stage, data, ranks, device, num_workers, log)

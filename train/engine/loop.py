@@ -14,7 +14,6 @@ from train.data.random_numbers import seed_of
 from train.data.sampler import evaluation_batches
 from train.distributed import (
     Ranks,
-    broadcast_buffers,
     gather_list,
     gather_rows,
     gradient_sync,
@@ -99,7 +98,8 @@ def train_one_epoch(
 
     Returns train/loss, train/accuracy, lr, images_per_second, data_share (of the time in which this rank
     waited for data or augmented it), and train/skipped_steps if there were any. A GPU is waited for now and
-    then only, to check for divergence; sums are read once at the end.
+    then only, to check for divergence; sums are read once at the end, when batch-norm statistics become the
+    mean over the ranks.
 
     Raises:
         FloatingPointError: more than `max_skipped` steps in a row, or all of the epoch's, have gradients
@@ -121,6 +121,7 @@ def train_one_epoch(
                 check_divergence(run, progress, lr)
             bar.advance(plan.real_size(step))
             after_step()
+    state.average_statistics()
     metrics = epoch_metrics(run, progress, lr)
     seconds = time.perf_counter() - started
     speed = {
@@ -206,7 +207,6 @@ def evaluate(
     often on all ranks.
     """
     images, ranks, batch_size = run.data.val, run.ranks, 2 * run.plan.micro_batch_size
-    broadcast_buffers(run.state.evaluated)
     run.state.evaluated.eval()
     batches = evaluation_batches(len(images), batch_size, ranks.rank, ranks.world_size)
     common = len(images) // ranks.world_size // batch_size  # every rank has at least as many batches

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
-from train.distributed import Ranks, wrap
+from train.distributed import Ranks, average_buffers, flat_buffers, gather_rows, set_buffers, wrap
 from train.models.classifier import ImageClassifier
 from train.optim.ema import MovingAverage, build_ema
 from train.optim.optimizers import build_optimizer
@@ -136,6 +136,33 @@ class TrainState:
     def abandon_step(self) -> None:
         """Undo what the forward passes of a step that will not be finished have changed."""
         self.batch_norm.restore()
+
+    @property
+    def _with_statistics(self) -> list[nn.Module]:
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
+
+    @torch.no_grad()
+    def average_statistics(self) -> None:
+        """Average the batch-norm statistics of the model and of its moving average over the ranks.
+
+        The mean of running means is that of the whole batches. The mean of running variances is without
+        the variance between the ranks' means, as is each rank's normalisation in training: with n images a
+        rank it is lower by about 1 / n at most.
+        """
+        average_buffers(*self._with_statistics)
+
+    def statistics_of_ranks(self, ranks: Ranks) -> Tensor | None:
+        """Return what `load_statistics` needs within an epoch, float64 [world_size, n], on rank 0;
+        None on the others, and where a single process has no other's. Every rank must call it."""
+        if ranks.world_size == 1:
+            return None
+        return gather_rows(flat_buffers(*self._with_statistics)[None].cpu(), ranks)
+
+    @torch.no_grad()
+    def load_statistics(self, rows: Tensor, ranks: Ranks) -> None:
+        """Load this rank's batch-norm statistics, or the mean of those of another number of ranks."""
+        values = rows[ranks.rank] if len(rows) == ranks.world_size else rows.mean(0)
+        set_buffers(values.to(self.model.mean.device), *self._with_statistics)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, under names without the prefixes of wrappers."""

@@ -111,8 +111,13 @@ class Trainer:
         self.log(epoch_line(run.history, run.config, values, improved))
 
     def _checkpoint(self, position: Position | None = None) -> dict[str, object]:
+        """Return a checkpoint, in an epoch with what each rank has of its own. Every rank must call it."""
         run = self.run
-        return checkpoint_state(run.state, run.history, run.data, run.config, self.tracker.run_id, position)
+        state = checkpoint_state(
+            run.state, run.history, run.data, run.config, self.tracker.run_id, position
+        )
+        own = None if position is None else run.state.statistics_of_ranks(run.ranks)
+        return state if own is None else state | {"statistics_of_ranks": own}
 
     def _position(self) -> Position:
         return self.progress.position(self.run.ranks, self.run.is_retuning)

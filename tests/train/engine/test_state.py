@@ -6,19 +6,33 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from train_data import draw, linear_model, make_data, make_run, make_state, train_epochs
+from forked import on_ranks
+from torch import Tensor, nn
+from train_data import (
+    CPU,
+    FP32,
+    draw,
+    linear_model,
+    make_data,
+    make_run,
+    make_state,
+    settings,
+    train_epochs,
+)
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
-from train.data.index import Data
+from train.data.index import Data, prepare_data
+from train.distributed import Ranks, flat_buffers, on_main
 from train.engine.checkpointing import checkpoint_state, restore, schedule_change
+from train.engine.loop import EpochProgress, train_one_epoch
 from train.engine.run import TrainingRun
-from train.engine.state import TrainState
+from train.engine.state import TrainState, build_state
 from train.models.build import build_model, load_teacher, rebuild
 from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.optim.schedule import lr_factor
 from train.runs.history import History
+from train.runs.snapshots import Position
 from train.settings import flag
 
 RANDOM = {"crop_scale": 0.5, "flip": 0.5, "random_erasing": 0.3, "mixup": 0.2, "deterministic": True}
@@ -347,3 +361,88 @@ def test_what_more_epochs_do_to_the_learning_rate_is_printed(
         assert f"{word} from {before:.2e} to {following:.2e}" in printed
         assert printed.startswith("warning") == (word == "rises")
         assert last <= before
+
+
+def ranked_run(config: TrainConfig, ranks: Ranks, seed: int = 0) -> TrainingRun:
+    data = prepare_data(config)
+    torch.manual_seed(seed)
+    model, _ = build_model("simple_cnn", 2, config.image_size)
+    state = build_state(config, model, len(data.train) // config.batch_size, FP32, ranks, CPU)
+    return make_run(config, data, state, ranks)
+
+
+def interrupted(ranks: Ranks) -> list[dict[str, Any]]:
+    """Return the state after two epochs, and after a snapshot in the first and its continuation."""
+    config = settings(Path.cwd(), lr=0.01, **RANDOM)
+    straight, resumed = ranked_run(config, ranks), ranked_run(config, ranks, seed=99)
+    progress = EpochProgress(ranks, CPU)
+
+    def snapshot() -> None:
+        if progress.step == 2:
+            own = straight.state.statistics_of_ranks(ranks)
+            position = progress.position(ranks, False)
+            if own is not None:
+                assert not torch.equal(*own), "both ranks have the same statistics"
+                state = straight.state.state_dict() | {"rows": own, "step": position.step}
+                save_checkpoint(state | {"sums": position.sums}, Path("middle.pt"))
+
+    train_one_epoch(straight, progress, snapshot)
+    on_main(ranks, lambda: None)
+    middle = load_checkpoint(Path("middle.pt"))
+    resumed.state.load_state_dict(middle)
+    resumed.state.load_statistics(middle["rows"], ranks)
+    train_one_epoch(resumed, EpochProgress(ranks, CPU, Position(middle["step"], middle["sums"])))
+    first = copy.deepcopy(straight.state.state_dict())
+    for run in (straight, resumed):
+        train_epochs(run, 1)
+    return [first, straight.state.state_dict(), resumed.state.state_dict()]
+
+
+def test_ranks_have_one_set_of_statistics_after_an_epoch_also_of_one_resumed_in_its_middle(
+    tmp_path: Path,
+) -> None:
+    make_data(tmp_path)
+    (first, straight, resumed), (first_of_1, *_) = on_ranks(interrupted, 2, tmp_path)
+    assert_same(first, first_of_1)
+    assert_same(straight, resumed)
+
+
+def test_statistics_of_another_number_of_ranks_are_their_mean(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, ema=0.0)
+    state = new_state(config, data)
+    before = flat_buffers(state.model)
+    state.load_statistics(torch.stack([before, before + 1, before + 2]), Ranks())
+    torch.testing.assert_close(flat_buffers(state.model), before + 1)
+
+
+def one_step(ranks: Ranks) -> list[Tensor]:
+    """Return mean and variance of the first batch-norm layer after one step, of this rank and of all."""
+    run = ranked_run(settings(Path.cwd(), batch_size=8, lr=0.0, ema=0.0, val_fraction=0.33), ranks)
+    assert run.plan.steps == 1
+    layer, own = run.state.model.network.features[1], []
+    train_one_epoch(
+        run,
+        EpochProgress(ranks, CPU),
+        lambda: own.extend([layer.running_mean.clone(), layer.running_var.clone()]),
+    )
+    return [*own, layer.running_mean, layer.running_var]
+
+
+def test_averaged_statistics_are_those_of_the_whole_batch_but_for_the_variance_of_the_ranks_means(
+    tmp_path: Path,
+) -> None:
+    make_data(tmp_path)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "images").symlink_to(tmp_path / "images")
+    ((*_, mean, whole),) = on_ranks(one_step, 1, folders[0])
+    (mean_0, var_0, averaged_mean, averaged), (mean_1, var_1, *others) = on_ranks(one_step, 2, folders[1])
+    assert torch.equal(averaged, others[1])
+    torch.testing.assert_close(averaged_mean, mean)
+    torch.testing.assert_close(averaged, (var_0 + var_1) / 2)
+    n, momentum = 4 * 16 * 16, 0.1  # elements of a channel on each rank
+    part_0, part_1, all_of_it = (1 + (var - 1) / momentum for var in (var_0, var_1, whole))
+    between = ((mean_0 - mean_1) / momentum / 2) ** 2
+    expected = ((n - 1) * (part_0 + part_1) + 2 * n * between) / (2 * n - 1)
+    torch.testing.assert_close(all_of_it, expected, rtol=1e-3, atol=1e-5)
