@@ -1,0 +1,82 @@
+"""Launch time: whether a GPU waits for the host in every step, and from which batch size on it does not."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from train.config import TrainConfig
+from train.distributed import Ranks, max_over_ranks
+
+HOLD = 3.0  # times the seconds of launching a step, in which the device is kept busy before it
+CYCLES = 2e9  # a second, no fewer than any GPU's
+LAUNCH_BOUND = 1.1  # times the device's seconds that launching takes; less may be noise
+
+
+@dataclass(frozen=True)
+class LaunchTimes:
+    """Seconds of one training step, of the slowest rank."""
+
+    host: float
+    """In which the host launches its kernels."""
+    device: float
+    """In which the device runs them when it need not wait for the host."""
+
+
+def time_launch(step: Callable[[], None], device: torch.device) -> LaunchTimes:
+    """Return how long launching a step and running it take; call the step once before.
+
+    The device is kept busy while the host launches the step that is timed: events around kernels that were
+    launched late would measure the host. Every rank must call it; the step must not communicate.
+    """
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    step()
+    host = time.perf_counter() - began
+    torch.cuda.synchronize(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(HOLD * host * CYCLES))  # type: ignore[no-untyped-call]  # nothing public waits
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return LaunchTimes(max_over_ranks(host), max_over_ranks(start.elapsed_time(end) / 1000))
+
+
+def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:
+    """Return a line for the user where launching is the limit; "" where the device is.
+
+    It names fewer accumulation steps where there are several, which keeps the result, or else a batch that
+    gives the device enough to do, as its work grows with the batch no faster than in proportion, and the
+    learning rate that goes with that: in proportion for sgd (arXiv 1706.02677), with the square root for
+    the optimizers whose steps have the size of Adam's (arXiv 2205.10287).
+    """
+    if times.host <= LAUNCH_BOUND * times.device:
+        return ""
+    share = times.device / times.host
+    factor = 2 ** math.ceil(math.log2(times.host / times.device))
+    found = (
+        f"launching a step takes the host {1000 * times.host:.1f} ms and the device does it in "
+        f"{1000 * times.device:.1f} ms: it is busy {share:.0%} of the time."
+    )
+    if config.accumulation > 1:
+        fewer = max(1, config.accumulation // factor)
+        while config.accumulation % fewer:
+            fewer -= 1
+        return f"warning: {found} --accumulation {fewer} is faster with the same result"
+    assert config.lr is not None
+    batch_size, lr = scaled(config, factor)
+    images = batch_size // ranks.world_size
+    return (
+        f"warning: {found} The host is no limit from about --batch-size {batch_size} ({images} images a "
+        f"device) with --lr {lr:.2g} on; that is another training, and fewer devices keep this one"
+    )
+
+
+def scaled(config: TrainConfig, factor: int) -> tuple[int, float]:
+    """Return the batch size that is `factor` times as large, and its learning rate."""
+    assert config.lr is not None
+    growth = factor if config.optimizer == "sgd" else math.sqrt(factor)
+    return config.batch_size * factor, config.lr * growth
