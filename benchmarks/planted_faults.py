@@ -253,6 +253,12 @@ FAULTS = [
         "F.interpolate(pixels, (size, size), mode=interpolation)",
     ),
     Fault(
+        "images in the device's memory are not flipped",
+        "train/data/device_cache.py",
+        "torch.where(flip[:, None, None] > 0, across.flip(1), across)",
+        "across",
+    ),
+    Fault(
         "images are flipped upside down",
         "train/data/augment.py",
         "pixels = pixels.flip(1)",

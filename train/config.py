@@ -189,9 +189,10 @@ class TrainConfig:
     num_workers: int = setting(-1, "hardware", limits=(-1, 256), resumable=True)
     """Loader processes of each rank, fewer if shared memory is too small for their batches; -1: from the
     processors, 0: load in the training process."""
-    pixel_cache: Literal["auto", "on", "off"] = setting("auto", "hardware", resumable=True)
+    pixel_cache: Literal["auto", "on", "device", "off"] = setting("auto", "hardware", resumable=True)
     """Decode images once, into a file below --output; auto: if it takes no more than a quarter of the free
-    disk and the run has more than one epoch."""
+    disk and the run has more than one epoch. device: copy it into the device's memory too, and cut and
+    resize the images there; auto does so if it takes no more than a fifth of a GPU's free memory."""
     cache_size: int = setting(0, "hardware", limits=(0, 8192), overridden_by=("pixel_cache=off",))
     """Longest shorter side of cached images, in pixels; larger ones are made smaller. 0: what random crops
     of --crop-scale need, at most twice the input size."""

@@ -62,11 +62,11 @@ class Preprocess:
             canvas = Image.new("RGB", out)
             canvas.paste(resized, ((self.size - resized.width) // 2, (self.size - resized.height) // 2))
             return np.asarray(canvas)
-        box = self._crop_box(*image.size) if self.mode == "crop" else None
+        box = self.crop_box(*image.size) if self.mode == "crop" else None
         return np.asarray(image.resize(out, resample, box=box))
 
-    def _crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the central crop in source coordinates (left, upper, right, lower).
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the central crop in source coordinates (left, upper, right, lower), of mode crop.
 
         Resizing this box in one call equals torchvision's Resize(resize_size), CenterCrop(size) to within
         two grey levels, at 1.8 times the speed, and needs no huge intermediate image for a 30000x1 one.

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from serve.contract.errors import UserError
-from serve.contract.preprocess import RESAMPLING
+from serve.contract.preprocess import RESAMPLING, Preprocess
 from train.config import TrainConfig
 from train.data.random_numbers import seed_of, uniforms
 from train.data.reading import Pixels
@@ -50,12 +50,12 @@ class ImageAugment:
 
     def __call__(self, images: Sequence[Pixels], seed: int, epoch: int, indices: Sequence[int]) -> Pixels:
         """Return uint8 [N, size, size, 3] from uint8 [H, W, 3] of any sizes."""
-        size = self.config.input_size(self.config.train_size(epoch))
-        random = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)
+        size = self.size(epoch)
         augmented = np.empty((len(images), size, size, 3), np.uint8)
-        for out, image, index, numbers in zip(augmented, images, indices, random, strict=True):
-            pixels = torch.from_numpy(np.require(self._crop(image, size, numbers[1:]), requirements="W"))
-            if numbers[0] < self.config.flip:
+        views = self.views([image.shape[1::-1] for image in images], seed, epoch, indices)
+        for out, image, index, (box, flip) in zip(augmented, images, indices, views, strict=True):
+            pixels = torch.from_numpy(np.require(self._cut(image, size, box), requirements="W"))
+            if flip:
                 pixels = pixels.flip(1)  # numpy's is ten times slower
             if self.trivial is not None:
                 with randomness("trivial", seed, epoch, index):
@@ -63,16 +63,32 @@ class ImageAugment:
             out[...] = pixels.numpy()
         return augmented
 
-    def _crop(self, image: Pixels, size: int, random: NDArray[np.float64]) -> Pixels:
-        if self.config.crop_scale < 1:
-            height, width = image.shape[:2]
-            box = random_box(width, height, (self.config.crop_scale, 1.0), ASPECT, random)
-            left, upper, width, height = box
-            crop = image[upper : upper + height, left : left + width]
-            return resize(crop, size, self.preprocess.interpolation)
+    def size(self, epoch: int) -> int:
+        """Return the side of the epoch's images."""
+        return self.config.input_size(self.config.train_size(epoch))
+
+    def views(
+        self, sizes: Sequence[tuple[int, ...]], seed: int, epoch: int, indices: Sequence[int]
+    ) -> Iterator[tuple[tuple[int, int, int, int] | None, bool]]:
+        """Yield the random crop (left, upper, width, height) of each image of these (width, height), None
+        without random crops, and whether it is flipped."""
+        random = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)
+        area = (self.config.crop_scale, 1.0)
+        for (width, height), numbers in zip(sizes, random, strict=True):
+            cut = random_box(width, height, area, ASPECT, numbers[1:]) if area[0] < 1 else None
+            yield cut, bool(numbers[0] < self.config.flip)
+
+    def whole_view(self, size: int) -> Preprocess:
+        """Return validation's preprocessing for images of this side: what is seen without random crops."""
         resize_size = round(self.preprocess.resize_size * size / self.preprocess.size)
-        preprocess = replace(self.preprocess, size=size, resize_size=resize_size)
-        return preprocess(Image.fromarray(image))
+        return replace(self.preprocess, size=size, resize_size=resize_size)
+
+    def _cut(self, image: Pixels, size: int, box: tuple[int, int, int, int] | None) -> Pixels:
+        if box is None:
+            return self.whole_view(size)(Image.fromarray(image))
+        left, upper, width, height = box
+        crop = image[upper : upper + height, left : left + width]
+        return resize(crop, size, self.preprocess.interpolation)
 
 
 def random_box(

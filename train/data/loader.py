@@ -1,6 +1,7 @@
 """Loader: batches of pixels and labels, read by worker processes, or by threads of this process."""
 
 import atexit
+import copy
 import errno
 import math
 from collections import deque
@@ -158,6 +159,15 @@ class Loader:
                     print(f"warning: {path} was readable before training and is not now: {why}", flush=True)
                     self.lost[path] = why
             yield batch
+
+    def with_augment(self, augment: ImageAugment) -> "Loader":
+        """Return a loader of the same images and cache, augmented in another way."""
+        dataset = copy.copy(self.loader.dataset)
+        assert isinstance(dataset, PixelDataset)
+        dataset.transform = augment
+        new = Loader(dataset, self.loader.num_workers, self.loader.pin_memory, self.hang_seconds)
+        new.lost = self.lost
+        return new
 
     def exit_codes(self) -> list[int]:
         """Return the exit codes of worker processes that have failed; -N if signal N ended one."""

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 FORMAT = 2  # of the entries, and of what files decode to
-MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95}
+MOST_OF_FREE_SPACE = {"auto": 0.25, "on": 0.95, "device": 0.95}
 LARGEST_ENLARGED = 2.0  # times the input: what the smallest random crops are cut from
 
 
@@ -73,14 +73,15 @@ class PixelCache:
 
     def __getitem__(self, index: int) -> Pixels:
         offset, (width, height) = int(self.offsets[index]), self.sizes[index].tolist()
-        return self._bytes[offset : offset + 3 * width * height].reshape(height, width, 3)
+        return self.bytes[offset : offset + 3 * width * height].reshape(height, width, 3)
 
     @cached_property
-    def _bytes(self) -> NDArray[np.uint8]:
+    def bytes(self) -> NDArray[np.uint8]:
+        """The whole file."""
         return np.memmap(self.file, np.uint8, "r").view(np.ndarray)
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process maps the file anew
-        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+        return {name: value for name, value in self.__dict__.items() if name != "bytes"}
 
 
 def training_entries(config: TrainConfig) -> Entries:
@@ -137,7 +138,7 @@ def open_cache(folder: Path, images: ImageSet, entries: Entries, mode: str, log:
         ) from error
     except OSError as error:
         reason = f"no pixel cache can be kept in {folder}: {error.strerror or error}"
-        if mode == "on":
+        if mode != "auto":
             raise UserError(
                 f"{reason}; free some space, choose another --output, lower --cache-size, or use "
                 "--pixel-cache off"

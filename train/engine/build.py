@@ -7,11 +7,12 @@ import torch
 
 from train.config import TrainConfig
 from train.data.augment import ImageAugment
+from train.data.device_cache import AnyLoader, DeviceLoader, choose_device_cache
 from train.data.index import Data, ImageSet, class_weights
 from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import Entries, PixelCache, open_cache, training_entries, validation_entries
 from train.data.sampler import EpochPlan
-from train.distributed import Log, Ranks, on_main
+from train.distributed import Log, Ranks, max_over_ranks, on_main
 from train.engine.autotune import choose_precision
 from train.engine.checkpointing import restore, schedule_change
 from train.engine.checks import (
@@ -22,6 +23,7 @@ from train.engine.checks import (
     few_steps,
     trained_on_validation,
 )
+from train.engine.device import free_memory
 from train.engine.loss import Criterion
 from train.engine.retune import head_state, retuning_settings
 from train.engine.run import TrainingRun
@@ -33,6 +35,8 @@ from train.precision import Precision
 from train.runs.history import History, is_retuning
 from train.runs.snapshots import Position
 from train.shared_memory import share
+
+VAL_WORKERS = 2  # loader processes: validation only runs the network forward, on pixels as they are
 
 
 def build_run(
@@ -139,15 +143,27 @@ def build_loaders(
     device: torch.device,
     num_workers: int,
     log: Log,
-) -> tuple[Loader, Loader]:
+) -> tuple[AnyLoader, AnyLoader]:
     """Return the loaders of training images, in the stage's view, and of validation images."""
-    cache, val_cache = open_caches(config, data, ranks, log)
-    transform = config.preprocess() if val_cache is None else None
-    load = training_entries(config).load
-    train = PixelDataset(data.train, config.seed, ImageAugment(stage), cache, load)
-    val = PixelDataset(data.val, config.seed, transform, val_cache)
+    cache, val_cache = caches = open_caches(config, data, ranks, log)
+    needed = [0 if each is None else each.bytes.size for each in caches]
+    free = -max_over_ranks(-free_memory(device))
+    (train_there, val_there), note = choose_device_cache(config, device, needed, free)
+    if note:
+        log(note)
     pin, hang_seconds = device.type == "cuda", 60 * config.hang_minutes
-    return Loader(train, num_workers, pin, hang_seconds), Loader(val, num_workers, pin, hang_seconds)
+    augment = ImageAugment(stage)
+    if cache is not None and train_there:
+        train: AnyLoader = DeviceLoader(data.train, cache, config.seed, augment, device)
+    else:
+        load = training_entries(config).load
+        dataset = PixelDataset(data.train, config.seed, augment, cache, load)
+        train = Loader(dataset, num_workers, pin, hang_seconds)
+    if val_cache is not None and val_there:
+        return train, DeviceLoader(data.val, val_cache, config.seed, None, device)
+    transform = config.preprocess() if val_cache is None else None
+    dataset = PixelDataset(data.val, config.seed, transform, val_cache)
+    return train, Loader(dataset, min(num_workers, VAL_WORKERS), pin, hang_seconds)
 
 
 def open_caches(

@@ -9,6 +9,7 @@ from serve.contract.errors import UserError
 from serve.contract.files import check_folder_writable
 from train.checkpoint import best_checkpoint, has_checksum, load_checkpoint
 from train.config import TrainConfig
+from train.data.device_cache import why_on_cpu
 from train.data.index import Data
 from train.data.sampler import EpochPlan
 from train.models.build import build_model, try_forward
@@ -23,8 +24,9 @@ def check_start(config: TrainConfig) -> None:
     """Find what would fail after the data were scanned, which takes minutes; `config` has a name and size.
 
     Raises:
-        UserError: the run directory cannot be written, weights or a teacher cannot be read, or the network
-            does not take the images, has fewer layers than --freeze, or is too large to be exported.
+        UserError: the run directory cannot be written, weights or a teacher cannot be read, images cannot
+            be made on the device though that is given, or the network does not take the images, has fewer
+            layers than --freeze, or is too large to be exported.
     """
     check_output(Path(config.output) / config.name)
     if config.teacher:
@@ -33,6 +35,8 @@ def check_start(config: TrainConfig) -> None:
         return
     if config.weights == "default":
         check_download(config.model, config.image_size)
+    if config.pixel_cache == "device" and (reason := why_on_cpu(config)):
+        raise UserError(f"--pixel-cache device: {reason}; use --pixel-cache on")
     if config.subject_crop == "detector":
         read_file(config.crop_detector, "--crop-detector")
     check_network(config)

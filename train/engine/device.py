@@ -1,6 +1,7 @@
 """Device, loader processes, threads and memory of a process."""
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -120,6 +121,12 @@ def configure(config: TrainConfig, ranks: Ranks, device: torch.device, num_worke
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic)
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes of a GPU's memory that no process holds, this one's allocator neither; of a CPU
+    infinity."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else math.inf
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -36,8 +36,9 @@ def time_launch(step: Callable[[], None], device: torch.device) -> LaunchTimes:
     step()
     host = time.perf_counter() - began
     torch.cuda.synchronize(device)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(int(HOLD * host * CYCLES))  # type: ignore[no-untyped-call]  # nothing public waits
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    # nothing public keeps a device busy for a given time
+    torch.cuda._sleep(int(HOLD * host * CYCLES))  # type: ignore[no-untyped-call]
     start.record()
     step()
     end.record()

@@ -4,7 +4,6 @@ A random resized crop shows objects larger than validation does, and head and st
 Re-tuning them on the view and at the size of validation mends it (arXiv 1906.06423).
 """
 
-import copy
 from contextlib import nullcontext
 from itertools import islice
 
@@ -13,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm  # the one base of all batch n
 
 from train.config import SETTINGS, TrainConfig
 from train.data.augment import ImageAugment
-from train.data.loader import Loader, PixelDataset
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks, sum_over_ranks
 from train.engine.run import TrainingRun
@@ -43,22 +41,12 @@ def retuning_settings(config: TrainConfig) -> TrainConfig:
 def begin_retuning(run: TrainingRun) -> None:
     """Continue the run from its evaluated weights, with new statistics and its head alone to train."""
     run.stage = retuning_settings(run.config)
-    run.train_loader = with_augment(run.train_loader, ImageAugment(run.stage))
+    run.train_loader = run.train_loader.with_augment(ImageAugment(run.stage))
     run.state.model.load_state_dict(run.state.evaluated.state_dict())
     # The plain mean needs a number from a tensor in each layer: compiling that anew would take minutes.
     with torch.compiler.set_stance("force_eager") if run.stage.compile else nullcontext():
         refresh_statistics(run)
     run.state = head_state(run.state, run.stage, run.plan, run.ranks, run.device)
-
-
-def with_augment(loader: Loader, augment: ImageAugment) -> Loader:
-    """Return a loader of the same images and cache, augmented in another way."""
-    dataset = copy.copy(loader.loader.dataset)
-    assert isinstance(dataset, PixelDataset)
-    dataset.transform = augment
-    new = Loader(dataset, loader.loader.num_workers, loader.loader.pin_memory, loader.hang_seconds)
-    new.lost = loader.lost
-    return new
 
 
 def head_state(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig
+from train.data.device_cache import AnyLoader
 from train.data.index import Data
-from train.data.loader import Loader
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
 from train.engine.loss import Criterion
@@ -32,8 +32,8 @@ class TrainingRun:
     plan: EpochPlan
     criterion: Criterion
     state: TrainState
-    train_loader: Loader
-    val_loader: Loader
+    train_loader: AnyLoader
+    val_loader: AnyLoader
     history: History = field(default_factory=History)
     position: Position = field(default_factory=Position)
     """Position in the first epoch; later ones begin at their start."""

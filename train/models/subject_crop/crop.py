@@ -4,7 +4,7 @@ Every step is a continuous function of the pixels: a box that jumped where two s
 PyTorch and onnxruntime, which round differently, give different answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -120,15 +120,34 @@ def crop_and_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
         return rows[:, None] @ pixels @ columns[:, None].transpose(2, 3)
 
 
-def interpolation(start: Tensor, end: Tensor, length: int, size: int) -> Tensor:
-    """Return weights [N, size, length] of a triangle filter as wide as the reduction, for intervals from
-    `start` to `end`, each [N] in shares of `length`. Source: Pillow's Resample.c."""
+def triangle(distance: Tensor) -> Tensor:
+    """Return the weights of bilinear interpolation."""
+    return F.relu(1 - distance)
+
+
+def interpolation(
+    start: Tensor,
+    end: Tensor,
+    length: int,
+    size: int,
+    kernel: Callable[[Tensor], Tensor] = triangle,
+    used: Tensor | None = None,
+) -> Tensor:
+    """Return weights [N, size, length] of a filter as wide as the reduction, for intervals from `start` to
+    `end`, each [N] in shares of `length`. Source: Pillow's Resample.c.
+
+    Args:
+        kernel: distances, not negative -> weights.
+        used: [N] number of cells, from the first one on, that exist.
+    """
     step = (end - start)[:, None] * (length / size)
     positions = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
     centres = start[:, None] * length + step * positions
     cells = torch.arange(length, dtype=start.dtype, device=start.device) + 0.5
     distance = (cells - centres[:, :, None]).abs() / step.clamp(min=1.0)[:, :, None]
-    weights = F.relu(1 - distance)
+    weights = kernel(distance)
+    if used is not None:
+        weights = weights * (cells < used[:, None])[:, None]
     return weights / weights.sum(2, keepdim=True)
 
 

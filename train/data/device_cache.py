@@ -1,0 +1,214 @@
+"""Device cache: decoded images in the memory of the device that trains, cut and resized there.
+
+Boxes and flips are those of `ImageAugment`, sample by sample; pixels are within one of its 256 levels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serve.contract.errors import UserError
+from train.config import TrainConfig
+from train.data.augment import ImageAugment
+from train.data.index import ImageSet
+from train.data.loader import Batch, Loader
+from train.data.pixel_cache import PixelCache
+from train.data.sampler import Key
+from train.models.subject_crop.crop import in_float32, interpolation, triangle
+
+SHARE = 0.2  # of the free memory of a GPU that images may take by themselves
+COPIED = 2**26  # bytes at a time, into the device's memory
+CUT = 2**24  # pixels that are cut out at a time
+ROUND = 32  # to multiples of which the sides of what is cut out are enlarged: few shapes, few allocations
+
+
+def why_on_cpu(config: TrainConfig) -> str:
+    """Return what of the settings needs the CPU to make training images; "" if nothing does."""
+    preprocess = config.preprocess()
+    if config.trivial_augment:
+        return "--trivial-augment changes images one by one"
+    if preprocess.interpolation not in KERNELS:
+        return f"--interpolation {preprocess.interpolation} is not made for it"
+    if preprocess.mode == "pad" and (config.crop_scale == 1 or config.retune_epochs):
+        return "--resize-mode pad is not made for it"
+    return ""
+
+
+def choose_device_cache(
+    config: TrainConfig, device: torch.device, needed: Sequence[int], free: float
+) -> tuple[list[bool], str]:
+    """Return which caches, of `needed` bytes each (0: there is none), go into the device's memory: training
+    images first; and a line for the user. By itself, only a GPU gets images.
+
+    Raises:
+        UserError: --pixel-cache device, and the memory is too small.
+    """
+    mode, listed = config.pixel_cache, f"{sum(needed) / 1e6:,.1f} MB of decoded images"
+    if mode == "device":
+        if sum(needed) > free:
+            raise UserError(
+                f"--pixel-cache device: {listed} exceed the {free / 1e6:,.1f} MB free on {device}; "
+                "lower --cache-size, or use --pixel-cache on"
+            )
+        return [size > 0 for size in needed], f"{listed} in the memory of {device}, cut and resized there"
+    if mode != "auto" or device.type != "cuda" or not any(needed):
+        return [False for _ in needed], ""
+    if config.deterministic:  # free memory must not decide a result
+        return [False for _ in needed], ""
+    reason = why_on_cpu(config)
+    rest, chosen = SHARE * free, []
+    for number, size in enumerate(needed):
+        chosen.append(0 < size <= rest and not (number == 0 and reason))
+        rest -= size * chosen[-1]
+    if all(chosen):
+        return chosen, f"{listed} in the memory of {device}, cut and resized there (--pixel-cache on: not)"
+    limit = f"{listed} are more than {SHARE:.0%} of the {free / 1e6:,.1f} MB free on {device}"
+    return chosen, f"images are loaded by processes: {reason or limit}"
+
+
+def cubic(distance: Tensor) -> Tensor:
+    """Return the weights of bicubic interpolation with a = -0.5, as Pillow and torch have it."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+
+
+KERNELS = {"bilinear": triangle, "bicubic": cubic}
+
+
+class DeviceLoader:
+    """Loader whose images are on the device from the beginning: no processes, and nothing to wait for.
+
+    Args:
+        transform: None takes the cache's pixels as they are, which must have one size.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        cache: PixelCache,
+        seed: int,
+        transform: ImageAugment | None,
+        device: torch.device,
+        pixels: Tensor | None = None,
+    ):
+        assert len(cache) == len(images)
+        self.images, self.cache, self.seed, self.transform = images, cache, seed, transform
+        self.pixels = to_device(cache, device) if pixels is None else pixels
+        """uint8 [pixels of all images, 3]"""
+        self.lost: dict[str, str] = {}
+        self.while_waiting: Callable[[], None] = lambda: None
+
+    def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
+        """Yield the batches of these keys, with images on the device and all else on the CPU."""
+        for keys in batches:
+            epochs, indices, weights = zip(*keys, strict=True)
+            yield Batch(
+                self._load(epochs[0], indices),
+                torch.from_numpy(self.images.labels[list(indices)]),
+                torch.tensor(weights, dtype=torch.float32),
+                torch.tensor(indices),
+            )
+
+    def with_augment(self, augment: ImageAugment) -> "DeviceLoader":
+        """Return a loader of the same images in the same memory, augmented in another way."""
+        device = self.pixels.device
+        return DeviceLoader(self.images, self.cache, self.seed, augment, device, self.pixels)
+
+    def exit_codes(self) -> list[int]:
+        return []
+
+    def _load(self, epoch: int, indices: Sequence[int]) -> Tensor:
+        chosen = np.array(indices)
+        firsts, sizes = self.cache.offsets[chosen] // 3, self.cache.sizes[chosen].astype(np.int64)
+        if self.transform is None:
+            width, height = sizes[0].tolist()
+            rows = torch.from_numpy(firsts // (width * height)).to(self.pixels.device, non_blocking=True)
+            return self.pixels.view(-1, height, width, 3)[rows]
+        size = self.transform.size(epoch)
+        windows, boxes, flips = views(self.transform, size, sizes, self.seed, epoch, indices)
+        starts = firsts + windows[:, 1] * sizes[:, 0] + windows[:, 0]
+        cut = np.column_stack([starts, sizes[:, 0], windows[:, 2:], flips])
+        most = max(1, CUT // int(windows[:, 2:].max(0).prod()))
+        kernel = KERNELS[self.transform.preprocess.interpolation]
+        parts = [
+            cut_and_resize(self.pixels, cut[i : i + most], boxes[i : i + most], size, kernel)
+            for i in range(0, len(cut), most)
+        ]
+        return torch.cat(parts)
+
+
+AnyLoader = Loader | DeviceLoader
+
+
+def to_device(cache: PixelCache, device: torch.device) -> Tensor:
+    """Return all pixels of the cache's file, uint8 [pixels, 3], in the memory of the device."""
+    flat = torch.empty(cache.bytes.size, dtype=torch.uint8, device=device)
+    for first in range(0, len(flat), COPIED):
+        part = cache.bytes[first : first + COPIED]
+        flat[first : first + COPIED].copy_(torch.from_numpy(part.copy()))  # torch warns of read-only memory
+    return flat[: len(flat) // 3 * 3].view(-1, 3)
+
+
+def views(
+    augment: ImageAugment,
+    size: int,
+    sizes: NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    indices: Sequence[int],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    """Return what is seen of images of these sizes [N, 2] (width, height).
+
+    Returns the window that may be read, [N, 4] (left, upper, width, height), the box in it that is resized,
+    [N, 4] (left, upper, right, lower), and whether it is flipped, [N].
+    """
+    whole = augment.whole_view(size)
+    windows, boxes, flips = [], [], []
+    listed = [(int(width), int(height)) for width, height in sizes]
+    for (width, height), (cut, flip) in zip(
+        listed, augment.views(listed, seed, epoch, indices), strict=True
+    ):
+        window = (0, 0, width, height) if cut is None else cut
+        box = (0.0, 0.0, float(window[2]), float(window[3]))
+        if cut is None and whole.mode == "crop":
+            box = whole.crop_box(width, height)
+        windows.append(window)
+        boxes.append(box)
+        flips.append(flip)
+    return np.array(windows), np.array(boxes, np.float32), np.array(flips)
+
+
+def cut_and_resize(
+    pixels: Tensor,
+    cut: NDArray[np.int64],
+    boxes: NDArray[np.float32],
+    size: int,
+    kernel: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return uint8 [N, size, size, 3] of windows of images that lie one after the other.
+
+    Args:
+        pixels: uint8 [pixels, 3].
+        cut: [N, 5] first pixel of the window, width of its image, width and height of the window, flip.
+        boxes: [N, 4] left, upper, right, lower in the window.
+    """
+    device = pixels.device
+    width, height = (ROUND * -(-int(longest) // ROUND) for longest in cut[:, 2:4].max(0))
+    first, stride, w, h, flip = torch.from_numpy(cut.T.copy()).to(device, non_blocking=True)
+    left, upper, right, lower = torch.from_numpy(boxes.T.copy()).to(device, non_blocking=True)
+    rows = torch.minimum(torch.arange(height, device=device), h[:, None] - 1)
+    columns = torch.minimum(torch.arange(width, device=device), w[:, None] - 1)
+    at = first[:, None, None] + rows[:, :, None] * stride[:, None, None] + columns[:, None]
+    window = pixels[at].permute(0, 3, 1, 2).float()
+    with in_float32(pixels):
+        across = interpolation(left / width, right / width, width, size, kernel, w)
+        across = torch.where(flip[:, None, None] > 0, across.flip(1), across)
+        down = interpolation(upper / height, lower / height, height, size, kernel, h)
+        # first across, and within the levels before it goes down, as torch and Pillow do
+        resized = (window @ across[:, None].transpose(2, 3)).clamp_(0, 255)
+        resized = (down[:, None] @ resized).round_().clamp_(0, 255)
+    return resized.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format)
