@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,9 @@ import PIL
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.files import atomic_write, file_sha256
-from serve.contract.listing import has_image_suffix
-from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
 from serve.local_copy import LocalCopy
 from serve.outputs.join import join
-from serve.outputs.kaggle import KAGGLE
 from serve.outputs.layout import Format, Layout
 from serve.predictor import Predictor
 from serve.progress import Progress
@@ -36,12 +32,6 @@ from serve.shards import (
 )
 
 TRIES = 3  # when another process has finished the same part and cleaned up under our hands
-
-
-def is_an_image(entry: Entry) -> bool:
-    """Return whether Kaggle counts a row for it: not for a folder that could not be entered, or a tar file
-    that is cut."""
-    return not entry.problem or has_image_suffix(entry.name)
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Scoring:
         counts: Counter[str] = Counter()
         scored = score(
             self.predictor,
-            self._entries(rows),
+            self.source.inventory.entries(rows.start, rows.stop),
             self.source.read if contents is None else digesting(self.source.read, contents),
             self.batch_size,
             self.workers,
@@ -79,10 +69,6 @@ class Scoring:
                 progress.add(row)
         writer.close()
         return counts
-
-    def _entries(self, rows: range) -> Iterator[Entry]:
-        entries = self.source.inventory.entries(rows.start, rows.stop)
-        return filter(is_an_image, entries) if self.form is KAGGLE else entries
 
     def job(self) -> Job:
         settings = {

@@ -21,6 +21,7 @@ import io
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
@@ -28,13 +29,15 @@ from serve.contract.files import atomic_write, expand_arguments, file_sha256
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
-from serve.job import PartWriter, Scoring, earlier_manifest, is_an_image
+from serve.job import PartWriter, Scoring, earlier_manifest
 from serve.local_copy import LocalCopy, OpenedModel, resolve_model
 from serve.mlflow_models import FORMS
+from serve.outputs.csv_file import CSV
 from serve.outputs.destination import check_output_replaceable, open_output
-from serve.outputs.formats import FORMATS, format_of
-from serve.outputs.kaggle import KAGGLE, check_kaggle, label_meaning
+from serve.outputs.formats import FORMATS, format_of, is_predictions
 from serve.outputs.layout import Format, Layout
+from serve.outputs.sample import Sample, read_sample
+from serve.outputs.submission import make_submission
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.progress import Progress, print_start
@@ -72,7 +75,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
     add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")
     add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
-    add("--labels", action="store_true", help="kaggle: the class's number instead of a probability")
+    add(
+        "--sample-submission",
+        default="",
+        metavar="FILE",
+        help="a contest's sample: the output gets its header, its ids in their order, and such values",
+    )
+    add(
+        "--submission-values",
+        choices=("probability", "class"),
+        default="",
+        help="what they hold, where the file shows 0 and 1 and may mean either",
+    )
     add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
     add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
@@ -158,15 +172,28 @@ def run(args: argparse.Namespace) -> int:
     shard = Shard.parse(args.shard) if args.shard else None
     form = FORMATS[args.format or "csv"] if args.format or shard else format_of(args.output)
     check_options(args, form, shard)
+    sample = read_sample(args.sample_submission) if args.sample_submission else None
+    others = [sample.is_submission] if sample else []
     with open_output(args.output, form.suffix, shard) as (path, copy):
         output = copy.url_of(path)
         part = Path(os.path.realpath(path))  # a link is written through
-        for flag, given in (("--images", args.images), ("--model", args.model)):
+        inputs = {
+            "--images": args.images,
+            "--model": args.model,
+            "--sample-submission": args.sample_submission,
+        }
+        for flag, given in inputs.items():
             check_replaces_no_input(flag, given, output, part)
-        check_output_replaceable(copy, part, args.overwrite, keep_manifest=bool(shard or args.resume))
+        check_output_replaceable(
+            copy,
+            part,
+            args.overwrite,
+            keep_manifest=bool(shard or args.resume),
+            is_ours=lambda file: is_predictions(file, *others),
+        )
         with resolve_model(args.model) as model:
             check_replaces_no_input("--model", model.location, output, part)
-            return score_images(args, model, shard, form, part, copy, output)
+            return score_images(args, model, shard, form, sample, part, copy, output)
 
 
 def score_images(
@@ -174,6 +201,7 @@ def score_images(
     model: OpenedModel,
     shard: Shard | None,
     form: Format,
+    sample: Sample | None,
     part: Path,
     copy: LocalCopy,
     output: str,
@@ -183,7 +211,8 @@ def score_images(
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
         keep_choices(args, model.path, earlier_manifest(part, copy, model.path))
-    scoring = open_scoring(args, model.path, form, source)
+    scoring = open_scoring(args, model.path, form, sample, source)
+    source = scoring.source
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
     which = (
@@ -193,7 +222,7 @@ def score_images(
     )
     print_start(f"{which} in {args.images}", model.described(args.model), scoring.predictor, source)
     progress = Progress(len(rows))
-    if shard or args.resume or (total > args.part_size and form.open_joiner):
+    if shard or args.resume or (total > args.part_size and scoring.form.open_joiner):
         part.parent.mkdir(exist_ok=True)
         writer = PartWriter(scoring, part, rows, progress, copy)
         writer.write(args.part_size, args.resume, keep_manifest=bool(shard or args.resume))
@@ -206,8 +235,9 @@ def score_images(
         log_run(server, describe_run(args, model, scoring, progress, shard, output, started))
     if progress.is_outage:
         raise OSError(
-            f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass: "
-            "they have error rows, and the same call with --resume tries them again"
+            f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass; "
+            + ("the same call" if sample else "they have error rows, and the same call with --resume")
+            + " tries them again"
         )
     # The images of one small shard may well be all broken: merge.py judges the whole job.
     return 0 if shard or progress.done > progress.errors else 1
@@ -224,10 +254,12 @@ def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -
         raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
     if args.part_size < 1:
         raise UserError(f"--part-size {args.part_size} must be 1 or more")
-    if args.labels and form is not KAGGLE:
-        raise UserError("--labels goes with --format kaggle; csv has a label column anyway")
-    if form is KAGGLE and (shard or args.resume or args.top_k):
-        raise UserError("--shard, --resume and --top-k need --format csv, jsonl or parquet")
+    if args.submission_values and not args.sample_submission:
+        raise UserError("--submission-values goes with --sample-submission")
+    if args.sample_submission and (shard or args.resume or args.top_k or form is not CSV):
+        raise UserError(
+            "--sample-submission gives one CSV file: leave out --shard, --resume, --top-k and other formats"
+        )
     if args.embeddings and not form.embeddings:
         raise UserError(f"--embeddings needs --format jsonl or parquet: {form.name} holds no vectors")
     form.check_installed()
@@ -246,7 +278,9 @@ def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None
         args.provider = provider
 
 
-def open_scoring(args: argparse.Namespace, model: Path, form: Format, source: Source) -> Scoring:
+def open_scoring(
+    args: argparse.Namespace, model: Path, form: Format, sample: Sample | None, source: Source
+) -> Scoring:
     predictor = Predictor(
         model,
         args.provider,
@@ -260,16 +294,12 @@ def open_scoring(args: argparse.Namespace, model: Path, form: Format, source: So
     batch_size = args.batch_size
     if batch_size is None:
         batch_size = default_batch_size(predictor)
-    layout = Layout(predictor.metadata.class_names, args.top_k, args.embeddings, args.labels)
-    if form is KAGGLE:
-        names = (entry.name for entry in source.inventory.entries() if is_an_image(entry))
-        check_kaggle(names, layout)
-        print(f"in Kaggle's form, {label_meaning(layout)}", file=sys.stderr)
-        for entry in source.inventory.entries():
-            if not is_an_image(entry):
-                print(
-                    f"warning: {entry.name!r} has no row in Kaggle's form: {entry.problem}", file=sys.stderr
-                )
+    class_names = predictor.metadata.class_names
+    layout = Layout(class_names, args.top_k, args.embeddings)
+    if sample:
+        submission = make_submission(sample, class_names, args.submission_values, source.inventory)
+        submission.print_start()
+        source, form = replace(source, inventory=submission.inventory), submission.form
     check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
     return Scoring(predictor, source, form, layout, batch_size, args.workers, args.image_timeout)
 

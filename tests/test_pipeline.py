@@ -249,10 +249,13 @@ def test_with_no_arguments_it_trains_on_data_train(sample: Path, empty_store: Pa
 @photographs
 def test_photographs_of_any_size_are_scored(exported: TrainedRun, tmp_path: Path) -> None:
     images, model = Path(PHOTOGRAPHS) / "kaggle" / "test1", exported.folder / "export" / "model.onnx"
-    scoring = ["--model", model, "--images", images, "--output", tmp_path / "p.csv", "--format", "kaggle"]
+    ids = list(range(1, 501))
+    (tmp_path / "sampleSubmission.csv").write_text("id,label\n" + "".join(f"{i},0\n" for i in ids))
+    scoring = ["--model", model, "--images", images, "--output", tmp_path / "p.csv"]
+    scoring += ["--sample-submission", "sampleSubmission.csv", "--submission-values", "probability"]
     run("serve/main.py", *scoring, cwd=tmp_path)
     rows = read_csv(tmp_path / "p.csv")
-    assert sorted(int(row["id"]) for row in rows) == list(range(1, 501))
+    assert [int(row["id"]) for row in rows] == ids
     assert all(0 < float(row["label"]) < 1 for row in rows)
 
 

@@ -1,9 +1,10 @@
 """Where predictions are written: a local file, or a local copy that is published when it is whole."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from serve import storage
 from serve.contract.errors import UserError
@@ -38,13 +39,17 @@ def open_output(output: str, suffix: str, shard: Shard | None) -> Iterator[tuple
 
 
 def check_output_replaceable(
-    copy: LocalCopy, path: Path, overwrite: bool, keep_manifest: bool = False
+    copy: LocalCopy,
+    path: Path,
+    overwrite: bool,
+    keep_manifest: bool = False,
+    is_ours: Callable[[IO[bytes]], bool] = is_predictions,
 ) -> None:
     """Raises UserError when an output at `path`, or its manifest, would replace another kind of file.
 
     An object that may be written and not read cannot be examined.
     """
-    tests = {path: is_predictions} | ({manifest_path(path): is_manifest} if keep_manifest else {})
+    tests = {path: is_ours} | ({manifest_path(path): is_manifest} if keep_manifest else {})
     for file, test in {} if overwrite else tests.items():
         try:
             with copy.open(file) as opened:

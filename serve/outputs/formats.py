@@ -2,19 +2,17 @@
 
 import csv
 import os
+from collections.abc import Callable
 from typing import IO
 
 from serve.contract.errors import UserError
 from serve.outputs.csv_file import CSV
 from serve.outputs.jsonl import JSONL
-from serve.outputs.kaggle import KAGGLE
 from serve.outputs.layout import Format
 from serve.outputs.parquet import PARQUET
 
-FORMATS = {form.name: form for form in (CSV, JSONL, PARQUET, KAGGLE)}
-BY_SUFFIX = {
-    suffix: form for form in (CSV, JSONL, PARQUET) for suffix in (form.suffix, *form.other_suffixes)
-}
+FORMATS = {form.name: form for form in (CSV, JSONL, PARQUET)}
+BY_SUFFIX = {suffix: form for form in FORMATS.values() for suffix in (form.suffix, *form.other_suffixes)}
 
 
 def format_of(output: str) -> Format:
@@ -27,17 +25,19 @@ def format_of(output: str) -> Format:
     return BY_SUFFIX[suffix]
 
 
-def is_predictions(file: IO[bytes]) -> bool:
-    """Return whether a seekable file is empty, or begins as the predictions that a format writes.
+def is_predictions(file: IO[bytes], *others: Callable[[IO[bytes]], bool]) -> bool:
+    """Return whether a seekable file is empty, or begins as the predictions that a format writes, or as one
+    of `others` finds.
 
     Byte for byte: what a spreadsheet or an editor saved anew is somebody's work.
     """
-    return not file.read(1) or any(_begins_as(form, file) for form in FORMATS.values())
+    tests = (*(form.begins for form in FORMATS.values()), *others)
+    return not file.read(1) or any(_begins_as(test, file) for test in tests)
 
 
-def _begins_as(form: Format, file: IO[bytes]) -> bool:
+def _begins_as(test: Callable[[IO[bytes]], bool], file: IO[bytes]) -> bool:
     file.seek(0)
     try:
-        return form.begins(file)
+        return test(file)
     except (ValueError, csv.Error, RecursionError):
         return False

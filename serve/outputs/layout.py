@@ -39,8 +39,6 @@ class Layout:
     top_k: int = 0
     """0: the probabilities of all classes, in the model's order."""
     embeddings: bool = False
-    labels: bool = False
-    """Kaggle: the number of the likeliest class instead of a probability."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_k <= len(self.class_names):

@@ -140,36 +140,77 @@ def test_system_folders_are_reported(images: Path, capsys: pytest.CaptureFixture
     assert "@eaDir 2, lost+found 1" in capsys.readouterr().err
 
 
-def test_kaggle_submission(tmp_path: Path, two_classes: Path, images: Path) -> None:
+SAMPLE = "id,label\r\n3,0.5\r\n1,0.5\r\n0,0.5\r\n"
+
+
+def test_a_submission_is_as_its_sample(tmp_path: Path, two_classes: Path, images: Path) -> None:
     (images / "3.jpg").write_bytes(b"")
-    (images / "4").symlink_to(".")  # no image, so no row
-    done = run(tmp_path, "--model", two_classes, "--images", images, "--format", "kaggle")
-    assert done.returncode == 0
-    rows = read_csv(tmp_path / "predictions.csv")
-    assert [row["id"] for row in rows] == ["0", "1", "2", "3"]
-    assert [float(row["label"]) > 0.4 for row in rows[:3]] == [False, True, True]
-    assert rows[3]["label"] == ""
-    assert re.search(r"\b4 rows\b.*\b3 scored\b.*\b1 error", done.stdout)
+    (images / "4").symlink_to(".")
+    (tmp_path / "sample.csv").write_bytes(SAMPLE.encode())
+    arguments = ("--model", two_classes, "--images", images, "--sample-submission", "sample.csv")
+    for _ in range(2):  # its own probabilities are replaced
+        done = run(tmp_path, *arguments, "--output", "submission.csv")
+        assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "submission.csv")
+    assert [row["id"] for row in rows] == ["3", "1", "0"]
+    assert rows[0]["label"] == "0.5"
+    assert [float(row["label"]) > 0.5 for row in rows[1:]] == [True, False]
+    assert (tmp_path / "submission.csv").read_bytes().count(b"\r\n") == 4
+    assert re.search(r"\b3 rows\b.*\b2 scored\b.*\b1 error", done.stdout)
+    assert "'3.jpg'" in done.stderr
+    assert "'2.png'" in done.stderr
 
 
-def test_kaggle_counts_the_broken_images_of_a_tar_file(
-    tmp_path: Path, two_classes: Path, images: Path
+def test_a_submission_is_made_of_tar_files_and_lists_too(
+    tmp_path: Path, two_classes: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tarfile.open(tmp_path / "k.tar", "w") as tar:
         for path in sorted(images.iterdir()):
             tar.add(path, path.name)
-        link = tarfile.TarInfo("8.jpg")
+        link = tarfile.TarInfo("3.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
         tar.addfile(link)
-    done = run(tmp_path, "--model", two_classes, "--images", "k.tar", "--format", "kaggle")
-    rows = read_csv(tmp_path / "predictions.csv")
-    assert [(row["id"], bool(row["label"])) for row in rows] == [
-        ("0", True),
-        ("1", True),
-        ("2", True),
-        ("8", False),
-    ]
-    assert "3 scored, 1 errors" in done.stdout
+    (tmp_path / "list.txt").write_text("images/0.png\nimages/3.jpg\nimages/1.png\n")
+    (tmp_path / "sample.csv").write_text(SAMPLE)
+    written = []
+    for source in ("k.tar", "list.txt"):
+        output = tmp_path / f"{source}.csv"
+        arguments = ["--model", two_classes, "--images", tmp_path / source, "--output", output]
+        assert main([*map(str, arguments), "--sample-submission", str(tmp_path / "sample.csv")]) == 0
+        written.append(output.read_text())
+    assert written[0] == written[1]
+    assert "'k.tar/3.jpg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--shard", "0/2"],
+        ["--resume"],
+        ["--top-k", "1"],
+        ["--format", "jsonl"],
+        ["--output", "out.parquet"],
+        ["--output", "sample.csv"],
+        ["--images", "images/0.png"],
+        ["--sample-submission", "missing.csv"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_submission_cannot_be_is_refused_before_scoring(
+    tmp_path: Path,
+    two_classes: Path,
+    images: Path,
+    given: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample.csv").write_bytes(SAMPLE.encode())
+    fixed = ["--model", str(two_classes), "--images", str(images), "--sample-submission", "sample.csv"]
+    assert main([*fixed, *given]) == 2
+    assert "--sample-submission" in capsys.readouterr().err
+    assert (tmp_path / "sample.csv").read_bytes() == SAMPLE.encode()
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "sample.csv"}
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
@@ -253,9 +294,7 @@ def test_a_model_out_of_memory_is_exit_code_2_that_names_the_batch_size(
         (["--images", "texts/a.txt", "--output", "texts/a.txt", "--format", "csv"], ["--images"]),
         (["--output", "a.png", "--format", "csv"], ["--output", "a.png"]),
         (["--output", "B.TAR", "--format", "csv"], ["--output", "B.TAR"]),
-        (["--labels"], ["--labels", "--format kaggle"]),
-        (["--format", "kaggle"], ["3 classes", "--labels"]),
-        (["--format", "kaggle", "--labels", "--images", "twins"], ["'0'"]),
+        (["--submission-values", "class"], ["--sample-submission"]),
         (["--batch-size", "0"], ["--batch-size 0"]),
         (["--workers", "-1"], ["--workers -1"]),
         (["--image-timeout", "-1"], ["--image-timeout -1"]),
@@ -266,7 +305,6 @@ def test_a_model_out_of_memory_is_exit_code_2_that_names_the_batch_size(
         (["--shard", "2/2"], ["--shard", "2/2"]),
         (["--shard", "auto/2"], ["JOB_COMPLETION_INDEX"]),
         (["--shard", "0/2", "--output", "images/0.png"], ["images/0.png"]),
-        (["--shard", "0/2", "--format", "kaggle"], ["--shard", "jsonl"]),
         (["--output", "out.json"], ["'.json'", ".csv, .jsonl"]),
         (["--embeddings"], ["--embeddings", "jsonl", "csv"]),
         (["--embeddings", "--format", "jsonl"], ["'embeddings'"]),
@@ -279,9 +317,9 @@ def test_a_model_out_of_memory_is_exit_code_2_that_names_the_batch_size(
 def test_unusable_arguments_are_exit_code_2_one_line_and_no_output(
     tmp_path: Path, model: Path, images: Path, arguments: list[str], named: list[str]
 ) -> None:
-    for name in ("empty", "texts", "twins"):
+    for name in ("empty", "texts"):
         (tmp_path / name).mkdir()
-    for name in ("texts/a.txt", "texts/b.onnx", "twins/0.png", "twins/0.jpg"):
+    for name in ("texts/a.txt", "texts/b.onnx"):
         (tmp_path / name).write_bytes(b"")
     os.mkfifo(tmp_path / "fifo")
     before = sorted(tmp_path.rglob("*"))

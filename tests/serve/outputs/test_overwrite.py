@@ -11,6 +11,7 @@ from serve import main as serve_main
 from serve.merge import main as merge_main
 
 Score = Callable[..., int]
+SUBMISSION = ("--sample-submission", "sample.csv")
 LABELS = b"path,label\na.png,cat\n"
 FOREIGN = {
     "labels": LABELS,
@@ -19,8 +20,8 @@ FOREIGN = {
     "predictions with a column of notes": b"path,label,probability,probability_red,notes,error\n",
     "predictions that a spreadsheet saved": b"path,label,probability,probability_red,error\r\n",
     "predictions with a byte order mark": b"\xef\xbb\xbfpath,label,probability,probability_red,error\n",
-    "Kaggle's labels": b"id,label\n1,0\n2,1\n",
-    "Kaggle's names": b"id,label\n1,dog\n",
+    "labels of the sample's ids": b"id,label\na,0\n",
+    "names of the sample's ids": b"id,label\na,dog\n",
     "JSON": b'{"path": 1}\n',
     "JSON in JSON": b'{"path":' + b"[" * 100_000 + b"\n",
     "a number": b"7\n",
@@ -36,7 +37,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def score(tmp_path: Path, model: Path) -> Score:
+def score(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample.csv").write_text("id,label\na,0.5\n")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(encode(solid((255, 0, 0)), "PNG"))
 
@@ -48,9 +51,7 @@ def score(tmp_path: Path, model: Path) -> Score:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize(
-    "how", [(), ("--resume",), ("--format", "kaggle")], ids=["plain", "resume", "kaggle"]
-)
+@pytest.mark.parametrize("how", [(), ("--resume",), SUBMISSION], ids=["plain", "resume", "submission"])
 def test_what_is_not_ours_is_kept(
     tmp_path: Path, score: Score, name: str, how: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,7 +70,7 @@ def test_what_is_not_ours_is_kept(
         ("out.csv",),
         ("out.csv", "--resume"),
         ("out.csv", "--top-k", "2"),
-        ("out.csv", "--format", "kaggle"),
+        ("out.csv", *SUBMISSION),
         ("out.jsonl",),
         ("out.jsonl", "--top-k", "1"),
         ("out.parquet",),
@@ -89,7 +90,7 @@ def test_an_empty_file_a_link_and_another_format_of_ours_are_written(tmp_path: P
     made, link = tmp_path / "made.csv", tmp_path / "link.csv"
     made.touch()
     link.symlink_to(made)
-    for arguments in ((link,), (made, "--format", "jsonl"), (made, "--format", "kaggle"), (made,)):
+    for arguments in ((link,), (made, "--format", "jsonl"), (made, *SUBMISSION)):
         assert score("--output", *arguments) == 0
     assert link.is_symlink()
     link.unlink()

@@ -1,0 +1,74 @@
+"""A contest's sample is read as it is, and rows are written as it has them."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from serve.contract.errors import UserError
+from serve.outputs.sample import read_sample
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "filled"),
+    [
+        ("id,label\n", "007,0\n", "007,0.25\n"),
+        ("id,label\r\n", "007,0\r\n", "007,0.25\r\n"),
+        ("\ufeffid,label\n", "007,0", "007,0.25\n"),
+        ("id;label\n", "007;0\n", "007;0.25\n"),
+        ("id\tlabel\n", "007\t0\n", "007\t0.25\n"),
+        ('"id","label"\n', '"007","0"\n', '"007","0.25"\n'),
+        ('"id","label"\n', '"007",0\n', '"007",0.25\n'),
+        ("id, label \n", "007, 0\n", "007,0.25\n"),
+    ],
+)
+def test_header_and_rows_keep_their_form(tmp_path: Path, header: str, row: str, filled: str) -> None:
+    (tmp_path / "s.csv").write_bytes((header + row).encode())
+    sample = read_sample(str(tmp_path / "s.csv"))
+    assert (sample.header, sample.columns, sample.ids, sample.values) == (header, ["label"], ["007"], {"0"})
+    assert sample.line("007", ["0.25"]) == filled
+
+
+def test_texts_with_delimiters_are_quoted(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text('id,label\n"a,b.jpg",x\n')
+    sample = read_sample(str(tmp_path / "s.csv"))
+    assert sample.line("a,b.jpg", ['say "x"']) == '"a,b.jpg","say ""x"""\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"", "two columns"),
+        (b"id\n1\n", "'id"),
+        (b"id,label\n", "no rows"),
+        (b"id,label\n1,0\n1,0\n", "line 3"),
+        (b"id,label\n1,0,0\n", "line 2"),
+        (b"id,label\n,0\n", "line 2"),
+        (b'id,label\n"1,0\n', "CSV"),
+        ("id,label\n1,0\n".encode("utf-16"), "iconv"),
+        (b"id,label\n\xff,0\n", "UTF-8"),
+    ],
+)
+def test_what_is_no_sample_is_refused(tmp_path: Path, data: bytes, named: str) -> None:
+    (tmp_path / "s.csv").write_bytes(data)
+    with pytest.raises(UserError, match="--sample-submission") as error:
+        read_sample(str(tmp_path / "s.csv"))
+    assert named in str(error.value)
+    with pytest.raises(UserError, match=r"missing\.csv"):
+        read_sample(str(tmp_path / "missing.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        ("id,label\n1,0.25\n2,1e-05\n", True),
+        ("id,label\n1,0.25\n", True),
+        ("id,label\n1,0\n2,1\n", False),
+        ("id,label\n2,0.25\n1,0.5\n", False),
+        ("id,label\n1,dog\n2,dog\n", False),
+        ("id,score\n1,0.25\n2,0.5\n", False),
+    ],
+)
+def test_a_submission_is_known_by_ids_and_probabilities(tmp_path: Path, text: str, ours: bool) -> None:
+    (tmp_path / "s.csv").write_text("id,label\n1,0\n2,0\n")
+    assert read_sample(str(tmp_path / "s.csv")).is_submission(io.BytesIO(text.encode())) == ours
