@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from optuna.distributions import (
     BaseDistribution,
@@ -126,7 +126,7 @@ def _distribution(name: str, entry: Any) -> BaseDistribution:
     if not {"low", "high"} <= keys <= {"low", "high", "log"}:
         raise UserError(f"must be {{low: , high: , log: }} or {{choices: [, ]}}, not {entry!r}")
     kind = TYPES.get(name, float)
-    if kind in (bool, str) or get_origin(kind) is Literal or kind == bool | None:
+    if kind in (bool, str) or get_origin(kind) is Literal or get_args(kind)[:1] == (bool,):
         raise UserError("takes no range: give its choices")
     low, high, log = entry["low"], entry["high"], entry.get("log", False)
     numbers = int if kind is int else (int, float)

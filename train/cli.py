@@ -4,6 +4,7 @@ import difflib
 import json
 from argparse import ArgumentError
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -110,7 +111,7 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
             _check_name(name, typed)
         if not equals:
             following = rest[0] if rest else "--"
-            if TYPES.get(name) is bool and following.lower() not in ("true", "false"):
+            if _is_switch(name) and following.lower() not in _choices(name):
                 value = "true"
             elif following.startswith("--"):
                 raise UserError(f"{typed} needs a value")
@@ -185,7 +186,15 @@ def _kind(name: str) -> Any:
     return TYPES[name] if get_origin(TYPES[name]) in (None, Literal) else get_args(TYPES[name])[0]
 
 
+def _is_switch(name: str) -> bool:
+    """Return whether a flag without a value is true."""
+    return name in TYPES and _kind(name) is bool and type(None) not in get_args(TYPES[name])
+
+
 def _choices(name: str) -> tuple[str, ...]:
     """Return the values that a setting of few values takes; () for numbers and text."""
     kind = _kind(name)
-    return ("true", "false") if kind is bool else get_args(kind)
+    if kind is not bool:
+        return get_args(kind)
+    others = [get_args(member) for member in get_args(TYPES[name]) if get_origin(member) is Literal]
+    return ("true", "false", *chain.from_iterable(others))

@@ -181,8 +181,9 @@ class TrainConfig:
     in a few timed steps (fp32 in deterministic mode)."""
     channels_last: bool | None = setting(None, "hardware")
     """Memory format of convolutions; unset: decided with the precision."""
-    compile: bool = setting(False, "hardware", resumable=True)
-    """Compile the network (torch.compile); prints after how many epochs that pays, if at all."""
+    compile: bool | Literal["auto"] = setting(False, "hardware", resumable=True)
+    """Compile the network (torch.compile) and print what that gains; auto: if the run has enough steps for
+    it to pay, as timed at its start."""
     deterministic: bool = setting(False, "hardware")
     """Bit-identical results on the same machine and number of processes; slower on CUDA, where torch has no
     such backward pass for the pooling of AlexNet, VGG and GoogLeNet and warns."""

@@ -1,4 +1,4 @@
-"""Number format and memory layout of training."""
+"""Number format, memory layout and compilation of training."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ class Precision:
 
     autocast: str = ""
     channels_last: bool = True
+    compiled: bool = False
+    """What --compile auto chose."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -22,4 +24,5 @@ class Precision:
 
     def __str__(self) -> str:
         name = {"": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
-        return f"{name}, {'channels_last' if self.channels_last else 'contiguous'}"
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return f"{name}, {layout}{', compiled' if self.compiled else ''}"

@@ -3,16 +3,17 @@
 import copy
 import math
 import platform
-import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.sampler import EpochPlan
 from train.distributed import Log, Ranks, max_over_ranks, on_main
+from train.engine.compilation import choose_compiled
 from train.engine.device import is_out_of_memory
+from train.engine.launch import Step, launch_advice, seconds_of, time_launch
 from train.engine.loss import Criterion
 from train.engine.state import TrainState, build_state
 from train.models.classifier import ImageClassifier
@@ -21,8 +22,6 @@ from train.precision import Precision
 ROUNDS = 3  # in which the options take turns, so that other work on the machine meets all of them
 HOPELESS = 4.0  # times the fastest seconds, which no other work explains: such an option is timed once
 CLEARLY_FASTER = 0.9  # of the default's seconds; less may be noise
-
-Step = Callable[[], None]
 
 
 def choose_precision(
@@ -35,7 +34,8 @@ def choose_precision(
     device: torch.device,
     log: Log,
 ) -> Precision:
-    """Time whole training steps on copies of the model, and return the default or a clearly faster option.
+    """Time whole training steps on copies of the model, and return the default or a clearly faster option;
+    print whether a GPU waits for the host in each step.
 
     Raises:
         UserError: the network cannot be compiled.
@@ -45,14 +45,15 @@ def choose_precision(
     images = torch.zeros(plan.micro_batch_size, size, size, 3, dtype=torch.uint8).to(device)
     targets = torch.full((plan.micro_batch_size, num_classes), 1 / num_classes, device=device)
 
-    def make_step(precision: Precision, ranks: Ranks = ranks, compiled: bool = False) -> Step:
+    def make_step(precision: Precision, compiled: bool = False) -> Step:
+        """Without the other ranks: they would wait for the gradients of one that cannot do it."""
         timed = config.replace(compile=compiled)
         state: TrainState | None = None
 
         def step() -> None:
             nonlocal state
             if state is None:
-                state = build_state(timed, copy.deepcopy(model), 1, precision, ranks, device)
+                state = build_state(timed, copy.deepcopy(model), 1, precision, Ranks(), device)
                 state.model.train()
             state.backward(criterion(state.forward(images), targets).mean())
             state.update(config.clip_grad)
@@ -63,26 +64,19 @@ def choose_precision(
         log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
     if len(options) > 1:
-        # without the other ranks: they would wait for the gradients of one that is out of memory
-        seconds = time_options(options, lambda option: make_step(option, Ranks()), device)
+        seconds = time_options(options, make_step, device)
         listed = "; ".join(f"{option} {time:.3f}" for option, time in seconds.items())
         default = choose_option(seconds, default)
         log(f"seconds a step: {listed}. Taken: {default}")
         if seconds[default] == math.inf:
             raise torch.OutOfMemoryError("no number format and memory layout has enough memory")
-    if config.compile:
-        _, plain = time_step(make_step(default), device)
-        try:
-            first, compiled = time_step(make_step(default, compiled=True), device)
-        except Exception as error:  # the compiler's and its backends' share no base
-            if is_out_of_memory(error):
-                raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"--compile: {config.model} cannot be compiled here ({reason}); leave it out"
-            ) from error
-        warning = "warning: --compile does not pay: " if compiled >= plain else ""
-        log(f"{warning}compiled in {first:.0f} s: {compiled:.3f} s a step, {plain:.3f} without")
+    if choose_compiled(config, plan, lambda compiled: make_step(default, compiled), device, log):
+        default = replace(default, compiled=True)
+    if device.type == "cuda":
+        step = make_step(default, default.compiled)
+        step()
+        if advice := launch_advice(time_launch(step, device), config, ranks):
+            log(advice)
     return default
 
 
@@ -148,12 +142,8 @@ def time_step(step: Step, device: torch.device, catch: bool = False) -> tuple[fl
     """
 
     def once() -> float:
-        started = time.perf_counter()
         try:
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - started
+            seconds = seconds_of(step, device)
         except RuntimeError as error:
             if not (catch and is_out_of_memory(error)):
                 raise

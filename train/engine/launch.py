@@ -15,6 +15,9 @@ CYCLES = 2e9  # a second, no fewer than any GPU's
 LAUNCH_BOUND = 1.1  # times the device's seconds that launching takes; less may be noise
 
 
+Step = Callable[[], None]
+
+
 @dataclass(frozen=True)
 class LaunchTimes:
     """Seconds of one training step, of the slowest rank."""
@@ -25,7 +28,16 @@ class LaunchTimes:
     """In which the device runs them when it need not wait for the host."""
 
 
-def time_launch(step: Callable[[], None], device: torch.device) -> LaunchTimes:
+def seconds_of(step: Step, device: torch.device) -> float:
+    """Return how long a step takes on this rank, until the device has done it."""
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def time_launch(step: Step, device: torch.device) -> LaunchTimes:
     """Return how long launching a step and running it take; call the step once before.
 
     The device is kept busy while the host launches the step that is timed: events around kernels that were
@@ -72,7 +84,7 @@ def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:
     images = batch_size // ranks.world_size
     return (
         f"warning: {found} The host is no limit from about --batch-size {batch_size} ({images} images a "
-        f"device) with --lr {lr:.2g} on; that is another training, and fewer devices keep this one"
+        f"device) with --lr {lr:.2g} on, another training; fewer devices or --compile auto keep this one"
     )
 
 

@@ -215,7 +215,8 @@ def build_state(
     model.channels_last = precision.channels_last
     model.to(memory_format=precision.memory_format)
     optimizer = build_optimizer(config, model, precision)
-    if config.compile:  # in place: names, copies and the averaged model stay as they are
+    if precision.compiled if config.compile == "auto" else config.compile:
+        # in place: names, copies and the averaged model stay as they are
         model.network.compile(dynamic=False)
     return TrainState(
         model=model,

@@ -151,7 +151,7 @@ def test_a_step_is_timed_after_one_that_is_not_counted(monkeypatch: pytest.Monke
         nonlocal now
         now += lasts.pop(0)
 
-    monkeypatch.setattr("train.engine.autotune.time.perf_counter", lambda: now)
+    monkeypatch.setattr("train.engine.launch.time.perf_counter", lambda: now)
     assert time_step(step, CPU) == pytest.approx((9.0, 4.0))
 
 
@@ -239,8 +239,9 @@ def test_a_network_that_cannot_be_compiled_is_an_error_that_names_the_flag(
 def test_compiling_that_does_not_pay_is_warned_of(
     compiled: float, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = [(1.0, 0.4), (60.0, compiled)]
-    monkeypatch.setattr("train.engine.autotune.time_step", lambda *_: seconds.pop(0))
-    _, printed = chosen(tmp_path, precision="fp32", channels_last=True, compile=True)
+    seconds = [1.0, 0.4, 60.0, compiled]
+    monkeypatch.setattr("train.engine.compilation.seconds_of", lambda *_: seconds.pop(0))
+    taken, printed = chosen(tmp_path, precision="fp32", channels_last=True, compile=True)
+    assert taken == f"{NAMES[0]}, compiled"
     assert all(number in printed for number in ("60", "0.400", f"{compiled:.3f}"))
     assert printed.startswith("warning: --compile") != pays
