@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from export.validation_images import ValidationImages
 from serve.contract.archive import SUFFIX, list_tars, member_names
 from serve.contract.errors import UserError
-from serve.contract.images import load_image, read_image_file
+from serve.contract.images import MAX_MEGAPIXELS, load_image, read_image_file
 from serve.contract.listing import has_image_suffix, list_images
 from serve.contract.preprocess import Preprocess
 from serve.inputs.lists import listed_in_csv
@@ -33,6 +33,7 @@ def training_pixels(
     """
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
     source = source or Path(checkpoint["config"]["data"])
+    limit = checkpoint["config"].get("max_megapixels", MAX_MEGAPIXELS)  # none in older ones
     paths = _list(source)
     held_back = {hashlib.sha256(read_image_file(validation.root / p)).digest() for p in validation.paths}
     taken: list[NDArray[np.uint8]] = []
@@ -42,7 +43,7 @@ def training_pixels(
         try:
             data = read_image_file(paths[i])
             if hashlib.sha256(data).digest() not in held_back:
-                taken.append(preprocess(load_image(data)))
+                taken.append(preprocess(load_image(data, max_megapixels=limit)))
         except (OSError, ValueError):
             continue
     if len(taken) < MIN_IMAGES:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from serve.contract.errors import UserError
-from serve.contract.images import load_image, read_image_file
+from serve.contract.images import load_accepted
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ValidationImages:
     def load(self, path: str) -> Image.Image:
         """Raises UserError when the image is gone or unreadable, so that nothing can be verified."""
         try:
-            return load_image(read_image_file(self.root / path))
+            return load_accepted(self.root / path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"validation image {self.root / path} cannot be read, so nothing is verified: {error}"

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         label_file = folder / f"train-{number}.csv"
         if not label_file.exists():  # one that exists is whole: it is renamed into place
             check_skill(teacher)
-            found = score_folder(teacher, args.unlabelled, folder / f"scores-{number}.csv")
+            scores = folder / f"scores-{number}.csv"
+            found = score_folder(teacher, args.unlabelled, scores, student.max_megapixels)
             chosen = select(without_labelled(found, data, config), args.threshold, args.balance)
             counts = f"{len(chosen.paths)} are used, {describe_counts(chosen.counts())}"
             print(f"round {number}: of {len(found.paths)} unlabelled images {counts}", flush=True)

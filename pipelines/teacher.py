@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from export.record import verified_model
 from pipelines.launch import run_program
 from serve.contract.errors import UserError
+from serve.contract.images import MAX_MEGAPIXELS, MOST_MEGAPIXELS
 from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
@@ -60,15 +61,26 @@ def check_skill(run: Path) -> None:
         )
 
 
-def score_folder(teacher: Path, images: Path, output: Path) -> PseudoLabels:
+def score_folder(
+    teacher: Path, images: Path, output: Path, max_megapixels: float = MAX_MEGAPIXELS
+) -> PseudoLabels:
     """Return the predictions of the exported model for a folder; unreadable images are left out."""
     if not output.exists():
         model, unfinished = teacher / "export" / "model.onnx", output.with_name(f"unfinished-{output.name}")
         if not is_exported(teacher):
             run_program("export/main.py", "--run", teacher)
         # Ended by an outage, it leaves scores with gaps, which the next call fills.
+        limit = ["--max-megapixels", max_megapixels] if max_megapixels != MAX_MEGAPIXELS else []
         run_program(
-            "serve/main.py", "--model", model, "--images", images, "--output", unfinished, "--resume"
+            "serve/main.py",
+            "--model",
+            model,
+            "--images",
+            images,
+            "--output",
+            unfinished,
+            "--resume",
+            *limit,
         )
         unfinished.replace(output)
         unfinished.with_name(f"{unfinished.name}.json").unlink(missing_ok=True)
@@ -109,8 +121,8 @@ def without_labelled(found: PseudoLabels, data: Data, config: TrainConfig) -> Ps
     """
     cache = Path(config.output) / ".cache"
     sets, roots = (data.train, data.val), (data.train.root, data.val.root, Path("/"))
-    labelled = [scan(images.root, images.paths, cache) for images in sets]
-    new = scan(Path("/"), found.paths, cache)
+    labelled = [scan(images.root, images.paths, cache, config.max_megapixels) for images in sets]
+    new = scan(Path("/"), found.paths, cache, MOST_MEGAPIXELS)  # scoring has accepted them
     known = {sha256 for result in labelled for sha256 in result.sha256.values()}
     near: dict[str, NearDuplicate] = {}
     if config.near_duplicates:

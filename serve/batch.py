@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from serve.contract.images import load_image
+from serve.contract.images import MAX_MEGAPIXELS, load_image
 from serve.contract.metadata import EMBEDDINGS_NAME, PROBABILITIES_NAME
 from serve.contract.urls import redact
 from serve.inputs.base import Read
@@ -84,6 +84,7 @@ def score(
     image_timeout: float = 0,
     embeddings: bool = False,
     turns: "Turns | None" = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Generator[Row, None, None]:
     """Yield rows in the order of `entries`, exactly one for each; memory does not depend on their number.
 
@@ -93,6 +94,7 @@ def score(
         workers: threads; 0 begins with one a processor, then adds some if reading is mostly waiting.
         image_timeout: seconds for reading and decoding one image; 0 waits for ever. The thread that hangs
             is left behind, and another takes over the rest of its batch.
+        max_megapixels: above which an image gets an error row.
         turns: limits that several calls at the same time share; unset: this call's own.
 
     Raises:
@@ -101,7 +103,14 @@ def score(
     """
     check_score(predictor, batch_size, workers, image_timeout, embeddings)
     pipeline = _Pipeline(
-        predictor, entries, read, batch_size, image_timeout, embeddings, turns or Turns(predictor)
+        predictor,
+        entries,
+        read,
+        batch_size,
+        image_timeout,
+        embeddings,
+        turns or Turns(predictor),
+        max_megapixels,
     )
     return pipeline.run(workers)
 
@@ -150,10 +159,11 @@ class _Pipeline:
         image_timeout: float,
         embeddings: bool,
         turns: Turns,
+        max_megapixels: float,
     ):
         self.predictor, self.read, self.batch_size = predictor, read, batch_size
         self.image_timeout, self.embeddings = image_timeout, embeddings
-        self.turns = turns
+        self.turns, self.max_megapixels = turns, max_megapixels
         self.changed = threading.Condition()  # guards everything below
         self.entries = iter(entries)
         self.taken = self.wanted = 0  # batches handed out; number of the batch whose rows come next
@@ -320,7 +330,8 @@ class _Worker:
             self.waited += time.perf_counter() - before - (time.thread_time() - working)
             with self._turn_to_decode():
                 if not self.abandoned:
-                    target[...] = self.pipeline.predictor.preprocess(load_image(data, doubts=doubts))
+                    image = load_image(data, doubts=doubts, max_megapixels=self.pipeline.max_megapixels)
+                    target[...] = self.pipeline.predictor.preprocess(image)
                     batch.doubts.update((slot, doubt) for doubt in doubts)
         except OSError as error:
             if isinstance(error, OutageError) or error.errno in MAY_PASS:

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from serve import storage
 from serve.batch import Turns, check_score, default_batch_size, score
-from serve.contract.images import ImageError, check_file_bytes, read_image_file
+from serve.contract.images import (
+    MAX_MEGAPIXELS,
+    ImageError,
+    check_file_bytes,
+    check_megapixels,
+    read_image_file,
+)
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import is_remote
 from serve.inputs.inventory import Entry
@@ -62,6 +68,7 @@ class Classifier:
         precision: str = "fp32",
         batch_size: int = 0,
         image_timeout: float = 60.0,
+        max_megapixels: float = MAX_MEGAPIXELS,
         allow_unverified: bool = False,
     ):
         """
@@ -74,6 +81,7 @@ class Classifier:
             precision: of the provider's arithmetic, "fp32", "bf16" or "fp16".
             batch_size: images in a call of the model; 0: as serve/main.py chooses.
             image_timeout: seconds for reading and decoding one image, then it gets an error; 0: none.
+            max_megapixels: millions of pixels above which an image gets an error.
             allow_unverified: take a provider and precision that this file was never verified with.
 
         Raises:
@@ -91,7 +99,8 @@ class Classifier:
             )
         self._workers = threads or available_processors()
         self._batch_size = batch_size or default_batch_size(self._predictor)
-        self._image_timeout = image_timeout
+        check_megapixels(max_megapixels)
+        self._image_timeout, self._max_megapixels = image_timeout, max_megapixels
         check_score(self._predictor, self._batch_size, self._workers, image_timeout, embeddings=False)
         self._turns = Turns(self._predictor, self._workers)
 
@@ -132,6 +141,7 @@ class Classifier:
             workers,
             self._image_timeout,
             turns=self._turns,
+            max_megapixels=self._max_megapixels,
         )
         with closing(rows):
             return [self._answer(row) for row in rows]

@@ -14,6 +14,7 @@ import PIL
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.files import atomic_write, file_sha256
+from serve.contract.images import MAX_MEGAPIXELS
 from serve.inputs.sources import Source
 from serve.local_copy import LocalCopy
 from serve.outputs.join import join
@@ -45,6 +46,7 @@ class Scoring:
     batch_size: int
     workers: int
     image_timeout: float
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def write(
         self, rows: range, file: IO[bytes], progress: Progress, contents: SetDigest | None = None
@@ -61,6 +63,7 @@ class Scoring:
             self.workers,
             self.image_timeout,
             self.layout.embeddings,
+            max_megapixels=self.max_megapixels,
         )
         with closing(scored):  # also when the disk is full
             for row in scored:
@@ -79,6 +82,8 @@ class Scoring:
             "precision": self.predictor.precision,
             "images": self.source.location,
         }
+        if self.max_megapixels != MAX_MEGAPIXELS:  # parts of older versions have no such setting
+            settings["max_megapixels"] = self.max_megapixels
         inventory = self.source.inventory
         return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)
 

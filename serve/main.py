@@ -26,6 +26,7 @@ from dataclasses import replace
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_arguments, file_sha256
+from serve.contract.images import MAX_MEGAPIXELS, check_megapixels, memory_note
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, redact, url_path
 from serve.inputs.sources import Source, open_source
@@ -117,6 +118,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=60.0,
         metavar="SECONDS",
         help="for reading and decoding one image, then it gets an error row; 0: none; default: %(default)g",
+    )
+    add(
+        "--max-megapixels",
+        type=float,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help="millions of pixels above which an image gets an error row; each decoded at the same time "
+        "takes 4 bytes a pixel; default: %(default)g",
     )
     add(
         "--shard",
@@ -252,6 +261,7 @@ def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -
     name = args.output or ""
     if not shard and (has_image_suffix(name) or name.lower().endswith(".tar")):
         raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
+    check_megapixels(args.max_megapixels)
     if args.part_size < 1:
         raise UserError(f"--part-size {args.part_size} must be 1 or more")
     if args.submission_values and not args.sample_submission:
@@ -301,7 +311,18 @@ def open_scoring(
         submission.print_start()
         source, form = replace(source, inventory=submission.inventory), submission.form
     check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
-    return Scoring(predictor, source, form, layout, batch_size, args.workers, args.image_timeout)
+    if note := memory_note(args.max_megapixels, available_processors()):
+        print(note, file=sys.stderr)
+    return Scoring(
+        predictor,
+        source,
+        form,
+        layout,
+        batch_size,
+        args.workers,
+        args.image_timeout,
+        args.max_megapixels,
+    )
 
 
 def describe_run(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from serve.contract.errors import UserError
+from serve.contract.images import MAX_MEGAPIXELS, MOST_MEGAPIXELS
 from serve.contract.preprocess import Preprocess
 from train.settings import check_values, setting, settings_of
 
@@ -40,6 +41,11 @@ class TrainConfig:
     """CSV file whose column `path` names images of --data to leave out, of validation too."""
     max_bad: float = setting(0.01, "data", limits=(0, 1), resumable=True, searched=False)
     """Share of unreadable files above which training does not start."""
+    max_megapixels: float = setting(
+        MAX_MEGAPIXELS, "data", limits=(1, MOST_MEGAPIXELS), resumable=True, searched=False
+    )
+    """Millions of pixels above which an image counts as unreadable: 108 or 200 for telephones' largest.
+    Each takes 4 bytes of memory a pixel while it is decoded; give scoring the same."""
 
     model: str = setting("resnet18", "model")
     """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn, or lenet5."""

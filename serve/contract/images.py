@@ -17,7 +17,9 @@ from serve.contract.orientation import TURNS, orientation, pass_over_metadata
 
 # Pillow's other decoders are not tried: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-MAX_PIXELS = 64_000_000  # 8000 x 8000; decoded, Pillow holds 4 bytes a pixel
+MAX_MEGAPIXELS = 64.0  # 8000 x 8000 pixels, of which a decoded image has 4 bytes each: 256 MB
+MOST_MEGAPIXELS = 1000.0  # that --max-megapixels takes
+BYTES_A_PIXEL = 4
 MAX_FILE_BYTES = 256 * 2**20
 # The emptiest JPEG still spends about a bit on each 8x8 block. A file of fewer bytes than pixels / 1024
 # ends before its picture does, and libjpeg would fill the rest with grey.
@@ -27,6 +29,23 @@ MAX_JPEG_SCANS = 100
 
 # We check the size ourselves, before a pixel is decoded, with an error instead of a warning.
 Image.MAX_IMAGE_PIXELS = None
+
+
+def check_megapixels(limit: float) -> None:
+    """Raise UserError when --max-megapixels is outside its limits."""
+    if not 1 <= limit <= MOST_MEGAPIXELS:
+        raise UserError(f"--max-megapixels {limit:g} is outside 1..{MOST_MEGAPIXELS:g}")
+
+
+def memory_note(max_megapixels: float, at_once: int) -> str:
+    """Return a line about the memory that images above the default limit may take; "" without any."""
+    if max_megapixels <= MAX_MEGAPIXELS:
+        return ""
+    needed = max_megapixels * BYTES_A_PIXEL / 1000 * at_once
+    return (
+        f"--max-megapixels {max_megapixels:g}: {at_once} images may be decoded at once, which takes up to "
+        f"{needed:,.1f} GB"
+    )
 
 
 class ImageError(UserError):
@@ -99,15 +118,17 @@ def open_image(data: bytes) -> Image.Image:
         raise
 
 
-def _load_whole(image: Image.Image) -> Image.Image:
+def load_whole(image: Image.Image) -> Image.Image:
+    """Read all pixels of an opened file."""
     image.load()
     return image
 
 
 def load_image(
     data: bytes,
-    decode: Callable[[Image.Image], Image.Image] = _load_whole,
+    decode: Callable[[Image.Image], Image.Image] = load_whole,
     doubts: list[str] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Image.Image:
     """Decode an image file to RGB, upright. `decode` reads the pixels of the opened file.
 
@@ -117,13 +138,14 @@ def load_image(
 
     Args:
         doubts: takes a sentence where the picture comes out, but looks wrong.
+        max_megapixels: the limit, of a million pixels each.
 
     Raises:
         ImageError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
-            proper end mark cannot be told), above MAX_PIXELS, or of a kind without a defined white.
+            proper end mark cannot be told), above the limit, or of a kind without a defined white.
     """
     try:
-        image, turn, doubt = _decode(data, decode, doubts is not None)
+        image, turn, doubt = _decode(data, decode, doubts is not None, max_megapixels)
         if doubts is not None and doubt:
             doubts.append(doubt)
         return image if turn is None else image.transpose(turn)
@@ -138,29 +160,41 @@ def load_image(
         raise ImageError(message) from error
 
 
+def load_accepted(path: str | os.PathLike[str]) -> Image.Image:
+    """Return the image of a file that an earlier look has accepted, whatever the limit was then.
+
+    Raises:
+        ImageError, OSError: as `read_image_file` and `load_image` do.
+    """
+    return load_image(read_image_file(path), max_megapixels=MOST_MEGAPIXELS)
+
+
 def _decode(
-    data: bytes, decode: Callable[[Image.Image], Image.Image], check: bool
+    data: bytes, decode: Callable[[Image.Image], Image.Image], check: bool, max_megapixels: float
 ) -> tuple[Image.Image, Image.Transpose | None, str]:
     """Return (RGB, how to turn it upright, what is suspicious about it)."""
     with open_image(data) as image:
-        _check_size(image, data)
+        _check_size(image, data, max_megapixels)
         bits = sample_bits(image, data)
         pass_over_metadata(image)
         whole = image.size
         decoded = decode(image)
         rgb, doubt = to_rgb(decoded, image, data, bits)
         if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
-            if image.size != whole and decode is not _load_whole:  # made smaller, a fine pattern is one too
-                doubt = _decode(data, _load_whole, check)[2]
+            if image.size != whole and decode is not load_whole:  # made smaller, a fine pattern is one too
+                doubt = _decode(data, load_whole, check, max_megapixels)[2]
             elif is_blank(rgb, image, data):
                 doubt = BLANK
         return rgb, TURNS.get(orientation(image)), doubt
 
 
-def _check_size(image: Image.Image, data: bytes) -> None:
+def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it down")
+    if width * height > max_megapixels * 1e6:
+        raise ImageError(
+            f"{width}x{height} pixels are over the limit of {max_megapixels:g} megapixels: scale it down "
+            "or raise --max-megapixels"
+        )
     if image.format in ("JPEG", "MPO"):  # MPO: with a second picture behind it, as telephones write them
         if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
             raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")

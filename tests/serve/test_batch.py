@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,9 +339,9 @@ def test_a_read_that_hangs_may_pass_and_a_decoder_that_hangs_will_not(
     (read,) = score(predictor, [Entry("0.png")], storage.read, 1, 1, image_timeout=0.1)
     storage.released.set()
 
-    def load(data: bytes, doubts: list[str]) -> Image.Image:
+    def load(data: bytes, **options: Any) -> Image.Image:
         released.wait(30)
-        return load_image(data, doubts=doubts)
+        return load_image(data, **options)
 
     monkeypatch.setattr(batch, "load_image", load)
     (decoded,) = score(predictor, [Entry("0.png")], storage.read, 1, 1, image_timeout=0.1)
@@ -388,10 +389,10 @@ class SlowDecoder:
         self.released = threading.Event()
         monkeypatch.setattr(batch, "load_image", self.load)
 
-    def load(self, data: bytes, doubts: list[str]) -> Image.Image:
+    def load(self, data: bytes, **options: Any) -> Image.Image:
         if data in self.slow:
             self.released.wait(30)
-        return load_image(data, doubts=doubts)
+        return load_image(data, **options)
 
 
 @pytest.mark.parametrize("slow", [2, 7])

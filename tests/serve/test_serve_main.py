@@ -26,7 +26,9 @@ from serve_model import (
     solid,
 )
 
+from serve import Classifier
 from serve.contract.doubts import NARROW
+from serve.contract.errors import UserError
 from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
@@ -363,6 +365,28 @@ def test_a_shard_by_kubernetes_number_and_the_merged_whole(
     done = run(tmp_path, "parts", "--output", "merged.csv", command=merge)
     assert "3 scored, 0 errors" in done.stdout
     assert [row["label"] for row in read_csv(tmp_path / "merged.csv")] == ["red", "green", "blue"]
+
+
+def test_the_limit_of_pixels_is_raised_by_its_flag_and_resumed_with_another_job(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name, size in (("large.png", (1100, 1000)), ("small.png", (20, 20))):
+        Image.new("RGB", size).save(tmp_path / "in" / name)
+    output = tmp_path / "scores.csv"
+    flags = ["--model", str(model), "--images", str(tmp_path / "in"), "--output", str(output), "--resume"]
+    for limit, errors in (("1", 1), ("108", 0), ("1", 1)):
+        assert main([*flags, "--max-megapixels", limit]) == 0
+        assert ("GB" in capsys.readouterr().err) == (limit == "108")
+        with output.open(newline="") as file:
+            reasons = [row["error"] for row in csv.DictReader(file) if row["error"]]
+        assert len(reasons) == errors
+        assert all("--max-megapixels" in reason for reason in reasons)
+    assert main([*flags, "--max-megapixels", "nan"]) == 2
+    (answer,) = Classifier(model, max_megapixels=1)([tmp_path / "in" / "large.png"])
+    assert answer.error
+    with pytest.raises(UserError, match="--max-megapixels"):
+        Classifier(model, max_megapixels=0)
 
 
 def test_a_failed_run_leaves_the_predictions_of_the_last_one(tmp_path: Path, model: Path) -> None:

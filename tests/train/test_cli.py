@@ -19,8 +19,8 @@ accumulation batch-size best-by cache-size calibrate cam-threshold cam-zoom chan
 clip-grad clip-probabilities color-jitter compile config crop-classes crop-detector crop-min-score
 crop-scale cutmix data data-format deterministic device drop-path dropout ema epochs eval-size exclude
 experiment flip flip-tta fold folds freeze hang-minutes help image-size interpolation label-smoothing
-layer-decay lr max-bad max-skipped mixup model name near-duplicates num-workers optimizer output
-patience pixel-cache precision profile random-erasing resize-mode resize-size resume retune-epochs
+layer-decay lr max-bad max-megapixels max-skipped mixup model name near-duplicates num-workers optimizer
+output patience pixel-cache precision profile random-erasing resize-mode resize-size resume retune-epochs
 schedule seed snapshot-minutes snapshot-steps start-size stop-after subject-average subject-crop
 subject-margin subject-start subject-zoom teacher teacher-share teacher-temperature track
 trivial-augment val-data val-fraction val-interval warmup-epochs weight-decay weights

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from serve.contract.images import load_image, read_image_file
+from serve.contract.images import load_accepted
 from serve.processors import available_processors
 from train.data.perceptual_hash import similar_thumbnails
 
@@ -66,7 +66,7 @@ def _load_details(files: Sequence[Path]) -> NDArray[np.uint8]:
 
     def load(path: Path) -> NDArray[np.uint8]:
         try:
-            image = load_image(read_image_file(path))
+            image = load_accepted(path)
         except (OSError, ValueError):  # gone since the scan: training reports it
             return np.zeros((*size, 3), np.uint8)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))

@@ -142,7 +142,7 @@ def _read(source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Rea
         found = _exclude(found, config.exclude, source, notes)
     labels = found.labels
     notes.extend(f"warning: {source}: {warning}" for warning in found.warnings)
-    result = scan(found.root, sorted(labels), Path(config.output) / ".cache")
+    result = scan(found.root, sorted(labels), Path(config.output) / ".cache", config.max_megapixels)
     if len(result.bad) > config.max_bad * len(labels):
         first = "; ".join(f"{path!r}: {why}" for path, why in list(result.bad.items())[:3])
         raise UserError(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import UserError
-from serve.contract.images import FORMATS, open_image, read_image_file
+from serve.contract.images import FORMATS, load_whole, open_image, read_image_file
 from serve.contract.locks import file_lock
 from serve.contract.orientation import on_its_side
 from serve.processors import available_processors
@@ -50,7 +50,7 @@ class Entries:
     size: Callable[[Size], Size]
     """Size of an entry, from the image's upright size."""
     pixels: Callable[[Image.Image], Pixels]
-    decode: Callable[[Image.Image], Image.Image] | None = None
+    decode: Callable[[Image.Image], Image.Image] = load_whole
     """As in `load_image`."""
 
     def load(self, path: Path, sha256: str = "") -> Pixels:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import UserError
-from serve.contract.images import load_image, read_image_file
+from serve.contract.images import MOST_MEGAPIXELS, load_image, load_whole, read_image_file
 from serve.contract.orientation import on_its_side
 from serve.contract.preprocess import RESAMPLING
 
@@ -32,7 +32,7 @@ class ChangedError(UserError):
 
 
 def read_image(
-    path: Path, decode: Callable[[Image.Image], Image.Image] | None = None, sha256: str = ""
+    path: Path, decode: Callable[[Image.Image], Image.Image] = load_whole, sha256: str = ""
 ) -> Image.Image:
     """Return the image in RGB, upright, after at most four attempts.
 
@@ -48,7 +48,7 @@ def read_image(
         data = read_image_file(path)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise ChangedError(f"{path} has changed since it was scanned")
-        return load_image(data) if decode is None else load_image(data, decode)
+        return load_image(data, decode, max_megapixels=MOST_MEGAPIXELS)  # the scan has accepted it
 
     for pause in PAUSES:
         try:

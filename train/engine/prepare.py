@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 
 from serve.contract.errors import UserError
+from serve.contract.images import memory_note
+from serve.processors import available_processors
 from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.data.labels import describe_counts
@@ -40,6 +42,8 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
         config = choose_run(config if config.resume else with_name(config))
     config = with_name(of_run_folder(config))
     check_start(config)
+    if note := memory_note(config.max_megapixels, available_processors()):
+        notes.append(note)
     data = prepare_data(config)
     data.notes[:] = [*notes, *data.notes, *notes_on(data, run_folder(config))]
     return config, data

@@ -26,7 +26,15 @@ from serve_model import (
     solid,
 )
 
-from serve.contract.images import MAX_FILE_BYTES, MAX_PIXELS, ImageError, load_image, read_image_file
+from serve.contract.images import (
+    MAX_FILE_BYTES,
+    MAX_MEGAPIXELS,
+    ImageError,
+    load_accepted,
+    load_image,
+    memory_note,
+    read_image_file,
+)
 
 
 @contextmanager
@@ -222,8 +230,8 @@ def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pyt
     [
         (lying_jpeg(8000, 8000), "8000x8000 .*truncated"),
         (lying_jpeg(8000, 8000, "MPO"), "8000x8000 .*truncated"),
-        (png_header(8001, 8000), f"8001x8000.*{MAX_PIXELS}"),
-        (encode(Image.new("1", (9000, 9000)), "PNG"), f"9000x9000.*{MAX_PIXELS}"),
+        (png_header(8001, 8000), f"8001x8000.*{MAX_MEGAPIXELS:g} .*--max-megapixels"),
+        (encode(Image.new("1", (9000, 9000)), "PNG"), f"9000x9000.*{MAX_MEGAPIXELS:g} .*--max-megapixels"),
     ],
     ids=["JPEG header", "MPO header", "PNG header", "81 megapixels in kilobytes"],
 )
@@ -232,6 +240,20 @@ def test_a_small_file_cannot_cost_hundreds_of_megabytes(data: bytes, reason: str
     assert len(data) < 20_000
     with resident_memory_grows_below(30 * MEGABYTE), pytest.raises(ImageError, match=reason):
         load_image(data)
+
+
+def test_the_limit_of_pixels_is_the_callers_and_none_for_what_was_accepted(tmp_path: Path) -> None:
+    data = encode(Image.new("RGB", (200, 100)), "PNG")
+    assert load_image(data, max_megapixels=0.02).size == (200, 100)
+    with pytest.raises(ImageError, match=r"200x100.*0\.0199 .*--max-megapixels"):
+        load_image(data, max_megapixels=0.0199)
+    (tmp_path / "large.png").write_bytes(encode(Image.new("1", (8001, 8000)), "PNG"))
+    assert load_accepted(tmp_path / "large.png").size == (8001, 8000)
+
+
+def test_the_memory_of_larger_images_is_named() -> None:
+    assert memory_note(MAX_MEGAPIXELS, 16) == ""
+    assert "6.9 GB" in memory_note(108, 16)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -272,3 +272,14 @@ def test_a_picture_that_looks_wrong_is_good_and_named_again_from_the_cache(
         assert "dog.9.png" in result.sha256
         assert result.bad == {}
     assert set(reads.values()) == {1}
+
+
+def test_another_limit_of_pixels_reads_again_what_an_earlier_scan_has_kept(
+    tmp_path: Path, reads: Counter[str]
+) -> None:
+    path = draw(tmp_path / "images" / "large.png", size=(1100, 1000))
+    for limit, readable in ((1.0, False), (2.0, True), (1.0, False), (64.0, True), (64.0, True)):
+        result = scan(path.parent, [path.name], tmp_path, limit)
+        assert bool(result.sha256) == readable
+        assert readable or "--max-megapixels" in result.bad[path.name]
+    assert reads[path.name] == 4
