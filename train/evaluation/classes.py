@@ -1,7 +1,7 @@
 """Tables of classes: per_class.csv, and confusion_pairs.csv where a confusion matrix cannot be read."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,9 +38,8 @@ def confusions(predictions: Predictions) -> list[Confusion]:
     ]
 
 
-def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
-    """Write per_class.csv, the lowest F1 first, and above 40 classes confusion_pairs.csv; return lines that
-    report them."""
+def class_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    """Return a row of per_class.csv for each class, the lowest F1 first."""
     names = predictions.class_names
     images, predicted, correct = (
         np.bincount(labels, minlength=len(names))
@@ -51,7 +50,7 @@ def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
         )
     )
     f1 = 2 * correct / np.maximum(images + predicted, 1)
-    rows = [
+    return [
         {
             "class": names[i],
             "images": int(images[i]),
@@ -63,7 +62,13 @@ def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
         }
         for i in np.argsort(f1, kind="stable").tolist()
     ]
-    write_table(folder / PER_CLASS, rows)
+
+
+def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
+    """Write per_class.csv, the lowest F1 first, and above 40 classes confusion_pairs.csv; return lines that
+    report them."""
+    names = predictions.class_names
+    write_table(folder / PER_CLASS, class_rows(predictions))
     if len(names) <= MOST_CLASSES:
         return []
     pairs = confusions(predictions)

@@ -4,7 +4,7 @@ All of them take the images as independent draws. They do not cover that a run's
 the same images (each figure is a little too good), nor what another seed would give.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan, sqrt
 from typing import NamedTuple
 
@@ -14,9 +14,14 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata, t
 
+from train.evaluation.calibration import expected_calibration_error
+
 CONFIDENCE = 0.95
+RESAMPLES = 1000
+RESAMPLED_IMAGES = 10**8  # in all; of many images there are fewer resamples, down to a fifth
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
@@ -85,9 +90,93 @@ def auc_interval(positive: Bools, scores: Floats) -> Interval:
     auc = float(wins.mean())
     if min(len(above), len(below)) < 2 or not 0 < auc < 1:
         return Interval(auc, nan, nan)
-    deviation = sqrt(wins.var(ddof=1) / len(above) + losses.var(ddof=1) / len(below))
-    half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (auc * (1 - auc))
-    return Interval(auc, *expit(logit(auc) + half * np.array([-1, 1])).tolist())
+    return _on_logit_scale(auc, sqrt(wins.var(ddof=1) / len(above) + losses.var(ddof=1) / len(below)))
+
+
+def _on_logit_scale(value: float, deviation: float) -> Interval:
+    half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (value * (1 - value))
+    return Interval(value, *expit(logit(value) + half * np.array([-1, 1])).tolist())
+
+
+def macro_auc_interval(labels: Integers, scores: Floats) -> Interval:
+    """Return the mean over the classes of one-against-rest ROC AUC, with an interval as `auc_interval`'s.
+
+    Each image's influence on the mean is DeLong's on each class; their variance takes into account that
+    the classes share their images. With two classes the value is that of `auc_interval`.
+
+    Args:
+        labels: [N], each class occurs, and N is greater than the number of classes.
+        scores: [N, num_classes].
+    """
+    n, num_classes = scores.shape
+    aucs, influence = np.empty(num_classes), np.zeros(n)
+    for c in range(num_classes):
+        positive = labels == c
+        above, below = scores[positive, c], scores[~positive, c]
+        ranks = rankdata(scores[:, c])
+        wins = (ranks[positive] - rankdata(above)) / len(below)
+        losses = (ranks[~positive] - rankdata(below)) / len(above)
+        aucs[c] = wins.mean()
+        influence[positive] += (wins - aucs[c]) * n / len(above)
+        influence[~positive] += (losses.mean() - losses) * n / len(below)
+    auc = float(aucs.mean())
+    if np.bincount(labels, minlength=num_classes).min() < 2 or not 0 < auc < 1:
+        return Interval(auc, nan, nan)
+    return _on_logit_scale(auc, float(influence.std(ddof=1)) / num_classes / sqrt(n))
+
+
+def f1_intervals(labels: Integers, predicted: Integers, num_classes: int) -> list[Interval]:
+    """Return F1 of each class and, last, their mean, with bootstrap intervals (percentiles).
+
+    The mean is over classes that are there or were predicted, as scikit-learn's. `labels` and `predicted`:
+    [N], N > 0.
+    """
+
+    def f1(chosen: Integers) -> Floats:
+        true, guess = labels[chosen], predicted[chosen]
+        hits = np.bincount(true[true == guess], minlength=num_classes)
+        named = np.bincount(true, minlength=num_classes) + np.bincount(guess, minlength=num_classes)
+        values = 2 * hits / np.maximum(named, 1)
+        return np.append(values, values[named > 0].mean())
+
+    values, resampled = f1(np.arange(len(labels))), _resampled(f1, len(labels))
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    varies = resampled.std(axis=0) > 0
+    low, high = np.where(varies, low, nan), np.where(varies, high, nan)
+    return [Interval(*each) for each in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
+
+
+def ece_interval(log_probs: Floats, labels: Integers) -> Interval:
+    """Return the expected calibration error with a bootstrap interval, reflected at the value.
+
+    Resampling adds to the error as much as drawing the images did. The interval begins at 0 unless the
+    error is larger than that of calibrated answers as sure as these would be (consistency resampling,
+    Weather and Forecasting 22:651, 2007). `log_probs`: [N, num_classes], N > 0.
+    """
+    # of the other classes only whether the likeliest one is right
+    two = np.stack([log_probs.max(axis=1), np.full(len(labels), -np.inf)], axis=1)
+    wrong = (log_probs.argmax(axis=1) != labels).astype(np.int64)
+    sure, random = np.exp(two[:, 0]), np.random.default_rng(1)
+
+    def ece(chosen: Integers) -> Floats:
+        calibrated = (random.random(len(chosen)) >= sure[chosen]).astype(np.int64)
+        return np.array(
+            [expected_calibration_error(two[chosen], each) for each in (wrong[chosen], calibrated)]
+        )
+
+    value = float(ece(np.arange(len(labels)))[0])
+    resampled, by_chance = _resampled(ece, len(labels)).T
+    high, low = 2 * value - np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if value <= np.quantile(by_chance, (1 + CONFIDENCE) / 2):
+        low = 0.0
+    return Interval(value, max(0.0, float(low)), min(1.0, max(value, float(high))))
+
+
+def _resampled(statistic: Callable[[Integers], Floats], n: int) -> Floats:
+    """Return [R, K] values of a statistic on R resamples of n images, the same at every call."""
+    count = max(RESAMPLES // 5, min(RESAMPLES, RESAMPLED_IMAGES // n))
+    random = np.random.default_rng(0)
+    return np.stack([statistic(random.integers(0, n, n)) for _ in range(count)])
 
 
 def mcnemar(gained: int, lost: int) -> float:

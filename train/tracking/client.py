@@ -123,6 +123,18 @@ class TrackingStore:
             )
 
 
+def dataset_input(source: str, digest: str, context: str) -> Any:
+    """Return the mlflow.entities.DatasetInput of the data set at a path or URL; `context` says what it is
+    for, as in "training"."""
+    values = mlflow.data.meta_dataset.MetaDataset(
+        mlflow.data.sources.LocalArtifactDatasetSource(source),
+        name=source.rstrip("/").rpartition("/")[2],
+        digest=digest[:36],  # MLflow's limit
+    ).to_dict()
+    tag = mlflow.entities.InputTag("mlflow.data.context", context)
+    return mlflow.entities.DatasetInput(mlflow.entities.Dataset(**values), [tag])
+
+
 def choose_experiment(name: str) -> tuple[str, str]:
     """Return name and ID of the experiment, the other one empty: the given name, or what MLflow's
     environment variables name, or the default."""

@@ -105,7 +105,7 @@ def publish_model(
         run = client.get_run(run_id)
         store.check_artifact_folder(run.info.artifact_uri)
         mlflow.set_tracking_uri(client.tracking_uri)  # mlflow.onnx and mlflow.register_model take no other
-        model_id = _find_logged_model(client, run, sha256)
+        model_id = find_logged_model(client, run, sha256)
         if not model_id and not metadata.verified:
             return ""
         client.log_artifact(run_id, str(verification), "export")
@@ -122,7 +122,8 @@ def publish_model(
     return model_id
 
 
-def _find_logged_model(client: Any, run: Any, sha256: str) -> str:
+def find_logged_model(client: Any, run: Any, sha256: str) -> str:
+    """Return the ID of the run's logged model whose file has this sha256, or ""."""
     for output in run.outputs.model_outputs if run.outputs else []:
         try:
             if client.get_logged_model(output.model_id).tags.get(MODEL_TAG) == sha256:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from train.tracking import contents
-from train.tracking.client import TrackingStore, mlflow
+from train.tracking.client import TrackingStore, dataset_input, mlflow
 from train.tracking.contents import metric_name
 from train.tracking.errors import RefusedError
 from train.tracking.opening import open_mlflow_run
@@ -141,15 +141,8 @@ class Sender:
         self.store.log_metrics(self.record.run_id, list(metrics))
 
     def _send_dataset(self) -> None:
-        source = self.record.data_source
-        values = mlflow.data.meta_dataset.MetaDataset(
-            mlflow.data.sources.LocalArtifactDatasetSource(source),
-            name=source.rstrip("/").rpartition("/")[2],
-            digest=self.record.data_digest[:36],  # MLflow's limit
-        ).to_dict()
-        dataset = mlflow.entities.Dataset(**values)
-        tag = mlflow.entities.InputTag("mlflow.data.context", "training")
-        self._client.log_inputs(self.record.run_id, [mlflow.entities.DatasetInput(dataset, [tag])])
+        dataset = dataset_input(self.record.data_source, self.record.data_digest, "training")
+        self._client.log_inputs(self.record.run_id, [dataset])
         self.record.dataset_logged = True
 
     def _send_rows(self) -> None:

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial, norm
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
+from train.evaluation import significance
+from train.evaluation.calibration import expected_calibration_error
 from train.evaluation.significance import (
     Interval,
     accuracy_interval,
     auc_interval,
+    ece_interval,
+    f1_intervals,
     holm,
+    macro_auc_interval,
     mcnemar,
     mean_interval,
     paired_interval,
@@ -182,3 +187,60 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1, 1]
     assert holm([]) == []
+
+
+def draw_answers(n: int, num_classes: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and log probabilities that are calibrated at temperature 1, too sure below."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, num_classes, n)
+    logits = random.normal(size=(n, num_classes))
+    logits[np.arange(n), labels] += 1.5
+    scaled = 1.5 * logits / temperature
+    return labels, scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+
+
+def test_the_mean_auc_is_scikit_learns_and_with_two_classes_delongs() -> None:
+    labels, log_probs = draw_answers(300, 4, 1.0, 0)
+    expected = roc_auc_score(labels, np.exp(log_probs), multi_class="ovr")
+    interval = macro_auc_interval(labels, log_probs)
+    assert interval.value == pytest.approx(roc_auc_score(np.eye(4)[labels], log_probs))
+    assert macro_auc_interval(labels, np.exp(log_probs)).value == pytest.approx(expected)
+    assert interval.low < interval.value < interval.high
+    labels, log_probs = draw_answers(300, 2, 1.0, 0)
+    binary = auc_interval(labels == 1, log_probs[:, 1])
+    assert macro_auc_interval(labels, log_probs) == pytest.approx(binary, abs=1e-3)
+    assert isnan(macro_auc_interval(labels, np.eye(2)[labels]).low)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_intervals_of_auc_f1_and_calibration_error_hold_the_truth_as_often_as_they_claim(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(significance, "RESAMPLES", 150)
+    labels, log_probs = draw_answers(300_000, 3, temperature, 10**6)
+    truth = (
+        float(np.mean([auc_interval(labels == c, log_probs[:, c]).value for c in range(3)])),
+        f1_score(labels, log_probs.argmax(axis=1), average="macro"),
+        expected_calibration_error(log_probs, labels),
+    )
+    tries, held = 100, np.zeros(3)
+    for seed in range(tries):
+        labels, log_probs = draw_answers(250, 3, temperature, seed)
+        intervals = (
+            macro_auc_interval(labels, log_probs),
+            f1_intervals(labels, log_probs.argmax(axis=1), 3)[-1],
+            ece_interval(log_probs, labels),
+        )
+        held += [each.low <= value <= each.high for each, value in zip(intervals, truth, strict=True)]
+    assert (held / tries >= 0.87).all(), held
+
+
+def test_f1_is_scikit_learns_and_a_class_without_variation_has_no_interval() -> None:
+    labels, log_probs = draw_answers(300, 4, 1.0, 0)
+    predicted = log_probs.argmax(axis=1)
+    predicted[labels == 0], predicted[labels != 0] = 0, np.maximum(1, predicted[labels != 0])
+    *classes, mean = f1_intervals(labels, predicted, 5)  # a fifth that is not there
+    expected = f1_score(labels, predicted, labels=range(5), average=None, zero_division=0.0)
+    assert [interval.value for interval in classes] == pytest.approx(list(expected))
+    assert mean.value == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert [isnan(interval.low) for interval in classes] == [True, False, False, False, True]

@@ -1,0 +1,165 @@
+"""Evaluate an exported model on a labelled data set, through the code that serves it.
+
+    python pipelines/evaluate.py --model runs/NAME/export/model.onnx --data LABELLED
+    python pipelines/evaluate.py --model model.onnx --data LABELLED --min-accuracy 0.95
+
+LABELLED is in any layout that training reads. Writes to --output: evaluation.json (accuracy, log loss, ROC
+AUC, F1 and calibration error, with intervals of 95 %), per_class.csv, predictions.csv (with the columns of
+a run's val_predictions.csv) and bad_files.csv. MLflow gets the same, below the run that trained the model.
+
+Exit code: 0 evaluated; 1 a bug, with a traceback; 2 unusable arguments, model or data; 3 the system failed,
+and the same call may succeed; 4 evaluated, and the accuracy is below --min-accuracy.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not pipelines/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from serve.contract.interrupts import end_on_signal
+
+    end_on_signal(importing=True)
+
+from serve.contract.errors import UserError
+from serve.contract.installation import require
+
+require("train", "torch", "sklearn", "scipy")
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from pipelines.evaluation_report import (
+    FILES,
+    Summary,
+    check_evaluation_folder,
+    evaluation_lines,
+    write_evaluation,
+)
+from pipelines.labelled_scores import Scored, read_labelled, score_labelled
+from serve.contract.files import expand_arguments, file_sha256
+from serve.contract.urls import is_remote, redact
+from serve.local_copy import OpenedModel, resolve_model
+from serve.predictor import Predictor
+from serve.processors import available_processors
+from serve.progress import resampling_warning
+from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
+from serve.tracking import run_of_model
+from train.config import TrainConfig
+from train.data.layouts.registry import LAYOUTS
+
+BELOW = 4  # exit code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="whatever --model of serve/main.py takes")
+    add("--data", required=True, help="labelled images, whatever --data of train/main.py takes")
+    add("--data-format", choices=("auto", *LAYOUTS), default="auto", help="default: %(default)s")
+    add("--output", type=Path, default=Path("evaluation"), help="folder; default: %(default)s")
+    add("--min-accuracy", type=float, default=0.0, metavar="SHARE", help=f"exit code {BELOW} if it is less")
+    add("--ignore-unknown", action="store_true", help="leave out images of classes that the model lacks")
+    add(
+        "--max-bad",
+        type=float,
+        default=TrainConfig.max_bad,
+        metavar="SHARE",
+        help="share of unreadable images above which it is an error; default: %(default)s",
+    )
+    add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
+    add("--track", action=argparse.BooleanOptionalAction, default=True, help="log to MLflow (the default)")
+    add("--overwrite", action="store_true", help="replace files in --output that are not of this command")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code, as in the module's docstring."""
+    args = build_parser().parse_args(expand_arguments(argv))
+    try:
+        return run(args)
+    except (UserError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 3
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("min_accuracy", "max_bad"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} is outside 0..1")
+    check_evaluation_folder(args.output, args.overwrite)
+    started = time.time()
+    with resolve_model(args.model) as model:
+        predictor = Predictor(
+            model.path,
+            args.provider,
+            precision=args.precision,
+            allow_unverified=args.allow_unverified,
+            workers=available_processors(),
+        )
+        if warning := resampling_warning(predictor.metadata):
+            print(warning, file=sys.stderr)
+        data = read_labelled(
+            args.data, args.data_format, predictor.metadata.class_names, args.ignore_unknown
+        )
+        scored = score_labelled(predictor, data, args.max_bad)
+        summary = Summary.of(args, predictor, file_sha256(predictor.path), scored)
+    write_evaluation(args.output, summary, scored)
+    for line in evaluation_lines(summary, scored, args.output):
+        print(line, flush=True)
+    if args.track:
+        track_evaluation(args, model, predictor, summary, scored, started)
+    if summary.accuracy >= args.min_accuracy:
+        return 0
+    print(f"accuracy {summary.accuracy:.4f} is below --min-accuracy {args.min_accuracy}", file=sys.stderr)
+    return BELOW
+
+
+def track_evaluation(
+    args: argparse.Namespace,
+    model: OpenedModel,
+    predictor: Predictor,
+    summary: Summary,
+    scored: Scored,
+    started: float,
+) -> None:
+    """Log the evaluation to MLflow. It is written by now: what fails costs a warning."""
+    from train.tracking.client import TrackingStore  # a second that --no-track saves
+    from train.tracking.evaluation_run import EvaluatedModel, LoggedEvaluation, log_evaluation
+
+    recorded, metadata = run_of_model(model.location), predictor.metadata
+    run_id = recorded.run_id or model.run_id or metadata.run_id
+    evaluation = LoggedEvaluation(
+        EvaluatedModel(
+            summary.model_sha256,
+            metadata.checkpoint_sha256,
+            metadata.run_name or predictor.path.stem,
+            run_id,
+        ),
+        redact(args.data) if is_remote(args.data) else str(Path(args.data).resolve()),
+        scored.digest,
+        started,
+        summary.flat_metrics(),
+        summary.parameters(),
+        [args.output / name for name in FILES],
+    )
+    try:
+        store = TrackingStore(recorded.uri, recorded.run_id, retries=3, seconds=120)
+        print(f"in MLflow: evaluation run {log_evaluation(store, evaluation)}")
+    except (UserError, OSError) as error:
+        print(f"warning: the evaluation is not in MLflow: {redact(error)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    end_on_signal()
+    sys.exit(main())

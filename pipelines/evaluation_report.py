@@ -1,0 +1,237 @@
+"""Files of an evaluation: its metrics (evaluation.json), a table of the classes, and the predictions."""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.labelled_scores import Scored
+from serve.contract.files import atomic_write
+from serve.contract.urls import redact
+from serve.predictor import Predictor
+from train.data.index import ImageSet
+from train.evaluation.classes import class_rows, confusions
+from train.evaluation.metrics import Evaluation, evaluate_logits
+from train.evaluation.predictions import COLUMNS, Predictions, write_predictions
+from train.evaluation.significance import (
+    Interval,
+    accuracy_interval,
+    auc_interval,
+    ece_interval,
+    f1_intervals,
+    macro_auc_interval,
+    mean_interval,
+)
+from train.evaluation.tables import check_reports_replaceable, write_table
+from train.runs.directory import write_bad_files
+
+FILES = ("evaluation.json", "per_class.csv", "predictions.csv", "bad_files.csv")
+PER_CLASS_COLUMNS = (
+    *("class", "images", "predicted", "correct", "precision", "precision_low", "precision_high"),
+    *("recall", "recall_low", "recall_high", "f1", "f1_low", "f1_high", "taken_for"),
+)
+Metrics = dict[str, Interval]
+FIRST_KEY = '{\n  "purebred_evaluation": 1'
+LEAST = 1e-15  # probability whose logarithm is taken, as in verification
+WORST = 5  # classes that are printed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What evaluation.json holds."""
+
+    model: str
+    model_sha256: str
+    model_precision: str
+    provider: str
+    precision: str
+    data: str
+    data_digest: str
+    layout: str
+    num_images: int
+    num_scored: int
+    num_errors: int
+    num_ignored: int
+    """Of classes that the model does not know."""
+    metrics: Mapping[str, Interval]
+    """Of the images that were scored."""
+    accuracy_errors_wrong: float
+    """With the images that could not be read counted as wrong."""
+    per_class: Sequence[Mapping[str, Any]]
+    """Rows of per_class.csv, the lowest F1 first."""
+    validation: Mapping[str, float]
+    """What the model's file says of its own validation set."""
+    min_accuracy: float
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, predictor: Predictor, sha256: str, scored: Scored) -> "Summary":
+        predictions, images = served_predictions(scored), len(scored.paths)
+        *f1, f1_macro = f1_intervals(
+            predictions.labels, predictions.predicted, len(predictions.class_names)
+        )
+        metrics = _metrics(predictions, log_served(scored), f1_macro)
+        metadata = predictor.metadata
+        return cls(
+            model=redact(args.model),
+            model_sha256=sha256,
+            model_precision=metadata.precision,
+            provider=predictor.provider,
+            precision=predictor.precision,
+            data=redact(args.data),
+            data_digest=scored.digest,
+            layout=scored.data.found.layout,
+            num_images=images + len(scored.bad),
+            num_scored=images,
+            num_errors=len(scored.bad),
+            num_ignored=sum(scored.data.ignored.values()),
+            metrics=metrics,
+            accuracy_errors_wrong=metrics["accuracy"].value * images / (images + len(scored.bad)),
+            per_class=_per_class(predictions, f1),
+            validation=metadata.metrics,
+            min_accuracy=args.min_accuracy,
+        )
+
+    @cached_property
+    def accuracy(self) -> float:
+        return self.metrics["accuracy"].value
+
+    def flat_metrics(self) -> dict[str, float]:
+        """Return metric -> value, with low and high ends of intervals, without those that are not known."""
+        ends = {
+            f"{name}{suffix}": value
+            for name, interval in self.metrics.items()
+            for suffix, value in zip(("", "_low", "_high"), interval, strict=True)
+        }
+        ends |= {"images": self.num_scored, "errors": self.num_errors, "ignored": self.num_ignored}
+        return {name: float(value) for name, value in ends.items() if math.isfinite(value)}
+
+    def parameters(self) -> dict[str, str]:
+        names = ("model", "model_sha256", "model_precision", "provider", "precision", "data", "data_digest")
+        return {name: str(getattr(self, name)) for name in (*names, "layout", "min_accuracy")}
+
+    def to_json(self) -> str:
+        values = {"purebred_evaluation": 1, **asdict(self)}
+        values["metrics"] = {
+            name: {end: _known(value) for end, value in interval._asdict().items()}
+            for name, interval in self.metrics.items()
+        }
+        values["validation"] = {name: _known(value) for name, value in self.validation.items()}
+        values["passed"] = self.accuracy >= self.min_accuracy
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def served_predictions(scored: Scored) -> Predictions:
+    """Return the answers as a run's val_predictions.csv holds them."""
+    log_probs = log_served(scored)
+    return Predictions(
+        "predictions.csv",
+        scored.paths,
+        scored.labels,
+        scored.probabilities.argmax(axis=1),
+        -log_probs[np.arange(len(log_probs)), scored.labels],
+        scored.probabilities.astype(np.float64),
+        scored.data.class_names,
+    )
+
+
+def log_served(scored: Scored) -> NDArray[np.float64]:
+    """Return logarithms [N, num_classes] of the served probabilities."""
+    return np.log(np.maximum(scored.probabilities.astype(np.float64), LEAST))
+
+
+def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro: Interval) -> Metrics:
+    labels, scores, names = predictions.labels, predictions.probabilities, predictions.class_names
+    values = evaluate_logits(log_probs, labels, names).values
+    metrics = {
+        "accuracy": accuracy_interval(predictions.correct),
+        "log_loss": mean_interval(predictions.losses),
+    }
+    if "top5_accuracy" in values:
+        right = round(values["top5_accuracy"] * len(labels))
+        metrics["top5_accuracy"] = accuracy_interval(np.arange(len(labels)) < right)
+    if "roc_auc" in values:  # each class has images
+        binary = len(names) == 2
+        metrics["roc_auc"] = (
+            auc_interval(labels == 1, scores[:, 1]) if binary else macro_auc_interval(labels, scores)
+        )
+    return metrics | {"f1_macro": f1_macro, "ece": ece_interval(log_probs, labels)}
+
+
+def _per_class(predictions: Predictions, f1: list[Interval]) -> list[dict[str, Any]]:
+    """Return the rows of per_class.csv: those of a run's, with intervals and the class it is taken for."""
+    names, taken_for = predictions.class_names, dict[str, str]()
+    for pair in confusions(predictions):  # the most frequent first
+        taken_for.setdefault(pair.label, pair.prediction)
+    rows = class_rows(predictions)
+    for row in rows:
+        for metric, total in (("precision", row["predicted"]), ("recall", row["images"])):
+            if total:
+                interval = accuracy_interval(np.arange(total) < row["correct"])
+                row |= {f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+        interval = f1[names.index(row["class"])]
+        row |= {"f1_low": interval.low, "f1_high": interval.high, "taken_for": taken_for.get(row["class"])}
+    return [{name: _known(row.get(name)) for name in PER_CLASS_COLUMNS} for row in rows]
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_evaluation_folder(folder: Path, overwrite: bool) -> None:
+    """Raise UserError when files of other origin would be replaced."""
+    starts = {
+        "evaluation.json": FIRST_KEY,
+        "per_class.csv": '"class","images"',
+        "predictions.csv": ",".join(f'"{name}"' for name in COLUMNS),
+        "bad_files.csv": '"path","reason"',
+    }
+    check_reports_replaceable({folder / name: starts[name] for name in FILES}, overwrite)
+
+
+def write_evaluation(folder: Path, summary: Summary, scored: Scored) -> None:
+    """Write FILES; evaluation.json is last, so that it is there when all are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    write_table(folder / "per_class.csv", summary.per_class)
+    images = ImageSet(scored.data.found.root, scored.paths, scored.labels, scored.data.class_names, [])
+    evaluation = Evaluation(log_served(scored), scored.labels, {})
+    write_predictions(folder / "predictions.csv", images, evaluation)
+    write_bad_files(folder, scored.bad)
+    with atomic_write(folder / "evaluation.json", "w") as file:
+        file.write(summary.to_json())
+
+
+def evaluation_lines(summary: Summary, scored: Scored, folder: Path) -> list[str]:
+    """Return what to print: each metric with its interval, the worst classes, and what was left out."""
+    lines = [f"{summary.num_scored} images scored on the {summary.provider} provider"]
+    for name, (value, low, high) in summary.metrics.items():
+        known = math.isfinite(low)
+        lines.append(f"{name} {value:.4f}" + (f" (95 % interval {low:.4f} to {high:.4f})" if known else ""))
+    if "val/accuracy" in summary.validation:
+        lines.append(f"on its own validation set: accuracy {summary.validation['val/accuracy']:.4f}")
+    there = [row for row in summary.per_class if row["images"]]
+    for row in there[:WORST]:
+        taken = f", mostly taken for {row['taken_for']!r}" if row["taken_for"] else ""
+        lines.append(
+            f"  {row['class']!r}: F1 {row['f1']:.4f}, recall {row['recall']:.4f} of {row['images']} "
+            f"images{taken}"
+        )
+    if absent := len(summary.per_class) - len(there):
+        lines.append(f"warning: {absent} classes of the model have no image here: no ROC AUC")
+    if summary.num_ignored:
+        names = ", ".join(map(repr, scored.data.ignored))
+        lines.append(f"warning: {summary.num_ignored} images of unknown classes are left out ({names})")
+    if summary.num_errors:
+        lines.append(
+            f"warning: {summary.num_errors} images could not be read (bad_files.csv) and are in no metric; "
+            f"counted as wrong, the accuracy is {summary.accuracy_errors_wrong:.4f}"
+        )
+    lines.append(f"written: {folder}/{', '.join(FILES)}")
+    return lines
