@@ -182,6 +182,33 @@ FAULTS = [
         "lr = config.lr * config.layer_decay ** (len(by_depth) - 1 - depth)",
     ),
     Fault(
+        "muon's columns are in another order than the weights'",
+        "train/optim/muon.py",
+        "torch.empty_like(parameter).copy_(value)",
+        "value.clone()",
+    ),
+    Fault(
+        "muon's momentum takes up gradients that are not finite",
+        "train/optim/muon.py",
+        '            found_inf=self._given("found_inf"),\n            lr=lr,',
+        "            lr=lr,",
+        ("muon", "optimizers"),
+    ),
+    Fault(
+        "muon waits for the device",
+        "train/optim/muon.py",
+        "    _step_supports_amp_scaling = True",
+        "    _step_supports_amp_scaling = False",
+        ("cuda_pretended",),
+    ),
+    Fault(
+        "the subject's box waits for the device",
+        "train/models/subject_crop/crop.py",
+        "torch.cat([pixels.new_zeros(2), pixels.new_ones(2)])",
+        "pixels.new_tensor([0.0, 0.0, 1.0, 1.0])",
+        ("cuda_pretended",),
+    ),
+    Fault(
         "the moving average takes the new weights' share",
         "train/optim/ema.py",
         "[theirs[i] for i in mixed], 1 - decay)",

@@ -156,7 +156,7 @@ class BatchAugment:
             torch.from_numpy(column).to(images.device, non_blocking=True).view(-1, 1, 1)
             for column in np.ascontiguousarray(factors.T)
         )
-        self.weights = self.weights.to(images.device)  # once: the device is waited for
+        self.weights = self.weights.to(images.device, non_blocking=True)  # once
         pixels = images.float()
         grey = pixels @ self.weights
         mean = grey.mean((1, 2), keepdim=True)

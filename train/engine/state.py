@@ -106,8 +106,8 @@ class TrainState:
 
         Returns whether the gradients were finite, a bool [] on the device. When they were not, weights,
         moments and batch-norm statistics stay as they were before the step. The device is not waited for,
-        but by muon and the scaler of fp16, which skip a step no other way. Gradients are sums over all
-        ranks, so that all ranks decide alike.
+        as the optimizers know torch's mark for skipped steps. Gradients are sums over all ranks, so that
+        all ranks decide alike.
         """
         if clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -118,7 +118,7 @@ class TrainState:
         if self.scaler.is_enabled():  # it checks the gradients itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif self.optimizer.defaults.get("fused"):
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
             fused: Any = self.optimizer  # fused optimizers skip a step by this mark, on the device
             fused.grad_scale, fused.found_inf = None, (~finite).float()
             self.optimizer.step()

@@ -1,6 +1,5 @@
 """Optimizers by name with their usual rates, and the groups of parameters that they step."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from train.config import TrainConfig
 from train.models.classifier import ImageClassifier
 from train.models.layers import layer_groups
+from train.optim.muon import Muon
 from train.precision import Precision
 
 NEWTON_SCHULZ_STEPS = 3  # of muon; the usual 5 cost ResNet-18 at 64 px a sixth of its speed
@@ -41,34 +41,22 @@ def _sgd(groups: Groups, lr: float, precision: Precision) -> Optimizer:
 
 
 def _muon(groups: Groups, lr: float, precision: Precision) -> Optimizer:
-    """Return timm's Muon: orthogonalised momentum for matrices and convolutions (flattened to [out, in *
-    height * width]), scaled to the size of AdamW's steps (arXiv 2502.16982), and NAdamW for biases,
-    normalisation, depthwise convolutions and heads of few classes.
+    """Return Muon: orthogonalised momentum for matrices and convolutions (flattened to [out, in * height *
+    width]), scaled to the size of AdamW's steps (arXiv 2502.16982), and AdamW for biases, normalisation,
+    depthwise convolutions and heads of few classes.
 
-    timm orthogonalises in bf16. A processor without bf16 arithmetic emulates it, five times as slowly, and
-    all ranks must compute alike: on processors it is done in float32 unless the whole step is in bf16.
+    It orthogonalises in float32 unless the whole step is in bf16, on every device: a processor without bf16
+    arithmetic emulates it, five times as slowly, and all ranks must compute alike.
     """
-    from timm.optim import muon
-
-    class Float32Muon(muon.Muon):
-        def step(self, closure: Any = None) -> Any:
-            usual = muon.zeropower_via_newtonschulz
-            muon.zeropower_via_newtonschulz = functools.partial(usual, dtype=torch.float32)
-            try:
-                return super().step(closure)  # type: ignore[no-untyped-call]
-            finally:
-                muon.zeropower_via_newtonschulz = usual
-
-    in_float32 = groups[0]["params"][0].device.type == "cpu" and precision.autocast != "bfloat16"
-    optimizer: Optimizer = (Float32Muon if in_float32 else muon.Muon)(
+    return Muon(
         groups,
+        dtype=torch.bfloat16 if precision.autocast == "bfloat16" else torch.float32,
         lr=lr,
         momentum=0.95,
         ns_steps=NEWTON_SCHULZ_STEPS,
         ns_coefficients="original",  # of all that timm has the nearest to orthogonal after so few
         adjust_lr_fn="match_rms_adamw",
     )
-    return optimizer
 
 
 OPTIMIZERS = {

@@ -4,7 +4,6 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from timm.optim import muon
 
 from train.config import TrainConfig
 from train.distributed import Ranks
@@ -123,26 +122,6 @@ def test_a_first_step_that_is_skipped_leaves_nothing_behind(name: str) -> None:
         weights.append([p.detach().clone() for p in net.parameters()])
     for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("autocast", ["", "bfloat16"])
-def test_muon_orthogonalises_in_the_precision_of_training(
-    autocast: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever processor a rank has: all must change the weights alike."""
-    usual, seen = muon.zeropower_via_newtonschulz, set()
-
-    def watched(*arguments: Any, dtype: torch.dtype = torch.bfloat16, **rest: Any) -> torch.Tensor:
-        seen.add(dtype)
-        return usual(*arguments, dtype=dtype, **rest)
-
-    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", watched)
-    net = model()
-    for parameter in net.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    build_optimizer(TrainConfig(optimizer="muon"), net, Precision(autocast)).step()
-    assert seen == {torch.bfloat16 if autocast else torch.float32}
-    assert muon.zeropower_via_newtonschulz is watched
 
 
 def test_muon_steps_equally_far_in_every_direction_of_a_convolution() -> None:

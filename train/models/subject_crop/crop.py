@@ -105,7 +105,9 @@ def square(boxes: Tensor, margin: float, smallest: float) -> Tensor:
 
 def whole(pixels: Tensor) -> Tensor:
     """Return boxes [N, 4] of the whole image."""
-    return pixels.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(pixels.shape[0], 4)
+    # of numbers made on the device: a copy from the host would wait for it
+    box = torch.cat([pixels.new_zeros(2), pixels.new_ones(2)])
+    return box.expand(pixels.shape[0], 4)
 
 
 def crop_and_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:

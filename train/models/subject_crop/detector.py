@@ -39,6 +39,7 @@ class DetectedSubject(nn.Module):
 
     detector: Any  # its parts have no types
     anchors: Tensor
+    columns: Tensor
     mean: Tensor
     std: Tensor
 
@@ -63,6 +64,7 @@ class DetectedSubject(nn.Module):
         if any(number >= known for number in classes):
             listed = ",".join(map(str, classes))
             raise UserError(f"--crop-classes {listed}: the detector's classes are 0 to {known - 1}")
+        self.register_buffer("columns", torch.tensor(classes, dtype=torch.long), persistent=False)
         (anchors,) = detector.anchor_generator(ImageList(blank, [(self.size, self.size)]), features)
         self.register_buffer("anchors", anchors, persistent=False)
 
@@ -84,17 +86,31 @@ class DetectedSubject(nn.Module):
         logits, regression = heads["cls_logits"], heads["bbox_regression"]
         if isinstance(self.detector, SSD):
             scores = logits.softmax(2)
-            scores = scores[:, :, list(self.classes)] if self.classes else scores[:, :, 1:]
+            scores = scores[:, :, self.columns] if self.classes else scores[:, :, 1:]
         else:
-            scores = (logits[:, :, list(self.classes)] if self.classes else logits).sigmoid()
+            scores = (logits[:, :, self.columns] if self.classes else logits).sigmoid()
         score = scores.amax(2)
         if "bbox_ctrness" in heads:
             score = (score * heads["bbox_ctrness"].squeeze(2).sigmoid()).sqrt()
         coder = self.detector.box_coder
-        decode = coder.decode_single if isinstance(coder, BoxCoder) else coder.decode
-        anchors = self.anchors.expand(pixels.shape[0], -1, -1).flatten(0, 1)
-        boxes = decode(regression.flatten(0, 1), anchors).view(-1, *self.anchors.shape)
+        if isinstance(coder, BoxCoder):
+            boxes = decode(coder, regression, self.anchors)
+        else:
+            anchors = self.anchors.expand(pixels.shape[0], -1, -1).flatten(0, 1)
+            boxes = coder.decode(regression.flatten(0, 1), anchors).view(-1, *self.anchors.shape)
         return score, (boxes / self.size).clamp(0.0, 1.0)
+
+
+def decode(coder: BoxCoder, regression: Tensor, anchors: Tensor) -> Tensor:
+    """Return the boxes [N, A, 4] of anchors [A, 4] and regressions [N, A, 4].
+
+    torchvision's `decode_single` copies two constants to the device each time, and waits for it.
+    """
+    shift, _, growth, _ = coder.weights  # of both axes alike in all its detectors
+    sides = anchors[:, 2:] - anchors[:, :2]
+    centres = regression[..., :2] / shift * sides + (anchors[:, :2] + 0.5 * sides)
+    half = 0.5 * (regression[..., 2:] / growth).clamp(max=coder.bbox_xform_clip).exp() * sides
+    return torch.cat([centres - half, centres + half], 2)
 
 
 def best_box(scores: Tensor, boxes: Tensor, min_score: float) -> Tensor:
