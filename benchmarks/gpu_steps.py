@@ -23,9 +23,10 @@ from train.config import TrainConfig
 from train.data.loader import Batch
 from train.data.sampler import EpochPlan, Key
 from train.distributed import Ranks
-from train.engine.build import build_loaders, build_run
+from train.engine.build import build_run
 from train.engine.device import choose_workers
 from train.engine.launch import LaunchTimes, time_launch
+from train.engine.loaders import build_loaders
 from train.engine.loop import EpochProgress, TrainBatches, accumulate_gradients, train_one_epoch
 from train.engine.loss import Criterion
 from train.engine.prepare import prepare

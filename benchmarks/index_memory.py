@@ -30,8 +30,8 @@ from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import PixelCache
 from train.data.sampler import EpochPlan
 from train.distributed import gather_list, on_main, process_group, ranks_from_environment
-from train.engine.build import share_index
 from train.engine.device import keep_freed_memory
+from train.engine.loaders import share_index
 
 SIDE, BATCH, STEPS = 64, 64, 50
 

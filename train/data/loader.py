@@ -126,6 +126,7 @@ class Loader:
         self, dataset: PixelDataset, num_workers: int, pin_memory: bool, hang_seconds: float = math.inf
     ):
         self.images, self.cache, self.hang_seconds = dataset.images, dataset.cache, hang_seconds
+        self.dataset, self.num_workers = dataset, num_workers
         self.while_waiting: Callable[[], None] = lambda: None
         """Called once a second while a batch does not come; may raise."""
         self.lost: dict[str, str] = {}
@@ -162,10 +163,16 @@ class Loader:
 
     def with_augment(self, augment: ImageAugment) -> "Loader":
         """Return a loader of the same images and cache, augmented in another way."""
-        dataset = copy.copy(self.loader.dataset)
-        assert isinstance(dataset, PixelDataset)
+        dataset = copy.copy(self.dataset)
         dataset.transform = augment
-        new = Loader(dataset, self.loader.num_workers, self.loader.pin_memory, self.hang_seconds)
+        return self._replaced(dataset, self.num_workers)
+
+    def with_workers(self, num_workers: int) -> "Loader":
+        """Return the same loader with another number of processes."""
+        return self._replaced(self.dataset, num_workers)
+
+    def _replaced(self, dataset: PixelDataset, num_workers: int) -> "Loader":
+        new = Loader(dataset, num_workers, self.loader.pin_memory, self.hang_seconds)
         new.lost = self.lost
         return new
 

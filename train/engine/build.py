@@ -1,18 +1,14 @@
 """Build a TrainingRun: a new one, or as a checkpoint has it."""
 
-from pathlib import Path
+import math
 from typing import Any
 
 import torch
 
 from train.config import TrainConfig
-from train.data.augment import ImageAugment
-from train.data.device_cache import AnyLoader, DeviceLoader, choose_device_cache
-from train.data.index import Data, ImageSet, class_weights
-from train.data.loader import Loader, PixelDataset
-from train.data.pixel_cache import Entries, PixelCache, open_cache, training_entries, validation_entries
+from train.data.index import Data, class_weights
 from train.data.sampler import EpochPlan
-from train.distributed import Log, Ranks, max_over_ranks, on_main
+from train.distributed import Log, Ranks, on_main
 from train.engine.autotune import choose_precision
 from train.engine.checkpointing import restore, schedule_change
 from train.engine.checks import (
@@ -23,7 +19,7 @@ from train.engine.checks import (
     few_steps,
     trained_on_validation,
 )
-from train.engine.device import free_memory
+from train.engine.loaders import build_loaders, fit_to_step
 from train.engine.loss import Criterion
 from train.engine.retune import head_state, retuning_settings
 from train.engine.run import TrainingRun
@@ -34,9 +30,6 @@ from train.models.subject_crop.build import SubjectCropSettings, add_subject_cro
 from train.precision import Precision
 from train.runs.history import History, is_retuning
 from train.runs.snapshots import Position
-from train.shared_memory import share
-
-VAL_WORKERS = 2  # loader processes: validation only runs the network forward, on pixels as they are
 
 
 def build_run(
@@ -69,9 +62,11 @@ def build_run(
     if plan.micro_batch_size == 1:
         check_single_image(model, config)
     if checkpoint is None:
-        precision = choose_precision(config, model, criterion, plan, len(classes), ranks, device, log)
+        precision, step_seconds = choose_precision(
+            config, model, criterion, plan, len(classes), ranks, device, log
+        )
     else:
-        precision = Precision(**checkpoint["precision"])
+        precision, step_seconds = Precision(**checkpoint["precision"]), math.nan
     state = build_state(config, model, plan.steps, precision, ranks, device)
     stage, history, position = config, History(), Position()
     if checkpoint is not None:
@@ -84,7 +79,8 @@ def build_run(
             state.load_statistics(checkpoint["statistics_of_ranks"], ranks)
         if note := schedule_change(checkpoint, state, config, plan.steps):
             log(note)
-    loaders = build_loaders(config, stage, data, ranks, device, num_workers, log)
+    train, val = build_loaders(config, stage, data, ranks, device, num_workers, log)
+    loaders = fit_to_step(train, config, plan, step_seconds, log), val
     run = TrainingRun(
         config, stage, data, ranks, device, plan, criterion, state, *loaders, history, position, teacher
     )
@@ -133,66 +129,3 @@ def build_criterion(config: TrainConfig, data: Data) -> Criterion:
     weights = class_weights(data.train) if config.class_weights == "balanced" else None
     share = config.teacher_share if config.teacher else 0.0
     return Criterion(config.label_smoothing, weights, share, config.teacher_temperature)
-
-
-def build_loaders(
-    config: TrainConfig,
-    stage: TrainConfig,
-    data: Data,
-    ranks: Ranks,
-    device: torch.device,
-    num_workers: int,
-    log: Log,
-) -> tuple[AnyLoader, AnyLoader]:
-    """Return the loaders of training images, in the stage's view, and of validation images."""
-    cache, val_cache = caches = open_caches(config, data, ranks, log)
-    needed = [0 if each is None else each.bytes.size for each in caches]
-    free = -max_over_ranks(-free_memory(device))
-    (train_there, val_there), note = choose_device_cache(config, device, needed, free)
-    if note:
-        log(note)
-    pin, hang_seconds = device.type == "cuda", 60 * config.hang_minutes
-    augment = ImageAugment(stage)
-    if cache is not None and train_there:
-        train: AnyLoader = DeviceLoader(data.train, cache, config.seed, augment, device)
-    else:
-        load = training_entries(config).load
-        dataset = PixelDataset(data.train, config.seed, augment, cache, load)
-        train = Loader(dataset, num_workers, pin, hang_seconds)
-    if val_cache is not None and val_there:
-        return train, DeviceLoader(data.val, val_cache, config.seed, None, device)
-    transform = config.preprocess() if val_cache is None else None
-    dataset = PixelDataset(data.val, config.seed, transform, val_cache)
-    return train, Loader(dataset, min(num_workers, VAL_WORKERS), pin, hang_seconds)
-
-
-def open_caches(
-    config: TrainConfig, data: Data, ranks: Ranks, log: Log
-) -> tuple[PixelCache | None, PixelCache | None]:
-    """Return the pixel caches of training and validation images, None where they are decoded each time.
-
-    Rank 0 builds them; the ranks of another machine build their own if they do not see its files.
-    """
-    mode = config.pixel_cache
-    if mode == "off" or (mode == "auto" and config.epochs + config.retune_epochs == 1):
-        return None, None
-    folder = Path(config.output) / ".cache"
-
-    def open_one(images: ImageSet, stored: Entries) -> PixelCache | None:
-        def opened() -> PixelCache | None:
-            return open_cache(folder, images, stored, mode, log)
-
-        built = on_main(ranks, lambda: opened() is not None)
-        return share_index(opened() if built else None, ranks, folder)
-
-    train, val = (
-        open_one(data.train, training_entries(config)),
-        open_one(data.val, validation_entries(config)),
-    )
-    return train, val
-
-
-def share_index(cache: PixelCache | None, ranks: Ranks, folder: Path) -> PixelCache | None:
-    """Return the cache with one copy of its index on each machine. Every rank must call it."""
-    arrays = share([] if cache is None else [cache.offsets, cache.sizes], ranks, folder)
-    return None if cache is None else PixelCache(cache.file, *arrays)

@@ -23,6 +23,7 @@ DRIVER = Path(
 )  # of the loaded driver, also in a container without its devices
 CONTROL_DEVICE = Path("/dev/nvidiactl")
 OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|_STATUS_ALLOC_FAILED")
+MOST_WORKERS = 16  # loader processes of a rank that trains on a GPU
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -103,7 +104,7 @@ def choose_workers(config: TrainConfig, ranks: Ranks, device: torch.device) -> i
         return config.num_workers
     share = available_processors() // ranks.local_world_size
     if device.type == "cuda":
-        return max(1, min(8, share - 1))
+        return max(1, min(MOST_WORKERS, share - 1))  # fewer if a measurement shows that they do
     return 0 if share <= 2 else min(8, share // 4)
 
 

@@ -121,7 +121,7 @@ def test_more_processes_than_gpus_is_an_error_that_names_both(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("processors", "ranks", "device", "workers"),
     [(2, 1, "cpu", 0), (2, 4, "cpu", 0), (16, 1, "cpu", 4), (64, 4, "cpu", 4), (128, 1, "cpu", 8)]
-    + [(2, 1, "cuda", 1), (8, 1, "cuda", 7), (64, 4, "cuda", 8), (4, 8, "cuda", 1)],
+    + [(2, 1, "cuda", 1), (8, 1, "cuda", 7), (64, 4, "cuda", 15), (64, 1, "cuda", 16), (4, 8, "cuda", 1)],
 )
 def test_loader_processes_follow_the_processors(
     monkeypatch: pytest.MonkeyPatch, processors: int, ranks: int, device: str, workers: int

@@ -1,0 +1,106 @@
+"""Loaders of a run: from the device's memory or by processes, as many as its steps need."""
+
+import math
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from train.config import TrainConfig
+from train.data.augment import ImageAugment
+from train.data.device_cache import AnyLoader, DeviceLoader, choose_device_cache
+from train.data.index import Data, ImageSet
+from train.data.loader import Loader, PixelDataset
+from train.data.pixel_cache import Entries, PixelCache, open_cache, training_entries, validation_entries
+from train.data.sampler import EpochPlan
+from train.data.workers import time_loading, workers_needed
+from train.distributed import Log, Ranks, max_over_ranks, on_main
+from train.engine.device import free_memory
+from train.shared_memory import share
+
+USUAL_WORKERS = 8
+VAL_WORKERS = 2  # loader processes that copy pixels as they are
+
+
+def build_loaders(
+    config: TrainConfig,
+    stage: TrainConfig,
+    data: Data,
+    ranks: Ranks,
+    device: torch.device,
+    num_workers: int,
+    log: Log,
+) -> tuple[AnyLoader, AnyLoader]:
+    """Return the loaders of training images, in the stage's view, and of validation images."""
+    cache, val_cache = caches = open_caches(config, data, ranks, log)
+    needed = [0 if each is None else each.bytes.size for each in caches]
+    free = -max_over_ranks(-free_memory(device))
+    (train_there, val_there), note = choose_device_cache(config, device, needed, free)
+    if note:
+        log(note)
+    pin, hang_seconds = device.type == "cuda", 60 * config.hang_minutes
+    augment = ImageAugment(stage)
+    if cache is not None and train_there:
+        train: AnyLoader = DeviceLoader(data.train, cache, config.seed, augment, device)
+    else:
+        load = training_entries(config).load
+        dataset = PixelDataset(data.train, config.seed, augment, cache, load)
+        train = Loader(dataset, num_workers, pin, hang_seconds)
+    if val_cache is not None and val_there:
+        return train, DeviceLoader(data.val, val_cache, config.seed, None, device)
+    if val_cache is None:
+        dataset = PixelDataset(data.val, config.seed, config.preprocess())
+        return train, Loader(dataset, num_workers, pin, hang_seconds)
+    dataset = PixelDataset(data.val, config.seed, None, val_cache)
+    return train, Loader(dataset, min(num_workers, VAL_WORKERS), pin, hang_seconds)
+
+
+def fit_to_step(
+    loader: AnyLoader, config: TrainConfig, plan: EpochPlan, step_seconds: float, log: Log
+) -> AnyLoader:
+    """Return a loader with as many processes as a forward pass needs, of at most those that it has.
+
+    One batch is loaded by this process alone, after another one that is not counted. A number that is given
+    stays; after a resume, steps are not timed (NaN), and there are at most USUAL_WORKERS.
+    """
+    if not isinstance(loader, Loader) or config.num_workers >= 0 or loader.num_workers <= 1:
+        return loader
+    if math.isnan(step_seconds):
+        return loader.with_workers(min(loader.num_workers, USUAL_WORKERS))
+    seconds = time_loading(loader.dataset.__getitem__, islice(plan.batches(0), 2))
+    workers = workers_needed(seconds, step_seconds, loader.num_workers)
+    found = f"a batch takes one {seconds:.3f} s, a step {step_seconds:.3f} s"
+    log(f"loader processes: {workers} on each rank ({found})")
+    return loader.with_workers(workers)
+
+
+def open_caches(
+    config: TrainConfig, data: Data, ranks: Ranks, log: Log
+) -> tuple[PixelCache | None, PixelCache | None]:
+    """Return the pixel caches of training and validation images, None where they are decoded each time.
+
+    Rank 0 builds them; the ranks of another machine build their own if they do not see its files.
+    """
+    mode = config.pixel_cache
+    if mode == "off" or (mode == "auto" and config.epochs + config.retune_epochs == 1):
+        return None, None
+    folder = Path(config.output) / ".cache"
+
+    def open_one(images: ImageSet, stored: Entries) -> PixelCache | None:
+        def opened() -> PixelCache | None:
+            return open_cache(folder, images, stored, mode, log)
+
+        built = on_main(ranks, lambda: opened() is not None)
+        return share_index(opened() if built else None, ranks, folder)
+
+    train, val = (
+        open_one(data.train, training_entries(config)),
+        open_one(data.val, validation_entries(config)),
+    )
+    return train, val
+
+
+def share_index(cache: PixelCache | None, ranks: Ranks, folder: Path) -> PixelCache | None:
+    """Return the cache with one copy of its index on each machine. Every rank must call it."""
+    arrays = share([] if cache is None else [cache.offsets, cache.sizes], ranks, folder)
+    return None if cache is None else PixelCache(cache.file, *arrays)
