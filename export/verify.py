@@ -204,7 +204,8 @@ def _score(
         return np.array([names[i] == label for i, label in zip(values.argmax(1), labels, strict=True)])
 
     def log_loss(values: Floats, names: list[str]) -> float:
-        columns = [names.index(label) for label in labels]
+        positions = {name: i for i, name in enumerate(names)}
+        columns = [positions[label] for label in labels]
         return float(-np.log(np.maximum(values[rows, columns], 1e-15)).mean())
 
     expected, got = right(pytorch, trained_names), right(served, served_names)

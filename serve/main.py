@@ -230,6 +230,8 @@ def score_images(
         else f"{total} images"
     )
     print_start(f"{which} in {args.images}", model.described(args.model), scoring.predictor, source)
+    if not sample and (warning := scoring.layout.warn_of_size(len(rows))):
+        print(warning, file=sys.stderr)
     progress = Progress(len(rows))
     if shard or args.resume or (total > args.part_size and scoring.form.open_joiner):
         part.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -88,7 +89,8 @@ class ModelMetadata:
         if len(self.class_names) < 2:
             raise UserError(f"a classifier needs two classes or more, not {self.class_names}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise UserError(f"class names repeat: {self.class_names}")
+            twice = sorted(name for name, count in Counter(self.class_names).items() if count > 1)
+            raise UserError(f"class names repeat: {', '.join(map(repr, twice[:5]))}")
 
     def pairing(self, provider: str, precision: str) -> Pairing | None:
         return next((p for p in self.verified if (p.provider, p.precision) == (provider, precision)), None)

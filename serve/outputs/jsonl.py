@@ -23,13 +23,14 @@ class JsonlWriter:
         cells[field] = "null"
         if row.probabilities is not None:
             likeliest = self.layout.likeliest(row.probabilities)
-            values = [str(p) for p in row.probabilities]  # of a float32, the shortest; valid JSON
-            cells |= {"label": self.names[likeliest[0]], "probability": values[likeliest[0]]}
+            # str of a float32 is the shortest text that reads back as the same number, and valid JSON
+            ranked = [(self.names[i], str(row.probabilities[i])) for i in likeliest]
+            cells |= dict(zip(("label", "probability"), ranked[0], strict=True))
             if self.layout.top_k:
-                pairs = (f'{{"label":{self.names[i]},"probability":{values[i]}}}' for i in likeliest)
+                pairs = (f'{{"label":{name},"probability":{value}}}' for name, value in ranked)
                 cells[field] = f"[{','.join(pairs)}]"
             else:
-                pairs = (f"{name}:{value}" for name, value in zip(self.names, values, strict=True))
+                pairs = (f"{name}:{p!s}" for name, p in zip(self.names, row.probabilities, strict=True))
                 cells[field] = f"{{{','.join(pairs)}}}"
         if self.layout.embeddings:
             vector = row.embedding

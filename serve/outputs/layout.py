@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 
+BYTES_OF_A_PROBABILITY = 13  # in CSV, with its comma
+LARGE_OUTPUT = 2 * 10**9  # bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -50,6 +53,16 @@ class Layout:
         if not self.top_k:
             return [f"probability_{name}" for name in self.class_names]
         return [f"{kind}_{rank}" for rank in range(2, self.top_k + 1) for kind in ("label", "probability")]
+
+    def warn_of_size(self, rows: int) -> str:
+        """Return a warning when the probabilities of all classes make a very large file, else ""."""
+        size = BYTES_OF_A_PROBABILITY * len(self.class_names) * rows
+        if self.top_k or size < LARGE_OUTPUT:
+            return ""
+        return (
+            f"warning: the probabilities of all {len(self.class_names)} classes make about "
+            f"{size / 1e9:.0f} GB in text; --top-k 5 writes the likeliest classes"
+        )
 
     def likeliest(self, probabilities: NDArray[np.float32]) -> list[int]:
         """Return class numbers, the likeliest first; of equal ones the first class, as argmax does."""

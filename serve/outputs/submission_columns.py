@@ -111,13 +111,17 @@ def _column_of_each_class(sample: Sample, class_names: Sequence[str], values: Va
     if not kind and shown <= {"0", "1"} and "1" in shown:
         raise UserError(f"{sample}: its columns hold 0 and 1, probabilities or a class: {CHOOSE}")
     if kind == "class":
-        eye = np.eye(len(class_names), dtype=int)[:, order].astype(str).tolist()
-        fallback = sample.first if sample.first in eye else eye[order[0]]
+        one_of = sorted(sample.first) == sorted(one_hot(0, len(order)))
+        fallback = sample.first if one_of else one_hot(0, len(order))
         meaning = f"each column is 1 for the likeliest of {len(order)} classes, else 0"
-        return Column(lambda p: eye[int(p.argmax())], fallback, meaning + notes)
+        return Column(lambda p: one_hot(int(p[order].argmax()), len(order)), fallback, meaning + notes)
     equal = [str(np.float32(1 / len(order)))] * len(order)
     meaning = f"each of {len(order)} columns is the probability of its class"
     return Column(lambda p: [str(value) for value in p[order]], equal, meaning + notes)
+
+
+def one_hot(place: int, count: int) -> list[str]:
+    return ["1" if i == place else "0" for i in range(count)]
 
 
 def match_columns(sample: Sample, class_names: Sequence[str]) -> tuple[list[int], str]:

@@ -60,6 +60,8 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     three smallest."""
     if len(counts) <= MOST_COUNTED:
         return str(dict(counts))
+    if len(set(counts.values())) == 1:
+        return f"in {len(counts)} classes, {min(counts.values())} in each"
     smallest = sorted(counts, key=counts.__getitem__)[:3]
     named = ", ".join(f"{name!r} {counts[name]}" for name in smallest)
     return (

@@ -18,3 +18,11 @@ def test_more_classes_than_there_are_cannot_be_likeliest() -> None:
     for k in (-1, 4):
         with pytest.raises(ValueError, match=rf"--top-k {k} .* 3 "):
             Layout(CLASS_NAMES, k)
+
+
+def test_a_file_of_gigabytes_of_probabilities_is_warned_of() -> None:
+    many = tuple(f"class {i}" for i in range(10_000))
+    assert "--top-k" in Layout(many).warn_of_size(100_000)
+    assert "13 GB" in Layout(many).warn_of_size(100_000)
+    assert Layout(many, top_k=5).warn_of_size(100_000) == ""
+    assert Layout(("cat", "dog")).warn_of_size(10_000_000) == ""
