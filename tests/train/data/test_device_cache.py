@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from forked import train
+from test_cuda_pretended import CUDA, pretended_cuda
 from train_data import CPU, ONE, flat_set, make_data, settings, train_epochs
 
 import train.data.device_cache as module
@@ -23,7 +24,6 @@ from train.engine.checks import check_start
 from train.engine.retune import retuning_settings
 from train.runs.history import History
 
-CUDA = torch.device("cuda", 0)
 LEVELS = {"bilinear": 1, "bicubic": 2}
 
 
@@ -90,6 +90,25 @@ def test_re_tuning_sees_validations_view_of_the_same_memory(tmp_path: Path) -> N
     plan = EpochPlan(len(data.train), 4, 0)
     for a, b in zip(on_cpu.with_augment(augment)(plan.batches(0)), again(plan.batches(0)), strict=True):
         assert int((a.images.int() - b.images.int()).abs().max()) <= 1
+
+
+def test_a_pretended_gpu_makes_the_images_and_is_not_waited_for(tmp_path: Path) -> None:
+    config, data = make_data(tmp_path, crop_scale=0.35, flip=0.5)
+    train, val = (
+        open_cache(tmp_path / "cache", images, entries(config), "on", silent)
+        for images, entries in ((data.train, training_entries), (data.val, validation_entries))
+    )
+    assert train is not None
+    assert val is not None
+    with pretended_cuda() as audit:
+        for images, cache, augment in ((data.train, train, ImageAugment(config)), (data.val, val, None)):
+            pixels = torch.empty(cache.bytes.size // 3, 3, dtype=torch.uint8, device=CUDA)
+            loader = DeviceLoader(images, cache, 0, augment, CUDA, pixels)
+            for batch in loader([[(0, i, 1.0) for i in range(len(images))]]):
+                assert batch.to(CUDA).images.device == CUDA
+                assert batch.images.shape == (len(images), 16, 16, 3)
+                assert batch.indices.device == CPU, "colour jitter computes its numbers from them"
+    assert not audit.waits
 
 
 MB = 1_000_000

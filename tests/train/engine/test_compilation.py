@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from forked import on_ranks
-from train_data import CPU, settings
+from train_data import CPU, ONE, linear_model, settings
 
 import train.engine.compilation as module
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
 from train.engine.compilation import choose_compiled, keep_compiled, pays, worth_trying
+from train.engine.state import build_state
+from train.precision import Precision
 
 PLAN = EpochPlan(1280, 128, 0)  # 10 steps an epoch
 
@@ -98,3 +100,19 @@ def test_what_is_compiled_is_kept_below_the_output_unless_the_user_chose_a_folde
     keep_compiled(tmp_path / "other")
     assert os.environ[module.CACHE_VARIABLE] == str(tmp_path)
     monkeypatch.delenv(module.CACHE_VARIABLE)
+
+
+@pytest.mark.parametrize(
+    ("setting", "chosen_before", "expected"),
+    [("auto", True, True), ("auto", False, False), (True, False, True), (False, True, False)],
+)
+def test_a_run_is_compiled_as_it_was_chosen_at_its_start_also_when_resumed(
+    setting: Any, chosen_before: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic: compiled.append(self))
+    precision = Precision(compiled=chosen_before)
+    config = settings(tmp_path, compile=setting)
+    state = build_state(config, linear_model(), 1, precision, ONE, CPU)
+    assert bool(compiled) == expected
+    assert Precision(**state.state_dict()["precision"]) == precision
