@@ -30,10 +30,13 @@ from serve.inputs.inventory import Entry
 from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.processors import available_processors
+from serve.providers.registry import PROVIDERS
 from serve.storage import OutageError
 
 BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache
 BATCH_SIZE_ON_A_DEVICE = 64
+BATCH_SIZE_OF_16_BITS = 128  # on a GPU, which is done with them in half the time
+RUNS_ON_A_GPU = 2  # at the same time: pixels of one travel while the other one is computed
 WINDOW = 64  # batches begun or finished ahead of the one whose rows are wanted next
 BATCHES_MEASURED = 2  # by each worker, before their number is decided
 MAX_WORKERS = 32
@@ -117,7 +120,9 @@ def score(
 
 def default_batch_size(predictor: Predictor) -> int:
     if predictor.provider != "cpu":
-        return BATCH_SIZE_ON_A_DEVICE
+        small = bool({predictor.precision, predictor.metadata.precision} & {"fp16", "bf16"})
+        on_gpu = PROVIDERS[predictor.provider].on_gpu
+        return BATCH_SIZE_OF_16_BITS if small and on_gpu else BATCH_SIZE_ON_A_DEVICE
     return min(32, max(1, BATCH_PIXELS // predictor.metadata.preprocess.size**2))
 
 
@@ -145,7 +150,8 @@ class Turns:
         processors = processors or available_processors()
         # Each call of the model costs memory: no more at once than can run at once. Meanwhile the other
         # workers read and decode.
-        self.device = threading.Semaphore(processors if predictor.provider == "cpu" else 1)
+        runs = RUNS_ON_A_GPU if PROVIDERS[predictor.provider].on_gpu else 1
+        self.device = threading.Semaphore(processors if predictor.provider == "cpu" else runs)
         self.decoding = threading.Semaphore(processors)  # an image may take half a gigabyte
 
 

@@ -44,6 +44,8 @@ class Provider(ABC):
     precisions: tuple[str, ...] = ("fp32",)
     """What it can compute a float32 model's layers in."""
     chosen_by_auto = True
+    on_gpu = False
+    """It needs hardly any of the host's threads, and pixels of a call can travel while another one runs."""
     requirements = ""
     """What to install where it is absent."""
 

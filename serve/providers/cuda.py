@@ -1,4 +1,4 @@
-"""CUDA: NVIDIA GPUs through cuDNN, in float32."""
+"""CUDA: NVIDIA GPUs through cuDNN, in float32, or TF32 where that is asked for."""
 
 import contextlib
 import sys
@@ -19,6 +19,8 @@ REQUIREMENTS = (
 
 class Cuda(Provider):
     name, full_name = "cuda", "CUDAExecutionProvider"
+    precisions: tuple[str, ...] = ("fp32", "tf32")
+    on_gpu = True
     requirements = REQUIREMENTS
 
     def why_absent(self) -> str:
@@ -28,7 +30,10 @@ class Cuda(Provider):
     def configure(
         self, options: ort.SessionOptions, path: Path, runtime: Runtime, metadata: ModelMetadata
     ) -> list[Any] | None:
-        return [cuda_options(runtime), Cpu.full_name]
+        name, own = cuda_options(runtime)
+        if metadata.precision == "fp16":  # whose convolutions tensor cores compute in this layout
+            own["prefer_nhwc"] = "1"
+        return [(name, own), Cpu.full_name]
 
 
 def cuda_options(runtime: Runtime) -> tuple[str, dict[str, str]]:
@@ -36,7 +41,8 @@ def cuda_options(runtime: Runtime) -> tuple[str, dict[str, str]]:
         ort.preload_dlls()  # CUDA and cuDNN as pip installs them, which the system's loader does not search
     return Cuda.full_name, {
         "device_id": str(runtime.device_id),
-        "use_tf32": "0",  # the default, 1, keeps 10 bits of the mantissa: not fp32
+        # the default, 1, keeps 10 bits of the mantissa: not fp32
+        "use_tf32": str(int(runtime.precision == "tf32")),
         # The default, EXHAUSTIVE, times every algorithm again for each batch size, so for the last batch.
         "cudnn_conv_algo_search": "HEURISTIC",
     }

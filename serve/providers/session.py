@@ -161,6 +161,8 @@ def _faster_precision(precision: str, metadata: ModelMetadata) -> str:
 def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reason: str) -> Opened:
     provider = PROVIDERS[name]
     threads = runtime.threads  # 0: a provider that serialises its calls takes every processor for each
+    if not threads and provider.on_gpu:
+        threads = 1
     if not threads and name == DEFAULT:
         threads = max(1, available_processors() // runtime.workers)
     options = _session_options(threads)

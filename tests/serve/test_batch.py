@@ -1,5 +1,6 @@
 """One row for each input, in order, and never another file's answer, whatever fails beside it."""
 
+import copy
 import errno
 import math
 import os
@@ -25,7 +26,7 @@ from serve_model import (
 )
 
 from serve import batch
-from serve.batch import StorageHangsError, check_score, default_batch_size, score
+from serve.batch import StorageHangsError, Turns, check_score, default_batch_size, score
 from serve.contract.doubts import NARROW
 from serve.contract.images import load_image, read_image_file
 from serve.contract.metadata import EMBEDDINGS_NAME
@@ -190,6 +191,27 @@ def test_a_batch_is_what_stays_in_the_cache_but_never_empty(
 ) -> None:
     model = build_model(tmp_path / "model.onnx", size=size)
     assert default_batch_size(Predictor(model, "cpu", threads=1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "runs", "size"),
+    [
+        ("cuda", "fp32", 2, 64),
+        ("cuda", "tf32", 2, 64),
+        ("tensorrt", "fp16", 2, 128),
+        ("tensorrt", "bf16", 2, 128),
+        ("openvino", "bf16", 1, 64),
+        ("cpu", "fp32", 3, 32),
+    ],
+)
+def test_a_gpu_has_two_runs_in_flight_and_larger_batches_of_16_bits(
+    predictor: Predictor, provider: str, precision: str, runs: int, size: int
+) -> None:
+    there = copy.copy(predictor)
+    there.provider, there.precision = provider, precision
+    device = Turns(there, 3).device
+    assert [device.acquire(blocking=False) for _ in range(runs + 1)] == [True] * runs + [False]
+    assert default_batch_size(there) == size
 
 
 def test_memory_is_a_batch_a_worker_whatever_the_number_of_files(tmp_path: Path) -> None:

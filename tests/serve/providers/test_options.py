@@ -7,12 +7,13 @@ import onnxruntime as ort
 import pytest
 from serve_model import SIZE, model_verified_on
 
+from export.gate import FLOAT32, limits_for
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
 from serve.providers import openvino
 from serve.providers.base import Runtime
-from serve.providers.cuda import cuda_options
+from serve.providers.cuda import Cuda, cuda_options
 from serve.providers.tensorrt import TensorRT
 
 
@@ -29,6 +30,23 @@ def test_cuda_computes_in_float32_where_float32_is_asked_for(monkeypatch: pytest
     assert name == "CUDAExecutionProvider"
     assert options["use_tf32"] == "0"
     assert options["device_id"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("file", "precision", "tf32", "nhwc"),
+    [("fp32", "fp32", "0", None), ("fp32", "tf32", "1", None), ("fp16", "fp32", "0", "1")],
+)
+def test_tf32_and_the_layout_of_half_precision_are_pairings_of_their_own(
+    file: str, precision: str, tf32: str, nhwc: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    metadata = ModelMetadata(("a", "b"), Preprocess(), precision=file)
+    providers = Cuda().configure(ort.SessionOptions(), tmp_path, Runtime("cuda", precision), metadata)
+    assert providers is not None
+    name, options = providers[0]
+    assert (name, providers[1]) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert (options["use_tf32"], options.get("prefer_nhwc")) == (tf32, nhwc)
+    assert (limits_for(file, precision, 0.3) == FLOAT32) == (file == precision), "rounded answers are gated"
 
 
 @pytest.mark.parametrize(("precision", "flags"), [("fp32", "00"), ("fp16", "10"), ("bf16", "01")])

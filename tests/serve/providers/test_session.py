@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -128,6 +129,21 @@ def test_calls_of_the_cpu_provider_share_the_processors(
         assert opened.get_session_options().intra_op_num_threads == threads
 
 
+@pytest.mark.parametrize(("given", "threads"), [(0, 1), (3, 3)])
+def test_a_gpu_takes_one_thread_of_the_host_unless_more_are_given(
+    given: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(path: Path, options: ort.SessionOptions, providers: list[Any]) -> None:
+        raise ValueError(f"{options.intra_op_num_threads} threads")
+
+    monkeypatch.setattr(session, "available_processors", lambda: 8)
+    monkeypatch.setattr(session, "why_absent", lambda provider: "")
+    monkeypatch.setattr(session, "_create", create)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    with pytest.raises(ValueError, match=f"^{threads} threads"):
+        Predictor(model_verified_on(tmp_path, "cpu:fp32"), "cuda", given, allow_unverified=True)
+
+
 # -- a model is one file ----------------------------------------------------------------------------------
 
 
@@ -148,7 +164,7 @@ def test_a_model_that_names_a_file_beside_it_as_its_weights_is_refused(tmp_path:
         ("cpu", "bf16", "cpu .*bf16.*--precision fp32.*--provider"),
         ("cuda", "bf16", "cuda .*bf16"),
         ("openvino", "fp16", "openvino .*fp16.*--precision fp32 or bf16"),
-        ("cpu", "fp8", "--precision 'fp8'.*fp32, fp16, bf16"),
+        ("cpu", "fp8", "--precision 'fp8'.*fp32, tf32, fp16, bf16"),
         ("tpu", "fp32", "--provider 'tpu'.*auto, cpu, cuda, tensorrt, openvino"),
     ],
 )
