@@ -17,7 +17,7 @@ import onnx
 from export.report import Verification
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
-from serve.contract.metadata import VERIFIED_KEY, ModelMetadata
+from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY, ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import checkpoint_folder
 
@@ -27,14 +27,18 @@ MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.f
 
 
 def stamp(file: Path, report: Verification) -> None:
-    """Append the report's provider and precision to the metadata of a file that is not published yet.
+    """Append the report's provider and precision, and the profile of the validation images, to the metadata
+    of a file that is not published yet.
 
     The bytes that were verified stay as they are: of two protobuf messages, one behind the other, repeated
     fields are joined (protobuf.dev/programming-guides/encoding, "Last One Wins").
     """
     pairing = pairing_of(report.to_dict())
     entry = onnx.ModelProto()
-    onnx.helper.set_model_props(entry, {VERIFIED_KEY: json.dumps([pairing.to_dict()])})
+    props = {VERIFIED_KEY: json.dumps([pairing.to_dict()])}
+    if report.validation:
+        props[VALIDATION_KEY] = json.dumps(report.validation)
+    onnx.helper.set_model_props(entry, props)
     with file.open("ab") as opened:
         opened.write(entry.SerializeToString())
         opened.flush()

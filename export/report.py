@@ -59,6 +59,10 @@ class Verification:
     """How an int8 file was made."""
     images_per_second: dict[str, float] = field(default_factory=dict)
     """As in {"model.onnx openvino:bf16": 302.0}, timed in turn with cpu:fp32 of the same file."""
+    threshold: dict[str, Any] | None = None
+    """By which scoring estimates its accuracy (serve/contract/confidence.py)."""
+    validation: dict[str, Any] = field(default_factory=dict)
+    """Profile of the validation images that goes into the file (serve/contract/profile.py)."""
     checkpoint_sha256: str = ""
     model_sha256: str = ""
 

@@ -4,7 +4,9 @@ The PyTorch side takes weights, preprocessing and class names from the checkpoin
 all three from the ONNX file, through the code that serves it. Whatever was damaged on the way shows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +18,11 @@ from export.convert import split_head
 from export.gate import FLOAT32, LARGE_CHANGE, Limits, check_accuracy
 from export.report import BATCH_SIZES, Verification
 from export.validation_images import ValidationImages
+from serve.contract.confidence import fit_threshold
+from serve.contract.looks import Looks, look_of
 from serve.contract.metadata import EMBEDDINGS_NAME
 from serve.contract.preprocess import Preprocess
+from serve.contract.profile import ValidationProfile
 from serve.predictor import Predictor
 from train.models.classifier import ImageClassifier, probabilities
 
@@ -72,7 +77,8 @@ def verify(
     if predictor.metadata.preprocess.size != preprocess.size or predictor.num_classes != len(class_names):
         return report  # nothing left to compare
 
-    real = _answer(model, clip, predictor, _real_pixels(images, preprocess, predictor))
+    looks = Looks()
+    real = _answer(model, clip, predictor, _real_pixels(images, preprocess, predictor, looks))
     noise_pixels = list(_noise(preprocess.size))
     noise = _answer(model, clip, predictor, ((pixels, pixels) for pixels in noise_pixels))
     report.num_images, report.num_noise_images = len(images.paths), len(noise[0].logits)
@@ -82,6 +88,7 @@ def verify(
     if all(answers.are_finite for answers in real):
         names = (class_names, list(predictor.metadata.class_names))
         _score(report, [answers.probabilities for answers in real], images.labels, *names)
+        _profile(report, real[1].probabilities, images.labels, names[1], looks)
         check_accuracy(report, len(images.labels), images.is_whole_set)
     report.passed = not report.failures
     return report
@@ -102,15 +109,15 @@ def _check_metadata(
 
 
 def _real_pixels(
-    images: ValidationImages, preprocess: Preprocess, predictor: Predictor
+    images: ValidationImages, preprocess: Preprocess, predictor: Predictor, looks: Looks
 ) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield batches for PyTorch and for the served model, each from its own preprocessing."""
     for batch in _batches(images.paths):
         decoded = [images.load(path) for path in batch]
-        yield (
-            np.stack([preprocess(image) for image in decoded]),
-            np.stack([predictor.preprocess(image) for image in decoded]),
-        )
+        served = np.stack([predictor.preprocess(image) for image in decoded])
+        for image, pixels in zip(decoded, served, strict=True):
+            looks.add(look_of(image.size, pixels))
+        yield np.stack([preprocess(image) for image in decoded]), served
 
 
 def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -184,6 +191,17 @@ def _compare_embeddings(
         report.failures.append(
             f"embeddings differ by up to {report.max_difference_embeddings:.3g}, more than {limit:.3g}"
         )
+
+
+def _profile(
+    report: Verification, served: Floats, labels: Sequence[str], names: list[str], looks: Looks
+) -> None:
+    """Keep what scoring compares its answers with, from the served probabilities [N, num_classes]."""
+    guesses = [names[i] for i in served.argmax(1)]
+    right = np.array([guess == label for guess, label in zip(guesses, labels, strict=True)])
+    threshold = fit_threshold(served.max(axis=1), right)
+    profile = ValidationProfile(threshold, dict(Counter(labels)), dict(Counter(guesses)), looks)
+    report.threshold, report.validation = asdict(threshold), profile.to_dict()
 
 
 def _score(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
 from serve.contract.images import MAX_MEGAPIXELS, load_image
+from serve.contract.looks import Look, look_of
 from serve.contract.metadata import EMBEDDINGS_NAME, PROBABILITIES_NAME
 from serve.contract.urls import redact
 from serve.inputs.base import Read
@@ -61,6 +62,7 @@ class _Batch:
     errors: list[str | None] = field(default_factory=list)  # None: not looked at yet; "": pixels are there
     transient: set[int] = field(default_factory=set)  # numbers of entries whose error may pass
     doubts: dict[int, str] = field(default_factory=dict)  # number of an entry: what looks wrong
+    looks: dict[int, Look] = field(default_factory=dict)
     answers: list[NDArray[np.float32]] | None = None  # probabilities [N, classes], embeddings [N, features]
     failure: BaseException | None = None
 
@@ -75,7 +77,8 @@ class _Batch:
                 yield Row(entry.name, error="the model's probabilities are not finite")
             else:
                 embedding = answers[1] if self.answers[1:] else None
-                yield Row(entry.name, answers[0], embedding=embedding, doubt=self.doubts.get(i, ""))
+                doubt, look = self.doubts.get(i, ""), self.looks.get(i)
+                yield Row(entry.name, answers[0], embedding=embedding, doubt=doubt, look=look)
 
 
 def score(
@@ -338,6 +341,7 @@ class _Worker:
                 if not self.abandoned:
                     image = load_image(data, doubts=doubts, max_megapixels=self.pipeline.max_megapixels)
                     target[...] = self.pipeline.predictor.preprocess(image)
+                    batch.looks[slot] = look_of(image.size, target)
                     batch.doubts.update((slot, doubt) for doubt in doubts)
         except OSError as error:
             if isinstance(error, OutageError) or error.errno in MAY_PASS:

@@ -1,11 +1,11 @@
 """From inputs to an output file: in one go, or as a part that survives a kill."""
 
 import sys
-from collections import Counter
+import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -31,6 +31,7 @@ from serve.shards import (
     pieces_folder,
     remove_pieces,
 )
+from serve.summary import JobSummary, summary_of
 
 TRIES = 3  # when another process has finished the same part and cleaned up under our hands
 
@@ -47,14 +48,18 @@ class Scoring:
     workers: int
     image_timeout: float
     max_megapixels: float = MAX_MEGAPIXELS
+    named: dict[str, Any] = field(default_factory=dict)
+    """How the model and the images were given, for the summary."""
 
     def write(
         self, rows: range, file: IO[bytes], progress: Progress, contents: SetDigest | None = None
-    ) -> Counter[str]:
-        """Score the inputs of these numbers into a file, and return how many rows, errors and transient
-        errors it has. What is read is added to `contents`."""
+    ) -> JobSummary:
+        """Score the inputs of these numbers into a file, and return their summary. What is read is added to
+        `contents`."""
         writer = self.form.open_writer(file, self.layout)
-        counts: Counter[str] = Counter()
+        metadata, started = self.predictor.metadata, time.perf_counter()
+        profile = metadata.validation_on(self.predictor.provider, self.predictor.precision)
+        summary = JobSummary(metadata.class_names, profile)
         scored = score(
             self.predictor,
             self.source.inventory.entries(rows.start, rows.stop),
@@ -68,10 +73,26 @@ class Scoring:
         with closing(scored):  # also when the disk is full
             for row in scored:
                 writer.write(row)
-                counts.update(rows=1, errors=int(bool(row.error)), transient=int(row.transient))
+                summary.add(row)
                 progress.add(row)
         writer.close()
-        return counts
+        summary.seconds = time.perf_counter() - started
+        progress.summary.join(summary)
+        return summary
+
+    def facts(self, model_sha256: str) -> dict[str, Any]:
+        """Return the values beside the counts of a summary."""
+        metadata = self.predictor.metadata
+        made_with = self.made_with()
+        return {
+            **self.named,
+            "model_sha256": model_sha256,
+            "model_precision": metadata.precision,
+            "run_name": metadata.run_name,
+            "provider": made_with.pop("provider"),
+            "precision": self.predictor.precision,
+            "versions": made_with,
+        }
 
     def job(self) -> Job:
         settings = {
@@ -178,9 +199,9 @@ class PartWriter:
     def _score(self, path: Path, rows: range) -> Manifest:
         stamps, contents = digest_stamps(self.scoring.source, rows), SetDigest()
         with atomic_write(path, folder=self.folder) as file:
-            counts = self.scoring.write(rows, file, self.progress, contents)
-            assert counts["rows"] == len(rows), f"{counts['rows']} rows for {len(rows)} inputs"
-        return self._manifest(path, rows, counts, stamps, contents.hexdigest())
+            summary = self.scoring.write(rows, file, self.progress, contents)
+            assert summary.rows == len(rows), f"{summary.rows} rows for {len(rows)} inputs"
+        return self._manifest(path, rows, summary, stamps, contents.hexdigest())
 
     def _join(self, paths: list[Path], manifests: list[Manifest]) -> Manifest:
         try:
@@ -188,26 +209,27 @@ class PartWriter:
                 join(paths, manifests, file)
         except ValueError as error:
             raise OSError(f"{error}: does another job write to the same output?") from error
-        stamps, contents, counts = SetDigest(), SetDigest(), Counter[str]()
+        stamps, contents, summary = SetDigest(), SetDigest(), JobSummary()
         for manifest in manifests:
             stamps.add_digest(manifest.stamps)
             contents.add_digest(manifest.contents)
-            counts.update(errors=manifest.errors, transient=manifest.transient)
-        return self._manifest(self.part, self.rows, counts, stamps.hexdigest(), contents.hexdigest())
+            summary.join(summary_of(manifest))
+        return self._manifest(self.part, self.rows, summary, stamps.hexdigest(), contents.hexdigest())
 
     def _manifest(
-        self, path: Path, rows: range, counts: Counter[str], stamps: str, contents: str
+        self, path: Path, rows: range, summary: JobSummary, stamps: str, contents: str
     ) -> Manifest:
         return Manifest(
             self.job,
             rows.start,
             len(rows),
-            counts["errors"],
+            summary.errors,
             file_sha256(path),
             self.scoring.made_with(),
-            transient=counts["transient"],
+            transient=summary.transient,
             stamps=stamps,
             contents=contents,
+            summary=replace(summary, facts=self.scoring.facts(self.job.model_sha256)).to_dict(),
         )
 
     def _clean(self) -> None:

@@ -28,11 +28,18 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_arguments, file_sha256
 from serve.contract.images import MAX_MEGAPIXELS, check_megapixels, memory_note
 from serve.contract.listing import has_image_suffix
-from serve.contract.urls import is_remote, redact, url_path
+from serve.contract.urls import is_remote, redact
 from serve.inputs.sources import Source, open_source
 from serve.job import PartWriter, Scoring, earlier_manifest
 from serve.local_copy import LocalCopy, OpenedModel, resolve_model
 from serve.mlflow_models import FORMS
+from serve.outcome import (
+    Write,
+    add_outcome_options,
+    open_summary,
+    outcome_code,
+    print_outcome,
+)
 from serve.outputs.csv_file import CSV
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of, is_predictions
@@ -43,12 +50,10 @@ from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.progress import Progress, print_start
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS, why_absent
+from serve.scoring_run import describe_run, log_run
 from serve.shards import Manifest, Shard
-from serve.tracking import ScoringRun, find_server, log_scoring_run, run_of_model
-from serve.tracking_server import TrackingServer
+from serve.tracking import find_server
 from serve.verification import read_metadata
-
-PARAMETER_CHARACTERS = 6000  # MLflow's limit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="log the scoring run to the MLflow server at MLFLOW_TRACKING_URI, with the model and its "
         "training run",
     )
+    add_outcome_options(parser)
     return parser
 
 
@@ -158,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: every input has its row, and some were scored (with --shard: every input of the shard has its row).
     1: every input has its row, and not one image could be scored. 2: unusable arguments, model or inputs:
     the same call will fail again. 3: the system failed (storage, network, a full disk): the same call may
-    succeed.
+    succeed. 4: every input has its row, and more of them are errors than --max-errors allows (with --shard:
+    so many of this shard that the whole job has too many).
     """
     args = build_parser().parse_args(expand_arguments(argv))
     for stream in (sys.stdout, sys.stderr):
@@ -200,9 +207,12 @@ def run(args: argparse.Namespace) -> int:
             keep_manifest=bool(shard or args.resume),
             is_ours=lambda file: is_predictions(file, *others),
         )
-        with resolve_model(args.model) as model:
+        with (
+            open_summary(args.summary, output, shard, args.overwrite) as write_summary,
+            resolve_model(args.model) as model,
+        ):
             check_replaces_no_input("--model", model.location, output, part)
-            return score_images(args, model, shard, form, sample, part, copy, output)
+            return score_images(args, model, shard, form, sample, part, copy, output, write_summary)
 
 
 def score_images(
@@ -214,13 +224,14 @@ def score_images(
     part: Path,
     copy: LocalCopy,
     output: str,
+    write_summary: Write,
 ) -> int:
     server = find_server(model.location) if args.track else None
     started = time.time()
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
         keep_choices(args, model.path, earlier_manifest(part, copy, model.path))
-    scoring = open_scoring(args, model.path, form, sample, source)
+    scoring = open_scoring(args, model, form, sample, source)
     source = scoring.source
     total = len(source.inventory)
     rows = shard.rows(total, scoring.batch_size) if shard else range(total)
@@ -242,6 +253,12 @@ def score_images(
             scoring.write(rows, file, progress)
         copy.publish(part)
     progress.print_end(output, source)
+    summary = progress.summary
+    print_outcome(summary)
+    if args.summary:
+        summary.facts = scoring.facts(file_sha256(model.path))
+        summary.facts |= {"output": redact(output), "shard": args.shard}
+        write_summary(summary)
     if server:
         log_run(server, describe_run(args, model, scoring, progress, shard, output, started))
     if progress.is_outage:
@@ -250,6 +267,8 @@ def score_images(
             + ("the same call" if sample else "they have error rows, and the same call with --resume")
             + " tries them again"
         )
+    if code := outcome_code(summary, total, args.max_errors):
+        return code
     # The images of one small shard may well be all broken: merge.py judges the whole job.
     return 0 if shard or progress.done > progress.errors else 1
 
@@ -291,10 +310,10 @@ def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None
 
 
 def open_scoring(
-    args: argparse.Namespace, model: Path, form: Format, sample: Sample | None, source: Source
+    args: argparse.Namespace, model: OpenedModel, form: Format, sample: Sample | None, source: Source
 ) -> Scoring:
     predictor = Predictor(
-        model,
+        model.path,
         args.provider,
         args.threads,
         args.precision,
@@ -315,6 +334,12 @@ def open_scoring(
     check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
     if note := memory_note(args.max_megapixels, available_processors()):
         print(note, file=sys.stderr)
+    named = {
+        "model": redact(model.location),
+        "model_version": model.version,
+        "images": redact(args.images),
+        "max_errors": args.max_errors,
+    }
     return Scoring(
         predictor,
         source,
@@ -324,56 +349,8 @@ def open_scoring(
         args.workers,
         args.image_timeout,
         args.max_megapixels,
+        named,
     )
-
-
-def describe_run(
-    args: argparse.Namespace,
-    model: OpenedModel,
-    scoring: Scoring,
-    progress: Progress,
-    shard: Shard | None,
-    output: str,
-    started: float,
-) -> ScoringRun:
-    predictor, ended = scoring.predictor, time.time()
-    metadata = predictor.metadata
-    return ScoringRun(
-        name=f"score {metadata.run_name or Path(url_path(model.location)).stem}"
-        + (f" {shard.index}/{shard.count}" if shard else ""),
-        training_run_id=run_of_model(model.location).run_id or model.run_id or metadata.run_id,
-        checkpoint_sha256=metadata.checkpoint_sha256,
-        parameters={
-            "model": model.location,
-            "model_name": args.model if args.model != model.location else "",
-            "model_sha256": file_sha256(predictor.path),
-            "model_precision": metadata.precision,
-            "provider": predictor.provider,
-            "precision": predictor.precision,
-            "images": redact(args.images)[:PARAMETER_CHARACTERS],
-            "output": output,
-            "batch_size": str(scoring.batch_size),
-        },
-        metrics={
-            "rows": progress.done,
-            "errors": progress.errors,
-            "resumed": progress.resumed,
-            "seconds": ended - started,
-            "images_per_second": (progress.done - progress.resumed) / (ended - started),
-        },
-        tags={"purebred.kind": "scoring"},
-        started=int(started * 1000),
-        ended=int(ended * 1000),
-        model_version=model.version,
-    )
-
-
-def log_run(server: TrackingServer, run: ScoringRun) -> None:
-    """Log the scoring run. The scores are written by now: an error costs a warning, not the job."""
-    try:
-        print(f"in MLflow: scoring run {log_scoring_run(server, run)}")
-    except (UserError, OSError) as error:
-        print(f"warning: the scoring run is not in MLflow: {redact(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.urls import redact
 from serve.local_copy import open_folder
+from serve.outcome import add_outcome_options, open_summary, outcome_code, print_outcome
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.join import join
 from serve.shards import PART_NAME, Manifest
+from serve.summary import JobSummary, summary_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="file that gets all rows, or its URL")
     parser.add_argument("--overwrite", action="store_true", help="replace --output whatever it is")
+    add_outcome_options(parser)
     return parser
 
 
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code.
 
     0: merged, 1: merged, and not one image was scored, 2: the parts do not fit, 3: a file could not be read
-    or written.
+    or written, 4: merged, and more rows are errors than --max-errors allows, by default the shards' own.
     """
     args = build_parser().parse_args(expand_arguments(argv))
     try:
@@ -54,10 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with (
             open_folder(args.folder) as folder,
             open_output(args.output, ".csv", None) as (path, copy),
+            open_summary(args.summary, copy.url_of(path), None, args.overwrite) as write_summary,
         ):
             check_output_replaceable(copy, path, args.overwrite)
-            rows, errors = merge(folder, path)
+            summary = merge(folder, path)
             copy.publish(path)
+            summary.facts |= {"output": redact(args.output), "shard": ""}
+            write_summary(summary)
     except (UserError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 2
@@ -65,12 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {redact(error)}", file=sys.stderr)
         return 3
     where = redact(args.output)
-    print(f"{rows} rows in {where}, one for each input: {rows - errors} scored, {errors} errors")
-    return 0 if errors < rows else 1
+    print(
+        f"{summary.rows} rows in {where}, one for each input: {summary.scored} scored, "
+        f"{summary.errors} errors"
+    )
+    print_outcome(summary)
+    max_errors = summary.facts.get("max_errors") if args.max_errors is None else args.max_errors
+    return outcome_code(summary, summary.rows, max_errors) or int(summary.errors == summary.rows)
 
 
-def merge(folder: Path, output: Path) -> tuple[int, int]:
-    """Join parts; return (rows, rows with an error). Raises UserError when they are not one job's."""
+def merge(folder: Path, output: Path) -> JobSummary:
+    """Join parts, and return the job's summary. Raises UserError when they are not one job's."""
     parts = find_parts(folder)
     manifests = [Manifest.read(part) for part in parts]
     check_fit(parts, manifests)
@@ -84,7 +95,10 @@ def merge(folder: Path, output: Path) -> tuple[int, int]:
             raise UserError(
                 f"the names in the {len(parts)} parts are not the job's {job.total} inputs in their order"
             )
-    return job.total, sum(manifest.errors for manifest in manifests)
+    summary = JobSummary()
+    for manifest in manifests:
+        summary.join(summary_of(manifest))
+    return summary
 
 
 def find_parts(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from serve.inputs.sources import Source
 from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.shards import Manifest
+from serve.summary import JobSummary, summary_of
 
 PRINT_SECONDS = 5.0
 MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
@@ -29,6 +30,8 @@ class Progress:
     resumed: int = 0
     """Rows that an earlier call has scored."""
     doubts: Doubts = field(default_factory=Doubts)
+    summary: JobSummary = field(default_factory=JobSummary)
+    """Of the pieces that are finished."""
     started: float = field(default_factory=time.perf_counter)
     printed: float = field(default_factory=time.perf_counter)
 
@@ -54,12 +57,13 @@ class Progress:
 
     def restart(self) -> None:
         self.done = self.errors = self.transient = self.resumed = 0
-        self.doubts = Doubts()
+        self.doubts, self.summary = Doubts(), JobSummary()
 
     def skip(self, manifest: Manifest) -> None:
         self.done += manifest.rows
         self.resumed += manifest.rows
         self.errors += manifest.errors
+        self.summary.join(summary_of(manifest))
 
     def print_end(self, output: str, source: Source) -> None:
         seconds = time.perf_counter() - self.started

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,6 +94,8 @@ class Manifest:
     """Sum over the inputs' files as they were before they were read: sizes, times, numbers, ETags."""
     contents: str = ""
     """Sum over the bytes that were read. "": of an earlier version, which did not look."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """What the rows came to (serve/summary.py); {}: of an earlier version."""
 
     @classmethod
     def read(cls, part: Path) -> "Manifest":
@@ -111,8 +113,9 @@ class Manifest:
             numbers = (m.first, m.rows, m.errors, m.transient, m.job.total)
             if not all(type(n) is int and n >= 0 for n in numbers) or not m.transient <= m.errors <= m.rows:
                 raise TypeError(f"first, rows, errors, transient, total are {numbers}")
-            if not isinstance(manifest.job.settings, dict):
-                raise TypeError(f"settings are {manifest.job.settings!r}")
+            for name, kept in (("settings", manifest.job.settings), ("summary", manifest.summary)):
+                if not isinstance(kept, dict):
+                    raise TypeError(f"{name} are {kept!r}")
             return manifest
         except OSError as error:
             raise UserError(f"{path} cannot be read, so {part.name} is unfinished: {error}") from error

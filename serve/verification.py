@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from serve.contract.confidence import Threshold
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata, Pairing
 
@@ -78,5 +79,6 @@ def pairing_of(entry: Mapping[str, Any]) -> Pairing:
         argmax_agreement=entry["validation_agreement"],
         max_difference_probabilities=entry["max_difference_probabilities"],
         onnxruntime=entry["onnxruntime"],
+        threshold=Threshold(**entry["threshold"]) if entry.get("threshold") else None,
         speed=float(own) / float(default) if default > 0 else 0.0,
     )

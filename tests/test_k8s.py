@@ -213,7 +213,7 @@ def test_scoring_spreads_over_nodes_and_gives_up_an_index_for_our_exit_code_2(ov
     wanted = spread["labelSelector"]["matchLabels"].items()
     assert wanted <= score["template"]["metadata"]["labels"].items()
     failing = score["podFailurePolicy"]["rules"][1]
-    assert (failing["action"], failing["onExitCodes"]["values"]) == ("FailIndex", [2])
+    assert (failing["action"], failing["onExitCodes"]["values"]) == ("FailIndex", [2, 4])
     assert "2: unusable arguments" in (serve.main.main.__doc__ or "")
 
 

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from serve.contract.confidence import Threshold
 from serve.contract.errors import UserError
 from serve.contract.preprocess import Preprocess
+from serve.contract.profile import ValidationProfile
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
+VALIDATION_KEY = "purebred.validation"  # appended with it: a profile of the validation images
 VERIFIED_KEY = "purebred.verified"  # appended to the file once it has passed: a list of pairings
 METADATA_PROPS = 14  # its number in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
 FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not at all
@@ -42,13 +45,15 @@ class Pairing:
     max_difference_probabilities: float
     onnxruntime: str
     """Its version."""
+    threshold: Threshold | None = None
+    """By which scoring estimates its accuracy; None: of an earlier version."""
     speed: float = 0.0
     """Images a second as a multiple of those on the cpu provider at fp32, timed in turn by verification; 0:
     not timed. Only in the record beside the file (serve/verification.py)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the file holds of it."""
-        return {name: value for name, value in asdict(self).items() if name != "speed"}
+        """Return what the file's list of pairings holds of it."""
+        return {name: value for name, value in asdict(self).items() if name not in ("speed", "threshold")}
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class ModelMetadata:
     checkpoint_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""
+    validation: ValidationProfile | None = None
+    """In metadata of its own (VALIDATION_KEY); None: of an earlier version."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(name, str) for name in self.class_names):
@@ -98,8 +105,14 @@ class ModelMetadata:
     def is_verified(self, provider: str, precision: str) -> bool:
         return self.pairing(provider, precision) is not None
 
+    def validation_on(self, provider: str, precision: str) -> ValidationProfile | None:
+        """Return the profile of the validation images, with the threshold of this pairing alone."""
+        pairing = self.pairing(provider, precision)
+        threshold = pairing.threshold if pairing else None
+        return replace(self.validation, threshold=threshold) if self.validation else None
+
     def to_json(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "validation"}
         values["preprocess"] = self.preprocess.to_dict()
         values["verified"] = [pairing.to_dict() for pairing in self.verified]
         return json.dumps({"format_version": FORMAT_VERSION, **values}, sort_keys=True)
@@ -118,7 +131,7 @@ class ModelMetadata:
                 f"model metadata has format_version {version}, this version reads {FORMAT_VERSION}: "
                 + ("export the model again" if older else "update purebred")
             )
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"validation"}
         if set(values) != known:
             raise UserError(f"model metadata fields {sorted(values)} are not {sorted(known)}")
         try:
@@ -156,9 +169,17 @@ class ModelMetadata:
         if VERIFIED_KEY not in props:
             return metadata
         try:
-            return replace(metadata, verified=tuple(Pairing(**p) for p in json.loads(props[VERIFIED_KEY])))
+            verified = tuple(Pairing(**p) for p in json.loads(props[VERIFIED_KEY]))
         except (TypeError, json.JSONDecodeError) as error:
             raise UserError(f"model metadata {VERIFIED_KEY!r} is not readable: {error}") from error
+        if VALIDATION_KEY not in props:
+            return replace(metadata, verified=verified)
+        try:
+            profile = ValidationProfile.from_dict(json.loads(props[VALIDATION_KEY]))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"model metadata {VALIDATION_KEY!r} is not readable: {error!r}") from error
+        verified = tuple(replace(pairing, threshold=profile.threshold) for pairing in verified)
+        return replace(metadata, verified=verified, validation=profile)
 
 
 def read_props(path: Path) -> dict[str, str]:

@@ -16,14 +16,16 @@ from serve.shards import Shard, is_manifest, manifest_path
 
 
 @contextmanager
-def open_output(output: str, suffix: str, shard: Shard | None) -> Iterator[tuple[Path, LocalCopy]]:
+def open_output(
+    output: str, suffix: str, shard: Shard | None, flag: str = "--output"
+) -> Iterator[tuple[Path, LocalCopy]]:
     """Yield the file to write, with a shard a part in the folder `output`, and where it is published.
 
     Raises UserError and FileNotFoundError for what cannot be written, before anything is scored.
     """
     output = output or ("predictions" if shard else f"predictions{suffix}")
     if not is_remote(output):
-        path = _local_output(Path(output), suffix, shard)
+        path = _local_output(Path(output), suffix, shard, flag)
         yield path, LocalCopy(path.parent)
         return
     folder, _, name = output.rpartition("/")
@@ -31,7 +33,7 @@ def open_output(output: str, suffix: str, shard: Shard | None) -> Iterator[tuple
         folder, name = output.rstrip("/"), shard.part_name(suffix)
     elif folder.endswith("/") or name in ("", ".", ".."):
         raise UserError(
-            f"--output {output} names no object in a bucket, such as s3://bucket/predictions.csv"
+            f"{flag} {output} names no object in a bucket, such as s3://bucket/predictions{suffix}"
         )
     storage.check_store_writable(folder)
     with temporary_copy(folder) as copy:
@@ -44,6 +46,7 @@ def check_output_replaceable(
     overwrite: bool,
     keep_manifest: bool = False,
     is_ours: Callable[[IO[bytes]], bool] = is_predictions,
+    flag: str = "--output",
 ) -> None:
     """Raises UserError when an output at `path`, or its manifest, would replace another kind of file.
 
@@ -61,20 +64,20 @@ def check_output_replaceable(
             if copy.url:
                 continue
         raise UserError(
-            f"--output: {copy.url_of(file)} exists, and this command did not write it: choose another "
+            f"{flag}: {copy.url_of(file)} exists, and this command did not write it: choose another "
             "name, or give --overwrite to replace it"
         )
 
 
-def _local_output(path: Path, suffix: str, shard: Shard | None) -> Path:
+def _local_output(path: Path, suffix: str, shard: Shard | None, flag: str) -> Path:
     if not path.absolute().parent.is_dir():
-        raise UserError(f"the folder of --output {str(path)!r} does not exist; make it first")
+        raise UserError(f"the folder of {flag} {str(path)!r} does not exist; make it first")
     # a link is written through, as of a redirected standard output
     folder = path if shard and path.is_dir() else Path(os.path.realpath(path)).parent
     if shard:
         if path.exists() and not path.is_dir():
-            raise UserError(f"--output {str(path)!r} is not a folder; --shard writes part files into one")
+            raise UserError(f"{flag} {str(path)!r} is not a folder; --shard writes part files into one")
     elif path.exists() and not path.is_file():  # replaced at the end, so found out too late
-        raise UserError(f"--output {str(path)!r} is not a regular file")
-    check_folder_writable(folder, "--output")
+        raise UserError(f"{flag} {str(path)!r} is not a regular file")
+    check_folder_writable(folder, flag)
     return path / shard.part_name(suffix) if shard else path

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
+from serve.contract.looks import Look
 
 BYTES_OF_A_PROBABILITY = 13  # in CSV, with its comma
 LARGE_OUTPUT = 2 * 10**9  # bytes
@@ -28,6 +29,7 @@ class Row:
     """float32 [features], with --embeddings."""
     doubt: str = ""
     """What looks wrong about the picture that was scored."""
+    look: Look | None = None
 
 
 @dataclass(frozen=True)

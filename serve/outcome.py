@@ -1,0 +1,97 @@
+"""The end of a scoring job: what is printed and written as JSON, and which exit code follows."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from serve.contract.errors import UserError
+from serve.contract.files import atomic_write
+from serve.contract.urls import redact
+from serve.local_copy import LocalCopy
+from serve.outputs.destination import check_output_replaceable, open_output
+from serve.shards import Shard
+from serve.summary import JobSummary, is_summary
+
+TOO_MANY_ERRORS = 4
+SUFFIX = ".summary.json"  # with --shard of a file in the folder that --summary names
+
+Write = Callable[[JobSummary], None]
+
+
+def add_outcome_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-errors",
+        type=_share,
+        metavar="SHARE",
+        help=f"of the job's rows, 0 to 1: more errors are exit code {TOO_MANY_ERRORS}; all rows "
+        "are written",
+    )
+    parser.add_argument(
+        "--summary",
+        default="",
+        metavar="FILE",
+        help="JSON of counts, errors by kind, predicted classes, estimated accuracy, speed, model; or "
+        "its URL; with --shard a folder",
+    )
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:  # NaN is not, either
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return share
+
+
+@contextmanager
+def open_summary(summary: str, output: str, shard: Shard | None, overwrite: bool) -> Iterator[Write]:
+    """Yield what writes a summary to the file or URL; without one, it does nothing.
+
+    Raises:
+        UserError: it cannot be written, or would replace another kind of file.
+    """
+    if not summary:
+        yield lambda _: None
+        return
+    with open_output(summary, SUFFIX, shard, "--summary") as (path, copy):
+        if copy.url_of(path) == output or (not copy.url and path.resolve() == Path(output).resolve()):
+            raise UserError(f"--summary {redact(summary)} is the file of --output: choose another name")
+        check_output_replaceable(copy, path, overwrite, flag="--summary", is_ours=_is_summary_file)
+        yield lambda found: _write(found, path, copy)
+
+
+def _is_summary_file(file: Any) -> bool:
+    return is_summary(file.read())
+
+
+def _write(summary: JobSummary, path: Path, copy: LocalCopy) -> None:
+    """Write the summary. The scores are written by now: an error costs a warning, not the job."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(summary.to_json())
+        copy.publish(path)
+    except (UserError, OSError) as error:
+        print(f"warning: the summary is not written: {redact(error)}", file=sys.stderr)
+
+
+def print_outcome(summary: JobSummary) -> None:
+    """Print the commonest errors and the estimated accuracy."""
+    with suppress(OSError):  # the rows are written, whoever still listens
+        for line in summary.lines():
+            print(line, file=sys.stderr, flush=True)
+
+
+def outcome_code(summary: JobSummary, total: int, max_errors: float | None) -> int:
+    """Return the exit code for the errors among a job's `total` rows, of which one shard has a part: 0, or
+    TOO_MANY_ERRORS, with a line."""
+    if max_errors is None or summary.errors <= max_errors * total + 1e-9:
+        return 0
+    print(
+        f"error: {summary.errors} of {total} rows are errors, more than --max-errors {max_errors:g} allows "
+        "(all rows are written)",
+        file=sys.stderr,
+    )
+    return TOO_MANY_ERRORS

@@ -1,0 +1,237 @@
+"""What a scoring job came to: errors by kind, predicted classes, estimated accuracy, looks of its images.
+
+Summaries of pieces and shards add up to that of the job: each lies in the manifest of its part.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from serve.contract.confidence import Estimate, Threshold, estimate_accuracy
+from serve.contract.looks import Looks, distance
+from serve.contract.profile import ValidationProfile
+from serve.contract.urls import redact
+from serve.outputs.layout import Row
+from serve.shards import Manifest
+
+SUMMARY_VERSION = 1
+TOP_KINDS = 5  # printed
+MAX_KINDS = 1000
+OTHER = "other errors"
+CLEAR = 0.2  # distance of two distributions from which on it is named
+DIGITS = 6  # of shares and seconds
+
+_PARTS_OF_ONE_FILE = (
+    (re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+"), "URL"),
+    (re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""), "'...'"),
+    (re.compile(r"\b0x[0-9A-Fa-f]+|\b[0-9A-Fa-f]{16,}\b"), "N"),
+    (re.compile(r"(?<![\w/])~?[\w.@+-]*/[^\s:,;)]+"), "PATH"),
+    (re.compile(r"\d+(?:[.,]\d+)*"), "N"),
+)
+
+
+def error_kind(error: str, name: str = "") -> str:
+    """Return an error without what belongs to one file: its name, paths, URLs and numbers."""
+    text = redact(error)
+    for part in (name, name.rpartition("/")[2]):
+        text = text.replace(part, "NAME") if len(part) > 2 else text
+    for pattern, instead in _PARTS_OF_ONE_FILE:
+        text = pattern.sub(instead, text)
+    return " ".join(text.split())[:200]
+
+
+def ranked(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts, the largest first, and equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+@dataclass
+class JobSummary:
+    """Counts of rows; `facts` are what a reader wants beside them, and do not add up."""
+
+    class_names: Sequence[str] = ()
+    profile: ValidationProfile | None = None
+    """Of the model's validation images; None: the model file is of an earlier version."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    errors: int = 0
+    transient: int = 0
+    """Of the errors, those that may pass."""
+    seconds: float = 0.0
+    above: int = 0
+    """Answers above the threshold."""
+    errors_by_kind: Counter[str] = field(default_factory=Counter)
+    predicted: Counter[str] = field(default_factory=Counter)
+    looks: Looks = field(default_factory=Looks)
+    is_whole: bool = True
+    """False with rows of an earlier version, which counted errors alone."""
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        if row.probabilities is None:
+            self.errors += 1
+            self.transient += row.transient
+            self._count_kind(error_kind(row.error, row.path), 1)
+            return
+        likeliest = int(row.probabilities.argmax())
+        self.predicted[self.class_names[likeliest]] += 1
+        if self.profile and self.profile.threshold:
+            self.above += bool(row.probabilities[likeliest] > self.profile.threshold.probability)
+        if row.look:
+            self.looks.add(row.look)
+
+    def _count_kind(self, kind: str, count: int) -> None:
+        known = kind in self.errors_by_kind or len(self.errors_by_kind) < MAX_KINDS
+        self.errors_by_kind[kind if known else OTHER] += count
+
+    def join(self, other: "JobSummary") -> None:
+        """Add the rows of another part of the same job."""
+        self.profile = self.profile or other.profile
+        self.facts = self.facts or other.facts
+        for name in ("rows", "errors", "transient", "seconds", "above"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for kind, count in other.errors_by_kind.items():
+            self._count_kind(kind, count)
+        self.predicted.update(other.predicted)
+        self.looks.join(other.looks)
+        self.is_whole &= other.is_whole
+
+    @property
+    def scored(self) -> int:
+        return self.rows - self.errors
+
+    @property
+    def error_share(self) -> float:
+        return self.errors / self.rows if self.rows else 0.0
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Return the estimated accuracy; None of few images, or where the model holds no threshold."""
+        threshold = self.threshold
+        if threshold is None or not self.is_whole:
+            return None
+        return estimate_accuracy(self.above, self.scored, threshold)
+
+    @property
+    def threshold(self) -> Threshold | None:
+        return self.profile.threshold if self.profile else None
+
+    def differences(self) -> list[str]:
+        """Return in what the images clearly differ from the validation images."""
+        if self.profile is None or not self.looks.num_images or not self.profile.looks.num_images:
+            return []
+        mine, theirs = self.looks, self.profile.looks
+        found = []
+        for name, bins in (("short side", "short_side"), ("aspect", "aspect")):
+            if distance(getattr(mine, bins), getattr(theirs, bins)) > CLEAR:
+                medians = [looks.to_dict()[f"{bins}_quantiles"][1] for looks in (mine, theirs)]
+                found.append(f"{name} {medians[0]:g} ({medians[1]:g})")
+        if abs(mine.grey_share - theirs.grey_share) > CLEAR:
+            found.append(f"grey {mine.grey_share:.0%} ({theirs.grey_share:.0%})")
+        before = self.profile.predicted
+        if distance(self.predicted, before, ordered=False) > CLEAR:
+            gaps = {name: self._share(self.predicted, name) - self._share(before, name) for name in before}
+            name = max(gaps, key=lambda name: abs(gaps[name]))
+            shares = [self._share(counts, name) for counts in (self.predicted, before)]
+            found.append(f"predicted as {name!r} {shares[0]:.0%} ({shares[1]:.0%})")
+        return found
+
+    @staticmethod
+    def _share(counts: Mapping[str, int], name: str) -> float:
+        return counts.get(name, 0) / max(1, sum(counts.values()))
+
+    def lines(self) -> Iterator[str]:
+        """Yield what is printed at the end of a job."""
+        kinds = ranked(self.errors_by_kind)
+        for kind, count in list(kinds.items())[:TOP_KINDS]:
+            yield f"{count} {'error' if count == 1 else 'errors'}: {kind}"
+        if rest := list(kinds.values())[TOP_KINDS:]:
+            yield f"{sum(rest)} errors of {len(rest)} further kinds"
+        found, threshold = self.estimate, self.threshold
+        if found is None or threshold is None:
+            return
+        yield (
+            f"estimated accuracy {found.accuracy:.3f} ({found.low:.3f} to {found.high:.3f}), on the "
+            f"{threshold.num_images} validation images {threshold.accuracy:.3f}"
+        )
+        differences = self.differences()
+        if found.differs:
+            yield (
+                "warning: the answers are "
+                + ("less" if found.accuracy < threshold.accuracy else "more")
+                + " sure than on the validation images, by more than chance: label some of these images, "
+                "and measure the accuracy on them"
+            )
+        if differences:
+            yield f"these images (the validation images): {', '.join(differences)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of the JSON file."""
+        found, threshold = self.estimate, self.threshold
+        return {
+            "format_version": SUMMARY_VERSION,
+            **self.facts,
+            "rows": self.rows,
+            "scored": self.scored,
+            "errors": self.errors,
+            "transient_errors": self.transient,
+            "error_share": round(self.error_share, DIGITS),
+            "errors_by_kind": ranked(self.errors_by_kind),
+            "predicted": ranked(self.predicted),
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.rows / self.seconds, 3) if self.seconds else 0.0,
+            "estimated_accuracy": asdict(found) if found else None,
+            "validation_accuracy": threshold.accuracy if threshold else None,
+            "differences": self.differences(),
+            "above_threshold": self.above,
+            "images_seen": self.looks.to_dict(),
+            "validation": self.profile.to_dict() if self.profile else None,
+            "is_whole": self.is_whole,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError, ValueError or AttributeError for what `to_dict` did not make."""
+        facts = {key: value for key, value in values.items() if key in FACTS}
+        return cls(
+            profile=ValidationProfile.from_dict(values["validation"]) if values["validation"] else None,
+            facts=facts,
+            rows=int(values["rows"]),
+            errors=int(values["errors"]),
+            transient=int(values["transient_errors"]),
+            seconds=float(values["seconds"]),
+            above=int(values["above_threshold"]),
+            errors_by_kind=Counter(values["errors_by_kind"]),
+            predicted=Counter(values["predicted"]),
+            looks=Looks.from_dict(values["images_seen"]),
+            is_whole=bool(values["is_whole"]),
+        )
+
+    def to_json(self) -> bytes:
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def summary_of(manifest: Manifest) -> JobSummary:
+    """Return the summary of a part's rows; one of an earlier version counted errors alone."""
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        return JobSummary.from_dict(manifest.summary)
+    errors, transient = manifest.errors, manifest.transient
+    return JobSummary(rows=manifest.rows, errors=errors, transient=transient, is_whole=False)
+
+
+FACTS = (
+    *("model", "model_version", "model_sha256", "model_precision", "run_name"),
+    *("provider", "precision", "versions", "images", "output", "shard", "max_errors"),
+)
+
+
+def is_summary(data: bytes) -> bool:
+    """Return whether a file is a summary, or empty: such a one may be replaced."""
+    try:
+        return not data.strip() or {"errors_by_kind", "predicted", "is_whole"} <= set(json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        return False
