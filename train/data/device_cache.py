@@ -21,7 +21,7 @@ from train.models.subject_crop.crop import in_float32, interpolation, triangle
 
 SHARE = 0.2  # of the free memory of a GPU that images may take by themselves
 COPIED = 2**26  # bytes at a time, into the device's memory
-CUT = 2**24  # pixels that are cut out at a time
+CUT = 2**23  # pixels that are cut out at a time
 ROUND = 32  # to multiples of which the sides of what is cut out are enlarged: few shapes, few allocations
 
 
@@ -64,7 +64,10 @@ def choose_device_cache(
         chosen.append(0 < size <= rest and not (number == 0 and reason))
         rest -= size * chosen[-1]
     if all(chosen):
-        return chosen, f"{listed} in the memory of {device}, cut and resized there (--pixel-cache on: not)"
+        return (
+            chosen,
+            f"{listed} in the memory of {device}, cut and resized there (--pixel-cache on: not)",
+        )
     limit = f"{listed} are more than {SHARE:.0%} of the {free / 1e6:,.1f} MB free on {device}"
     return chosen, f"images are loaded by processes: {reason or limit}"
 

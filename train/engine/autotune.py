@@ -13,7 +13,7 @@ from train.data.sampler import EpochPlan
 from train.distributed import Log, Ranks, max_over_ranks, on_main
 from train.engine.compilation import choose_compiled
 from train.engine.device import is_out_of_memory
-from train.engine.launch import Step, launch_advice, seconds_of, time_launch
+from train.engine.launch import Step, check_launching, seconds_of
 from train.engine.loss import Criterion
 from train.engine.state import TrainState, build_state
 from train.models.classifier import ImageClassifier
@@ -70,16 +70,19 @@ def choose_precision(
         log(f"seconds a step: {listed}. Taken: {default}")
         if seconds[default] == math.inf:
             raise torch.OutOfMemoryError("no number format and memory layout has enough memory")
-    if choose_compiled(config, plan, lambda compiled: make_step(default, compiled), device, log):
-        default = replace(default, compiled=True)
-    if device.type == "cuda":
-        step = make_step(default, default.compiled)
-        step()
-        times = time_launch(step, device)
-        if advice := launch_advice(times, config, ranks):
-            log(advice)
-        return default, max(times.host, times.device)
-    return default, math.nan
+    kept: dict[bool, Step] = {}  # the last one: compiling takes long, and each holds a copy of the model
+
+    def kept_step(compiled: bool) -> Step:
+        if compiled not in kept:
+            kept.clear()
+            kept[compiled] = make_step(default, compiled)
+        return kept[compiled]
+
+    compiled = choose_compiled(config, plan, kept_step, device, log)
+    default = replace(default, compiled=compiled)
+    if device.type != "cuda":
+        return default, math.nan
+    return default, check_launching(kept_step(compiled), config, ranks, device, log)
 
 
 def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precision], Precision]:

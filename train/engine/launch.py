@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from train.config import TrainConfig
-from train.distributed import Ranks, max_over_ranks
+from train.distributed import Log, Ranks, max_over_ranks
 
 HOLD = 3.0  # times the seconds of launching a step, in which the device is kept busy before it
 CYCLES = 2e9  # a second, no fewer than any GPU's
@@ -56,6 +56,15 @@ def time_launch(step: Step, device: torch.device) -> LaunchTimes:
     end.record()
     end.synchronize()
     return LaunchTimes(max_over_ranks(host), max_over_ranks(start.elapsed_time(end) / 1000))
+
+
+def check_launching(step: Step, config: TrainConfig, ranks: Ranks, device: torch.device, log: Log) -> float:
+    """Print what to do where launching is the limit; return a step's seconds. As `time_launch`."""
+    step()
+    times = time_launch(step, device)
+    if advice := launch_advice(times, config, ranks):
+        log(advice)
+    return max(times.host, times.device)
 
 
 def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:

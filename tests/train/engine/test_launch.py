@@ -3,9 +3,10 @@
 import pytest
 from train_data import CPU
 
+import train.engine.launch as module
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.engine.launch import LaunchTimes, launch_advice, scaled, seconds_of
+from train.engine.launch import LaunchTimes, check_launching, launch_advice, scaled, seconds_of
 
 FOUR = Ranks(world_size=4, local_world_size=4)
 
@@ -58,3 +59,16 @@ def test_a_step_is_timed_on_the_hosts_clock(monkeypatch: pytest.MonkeyPatch) -> 
     done: list[int] = []
     assert seconds_of(lambda: done.append(1), CPU) == 2.5
     assert done == [1]
+
+
+@pytest.mark.parametrize(("host", "device"), [(0.03, 0.01), (0.01, 0.03)])
+def test_the_slower_side_is_a_steps_time_and_launching_is_printed_where_it_is_the_limit(
+    host: float, device: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(module, "time_launch", lambda step, device_: LaunchTimes(host, device))
+    lines: list[str] = []
+    config = TrainConfig(optimizer="sgd", lr=0.1)
+    assert check_launching(lambda: steps.append(1), config, FOUR, CPU, lines.append) == 0.03
+    assert steps == [1], "the first step allocates, and is not timed"
+    assert bool(lines) == (host > device)
