@@ -59,5 +59,5 @@ for entry in $all; do
   [ $result = FAIL ] && failed=1
   table+="| $line | $result | $((SECONDS - began)) | ${last//\\/\\\\} |\n"
 done
-printf '\n%b' "${table//%/%%}" | sed 's/%%/%/g'
+printf '\n%b' "$table"
 exit $failed
