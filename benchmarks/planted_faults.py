@@ -435,6 +435,33 @@ FAULTS = [
     ),
     # scoring
     Fault(
+        "the threshold is that of the right answers alone",
+        "serve/contract/confidence.py",
+        "chosen = float(candidates[np.abs(above - right.sum()).argmin()])",
+        "chosen = float(np.quantile(probabilities[right] if right.any() else probabilities, 0.1))",
+    ),
+    Fault(
+        "a summary forgets what an earlier call scored",
+        "serve/progress.py",
+        "self.summary.join(summary_of(manifest))",
+        "pass",
+        ("outcome",),
+    ),
+    Fault(
+        "merging does not judge the errors",
+        "serve/merge.py",
+        "return outcome_code(summary, summary.rows, max_errors) or int(",
+        "return int(",
+        ("outcome",),
+    ),
+    Fault(
+        "an alias is its newest version",
+        "serve/mlflow_models.py",
+        'number = aliases.get(alias, "") if alias else',
+        "number = str(newest) if alias else",
+        ("mlflow_models",),
+    ),
+    Fault(
         "probabilities are logits",
         "serve/predictor.py",
         "return self.run(pixels)[1]",
