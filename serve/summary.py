@@ -38,7 +38,7 @@ def error_kind(error: str, name: str = "") -> str:
     """Return an error without what belongs to one file: its name, paths, URLs and numbers."""
     text = redact(error)
     for part in (name, name.rpartition("/")[2]):
-        text = text.replace(part, "NAME") if len(part) > 2 else text
+        text = text.replace(part, "NAME") if "." in part else text  # another may be a word of the error
     for pattern, instead in _PARTS_OF_ONE_FILE:
         text = pattern.sub(instead, text)
     return " ".join(text.split())[:200]

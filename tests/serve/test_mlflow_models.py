@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from serve_model import build_model, encode, record_verification, solid
 
+from serve import doctor
 from serve.contract.errors import UserError
 from serve.local_copy import resolve_model
 from serve.main import main
@@ -169,6 +170,14 @@ def test_an_alias_that_moves_between_shards_is_found_by_merging(
     assert "another model" in error
     assert main([*common, "--output", str(parts), "--shard", "0/2", "--resume"]) == 0
     assert merge([str(parts), "--output", str(tmp_path / "all.csv")]) == 0
+
+
+def test_the_doctor_opens_what_scoring_would(
+    server: TrackingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--model", "models:/pets@champion", "--provider", "cpu"]) == 0
+    assert "models:/pets/1" in capsys.readouterr().out
+    assert doctor.main(["--model", "models:/pets@other", "--provider", "cpu"]) == 1
 
 
 def test_a_store_without_a_server_is_an_error_with_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

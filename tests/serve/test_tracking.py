@@ -110,6 +110,8 @@ def test_a_scoring_run_is_linked_to_the_model_and_its_training_run(
     assert scored.data.tags["purebred.model_version"] == "pets/1"
     assert [f"models:/{model.model_id}" for model in scored.inputs.model_inputs] == [version.source]
     assert scored.data.metrics["rows"] == 20
+    assert sum(json.loads(scored.data.tags["purebred.predicted"]).values()) == 20
+    assert scored.data.metrics["error_share"] == 0
     assert scored.data.params["provider"] == "cpu"
     images, model_id = str(trained.sample / "test"), version.source.removeprefix("models:/")
     expected = Path("p.csv").read_bytes()
