@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
+from serve.contract.heic import heic_version
 from serve.contract.metadata import (
     EMBEDDINGS_NAME,
     INPUT_NAME,
@@ -98,7 +99,7 @@ def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadat
         epoch=history["best_epoch"],
         data_digest=checkpoint["data_digest"],
         checkpoint_sha256=checkpoint_sha256,
-        versions={name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        versions={name: importlib.metadata.version(name) for name in VERSIONS_OF} | heic_version(),
     )
 
 

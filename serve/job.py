@@ -14,6 +14,7 @@ import PIL
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.files import atomic_write, file_sha256
+from serve.contract.heic import heic_version
 from serve.contract.images import MAX_MEGAPIXELS
 from serve.inputs.sources import Source
 from serve.local_copy import LocalCopy
@@ -110,7 +111,7 @@ class Scoring:
 
     def made_with(self) -> dict[str, str]:
         versions = {"numpy": np.__version__, "pillow": PIL.__version__, "onnxruntime": ort.__version__}
-        return {"provider": self.predictor.provider, **versions}
+        return {"provider": self.predictor.provider, **versions, **heic_version()}
 
 
 def earlier_manifest(part: Path, copy: LocalCopy, model: Path) -> Manifest | None:

@@ -287,4 +287,4 @@ def test_the_serving_image_holds_no_training_code() -> None:
     text = (K8S / "Dockerfile").read_text(encoding="utf-8")
     stage = text[text.index("AS build-serve") : text.index("AS build-train")]
     assert re.findall(r"^COPY (\S+)", stage, re.MULTILINE) == ["serve"]
-    assert "[parquet,cloud]" in stage
+    assert "[parquet,heic,cloud]" in stage

@@ -9,11 +9,9 @@ from serve.contract.packed import packed_by_content
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-    | {".avif"}
+    | {".avif", ".heic", ".heif", ".hif"}
 )
-BRANDS = {  # of the boxes that HEIC, AVIF and videos are made of
-    b"hei": "HEIC",
-    b"hev": "HEIC",
+BRANDS = {  # of the boxes that HEIF, AVIF and videos are made of; HEIC is read (heic.py)
     b"mif": "HEIF",
     b"msf": "HEIF",
     b"avi": "AVIF that this Pillow cannot read",
@@ -38,13 +36,13 @@ BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file with git lfs pull",
 }
 UNREAD_SUFFIX = re.compile(
-    r"\.(?:hei[cf]|hif|jxl|jxr|jp2|j2k|jp[fx]|psd|exr|hdr|svg|ico|icns|tga|pcx|p[bn]m|dcm"
+    r"\.(?:jxl|jxr|jp2|j2k|jp[fx]|psd|exr|hdr|svg|ico|icns|tga|pcx|p[bn]m|dcm"
     r"|dng|cr[23]|nef|arw|raf|orf|rw2)"
 )
 """Suffixes of pictures that must be converted first."""
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 # photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
-NEARLY_A_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)([^a-z0-9.]\w*|\.\d+)$")
+NEARLY_A_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)([^a-z0-9.]\w*|\.\d+)$")
 
 
 def unread_format(data: bytes) -> str:

@@ -12,6 +12,7 @@ from serve.contract.colours import sample_bits, to_rgb
 from serve.contract.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
 from serve.contract.errors import UserError
 from serve.contract.formats import unread_format
+from serve.contract.heic import is_heic, open_heic
 from serve.contract.jpeg import scans_and_end, without_metadata
 from serve.contract.orientation import TURNS, orientation, pass_over_metadata
 
@@ -105,6 +106,8 @@ def open_image(data: bytes) -> Image.Image:
     Raises:
         Exception: Pillow raises nearly anything on damaged bytes.
     """
+    if is_heic(data):
+        return open_heic(data)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception:
@@ -154,7 +157,7 @@ def load_image(
     except MemoryError as error:
         raise ImageError("out of memory while decoding") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        message = str(error) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in message:
             message = f"not an image file of a known format{unread_format(data)}"
         raise ImageError(message) from error
@@ -179,6 +182,8 @@ def _decode(
         pass_over_metadata(image)
         whole = image.size
         decoded = decode(image)
+        if image.format == "HEIF":  # its header may say another size than its pixels have
+            _check_size(image, data, max_megapixels)
         rgb, doubt = to_rgb(decoded, image, data, bits)
         if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
             if image.size != whole and decode is not load_whole:  # made smaller, a fine pattern is one too

@@ -28,9 +28,10 @@ def orientation(image: Image.Image) -> int:
     """Return 1 (upright) to 8, of an opened file whose pixels have been read: a PNG's EXIF may follow them.
 
     EXIF decides, else XMP. A tag of another type, count or value than the standard's is ignored, as by
-    browsers. A TIFF is 1: Pillow has turned it. An AVIF has its own rotation, handed over as EXIF.
+    browsers. A TIFF and a HEIC are 1: their decoders have turned them. An AVIF has its own rotation,
+    handed over as EXIF.
     """
-    if image.format == "TIFF":
+    if image.format in ("TIFF", "HEIF"):
         return 1
     if image.format == "AVIF":
         return int(image.getexif().get(ORIENTATION, 1))

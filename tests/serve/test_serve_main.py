@@ -116,13 +116,13 @@ def test_what_looks_wrong_and_what_is_left_out_is_named_at_the_end(
 ) -> None:
     narrow = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48)
     Image.fromarray(narrow).save(images / "narrow.png")
-    (images / "telephone.HEIC").write_bytes(b"\0\0\0\x24ftypheic")
+    (images / "camera.JXL").write_bytes(b"\xff\x0a")
     arguments = ["--model", str(model), "--images", str(images), "--output", str(tmp_path / "out.csv")]
     assert main(arguments) == 0
     errors = capsys.readouterr().err
     assert "'narrow.png'" in errors
     assert NARROW in errors
-    assert "'.heic' 1" in errors
+    assert "'.jxl' 1" in errors
     assert len(read_csv(tmp_path / "out.csv")) == 4
 
 

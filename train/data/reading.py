@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import UserError
+from serve.contract.heic import heic_version
 from serve.contract.images import MOST_MEGAPIXELS, load_image, load_whole, read_image_file
 from serve.contract.orientation import on_its_side
 from serve.contract.preprocess import RESAMPLING
@@ -19,7 +20,7 @@ from serve.contract.preprocess import RESAMPLING
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Size = tuple[int, int]  # width, height
 
-DECODER = f"2, Pillow {PIL.__version__}"
+DECODER = ", ".join([f"2, Pillow {PIL.__version__}", *map(" ".join, heic_version().items())])
 """Part of every key of a cache of decoded images. Count up where `load_image` decodes otherwise."""
 PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and last attempt
 FILTER = "lanczos"

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from serve.contract.errors import UserError
+from serve.contract.heic import heic_version
 from train.config import TrainConfig
 from train.data.index import Data
 from train.engine.state import TrainState
@@ -38,7 +39,7 @@ def checkpoint_state(
         "val_root": str(data.val.root.resolve()),
         "run_id": run_id,
         "run_name": config.name,
-        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS} | heic_version(),
     }
 
 

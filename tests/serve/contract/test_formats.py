@@ -10,8 +10,7 @@ from serve.contract.images import ImageError, load_image
 from serve.inputs.sources import open_source
 
 BEGINNINGS = {
-    "HEIC": [b"\0\0\0\x24ftypheic\0\0\0\0mif1", b"\0\0\0\x18ftypheix", b"\0\0\0\x18ftyphevc"],
-    "HEIF": [b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic", b"\0\0\0\x18ftypmsf1"],
+    "HEIF": [b"\0\0\0\x18ftypmif1\0\0\0\0mif1miaf", b"\0\0\0\x18ftypmsf1"],
     "JPEG XL": [b"\xff\x0a\xfa\x7f", b"\0\0\0\x0cJXL \r\n\x87\n"],
     "JPEG 2000": [b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\x2f"],
     "a video": [b"\0\0\0\x18ftypmp42", b"\0\0\0\x18ftypqt  "],
@@ -29,7 +28,7 @@ def test_the_error_names_what_the_file_is(name: str, beginnings: list[bytes]) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["a.HEIC", "b.heif", "c.jxl", "d.dng", "e.pbm", "f.tga"]
+    ["a.JP2", "b.heic_large", "c.jxl", "d.dng", "e.pbm", "f.tga"]
     + ["g.jpg_large", "h.jpg!d", "i.jpg.1", "j.JPG ", "k.jpeg~", "l.png-medium"],
 )
 def test_what_looks_like_a_picture_is_not_left_out_without_a_word(tmp_path: Path, name: str) -> None:

@@ -140,13 +140,13 @@ def test_files_that_are_no_images_by_their_suffix_are_counted(
     root = make(tmp_path / "images")
     where = root / "cat" if (root / "cat").is_dir() else root
     draw(where / "cat.9.jpg").rename(where / "cat.9.jfif")
-    for name in ("cat.7.heic", "cat.8.HEIC", "notes.txt", ".DS_Store", "README"):
+    for name in ("cat.7.jxl", "cat.8.JXL", "notes.txt", ".DS_Store", "README"):
         (where / name).touch()
     found = find_labels(root, "auto")
     assert any(name.endswith("cat.9.jfif") for name in found.labels)
     (warning,) = found.warnings
     assert warning.startswith("3 files")
-    assert "(.heic 2, .txt 1); convert .heic" in warning
+    assert "(.jxl 2, .txt 1); convert .jxl" in warning
 
 
 def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path: Path) -> None:
