@@ -331,6 +331,36 @@ FAULTS = [
         "roc_auc_score(labels, probabilities[:, 0])",
     ),
     Fault(
+        "top-5 accuracy with equal logits in favour of the label",
+        "train/evaluation/metrics.py",
+        "(~(logits <= own)).sum(axis=1) + before.sum(axis=1)",
+        "(~(logits <= own)).sum(axis=1)",
+    ),
+    Fault(
+        "confusion pairs on their side",
+        "train/evaluation/classes.py",
+        "np.stack([predictions.labels[wrong], predictions.predicted[wrong]], axis=1)",
+        "np.stack([predictions.predicted[wrong], predictions.labels[wrong]], axis=1)",
+    ),
+    Fault(
+        "a submission in the order of the images",
+        "serve/outputs/submission.py",
+        'yield entry._replace(key=f"{position:010}")',
+        "yield entry",
+    ),
+    Fault(
+        "columns of a submission in the model's order",
+        "serve/outputs/submission_columns.py",
+        "[str(value) for value in p[order]]",
+        "[str(value) for value in p]",
+    ),
+    Fault(
+        "a submission's probability of the other class",
+        "serve/outputs/submission_columns.py",
+        "return Column(lambda p: [str(p[at])]",
+        "return Column(lambda p: [str(p[1 - at])]",
+    ),
+    Fault(
         "a confusion matrix on its side",
         "train/evaluation/predictions.py",
         "np.add.at(counts, (self.labels, self.predicted), 1)",

@@ -8,6 +8,7 @@ from typing import IO
 
 from serve import storage
 from serve.contract.errors import UserError
+from serve.contract.packed import LONGEST_BEGINNING, packed_by_content
 from serve.contract.urls import is_remote, redact
 
 DELIMITERS = ",;\t|"
@@ -71,6 +72,9 @@ def read_sample(path: str) -> Sample:
     where = f"--sample-submission {redact(path)}"
     try:
         with storage.download(path) if is_remote(path) else open(path, "rb") as file:
+            if packed := packed_by_content(file.read(LONGEST_BEGINNING)):  # as contests ship it
+                raise UserError(f"{where} is {packed.kind}: unpack it first")
+            file.seek(0)
             return _parse(path, where, file)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{where}: {error.strerror or 'does not exist'}") from error

@@ -47,6 +47,7 @@ def test_texts_with_delimiters_are_quoted(tmp_path: Path) -> None:
         (b'id,label\n"1,0\n', "CSV"),
         ("id,label\n1,0\n".encode("utf-16"), "iconv"),
         (b"id,label\n\xff,0\n", "UTF-8"),
+        (b"PK\x03\x04sample_submission.csv", "zip"),
     ],
 )
 def test_what_is_no_sample_is_refused(tmp_path: Path, data: bytes, named: str) -> None:
