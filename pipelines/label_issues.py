@@ -53,6 +53,7 @@ HEADER = (
     *("score", "fold"),
 )
 COLUMNS = 6
+MOST_KINDS = 20  # pairs of classes that are printed
 MOST_PICTURES = 42
 
 
@@ -182,7 +183,11 @@ def issue_summary(data: OutOfFold, issues: LabelIssues) -> str:
         f"estimated number of wrong labels: {issues.estimate} ({issues.estimate / judged:.2%} of {judged} "
         f"judged); likely ones listed: {len(issues.found)}"
     )
-    lines += [f"  {label!r}, rather {other!r}: {count}" for (label, other), count in kinds.most_common(20)]
+    lines += [
+        f"  {label!r}, rather {other!r}: {count}" for (label, other), count in kinds.most_common(MOST_KINDS)
+    ]
+    if len(kinds) > MOST_KINDS:
+        lines.append(f"  and {len(kinds) - MOST_KINDS} rarer pairs of classes, which the list has too")
     return "\n".join(lines)
 
 
