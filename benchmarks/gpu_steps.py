@@ -280,7 +280,7 @@ class Resident:
     """A loader that yields one batch, which is on the device already, again and again."""
 
     def __init__(self, batch: Batch):
-        self.batch, self.lost = batch, dict[str, str]()
+        self.batch, self.lost, self.waited = batch, dict[str, str](), 0.0
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
         for _ in batches:

@@ -164,6 +164,18 @@ FAULTS = [
         ("faults",),
     ),
     Fault(
+        "two ranks on one GPU are not noticed",
+        "train/distributed.py",
+        "if (first := found.index(gpu)) < rank:",
+        "if (first := found.index(gpu)) > rank:",
+    ),
+    Fault(
+        "fp32 is TF32",
+        "train/engine/device.py",
+        'config.precision != "fp32" and torch',
+        "torch",
+    ),
+    Fault(
         "the warm-up begins at 0",
         "train/optim/schedule.py",
         "return (step + 1) / warmup",

@@ -4,14 +4,17 @@ Tensors of cuda:0 have shapes but no numbers, and no driver is needed. The backw
 autograd has no threads for such a device.
 """
 
+import itertools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -21,6 +24,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_data import ONE, build, make_data, make_run
 
+from train.config import TrainConfig
+from train.data.augment import ImageAugment
+from train.data.device_cache import DeviceLoader
+from train.data.index import ImageSet
 from train.data.loader import Batch
 from train.engine.loop import EpochProgress, train_one_epoch
 from train.engine.loss import Criterion
@@ -131,6 +138,26 @@ def move(root: nn.Module) -> None:
                     tensors[name] = moved
 
 
+@dataclass
+class Batches:
+    """Loader of one batch, again and again."""
+
+    batch: Batch
+    waited = 0.0
+
+    def __call__(self, keys: object) -> Iterator[Batch]:
+        return itertools.repeat(self.batch)
+
+
+def images_on_device(images: ImageSet, config: TrainConfig) -> DeviceLoader:
+    """Loader of images of 40 x 50 pixels that are in the device's memory."""
+    sizes = np.array([[50, 40]] * len(images))
+    cache: Any = MagicMock(offsets=np.arange(len(images)) * 50 * 40 * 3, sizes=sizes)
+    cache.__len__.return_value = len(images)
+    pixels = torch.empty(len(images) * 50 * 40, 3, dtype=torch.uint8, device=CUDA)
+    return DeviceLoader(images, cache, 0, ImageAugment(config), CUDA, pixels)
+
+
 def train_pretended(
     tmp_path: Path,
     precision: Precision,
@@ -138,6 +165,7 @@ def train_pretended(
     name: str = "simple_cnn",
     teacher: bool = False,
     soft_targets: bool = False,
+    in_memory: bool = False,
     **settings: Any,
 ) -> Audit:
     """Train an epoch of two steps as `train_one_epoch` does."""
@@ -155,7 +183,7 @@ def train_pretended(
         torch.ones(n),
         torch.arange(n),
     )
-    run.train_loader = lambda keys: (batch for _ in range(100))  # type: ignore[assignment]
+    run.train_loader = Batches(batch)  # type: ignore[assignment]
     run.device = CUDA
     teachers = [build("simple_cnn", 2, 32).eval()] if teacher else []
     model.to(memory_format=precision.memory_format)
@@ -166,6 +194,8 @@ def train_pretended(
         run.soft_targets = torch.zeros(len(data.train), 2, device=CUDA) if soft_targets else None
         run.criterion = criterion(loss)  # type: ignore[assignment]
         run.state = build_state(config, model, run.plan.steps, precision, ONE, CUDA)
+        if in_memory:
+            run.train_loader = images_on_device(data.train, config)
         audit.waits.clear()
         train_one_epoch(run, EpochProgress(ONE, CUDA))
     return audit
@@ -185,6 +215,7 @@ CAM = {"subject_crop": "cam", "subject_start": 0.0}
 OPTIONS: dict[str, dict[str, Any]] = {
     "mixing": {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
     "colours": {"color_jitter": 0.3, "random_erasing": 0.9},
+    "images in the device's memory": {"in_memory": True, "crop_scale": 0.3, "flip": 0.5},
     "TrivialAugment": {"trivial_augment": True, "random_erasing": 0.9},
     "accumulation": {"accumulation": 2, "ema": 0.0},
     "a frozen network": {"freeze": 2, "layer_decay": 0.5},

@@ -182,9 +182,10 @@ class TrainConfig:
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "hardware", resumable=True, searched=False)
     """auto: CUDA when there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "hardware")
-    """Autocast type; auto: bf16 on a device that multiplies it, else fp32, unless another is clearly faster
-    in a few timed steps (fp32 in deterministic mode)."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = setting("auto", "hardware")
+    """Autocast type; auto: bf16 on a device that multiplies it, else float32, unless another is clearly
+    faster in a few timed steps (float32 in deterministic mode). On CUDA float32 is multiplied as TF32, in
+    validation too, unless fp32 is given; tf32 trains so throughout."""
     channels_last: bool | None = setting(None, "hardware")
     """Memory format of convolutions; unset: decided with the precision."""
     compile: bool | Literal["auto"] = setting(False, "hardware", resumable=True)

@@ -2,19 +2,21 @@
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from serve.contract.errors import UserError
 from serve.contract.urls import redact
 from train.rendezvous import agree_on_attempt
 from train.signals import Preempted
@@ -39,9 +41,19 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """Return torchrun's ranks; without torchrun there is one process."""
+    """Return torchrun's ranks; without torchrun there is one process.
+
+    With --virtual-local-rank torchrun gives every process one GPU and the local rank 0: then a process's
+    place on its machine follows from its rank, as machines have equally many processes, numbered in a row.
+    """
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    return Ranks(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
+    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
+    machines, machine = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "GROUP_RANK"))
+    place = ranks.rank - machine * ranks.local_world_size
+    one_gpu = re.fullmatch(r"[^,]+", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    if one_gpu and ranks.local_rank == 0 and ranks.world_size == machines * ranks.local_world_size:
+        return replace(ranks, local_rank=place)
+    return ranks
 
 
 def main_log(ranks: Ranks) -> Log:
@@ -62,6 +74,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         return
     shared, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     store = PrefixStore(f"purebred/{agree_on_attempt(shared, ranks.rank, ranks.world_size)}", shared)
+    check_own_gpus(store, ranks, device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -77,6 +90,38 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def may_share_gpus() -> bool:
+    """Return whether nccl (2.30 or newer) was set to let several ranks have one GPU."""
+    return os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
+
+
+def check_own_gpus(store: Store, ranks: Ranks, device: torch.device) -> None:
+    """Check that no two ranks have the same GPU, before nccl fails with less to read. Every rank calls it.
+
+    Raises:
+        UserError: on all ranks.
+    """
+    if device.type != "cuda" or may_share_gpus():
+        return
+    store.set(f"gpu/{ranks.rank}", gpu_identity(device))
+    found = store.multi_get([f"gpu/{rank}" for rank in range(ranks.world_size)])
+    for rank, gpu in enumerate(found):
+        if (first := found.index(gpu)) < rank:
+            raise UserError(
+                f"ranks {first} and {rank} have the same GPU ({gpu.decode()}): start as many processes as "
+                "there are GPUs (lower --nproc_per_node), let each see one of its own (torchrun's "
+                "--virtual-local-rank, Slurm's --gpus-per-task=1), or use --device cpu"
+            )
+
+
+def gpu_identity(device: torch.device) -> str:
+    """Return what no other GPU has. Slices of one (MIG) may have its UUID: they also differ by the variable
+    that chooses them, or by their container."""
+    properties = torch.cuda.get_device_properties(device)
+    slices = [os.environ.get("CUDA_VISIBLE_DEVICES", ""), socket.gethostname()]
+    return " ".join([str(properties.uuid), *(slices if "MIG" in properties.name else [])])
 
 
 def limit_waiting(minutes: float) -> None:

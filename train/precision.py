@@ -13,6 +13,8 @@ class Precision:
     channels_last: bool = True
     compiled: bool = False
     """What --compile auto chose."""
+    tf32: bool = False
+    """Products of float32 numbers are TF32, also those that are left with autocast."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -23,6 +25,6 @@ class Precision:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def __str__(self) -> str:
-        name = {"": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
+        name = {"": "tf32" if self.tf32 else "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
         layout = "channels_last" if self.channels_last else "contiguous"
         return f"{name}, {layout}{', compiled' if self.compiled else ''}"

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 import torch.distributed as dist
 from forked import on_ranks
 
+from serve.contract.errors import UserError
 from train.distributed import (
     AsyncSum,
     Ranks,
     average_buffers,
+    check_own_gpus,
     gather_list,
     gather_rows,
+    gpu_identity,
     gradient_sync,
     lost_contact,
     max_over_ranks,
@@ -25,7 +29,7 @@ from train.distributed import (
     wrap,
 )
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WORLD = 3
 
 
@@ -35,6 +39,68 @@ def test_without_torchrun_it_is_one_process(monkeypatch: pytest.MonkeyPatch) -> 
     assert ranks_from_environment() == Ranks()
     with process_group(Ranks(), CPU):
         assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "machine", "machines", "size", "visible", "expected"),
+    [
+        (5, 0, 1, 2, 4, "1", 1),  # torchrun --virtual-local-rank
+        (4, 0, 1, 2, 4, "0", 0),
+        (3, 0, 0, 1, 4, "MIG-1-2-3", 3),
+        (3, 3, 0, 1, 4, "0,1,2,3", 3),
+        (5, 1, 1, 2, 4, "0", 1),  # one GPU each without torchrun's help
+        (4, 0, 1, 2, 3, "0", 0),  # machines of different sizes
+    ],
+)
+def test_the_place_on_a_machine_is_found_where_each_process_is_given_local_rank_0(
+    rank: int,
+    local: int,
+    machine: int,
+    machines: int,
+    size: int,
+    visible: str,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = 7 if size == 3 else machines * size
+    values = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": size}
+    values |= {"GROUP_RANK": machine, "GROUP_WORLD_SIZE": machines}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert ranks_from_environment() == Ranks(rank, expected, world, size)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, str, str]) -> None:
+    """Check the GPUs of ranks, each with a UUID, a name and what is visible to the rank."""
+    store = dist.HashStore()
+    for rank in reversed(range(len(found))):
+        uuid, name, visible = found[rank]
+        properties = SimpleNamespace(uuid=uuid, name=name)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, p=properties: p)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        if rank:
+            store.set(f"gpu/{rank}", gpu_identity(CUDA))
+    check_own_gpus(store, Ranks(0, 0, len(found), len(found)), CUDA)
+
+
+def test_ranks_that_share_a_gpu_are_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
+    gpus(monkeypatch, ("a", "H200", "0"), ("b", "H200", "0"), ("c", "H200", "1"))
+    shared = (("a", "H200", "0"), ("b", "H200", "0"), ("b", "H200", "0"))
+    with pytest.raises(UserError, match=r"\b1 and 2\b.*\bb\b.*--nproc_per_node.*--device cpu"):
+        gpus(monkeypatch, *shared)
+    check_own_gpus(dist.HashStore(), Ranks(0, 0, 3, 3), CPU)
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    gpus(monkeypatch, *shared)
+
+
+def test_slices_of_one_gpu_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
+    name = "H200 MIG 1g.18gb"
+    gpus(monkeypatch, ("a", name, "MIG-1"), ("a", name, "MIG-2"))
+    with pytest.raises(UserError, match=r"\b0 and 1\b"):
+        gpus(monkeypatch, ("a", name, "MIG-1"), ("a", name, "MIG-1"))
 
 
 def test_one_process_needs_no_group() -> None:

@@ -102,6 +102,7 @@ class DeviceLoader:
         self.images, self.cache, self.seed, self.transform = images, cache, seed, transform
         self.pixels = to_device(cache, device) if pixels is None else pixels
         """uint8 [pixels of all images, 3]"""
+        self.waited = 0.0
         self.lost: dict[str, str] = {}
         self.while_waiting: Callable[[], None] = lambda: None
 

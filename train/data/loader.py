@@ -4,6 +4,8 @@ import atexit
 import copy
 import errno
 import math
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -129,6 +131,9 @@ class Loader:
         self.dataset, self.num_workers = dataset, num_workers
         self.while_waiting: Callable[[], None] = lambda: None
         """Called once a second while a batch does not come; may raise."""
+        self.waited = 0.0
+        """Seconds in which the training process had to wait for batches. Work on the device is no part of
+        it: when its queue is full, launching takes as long as earlier launches run."""
         self.lost: dict[str, str] = {}
         """Files that this rank could not read any more, and why."""
         self.sampler = _Sampler()
@@ -141,6 +146,8 @@ class Loader:
             persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCH if num_workers else None,
             worker_init_fn=init_worker,
+            # Python 3.14's forkserver would give each worker a copy of the index; fork shares its memory
+            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         )
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
@@ -153,7 +160,7 @@ class Loader:
         loaded: Iterator[Batch] = iter(self.loader)
         if self.loader.pin_memory:
             loaded = _on_device(loaded, torch.cuda.current_device())
-        for batch in fetch_in_thread(loaded, self._wait):
+        for batch in self._timed(fetch_in_thread(loaded, self._wait)):
             self.sampler.awaited.popleft()
             for path, why in batch.lost:
                 if path not in self.lost:
@@ -175,6 +182,15 @@ class Loader:
         new = Loader(dataset, num_workers, self.loader.pin_memory, self.hang_seconds)
         new.lost = self.lost
         return new
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     def exit_codes(self) -> list[int]:
         """Return the exit codes of worker processes that have failed; -N if signal N ended one."""

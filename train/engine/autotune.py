@@ -12,7 +12,7 @@ from train.config import TrainConfig
 from train.data.sampler import EpochPlan
 from train.distributed import Log, Ranks, max_over_ranks, on_main
 from train.engine.compilation import choose_compiled
-from train.engine.device import is_out_of_memory
+from train.engine.device import is_out_of_memory, uses_tf32
 from train.engine.launch import Step, check_launching, seconds_of
 from train.engine.loss import Criterion
 from train.engine.state import TrainState, build_state
@@ -89,7 +89,7 @@ def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precisio
     """Return the options that the settings leave, most faithful first, and the default among them: bf16 on
     a device that has instructions for it, else fp32."""
     if config.precision != "auto":
-        dtypes = [{"fp32": "", "bf16": "bfloat16", "fp16": "float16"}[config.precision]]
+        dtypes = [{"fp32": "", "tf32": "", "bf16": "bfloat16", "fp16": "float16"}[config.precision]]
     elif config.deterministic:
         dtypes = [""]  # a timing must not decide a result
     elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -102,7 +102,8 @@ def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precisio
         formats = [config.channels_last]
     else:
         formats = [True] if config.deterministic else [True, False]
-    options = [Precision(dtype, channels_last) for dtype in dtypes for channels_last in formats]
+    tf32 = uses_tf32(config, device)
+    options = [Precision(dtype, layout, tf32=tf32) for dtype in dtypes for layout in formats]
     usual = "bfloat16" if multiplies_bf16(device) else ""
     return options, next((option for option in options if option.autocast == usual), options[0])
 

@@ -19,6 +19,7 @@ from train.engine.checks import (
     few_steps,
     trained_on_validation,
 )
+from train.engine.device import uses_tf32
 from train.engine.loaders import build_loaders, fit_to_step
 from train.engine.loss import Criterion
 from train.engine.retune import head_state, retuning_settings
@@ -66,7 +67,8 @@ def build_run(
             config, model, criterion, plan, len(classes), ranks, device, log
         )
     else:
-        precision, step_seconds = Precision(**checkpoint["precision"]), math.nan
+        step_seconds = math.nan
+        precision = Precision(**checkpoint["precision"] | {"tf32": uses_tf32(config, device)})
     state = build_state(config, model, plan.steps, precision, ranks, device)
     stage, history, position = config, History(), Position()
     if checkpoint is not None:

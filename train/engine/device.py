@@ -16,7 +16,7 @@ from serve.processors import available_processors
 from train.config import TrainConfig
 from train.data.index import Data
 from train.data.workers import fit_workers
-from train.distributed import Ranks
+from train.distributed import Ranks, may_share_gpus
 
 DRIVER = Path(
     "/proc/driver/nvidia/version"
@@ -39,18 +39,39 @@ def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
     if config.device == "cuda" and not available:
         raise UserError("--device cuda, but torch sees no CUDA device; use --device cpu or fix the driver")
     if config.device == "cpu" or not available:
-        if config.precision == "fp16":
-            raise UserError("--precision fp16 is for CUDA; on the CPU use bf16 or fp32")
+        if config.precision in ("fp16", "tf32"):
+            raise UserError(f"--precision {config.precision} is for CUDA; on the CPU use bf16 or fp32")
         return torch.device("cpu")
-    if ranks.local_world_size > torch.cuda.device_count():
-        raise UserError(
-            f"{ranks.local_world_size} processes on this machine and {torch.cuda.device_count()} CUDA "
-            "devices: lower --nproc_per_node or use --device cpu"
-        )
-    device = torch.device("cuda", ranks.local_rank)
+    device = torch.device("cuda", gpu_number(ranks, torch.cuda.device_count()))
     check_kernels(device)
     torch.cuda.set_device(device)
+    if config.precision == "tf32" and not torch.cuda.is_tf32_supported():
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision tf32: {name} has no TF32; use fp16 or fp32")
     return device
+
+
+def gpu_number(ranks: Ranks, visible: int) -> int:
+    """Return which of the visible GPUs is this rank's: the one of its local rank, or the only one.
+
+    Each process may see one of its own, as with Slurm's --gpus-per-task, torchrun's --virtual-local-rank or
+    a slice of a GPU (MIG); `distributed.check_own_gpus` finds those that all see the same.
+    """
+    if visible == 1:
+        return 0
+    processes = max(ranks.local_world_size, ranks.local_rank + 1)
+    if processes > visible and not may_share_gpus():
+        raise UserError(
+            f"{processes} processes on this machine and {visible} CUDA devices: lower --nproc_per_node or "
+            "use --device cpu"
+        )
+    return ranks.local_rank % visible
+
+
+def uses_tf32(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether products of float32 numbers are TF32 (10 bits of mantissa) on this device, as they are
+    on a GPU that has it unless --precision fp32 is given."""
+    return device.type == "cuda" and config.precision != "fp32" and torch.cuda.is_tf32_supported()
 
 
 def why_unusable() -> str:
@@ -118,7 +139,9 @@ def configure(config: TrainConfig, ranks: Ranks, device: torch.device, num_worke
     share = available_processors() // ranks.local_world_size
     torch.set_num_threads(max(1, share - num_workers if device.type == "cpu" else share // 2))
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
+        tf32 = uses_tf32(config, device)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32  # of convolutions
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic)

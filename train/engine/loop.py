@@ -75,18 +75,14 @@ class TrainBatches:
         self.run, self.epoch = run, run.history.epochs_done
         self.augment, self.mix = BatchAugment(run.stage), PairMix(run.stage, run.num_classes)
         self.loaded = run.train_loader(run.plan.batches(self.epoch, first_step))
-        self.seconds = 0.0
-        """Time in which this rank waited for data or augmented it."""
 
     def next(self, step: int, micro_step: int) -> tuple[Batch, Tensor, Tensor]:
         """Return the batch as it was loaded, the images to train on, and targets [N, num_classes]."""
         run, key = self.run, (self.run.config.seed, self.epoch)
-        started = time.perf_counter()
         with phase("data"):
             loaded = next(self.loaded)
             batch = loaded.to(run.device)
             pixels = self.augment(batch.images, loaded.indices, *key)
-        self.seconds += time.perf_counter() - started
         labels = batch.labels if run.soft_targets is None else run.soft_targets[batch.indices]
         return batch, *self.mix(pixels, labels, run.plan.offset(step, micro_step), *key)
 
@@ -97,9 +93,9 @@ def train_one_epoch(
     """Pass over the training images once, from where `progress` is.
 
     Returns train/loss, train/accuracy, lr, images_per_second, data_share (of the time in which this rank
-    waited for data or augmented it), and train/skipped_steps if there were any. A GPU is waited for now and
-    then only, to check for divergence; sums are read once at the end, when batch-norm statistics become the
-    mean over the ranks.
+    waited for loaded images), and train/skipped_steps if there were any. A GPU is waited for now and then
+    only, to check for divergence; sums are read once at the end, when batch-norm statistics become the mean
+    over the ranks.
 
     Raises:
         FloatingPointError: more than `max_skipped` steps in a row, or all of the epoch's, have gradients
@@ -109,7 +105,7 @@ def train_one_epoch(
     state.begin_epoch(epoch, run.stage)
     lr = state.rates(max(0, state.scheduler.last_epoch - 1))[0]  # of the last step, if none is left
     done = min(plan.num_samples, first * plan.batch_size)
-    started = time.perf_counter()
+    started, waited = time.perf_counter(), run.train_loader.waited
     batches = TrainBatches(run, first)
     with ProgressBar(f"epoch {epoch + 1}", plan.num_samples, run.ranks.is_main, done) as bar:
         for step in range(first, plan.steps):
@@ -126,7 +122,7 @@ def train_one_epoch(
     seconds = time.perf_counter() - started
     speed = {
         "images_per_second": (plan.num_samples - done) / seconds,
-        "data_share": batches.seconds / seconds,
+        "data_share": (run.train_loader.waited - waited) / seconds,
     }
     return metrics | speed
 

@@ -3,9 +3,11 @@
 import errno
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,6 +18,7 @@ from forked import execute, fork
 from train_data import make_data
 
 from serve.contract.images import load_image
+from train.data import loader as loader_module
 from train.data import reading, workers
 from train.data.augment import ImageAugment
 from train.data.loader import Batch, HangError, Loader, PixelDataset, read_pixels
@@ -42,6 +45,34 @@ def test_the_number_of_workers_cannot_change_a_batch(tmp_path: Path) -> None:
             assert torch.equal(a.labels, b.labels)
             assert torch.equal(a.indices, b.indices)
             assert torch.equal(a.weights, b.weights)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forking is not safe elsewhere")
+def test_workers_share_the_index_of_the_training_process(tmp_path: Path) -> None:
+    """Python 3.14's forkserver would give each a copy."""
+    config, data = make_data(tmp_path)
+    dataset = PixelDataset(data.train, config.seed, ImageAugment(config))
+    context = Loader(dataset, 1, pin_memory=False).loader.multiprocessing_context
+    assert context is not None
+    assert context.get_start_method() == "fork"
+
+
+def test_only_the_time_until_a_batch_comes_counts_as_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = make_data(tmp_path)
+    loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
+    now, load = [0.0], PixelDataset.__getitem__
+
+    def slowly(dataset: PixelDataset, keys: Any) -> Batch:
+        now[0] += 2.0
+        return load(dataset, keys)
+
+    monkeypatch.setattr(PixelDataset, "__getitem__", slowly)
+    monkeypatch.setattr(loader_module.time, "perf_counter", lambda: now[0])
+    for _ in loader([[(0, i, 1.0)] for i in range(3)]):
+        now[0] += 100.0
+    assert loader.waited == 6.0
 
 
 def test_a_batch_holds_pixels_labels_weights_and_indices_of_its_images(tmp_path: Path) -> None:

@@ -47,6 +47,18 @@ def test_candidates_are_what_the_settings_leave_open(
     assert [str(option) for option in candidates(TrainConfig(**settings), CPU)[0]] == names
 
 
+@pytest.mark.parametrize(
+    ("precision", "names"), [("auto", ["tf32", "bf16"]), ("tf32", ["tf32"]), ("fp32", ["fp32"])]
+)
+def test_float32_of_a_gpu_is_named_tf32_unless_it_is_not(
+    precision: Any, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    options, _ = candidates(TrainConfig(precision=precision, channels_last=True), torch.device("cuda"))
+    assert [str(option) for option in options] == [f"{name}, channels_last" for name in names]
+
+
 def test_what_the_processor_only_emulates_is_no_candidate_unless_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,6 +1,7 @@
 """Device, loader processes and threads: what is required is what is used."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.engine import device as device_module
-from train.engine.device import choose_device, choose_workers
+from train.engine.device import choose_device, choose_workers, configure, gpu_number, uses_tf32
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 
@@ -30,12 +31,12 @@ def test_cuda_without_a_gpu_is_an_error() -> None:
 
 
 @no_gpu
-def test_auto_takes_the_cpu_without_a_gpu_and_refuses_fp16() -> None:
+def test_auto_takes_the_cpu_without_a_gpu_and_refuses_what_only_gpus_have() -> None:
     assert choose_device(TrainConfig(), Ranks()) == CPU
-    with pytest.raises(ValueError, match=r"--precision fp16.*bf16.*fp32"):
-        choose_device(TrainConfig(precision="fp16"), Ranks())
-    with pytest.raises(ValueError, match=r"--precision fp16.*bf16.*fp32"):
-        choose_device(TrainConfig(precision="fp16", device="cpu"), Ranks())
+    for device in ("auto", "cpu"):
+        for precision in ("fp16", "tf32"):
+            with pytest.raises(UserError, match=rf"--precision {precision}.*bf16.*fp32"):
+                choose_device(TrainConfig(precision=precision, device=device), Ranks())
 
 
 VERSION = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.104.05  Release Build\n"
@@ -116,6 +117,69 @@ def test_more_processes_than_gpus_is_an_error_that_names_both(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"\b4\b.*\b2 CUDA.*--nproc_per_node.*--device cpu"):
         choose_device(TrainConfig(), Ranks(0, 0, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "visible", "number"),
+    [
+        (Ranks(), 4, 0),
+        (Ranks(3, 3, 4, 4), 4, 3),
+        (Ranks(3, 3, 4, 4), 1, 0),  # each sees one of its own
+        (Ranks(3, 3, 4, 1), 1, 0),
+        (Ranks(3, 3, 4, 1), 4, 3),
+    ],
+)
+def test_a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees(
+    ranks: Ranks, visible: int, number: int
+) -> None:
+    assert gpu_number(ranks, visible) == number
+
+
+def test_ranks_share_gpus_only_where_nccl_was_set_to_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    assert [gpu_number(Ranks(rank, rank, 4, 4), 2) for rank in range(4)] == [0, 1, 0, 1]
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE")
+    for ranks in (Ranks(0, 0, 4, 4), Ranks(2, 2, 4, 1)):
+        with pytest.raises(UserError, match=r"\b2 CUDA"):
+            gpu_number(ranks, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "has", "used"),
+    [
+        ("cuda", "auto", True, True),
+        ("cuda", "tf32", True, True),
+        ("cuda", "bf16", True, True),
+        ("cuda", "fp32", True, False),
+        ("cuda", "auto", False, False),
+        ("cpu", "auto", True, False),
+    ],
+)
+def test_float32_is_tf32_on_a_gpu_unless_fp32_is_given(
+    device: str, precision: Any, has: bool, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: has)
+    config = TrainConfig(precision=precision)
+    assert uses_tf32(config, torch.device(device)) == used
+    if device == "cuda":
+        products: list[str] = []
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", products.append)
+        for name in ("set_num_threads", "use_deterministic_algorithms"):
+            monkeypatch.setattr(torch, name, lambda value: None)
+        for name in ("allow_tf32", "benchmark"):
+            monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+        configure(config, Ranks(), torch.device(device), 0)
+        assert (products, torch.backends.cudnn.allow_tf32) == (["high" if used else "highest"], used)
+
+
+def test_tf32_on_a_gpu_without_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("is_available", True), ("device_count", 1), ("is_tf32_supported", False)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for name in ("get_device_name", "set_device"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: "T4")
+    monkeypatch.setattr(device_module, "check_kernels", lambda device: None)
+    with pytest.raises(UserError, match=r"--precision tf32.*T4.*fp16"):
+        choose_device(TrainConfig(precision="tf32"), Ranks())
 
 
 @pytest.mark.parametrize(
