@@ -206,29 +206,39 @@ def evaluate(
     run.state.evaluated.eval()
     batches = evaluation_batches(len(images), batch_size, ranks.rank, ranks.world_size)
     common = len(images) // ranks.world_size // batch_size  # every rank has at least as many batches
-    rows = [torch.zeros(0, 2 + run.num_classes, dtype=torch.float64, device=run.device)]
+    indices = [torch.zeros(0, dtype=torch.int64, device=run.device)]
+    rows = [torch.zeros(0, 1 + run.num_classes, device=run.device)]
     for number, batch in enumerate(run.val_loader(batches)):
-        rows.append(evaluate_batch(run, batch.to(run.device)))
+        batch = batch.to(run.device)
+        indices.append(batch.indices)
+        rows.append(evaluate_batch(run, batch))
         if number < common:
             after_batch()
-    gathered = gather_rows(torch.cat(rows).cpu(), ranks)
+    order, gathered = (
+        gather_rows(torch.cat(indices).cpu(), ranks),
+        gather_rows(torch.cat(rows).cpu(), ranks),
+    )
+    rows.clear()  # they are all logits once more
     evaluation: Evaluation | None = None
 
     def reduce() -> dict[str, float]:
         nonlocal evaluation
+        assert order is not None
         assert gathered is not None
-        table = gathered[gathered[:, 0].argsort()].numpy()
-        assert (table[:, 0] == np.arange(len(images))).all(), "an image was evaluated twice or never"
+        assert order.sort().values.equal(torch.arange(len(images))), "an image was evaluated twice or never"
+        table = torch.empty_like(gathered)
+        table[order] = gathered
+        losses, logits = table[:, 0].double(), table[:, 1:].numpy()
         clip = run.config.clip_probabilities
-        evaluation = evaluate_logits(table[:, 2:], images.labels, images.class_names, clip)
-        metrics = {"loss": float(table[:, 1].mean()), **evaluation.values}
+        evaluation = evaluate_logits(logits, images.labels, images.class_names, clip)
+        metrics = {"loss": float(losses.mean()), **evaluation.values}
         return {f"val/{name}": value for name, value in metrics.items()}
 
     return on_main(ranks, reduce), evaluation
 
 
 def evaluate_batch(run: TrainingRun, batch: Batch) -> Tensor:
-    """Return float64 [N, 2 + num_classes]: index, loss, logits of each image.
+    """Return float32 [N, 1 + num_classes]: loss and logits of each image.
 
     An image that cannot be read any more counts as wrong, with all but equal probabilities.
     """
@@ -236,4 +246,4 @@ def evaluate_batch(run: TrainingRun, batch: Batch) -> Tensor:
     labels = F.one_hot(batch.labels, logits.shape[1]).float()
     logits = torch.where(batch.weights[:, None] > 0, logits, -UNKNOWN * labels)
     loss = run.criterion(logits, labels)
-    return torch.cat([batch.indices[:, None].double(), loss[:, None].double(), logits.double()], 1)
+    return torch.cat([loss[:, None], logits], 1)

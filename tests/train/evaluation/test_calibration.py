@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
-from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
+from train.evaluation.calibration import (
+    TEMPERATURES,
+    expected_calibration_error,
+    fit_temperature,
+    log_probabilities,
+)
 
 
 def honest(n: int, num_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +45,35 @@ def test_perfect_answers_keep_a_doubt(num_classes: int) -> None:
     logits = np.eye(num_classes)[labels] * 4
     doubt = 1 - softmax(logits[0] / fit_temperature(logits, labels))[0]
     assert doubt == pytest.approx(1 / 102, rel=0.05)
+
+
+@pytest.mark.parametrize("case", ["honest", "sure", "unsure", "wrong", "chance", "perfect", "many"])
+def test_the_temperature_is_the_minimum_that_a_search_finds(case: str) -> None:
+    logits, labels = honest(300, 40 if case == "many" else 3)
+    logits *= {"sure": 15.0, "unsure": 0.06}.get(case, 1.0)
+    if case == "wrong":
+        labels = logits.argmin(axis=1)
+    elif case == "chance":
+        labels = np.random.default_rng(1).permutation(labels)
+    elif case == "perfect":
+        labels = logits.argmax(axis=1)
+    doubt = 1 / (len(labels) + 2)
+
+    def loss(log_temperature: float) -> float:
+        values = log_softmax(logits / np.exp(log_temperature), axis=1)
+        own = values[np.arange(len(labels)), labels]
+        others = (values.sum(axis=1) - own) / (logits.shape[1] - 1)
+        return float(-((1 - doubt) * own + doubt * others).mean())
+
+    found = fit_temperature(logits, labels)
+    bounds = np.log(TEMPERATURES)
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    assert np.log(found) == pytest.approx(best.x, abs=1e-4)
+    assert fit_temperature(logits.astype(np.float32), labels) == pytest.approx(found, rel=1e-4)
+
+
+def test_logits_that_are_all_equal_have_a_temperature_of_1() -> None:
+    assert fit_temperature(np.zeros((5, 3)), np.array([0, 1, 2, 0, 1])) == 1.0
 
 
 def test_few_images_and_bad_logits_leave_the_temperature_at_1() -> None:

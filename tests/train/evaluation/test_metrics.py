@@ -1,7 +1,10 @@
 """Validation metrics against values by hand and by scikit-learn."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import (
     accuracy_score,
     f1_score,
@@ -10,7 +13,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from train.evaluation.metrics import Evaluation, evaluate_logits, top_accuracy
+from train.evaluation.metrics import FEW, Evaluation, evaluate_logits, roc_auc, top_accuracy
 
 
 def example(num_classes: int, n: int = 60, present: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -34,19 +37,32 @@ def test_values_by_hand() -> None:
     assert result.values["f1/cat"] == result.values["f1/dog"] == result.values["f1_macro"] == 0.5
 
 
-@pytest.mark.parametrize("num_classes", [2, 5])
-def test_values_are_scikit_learns(num_classes: int) -> None:
-    logits, labels = example(num_classes)
-    values = evaluation(num_classes).values
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("num_classes", "n"), [(2, 60), (2, 1500), (5, 60), (5, 1500), (150, 700)])
+def test_values_are_scikit_learns(num_classes: int, n: int, dtype: type) -> None:
+    logits, labels = example(num_classes, n)
+    labels[:num_classes] = np.arange(num_classes)
+    logits = logits.astype(dtype)
+    values = evaluate_logits(logits, labels, tuple(f"c{i}" for i in range(num_classes))).values
+    probabilities = softmax(logits.astype(np.float64), axis=1)
     predicted = probabilities.argmax(axis=1)
+    close = partial(pytest.approx, rel=0, abs=1e-9)
     assert values["accuracy"] == accuracy_score(labels, predicted)
-    assert values["log_loss"] == pytest.approx(log_loss(labels, probabilities))
-    assert values["f1_macro"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert values["log_loss"] == close(log_loss(labels, probabilities))
+    assert values["f1_macro"] == close(f1_score(labels, predicted, average="macro"))
     auc = roc_auc_score(
         labels, probabilities[:, 1] if num_classes == 2 else probabilities, multi_class="ovr"
     )
-    assert values["roc_auc"] == pytest.approx(auc)
+    assert values["roc_auc"] == close(auc)
+
+
+@pytest.mark.parametrize("positives", [1, 30, FEW, FEW + 1, 800, 999])
+@pytest.mark.parametrize("decimals", [0, 1, 9], ids=["most scores equal", "some", "none"])
+def test_roc_auc_is_scikit_learns_with_equal_scores(positives: int, decimals: int) -> None:
+    rng = np.random.default_rng(positives)
+    truth = rng.permutation(np.arange(1000) < positives)
+    scores = (rng.random(1000) + 0.2 * truth).round(decimals)
+    assert roc_auc(scores, np.flatnonzero(truth)) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
 
 
 @pytest.mark.parametrize("num_classes", [9, 10, 300])
