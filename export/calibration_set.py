@@ -14,6 +14,7 @@ from serve.contract.errors import UserError
 from serve.contract.images import MAX_MEGAPIXELS, load_image, read_image_file
 from serve.contract.listing import has_image_suffix, list_images
 from serve.contract.preprocess import Preprocess
+from serve.contract.tables import split_names
 from serve.inputs.lists import listed_in_csv
 
 SEED = 0
@@ -34,7 +35,8 @@ def training_pixels(
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
     source = source or Path(checkpoint["config"]["data"])
     limit = checkpoint["config"].get("max_megapixels", MAX_MEGAPIXELS)  # none in older ones
-    paths = _list(source)
+    column, *_ = split_names(checkpoint["config"].get("columns", "")) or [""]
+    paths = _list(source, column)
     held_back = {hashlib.sha256(read_image_file(validation.root / p)).digest() for p in validation.paths}
     taken: list[NDArray[np.uint8]] = []
     for i in np.random.default_rng(SEED).permutation(len(paths)):
@@ -54,14 +56,15 @@ def training_pixels(
     return np.stack(taken)
 
 
-def _list(source: Path) -> list[Path]:
+def _list(source: Path, column: str) -> list[Path]:
+    """Return the images; `column` is that of their names in a label file, "" for the one that is found."""
     if not source.exists():
         raise UserError(
             f"the training images {str(source)!r} do not exist; start from the folder that training was "
             "started in, or name them with --training-images"
         )
     if source.is_file() and source.suffix != SUFFIX:
-        return sorted({source.parent / path for path in listed_in_csv(str(source))})
+        return sorted({source.parent / path for path in listed_in_csv(str(source), "train", column)})
     for recursive in (False, True) if source.is_dir() else ():  # the second is a folder for each class
         if images := list(_visible(list_images(source, recursive).paths)):
             return [source / path for path in images]

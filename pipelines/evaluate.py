@@ -62,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="whatever --model of serve/main.py takes")
     add("--data", required=True, help="labelled images, whatever --data of train/main.py takes")
     add("--data-format", choices=("auto", *LAYOUTS), default="auto", help="default: %(default)s")
+    add(
+        "--columns",
+        default="",
+        metavar="IMAGE,LABEL",
+        help="of a label file, as --columns of train/main.py",
+    )
     add("--output", type=Path, default=Path("evaluation"), help="folder; default: %(default)s")
     add("--min-accuracy", type=float, default=0.0, metavar="SHARE", help=f"exit code {BELOW} if it is less")
     add("--ignore-unknown", action="store_true", help="leave out images of classes that the model lacks")
@@ -110,7 +116,11 @@ def run(args: argparse.Namespace) -> int:
         if warning := resampling_warning(predictor.metadata):
             print(warning, file=sys.stderr)
         data = read_labelled(
-            args.data, args.data_format, predictor.metadata.class_names, args.ignore_unknown
+            args.data,
+            args.data_format,
+            args.columns,
+            predictor.metadata.class_names,
+            args.ignore_unknown,
         )
         scored = score_labelled(predictor, data, args.max_bad)
         summary = Summary.of(args, predictor, file_sha256(predictor.path), scored)

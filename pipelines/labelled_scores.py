@@ -59,9 +59,11 @@ class Scored:
 
 
 def read_labelled(
-    source: str, data_format: str, class_names: tuple[str, ...], ignore_unknown: bool
+    source: str, data_format: str, columns: str, class_names: tuple[str, ...], ignore_unknown: bool
 ) -> LabelledData:
     """Find the images and labels of --data; what training would print of them goes to stderr.
+
+    Where a label file says which images validate, these are taken.
 
     Raises:
         UserError: there are none, or classes that the model does not know (unless `ignore_unknown`), or
@@ -71,9 +73,9 @@ def read_labelled(
     if is_remote(source):
         cache = Path(TrainConfig.output) / ".cache"
         local = str(copy(source, cache, True, partial(print, file=sys.stderr, flush=True)))
-    found = find_labels(Path(local), data_format)
+    found = find_labels(Path(local), data_format, columns=columns)
     notes: list[str] = []
-    found = replace(found, labels=unify(found.labels, source, notes))
+    found = replace(found, labels=unify(found.validation or found.labels, source, notes))
     notes += [f"warning: {source}: {warning}" for warning in found.warnings]
     for line in (f"{source}: {len(found.labels)} images, {found.layout}", *notes):
         print(line, file=sys.stderr)

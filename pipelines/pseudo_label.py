@@ -135,7 +135,7 @@ def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConf
 
 def data_flags(label_file: Path, val: Path) -> list[str]:
     """Return the flags that give a student its training images and the teacher's validation images."""
-    return [f"--data={label_file}", f"--val-data={val}", "--data-format=csv", "--exclude="]
+    return [f"--data={label_file}", f"--val-data={val}", "--data-format=csv", "--columns=", "--exclude="]
 
 
 def check_settings(file: Path, args: argparse.Namespace) -> None:

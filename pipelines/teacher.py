@@ -17,7 +17,7 @@ from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
 from train.data.index import Data, groups_of
-from train.data.layouts.label_file import SOFT_COLUMN
+from train.data.layouts.soft_labels import SOFT_COLUMN
 from train.data.scan import scan
 from train.evaluation.predictions import read_predictions
 from train.evaluation.significance import better_than_largest

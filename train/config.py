@@ -15,7 +15,7 @@ class TrainConfig:
     """Settings of a training run."""
 
     data: str = setting("", "data", path=True, resumable=True, searched=False)
-    """Training images: a folder of `cat.0.jpg`, a folder per class, a CSV with columns path,label, or tar
+    """Training images: a folder of `cat.0.jpg`, a folder per class, a label file (CSV), or tar
     files (WebDataset's shards) or a folder of them; or a folder of such parts, train/ and val/. URLs
     (s3://, gs://, ...) are copied to --output first.
     Default: data/train if it exists, else the drawn sample set in data/sample (made when absent)."""
@@ -23,6 +23,9 @@ class TrainConfig:
         "auto", "data", resumable=True, searched=False
     )
     """How --data names its labels."""
+    columns: str = setting("", "data", resumable=True, searched=False)
+    """Columns of a label file, as IMAGE,LABEL, or IMAGE,CLASS,CLASS,... where there is one for each class;
+    empty: found by what they hold."""
     val_data: str = setting("", "data", path=True, resumable=True, searched=False)
     """Validation images, in any of the same formats; empty: split them off --data."""
     val_fraction: float = setting(

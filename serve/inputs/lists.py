@@ -1,19 +1,23 @@
 """Images whose paths and URLs a text file or a CSV file lists."""
 
-import codecs
 import csv
 import io
 import os
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import IO
 
 from serve import storage
 from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
 from serve.contract.files import expand_home
+from serve.contract.image_column import SAMPLE_ROWS, ImageFiles, find_image_columns
 from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
+from serve.contract.tables import Table, TableRow, read_table
+from serve.contract.text_encoding import text_encoding
 from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.files import absolute, is_same_file
@@ -90,43 +94,74 @@ def _check_first(path: str, line: str) -> None:
         )
 
 
-def listed_in_csv(path: str) -> Iterator[str]:
-    """Yield the column path of a CSV file."""
-    with _open_text(path) as file:
-        reader = csv.reader(file, strict=True)  # else a quote that is left open takes all that follows
+def listed_in_csv(path: str, part: str = "test", column: str = "") -> Iterator[str]:
+    """Yield the images that a CSV file lists in its column path, or else in the one that names images.
+
+    `part`, train or test, is the folder where both have images of the same names; `column`: the name of the
+    column. Raises UserError when no column names images, or several do.
+    """
+    with _open(path) as file:
+        line = 1
         try:
-            columns = [name.strip() for name in next(reader, [])]
-            if "path" not in columns:
-                columns = ["path" if name.casefold() == "path" else name for name in columns]
-            if columns.count("path") != 1:
-                count = columns.count("path") or "no"
-                raise UserError(
-                    f"{path}: {count} column 'path' among {columns[:10]}; it needs one, and commas between "
-                    "columns"
-                )
-            at = columns.index("path")
-            for row in reader:
-                if row and (len(row) <= at or not row[at]):
-                    raise UserError(f"{path}: line {reader.line_num} has no path")
-                if row:
-                    yield row[at]
+            table = read_table(file, path)
+            sample = list(islice(table.rows, SAMPLE_ROWS))
+            at, path_of = _find_images(path, table, sample, part, column)
+            for row in chain(sample, table.rows):
+                line = row.line
+                if not row.cells[at]:
+                    raise UserError(f"{path}: line {line} has no path")
+                yield path_of(row.cells[at])
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+            raise UserError(f"{path}: what follows line {line} is not CSV: {error}") from error
+
+
+def _find_images(
+    path: str, table: Table, sample: list[TableRow], part: str, column: str
+) -> tuple[int, Callable[[str], str]]:
+    """Return the column of the images, and the function that makes paths of its cells."""
+    named = table.find(column or "path")
+    if len(named) > 1 or (column and not named):
+        count = len(named) or "no"
+        raise UserError(
+            f"{path}: {count} column {column or 'path'!r} among {table.columns[:10]}; it needs one"
+        )
+    cells = [[row.cells[i] for row in sample] for i in range(len(table.columns))]
+    urls = [i for i in range(len(cells)) if cells[i] and (is_remote(path) or all(map(is_remote, cells[i])))]
+    urls = [i for i in urls if all(is_remote(cell) or has_image_suffix(cell) for cell in cells[i])]
+    at = (named or urls or [0])[0]
+    if (named or len(urls) == 1) and (is_remote(path) or at in urls or _are_files(path, cells[at])):
+        return at, str
+    files = ImageFiles(path, part)
+    found = named or (urls if is_remote(path) else find_image_columns(table, sample, files))
+    if len(found) != 1:
+        which = "several columns name images" if found else "no column 'path', nor another one of images,"
+        raise UserError(f"{path}: {which} among {table.columns[:10]}: call the column of the images path")
+    at = found[0]
+    naming, count = files.locate([cell for cell in dict.fromkeys(cells[at]) if cell.strip()])
+    if named and not count:
+        return at, str  # each is an error row later
+    header = table.columns[at]
+    if not table.headless and any(map(str.isdigit, header)) and files.find(header, naming):
+        raise UserError(f"{path}: the first line names an image: write names of columns before it")
+    print(f"{path}: images from the column {header!r}{naming.describe()}", file=sys.stderr)
+    return at, lambda cell: files.path_of(cell, naming)
+
+
+def _are_files(path: str, cells: list[str]) -> bool:
+    """Return whether most cells are paths of files as they are; no folder is listed for that."""
+    folder = os.path.dirname(path)
+    return 2 * sum(os.path.isfile(os.path.join(folder, cell)) for cell in cells) >= len(cells)
+
+
+def _open(path: str) -> IO[bytes]:
+    return storage.download(path) if is_remote(path) else open(path, "rb")
 
 
 def _open_text(path: str) -> IO[str]:
     """UTF-8, with what is none of it kept as it is, or UTF-16. Lines end with a newline alone: a name may
     hold a carriage return."""
-    file = storage.download(path) if is_remote(path) else open(path, "rb")  # noqa: SIM115
-    encoding = _encoding(file.read(2))
+    file = _open(path)
+    encoding = text_encoding(file.read(4))
     file.seek(0)
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     return io.TextIOWrapper(file, encoding, errors, newline="\n")
-
-
-def _encoding(head: bytes) -> str:
-    if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
-    if len(head) == 2 and (head[0] == 0) != (head[1] == 0):  # of ASCII in UTF-16 each other byte is 0
-        return "utf-16-be" if head[0] == 0 else "utf-16-le"
-    return "utf-8-sig"

@@ -16,7 +16,7 @@ from train.settings import flag
 
 FLAGS = """
 accumulation batch-size best-by cache-size calibrate cam-threshold cam-zoom channels-last class-weights
-clip-grad clip-probabilities color-jitter compile config crop-classes crop-detector crop-min-score
+clip-grad clip-probabilities color-jitter columns compile config crop-classes crop-detector crop-min-score
 crop-scale cutmix data data-format deterministic device drop-path dropout ema epochs eval-size exclude
 experiment flip flip-tta fold folds freeze hang-minutes help image-size interpolation label-smoothing
 layer-decay lr max-bad max-megapixels max-skipped mixup model name near-duplicates num-workers optimizer

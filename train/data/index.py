@@ -19,8 +19,9 @@ from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
 from train.data.labels import LabelledPaths, listed, spelling, unify, warn_of_classes
 from train.data.layouts.folder_tree import Folder
-from train.data.layouts.label_file import read_excluded, soft_targets
+from train.data.layouts.label_file import read_excluded
 from train.data.layouts.registry import find_labels
+from train.data.layouts.soft_labels import soft_targets
 from train.data.scan import scan
 from train.data.split import choose_images
 from train.distributed import Ranks
@@ -104,21 +105,26 @@ def prepare_data(config: TrainConfig) -> Data:
         UserError: nothing to train on, or too much of it unreadable; the message says what to do.
     """
     notes: list[str] = []
-    train = _read(config.data, "--data", config, notes)
+    found = _find(config.data, "--data", config, notes)
+    train = _read(found, config.data, "--data", config, notes)
     class_names = train.images.class_names
     if len(class_names) < 2:
         raise UserError(
             f"{config.data} has the one class {class_names[0]!r}; a classifier needs two or more"
         )
-    if not config.val_data:
+    if config.columns and not any(Path(path).is_file() for path in (config.data, config.val_data) if path):
+        raise UserError(f"--columns {config.columns} has no effect: {config.data} is no label file (CSV)")
+    held_out = _held_out(found, config, notes)
+    if not held_out:
         near = _near_duplicates([train], config)
         digest = _digest(train.images)
         train_set, val_set = split(train.images, config, near, notes)
         return Data(train_set, val_set, train.bad, _digest(train_set, val_set), notes, digest, near)
-    val = _read(config.val_data, "--val-data", config, notes)
-    val = val._replace(images=_map_classes(val.images, class_names, config.val_data))
+    source = config.val_data or config.data
+    val = _read(held_out, source, "--val-data", config, notes)
+    val = val._replace(images=_map_classes(val.images, class_names, source))
     absent = [name for name, count in val.images.counts().items() if not count]
-    notes += warn_of_classes(absent, f"no image to validate on in {config.val_data}")
+    notes += warn_of_classes(absent, f"no image to validate on in {source}")
     near = _near_duplicates([train, val], config)
     notes += _warn_of_leaks(train.images, val.images, near, config)
     digest = _digest(train.images, val.images)
@@ -131,15 +137,44 @@ class _Read(NamedTuple):
     bad: dict[str, str]  # unreadable file -> why
 
 
-def _read(source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Read:
-    """Find the images of `source` and scan them; the unreadable ones are left out."""
-    found = find_labels(Path(source), config.data_format, flag)
+def _find(source: str, flag: str, config: TrainConfig, notes: list[str]) -> LabelledPaths:
+    """Find the images of `source` and their labels, in their normal forms."""
+    found = find_labels(Path(source), config.data_format, flag, config.columns)
     spellings: list[str] = []
-    found = replace(found, labels=unify(found.labels, source, spellings))
+    labels = unify(found.labels | found.validation, source, spellings)
+    notes += [f"{source}: {len(labels)} images, {found.layout}", *spellings]
+    return replace(
+        found,
+        labels={path: labels[path] for path in found.labels},
+        validation={path: labels[path] for path in found.validation},
+    )
+
+
+def _held_out(found: LabelledPaths, config: TrainConfig, notes: list[str]) -> LabelledPaths | None:
+    """Return the images to validate on: those of --val-data, or those that the data set sets aside."""
+    if config.val_data:
+        if found.validation:
+            count = len(found.validation)
+            notes.append(
+                f"warning: {count} images to validate on in {config.data} are left out for --val-data"
+            )
+        return _find(config.val_data, "--val-data", config, notes)
+    if not found.validation:
+        return None
+    if config.folds:
+        raise UserError(
+            f"--folds {config.folds} has no effect: {config.data} names {len(found.validation)} images to "
+            "validate on; remove the column that does"
+        )
+    notes.append(f"{len(found.validation)} of them validate, as {config.data} names them")
+    return replace(found, labels=found.validation, validation=found.labels, probabilities={}, warnings=[])
+
+
+def _read(found: LabelledPaths, source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Read:
+    """Scan the images that were found; those that --exclude names and unreadable ones are left out."""
     class_names = tuple(sorted(set(found.labels.values()), key=natural_key))
-    notes += [f"{source}: {len(found.labels)} images, {found.layout}", *spellings]
-    if flag == "--data" and config.exclude:
-        found = _exclude(found, config.exclude, source, notes)
+    if config.exclude and (flag == "--data" or not config.val_data):
+        found = _exclude(found, config.exclude, source, notes if flag == "--data" else [])
     labels = found.labels
     notes.extend(f"warning: {source}: {warning}" for warning in found.warnings)
     result = scan(found.root, sorted(labels), Path(config.output) / ".cache", config.max_megapixels)
@@ -177,7 +212,8 @@ def _read(source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Rea
 def _exclude(found: LabelledPaths, file: str, source: str, notes: list[str]) -> LabelledPaths:
     """Return `found` without the images that the CSV file names."""
     excluded = read_excluded(file)
-    if unknown := [path for path in excluded if path not in found.labels]:
+    known = found.labels.keys() | found.validation.keys()
+    if unknown := [path for path in excluded if path not in known]:
         raise UserError(
             f"--exclude {file} names {len(unknown)} images that are not in {source} "
             f"({', '.join(map(repr, unknown[:3]))}): paths are relative to it"

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from serve.contract.errors import UserError
-from train.data.text_encoding import is_undecoded, likely_encodings, reads_as
+from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
 
 NUMBER = re.compile(r"[-+]?\d+([.]\d*|,\d{1,2})?(e[-+]?\d{1,3})?", re.IGNORECASE)
 SEPARATORS = re.compile(r"(?<=[^\W_])([\s_]+|\s*-\s*)(?=[^\W_])")
@@ -47,6 +47,8 @@ class LabelledPaths:
     warnings: list[str] = field(default_factory=list)
     probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
     """Soft labels: path -> class -> probability, for the images that have some."""
+    validation: dict[str, str] = field(default_factory=dict)
+    """Path -> label of the images that the data set itself sets aside for validation."""
 
 
 def listed(names: Collection[str], most: int = 10) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from train.data.index import ImageSet
-from train.data.layouts.label_file import SOFT_COLUMN
+from train.data.layouts.soft_labels import SOFT_COLUMN
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.metrics import Evaluation
 

@@ -66,3 +66,40 @@ def test_a_path_may_begin_with_the_home_folder(folder: Path, monkeypatch: pytest
     inputs = ListedFiles(str(folder / "list.txt"), str(folder))
     (entry,) = inputs.entries()
     assert inputs.read(entry) == b"pixels"
+
+
+def test_a_contests_sample_is_a_list_of_its_test_images(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+        for i in range(6):
+            (folder / part / f"{i}.jpg").touch()
+    (folder / "sample_submission.csv").write_text("id,label\n" + "".join(f"{i},0.5\n" for i in range(6)))
+    listed = list(listed_in_csv(str(folder / "sample_submission.csv")))
+    assert listed == [f"test/{i}.jpg" for i in range(6)]
+    assert "'id' in test/, with .jpg added" in capsys.readouterr().err
+    (folder / "sample_submission.csv").rename(folder / "list.csv")
+    assert next(listed_in_csv(str(folder / "list.csv"), "train")) == "train/0.jpg"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in\\a.jpg;x\nin\\b c.jpg;y\n",
+        "id\tFile\n1\tin/a.jpg\n2\tin/b c.jpg\n",
+        "path,label\na,x\nb c,y\n",
+        "in/a.jpg 3\nin/b c.jpg 4\n",
+    ],
+    ids=["backslashes without header", "tabs", "without folder and suffix", "spaces"],
+)
+def test_other_columns_and_forms_are_read_as_label_files_are(folder: Path, text: str) -> None:
+    (folder / "l.csv").write_text(text)
+    assert list(listed_in_csv(str(folder / "l.csv"))) == PATHS
+
+
+def test_two_columns_of_images_are_refused_until_one_is_called_path(folder: Path) -> None:
+    (folder / "l.csv").write_text("before,after\nin/a.jpg,in/b c.jpg\nin/b c.jpg,in/a.jpg\n")
+    with pytest.raises(UserError, match=r"'before', 'after'.*path"):
+        list(listed_in_csv(str(folder / "l.csv")))
+    assert list(listed_in_csv(str(folder / "l.csv"), column="after")) == PATHS[::-1]

@@ -256,12 +256,12 @@ def test_validation_data_that_are_missing_are_called_by_their_flag(tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["a.png,cat"], "file,class", "path,label .*'file', 'class'"),
+        (["a.png,cat"], "file,class", "path,label.*'file' 'a.png', 'class' 'cat'"),
         (["a.png,cat", "b.png"], "path,label", "line 3: .*empty"),
         ([",cat"], "path,label", "line 2: .*empty"),
         (["a.png,cat", "a.png,dog"], "path,label", "line 3: 'a.png' .*twice"),
         ([], "path,label", "no images"),
-        ([], "", "path,label .*nothing"),
+        ([], "", "path,label.*nothing"),
     ],
 )
 def test_a_faulty_label_file_is_an_error_that_names_the_line(
@@ -272,6 +272,7 @@ def test_a_faulty_label_file_is_an_error_that_names_the_line(
 
 
 def test_a_label_file_from_excel_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
     (tmp_path / "labels.csv").write_bytes("path,label\r\na.png,cat\r\n".encode("utf-8-sig"))
     assert find_labels(tmp_path / "labels.csv", "auto").labels == {"a.png": "cat"}
 
@@ -502,6 +503,31 @@ def test_folds_cover_the_data_once_and_share_one_content_digest(tmp_path: Path) 
     assert len({data.digest for data in folds}) == 3
     (root / "cat.1.jpg").rename(root / "cat.7.jpg")
     assert prepare(tmp_path, folds=3, fold=1).content_digest != folds[0].content_digest
+
+
+def test_a_label_file_may_set_images_aside_for_validation(tmp_path: Path) -> None:
+    root = flat_set(tmp_path / "images")
+    parts = {f"{name}.{i}.png": "val" if i > 3 else "train" for name in ("cat", "dog") for i in range(6)}
+    file = label_file(
+        root, [f"{path},{path[:3]},{part}" for path, part in parts.items()], "path,label,split"
+    )
+    data = prepare(tmp_path, file)
+    assert set(data.val.paths) == {path for path, part in parts.items() if part == "val"}
+    assert set(data.train.paths) == {path for path, part in parts.items() if part == "train"}
+    exclude = label_file(tmp_path / "m", ["cat.5.png", "cat.0.png"], "path")
+    assert len(both(prepare(tmp_path, file, exclude=str(exclude)))) == 10
+    with pytest.raises(ValueError, match=r"--folds 3 .*column"):
+        prepare(tmp_path, file, folds=3, fold=1)
+
+
+def test_columns_have_no_effect_without_a_label_file(tmp_path: Path) -> None:
+    root = flat_set(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"--columns id,breed has no effect"):
+        prepare(tmp_path, columns="id,breed")
+    file = label_file(
+        root, [f"{n}.{i}.png,{n},x{i % 2}" for n in ("cat", "dog") for i in range(6)], "f,a,b"
+    )
+    assert prepare(tmp_path, file, columns="f,b").train.class_names == ("x0", "x1")
 
 
 def test_excluded_images_are_left_out_and_others_keep_their_side(tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
-"""Layout "csv": a label file, which names images and labels in its columns path and label.
+"""Layout "csv": a label file, a table whose columns name images and their labels.
 
+Which columns these are is inferred and checked (image_column.py in serve/contract, label_columns.py).
 Columns probability_CLASS, one for each class, are soft labels.
 """
 
 import csv
 import os
+import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,174 +18,197 @@ from numpy.typing import NDArray
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
+from serve.contract.image_column import HALF, ImageFiles, Naming
 from serve.contract.listing import has_image_suffix
+from serve.contract.tables import TableRow, read_table
+from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
+from serve.contract.urls import is_remote, redact
 from train.data.labels import LabelledPaths, check_none_missing, missing, normal
-from train.data.layouts.label_file_advice import cure_for_columns, cure_for_encoding, cure_for_paths
-from train.data.text_encoding import is_undecoded, text_encoding
+from train.data.layouts.label_candidates import (
+    SHOWN,
+    check_labels_are_classes,
+    classes_of,
+    part_of_cell,
+)
+from train.data.layouts.label_columns import Columns, choose_columns, describe_columns
+from train.data.layouts.label_names import read_class_names
+from train.data.layouts.soft_labels import SOFT_COLUMN, read_probabilities
 
-SOFT_COLUMN = "probability_"
-FIRST_FILES = 10  # if none of them exists, their paths are written otherwise than the files' names
+
+@dataclass
+class Rows:
+    """Images and labels, as they are collected from rows."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+    """Label -> the first line that has it."""
+    quoted: set[str] = field(default_factory=set)
+    """Labels in double quotes."""
+    repeated: int = 0
 
 
 def matches(source: Path) -> bool:
     return source.is_file() and source.suffix != SUFFIX
 
 
-def read(source: Path, flag: str = "--data") -> LabelledPaths:
+def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths:
     """Return the images and labels of a label file; a row that repeats another one counts once.
 
-    A label such as None is a class if it is in double quotes, as `write_label_file` writes all: missing
-    values are written without.
+    `columns` names the column of the images and, after a comma, that of the labels, or those of the classes
+    one by one; empty: they are inferred. A label such as None is a class if it is in double quotes, as
+    `write_label_file` writes all: missing values are written without.
 
     Raises:
-        UserError: a column, path or label is missing, an image has two labels, or a label stands for none
-            or is not UTF-8; the message names the line and the cure.
+        UserError: a column, path or label is missing or ambiguous, an image has two labels, or a label
+            stands for none or is not UTF-8; the message names the line and the cure.
     """
-    labels: dict[str, str] = {}
-    probabilities: dict[str, dict[str, float]] = {}
-    lines: dict[str, int] = {}  # label -> the first line that has it
-    quoted: set[str] = set()
-    repeated = 0
+    files = ImageFiles(str(source), "train" if flag == "--data" else "val")
+    with source.open("rb") as file:
+        table = read_table(file, str(source))
+        if not table.columns:
+            raise UserError(f"{source} is read as a label file (path,label), and has nothing in it")
+        table, rows, chosen = choose_columns(source, table, files, columns)
+    values = [value for value in dict.fromkeys(row.cells[chosen.image] for row in rows) if value.strip()]
+    naming, found = files.locate(values)
+    collected = _collect(source, table.columns, rows, chosen, files, naming)
+    _check_labels(source, collected, table.columns[chosen.labels[0]] if len(chosen.labels) == 1 else "")
+    if found < HALF * len(values):
+        raise UserError(f"{source}: {_not_found(source, values, files, naming)}")
+    names, names_file = read_class_names(source, collected.lines.keys(), exactly=flag == "--data")
+    labels = collected.labels
+    if names:
+        labels = {path: names[label.strip()] for path, label in labels.items()}
+    facts = [
+        "labels from a label file (CSV)",
+        *table.facts(),
+        *describe_columns(table.columns, chosen, naming),
+    ]
+    facts += [f"names of the classes from {names_file}"] if names else []
+    facts += [f"{name!r}, in quotes, is a class" for name in sorted(missing(collected.lines))]
+    facts += (
+        [f"{collected.repeated} rows repeat an earlier one and count once"] if collected.repeated else []
+    )
+    labels, validation, lines = _parts(labels, collected.parts, flag)
+    return LabelledPaths(
+        source.parent, labels, "; ".join(facts + lines), [], collected.probabilities, validation
+    )
+
+
+def _collect(
+    source: Path,
+    columns: list[str],
+    rows: list[TableRow],
+    chosen: Columns,
+    files: ImageFiles,
+    naming: Naming,
+) -> Rows:
+    """Return the images and labels of all rows. Raises UserError for a row that is wrong."""
+    found = Rows()
     written: dict[str, str] = {}  # file -> its path as it is written first: ./a.jpg and a.jpg are one
     folder = os.path.realpath(source.parent)
-    with _open_table(source) as (columns, rows):
-        _check_columns(source, columns, rows)
-        soft_columns = {
-            normal(column.removeprefix(SOFT_COLUMN)): column
-            for column in columns
-            if column.startswith(SOFT_COLUMN)
-        }
-        for row in rows:
-            path, label = row.cells["path"], row.cells["label"]
-            if not path or not label.strip():
-                raise UserError(f"{source} line {row.line}: path or label is empty")
-            if has_image_suffix(label):
+    for row in rows:
+        value, label = row.cells[chosen.image], _label(source, columns, row, chosen)
+        if not value.strip() or not label.strip():
+            raise UserError(f"{source} line {row.line}: path or label is empty")
+        if has_image_suffix(label):
+            raise UserError(
+                f"{source} line {row.line}: the label {label!r} is an image's name; write a path that "
+                "holds a comma in double quotes, and the label in the column label"
+            )
+        path = files.path_of(value, naming)
+        whole = os.path.join(folder, path)
+        # through a linked folder, a/../b is not b
+        file = os.path.realpath(whole) if ".." in path else os.path.normpath(whole)
+        image = written.setdefault(file, path)
+        soft = read_probabilities(source, row, chosen.soft)
+        part = (
+            part_of_cell(columns[chosen.split], row.cells[chosen.split]) if chosen.split is not None else ""
+        )
+        if image in found.labels:
+            first = found.labels[image], found.probabilities.get(image, {}), found.parts.get(image, "")
+            if (normal(first[0]), *first[1:]) != (normal(label), soft, part):
+                one, other = (f"{a!r} {b or ''} {c}".strip() for a, b, c in (first, (label, soft, part)))
                 raise UserError(
-                    f"{source} line {row.line}: the label {label!r} is an image's name; write a path that "
-                    "holds a comma in double quotes, and the label in the column label"
+                    f"{source} line {row.line}: {image!r} is listed twice, as {one} and as {other}: keep "
+                    "one of the two rows"
                 )
-            whole = os.path.join(folder, path)
-            # through a linked folder, a/../b is not b
-            file = os.path.realpath(whole) if ".." in path else os.path.normpath(whole)
-            image = written.setdefault(file, path)
-            soft = _probabilities(source, row, soft_columns)
-            if image in labels:
-                first = labels[image], probabilities.get(image, {})
-                if (normal(first[0]), first[1]) != (normal(label), soft):
-                    raise UserError(
-                        f"{source} line {row.line}: {image!r} is listed twice, as {first[0]!r} "
-                        f"{first[1] or ''} and as {label!r} {soft or ''}: keep one of the two rows"
-                    )
-                repeated += 1
-                continue
-            labels[image] = label
-            if soft:
-                probabilities[image] = soft
-            if label not in lines and f'"{label}"' in row.text:
-                quoted.add(label)
-            lines.setdefault(label, row.line)
-    _check_labels(source, lines, labels, quoted)
-    if cure := cure_for_paths(source, columns, list(islice(labels, FIRST_FILES))):
-        raise UserError(f"{source}: {cure}")
-    facts = ["labels from a label file (CSV)"]
-    facts += [f"{name!r}, in quotes, is a class" for name in sorted(missing(lines))]
-    facts += [f"{repeated} rows repeat an earlier one and count once"] if repeated else []
-    return LabelledPaths(source.parent, labels, "; ".join(facts), [], probabilities)
+            found.repeated += 1
+            continue
+        found.labels[image] = label
+        if soft:
+            found.probabilities[image] = soft
+        if part:
+            found.parts[image] = part
+        if len(chosen.labels) > 1 or (label not in found.lines and f'"{label}"' in row.text):
+            found.quoted.add(label)
+        found.lines.setdefault(label, row.line)
+    return found
 
 
-class LabelRow(NamedTuple):
-    line: int
-    """Number of its last line in the file."""
-    text: str
-    """As it is in the file; cells have lost their quotes."""
-    cells: dict[str, str]
+def _label(source: Path, columns: list[str], row: TableRow, chosen: Columns) -> str:
+    if len(chosen.labels) == 1:
+        return row.cells[chosen.labels[0]]
+    classes = classes_of(row, chosen.labels)
+    if len(classes) != 1:
+        named = ", ".join(repr(columns[i]) for i in classes[:SHOWN]) or "none"
+        raise UserError(f"{source} line {row.line} has the classes {named}: each image needs exactly one")
+    return columns[classes[0]]
 
 
-@contextmanager
-def _open_table(path: Path) -> Iterator[tuple[list[str], Iterator[LabelRow]]]:
-    """Open a CSV file in UTF-8 or UTF-16, yield (columns, rows); path, label and split may be in capitals.
+def _check_labels(source: Path, found: Rows, column: str) -> None:
+    """Check the distinct labels, which are those of a column, or of columns of their names ("")."""
+    if odd := [label for label in found.lines if is_undecoded(label)]:
+        cure = _cure_for_encoding(source, [os.fsencode(label) for label in odd])
+        raise UserError(f"{source} line {found.lines[odd[0]]}: the label is not UTF-8; {cure}")
+    if absent := missing(found.lines).difference(found.quoted):
+        where = f"{source} line {min(found.lines[name] for name in absent)}"
+        check_none_missing(Counter(found.labels.values()), where, "write it in double quotes", found.quoted)
+    if column:
+        check_labels_are_classes(str(source), column, found.lines)
 
-    Raises OSError, csv.Error or UnicodeDecodeError when it cannot be read.
+
+def _cure_for_encoding(source: Path, texts: list[bytes]) -> str:
+    """Return the cure for a file with these texts, which are not UTF-8."""
+    likely = likely_encodings(texts)
+    if not likely:
+        return f"{texts[0]!r} {reads_as(likely)}: save the file as UTF-8"
+    file = shlex.quote(str(source))
+    new = shlex.quote(str(source.with_name(f"{source.stem}.new{source.suffix}")))
+    return f"{texts[0]!r} {reads_as(likely)}; run: iconv -f {next(iter(likely))} -t utf-8 {file} > {new}"
+
+
+def _not_found(source: Path, values: list[str], files: ImageFiles, naming: Naming) -> str:
+    """Return why most of the images are not found, and where they were sought."""
+    first = next(value for value in values if not files.find(value, naming))
+    if is_remote(first):
+        return (
+            f"{redact(first)!r} is a URL: copy the images into a folder beside the label file, and name "
+            "them relative to it"
+        )
+    if is_undecoded(first):
+        return f"there is no image {first!r}; {_cure_for_encoding(source, [os.fsencode(first)])}"
+    return f"there is no image {first!r}; {files.describe(first)}"
+
+
+def _parts(
+    labels: dict[str, str], parts: Mapping[str, str], flag: str
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return the labels that the flag stands for, those to validate on, and what is left out.
+
+    Rows of val validate, those of test where there are none of val.
     """
-    with path.open("rb") as binary:
-        encoding = text_encoding(binary.read(4))
-    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
-    with path.open(newline="", encoding=encoding, errors=errors) as file:
-        read: list[str] = []
-
-        def remembered() -> Iterator[str]:
-            for text in file:
-                read.append(text)
-                yield text
-
-        # strict: else a quote that is left open takes all that follows
-        reader = csv.reader(remembered(), strict=True, skipinitialspace=True)
-        header = [name.strip() for name in next(reader, [])]
-        columns = [n.casefold() if n.casefold() in ("path", "label", "split") else n for n in header]
-
-        def rows() -> Iterator[LabelRow]:
-            read.clear()
-            for cells in reader:
-                text = "".join(read)
-                read.clear()
-                if any(cells[len(columns) :]):
-                    raise UserError(
-                        f"{path} line {reader.line_num} has {len(cells)} cells for {len(columns)} columns: "
-                        "write what holds a comma in double quotes"
-                    )
-                if [cell.strip(" \ufeff") for cell in cells] == header:
-                    raise UserError(
-                        f"{path} line {reader.line_num} repeats the first line, {text.strip()!r}: remove it"
-                    )
-                if "\0" in text:
-                    raise UserError(
-                        f"{path} line {reader.line_num} holds a NUL character: {text.strip()!r}"
-                    )
-                if any(cells):
-                    padded = [*cells, *("" for _ in columns)]
-                    yield LabelRow(reader.line_num, text, dict(zip(columns, padded, strict=False)))
-
-        yield columns, rows()
-
-
-def _check_columns(path: Path, columns: list[str], rows: Iterator[LabelRow]) -> None:
-    if not {"path", "label"} <= set(columns):
-        described = ", ".join(map(repr, columns))[:200] or "nothing in it"
-        first: list[str] = []
-        with suppress(ValueError, StopIteration):
-            first = list(next(rows).cells.values())
-        raise UserError(
-            f"{path} is read as a label file: UTF-8, separated by commas, with the columns path,label in "
-            f"its first line; it has {described}{cure_for_columns(path, columns, first)}"
-        )
-    if twice := [name for name in ("path", "label") if columns.count(name) > 1]:
-        raise UserError(f"{path} has the column {twice[0]} twice: remove one of them")
-    if "split" in columns:
-        raise UserError(
-            f"{path} has a column split, which has no effect: make it two label files, one for --data and "
-            "one for --val-data, without this column"
-        )
-
-
-def _probabilities(path: Path, row: LabelRow, columns: Mapping[str, str]) -> dict[str, float]:
-    """Return class -> probability; empty if the cells are. `columns`: class -> column."""
-    cells = {name: row.cells[column] for name, column in columns.items()}
-    try:
-        return {name: float(cell) for name, cell in cells.items()} if any(cells.values()) else {}
-    except ValueError as error:
-        raise UserError(f"{path} line {row.line}: not a probability: {error}") from error
-
-
-def _check_labels(
-    path: Path, lines: Mapping[str, int], labels: Mapping[str, str], quoted: Collection[str]
-) -> None:
-    """Check the distinct labels; `lines`: label -> the first line that has it."""
-    if odd := [label for label in lines if is_undecoded(label)]:
-        cure = cure_for_encoding(path, [os.fsencode(label) for label in odd])
-        raise UserError(f"{path} line {lines[odd[0]]}: the label is not UTF-8; {cure}")
-    if absent := missing(lines).difference(quoted):
-        where = f"{path} line {min(lines[name] for name in absent)}"
-        check_none_missing(Counter(labels.values()), where, "write it in double quotes", quoted)
+    if not parts:
+        return labels, {}, []
+    counts = Counter(parts.values())
+    held_out = "val" if counts["val"] else "test"
+    taken = "train" if flag == "--data" else held_out
+    chosen = {path: label for path, label in labels.items() if parts[path] == taken}
+    validation = {path: label for path, label in labels.items() if parts[path] == held_out}
+    used = {taken, held_out} if flag == "--data" else {taken}
+    left = [f"{count} images of {part} are left out" for part, count in counts.items() if part not in used]
+    return chosen, validation if flag == "--data" else {}, left
 
 
 def read_excluded(path: str) -> list[str]:
@@ -196,41 +219,13 @@ def read_excluded(path: str) -> list[str]:
     if not path:
         return []
     try:
-        with _open_table(Path(path)) as (columns, rows):
-            if "path" not in columns:
-                raise UserError(f"--exclude {path} needs the column path; it has {columns}")
-            return list(dict.fromkeys(row.cells["path"] for row in rows))
+        with open(path, "rb") as file:
+            table = read_table(file, path)
+            if not table.find("path"):
+                raise UserError(f"--exclude {path} needs the column path; it has {table.columns}")
+            return list(dict.fromkeys(row.cells[table.find("path")[0]] for row in table.rows))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"--exclude {path} cannot be read: {error}") from error
-
-
-def soft_targets(
-    paths: Sequence[str], found: LabelledPaths, class_names: tuple[str, ...], source: str
-) -> NDArray[np.float32] | None:
-    """Return probabilities [N, num_classes] in the order of `paths`, or None if no image has any.
-
-    An image without probabilities has its label with certainty. Raises UserError when the columns are not
-    of these classes, or a row is no distribution.
-    """
-    if not found.probabilities:
-        return None
-    targets = np.zeros((len(paths), len(class_names)), np.float32)
-    for i, path in enumerate(paths):
-        soft = found.probabilities.get(path)
-        if soft is None:
-            targets[i, class_names.index(found.labels[path])] = 1
-            continue
-        if set(soft) != set(class_names):
-            raise UserError(
-                f"{source} has the columns {SOFT_COLUMN}CLASS for {sorted(soft)}, its labels are "
-                f"{sorted(class_names)}"
-            )
-        targets[i] = [soft[name] for name in class_names]
-        if not (targets[i] >= 0).all() or abs(targets[i].sum() - 1) > 0.01:
-            raise UserError(
-                f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, do not sum to 1"
-            )
-    return targets
 
 
 def write_label_file(

@@ -1,6 +1,10 @@
 """Layouts of a labelled data set. A new one is a module with `matches` and `read`, named in LAYOUTS."""
 
 import csv
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +13,11 @@ from serve.contract.errors import UserError
 from serve.contract.packed import look_into
 from train.data.labels import LabelledPaths
 from train.data.layouts import flat, folders, label_file, tar_files
+from train.data.layouts.label_candidates import ColumnsError
 from train.data.layouts.listing import class_folders, describe_ignored, describe_left_out
+
+LABEL_FILES = (".csv", ".tsv", ".jsonl")
+MOST_LABEL_FILES = 20
 
 
 class DataLayout(Protocol):
@@ -27,10 +35,11 @@ LAYOUTS: dict[str, DataLayout] = {"csv": label_file, "flat": flat, "folders": fo
 """Layouts by the value of --data-format; the first one that matches is taken."""
 
 
-def find_labels(source: Path, data_format: str, flag: str = "--data") -> LabelledPaths:
+def find_labels(source: Path, data_format: str, flag: str = "--data", columns: str = "") -> LabelledPaths:
     """Return the images of `source` and their labels, in the layout `data_format` or, if "auto", any.
 
-    Raises UserError when `source` cannot be read, holds no images, or could be of two layouts.
+    `columns` is the value of --columns, for a label file. Raises UserError when `source` cannot be read,
+    holds no images, or could be of two layouts.
     """
     if not source.exists():
         raise UserError(
@@ -39,14 +48,75 @@ def find_labels(source: Path, data_format: str, flag: str = "--data") -> Labelle
     try:
         if source.is_file() and source.suffix != SUFFIX and (packed := look_into(source)):
             raise UserError(f"{flag} {source} is {packed}")
-        name = recognise(source) if data_format == "auto" else data_format
-        found = LAYOUTS[name].read(source, flag)
+        if data_format == "csv" or (data_format == "auto" and label_file.matches(source)):
+            found = label_file.read(source, flag, columns)
+        elif data_format == "auto":
+            found = _read_folder(source, flag)
+        else:
+            found = LAYOUTS[data_format].read(source, flag)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
         raise UserError(f"{culprit} cannot be read as --data-format {data_format}: {reason}") from error
     if not found.labels:
         raise UserError("; ".join([f"no images in {source}", found.layout, *found.warnings]))
     return found
+
+
+def _read_folder(source: Path, flag: str) -> LabelledPaths:
+    """Return what the layout that matches reads.
+
+    Raises UserError when none does, or a label file in the folder gives its images other classes.
+    """
+    problem, name = "", ""
+    try:
+        name = recognise(source)
+        found = LAYOUTS[name].read(source, flag)
+    except UserError as error:
+        problem = str(error)
+    usable: dict[Path, dict[str, str]] = {}
+    doubtful = ""
+    if name != "tar" and source.is_dir():
+        usable, doubtful = _label_files(source, flag)
+    if problem and usable:
+        raise UserError(f"{source} holds a label file: give {_flags(usable, flag)}. Without it: {problem}")
+    if problem:
+        raise UserError(f"{doubtful}. Without this label file: {problem}" if doubtful else problem)
+    if contrary := [file for file, labels in usable.items() if _contradicts(labels, found.labels)]:
+        raise UserError(
+            f"{source} holds a label file that gives its images other classes than their "
+            f"{'names' if name == 'flat' else 'folders'} do: give {_flags(contrary, flag)}, or "
+            f"--data-format {name}"
+        )
+    unused = [f"a label file in it is not used; to use it {doubtful}"] if doubtful else []
+    return replace(found, warnings=[*found.warnings, *unused])
+
+
+def _label_files(folder: Path, flag: str) -> tuple[dict[Path, dict[str, str]], str]:
+    """Return label files directly in the folder -> image -> label, and why one of them needs --columns."""
+    usable: dict[Path, dict[str, str]] = {}
+    doubtful = ""
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(LABEL_FILES))
+    for file in [folder / name for name in names[:MOST_LABEL_FILES]]:
+        try:
+            labels = label_file.read(file, flag).labels
+        except ColumnsError as error:
+            doubtful = doubtful or f"give {flag} {shlex.quote(str(file))}: {error}"
+        except (UserError, OSError, csv.Error, UnicodeDecodeError):
+            continue
+        else:
+            if len(set(labels.values())) > 1:
+                usable[file] = labels
+    return usable, doubtful
+
+
+def _contradicts(labels: dict[str, str], others: dict[str, str]) -> bool:
+    """Return whether images of one class in `others` have several labels."""
+    pairs = {(others[path], label) for path, label in labels.items() if path in others}
+    return len(pairs) > len({name for name, _ in pairs})
+
+
+def _flags(files: Iterable[Path], flag: str) -> str:
+    return " or ".join(f"{flag} {shlex.quote(str(file))}" for file in files)
 
 
 def recognise(source: Path) -> str:

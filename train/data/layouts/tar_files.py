@@ -13,11 +13,11 @@ from serve.contract.archive import SUFFIX, list_tars, member_names, read_member
 from serve.contract.errors import UserError
 from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.packed import describe_packed, packed_by_name
+from serve.contract.text_encoding import likely_encodings, reads_as
 from train.data.labels import LabelledPaths, check_none_missing
 from train.data.layouts.flat import label_of
 from train.data.layouts.folder_tree import Folder
 from train.data.layouts.parts import DataSource, check_folders, split_name
-from train.data.text_encoding import likely_encodings, reads_as
 
 LABEL_SUFFIX = ".cls"
 MAX_LABEL_BYTES = 1000

@@ -2,20 +2,29 @@
 
 import csv
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from train_data import flat_set, settings
 
+from serve.contract.errors import UserError
 from train.data.index import prepare_data
 from train.data.labels import LabelledPaths
-from train.data.layouts.label_file import read, soft_targets, write_label_file
+from train.data.layouts.label_file import read, write_label_file
+from train.data.layouts.soft_labels import soft_targets
 
 
 def write(path: Path, *rows: str, header: str = "path,label,probability_cat,probability_dog") -> Path:
     path.write_text("\n".join([header, *rows]), encoding="utf-8")
     return path
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
 
 
 def test_probabilities_are_targets_and_images_without_keep_their_label(tmp_path: Path) -> None:
@@ -61,7 +70,8 @@ def test_a_cell_that_is_no_number_is_named_with_its_line(tmp_path: Path) -> None
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    images = ["/a/x.png", 'quote".png', "line\nbreak.png"]
+    images = [str(tmp_path / "a" / "x.png"), 'quote".png', "line\nbreak.png"]
+    touch(tmp_path, *images)
     soft = {images[1]: np.array([0.123456789, 0.876543211])}
     write_label_file(tmp_path / "m.csv", images, ["cat", "dog", "cat"], soft, ("cat", "dog"))
     found = read(tmp_path / "m.csv")
@@ -72,9 +82,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("path;label\na.jpg;cat\n", "commas.*path,label.*'path;label'"),
-        ("", "path,label .*nothing"),
-        ("path,label,split\na.jpg,cat,val\n", "column split.*--val-data"),
+        ("", "path,label.*nothing"),
+        ("path,label,split\na.jpg,cat,val\nb.jpg,dog,best\n", "line 3: .*column split.*'best'"),
+        ("path,label\ns3://bucket/a.jpg,cat\n", "s3://bucket/a.jpg.* URL"),
+        ("id,breed\na,cat\nb,dog\n", "path,label.*'id' 'a', 'breed' 'cat'"),
         ("path,label\na.jpg,cat\nb,c.jpg,dog\n", "line 3 has 3 cells for 2 columns"),
         ("path,label,label\na.jpg,cat,dog\n", "column label twice"),
         ("path,label\na.jpg,cat\nb.jpg,nan\nc.jpg,nan\n", r"line 3: 'nan' .* \(2 of 3 images\)"),
@@ -107,11 +118,13 @@ def test_a_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, reas
     ids=["plain", "capitals", "spaces", "index and empty cells"],
 )
 def test_what_spreadsheets_write_is_read(tmp_path: Path, lines: list[str], encoding: str) -> None:
+    touch(tmp_path, "a.jpg", "b/c.jpg")
     (tmp_path / "m.csv").write_bytes("\r\n".join(lines).encode(encoding))
     assert read(tmp_path / "m.csv").labels == {"a.jpg": "cat", "b/c.jpg": "caf\u00e9"}
 
 
 def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
     paths = ["a.jpg", "./a.jpg", str(tmp_path / "a.jpg"), "b//../a.jpg", "a.jpg", "b.jpg"]
     file = write(tmp_path / "m.csv", *(f"{path},cat,0.5,0.5" for path in paths))
     found = read(file)
@@ -124,6 +137,7 @@ def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_class_that_is_called_as_missing_labels_are_is_written_in_quotes(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     labels = {"a.jpg": "None", "b.jpg": "-", "c.jpg": "cat"}
     write_label_file(tmp_path / "m.csv", list(labels), list(labels.values()))
     assert read(tmp_path / "m.csv").labels == labels
@@ -133,5 +147,28 @@ def test_a_class_that_is_called_as_missing_labels_are_is_written_in_quotes(tmp_p
 
 
 def test_a_path_that_is_not_utf8_is_kept_as_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, os.fsdecode(b"caf\xe9.jpg"))
     (tmp_path / "m.csv").write_bytes(b"path,label\ncaf\xe9.jpg,cat\n")
     assert list(read(tmp_path / "m.csv").labels) == [os.fsdecode(b"caf\xe9.jpg")]
+
+
+@pytest.mark.parametrize(("label", "encoding"), [("\uace0\uc591\uc774", "cp949"), ("caf\u00e9", "latin-1")])
+def test_an_encoding_is_named_with_the_command_that_converts(
+    tmp_path: Path, label: str, encoding: str
+) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    file = tmp_path / "my labels.csv"
+    file.write_bytes(f"path,label\na.jpg,dog\nb.jpg,{label}\n".encode(encoding))
+    with pytest.raises(UserError, match=f"my labels.csv line 3: .*UTF-8.*{label}.*{encoding}") as caught:
+        read(file)
+    subprocess.run(str(caught.value).rpartition("run: ")[2], shell=True, check=True)
+    assert read(tmp_path / "my labels.new.csv").labels["b.jpg"] == label
+
+
+def test_images_that_are_lost_are_left_to_the_scan_unless_most_are(tmp_path: Path) -> None:
+    touch(tmp_path, "b/1.jpg", "2.jpg", "3.jpg")
+    write(tmp_path / "m.csv", "1.jpg,cat", "2.jpg,dog", "3.jpg,dog", header="path,label")
+    assert list(read(tmp_path / "m.csv").labels) == ["1.jpg", "2.jpg", "3.jpg"]
+    write(tmp_path / "m.csv", "7.jpg,cat", "2.jpg,dog", "8.jpg,dog", header="path,label")
+    with pytest.raises(UserError, match=f"'7.jpg'.*'{tmp_path}'"):
+        read(tmp_path / "m.csv")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.data.text_encoding import likely_encodings, text_encoding
+from serve.contract.text_encoding import likely_encodings, text_encoding
 
 
 @pytest.mark.parametrize(

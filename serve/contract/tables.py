@@ -1,0 +1,162 @@
+"""Tables in text files (CSV): encoding, separator, first line and rows, as people and programs write."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice, starmap
+from typing import IO, Any, NamedTuple
+
+from serve.contract.errors import UserError
+from serve.contract.listing import has_image_suffix
+from serve.contract.text_encoding import text_encoding
+
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
+SAMPLE_LINES = 50
+SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*")  # Excel's own first line
+PADDING = " \t\ufeff"
+
+
+class TableRow(NamedTuple):
+    line: int
+    """Number of its last line in the file."""
+    text: str
+    """As it is in the file; cells have lost their quotes."""
+    cells: list[str]
+    """One for each column."""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[str]
+    """Names in the first line; without such a line, "1", "2", ..."""
+    rows: Iterator[TableRow]
+    delimiter: str
+    first: TableRow
+    """The first line."""
+    headless: bool = False
+    """Whether the first line is a row."""
+
+    def without_header(self) -> "Table":
+        """Return the same table with its first line as a row."""
+        columns = [str(i + 1) for i in range(len(self.columns))]
+        return replace(self, columns=columns, rows=chain([self.first], self.rows), headless=True)
+
+    def find(self, name: str) -> list[int]:
+        """Return the columns of this name, in capitals or not."""
+        return [i for i, column in enumerate(self.columns) if column.casefold() == name.casefold()]
+
+    def facts(self) -> list[str]:
+        """Return what was inferred about the form of the file."""
+        facts = [] if self.delimiter == "," else [f"separated by {DELIMITERS.get(self.delimiter, 'marks')}"]
+        return facts + (["without names of columns in the first line"] if self.headless else [])
+
+
+def split_names(text: str) -> list[str]:
+    """Return names of columns that are separated by commas, each in double quotes if it holds one."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+
+
+def read_table(file: IO[bytes], name: str) -> Table:
+    """Return the table in `file`, in UTF-8 (what is none of it is kept as it is) or UTF-16.
+
+    A first line that holds the name of an image is a row. Its rows are read as they are iterated over, and
+    empty ones are left out.
+
+    Raises:
+        UserError: a row has too many cells, repeats the first line or holds NUL characters. OSError,
+        csv.Error, UnicodeDecodeError: it cannot be read.
+    """
+    encoding = text_encoding(file.read(4))
+    file.seek(0)
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    text = io.TextIOWrapper(file, encoding, errors, newline="")
+    sample = list(islice(text, SAMPLE_LINES))
+    if sample and sample[0].startswith("{"):
+        return _json_table(chain(sample, text), name)
+    separator = SEPARATOR_LINE.fullmatch(sample[0]) if sample else None
+    skipped = 1 if separator else 0
+    delimiter = separator[1] if separator else _delimiter(sample)
+    rows = _rows(chain(sample[skipped:], text), delimiter, skipped)
+    first = next((row for row in rows if any(row.cells)), TableRow(0, "", []))
+    columns = [cell.strip(PADDING) for cell in first.cells]
+    headless = any(map(has_image_suffix, columns))
+    table = Table(columns, _checked(rows, columns, name, headless), delimiter, first)
+    return table.without_header() if headless else table
+
+
+def _json_table(lines: Iterable[str], name: str) -> Table:
+    """Return the table of JSON Lines, whose columns are the keys of the first object."""
+
+    def objects() -> Iterator[tuple[TableRow, dict[str, Any]]]:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield TableRow(number, line, []), dict(json.loads(line))
+                except (ValueError, TypeError) as error:
+                    raise UserError(f"{name} line {number} is no object of JSON: {error}") from error
+
+    def row(place: TableRow, values: dict[str, Any]) -> TableRow:
+        cells = [values.get(key) for key in first]
+        texts = ["" if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
+        return place._replace(cells=texts)
+
+    rows = objects()
+    head, first = next(rows)
+    return Table(list(first), starmap(row, chain([(head, first)], rows)), ",", head)
+
+
+def _rows(lines: Iterable[str], delimiter: str, skipped: int) -> Iterator[TableRow]:
+    read: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    if delimiter == " ":  # a file's name may hold spaces, its label is the last word
+        for number, line in enumerate(lines, 1 + skipped):
+            yield TableRow(number, line, line.rsplit(None, 1))
+        return
+    # strict: else a quote that is left open takes all that follows
+    reader = csv.reader(remembered(), delimiter=delimiter, strict=True, skipinitialspace=True)
+    for cells in reader:
+        yield TableRow(reader.line_num + skipped, "".join(read), cells)
+        read.clear()
+
+
+def _checked(rows: Iterator[TableRow], columns: list[str], name: str, headless: bool) -> Iterator[TableRow]:
+    for row in rows:
+        cells, width = row.cells, len(columns)
+        if any(cells[width:]):
+            raise UserError(
+                f"{name} line {row.line} has {len(cells)} cells for {width} columns: "
+                "write what holds a comma in double quotes"
+            )
+        if not headless and [cell.strip(PADDING) for cell in cells] == columns:
+            line = repr(row.text.strip())
+            raise UserError(f"{name} line {row.line} repeats the first line, {line}: remove it")
+        if "\0" in row.text:
+            raise UserError(f"{name} line {row.line} holds a NUL character: {row.text.strip()!r}")
+        if any(cells):
+            yield row._replace(cells=cells[:width] + [""] * (width - len(cells)))
+
+
+def _delimiter(lines: list[str]) -> str:
+    """Return the separator that cuts each line into as many cells as the first one, or is most frequent
+    in that; "," without any."""
+    first = lines[0] if lines else ""
+    marks = [mark for mark in DELIMITERS if mark in first and mark != " "]
+    widths = {mark: {len(row) for row in csv.reader(lines, delimiter=mark) if row} for mark in marks}
+    if alike := [mark for mark in marks if len(widths[mark]) == 1 and max(widths[mark]) > 1]:
+        last = {mark: next(csv.reader(lines[-1:], delimiter=mark), []) for mark in alike}
+        return max(alike, key=lambda mark: (any(map(has_image_suffix, last[mark])), len(last[mark])))
+    if marks:
+        return max(marks, key=first.count)
+    words = [line.rsplit(None, 1) for line in lines if line.strip()]
+    listed = all(len(pair) == 2 and has_image_suffix(pair[0]) for pair in words[1:])
+    if " " in first and listed and (has_image_suffix(words[0][0]) or len(first.split()) == 2):
+        return " "
+    return ","

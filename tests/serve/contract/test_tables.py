@@ -1,0 +1,77 @@
+"""Tables as spreadsheets, pandas and scripts write them."""
+
+import io
+
+import pytest
+
+from serve.contract.errors import UserError
+from serve.contract.tables import Table, read_table, split_names
+
+
+def table(text: str, encoding: str = "utf-8") -> Table:
+    return read_table(io.BytesIO(text.encode(encoding)), "t.csv")
+
+
+def cells(found: Table) -> list[list[str]]:
+    return [row.cells for row in found.rows]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_separators_and_encodings_are_recognised(mark: str, end: str, encoding: str) -> None:
+    lines = [f"id{mark}label", f"1{mark}a b", "", f'2{mark}"c{mark}d"']
+    found = table(end.join(lines), encoding)
+    assert found.columns == ["id", "label"]
+    assert cells(found) == [["1", "a b"], ["2", f"c{mark}d"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "mark", "rows"),
+    [
+        ("path;note\na,b.jpg;x\nc.jpg;y,z\n", ";", [["a,b.jpg", "x"], ["c.jpg", "y,z"]]),
+        ("path,tags\na.jpg,x|y\nb.jpg,y|z\n", ",", [["a.jpg", "x|y"], ["b.jpg", "y|z"]]),
+        ("a.jpg;1,5\nb.jpg;2,5\n", ";", [["a.jpg", "1,5"], ["b.jpg", "2,5"]]),
+        ("sep=;\npath;label\na,b;c\n", ";", [["a,b", "c"]]),
+        ("a b.jpg 3\nc.jpg 4\n", " ", [["a b.jpg", "3"], ["c.jpg", "4"]]),
+        ("a b\nc d\n", ",", [["c d"]]),
+    ],
+)
+def test_the_separator_is_the_one_that_fits_every_line(text: str, mark: str, rows: list[list[str]]) -> None:
+    found = table(text)
+    assert found.delimiter == mark
+    assert cells(found) == rows
+
+
+def test_a_first_line_with_an_image_is_a_row() -> None:
+    found = table("cat,a.jpg\ndog,b.jpg\ncat,a.jpg\n")
+    assert found.headless
+    assert found.columns == ["1", "2"]
+    assert [row.line for row in found.rows] == [1, 2, 3]
+    assert not table("label,path\ncat,a.jpg\n").headless
+
+
+def test_json_lines_are_a_table() -> None:
+    found = table('{"file_name": "a.jpg", "label": 1}\n\n{"label": null, "file_name": "b.jpg"}\n')
+    assert found.columns == ["file_name", "label"]
+    assert cells(found) == [["a.jpg", "1"], ["b.jpg", ""]]
+    with pytest.raises(UserError, match=r"t\.csv line 2 .*JSON"):
+        cells(table('{"a": 1}\n[1\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a,b\n1,2,3\n", "line 2 has 3 cells for 2"),
+        ("a,b\n1,2\na,b\n", "line 3 .*a,b"),
+        ("a,b\n1,2\0\n", "line 2 .*NUL"),
+    ],
+)
+def test_a_row_that_would_be_misread_is_refused_with_its_line(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"t\.csv {reason}"):
+        cells(table(text))
+
+
+def test_names_of_columns_may_hold_commas() -> None:
+    assert split_names('id, "breed, or mix",x') == ["id", "breed, or mix", "x"]
+    assert split_names("") == []

@@ -1,0 +1,142 @@
+"""Which columns of a label file are taken for labels, and which files are refused with the flag to give."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from serve.contract.errors import UserError
+from train.data.layouts.label_file import read
+
+COUNT = 24
+PETS = ("cat", "dog")
+
+
+def label_file(root: Path, header: str, row: str, name: str = "labels.csv") -> Path:
+    """Write rows, formatted with their number, and an image for each of them."""
+    values = [
+        {"i": i, "pet": PETS[i % 2], "bit": i % 2, "not": 1 - i % 2, "part": ("train", "val")[i % 4 == 3]}
+        for i in range(COUNT)
+    ]
+    (root / "images").mkdir(exist_ok=True)
+    for i in range(COUNT):
+        (root / "images" / f"{i}.jpg").touch()
+    (root / name).write_text("\n".join([header, *(row.format(**each) for each in values)]))
+    return root / name
+
+
+WANTED = {f"images/{i}.jpg": PETS[i % 2] for i in range(COUNT)}
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("id,breed", "{i},{pet}"),
+        ("Species,File Name", "{pet},{i}.jpg"),
+        ("id,label,colour", "{i},{pet},{bit}"),
+        ("id,Label,box_id", "{i},{pet},7{i}"),
+        ("id,score,breed,url", "{i},{i}.25,{pet},http://host/{i}"),
+        ("file,width,height,class,xmin,Roi.X1,bbox_y2", "{i}.jpg,64{bit},48{not},{pet},{bit},{bit},{not}"),
+        ("id,cat,dog", "{i},{not},{bit}"),
+        ("id,cat,dog,cow", "{i},{not}.0,{bit}.0,0.0"),
+        ("id,cat,dog", "{i}.jpg,TRUE,FALSE|{bit}"),
+        ("id,species,fold", "{i},{pet},{bit}"),
+    ],
+)
+def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
+    tmp_path: Path, header: str, row: str
+) -> None:
+    if "|" in row:
+        row = row.replace("TRUE,FALSE|{bit}", "{not},{bit}")
+    assert read(label_file(tmp_path, header, row)).labels == WANTED
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "reason"),
+    [
+        (
+            "id,breed,colour",
+            "{i},{pet},{bit}",
+            r"'breed', 'colour'.*--columns id,breed .*--columns id,colour",
+        ),
+        ("id,breed,a,b", "{i},{pet},{bit},{not}", r"--columns id,breed or --columns id,a,b$"),
+        ("the id,breed,sex", "{i},{pet},{bit}", r"--columns 'the id,breed'"),
+        ("id,score", "{i},{i}.5", "'score'"),
+        ("id,label", "{i},{i}.5", "'label'.*24 "),
+        ("id,text", "{i},a photo of {i}", r"'text'.*--columns id,text"),
+        ("id,kind", "{i},cat", "'kind'"),
+        ("id,a,b,c", "{i},{bit},{not},1", r"line 2 .*'b', 'c'.*--columns id,a"),
+        ("id,a,b,c", "{i},0,0,{bit}", None),
+        ("id", "{i}", "column label"),
+        ("id,breed,breed", "{i},{pet},{pet}", "breed twice"),
+        ("ImageId,PredictionString", "{i},n0{bit} {i} 2 3 4 n0{bit} 1 2 3 {i}", "run: sed "),
+        ("id,file,breed", "{i},1{i}.jpg,{pet}", None),
+        ("id,width,height", "{i},6{bit},4{bit}", "'width'"),
+    ],
+)
+def test_what_cannot_be_the_label_is_refused_and_two_candidates_are_named(
+    tmp_path: Path, header: str, row: str, reason: str | None
+) -> None:
+    file = label_file(tmp_path, header, row)
+    if reason is None:
+        assert len(read(file).labels) == COUNT
+        return
+    with pytest.raises(UserError, match=reason):
+        read(file)
+
+
+def test_columns_that_are_named_are_taken(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "id,breed,colour,a,b", "{i},{pet},{bit},{not},{bit}")
+    assert read(file, columns="id,Breed").labels == WANTED
+    assert set(read(file, columns="id,colour").labels.values()) == {"0", "1"}
+    assert set(read(file, columns="id,a,b").labels.values()) == {"a", "b"}
+    for columns, reason in (("id,beed", "'beed'.*'breed'"), ("id", "id,breed"), ("id,b,colour", "line 2 ")):
+        with pytest.raises(UserError, match=reason):
+            read(file, columns=columns)
+
+
+def test_two_columns_of_different_images_are_an_error_that_names_the_flag(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "id,breed", "{i},{pet}")
+    rows = [f"{i},{COUNT - 1 - i}.jpg,{PETS[i % 2]}" for i in range(COUNT)]
+    file.write_text("\n".join(["id,file,breed", *rows]))
+    with pytest.raises(UserError, match=r"--columns file,breed or --columns id,breed"):
+        read(file)
+    assert read(file, columns="id,breed").labels == WANTED
+
+
+@pytest.mark.parametrize("header", ["id,breed,split", "id,breed,subset"])
+def test_a_column_of_parts_sets_images_aside(tmp_path: Path, header: str) -> None:
+    file = label_file(tmp_path, header, "{i},{pet},{part}")
+    found = read(file)
+    assert len(found.labels) == 18
+    assert found.validation == {path: WANTED[path] for i, path in enumerate(WANTED) if i % 4 == 3}
+    assert read(file, "--val-data").labels == found.validation
+
+
+def test_a_first_line_without_names_is_a_row(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "", "{i},{pet}")
+    file.write_text(file.read_text().lstrip())
+    assert read(file).labels == WANTED
+    assert read(file, columns="1,2").labels == WANTED
+    file.write_text(file.read_text().replace("0,cat", "0,emu", 1))
+    with pytest.raises(UserError, match=r"'0,emu'.*path,label"):
+        read(file)
+
+
+def test_very_many_columns_of_numbers_are_passed_over(tmp_path: Path) -> None:
+    header = "id,species," + ",".join(f"margin{i}" for i in range(200))
+    file = label_file(tmp_path, header, "{i},{pet}," + ",".join(["0.{bit}"] * 100 + ["9{i}"] * 100))
+    assert read(file).labels == WANTED
+    file.write_text(re.sub(r"(?m)^\d+,", "x,", file.read_text()))
+    with pytest.raises(UserError, match="202 columns"):
+        read(file)
+
+
+def test_rows_that_repeat_are_counted_and_contradictions_refused(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "filename,class,xmin", "{i}.jpg,{pet},{i}")
+    text = file.read_text()
+    file.write_text(f"{text}\n3.jpg,dog,99\n4.jpg,cat,99")
+    assert "2 rows" in read(file).layout
+    file.write_text(f"{text}\n3.jpg,cat,99")
+    with pytest.raises(UserError, match=r"line 26: 'images/3.jpg' .*'dog' .*'cat'"):
+        read(file)

@@ -1,0 +1,193 @@
+"""Columns of a label file that hold labels: one named label, the only one that can be, or one a class."""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from serve.contract.errors import UserError
+from serve.contract.image_column import GEOMETRY, NUMBERING
+from serve.contract.listing import has_image_suffix
+from serve.contract.tables import TableRow
+from serve.contract.urls import is_remote
+from train.data.layouts.soft_labels import SOFT_COLUMN
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+SPLIT_COLUMNS = {
+    "split",
+    "subset",
+    "partition",
+    "set",
+    "phase",
+    "usage",
+    "fold",
+    "kfold",
+    "folds",
+    "is_valid",
+}
+YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
+BOXES = re.compile(r"\S+(?: -?\d+(?:\.\d+)?){4}(?: |$)")
+MOST_MEASURED = 20  # different fractions that may still be classes, in a column that is named as the label
+FEW_ROWS = 20
+SHOWN = 6
+MANY = "differs in nearly every row"
+
+
+class ColumnsError(UserError):
+    """Several columns may hold the images or the labels."""
+
+
+def find_label_columns(
+    source: str, columns: Sequence[str], rows: Sequence[TableRow], image: int
+) -> list[int]:
+    """Return the column of the labels, or those of the classes, exactly one of which is 1 in each row.
+
+    Raises UserError when no column or more than one can be the label, or rows have several classes.
+    """
+    named = [i for i, name in enumerate(columns) if name.casefold() == "label"]
+    if named:
+        return named[:1]
+    others = [i for i in range(len(columns)) if i != image and not columns[i].startswith(SOFT_COLUMN)]
+    distinct = {i: {row.cells[i].strip() for row in rows} for i in others}
+    signs = [i for i in others if {s.casefold() for s in distinct[i]} <= YES | NO]
+    signs = [i for i in signs if columns[i].casefold() not in SPLIT_COLUMNS]
+    signs = [i for i in signs if not GEOMETRY.fullmatch(columns[i])]
+    varied = [i for i in signs if len(distinct[i]) > 1]
+    reasons = {i: _reason(columns[i], distinct[i], len(rows)) for i in others if i not in varied}
+    candidates = [[i] for i, reason in reasons.items() if not reason]
+    if len(varied) > 1:
+        faulty = next((row for row in rows if len(classes_of(row, signs)) != 1), None)
+        if faulty and not candidates:
+            raise UserError(_several_classes(source, columns, faulty, signs, image))
+        candidates += [[i] for i in varied] if faulty else [signs]
+    else:
+        candidates += [[i] for i in varied]
+    if len(candidates) == 1:
+        return candidates[0]
+    counts = Counter(columns[i] for found in candidates for i in found)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"{source} has the column {twice[0]} twice: remove one of them")
+    if candidates:
+        more = ", ..." if len(counts) > SHOWN else ""
+        flags = [column_flag(columns[image], *(columns[i] for i in found)) for found in candidates[:2]]
+        raise ColumnsError(
+            f"{source}: the labels may be in the columns {', '.join(map(repr, [*counts][:SHOWN]))}{more}: "
+            f"name that of the images and that of the labels, as in {' or '.join(flags)}"
+        )
+    raise UserError(_no_label(source, columns, rows, image, reasons))
+
+
+def classes_of(row: TableRow, columns: Iterable[int]) -> list[int]:
+    """Return those of the columns that are 1 in the row."""
+    return [i for i in columns if row.cells[i].strip().casefold() in YES]
+
+
+def check_labels_are_classes(source: str, column: str, labels: Iterable[str]) -> None:
+    """Raise UserError when the distinct labels are measurements."""
+    values = set(labels)
+    if len(values) > MOST_MEASURED and _is_measured(values):
+        raise UserError(
+            f"{source}: the column {column!r} holds {len(values)} different numbers with fractions, as "
+            f"{min(values)}: measurements, not classes; write a class for each range of them"
+        )
+
+
+def find_split_column(
+    source: str, columns: Sequence[str], rows: Sequence[TableRow], taken: Collection[int]
+) -> int | None:
+    """Return the column that says which rows train and which validate; None without one.
+
+    Raises UserError when a column split holds anything else.
+    """
+    for i, name in enumerate(columns):
+        if i in taken:
+            continue
+        odd = next((row for row in rows if not part_of_cell(name, row.cells[i])), None)
+        if odd and name.casefold() == "split":
+            raise UserError(
+                f"{source} line {odd.line}: the column split holds {odd.cells[i]!r}, neither train, val "
+                "nor test: correct it, or give the column another name"
+            )
+        if not odd and len({part_of_cell(name, row.cells[i]) for row in rows}) > 1:
+            return i
+    return None
+
+
+def part_of_cell(column: str, cell: str) -> str:
+    """Return train, val or test; "" for any other cell."""
+    text = cell.strip().casefold()
+    if column.casefold() == "is_valid":  # fastai
+        return "val" if text in YES else "train" if text in NO else ""
+    return SPLIT_NAMES.get(text, "")
+
+
+def _reason(name: str, values: set[str], rows: int) -> str:
+    """Return why a column holds no labels; "" if it can."""
+    filled = values - {""}
+    if len(filled) < 2:
+        return "has one value"
+    if NUMBERING.fullmatch(name):
+        return "is a numbering"
+    if name.casefold() in SPLIT_COLUMNS or filled <= SPLIT_NAMES.keys():
+        return "holds parts of the data set"
+    if GEOMETRY.fullmatch(name):
+        return "measures pictures or boxes"
+    if _is_measured(filled):
+        return "holds measurements"
+    if len(filled) == rows or (rows >= FEW_ROWS and 2 * len(filled) > rows):
+        return MANY
+    if all(has_image_suffix(value) or is_remote(value) for value in filled):
+        return "holds names of files"
+    return ""
+
+
+def _is_measured(values: Iterable[str]) -> bool:
+    try:
+        numbers = [float(value) for value in values if value]
+    except ValueError:
+        return False
+    return any(number != round(number) for number in numbers if abs(number) < 1e300)
+
+
+def _several_classes(
+    source: str, columns: Sequence[str], row: TableRow, signs: Sequence[int], image: int
+) -> str:
+    classes = [columns[i] for i in classes_of(row, signs)]
+    found = f"the classes {', '.join(map(repr, classes[:SHOWN]))}" if classes else "none of the classes"
+    return (
+        f"{source} line {row.line} has {found}, and each image needs exactly one: remove such rows, or "
+        f"train for one of the columns, as with {column_flag(columns[image], columns[signs[0]])}"
+    )
+
+
+def _no_label(
+    source: str, columns: Sequence[str], rows: Sequence[TableRow], image: int, reasons: dict[int, str]
+) -> str:
+    listed = [f"{columns[i]!r} {reason}" for i, reason in list(reasons.items())[:SHOWN]]
+    more = f", ... ({len(reasons)} columns)" if len(reasons) > SHOWN else ""
+    line = f"{source} has no column of labels beside {columns[image]!r}"
+    if not reasons:
+        return f"{line}: add the column label"
+    line += f": {', '.join(listed)}{more}"
+    for i in reasons:
+        if all(BOXES.match(row.cells[i].strip()) for row in rows if row.cells[i].strip()):
+            new = source.removesuffix(".csv") + ".new.csv"
+            command = f"sed -E 's/ .*//' < {shlex.quote(source)} > {shlex.quote(new)}"
+            return f"{line}. {columns[i]!r} lists boxes after the class; to keep the class, run: {command}"
+    likely = [i for i, reason in reasons.items() if reason == MANY]
+    return (
+        f"{line}. If it is the class, give {column_flag(columns[image], columns[likely[0]])}"
+        if likely
+        else line
+    )
+
+
+def column_flag(*names: str) -> str:
+    """Return --columns with these names as it is typed in a shell."""
+    cells = [f'"{name}"' if "," in name else name for name in names]
+    text = ",".join(cells)
+    return f"--columns {text}" if re.fullmatch(r"[\w.,/+-]+", text) else f"--columns '{text}'"

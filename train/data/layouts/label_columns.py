@@ -1,0 +1,185 @@
+"""Choice of the columns of a label file: images, labels, soft labels, parts."""
+
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+from serve.contract.errors import UserError
+from serve.contract.image_column import HALF, ImageFiles, Naming, find_image_columns
+from serve.contract.listing import has_image_suffix
+from serve.contract.tables import Table, TableRow, split_names
+from serve.contract.urls import is_remote, redact
+from train.data.labels import normal
+from train.data.layouts.label_candidates import (
+    NO,
+    SHOWN,
+    YES,
+    ColumnsError,
+    column_flag,
+    find_label_columns,
+    find_split_column,
+)
+from train.data.layouts.soft_labels import SOFT_COLUMN
+
+SAMPLE_ROWS = 200
+MANY_COLUMNS = 100
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a label file by what they hold."""
+
+    image: int
+    labels: list[int]
+    """One of labels, or one for each class."""
+    soft: dict[str, int]
+    """Class -> the column of its probabilities."""
+    split: int | None
+    """Which says which rows train and which validate."""
+
+
+def choose_columns(
+    source: Path, table: Table, files: ImageFiles, given: str
+) -> tuple[Table, list[TableRow], Columns]:
+    """Return the table, its rows, and which columns hold what; `given` is the value of --columns or "".
+
+    Raises UserError when none or several of them may hold images or labels.
+    """
+    sample = list(islice(table.rows, SAMPLE_ROWS))
+    if not sample and not table.find("path"):
+        raise UserError(
+            f"{source} is read as a label file (path,label), and has one line: {table.columns[:SHOWN]}"
+        )
+    numbered = bool(given) and all(name.isdecimal() and not table.find(name) for name in split_names(given))
+    if numbered and not table.headless:
+        table, sample = _without_header(table, sample)
+    if given:
+        image, *labels = _given_columns(source, table, given)
+    else:
+        image, labels = _image_column(source, table, sample, files), []
+        if not table.headless and _is_row(source, table, sample, image, files):
+            table, sample = _without_header(table, sample)
+    if len(table.columns) > MANY_COLUMNS:  # of features and measurements: most of them are of no use
+        kept = [
+            i for i in range(len(table.columns)) if i in (image, *labels) or _may_matter(table, sample, i)
+        ]
+        image, labels = kept.index(image), [kept.index(i) for i in labels]
+        columns = [table.columns[i] for i in kept]
+        rows = (row._replace(cells=[row.cells[i] for i in kept]) for row in chain(sample, table.rows))
+        table = replace(table, columns=columns, rows=rows)
+        sample = []
+    quotes = (row if '"' in row.text else row._replace(text="") for row in chain(sample, table.rows))
+    read = list(quotes)
+    labels = labels or find_label_columns(str(source), table.columns, read, image)
+    for i in (image, labels[0]):
+        if len(table.find(table.columns[i])) > 1:
+            raise UserError(f"{source} has the column {table.columns[i]} twice: remove one of them")
+    soft = {
+        normal(name.removeprefix(SOFT_COLUMN)): i
+        for i, name in enumerate(table.columns)
+        if name.startswith(SOFT_COLUMN)
+    }
+    split = find_split_column(str(source), table.columns, read, [image, *labels, *soft.values()])
+    return table, read, Columns(image, labels, soft, split)
+
+
+def _without_header(table: Table, sample: list[TableRow]) -> tuple[Table, list[TableRow]]:
+    table = table.without_header()
+    return table, [next(table.rows), *sample]
+
+
+def _given_columns(source: Path, table: Table, given: str) -> list[int]:
+    """Return the columns that --columns names."""
+    found = []
+    for name in split_names(given):
+        indices = [i for i, column in enumerate(table.columns) if column == name] or table.find(name)
+        if len(indices) != 1:
+            raise UserError(
+                f"--columns {given}: {source} has {len(indices) or 'no'} columns {name!r}; it has "
+                f"{', '.join(map(repr, table.columns[:SHOWN]))}{', ...' if table.columns[SHOWN:] else ''}"
+            )
+        found += indices
+    if len(found) < 2:
+        raise UserError(
+            f"--columns {given}: name the column of the images and that of the labels, as id,breed"
+        )
+    return found
+
+
+def _image_column(source: Path, table: Table, sample: list[TableRow], files: ImageFiles) -> int:
+    named = table.find("path")
+    if len(named) == 1 and _has_images([row.cells[named[0]] for row in sample], files):
+        return named[0]
+    found = find_image_columns(table, sample, files)
+    if len(found) == 1:
+        return found[0]
+    if named:
+        return named[0]
+    if not found:
+        raise UserError(f"{source}: {_no_images(table, sample, files)}")
+    names = [table.columns[i] for i in found]
+    rest = [name for name in table.columns if name not in names]
+    flags = [column_flag(name, *rest[:1]) for name in names[:2]]
+    raise ColumnsError(
+        f"{source}: the columns {', '.join(map(repr, names))} all name images, and not the same: give the "
+        f"columns of the images and of the labels, as in {' or '.join(flags)}"
+    )
+
+
+def _has_images(values: list[str], files: ImageFiles) -> bool:
+    values = [value for value in dict.fromkeys(values) if value.strip()]
+    return files.locate(values)[1] >= HALF * len(values)
+
+
+def _is_row(source: Path, table: Table, sample: list[TableRow], image: int, files: ImageFiles) -> bool:
+    """Return whether the first line names an image too. Raises UserError if it may be both."""
+    naming, _ = files.locate([row.cells[image] for row in sample])
+    if not files.find(table.columns[image], naming):
+        return False
+    others = [i for i in range(len(table.columns)) if i != image]
+    if not any(row.cells[i] == table.columns[i] for row in sample for i in others):
+        line = table.first.text.strip()
+        raise UserError(
+            f"{source}: the first line, {line!r}, may be a row, since it names an image: write the names "
+            "of the columns, path,label, into a line before it"
+        )
+    return True
+
+
+def _may_matter(table: Table, sample: list[TableRow], i: int) -> bool:
+    """Return whether one of very many columns may hold labels: text, 0 and 1, or by its name."""
+    name = table.columns[i].casefold()
+    values = {row.cells[i].strip().casefold() for row in sample}
+    numbers = all(value.lstrip("-").replace(".", "", 1).isdecimal() for value in values if value)
+    return name in ("label", "split") or name.startswith(SOFT_COLUMN) or not numbers or values <= YES | NO
+
+
+def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
+    """Return why no column names images."""
+    cells = sample[0].cells if sample else []
+    shown = ", ".join(
+        f"{name!r} {redact(cell)!r}" for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
+    )
+    line = f"no column of the label file (path,label) names images: {shown or repr(table.columns[:SHOWN])}"
+    if any(map(is_remote, cells)):
+        return f"{line}: copy the images of URLs into a folder beside it, and name them relative to it"
+    if len(table.columns) > MANY_COLUMNS:
+        return (
+            f"{line}, ...: if its {len(table.columns)} columns are pixels, write each row as an image file"
+        )
+    likely = next((cell for cell in cells if has_image_suffix(cell)), cells[0] if cells else "")
+    return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {files.describe(likely)}"
+
+
+def describe_columns(columns: list[str], chosen: Columns, naming: Naming) -> list[str]:
+    """Return what was inferred about columns and paths; [] for path and label as they are."""
+    image, labels = columns[chosen.image], [columns[i] for i in chosen.labels]
+    facts = [f"images: column {image!r}{naming.describe()}"]
+    if len(labels) > 1:
+        more = f", ... ({len(labels)})" if labels[SHOWN:] else ""
+        facts.append(f"labels: columns {', '.join(map(repr, labels[:SHOWN]))}{more}")
+    else:
+        facts.append(f"labels: column {labels[0]!r}")
+    if (image.casefold(), labels[0].casefold(), naming.describe()) == ("path", "label", ""):
+        facts = []
+    return facts + ([f"parts: column {columns[chosen.split]!r}"] if chosen.split is not None else [])

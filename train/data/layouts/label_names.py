@@ -1,0 +1,53 @@
+"""Names of numbered classes, in a JSON file beside a label file: {"0": "healthy"} or {"healthy": 0}."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from serve.contract.errors import UserError
+
+MOST_BYTES = 1 << 20
+
+
+def read_class_names(
+    label_file: Path, labels: Collection[str], exactly: bool
+) -> tuple[dict[str, str], str]:
+    """Return number -> name and the file that has them; ({}, "") if labels are no numbers or none has.
+
+    A file is used if its numbers are the labels, or if they are among them, unless `exactly`. Raises
+    UserError when two files name the classes differently.
+    """
+    found: dict[str, dict[str, str]] = {}
+    if all(label.strip().isdecimal() for label in labels):
+        numbers = {label.strip() for label in labels}
+        for file in sorted(label_file.parent.glob("*.json")):
+            names = _names(file)
+            if names and (numbers == names.keys() or (not exactly and numbers <= names.keys())):
+                found[file.name] = names
+    if not found:
+        return {}, ""
+    (one, names), *others = found.items()
+    if other := next((other for other, different in others if different != names), ""):
+        raise UserError(
+            f"{label_file.parent / one} and {other} both name the classes of {label_file.name}, and "
+            "differently: move one of them elsewhere"
+        )
+    return names, one
+
+
+def _names(file: Path) -> dict[str, str]:
+    """Return number -> name; {} if the file holds anything else."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            return {}
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    pairs = list(content.items())
+    if all(isinstance(number, int) and not isinstance(number, bool) for _, number in pairs):
+        pairs = [(str(number), name) for name, number in pairs]
+    names = {number.strip(): name for number, name in pairs if isinstance(name, str) and name.strip()}
+    whole = len(names) == len(content) == len(set(names.values()))
+    return names if whole and all(map(str.isdecimal, names)) else {}
