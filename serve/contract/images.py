@@ -15,6 +15,7 @@ from serve.contract.formats import unread_format
 from serve.contract.heic import is_heic, open_heic
 from serve.contract.jpeg import scans_and_end, without_metadata
 from serve.contract.orientation import TURNS, orientation, pass_over_metadata
+from serve.contract.profiles import ICC_PROFILE
 
 # Pillow's other decoders are not tried: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -136,8 +137,8 @@ def load_image(
     """Decode an image file to RGB, upright. `decode` reads the pixels of the opened file.
 
     EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid over white;
-    16-bit grey keeps its top 8 bits; of an animation the first frame is taken. Colour profiles (ICC) are
-    not applied, in training as in serving.
+    16-bit grey keeps its top 8 bits; of an animation the first frame is taken. An embedded colour
+    profile (ICC) is in the result's `info`: Preprocess applies it.
 
     Args:
         doubts: takes a sentence where the picture comes out, but looks wrong.
@@ -185,6 +186,8 @@ def _decode(
         if image.format == "HEIF":  # its header may say another size than its pixels have
             _check_size(image, data, max_megapixels)
         rgb, doubt = to_rgb(decoded, image, data, bits)
+        if ICC_PROFILE in image.info:
+            rgb.info[ICC_PROFILE] = image.info[ICC_PROFILE]
         if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
             if image.size != whole and decode is not load_whole:  # made smaller, a fine pattern is one too
                 doubt = _decode(data, load_whole, check, max_megapixels)[2]

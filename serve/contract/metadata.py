@@ -18,7 +18,8 @@ METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
 VALIDATION_KEY = "purebred.validation"  # appended with it: a profile of the validation images
 VERIFIED_KEY = "purebred.verified"  # appended to the file once it has passed: a list of pairings
 METADATA_PROPS = 14  # its number in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
-FORMAT_VERSION = 2  # raised with the fields: a file is understood wholly or not at all
+FORMAT_VERSION = 3  # raised with the fields: a file is understood wholly or not at all
+READABLE_VERSIONS = (2, 3)  # 2: colour profiles are ignored
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 CHECKPOINT_TAG = "purebred.checkpoint_sha256"  # on models in MLflow, as in the file's own metadata
@@ -125,7 +126,7 @@ class ModelMetadata:
             version = values.pop("format_version")
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"model metadata is not readable: {error!r}") from error
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             older = isinstance(version, int) and version < FORMAT_VERSION
             raise UserError(
                 f"model metadata has format_version {version}, this version reads {FORMAT_VERSION}: "

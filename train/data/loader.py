@@ -57,9 +57,10 @@ class PixelDataset(Dataset[Batch]):
     """Data set whose items are whole batches: keys [(epoch, index, weight)] -> Batch.
 
     Args:
-        transform: None takes the cache's pixels as they are.
+        transform: None takes the pixels of the cache, or of `load`, as they are.
         cache: of these images; without one, files are decoded.
         load: decodes a file to the pixels that a cache holds: a cache must not change what is learnt.
+        side: of the grey square in place of an image that cannot be read, in pixels.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class PixelDataset(Dataset[Batch]):
         transform: ImageAugment | Preprocess | None,
         cache: PixelCache | None = None,
         load: Callable[[Path], Pixels] = read_pixels,
+        side: int = 64,
     ):
-        assert transform is not None or cache is not None
         assert cache is None or len(cache) == len(images)
         self.images, self.seed, self.transform = images, seed, transform
-        self.cache, self.load = cache, load
+        self.cache, self.load, self.side = cache, load, side
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch:
         epochs, indices, weights = zip(*keys, strict=True)
@@ -108,7 +109,7 @@ class PixelDataset(Dataset[Batch]):
                 if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
                     raise  # not the file's fault
                 lost[index] = (str(path), str(error))
-                return np.full((64, 64, 3), 128, np.uint8)
+                return np.full((self.side, self.side, 3), 128, np.uint8)
 
         return map_in_threads(decode, indices), lost
 

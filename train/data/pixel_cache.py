@@ -98,6 +98,7 @@ def training_entries(config: TrainConfig) -> Entries:
         needed = max(needed, math.ceil(config.input_size(config.image_size) * enlarged))
     shrink = Shrink(config.cache_size or needed)
     settings = {"short_side": shrink.short_side, "interpolation": FILTER, "least_ratio": LEAST_RATIO}
+    settings |= {"profiles": preprocess.profiles}
     return Entries(settings, shrink.size, shrink, shrink.decode)
 
 

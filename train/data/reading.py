@@ -16,6 +16,7 @@ from serve.contract.heic import heic_version
 from serve.contract.images import MOST_MEGAPIXELS, load_image, load_whole, read_image_file
 from serve.contract.orientation import on_its_side
 from serve.contract.preprocess import RESAMPLING
+from serve.contract.profiles import to_srgb
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Size = tuple[int, int]  # width, height
@@ -94,6 +95,7 @@ class Shrink:
         return image.resize(smaller[::-1] if lying else smaller, RESAMPLING[FILTER], box=box)
 
     def __call__(self, image: Image.Image) -> Pixels:
-        """Return the pixels of an upright RGB image."""
+        """Return the pixels of an upright RGB image, in sRGB."""
         smaller = self.size(image.size)
-        return np.asarray(image if smaller == image.size else image.resize(smaller, RESAMPLING[FILTER]))
+        resized = image if smaller == image.size else image.resize(smaller, RESAMPLING[FILTER])
+        return np.asarray(to_srgb(resized))

@@ -49,7 +49,8 @@ def build_loaders(
     if val_cache is not None and val_there:
         return train, DeviceLoader(data.val, val_cache, config.seed, None, device)
     if val_cache is None:
-        dataset = PixelDataset(data.val, config.seed, config.preprocess())
+        load, side = validation_entries(config).load, config.preprocess().size
+        dataset = PixelDataset(data.val, config.seed, None, load=load, side=side)
         return train, Loader(dataset, num_workers, pin, hang_seconds)
     dataset = PixelDataset(data.val, config.seed, None, val_cache)
     return train, Loader(dataset, min(num_workers, VAL_WORKERS), pin, hang_seconds)
