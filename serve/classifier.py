@@ -8,7 +8,7 @@ for answer in classifier([jpeg_bytes, "photo.png"]):
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -132,16 +132,23 @@ class Classifier:
         if isinstance(images, Bytes | str | os.PathLike):
             raise TypeError(f"a list of images is expected, not one {type(images).__name__}")
         images = list(images)
-        workers = max(1, min(self._workers, -(-len(images) // self._batch_size)))
+        return self.classify(len(images), lambda number: _read(images[number]))
+
+    def classify(self, count: int, read: Callable[[int], bytes]) -> list[Answer]:
+        """Return an answer for each of `count` images, whose bytes `read` returns by number.
+
+        Args:
+            read: called from several threads; what it raises is the error of this image.
+        """
+        workers = max(1, min(self._workers, -(-count // self._batch_size)))
         rows = score(
             self._predictor,
-            (Entry(str(number)) for number in range(len(images))),
-            lambda entry: _read(images[int(entry.name)]),
+            (Entry(str(number)) for number in range(count)),
+            lambda entry: read(int(entry.name)),
             self._batch_size,
             workers,
             self._image_timeout,
             turns=self._turns,
-            max_megapixels=self._max_megapixels,
         )
         with closing(rows):
             return [self._answer(row) for row in rows]

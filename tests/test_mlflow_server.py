@@ -3,33 +3,24 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
-import requests
 from conftest import REPOSITORY, SMALL
+from servers import free_port, mlflow_process
 
 pytestmark = pytest.mark.slow
 RUNS = 2
 EPOCHS = 2
 USER = "postgres"  # whom Debian's package makes; a server refuses to run as root
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=Path("/no")).parent
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -76,29 +67,10 @@ def postgresql() -> Iterator[str]:
             server.wait()
 
 
-@contextmanager
-def mlflow_server(folder: Path, store: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--serve-artifacts"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "2"]
-    with (folder / "server.log").open("wb") as log:
-        server = psutil.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
-        while True:
-            try:
-                if requests.get(f"{address}/health", timeout=5).ok:
-                    break
-            except requests.RequestException:
-                pass
-            running = server.poll() is None and time.monotonic() < deadline
-            assert running, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield address
-    finally:
-        for process in [*server.children(recursive=True), server]:
-            process.kill()
-        server.wait()
+def mlflow_server(folder: Path, store: str) -> AbstractContextManager[str]:
+    command = ["server", "--backend-store-uri", store, "--serve-artifacts", "--workers", "2"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    return mlflow_process(command, "/health", folder)
 
 
 def test_runs_at_the_same_time_are_whole_and_apart(sample: Path, tmp_path: Path) -> None:

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pytest
 from conftest import TrainedRun
 
 import export.main
 import serve.main
-from serve.predictor import Predictor
 from serve.tracking import ScoringRun, find_server, log_scoring_run
 from serve.tracking_server import TrackingServer
 
@@ -154,30 +152,6 @@ def test_a_server_that_is_away_is_an_error_before_scoring_and_a_warning_after(
     assert score(published, trained) == 0
     assert f"MLflow at {uri}" in capsys.readouterr().err
     assert len(Path("p.csv").read_text().splitlines()) == 21
-
-
-@pytest.mark.slow
-def test_mlflow_serves_the_same_probabilities_over_http(published: Path) -> None:
-    assert export.main.main(["--run", str(published), "--register", "pets"]) == 0
-    port = free_port()
-    process = start(
-        *(MLFLOW, "models", "serve", "-m", "models:/pets@challenger", "--env-manager", "local", "-p", port),
-        health=f"http://127.0.0.1:{port}/ping",
-        cwd=published.parent,
-    )
-    try:
-        pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            json.dumps({"inputs": pixels.tolist()}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            predictions = json.load(answer)["predictions"]
-    finally:
-        stop(process)
-    expected = Predictor(published / "export" / "model.onnx", "cpu").predict(pixels)
-    np.testing.assert_allclose(np.float32(predictions["probabilities"]), expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"[]", b"SSH-2.0-OpenSSH", b"not JSON"])

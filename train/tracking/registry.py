@@ -1,19 +1,17 @@
 """Logged and registered models in MLflow, for export and promotion."""
 
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG, ModelMetadata
 from train.tracking.client import TrackingStore, mlflow
-
-if TYPE_CHECKING:  # seconds that a promotion does without
-    import onnx
 
 MODEL_TAG = "purebred.model_sha256"  # of a logged model's file
 CHALLENGER = "challenger"
@@ -25,6 +23,29 @@ class ModelVersion:
     run_id: str
     metadata: ModelMetadata
     """That of the registered ONNX file."""
+
+
+@dataclass(frozen=True)
+class PyfuncPackage:
+    """What mlflow.pyfunc needs to take image bytes: code, and how it is called."""
+
+    code: Path
+    """Folder of a Python package."""
+    loader_module: str
+    """In it; has the function `_load_pyfunc`."""
+    column: str
+    """Of the images' bytes."""
+    config: dict[str, Any]
+    """Settings that model_config may change, with their defaults."""
+    providers: list[Any]
+    """Of onnxruntime, for the onnx flavor."""
+    requirements: list[str]
+    example: bytes
+    """An image file."""
+
+
+Packager = Callable[[ModelMetadata, Path], PyfuncPackage]
+"""Writes the code into a folder."""
 
 
 def read_aliases(store: TrackingStore, model: str) -> dict[str, str]:
@@ -93,6 +114,7 @@ def publish_model(
     metadata: ModelMetadata,
     verification: Path,
     metrics: dict[str, float],
+    package: Packager,
     register: str = "",
 ) -> str:
     """Log the ONNX file to the run that trained it, unless it is there, with the present record of its
@@ -110,7 +132,7 @@ def publish_model(
             return ""
         client.log_artifact(run_id, str(verification), "export")
         if not model_id:
-            model_id = _log_model(client, run, file, metadata, metrics)
+            model_id = _log_model(client, run, file, metadata, metrics, package)
             tags = {CHECKPOINT_TAG: metadata.checkpoint_sha256, PRECISION_TAG: metadata.precision}
             client.set_logged_model_tags(model_id, {**tags, MODEL_TAG: sha256})
         client.log_model_artifact(model_id, str(verification))
@@ -135,21 +157,21 @@ def find_logged_model(client: Any, run: Any, sha256: str) -> str:
 
 
 def _log_model(
-    client: Any, run: Any, file: Path, metadata: ModelMetadata, metrics: dict[str, float]
+    client: Any,
+    run: Any,
+    file: Path,
+    metadata: ModelMetadata,
+    metrics: dict[str, float],
+    package: Packager,
 ) -> str:
-    import onnx
-
-    proto, run_id = onnx.load(file), run.info.run_id
+    run_id = run.info.run_id
     name = "model" if metadata.precision == "fp32" else f"model-{metadata.precision}"
     made = client.create_logged_model(run.info.experiment_id, name, run_id, params=run.data.params)
-    mlflow.onnx.log_model(
-        proto,
-        model_id=made.model_id,
-        run_id=run_id,
-        signature=_signature(proto, metadata),
-        pip_requirements=["mlflow", "onnx", "onnxruntime", "numpy", "pillow"],
-        save_as_external_data=False,
-    )
+    with TemporaryDirectory(prefix="purebred-") as folder:
+        flavor = _BothFlavors(file, metadata, package(metadata, Path(folder)))
+        mlflow.models.Model.log(
+            None, flavor, model_id=made.model_id, run_id=run_id, validate_serving_input=False
+        )
     now = int(time.time() * 1000)
     values = [
         mlflow.entities.Metric(key, value, now, 0, model_id=made.model_id, run_id=run_id)
@@ -159,12 +181,45 @@ def _log_model(
     return str(made.model_id)
 
 
-def _signature(model: "onnx.ModelProto", metadata: ModelMetadata) -> Any:
-    size, num_classes = metadata.preprocess.size, len(metadata.class_names)
-    widths = {"logits": num_classes, "probabilities": num_classes}
-    for output in model.graph.output:  # perhaps embeddings
-        widths.setdefault(output.name, output.type.tensor_type.shape.dim[1].dim_value or -1)
-    spec, schema = mlflow.types.TensorSpec, mlflow.types.Schema
-    outputs = [spec(np.dtype(np.float32), (-1, width), name) for name, width in widths.items()]
-    pixels = spec(np.dtype(np.uint8), (-1, size, size, 3), "images")
-    return mlflow.models.ModelSignature(inputs=schema([pixels]), outputs=schema(outputs))
+class _BothFlavors:
+    """The ONNX file for mlflow.onnx, and for mlflow.pyfunc the code that takes image bytes to it."""
+
+    __name__ = "purebred"
+
+    def __init__(self, file: Path, metadata: ModelMetadata, package: PyfuncPackage):
+        self.file, self.metadata, self.package = file, metadata, package
+
+    def save_model(self, path: str, mlflow_model: Any, **_: Any) -> None:
+        """Write the folder of a logged model; mlflow.models.Model.log calls this of a flavor."""
+        import onnx  # seconds that a promotion does without
+        import pandas as pd
+
+        package = self.package
+        mlflow.onnx.save_model(
+            onnx.load(self.file),
+            path,
+            mlflow_model=mlflow_model,
+            code_paths=[str(package.code)],
+            signature=_signature(package.column),
+            input_example=pd.DataFrame({package.column: [package.example]}),
+            pip_requirements=package.requirements,
+            onnx_execution_providers=package.providers,
+            metadata={"class_names": list(self.metadata.class_names)},
+            save_as_external_data=False,
+        )
+        served = mlflow_model.flavors["python_function"]
+        shutil.copyfile(self.file, Path(path, served["data"]))  # the very bytes that were verified
+        served |= {"loader_module": package.loader_module, "config": package.config}
+        mlflow_model.save(str(Path(path, "MLmodel")))
+
+
+def _signature(column: str) -> Any:
+    types = mlflow.types
+    answers = [
+        types.ColSpec("string", "label"),
+        types.ColSpec("double", "probability", required=False),
+        types.ColSpec(types.schema.Array("double"), "probabilities", required=False),
+        types.ColSpec("string", "error"),
+    ]
+    images = types.Schema([types.ColSpec("binary", column)])
+    return mlflow.models.ModelSignature(inputs=images, outputs=types.Schema(answers))

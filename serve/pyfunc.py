@@ -1,0 +1,85 @@
+"""The exported model as MLflow serves it (mlflow.pyfunc): a column of image bytes in, a table out.
+
+Answers are those of serve/main.py. A logged model holds a copy of this package under a name made of its
+content (export/mlflow_package.py), so that two models in one process answer by their own code.
+"""
+
+import binascii
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from serve.classifier import Classifier
+from serve.contract.images import ImageError, check_file_bytes
+
+COLUMN = "content"
+DEFAULTS = {"provider": "auto", "precision": "fp32", "threads": 0}
+"""What model_config may change, as of serve.Classifier."""
+BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
+PLAIN_PPM = re.compile(rb"P[1-6]\s")  # an image whose file is text
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "ImageModel":
+    """Open the model at `path`; MLflow calls this function by its name."""
+    return ImageModel(Classifier(path, **{**DEFAULTS, **(model_config or {})}))
+
+
+class ImageModel:
+    """What mlflow.pyfunc.load_model wraps."""
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Return a DataFrame with a row for each one of `model_input`, and its index.
+
+        Columns: label; probability; probabilities, a list in the order of `class_names` in the MLmodel
+        file's metadata; error. An image that cannot be read has an error, the empty label, and None for the
+        numbers: Spark writes None in a column of texts as "None", and NaN is not valid JSON.
+
+        Args:
+            model_input: DataFrame with the column `content`: bytes of image files, or base64 text of them.
+        """
+        import pandas as pd
+
+        contents = list(model_input[COLUMN])
+        answers = self.classifier.classify(len(contents), lambda number: file_bytes(contents[number]))
+        columns: dict[str, list[Any]] = {
+            "label": [answer.label or "" for answer in answers],
+            "probability": [answer.probability for answer in answers],
+            "probabilities": [
+                None if answer.probabilities is None else [float(str(p)) for p in answer.probabilities]
+                for answer in answers
+            ],
+            "error": [answer.error or "" for answer in answers],
+        }
+        # of objects: pandas would make None NaN in a column of numbers
+        return pd.DataFrame(
+            {name: pd.Series(values, dtype=object) for name, values in columns.items()}
+        ).set_axis(model_input.index)
+
+
+def file_bytes(content: object) -> bytes:
+    """Return the bytes of an image file: as they are, or of base64 text.
+
+    MLflow decodes base64 by the signature in dataframe_split and dataframe_records, and gives the text, as
+    bytes, in inputs and instances.
+
+    Raises:
+        ImageError: neither.
+    """
+    if isinstance(content, str):
+        try:
+            data = binascii.a2b_base64(content)
+        except ValueError as error:
+            raise ImageError(f"text that is not base64: {error}") from error
+    elif isinstance(content, bytes | bytearray | memoryview):
+        data = bytes(content)
+        if BASE64.fullmatch(data) and not PLAIN_PPM.match(data):
+            with suppress(binascii.Error):
+                data = binascii.a2b_base64(data)
+    else:
+        raise ImageError(f"the bytes of an image or base64 text are expected, not {type(content).__name__}")
+    check_file_bytes(data)
+    return data
