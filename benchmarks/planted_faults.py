@@ -345,8 +345,8 @@ FAULTS = [
     Fault(
         "top-5 accuracy with equal logits in favour of the label",
         "train/evaluation/metrics.py",
-        "(~(logits <= own)).sum(axis=1) + before.sum(axis=1)",
-        "(~(logits <= own)).sum(axis=1)",
+        "~(values <= own) | ((values == own) & (classes < label))",
+        "~(values <= own)",
     ),
     Fault(
         "confusion pairs on their side",

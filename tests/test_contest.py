@@ -33,10 +33,10 @@ def make_contest(root: Path, num_test: int = 40) -> None:
         (root / part).mkdir()
     with (root / "labels.csv").open("w", newline="") as file:
         labels = csv.writer(file)
-        labels.writerow(["path", "label"])
+        labels.writerow(["id", "breed"])
         for i in range(NUM_CLASSES * EACH):
             draw(root / "train" / f"{ids[i]}.png", i % NUM_CLASSES, i)
-            labels.writerow([f"train/{ids[i]}.png", breeds[i % NUM_CLASSES]])
+            labels.writerow([ids[i], breeds[i % NUM_CLASSES]])
     with (root / "sample_submission.csv").open("w", newline="") as file:
         sample = csv.writer(file)  # ends lines as Windows does, and Kaggle
         sample.writerow(["id", *sorted(breeds)])
