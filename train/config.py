@@ -197,7 +197,9 @@ class TrainConfig:
     deterministic: bool = setting(False, "hardware")
     """Bit-identical results on the same machine and number of processes; slower on CUDA, where torch has no
     such backward pass for the pooling of AlexNet, VGG and GoogLeNet and warns."""
-    num_workers: int = setting(-1, "hardware", limits=(-1, 256), resumable=True)
+    num_workers: int = setting(
+        -1, "hardware", limits=(-1, 256), resumable=True, overridden_by=("pixel_cache=device",)
+    )
     """Loader processes of each rank, fewer if shared memory is too small for their batches; -1: from the
     processors, and on a GPU as many as its steps need, as timed at the start; 0: load in the training
     process. Validation of stored pixels has two at most."""

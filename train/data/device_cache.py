@@ -1,6 +1,8 @@
 """Device cache: decoded images in the memory of the device that trains, cut and resized there.
 
-Boxes and flips are those of `ImageAugment`, sample by sample; pixels are within one of its 256 levels.
+Boxes and flips are those of `ImageAugment`, sample by sample. Pixels are within one of its 256 levels; a
+few differ by more where bicubic interpolation of whole images overshoots black or white, which Pillow clips
+in an order of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

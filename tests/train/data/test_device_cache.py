@@ -7,7 +7,7 @@ import pytest
 import torch
 from forked import train
 from test_cuda_pretended import CUDA, pretended_cuda
-from train_data import CPU, ONE, flat_set, make_data, settings, train_epochs
+from train_data import CPU, ONE, draw, flat_set, make_data, settings, train_epochs
 
 import train.data.device_cache as module
 from benchmarks.jobs import weights_sha256
@@ -15,7 +15,7 @@ from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.augment import ImageAugment
 from train.data.device_cache import DeviceLoader, choose_device_cache, why_on_cpu
-from train.data.index import Data
+from train.data.index import Data, prepare_data
 from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import open_cache, training_entries, validation_entries
 from train.data.sampler import EpochPlan
@@ -56,8 +56,12 @@ def test_images_are_those_of_the_cpu_within_a_level(
     changes: dict[str, Any], interpolation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of sides that differ, in parts of a batch, half of them flipped."""
-    monkeypatch.setattr(module, "CUT", 3 * 32**2)
-    config, data = make_data(tmp_path, flip=0.5, interpolation=interpolation, **changes)
+    monkeypatch.setattr(module, "CUT", 3 * 64**2)
+    config = settings(tmp_path, flip=0.5, interpolation=interpolation, **changes)
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(8):
+            draw(Path(config.data) / f"{name}.{i}.png", label, i, size=(20 + 11 * i, 90 - 9 * i))
+    data = prepare_data(config)
     on_cpu, there = both(tmp_path, config, data)
     plan = EpochPlan(len(data.train), 7, 0)
     for epoch in range(config.epochs):
