@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from serve.contract.confidence import Estimate, Threshold, estimate_accuracy
-from serve.contract.looks import Looks, distance
+from serve.contract.looks import Looks, distance, quantiles
 from serve.contract.profile import ValidationProfile
 from serve.contract.urls import redact
 from serve.outputs.layout import Row
@@ -128,8 +128,9 @@ class JobSummary:
         found = []
         for name, bins in (("short side", "short_side"), ("aspect", "aspect")):
             if distance(getattr(mine, bins), getattr(theirs, bins)) > CLEAR:
-                medians = [looks.to_dict()[f"{bins}_quantiles"][1] for looks in (mine, theirs)]
-                found.append(f"{name} {medians[0]:g} ({medians[1]:g})")
+                low, _, high = quantiles(getattr(mine, bins))
+                known_low, _, known_high = quantiles(getattr(theirs, bins))
+                found.append(f"{name} {low:g} to {high:g} ({known_low:g} to {known_high:g})")
         if abs(mine.grey_share - theirs.grey_share) > CLEAR:
             found.append(f"grey {mine.grey_share:.0%} ({theirs.grey_share:.0%})")
         before = self.profile.predicted
@@ -158,16 +159,21 @@ class JobSummary:
             f"estimated accuracy {found.accuracy:.3f} ({found.low:.3f} to {found.high:.3f}), on the "
             f"{threshold.num_images} validation images {threshold.accuracy:.3f}"
         )
-        differences = self.differences()
-        if found.differs:
+        if found.differs and found.accuracy < threshold.accuracy:
             yield (
-                "warning: the answers are "
-                + ("less" if found.accuracy < threshold.accuracy else "more")
-                + " sure than on the validation images, by more than chance: label some of these images, "
-                "and measure the accuracy on them"
+                "warning: the answers are less sure than on the validation images, by more than chance: "
+                "label some of these images, and measure the accuracy on them"
             )
-        if differences:
-            yield f"these images (the validation images): {', '.join(differences)}"
+        elif found.differs:
+            yield (
+                "warning: the answers are surer than on the validation images, by more than chance, as "
+                "confident mistakes are too: label some of these images before relying on the estimate"
+            )
+        if differences := self.differences():
+            yield (
+                f"note: these images differ from the validation images in {', '.join(differences)}: the "
+                "more they do, the less the estimate holds"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON file."""

@@ -82,12 +82,9 @@ def estimate_accuracy(above: int, num_images: int, threshold: Threshold) -> Esti
     unsure = Z_INTERVAL * math.sqrt(disagreement / m)
     difference = abs(share - of_validation)
     chance = math.sqrt(_spread(above, n) / n + _spread(threshold.above, m) / m)
-    return Estimate(
-        middle,
-        max(0.0, middle - math.hypot(middle - low, unsure)),
-        min(1.0, middle + math.hypot(high - middle, unsure)),
-        difference > Z_WARNING * chance,
-    )
+    low = max(0.0, middle - math.hypot(middle - low, unsure))
+    high = min(1.0, middle + math.hypot(high - middle, unsure))
+    return Estimate(round(middle, 6), round(low, 6), round(high, 6), difference > Z_WARNING * chance)
 
 
 def _spread(hits: int, n: int) -> float:

@@ -1,5 +1,6 @@
 """Models and scores in an object store: what holds for files on a disk holds for objects."""
 
+import json
 import os
 import re
 import signal
@@ -207,6 +208,21 @@ def test_the_url_of_a_run_directory_is_its_exported_model(
     assert serve_main.main(arguments) == 0
     assert "s3://bucket/runs/a/export/model.onnx" in capsys.readouterr().err
     assert (tmp_path / "p.csv").read_bytes() == whole
+
+
+def test_summaries_are_published_beside_the_parts(
+    client: Any, model: str, images: Path, tmp_path: Path
+) -> None:
+    parts = "s3://bucket/summed"
+    for index in range(2):
+        shard = ("--shard", f"{index}/2", "--output", parts, "--summary", parts)
+        assert serve_main.main(command(model, images, *shard)) == 0
+    found = [json.loads(content(client, f"summed/part-0000{i}-of-00002.summary.json")) for i in range(2)]
+    merged = ("--output", "s3://bucket/all.csv", "--summary", "s3://bucket/all.json")
+    assert merge_main([parts, *merged]) == 0
+    whole = json.loads(content(client, "all.json"))
+    assert whole["rows"] == sum(part["rows"] for part in found) == 68
+    assert whole["errors"] == sum(part["errors"] for part in found) == 8
 
 
 def test_when_the_store_goes_away_no_part_is_taken_for_finished(
