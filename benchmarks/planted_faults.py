@@ -323,6 +323,32 @@ FAULTS = [
     ),
     # what validates, and what is said of it
     Fault(
+        "of two columns that may be the label the first is taken",
+        "train/data/layouts/label_candidates.py",
+        "if len(candidates) == 1:",
+        "if candidates:",
+        ("label_columns",),
+    ),
+    Fault(
+        "training takes the validation rows of a label file too",
+        "train/data/layouts/label_file.py",
+        "for path, label in labels.items() if parts[path] == taken",
+        "for path, label in labels.items()",
+        ("label_columns", "index"),
+    ),
+    Fault(
+        "a label file of training takes images of the test part",
+        "serve/contract/image_column.py",
+        'if self.is_of_training and top and _part(top) == "test":',
+        "if not top and not path:",
+    ),
+    Fault(
+        "an image that is in two folders is taken from the first",
+        "serve/contract/image_column.py",
+        "            if len(hits) > 1:\n                raise UserError(",
+        "            if len(hits) > 9:\n                raise UserError(",
+    ),
+    Fault(
         "copies of an image are on both sides of the split",
         "train/data/split.py",
         "members.setdefault(group, []).append(i)",

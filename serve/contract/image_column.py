@@ -117,7 +117,9 @@ class ImageFiles:
     def find(self, value: str, naming: Naming) -> list[str]:
         """Return the images that a value stands for: one, unless the rule is wrong or ambiguous."""
         if naming.listed:
-            return [path for path in (value, clean(value)) if self.is_listed(path)][:1]
+            if self.is_listed(value):
+                return [value]
+            return [path for path in (clean(value),) if self.is_listed(path)]
         name = clean(value)
         if not name.startswith(naming.dropped):
             return []
@@ -156,11 +158,11 @@ class ImageFiles:
         if listed >= HALF * len(values):  # the others are lost, even if one of their names is elsewhere
             return LISTED, listed
         sample = values[:: max(1, len(values) // SAMPLE_ROWS)]
-        counts = {naming: self._count(sample, naming) for naming in self._namings(values)}
-        fair = [n for n, count in counts.items() if count and count >= NEARLY_ALL * max(counts.values())]
-        counts = {LISTED: listed} | {naming: self._count(values, naming) for naming in fair}
-        if any(count >= NEARLY_ALL * len(values) for n, count in counts.items() if not n.anywhere):
-            counts = {naming: count for naming, count in counts.items() if not naming.anywhere}
+        tried = {naming: self._count(sample, naming) for naming in self._namings(values)}
+        fair = [n for n, count in tried.items() if count and count >= NEARLY_ALL * max(tried.values())]
+        counts = {LISTED: listed} | {n: self._count(values, n) for n in fair if not n.anywhere}
+        if max(counts.values()) < NEARLY_ALL * len(values):
+            counts |= {naming: self._count(values, naming) for naming in fair if naming.anywhere}
         most = max(counts.values())
         best = sorted((n for n, count in counts.items() if count == most), key=self._rank)
         rivals = [naming for naming in best[1:] if self._rank(naming)[:2] == self._rank(best[0])[:2]]

@@ -141,7 +141,8 @@ def _checked(rows: Iterator[TableRow], columns: list[str], name: str, headless: 
         if "\0" in row.text:
             raise UserError(f"{name} line {row.line} holds a NUL character: {row.text.strip()!r}")
         if any(cells):
-            yield row._replace(cells=cells[:width] + [""] * (width - len(cells)))
+            whole = cells if len(cells) == width else cells[:width] + [""] * (width - len(cells))
+            yield TableRow(row.line, row.text, whole)
 
 
 def _delimiter(lines: list[str]) -> str:

@@ -68,8 +68,9 @@ def choose_columns(
         rows = (row._replace(cells=[row.cells[i] for i in kept]) for row in chain(sample, table.rows))
         table = replace(table, columns=columns, rows=rows)
         sample = []
-    quotes = (row if '"' in row.text else row._replace(text="") for row in chain(sample, table.rows))
-    read = list(quotes)
+    whole = chain(sample, table.rows)
+    # the text matters where labels are in quotes; without it rows take half the memory
+    read = [row if '"' in row.text else TableRow(row.line, "", row.cells) for row in whole]
     labels = labels or find_label_columns(str(source), table.columns, read, image)
     for i in (image, labels[0]):
         if len(table.find(table.columns[i])) > 1:

@@ -112,7 +112,7 @@ def _collect(
         value, label = row.cells[chosen.image], _label(source, columns, row, chosen)
         if not value.strip() or not label.strip():
             raise UserError(f"{source} line {row.line}: path or label is empty")
-        if has_image_suffix(label):
+        if label not in found.lines and has_image_suffix(label):
             raise UserError(
                 f"{source} line {row.line}: the label {label!r} is an image's name; write a path that "
                 "holds a comma in double quotes, and the label in the column label"
