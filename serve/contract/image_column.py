@@ -216,14 +216,13 @@ class ImageFiles:
     def _rank(self, naming: Naming) -> tuple[bool, int, bool]:
         """Return what the better one of two rules that fit is smaller in."""
         top = _top(naming.folder)
-        part = _part(top)
-        place = 3 if not part else 4
+        part, plain = _part(top), _is_plain(top)
         if not naming.folder:
-            place = 5 if naming.anywhere else 0
-        elif part == self.part:
-            place = 1
-        elif not part and USUAL.intersection(_words(top)):
-            place = 2
+            place = 7 if naming.anywhere else 0
+        elif part:
+            place = 6 if part != self.part else 1 if plain else 2
+        else:
+            place = 3 if plain else 4
         return naming.anywhere, place + 10 * naming.folder.startswith("../"), naming.suffix is None
 
 
@@ -275,6 +274,11 @@ def _part(name: str) -> str:
     return next((part for part, known in PARTS.items() if words & known), "")
 
 
+def _is_plain(name: str) -> bool:
+    """Return whether a folder's name has no words but those of folders of images: train, train_images."""
+    return bool(words := _words(name)) and BESIDE.issuperset(words)
+
+
 def _words(name: str) -> list[str]:
     return [word.casefold() for word in WORDS.findall(name)]
 
@@ -308,7 +312,7 @@ def _image_paths(folder: str) -> Iterator[str]:
     with suppress(OSError):
         for name in sorted(os.listdir(above)):
             beside = os.path.join(above, name)
-            if name != own and BESIDE.issuperset(_words(name)) and os.path.isdir(beside):
+            if name != own and _is_plain(name) and os.path.isdir(beside):
                 yield from _images_below(beside, f"../{name}/")
 
 

@@ -91,8 +91,10 @@ def test_a_folder_of_the_usual_name_is_taken_before_another_and_two_others_are_a
     touch(tmp_path, *(f"{folder}/{name}.png" for folder in ("crops", "small") for name in NAMES))
     with pytest.raises(UserError, match=r"labels.csv: '000' .*'crops/000.png' .*'small/000.png'"):
         located(tmp_path, NAMES)
-    touch(tmp_path, *(f"images/{name}.png" for name in NAMES))
+    touch(tmp_path, *(f"images{size}/{name}.png" for size in ("", "_224") for name in NAMES))
     assert located(tmp_path, NAMES)[0] == "images/000.png"
+    touch(tmp_path, *(f"train{size}/{name}.png" for size in ("", "_224") for name in NAMES))
+    assert located(tmp_path, NAMES)[0] == "train/000.png"
 
 
 def test_a_photograph_and_its_mask_of_one_name_are_an_error(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def _reason(name: str, values: set[str], rows: int) -> str:
 
 def _is_measured(values: Iterable[str]) -> bool:
     try:
-        numbers = [float(value) for value in values if value]
+        numbers = [float(value.replace(",", ".")) for value in values if value]
     except ValueError:
         return False
     return any(number != round(number) for number in numbers if abs(number) < 1e300)

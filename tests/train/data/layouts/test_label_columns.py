@@ -63,6 +63,7 @@ def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
         ("the id,breed,sex", "{i},{pet},{bit}", r"--columns 'the id,breed'"),
         ("id,score", "{i},{i}.5", "'score'"),
         ("id,label", "{i},{i}.5", "'label'.*24 "),
+        ("id;price", "{i};1{bit},5", "'price'"),
         ("id,text", "{i},a photo of {i}", r"'text'.*--columns id,text"),
         ("id,kind", "{i},cat", "'kind'"),
         ("id,a,b,c", "{i},{bit},{not},1", r"line 2 .*'b', 'c'.*--columns id,a"),
