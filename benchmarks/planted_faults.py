@@ -338,13 +338,13 @@ FAULTS = [
     ),
     Fault(
         "a label file of training takes images of the test part",
-        "serve/contract/image_column.py",
+        "serve/contract/image_files.py",
         'if self.is_of_training and top and _part(top) == "test":',
         "if not top and not path:",
     ),
     Fault(
         "an image that is in two folders is taken from the first",
-        "serve/contract/image_column.py",
+        "serve/contract/image_files.py",
         "            if len(hits) > 1:\n                raise UserError(",
         "            if len(hits) > 9:\n                raise UserError(",
     ),

@@ -13,7 +13,8 @@ from serve import storage
 from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
 from serve.contract.files import expand_home
-from serve.contract.image_column import SAMPLE_ROWS, ImageFiles, find_image_columns
+from serve.contract.image_column import find_image_columns
+from serve.contract.image_files import SAMPLE_ROWS, ImageFiles
 from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, read_table

@@ -5,7 +5,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from serve.contract.errors import UserError
-from serve.contract.image_column import HALF, ImageFiles, Naming, find_image_columns
+from serve.contract.image_column import find_image_columns
+from serve.contract.image_files import HALF, ImageFiles, Naming
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, split_names
 from serve.contract.urls import is_remote, redact

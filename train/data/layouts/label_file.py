@@ -1,6 +1,6 @@
 """Layout "csv": a label file, a table whose columns name images and their labels.
 
-Which columns these are is inferred and checked (image_column.py in serve/contract, label_columns.py).
+Which columns these are is inferred and checked (image_files.py in serve/contract, label_columns.py).
 Columns probability_CLASS, one for each class, are soft labels.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
-from serve.contract.image_column import HALF, ImageFiles, Naming
+from serve.contract.image_files import HALF, ImageFiles, Naming
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow, read_table
 from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
