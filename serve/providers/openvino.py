@@ -55,7 +55,12 @@ def openvino_devices() -> tuple[Any, ...]:
     """Load the plug-in, once in a process, and return its devices that are processors."""
     import onnxruntime_ep_openvino as plugin  # optional, and 20 ms
 
-    ort.register_execution_provider_library("openvino", plugin.get_library_path())
+    try:
+        ort.register_execution_provider_library("openvino", plugin.get_library_path())
+    except Exception as error:  # onnxruntime's own exception types share no public base
+        # a copy of this module, in a logged model of MLflow, may have loaded it
+        if "already registered" not in str(error):
+            raise
     return tuple(
         device
         for device in ort.get_ep_devices()

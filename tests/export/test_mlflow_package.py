@@ -157,6 +157,9 @@ def test_two_versions_in_one_process_answer_by_their_own_code(
 def test_the_code_is_named_by_its_content_and_imports_nothing_else_of_ours(tmp_path: Path) -> None:
     name = copy_serving_code(tmp_path / "a", REPOSITORY / "serve")
     assert copy_serving_code(tmp_path / "b", REPOSITORY / "serve") == name
+    files = {path.relative_to(tmp_path / "a" / name).as_posix() for path in (tmp_path / "a").rglob("*.py")}
+    assert {"__init__.py", "contract/__init__.py", "providers/openvino.py"} < files
+    assert not files & {"main.py", "job.py", "merge.py", "doctor.py"}
     build_model(tmp_path / "model.onnx")
     program = (
         "import sys\n"

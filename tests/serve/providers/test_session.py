@@ -288,3 +288,11 @@ def test_a_pairing_is_of_provider_and_precision_both() -> None:
     assert metadata.is_verified("openvino", "bf16")
     assert not metadata.is_verified("openvino", "fp32")
     assert not metadata.is_verified("cpu", "bf16")
+
+
+def test_a_second_copy_of_the_code_in_a_process_finds_the_plug_in_loaded() -> None:
+    """As of a logged model of MLflow, which brings its own copy."""
+    pytest.importorskip("onnxruntime_ep_openvino")
+    found = openvino.openvino_devices()
+    openvino.openvino_devices.cache_clear()
+    assert len(openvino.openvino_devices()) == len(found)
