@@ -183,3 +183,18 @@ def test_a_file_of_the_users_is_not_replaced_and_a_comparison_is(
     assert [path.read_text() for path in Path("notes").iterdir()] == ["mine"]
     assert compare.main(["a", "--output", "notes", "--overwrite"]) == 0
     assert compare.main(["a", "--output", "notes"]) == 0
+
+
+@pytest.mark.parametrize(("num_classes", "shown"), [(9, False), (12, True)])
+def test_top5_accuracy_is_compared_from_ten_classes_on(
+    num_classes: int, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tuple(f"class{i}" for i in range(num_classes))
+    for seed, name in enumerate("ab"):
+        make_run(Path(name), seed=seed, n=120, skill=0.2, names=names)
+    assert compare.main(["a", "b"]) == 0
+    assert ("top-5 accuracy" in capsys.readouterr().out) == shown
+    for row in rows():
+        values = floats(row, "top5_accuracy", "accuracy") if shown else [1.0, 0.0]
+        assert (row["top5_accuracy"] == "") != shown
+        assert values[0] > values[1]

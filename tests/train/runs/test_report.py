@@ -41,6 +41,9 @@ def test_the_summary_has_the_interval_and_a_command_that_a_shell_takes() -> None
     assert printed.endswith("--run 'runs/my pets'")
     assert "--stop-after" not in printed
     assert "warning" not in printed
+    assert "top5" not in printed
+    best = BEST | {"val/top5_accuracy": 0.98}
+    assert "0.9800" in training_summary(History(3, 2, best), TrainConfig(epochs=3), even, "runs/a")
 
 
 def test_an_accuracy_that_the_largest_class_explains_is_doubted_with_a_cure() -> None:
