@@ -110,6 +110,21 @@ def test_any_number_of_classes_agrees_with_sklearn(model: Path, labelled: Path) 
     check_against_sklearn(evaluate(model, labelled))
 
 
+def test_of_a_label_file_with_parts_those_held_out_are_evaluated(
+    model: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(str(path.relative_to(labelled)) for path in labelled.rglob("*.png"))
+    rows = [
+        f"{Path(path).stem},{Path(path).parent},{i // 2 % 2},{('train', 'val')[i % 3 == 0]}"
+        for i, path in enumerate(paths)
+    ]
+    (labelled / "labels.csv").write_text("\n".join(["id,kind,light,split", *rows]))
+    evaluate(model, labelled / "labels.csv", code=2)
+    assert "--columns id,kind" in capsys.readouterr().err
+    output = evaluate(model, labelled / "labels.csv", "--columns", "id,kind")
+    assert {row["path"] for row in read_table(output / "predictions.csv")} == set(paths[::3])
+
+
 @pytest.mark.parametrize(("least", "code"), [(0.85, 0), (0.851, 4)])
 def test_the_exit_code_compares_accuracy_with_the_least(
     model: Path, labelled: Path, least: float, code: int
