@@ -339,8 +339,8 @@ FAULTS = [
     Fault(
         "a label file of training takes images of the test part",
         "serve/contract/image_files.py",
-        'if self.is_of_training and top and _part(top) == "test":',
-        "if not top and not path:",
+        'if self.is_of_training and folder and _part_of(folder) == "test":',
+        "if not folder and not path:",
     ),
     Fault(
         "an image that is in two folders is taken from the first",

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from serve.contract.errors import UserError
 from serve.contract.image_files import HALF, ImageFiles, Naming
 from serve.contract.tables import Table, TableRow
 
@@ -28,17 +29,24 @@ def find_image_columns(table: Table, rows: Sequence[TableRow], files: ImageFiles
     """Return the columns most of whose values in these rows stand for images; the column label never does.
 
     Of columns with the same images the first one is returned; a numbering without a name, and a column with
-    far fewer values, are left out beside another one.
+    far fewer values, are left out beside another one. Raises UserError when the only one may be two images.
     """
     found: list[_Found] = []
+    ambiguous = ""
     for i in range(len(table.columns)):
         values = list(dict.fromkeys(row.cells[i] for row in rows if row.cells[i].strip()))
         if not values or i in table.find("label"):
             continue
-        naming, count = files.locate(values)
+        try:
+            naming, count = files.locate(values)
+        except UserError as error:  # of numbers that only look like names of images, if another column fits
+            ambiguous = ambiguous or str(error)
+            continue
         if count >= max(1, HALF * len(values)):
             paths = {value: (files.find(value, naming) or [""])[0] for value in values}
             found.append(_Found(i, len(values), [paths.get(row.cells[i], "") for row in rows], naming))
+    if ambiguous and not found:
+        raise UserError(ambiguous)
     most = max((column.distinct for column in found), default=0)
     names = {column.column: table.columns[column.column] for column in found}
     kept = [

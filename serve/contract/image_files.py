@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -91,9 +91,9 @@ class ImageFiles:
         """Paths of images without their suffixes, as `_key` compares them -> paths."""
         found: defaultdict[str, list[str]] = defaultdict(list)
         for path in islice(_image_paths(self.folder), MOST_FILES):
-            top = _top(path)
-            if self.is_of_training and top and _part(top) == "test":
-                self._other_parts.add(top)
+            folder = path.rpartition("/")[0]
+            if self.is_of_training and folder and _part_of(folder) == "test":
+                self._other_parts.add(folder)
             else:
                 found[_key(os.path.splitext(path)[0])].append(path)
         return dict(found)
@@ -193,7 +193,8 @@ class ImageFiles:
                 same = sum(1 for _ in takewhile(lambda pair: _key(pair[0]) == _key(pair[1]), pairs))
                 dropped = "".join(f"{name}/" for name in names[: len(names) - same])
                 folder = "".join(f"{name}/" for name in folders[: len(folders) - same])
-                if not (dropped and folder) and suffix.casefold() in ("", own.casefold()):
+                lost = _part_of(dropped) not in ("", _part(os.path.basename(os.path.abspath(self.folder))))
+                if not (dropped and folder) and not lost and suffix.casefold() in ("", own.casefold()):
                     votes[Naming(False, dropped, folder, "" if suffix else own)] += 1
         namings = [naming for naming, _ in votes.most_common(MOST_NAMINGS)]
         if not namings:
@@ -201,14 +202,14 @@ class ImageFiles:
         suffixes = Counter((naming.dropped, naming.folder) for naming in namings)
         namings += [Naming(False, *place, None) for place, count in suffixes.items() if count > 1]
         tops = {_top(naming.folder) for naming in namings}
-        mine = [f"{top}/" for top in tops if _part(top) == self.part]
+        mine = [f"{top}/" for top in tops if _part_of(top) == self.part]
         added = "" if all(has_image_suffix(clean(value)) for value in values[:PROBES]) else None
         return namings + [Naming(folder=top, suffix=added, anywhere=True) for top in (*mine, "")]
 
     def _rank(self, naming: Naming) -> tuple[bool, int, bool]:
         """Return what the better one of two rules that fit is smaller in."""
-        top = _top(naming.folder)
-        part, plain = _part(top), _is_plain(top)
+        part = _part_of(naming.folder)
+        plain = all(map(_is_plain, naming.folder.removeprefix("../").split("/")[:-1]))
         if not naming.folder:
             place = 7 if naming.anywhere else 0
         elif part:
@@ -229,6 +230,12 @@ def clean(value: str) -> str:
 def _part(name: str) -> str:
     words = set(_words(name))
     return next((part for part, known in PARTS.items() if words & known), "")
+
+
+@cache
+def _part_of(folder: str) -> str:
+    """Return the part that the first of its parents that is called by one stands for."""
+    return next(filter(None, map(_part, folder.split("/"))), "")
 
 
 def _is_plain(name: str) -> bool:

@@ -3,6 +3,9 @@
 import io
 from pathlib import Path
 
+import pytest
+
+from serve.contract.errors import UserError
 from serve.contract.image_column import find_image_columns
 from serve.contract.image_files import ImageFiles
 from serve.contract.tables import read_table
@@ -23,3 +26,14 @@ def test_the_column_of_images_is_the_one_whose_values_are_files(tmp_path: Path) 
     assert image_columns(tmp_path, ",label,other,kind", rows) == ["other"]
     assert set(image_columns(tmp_path, "id,file,other,kind", rows)) == {"file", "other"}
     assert image_columns(tmp_path, "id,x", ["a,b", "c,d"]) == []
+
+
+def test_numbers_that_may_be_images_of_two_folders_are_no_fault_of_another_column(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for i in range(8):
+            (tmp_path / folder / f"{i}.jpg").touch()
+    rows = [f"{7 - i},one/{i}.jpg" for i in range(8)]
+    assert image_columns(tmp_path, "age,file", rows) == ["file"]
+    with pytest.raises(UserError, match=r"'one/7.jpg' .*'two/7.jpg'"):
+        image_columns(tmp_path, "age,x", [f"{7 - i},y{i}" for i in range(8)])

@@ -77,6 +77,12 @@ def test_of_two_parts_with_the_same_names_that_of_the_table_is_taken(tmp_path: P
     assert located(tmp_path, NAMES, "test_labels.csv")[0] == "test/000.png"
 
 
+def test_parts_may_be_further_down(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"set/{part}/{name}.png" for part in ("test", "train") for name in NAMES))
+    assert located(tmp_path, NAMES)[0] == "set/train/000.png"
+    assert located(tmp_path, NAMES, "test.csv")[0] == "set/test/000.png"
+
+
 def test_images_of_the_test_part_are_none_of_a_table_of_training(tmp_path: Path) -> None:
     touch(tmp_path, *(f"test/{name}.png" for name in NAMES))
     assert ImageFiles(str(tmp_path / "train.csv"), "train").locate(NAMES)[1] == 0
@@ -105,6 +111,9 @@ def test_an_absent_folder_is_not_replaced_by_another_part(tmp_path: Path) -> Non
     touch(tmp_path, *(f"train/{name}.png" for name in NAMES))
     values = [f"val/{name}.png" for name in NAMES]
     assert ImageFiles(str(tmp_path / "val.csv"), "val").locate(values)[1] == 0
+    assert ImageFiles(str(tmp_path / "train" / "val.csv"), "val").locate(values)[1] == 0
+    in_train = [value.replace("val", "train") for value in values]
+    assert located(tmp_path / "train", in_train)[0] == "000.png"
 
 
 def test_a_linked_folder_is_followed(tmp_path: Path) -> None:

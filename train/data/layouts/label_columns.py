@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serve.contract.errors import UserError
 from serve.contract.image_column import find_image_columns
-from serve.contract.image_files import HALF, ImageFiles, Naming
+from serve.contract.image_files import HALF, SAMPLE_ROWS, ImageFiles, Naming
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, split_names
 from serve.contract.urls import is_remote, redact
@@ -22,7 +22,6 @@ from train.data.layouts.label_candidates import (
 )
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
-SAMPLE_ROWS = 200
 MANY_COLUMNS = 100
 
 
