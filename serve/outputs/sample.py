@@ -1,17 +1,20 @@
 """The sample of a submission that a contest ships: its header, its ids, and how its rows are written."""
 
+import codecs
 import csv
+import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from serve import storage
 from serve.contract.errors import UserError
 from serve.contract.packed import LONGEST_BEGINNING, packed_by_content
+from serve.contract.tables import Table, TableRow, read_table
+from serve.contract.text_encoding import text_encoding
 from serve.contract.urls import is_remote, redact
 
-DELIMITERS = ",;\t|"
 MOST_VALUES = 50_000  # different ones that are looked at
 ROWS_EXAMINED = 1000  # of a file that may be replaced
 # A probability as numpy writes it, which is never 0 or 1 alone: labels are whole numbers
@@ -35,6 +38,7 @@ class Sample:
     newline: str
     quoted: tuple[bool, bool]
     """Whether ids, and whether values, are in quotes also where they need none."""
+    encoding: str
 
     def __str__(self) -> str:
         return f"--sample-submission {redact(self.path)}"
@@ -52,10 +56,13 @@ class Sample:
 
     def is_submission(self, file: IO[bytes]) -> bool:
         """Return whether a file has this header, these ids, and probabilities, as no file of labels has."""
-        head = self.header.encode()
-        if file.read(len(head)) != head:
-            return False
-        lines = (line.decode() for line in file)
+        text = io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
+        try:
+            return text.read(len(self.header)) == self.header and self._has_probabilities(text)
+        finally:
+            text.detach()
+
+    def _has_probabilities(self, lines: Iterable[str]) -> bool:
         rows = csv.reader(lines, delimiter=self.delimiter)
         for _, row_id, row in zip(range(ROWS_EXAMINED), self.ids, rows, strict=False):
             if row[:1] != [row_id] or not all(PROBABILITY.fullmatch(cell) for cell in row[1:]):
@@ -72,68 +79,53 @@ def read_sample(path: str) -> Sample:
     where = f"--sample-submission {redact(path)}"
     try:
         with storage.download(path) if is_remote(path) else open(path, "rb") as file:
-            if packed := packed_by_content(file.read(LONGEST_BEGINNING)):  # as contests ship it
+            beginning = file.read(LONGEST_BEGINNING)
+            if packed := packed_by_content(beginning):  # as contests ship it
                 raise UserError(f"{where} is {packed.kind}: unpack it first")
             file.seek(0)
-            return _parse(path, where, file)
+            return _sample_of(read_table(file, where), path, where, beginning)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{where}: {error.strerror or 'does not exist'}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8: convert it, as by iconv -f UTF-16 -t UTF-8") from error
-    except csv.Error as error:
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{where} is not CSV: {error}") from error
 
 
-def _parse(path: str, where: str, file: IO[bytes]) -> Sample:
-    taken: list[str] = []
-    lines = _lines(file, taken)
-    first_line = next(lines, "")
-    taken.clear()
-    delimiter = max(DELIMITERS, key=first_line.count)
-    reader = csv.reader(_chained(first_line, lines, taken), delimiter=delimiter, strict=True)
-    names = next(reader, [])
-    header = "".join(taken)
-    if len(names) < 2:
-        raise UserError(
-            f"{where}: its first line, {first_line[:80]!r}, has no two columns between , ; | or tabs"
-        )
+def _sample_of(table: Table, path: str, where: str, beginning: bytes) -> Sample:
+    header = table.first.text
+    if len(table.columns) < 2 or table.headless or header.startswith("{"):
+        raise UserError(f"{where}: its first line, {header[:80]!r}, has not the names of two columns")
     ids: dict[str, None] = {}
     values: set[str] = set()
-    first: list[str] = []
-    quoted = (False, False)
-    taken.clear()
-    for row in reader:
-        if row:
-            if len(row) != len(names) or not row[0].strip() or row[0] in ids:
-                problem = "occurs twice" if row[0].strip() and row[0] in ids else "does not fit the header"
-                raise UserError(f"{where}: line {reader.line_num}, {taken[0][:80]!r}, {problem}")
-            if not ids:
-                first = [cell.strip() for cell in row[1:]]
-                tokens = "".join(taken).rstrip("\r\n").split(delimiter)
-                quoted = tokens[0].startswith('"'), all(token.startswith('"') for token in tokens[1:])
-            ids[row[0]] = None
-            if len(values) < MOST_VALUES:
-                values.update(cell.strip() for cell in row[1:])
-        taken.clear()
-    if not ids:
+    first: TableRow | None = None
+    for row in table.rows:
+        row_id, *cells = row.cells
+        if not row_id.strip() or row_id in ids:
+            problem = "occurs twice" if row_id in ids else "is no id"
+            raise UserError(f"{where}: {row_id!r} in line {row.line} {problem}")
+        first = first or row
+        ids[row_id] = None
+        if len(values) < MOST_VALUES:
+            values.update(cell.strip() for cell in cells)
+    if first is None:
         raise UserError(f"{where} has a header and no rows")
-    newline = "\r\n" if header.endswith("\r\n") else "\n"
-    columns = [name.strip() for name in names[1:]]
-    return Sample(path, header, columns, list(ids), values, first, delimiter, newline, quoted)
-
-
-def _lines(file: IO[bytes], taken: list[str]) -> Iterator[str]:
-    """Yield lines, and append them to `taken` as the reader takes them."""
-    for line in file:
-        text = line.decode()
-        taken.append(text)
-        yield text
-
-
-def _chained(first: str, rest: Iterator[str], taken: list[str]) -> Iterator[str]:
-    taken.append(first)
-    yield first.removeprefix("\ufeff")
-    yield from rest
+    tokens = first.text.strip("\r\n").split(table.delimiter)
+    quoted = tokens[0].startswith('"'), all(token.startswith('"') for token in tokens[1:])
+    encoding = text_encoding(beginning)
+    if encoding == "utf-8-sig":  # the mark is a part of the header, if there is one
+        encoding, mark = "utf-8", "\ufeff" if beginning.startswith(codecs.BOM_UTF8) else ""
+        header = mark + header
+    return Sample(
+        path,
+        header,
+        table.columns[1:],
+        list(ids),
+        values,
+        [cell.strip() for cell in first.cells[1:]],
+        table.delimiter,
+        header[len(header.rstrip("\r\n")) :],
+        quoted,
+        encoding,
+    )
 
 
 def few(names: Sequence[str]) -> str:

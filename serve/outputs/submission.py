@@ -47,7 +47,7 @@ class Submission:
 class SubmissionWriter:
     def __init__(self, file: IO[bytes], submission: Submission):
         self.submission, self.unreadable = submission, 0
-        self.text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self.text = io.TextIOWrapper(file, submission.sample.encoding, "surrogateescape", newline="")
         self.text.write(submission.sample.header)
 
     def write(self, row: Row) -> None:
