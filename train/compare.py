@@ -150,7 +150,7 @@ def summarize(run: RunResult, tested: tuple[PairedTest, float] | None) -> dict[s
     row |= {"epochs": len(run.rows), "num_images": len(run.predictions.paths)}
     row |= columns("accuracy", accuracy_interval(run.predictions.correct))
     row |= columns("log_loss", mean_interval(run.predictions.losses))
-    row |= columns("roc_auc", roc_auc(run)) | {"f1_macro": run.best.get("val/f1_macro")}
+    row |= columns("roc_auc", auc_of_run(run)) | {"f1_macro": run.best.get("val/f1_macro")}
     row |= {"top5_accuracy": run.best.get("val/top5_accuracy")}
     row |= {"shared_images": test and test.num_images}
     row |= {"gained": test and test.gained, "lost": test and test.lost}
@@ -164,7 +164,7 @@ def columns(name: str, interval: Interval | None) -> dict[str, Any]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def roc_auc(run: RunResult) -> Interval | None:
+def auc_of_run(run: RunResult) -> Interval | None:
     predictions = run.predictions
     if "val/roc_auc" not in run.best:
         return None
