@@ -130,6 +130,9 @@ def check_fit(parts: Sequence[Path], manifests: Sequence[Manifest]) -> None:
         ):
             ours, theirs = getattr(manifest.job, name), getattr(first, name)
             if ours != theirs:
+                if name == "model_sha256":  # as of an alias that moved
+                    both = (manifest, manifests[0])
+                    ours, theirs = (f"{m.summary.get('model', '')} {m.job.model_sha256}" for m in both)
                 raise UserError(f"{part.name} is of {reason} than {parts[0].name}: {ours} and {theirs}")
         if manifest.first != position:
             kind = "overlap" if manifest.first < position else "leave a gap"

@@ -90,6 +90,8 @@ class JobSummary:
 
     def join(self, other: "JobSummary") -> None:
         """Add the rows of another part of the same job."""
+        if self.scored and other.scored and (self.threshold is None) != (other.threshold is None):
+            self.is_whole = False  # one was scored on a provider that was not verified
         self.profile = self.profile or other.profile
         self.facts = self.facts or other.facts
         for name in ("rows", "errors", "transient", "seconds", "above"):

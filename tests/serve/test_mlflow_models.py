@@ -167,7 +167,8 @@ def test_an_alias_that_moves_between_shards_is_found_by_merging(
         Registry.champion = "2"
     assert merge([str(parts), "--output", str(tmp_path / "all.csv")]) == 2
     error = capsys.readouterr().err
-    assert "another model" in error
+    assert "models:/pets/2" in error
+    assert "models:/pets/1" in error
     assert main([*common, "--output", str(parts), "--shard", "0/2", "--resume"]) == 0
     assert merge([str(parts), "--output", str(tmp_path / "all.csv")]) == 0
 

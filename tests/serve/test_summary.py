@@ -139,6 +139,17 @@ def test_rows_of_an_earlier_version_count_and_leave_no_estimate() -> None:
     assert summary_of(replace(MANIFEST, summary=kept)).to_dict() == kept
 
 
+def test_parts_on_a_provider_without_a_threshold_leave_no_estimate() -> None:
+    without = summary_of_rows(answers(300, 0.9), replace(profile(), threshold=None))
+    known = summary_of_rows(answers(300, 0.9))
+    for parts in ((known, without), (without, known)):
+        joined = JobSummary()
+        for part in parts:
+            joined.join(part)
+        assert joined.scored == 600
+        assert joined.estimate is None
+
+
 def test_a_summary_may_replace_a_summary_alone() -> None:
     assert is_summary(summary_of_rows([]).to_json())
     assert is_summary(b"")
