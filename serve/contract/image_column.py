@@ -8,7 +8,7 @@ from serve.contract.errors import UserError
 from serve.contract.image_files import HALF, ImageFiles, Naming
 from serve.contract.tables import Table, TableRow
 
-NUMBERING = re.compile(r"|Unnamed: \d+|index|level_\d+", re.IGNORECASE)
+NUMBERING = re.compile(r"|Unnamed: \d+(?:\.\d+)*|index|level_\d+", re.IGNORECASE)
 GEOMETRY = re.compile(  # of boxes and pictures, as detectors' exports have it
     r"(?:(?:image|img|bbox|box|object|roi|rect|region|orig(?:inal)?|file)[\s_.-]*)?(?:width|height|depth|channels"
     r"|[xywh](?:[\s_.-]*(?:min|max|cent(?:er|re)|\d))?|[xy]?(?:min|max)[xy]?|left|top|right|bottom|area|size"

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice, starmap
+from itertools import chain, islice, starmap, takewhile
 from typing import IO, Any, NamedTuple
 
 from serve.contract.errors import UserError
@@ -77,8 +77,8 @@ def read_table(file: IO[bytes], name: str) -> Table:
     if sample and sample[0].startswith("{"):
         return _json_table(chain(sample, text), name)
     separator = SEPARATOR_LINE.fullmatch(sample[0]) if sample else None
-    skipped = 1 if separator else 0
-    delimiter = separator[1] if separator else _delimiter(sample)
+    skipped = 1 if separator else sum(1 for _ in takewhile(_is_comment, sample[:-1]))
+    delimiter = separator[1] if separator else _delimiter(sample[skipped:])
     rows = _rows(chain(sample[skipped:], text), delimiter, skipped)
     first = next((row for row in rows if any(row.cells)), TableRow(0, "", []))
     columns = [cell.strip(PADDING) for cell in first.cells]
@@ -143,6 +143,12 @@ def _checked(rows: Iterator[TableRow], columns: list[str], name: str, headless: 
         if any(cells):
             whole = cells if len(cells) == width else cells[:width] + [""] * (width - len(cells))
             yield TableRow(row.line, row.text, whole)
+
+
+def _is_comment(line: str) -> bool:
+    """Return whether a line before the first one is a remark: names of columns are separated by marks."""
+    names = any(mark in line for mark in DELIMITERS if mark != " ")
+    return line.startswith("#") and not names and not has_image_suffix(line.split()[0])
 
 
 def _delimiter(lines: list[str]) -> str:

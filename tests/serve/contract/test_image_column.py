@@ -23,7 +23,8 @@ def test_the_column_of_images_is_the_one_whose_values_are_files(tmp_path: Path) 
         (tmp_path / "images" / f"{name}.jpg").touch()
     rows = [f"{i},{i}.jpg,{7 - i}.jpg,{'cat' if i % 2 else 'dog'}" for i in range(8)]
     assert image_columns(tmp_path, "id,file,label,kind", rows) == ["file"]
-    assert image_columns(tmp_path, ",label,other,kind", rows) == ["other"]
+    for numbering in ("", "Unnamed: 0", "Unnamed: 0.1"):
+        assert image_columns(tmp_path, f"{numbering},label,other,kind", rows) == ["other"]
     assert set(image_columns(tmp_path, "id,file,other,kind", rows)) == {"file", "other"}
     assert image_columns(tmp_path, "id,x", ["a,b", "c,d"]) == []
 

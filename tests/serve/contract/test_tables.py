@@ -33,6 +33,8 @@ def test_separators_and_encodings_are_recognised(mark: str, end: str, encoding: 
         ("path,tags\na.jpg,x|y\nb.jpg,y|z\n", ",", [["a.jpg", "x|y"], ["b.jpg", "y|z"]]),
         ("a.jpg;1,5\nb.jpg;2,5\n", ";", [["a.jpg", "1,5"], ["b.jpg", "2,5"]]),
         ("sep=;\npath;label\na,b;c\n", ";", [["a,b", "c"]]),
+        ("# of today\n#\npath,label\na,b\n", ",", [["a", "b"]]),
+        ("#id,label\na,b\n", ",", [["a", "b"]]),
         ("a b.jpg 3\nc.jpg 4\n", " ", [["a b.jpg", "3"], ["c.jpg", "4"]]),
         ("a b\nc d\n", ",", [["c d"]]),
     ],

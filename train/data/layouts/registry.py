@@ -18,6 +18,7 @@ from train.data.layouts.listing import class_folders, describe_ignored, describe
 
 LABEL_FILES = (".csv", ".tsv", ".jsonl")
 MOST_LABEL_FILES = 20
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
 
 class DataLayout(Protocol):
@@ -46,6 +47,8 @@ def find_labels(source: Path, data_format: str, flag: str = "--data", columns: s
             f"{flag} {str(source)!r} does not exist; name a folder of images or a label file (CSV)"
         )
     try:
+        if source.is_file() and source.suffix.lower() in SPREADSHEETS:
+            raise UserError(f"{flag} {source} is a spreadsheet: save it as CSV (UTF-8)")
         if source.is_file() and source.suffix != SUFFIX and (packed := look_into(source)):
             raise UserError(f"{flag} {source} is {packed}")
         if data_format == "csv" or (data_format == "auto" and label_file.matches(source)):
