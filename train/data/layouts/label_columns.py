@@ -26,7 +26,7 @@ MANY_COLUMNS = 100
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelColumns:
     """Columns of a label file by what they hold."""
 
     image: int
@@ -40,7 +40,7 @@ class Columns:
 
 def choose_columns(
     source: Path, table: Table, files: ImageFiles, given: str
-) -> tuple[Table, list[TableRow], Columns]:
+) -> tuple[Table, list[TableRow], LabelColumns]:
     """Return the table, its rows, and which columns hold what; `given` is the value of --columns or "".
 
     Raises UserError when none or several of them may hold images or labels.
@@ -81,7 +81,7 @@ def choose_columns(
         if name.startswith(SOFT_COLUMN)
     }
     split = find_split_column(str(source), table.columns, read, [image, *labels, *soft.values()])
-    return table, read, Columns(image, labels, soft, split)
+    return table, read, LabelColumns(image, labels, soft, split)
 
 
 def _without_header(table: Table, sample: list[TableRow]) -> tuple[Table, list[TableRow]]:
@@ -172,7 +172,7 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
     return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {files.describe(likely)}"
 
 
-def describe_columns(columns: list[str], chosen: Columns, naming: Naming) -> list[str]:
+def describe_columns(columns: list[str], chosen: LabelColumns, naming: Naming) -> list[str]:
     """Return what was inferred about columns and paths; [] for path and label as they are."""
     image, labels = columns[chosen.image], [columns[i] for i in chosen.labels]
     facts = [f"images: column {image!r}{naming.describe()}"]

@@ -30,7 +30,7 @@ from train.data.layouts.label_candidates import (
     classes_of,
     part_of_cell,
 )
-from train.data.layouts.label_columns import Columns, choose_columns, describe_columns
+from train.data.layouts.label_columns import LabelColumns, choose_columns, describe_columns
 from train.data.layouts.label_names import read_class_names
 from train.data.layouts.soft_labels import SOFT_COLUMN, read_probabilities
 
@@ -100,7 +100,7 @@ def _collect(
     source: Path,
     columns: list[str],
     rows: list[TableRow],
-    chosen: Columns,
+    chosen: LabelColumns,
     files: ImageFiles,
     naming: Naming,
 ) -> Rows:
@@ -147,7 +147,7 @@ def _collect(
     return found
 
 
-def _label(source: Path, columns: list[str], row: TableRow, chosen: Columns) -> str:
+def _label(source: Path, columns: list[str], row: TableRow, chosen: LabelColumns) -> str:
     if len(chosen.labels) == 1:
         return row.cells[chosen.labels[0]]
     classes = classes_of(row, chosen.labels)
