@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("train", "export", "serve", "k8s", "tests", "benchmarks", "docs")
+PARTS = ("train", "export", "serve", "pipelines", "k8s", "tests", "benchmarks", "docs")
 FILES = ("pyproject.toml", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")
 
 
@@ -540,6 +540,43 @@ FAULTS = [
         "serve/batch.py",
         "            if batch.errors[slot]:\n                self.pixels[slot] = 0\n",
         "",
+    ),
+    Fault(
+        "calls of one classifier decode without a common limit",
+        "serve/classifier.py",
+        "            turns=self._turns,\n",
+        "",
+    ),
+    Fault(
+        "MLflow's answer has NaN for an image that cannot be read",
+        "serve/pyfunc.py",
+        "model_input.index, dtype=object)",
+        "model_input.index)",
+    ),
+    Fault(
+        "base64 that MLflow leaves undecoded is taken for a file",
+        "serve/pyfunc.py",
+        "if BASE64.fullmatch(data) and not PLAIN_PPM.match(data):",
+        "if False:",
+    ),
+    Fault(
+        "each logged model imports serving's code of the same name",
+        "export/mlflow_package.py",
+        "digest.hexdigest()[:12]",
+        "'0' * 12",
+    ),
+    Fault(
+        "images that cannot be read are left out of the evaluation's counts",
+        "pipelines/evaluation_report.py",
+        "num_images=images + len(scored.bad),",
+        "num_images=images,",
+        near=("evaluate",),
+    ),
+    Fault(
+        "an accuracy below --min-accuracy has exit code 0",
+        "pipelines/evaluate.py",
+        "    return BELOW\n",
+        "    return 0\n",
     ),
     Fault(
         "a part without its checksum",

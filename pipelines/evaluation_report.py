@@ -166,7 +166,7 @@ def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro:
 
 def _per_class(predictions: Predictions, f1: list[Interval]) -> list[dict[str, Any]]:
     """Return the rows of per_class.csv: those of a run's, with intervals and the class it is taken for."""
-    names, taken_for = predictions.class_names, dict[str, str]()
+    f1_of, taken_for = dict(zip(predictions.class_names, f1, strict=True)), dict[str, str]()
     for pair in confusions(predictions):  # the most frequent first
         taken_for.setdefault(pair.label, pair.prediction)
     rows = class_rows(predictions)
@@ -175,7 +175,7 @@ def _per_class(predictions: Predictions, f1: list[Interval]) -> list[dict[str, A
             if total:
                 interval = accuracy_interval(np.arange(total) < row["correct"])
                 row |= {f"{metric}_low": interval.low, f"{metric}_high": interval.high}
-        interval = f1[names.index(row["class"])]
+        interval = f1_of[row["class"]]
         row |= {"f1_low": interval.low, "f1_high": interval.high, "taken_for": taken_for.get(row["class"])}
     return [{name: _known(row.get(name)) for name in PER_CLASS_COLUMNS} for row in rows]
 

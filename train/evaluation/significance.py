@@ -126,8 +126,9 @@ def macro_auc_interval(labels: Integers, scores: Floats) -> Interval:
 
 
 def f1_intervals(labels: Integers, predicted: Integers, num_classes: int) -> list[Interval]:
-    """Return F1 of each class and, last, their mean, with bootstrap intervals (percentiles).
+    """Return F1 of each class and, last, their mean, with intervals by the bootstrap's standard deviation.
 
+    The bootstrap's percentiles need not hold the value: resamples of few images a class have lower F1.
     The mean is over classes that are there or were predicted, as scikit-learn's. `labels` and `predicted`:
     [N], N > 0.
     """
@@ -139,10 +140,9 @@ def f1_intervals(labels: Integers, predicted: Integers, num_classes: int) -> lis
         values = 2 * hits / np.maximum(named, 1)
         return np.append(values, values[named > 0].mean())
 
-    values, resampled = f1(np.arange(len(labels))), _resampled(f1, len(labels))
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    varies = resampled.std(axis=0) > 0
-    low, high = np.where(varies, low, nan), np.where(varies, high, nan)
+    values, deviations = f1(np.arange(len(labels))), _resampled(f1, len(labels)).std(axis=0)
+    half = norm.ppf((1 + CONFIDENCE) / 2) * np.where(deviations > 0, deviations, nan)
+    low, high = np.maximum(values - half, 0.0), np.minimum(values + half, 1.0)
     return [Interval(*each) for each in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
 
 

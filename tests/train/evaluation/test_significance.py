@@ -244,3 +244,11 @@ def test_f1_is_scikit_learns_and_a_class_without_variation_has_no_interval() -> 
     assert [interval.value for interval in classes] == pytest.approx(list(expected))
     assert mean.value == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert [isnan(interval.low) for interval in classes] == [True, False, False, False, True]
+
+
+def test_f1_of_many_small_classes_is_in_its_interval() -> None:
+    """Each resample lacks some of their images, so that its mean is lower."""
+    labels = np.arange(1000) % 200
+    predicted = np.where(np.random.default_rng(0).random(1000) < 0.8, labels, (labels + 1) % 200)
+    mean = f1_intervals(labels, predicted, 200)[-1]
+    assert mean.low < mean.value < mean.high
