@@ -54,10 +54,8 @@ class ImageModel:
             ],
             "error": [answer.error or "" for answer in answers],
         }
-        # of objects: pandas would make None NaN in a column of numbers
-        return pd.DataFrame(
-            {name: pd.Series(values, dtype=object) for name, values in columns.items()}
-        ).set_axis(model_input.index)
+        # of objects: in a column of numbers, pandas would make None NaN
+        return pd.DataFrame(columns, model_input.index, dtype=object)
 
 
 def file_bytes(content: object) -> bytes:
