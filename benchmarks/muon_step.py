@@ -1,6 +1,6 @@
 """Muon's step, of timm and in stacks, in turn: seconds, and operations on tensors.
 
-PYTHONPATH=. python benchmarks/muon_step.py --models resnet18 resnet50 --rounds 5
+python benchmarks/muon_step.py --models resnet18 resnet50 --rounds 5
 
 timm's is what `--optimizer muon` was built on: one matrix after the other, here too in float32. Operations
 are those that torch dispatches, each of which is a launch on a GPU, or several.
@@ -8,8 +8,10 @@ are those that torch dispatches, each of which is a launch on a GPU, or several.
 
 import argparse
 import statistics
+import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,10 +19,13 @@ import torch
 from timm.optim import muon
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.config import TrainConfig
-from train.models.build import build_model
-from train.models.classifier import ImageClassifier
-from train.optim.optimizers import build_optimizer
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not benchmarks/, whose train.py would hide the package
+
+from train.config import TrainConfig  # noqa: E402
+from train.models.build import build_model  # noqa: E402
+from train.models.classifier import ImageClassifier  # noqa: E402
+from train.optim.optimizers import build_optimizer  # noqa: E402
 
 VIEWS = ("view", "permute", "transpose", "unbind", "detach", "alias", "aten::t.")
 orthogonalise = muon.zeropower_via_newtonschulz
@@ -65,6 +70,7 @@ def measure(name: str, classes: int, rounds: int) -> None:
             used = partial(orthogonalise, dtype=torch.float32) if kind == "timm" else orthogonalise
             with patch.object(muon, "zeropower_via_newtonschulz", used):
                 if not turn:
+                    optimizer.step()  # timm's makes its state
                     with Operations() as counted:
                         optimizer.step()
                     operations[kind] = counted.count
