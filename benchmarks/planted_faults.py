@@ -407,8 +407,8 @@ FAULTS = [
     Fault(
         "predictions without the temperature that is served",
         "train/evaluation/predictions.py",
-        "log_probs = log_probabilities(evaluation.logits, temperature, clip)",
-        "log_probs = log_probabilities(evaluation.logits, 1.0, clip)",
+        "yield part, log_probabilities(self.logits[part], self.temperature, self.clip)",
+        "yield part, log_probabilities(self.logits[part], 1.0, self.clip)",
     ),
     # what is kept
     Fault(

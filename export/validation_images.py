@@ -1,6 +1,5 @@
 """The images that a run was validated on, as export verifies with them."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from serve.contract.errors import UserError
 from serve.contract.images import load_accepted
+from train.evaluation.predictions import read_labels
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,19 @@ class ValidationImages:
 
     @classmethod
     def read(cls, predictions: Path, root: Path, limit: int = 0) -> "ValidationImages":
-        """Read a run's val_predictions.csv; `limit` takes that many, evenly spaced; 0 takes all.
+        """Read those of a run's val_predictions; `limit` takes that many, evenly spaced; 0 takes all.
 
         Raises:
             UserError: it holds no images, or the first one is gone, so that minutes of work would fail.
         """
-        try:
-            with predictions.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"{predictions} cannot be read: {error.strerror}") from error
-        total = len(rows)
-        if not rows or any(row.get("path") is None or row.get("label") is None for row in rows):
-            raise UserError(f"{predictions} holds no validation images (columns path and label)")
+        paths, labels = read_labels(predictions)
+        total = len(paths)
         if limit < 0:
             raise UserError(f"--limit {limit} must be 0 or more")
         if limit and limit < total:
-            rows = [rows[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
-        images = cls(root, [r["path"] for r in rows], [r["label"] for r in rows], len(rows) == total)
+            chosen = np.linspace(0, total - 1, limit).round().astype(int)
+            paths, labels = [paths[i] for i in chosen], [labels[i] for i in chosen]
+        images = cls(root, paths, labels, len(paths) == total)
         images.load(images.paths[0])
         return images
 

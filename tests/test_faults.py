@@ -47,6 +47,11 @@ def same_metrics(a: Path, b: Path) -> bool:
     return plain(a) == plain(b)
 
 
+def same_predictions(a: Path, b: Path) -> bool:
+    assert not (a / "val_predictions.npz").exists()
+    return (a / "val_predictions.csv").read_bytes() == (b / "val_predictions.csv").read_bytes()
+
+
 def step_after(job: Job, steps: int) -> None:
     """Wait until so many further steps have snapshots."""
     epoch, step = job.place()
@@ -71,6 +76,7 @@ def test_told_to_stop_all_ranks_take_a_snapshot_and_the_same_command_resumes(
         assert job.wait() == 0, job.printed()
     assert weights_sha256(job.folder) == weights_sha256(quiet)
     assert same_metrics(job.folder, quiet)
+    assert same_predictions(job.folder, quiet)
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
         assert db.execute("select name, status from runs").fetchall() == [("preempted", "FINISHED")]
         for key in ("train/loss", "val/accuracy"):
@@ -134,6 +140,7 @@ def test_torchrun_restarts_a_rank_that_hangs_raises_or_is_killed_and_its_own_end
         assert job.wait() == 0, job.printed()
     assert weights_sha256(job.folder) == weights_sha256(quiet)
     assert same_metrics(job.folder, quiet)
+    assert same_predictions(job.folder, quiet)
 
 
 def test_files_that_vanish_beyond_max_bad_end_the_run_which_resumes_when_they_are_back(

@@ -97,17 +97,18 @@ class Trainer:
         self._save(values | metrics, evaluation, improved)
 
     def _save(self, values: dict[str, float], evaluation: Evaluation | None, improved: bool) -> None:
-        """Log the epoch's metrics, write the best checkpoint if it is the best, then a snapshot."""
+        """Log the epoch's metrics; begin to write the best checkpoint, if it is that, and a snapshot."""
         run = self.run
         self.tracker.log_metrics(run.history.epochs_done, values)
         if improved:
             self.tracker.log_best(run.history.best_epoch, run.history.best)
         checkpoint, best = self._checkpoint(), None
+        if run.ranks.is_main:
+            checkpoint = copy_to_cpu(checkpoint)  # the next epoch begins meanwhile
         if improved and evaluation is not None:
-            checkpoint = copy_to_cpu(checkpoint)  # the best one may be written only after later epochs
             best = partial(save_best, self.folder, checkpoint, run.data, evaluation, run.config)
-        self.snapshots.write(checkpoint, best)
-        self.tracker.send()
+        # MLflow gets an epoch once its snapshot is written: then it is not trained again
+        self.snapshots.write(checkpoint, best, self.tracker.send)
         self.log(epoch_line(run.history, run.config, values, improved))
 
     def _checkpoint(self, position: Position | None = None) -> dict[str, object]:

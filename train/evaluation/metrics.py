@@ -106,13 +106,13 @@ def mean_roc_auc(rows: SoftmaxRows, log_sum: Floats, labels: Labels) -> float:
         for row in range(0, len(labels), ROWS_AT_ONCE):  # so many fit a processor's cache
             columns[:, row : row + ROWS_AT_ONCE] = rows.logits[row : row + ROWS_AT_ONCE, start:stop].T
         for label, column in enumerate(columns, start):
-            values[label] = roc_auc(np.exp(column - rows.top - log_sum), images[label])
+            values[label] = area_under_roc(np.exp(column - rows.top - log_sum), images[label])
 
     in_threads(block, range(first, rows.num_classes, CLASSES_AT_ONCE))
     return float(values[first:].mean())
 
 
-def roc_auc(scores: Floats, positive: Labels) -> float:
+def area_under_roc(scores: Floats, positive: Labels) -> float:
     """Return the share of pairs of a positive and another image in which the positive one has the higher
     score; equal scores count half.
 

@@ -1,5 +1,5 @@
 """Run directories: runs/NAME/{config.yaml, status.json, metrics.jsonl, bad_files.csv, duplicates.csv,
-val_predictions.csv, checkpoints/{last,best,epoch-...-step-...}.pt, figures/}."""
+val_predictions.{npz,csv}, checkpoints/{last,best,epoch-...-step-...}.pt, figures/}."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.metrics import Evaluation
-from train.evaluation.predictions import write_predictions
+from train.evaluation.predictions import TABLE, StoredAnswers, arrays_of
 from train.runs.duplicate_report import list_duplicates, save_duplicates
 
 TRAINING_KEYS = ("optimizer", "scheduler", "scaler")  # of a checkpoint, which inference needs not
@@ -73,13 +73,13 @@ def run_folder(config: TrainConfig) -> Path:
 def save_best(
     folder: Path, state: dict[str, Any], data: Data, evaluation: Evaluation, config: TrainConfig
 ) -> None:
-    """Write the checkpoint and the predictions of the best epoch.
+    """Write the predictions, as arrays, and the checkpoint of the best epoch.
 
     The checkpoint has the temperature that its predictions were made with; training continues without.
     """
     temperature = evaluation.values["temperature"] if config.calibrate else 1.0
     clip = config.clip_probabilities
-    write_predictions(folder / "val_predictions.csv", data.val, evaluation, temperature, clip)
+    StoredAnswers.of(data.val, evaluation, temperature, clip).save(arrays_of(folder / TABLE))
     best = {key: value for key, value in state.items() if key not in TRAINING_KEYS}
     for weights in ("model", "ema"):
         if best[weights] is not None:

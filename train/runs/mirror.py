@@ -19,11 +19,13 @@ from serve.contract.urls import is_remote, redact
 from train.checkpoint import CHECKPOINTS, checkpoint_folder
 from train.config import TrainConfig
 from train.distributed import Log, Ranks, gather_list
+from train.evaluation.predictions import TABLE, arrays_of
 from train.runs.resume import LOCK, only_writer
 from train.runs.snapshots import list_snapshots
 
 UNPUBLISHED = ".unpublished"
 SNAPSHOT = f"{CHECKPOINTS}/epoch-"
+PREDICTIONS = (TABLE, arrays_of(Path(TABLE)).name)  # of which one replaces the other
 RETRY_SECONDS = 15.0
 
 
@@ -110,7 +112,8 @@ class Mirror:
         storage.get_files(files.values(), self.folder)
 
     def publish(self) -> None:
-        """Copy everything that is new; then delete older snapshots than the local ones at the URL."""
+        """Copy everything that is new; then delete older snapshots than the local ones at the URL, and
+        predictions that others replaced."""
         (self.folder / UNPUBLISHED).touch()
         files = self._local()
         by_inode: dict[int, str] = {}
@@ -130,7 +133,8 @@ class Mirror:
                 if path.exists():  # it is the bucket that is missing
                     raise
         for name, file in self._remote().items():
-            if name not in files and SNAPSHOT < name < f"{CHECKPOINTS}/{self._newest()}":
+            replaced = name in PREDICTIONS or SNAPSHOT < name < f"{CHECKPOINTS}/{self._newest()}"
+            if name not in files and replaced:
                 storage.remove(file.url)
         (self.folder / UNPUBLISHED).unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ import numpy as np
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from train.checkpoint import best_checkpoint, load_checkpoint
-from train.evaluation.predictions import Predictions, read_predictions
+from train.evaluation.predictions import TABLE, Predictions, arrays_of, is_short, read_predictions
 from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
 from train.runs.results import RunResult, check_metrics, paired
 from train.tracking.client import TrackingStore
@@ -172,7 +172,9 @@ def predictions_of(store: TrackingStore, version: ModelVersion, found: dict[str,
         return run.predictions
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = fetch_run_file(store, version.run_id, "val_predictions.csv", Path(folder))
+            path = fetch_run_file(store, version.run_id, TABLE, Path(folder))
+            if is_short(path):
+                fetch_run_file(store, version.run_id, arrays_of(path).name, Path(folder))
         except UserError as error:
             raise UserError(
                 f"{name} is of run {metadata.run_name} ({version.run_id}), whose val_predictions.csv is "

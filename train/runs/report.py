@@ -10,7 +10,7 @@ from train.checkpoint import best_checkpoint, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.classes import write_class_tables
-from train.evaluation.predictions import read_predictions
+from train.evaluation.predictions import TABLE, finish_predictions, read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
 from train.tracking.base import NullTracker
@@ -43,7 +43,8 @@ def write_run_report(
 
     if config.subject_crop != "none":
         draw_subject_crops(folder, model, data, config)
-    predictions = read_predictions(folder / "val_predictions.csv")
+    finish_predictions(folder / TABLE)
+    predictions = read_predictions(folder / TABLE)
     assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
     save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
     for line in write_class_tables(folder, predictions):

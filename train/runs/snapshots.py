@@ -6,9 +6,9 @@ the end of an epoch, under the name that other commands know.
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,23 @@ class NullSnapshots:
     def begin(self, state: dict[str, Any]) -> bool:
         return False
 
-    def write(self, state: dict[str, Any], before: Callable[[], None] | None = None) -> bool:
-        return False
+    def write(
+        self,
+        state: dict[str, Any],
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None: ...
+    def finish(self) -> bool:
+        return True
 
-    def finish(self) -> None: ...
     def write_pending(self) -> None: ...
 
 
 class Snapshots(NullSnapshots):
-    """Writes snapshots into a folder.
+    """Writes snapshots into a folder, in a thread, one at a time.
 
-    A write that fails costs a loud warning and that snapshot: those before it stay.
+    A write that fails costs a loud warning and that snapshot: those before it stay. Any error but the file
+    system's is raised by the next call.
     """
 
     def __init__(self, folder: Path, minutes: float, log: Log, written: Callable[[], None] = lambda: None):
@@ -65,7 +71,8 @@ class Snapshots(NullSnapshots):
         for left in folder.glob(".*.tmp"):  # by a process that was killed; one at a time writes here
             left.unlink()
         self.began = time.monotonic()
-        self.writing: threading.Thread | None = None
+        self.thread = ThreadPoolExecutor(1, "snapshot")
+        self.writing: Future[bool] | None = None
         self.pending: Callable[[], None] | None = None
         """Writes what the next snapshot refers to; kept until it succeeds."""
 
@@ -77,24 +84,29 @@ class Snapshots(NullSnapshots):
         """Copy the state now and write it in the background; False if the one before is not done yet."""
         if self._busy():
             return False
-        self.began = time.monotonic()
-        copied = copy_to_cpu(state)
-        self.writing = threading.Thread(target=self._write, args=(copied,), name="snapshot")
-        self.writing.start()
+        self.write(copy_to_cpu(state))
         return True
 
-    def write(self, state: dict[str, Any], before: Callable[[], None] | None = None) -> bool:
-        """Write now, after what is being written and after `before`; False if it failed."""
+    def write(
+        self,
+        state: dict[str, Any],
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Wait for what is being written, then write `before` and the state in the background.
+
+        Nobody may change the state any more. `after` is called in the background, also if a write failed.
+        """
         self.finish()
         self.began = time.monotonic()
         if before is not None:
             self.pending = before
-        return self._write(state)
+        self.writing = self.thread.submit(self._write, state, after or (lambda: None))
 
-    def finish(self) -> None:
-        """Wait for what is being written in the background."""
-        if self.writing is not None:
-            self.writing.join()
+    def finish(self) -> bool:
+        """Wait for what is being written; return False if that failed."""
+        writing, self.writing = self.writing, None
+        return writing is None or writing.result()
 
     def write_pending(self) -> None:
         """Write what no snapshot came after.
@@ -113,9 +125,9 @@ class Snapshots(NullSnapshots):
             ) from error
 
     def _busy(self) -> bool:
-        return self.writing is not None and self.writing.is_alive()
+        return self.writing is not None and not self.writing.done()
 
-    def _write(self, state: dict[str, Any]) -> bool:
+    def _write(self, state: dict[str, Any], after: Callable[[], None]) -> bool:
         try:
             if self.pending is not None:
                 self.pending()
@@ -133,6 +145,8 @@ class Snapshots(NullSnapshots):
                 f"work since the last whole one is lost. Make room in {self.folder}"
             )
             return False
+        finally:
+            after()
         return True
 
 

@@ -25,6 +25,7 @@ FILES = (
     "metrics.jsonl",
     "bad_files.csv",
     "val_predictions.csv",
+    "val_predictions.npz",  # with many classes, of which the table has some
     "figures",
     "duplicates.csv",
     "per_class.csv",

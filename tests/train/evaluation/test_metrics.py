@@ -13,7 +13,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from train.evaluation.metrics import FEW, Evaluation, evaluate_logits, roc_auc, top_accuracy
+from train.evaluation.metrics import FEW, Evaluation, area_under_roc, evaluate_logits, top_accuracy
 
 
 def example(num_classes: int, n: int = 60, present: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,9 @@ def test_roc_auc_is_scikit_learns_with_equal_scores(positives: int, decimals: in
     rng = np.random.default_rng(positives)
     truth = rng.permutation(np.arange(1000) < positives)
     scores = (rng.random(1000) + 0.2 * truth).round(decimals)
-    assert roc_auc(scores, np.flatnonzero(truth)) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    assert area_under_roc(scores, np.flatnonzero(truth)) == pytest.approx(
+        roc_auc_score(truth, scores), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("num_classes", [9, 10, 300])

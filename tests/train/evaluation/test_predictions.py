@@ -7,9 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.contract.errors import UserError
 from train.data.index import ImageSet
 from train.evaluation.metrics import Evaluation, evaluate_logits
-from train.evaluation.predictions import read_predictions, write_predictions
+from train.evaluation.predictions import (
+    COLUMNS,
+    TABLE,
+    StoredAnswers,
+    arrays_of,
+    finish_predictions,
+    is_short,
+    predictions_at_a_stop,
+    read_labels,
+    read_predictions,
+    write_predictions,
+)
 
 ODD = [
     "a\nb.jpg",
@@ -100,3 +112,95 @@ def test_what_is_reported_as_calibrated_is_what_is_served(
     with (tmp_path / "p.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert result.values["log_loss_calibrated"] == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+def run_folder(
+    tmp_path: Path, num_classes: int = 2, n: int = len(ODD)
+) -> tuple[Path, ImageSet, Evaluation]:
+    """The folder of a run that was killed after its best epoch, and what its table must hold."""
+    names = tuple(f"c{i}" for i in range(num_classes))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, num_classes, n)
+    paths = [*ODD, *(f"{i}.png" for i in range(n - len(ODD)))]
+    images = ImageSet(Path("nowhere"), paths, labels, names, [""] * n)
+    logits = rng.normal(scale=3, size=(n, num_classes)).astype(np.float32)
+    evaluation = evaluate_logits(logits, labels, names)
+    StoredAnswers.of(images, evaluation, 1.5, 1e-4).save(tmp_path / "val_predictions.npz")
+    return tmp_path / TABLE, images, evaluation
+
+
+def test_a_run_that_was_killed_is_read_from_its_arrays_and_finished_to_the_same_table(
+    tmp_path: Path,
+) -> None:
+    table, images, evaluation = run_folder(tmp_path)
+    killed, labels = read_predictions(table), read_labels(table)
+    assert killed.paths == labels[0] == ODD
+    assert labels[1] == killed.label_names
+    finish_predictions(table)
+    assert [path.name for path in tmp_path.iterdir()] == [TABLE], "the table has all that the arrays had"
+    write_predictions(tmp_path / "unbroken.csv", images, evaluation, 1.5, 1e-4)
+    assert table.read_bytes() == (tmp_path / "unbroken.csv").read_bytes()
+    finished = read_predictions(table)
+    assert read_labels(table) == labels
+    assert finished.predicted.tolist() == killed.predicted.tolist()
+    np.testing.assert_allclose(finished.probabilities, killed.probabilities, rtol=1e-7)
+    np.testing.assert_allclose(finished.losses, killed.losses, atol=1e-6)
+    finish_predictions(table)
+    assert read_predictions(table).accuracy == finished.accuracy
+
+
+def test_a_better_epoch_replaces_the_table_of_an_earlier_stop(tmp_path: Path) -> None:
+    table, images, evaluation = run_folder(tmp_path)
+    table.write_text("of an earlier epoch")
+    assert len(read_predictions(table).paths) == len(ODD), "the arrays come first"
+    StoredAnswers.of(images, evaluation, 1.0, 0.0).save(arrays_of(table))
+    assert not table.exists()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_table_is_written_also_when_a_run_is_stopped(tmp_path: Path, code: int) -> None:
+    table, *_ = run_folder(tmp_path)
+    with pytest.raises(SystemExit), predictions_at_a_stop(table, enabled=code == 0):
+        raise SystemExit
+    assert table.exists() == (code == 0)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_damaged_arrays_are_an_error_that_names_them(tmp_path: Path, kept: int) -> None:
+    table, *_ = run_folder(tmp_path)
+    arrays = arrays_of(table)
+    arrays.write_bytes(arrays.read_bytes()[:kept])
+    for read in (read_predictions, read_labels, finish_predictions):
+        with pytest.raises(UserError, match=r"val_predictions\.npz"):
+            read(table)
+
+
+def test_with_many_classes_the_table_has_the_label_and_the_likeliest_five(tmp_path: Path) -> None:
+    table, images, _ = run_folder(tmp_path, num_classes=101, n=40)
+    finish_predictions(table)
+    answers = read_predictions(table)
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:8] == [*COLUMNS, "label_probability", "top_1", "top_probability_1"]
+    assert len(rows[0]) == 5 + 1 + 2 * 5
+    for i, row in enumerate(rows):
+        label = images.class_names[images.labels[i]]
+        best = np.argsort(-answers.probabilities[i], kind="stable")[:5]
+        assert (row["path"], row["label"], row["prediction"]) == (images.paths[i], label, row["top_1"])
+        assert [row[f"top_{k}"] for k in range(1, 6)] == [f"c{k}" for k in best]
+        shown = [float(row[f"top_probability_{k}"]) for k in range(1, 6)]
+        assert shown == pytest.approx(answers.probabilities[i, best], rel=1e-6)
+        own = answers.probabilities[i, images.labels[i]]
+        assert float(row["label_probability"]) == pytest.approx(own, rel=1e-6)
+    assert is_short(table)
+    assert read_labels(table)[1] == [row["label"] for row in rows]
+    arrays_of(table).unlink()
+    with pytest.raises(UserError, match=r"val_predictions\.npz"):
+        read_predictions(table)
+
+
+def test_all_probabilities_are_in_the_table_up_to_a_hundred_classes(tmp_path: Path) -> None:
+    table, *_ = run_folder(tmp_path, num_classes=100)
+    finish_predictions(table)
+    assert not is_short(table)
+    assert read_predictions(table).probabilities.shape == (len(ODD), 100)

@@ -33,7 +33,9 @@ def make_run(tmp_path: Path, name: str, epochs_done: int = 0, **changes: Any) ->
     if epochs_done:
         history = {"epochs_done": epochs_done, "best_epoch": 1, "best": {}, "retuned": 0}
         state = {"epoch": epochs_done, "position": {"step": 0}, "history": history}
-        assert Snapshots(folder / "checkpoints", 0, print).write(state)
+        snapshots = Snapshots(folder / "checkpoints", 0, print)
+        snapshots.write(state)
+        assert snapshots.finish()
     write_status(folder, "FINISHED" if epochs_done >= config.epochs else "KILLED")
     return config
 

@@ -18,6 +18,12 @@ def state(epoch: int, step: int = 0, value: float = 0.0) -> dict[str, Any]:
     return {"epoch": epoch, "position": {"step": step}, "model": {"w": torch.full((3,), value)}}
 
 
+def write(writer: Snapshots, *arguments: Any) -> bool:
+    """Write, wait for it, and return whether that succeeded."""
+    writer.write(*arguments)
+    return writer.finish()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -25,7 +31,7 @@ def names(folder: Path) -> list[str]:
 def test_the_newest_two_are_kept_and_last_is_the_end_of_an_epoch(tmp_path: Path) -> None:
     writer = Snapshots(tmp_path, 0, print)
     for epoch, step in ((1, 0), (1, 7), (2, 0), (2, 10), (2, 200)):
-        assert writer.write(state(epoch, step))
+        assert write(writer, state(epoch, step))
     assert names(tmp_path) == [
         "epoch-000002-step-00000010.pt",
         "epoch-000002-step-00000200.pt",
@@ -57,6 +63,33 @@ def test_what_is_written_in_the_background_is_what_it_was(tmp_path: Path, monkey
     assert load_checkpoint(path)["model"]["w"].tolist() == [1, 1, 1]
 
 
+def test_the_end_of_an_epoch_is_written_while_the_next_one_trains(tmp_path: Path) -> None:
+    writer, released, order = Snapshots(tmp_path, 0, print), threading.Event(), []
+
+    def best() -> None:
+        assert released.wait(60), "training waited for the disk"
+        order.append("best")
+
+    writer.write(state(1), best, lambda: order.append(*[path.name for path in list_snapshots(tmp_path)]))
+    assert not writer.begin(state(1, 3)), "one at a time"
+    released.set()
+    assert writer.finish()
+    assert order == ["best", "epoch-000001-step-00000000.pt"]
+
+
+def test_a_bug_in_the_background_ends_the_run(tmp_path: Path) -> None:
+    writer, tried = Snapshots(tmp_path, 0, print), []
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    writer.write(state(1), bug, lambda: tried.append(True))
+    with pytest.raises(ZeroDivisionError):
+        writer.write(state(2))
+    assert tried
+    assert list_snapshots(tmp_path) == []
+
+
 def test_no_snapshots_in_an_epoch_are_due_when_minutes_is_0(tmp_path: Path) -> None:
     assert not Snapshots(tmp_path, 0, print).due()
 
@@ -77,14 +110,14 @@ def test_the_end_of_an_epoch_is_written_after_what_is_on_its_way(
     finish = writer.finish
     monkeypatch.setattr(writer, "finish", lambda: (waited_for.set(), finish()))
     assert writer.begin(state(1))
-    assert writer.write(state(2))
+    assert write(writer, state(2))
     writer.finish()
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 2
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".last.pt.0123.tmp").write_bytes(b"half")
-    assert Snapshots(tmp_path, 0, print).write(state(1))
+    assert write(Snapshots(tmp_path, 0, print), state(1))
     assert names(tmp_path) == ["epoch-000001-step-00000000.pt", "last.pt"]
     assert (tmp_path / "last.pt").samefile(tmp_path / "epoch-000001-step-00000000.pt"), "no copy"
 
@@ -94,8 +127,8 @@ def test_a_damaged_newest_one_is_named_set_aside_and_the_one_before_is_used(
     tmp_path: Path, kept: int
 ) -> None:
     writer, printed = Snapshots(tmp_path, 0, print), []
-    writer.write(state(1))
-    writer.write(state(1, 3))
+    write(writer, state(1))
+    write(writer, state(1, 3))
     newest = list_snapshots(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:kept])
     assert newest_whole(tmp_path, printed.append) == tmp_path / "epoch-000001-step-00000000.pt"
@@ -109,8 +142,8 @@ def test_a_disk_that_fails_to_read_costs_no_snapshot(
 ) -> None:
     """They are whole when it is there again."""
     writer = Snapshots(tmp_path, 0, print)
-    writer.write(state(1))
-    writer.write(state(2))
+    write(writer, state(1))
+    write(writer, state(2))
     before = names(tmp_path)
 
     def fails(path: Path) -> bytes:
@@ -125,7 +158,7 @@ def test_a_disk_that_fails_to_read_costs_no_snapshot(
 
 
 def test_when_all_are_damaged_that_is_an_error(tmp_path: Path) -> None:
-    Snapshots(tmp_path, 0, print).write(state(1))
+    write(Snapshots(tmp_path, 0, print), state(1))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"epoch-000001-step.*last\.pt.*--name"):
@@ -143,21 +176,21 @@ def test_a_full_disk_is_warned_of_and_leaves_the_last_good_one(
 ) -> None:
     printed: list[str] = []
     writer = Snapshots(tmp_path, 0, printed.append)
-    writer.write(state(1))
+    write(writer, state(1))
 
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert not writer.write(state(2))
+        assert not write(writer, state(2))
         writer.begin(state(2, 4))
         writer.finish()
     assert len(printed) == 2
     assert "No space left on device" in printed[0]
     assert newest_whole(tmp_path, print) == tmp_path / "epoch-000001-step-00000000.pt"
     assert names(tmp_path) == ["epoch-000001-step-00000000.pt", "last.pt"]
-    assert writer.write(state(3)), "there is room again"
+    assert write(writer, state(3)), "there is room again"
 
 
 def test_what_a_snapshot_refers_to_is_written_before_it_however_late(tmp_path: Path) -> None:
@@ -169,11 +202,11 @@ def test_what_a_snapshot_refers_to_is_written_before_it_however_late(tmp_path: P
         if len(attempts) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert not writer.write(state(1), best)
-    assert not writer.write(state(2))
+    assert not write(writer, state(1), best)
+    assert not write(writer, state(2))
     assert list_snapshots(tmp_path) == []
-    assert writer.write(state(3))
-    assert writer.write(state(4))
+    assert write(writer, state(3))
+    assert write(writer, state(4))
     assert len(attempts) == 3
 
 
@@ -184,7 +217,7 @@ def test_a_file_system_without_hard_links_gets_a_copy(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    Snapshots(tmp_path, 0, print).write(state(1))
+    write(Snapshots(tmp_path, 0, print), state(1))
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
 
 

@@ -1,0 +1,71 @@
+"""Time the end of an epoch on synthetic answers: metrics, and what is written of the best epoch.
+
+    python benchmarks/epoch_end.py [--images 50000] [--classes 1000] [--skill 8] [--root TREE]
+
+Prints seconds and the peak of memory. `--root` measures another checkout, whose versions before the arrays
+wrote the table after every best epoch.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def timed(name: str, call: Callable[[], object]) -> object:
+    began, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print(
+        f"{name}: {seconds:.2f} s ({cpu:.2f} s of processors), peak so far {peak:.2f} GiB",
+        flush=True,
+    )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--skill", type=float, default=8.0, help="by so much the right logit is higher")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
+    args = parser.parse_args()
+    sys.path.insert(0, str(args.root))
+    from train.data.index import ImageSet
+    from train.evaluation import predictions
+    from train.evaluation.metrics import evaluate_logits
+
+    torch.set_num_threads(args.threads)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, args.classes, args.images)
+    logits = 2 * rng.standard_normal((args.images, args.classes), np.float32)
+    logits[np.arange(args.images), labels] += args.skill
+    names = tuple(f"class{i}" for i in range(args.classes))
+    paths = [f"{names[label]}/{i}.jpg" for i, label in enumerate(labels)]
+    images = ImageSet(Path("nowhere"), paths, labels, names, [""] * args.images)
+    stored = getattr(predictions, "StoredAnswers", None)
+    given = logits if stored else logits.astype(np.float64)  # as the loop of that version gathers them
+    evaluate_logits(given[:500], labels[:500] % 2, names)  # imports
+    evaluation = timed("metrics", lambda: evaluate_logits(given, labels, names))
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "val_predictions.csv"
+        if stored:
+            arrays = table.with_suffix(".npz")
+            timed("arrays, in the background", lambda: stored.of(images, evaluation, 1.5, 0.0).save(arrays))
+            timed("table, once at the end", lambda: predictions.finish_predictions(table))
+        else:
+            timed("table", lambda: predictions.write_predictions(table, images, evaluation, 1.5, 0.0))
+        sizes = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in Path(folder).iterdir()}
+        print(sizes)
+
+
+if __name__ == "__main__":
+    main()
