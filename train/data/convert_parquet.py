@@ -50,7 +50,7 @@ UNLABELLED = -1  # Hugging Face's ClassLabel of a row without one
 
 
 @dataclass(frozen=True)
-class Columns:
+class ImageColumns:
     """Where images and labels of a Parquet file are."""
 
     image: str
@@ -101,7 +101,7 @@ def choose_split(splits: dict[str, list[Path]], split: str) -> list[Path]:
     return splits[split] if split else next(iter(splits.values()))
 
 
-def find_columns(path: Path, image: str = "", label: str = "") -> Columns:
+def find_columns(path: Path, image: str = "", label: str = "") -> ImageColumns:
     """Return the columns of a file; `image` and `label` name them where several could be meant.
 
     Raises:
@@ -119,7 +119,7 @@ def find_columns(path: Path, image: str = "", label: str = "") -> Columns:
     names = features.get(label, {}).get("names") or ()
     if isinstance(names, dict):
         names = [names[str(number)] for number in range(len(names))]
-    return Columns(image, label, tuple(map(str, names)))
+    return ImageColumns(image, label, tuple(map(str, names)))
 
 
 def _choose(kind: str, given: str, found: list[str], path: Path, schema: pa.Schema) -> str:
@@ -162,7 +162,7 @@ def _read(path: Path) -> parquet.ParquetFile:
         raise UserError(f"{path} cannot be read as a Parquet file: {error}") from error
 
 
-def samples(path: Path, columns: Columns) -> Iterator[tuple[bytes, str, str]]:
+def samples(path: Path, columns: ImageColumns) -> Iterator[tuple[bytes, str, str]]:
     """Yield (the image's bytes, suffix, label) of each row.
 
     Raises:
@@ -203,7 +203,9 @@ def _suffix(name: str, data: bytes) -> str:
         return ".jpg"
 
 
-def convert(paths: Sequence[Path], columns: Columns, output: Path, shard_bytes: int) -> Counter[str]:
+def write_shards(
+    paths: Sequence[Path], columns: ImageColumns, output: Path, shard_bytes: int
+) -> Counter[str]:
     """Write shards of about `shard_bytes` into the new folder `output`, whole or not at all; return how
     many images each label has. The same rows give the same bytes."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -221,7 +223,7 @@ def convert(paths: Sequence[Path], columns: Columns, output: Path, shard_bytes: 
     return counts
 
 
-def _write(paths: Sequence[Path], columns: Columns, folder: Path, shard_bytes: int) -> Counter[str]:
+def _write(paths: Sequence[Path], columns: ImageColumns, folder: Path, shard_bytes: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     shard: tarfile.TarFile | None = None
     number = 0
@@ -272,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         columns = find_columns(paths[0], args.image_column, args.label_column)
         names = "the schema's names" if columns.class_names else "its values"
         print(f"{len(paths)} files; images: column {columns.image!r}; labels: {columns.label!r}, {names}")
-        counts = convert(paths, columns, args.output, args.shard_mb << 20)
+        counts = write_shards(paths, columns, args.output, args.shard_mb << 20)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -39,11 +39,11 @@ def write(
     path: Path,
     columns: dict[str, Any],
     metadata: dict[bytes, bytes] | None = None,
-    row_group_size: int = 100,
+    rows: int = 100,
 ) -> Path:
     arrays = {n: v if isinstance(v, pa.Array) else pa.array(v) for n, v in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.table(arrays).replace_schema_metadata(metadata), path, row_group_size)
+    parquet.write_table(pa.table(arrays).replace_schema_metadata(metadata), path, rows)
     return path
 
 
@@ -72,7 +72,7 @@ def test_hugging_faces_rows_keep_their_bytes_and_get_the_names_of_the_schema(tmp
     for part in range(2):
         rows = cells[6 * part : 6 * part + 6]
         columns = {"image": images(*rows), "label": pa.array([i % 2 for i in range(6)])}
-        write(tmp_path / "data" / f"train-0000{part}-of-00002.parquet", columns, NAMES, row_group_size=2)
+        write(tmp_path / "data" / f"train-0000{part}-of-00002.parquet", columns, NAMES, rows=2)
     write(tmp_path / "data" / "test-00000-of-00001.parquet", columns, NAMES)
     labels = converted(tmp_path, tmp_path / "out", "--split", "train")
     assert list(labels.values()) == ["cat", "dog"] * 6
