@@ -371,8 +371,8 @@ FAULTS = [
     Fault(
         "top-5 accuracy with equal logits in favour of the label",
         "train/evaluation/metrics.py",
-        "~(values <= own) | ((values == own) & (classes < label))",
-        "~(values <= own)",
+        "rank = np.count_nonzero(~(values <= own) | ((values == own) & (classes < label)), axis=1)",
+        "rank = np.count_nonzero(~(values <= own), axis=1)",
     ),
     Fault(
         "confusion pairs on their side",
@@ -397,6 +397,18 @@ FAULTS = [
         "serve/outputs/submission_columns.py",
         "return Column(lambda p: [str(p[at])]",
         "return Column(lambda p: [str(p[1 - at])]",
+    ),
+    Fault(
+        "equal scores count as won in ROC AUC",
+        "train/evaluation/metrics.py",
+        "wins = sum(np.count_nonzero(near < score) + np.count_nonzero(near <= score) for score in own) / 2",
+        "wins = sum(np.count_nonzero(near <= score) for score in own)",
+    ),
+    Fault(
+        "the table of an earlier stop stays beside better arrays",
+        "train/evaluation/predictions.py",
+        '        path.with_suffix(".csv").unlink(missing_ok=True)\n',
+        "",
     ),
     Fault(
         "a confusion matrix on its side",
