@@ -149,6 +149,7 @@ class Classifier:
             workers,
             self._image_timeout,
             turns=self._turns,
+            max_megapixels=self._max_megapixels,
         )
         with closing(rows):
             return [self._answer(row) for row in rows]

@@ -11,14 +11,17 @@ from typing import Any
 import mlflow
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from conftest import TrainedRun, copy_of
 from onnx import numpy_helper
+from serve_model import encode, noise
 
 import export.main
 from export.convert import convert
 from export.report import Verification
 from export.verify import verify
+from serve import Classifier
 from serve.contract.files import file_sha256
 from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY
 from serve.predictor import Predictor
@@ -47,14 +50,16 @@ def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
     version = mlflow.MlflowClient().get_model_version_by_alias("pets", "challenger")
     assert version.run_id == Predictor(model, "cpu").metadata.run_id
     logged = mlflow.models.get_model_info("models:/pets@challenger")
-    assert logged.signature.inputs.to_dict()[0]["tensor-spec"]["dtype"] == "uint8"
+    assert logged.signature.inputs.to_dict()[0]["type"] == "binary"
     assert mlflow.get_run(version.run_id).info.status == "FINISHED"
     with sqlite3.connect("mlflow.db") as db:
         assert db.execute("select count(*) from runs").fetchone() == (1,)
     # what MLflow holds is the very model: it gives the same answers
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    answers = mlflow.pyfunc.load_model("models:/pets@challenger").predict(pixels)
-    np.testing.assert_array_equal(answers["probabilities"], Predictor(model, "cpu").predict(pixels))
+    data = encode(noise(40, 30, 0), "PNG")
+    served = mlflow.pyfunc.load_model("models:/pets@challenger").predict(pd.DataFrame({"content": [data]}))
+    (answer,) = Classifier(model)([data])
+    assert answer.probabilities is not None
+    assert served["probabilities"][0] == [float(str(p)) for p in answer.probabilities]
 
 
 def test_what_is_published_is_byte_for_byte_what_was_verified(
@@ -227,7 +232,7 @@ def test_openvino_is_verified_where_there_is_one(published: Path) -> None:
     ("pairing", "message"),
     [
         ("cuda:fp32", "no NVIDIA driver"),
-        ("cuda:bf16", "--verify-provider 'cuda:bf16' is none of cpu:fp32, cuda:fp32, tensorrt:fp32"),
+        ("cuda:bf16", "--verify-provider 'cuda:bf16' is none of cpu:fp32, cuda:fp32, cuda:tf32"),
         ("cuda", "--verify-provider 'cuda' is none of"),
     ],
 )
