@@ -54,6 +54,38 @@ class Fault:
 FAULTS = [
     # what is trained
     Fault(
+        "an unlabelled test part validates",
+        "train/data/layouts/part_folders.py",
+        "[part for part in kinds[1] if part.classes & train.classes]",
+        "kinds[1]",
+    ),
+    Fault(
+        "validation without a cache ignores colour profiles",
+        "train/engine/loaders.py",
+        "load, side = validation_entries(config).load, config.preprocess().size",
+        "load, side = training_entries(config).load, config.preprocess().size",
+        ("profiles",),
+    ),
+    Fault(
+        "a model of before colour profiles is scored with them",
+        "serve/contract/preprocess.py",
+        '{"profiles": "ignored", **values}',
+        '{"profiles": "srgb", **values}',
+        ("profiles",),
+    ),
+    Fault(
+        "an earlier scan's verdict holds under another limit of pixels",
+        "train/data/scan.py",
+        'stamp += limit if stamp else ""',
+        'stamp += ""',
+    ),
+    Fault(
+        "rows without a label become the last class",
+        "train/data/convert_parquet.py",
+        "value == UNLABELLED",
+        "value is UNLABELLED is None",
+    ),
+    Fault(
         "a seed of the order without the epoch",
         "train/data/sampler.py",
         'seed_of("order", self.seed, epoch)',
