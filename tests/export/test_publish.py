@@ -19,6 +19,7 @@ from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
+from serve.verification import read_metadata
 from train.checkpoint import save_checkpoint
 
 NAMES = ("red", "green", "blue")
@@ -188,3 +189,31 @@ def test_an_export_folder_that_cannot_be_written_is_found_before_the_work(
     (run / "export").symlink_to("/proc")  # which nobody can write, root neither
     assert export.main.main(["--run", str(run)]) == 2
     assert "/export" in capsys.readouterr().err
+
+
+def test_a_registered_version_has_what_a_reader_of_the_registry_compares(run: Path) -> None:
+    assert register(run) == 0
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("pets", "challenger")
+    assert version.tags["purebred.accuracy"] == "0.9000"
+    assert version.tags["purebred.classes"] == "3"
+    assert version.tags["purebred.verified"] == "cpu:fp32"
+    assert "purebred.data_digest" not in version.tags, "the checkpoint has none"
+    assert all(text in version.description for text in ("0.9000", "small", *NAMES))
+
+    client.update_model_version("pets", version.version, "mine")
+    file = run / "export" / "model.onnx"
+    add_report(
+        file.parent,
+        Verification(
+            passed=True,
+            provider="openvino",
+            precision="bf16",
+            images_per_second={"model.onnx openvino:bf16": 60.0, "model.onnx cpu:fp32": 10.0},
+            model_sha256=file_sha256(file),
+        ),
+    )
+    track(read_metadata(file), run)
+    version = client.get_model_version("pets", version.version)
+    assert version.tags["purebred.verified"] == "cpu:fp32, openvino:bf16"
+    assert version.description == "mine"

@@ -13,6 +13,7 @@ from train.evaluation.classes import write_class_tables
 from train.evaluation.predictions import TABLE, finish_predictions, read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
+from train.runs.note import run_note
 from train.tracking.base import NullTracker
 from train.tracking.contents import artifacts
 
@@ -36,9 +37,11 @@ def write_run_report(
     data: Data,
     config: TrainConfig,
     tracker: NullTracker,
+    place: str,
 ) -> None:
-    """Draw figures and write tables of the best epoch, and log the run's files. `model` gets the best
-    weights."""
+    """Draw figures and write tables of the best epoch, and log the run's files and its note.
+
+    `model` gets the best weights; `place` is where users find the run directory, a path or URL."""
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
 
     if config.subject_crop != "none":
@@ -50,6 +53,7 @@ def write_run_report(
     for line in write_class_tables(folder, predictions):
         print(line, flush=True)
     tracker.log_best(history.best_epoch, history.best)
+    tracker.log_note(run_note(predictions, history, place))
     tracker.log_files(artifacts(folder))
 
 

@@ -15,6 +15,7 @@ from train.tracking.run_record import Record
 
 KEY_TAG = "purebred.key"
 RESUMED_TAG = "purebred.resumed"
+NOTE_TAG = "mlflow.note.content"  # Markdown at the head of a run's page
 OF_THE_CALL = ("resume", "output", "name")  # what a run is resumed by, not what it is
 # an epoch that is done again has other values, and no better
 OF_ITS_EXECUTION = ("images_per_second", "data_share")

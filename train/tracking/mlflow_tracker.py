@@ -67,6 +67,11 @@ class MlflowTracker(MetricsFile):
         self.record.best_epoch, self.record.best = epoch, values
         self.record.save(self.sender.path)
 
+    def log_note(self, text: str) -> None:
+        """Keep Markdown for the head of the run's page, sent when the run ends."""
+        self.record.note = text
+        self.record.save(self.sender.path)
+
     def log_files(self, paths: list[Path]) -> None:
         """Log files to the run's root, folders below their own name."""
         home = self.path.parent.resolve()

@@ -1,8 +1,9 @@
 """Logged and registered models in MLflow, for export and promotion."""
 
+import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,8 @@ from train.tracking.client import TrackingStore, mlflow
 
 MODEL_TAG = "purebred.model_sha256"  # of a logged model's file
 CHALLENGER = "challenger"
+FIRST_CLASSES = 10  # named in the description of a version
+MOST_CHARACTERS = 4000  # of it; MLflow's limit is 5000
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,39 @@ def publish_model(
             known = [v for v in client.search_model_versions(f"name = '{register}'") if v.source == source]
             version = known[0] if known else mlflow.register_model(source, register)
             client.set_registered_model_alias(register, CHALLENGER, str(version.version))
+        _describe_versions(client, run, model_id, metadata, metrics)
     return model_id
+
+
+def _describe_versions(
+    client: Any, run: Any, model_id: str, metadata: ModelMetadata, metrics: Mapping[str, float]
+) -> None:
+    """Give each registered version of a logged model tags with what it is, and a description unless it has
+    one, which may be somebody's own."""
+    accuracy = next((value for name, value in metrics.items() if name.endswith("/accuracy")), math.nan)
+    verified = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified)
+    tags = {
+        "purebred.accuracy": f"{accuracy:.4f}",
+        "purebred.verified": verified or "nothing",
+        "purebred.classes": str(len(metadata.class_names)),
+        "purebred.data_digest": metadata.data_digest,
+        "purebred.model": metadata.model,
+    }
+    names = ", ".join(metadata.class_names[:FIRST_CLASSES])
+    more = len(metadata.class_names) - FIRST_CLASSES
+    description = (
+        f"{metadata.model} of run {metadata.run_name}, {metadata.precision}: accuracy {accuracy:.4f} on "
+        f"its validation images as served; {len(metadata.class_names)} classes: {names}"
+        + (f" and {more} more" if more > 0 else "")
+    )
+    for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+        if version.source != f"models:/{model_id}":
+            continue
+        for name, value in tags.items():
+            if value:
+                client.set_model_version_tag(version.name, version.version, name, value)
+        if not version.description:
+            client.update_model_version(version.name, version.version, description[:MOST_CHARACTERS])
 
 
 def find_logged_model(client: Any, run: Any, sha256: str) -> str:

@@ -37,6 +37,10 @@ class Record:
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """Metrics of that epoch."""
+    note: str = ""
+    """Markdown."""
+    note_sent: str = ""
+    """A note that MLflow has otherwise is somebody's own, and stays."""
     files: list[str] = field(default_factory=list)
     """Files and folders that are still to be logged, relative to the run directory."""
     status: str = "RUNNING"

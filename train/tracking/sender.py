@@ -181,8 +181,13 @@ class Sender:
         )
 
     def _send_final_tags(self) -> None:
-        tags = [RunTag(*tag) for tag in contents.final_tags(self.path.parent).items()]
-        self._client.log_batch(self.record.run_id, tags=tags)
+        record, tags = self.record, contents.final_tags(self.path.parent)
+        if record.note:
+            had = self._client.get_run(record.run_id).data.tags.get(contents.NOTE_TAG, "")
+            if had in ("", record.note_sent):
+                tags[contents.NOTE_TAG] = record.note
+        self._client.log_batch(record.run_id, tags=[RunTag(*tag) for tag in tags.items()])
+        record.note_sent = tags.get(contents.NOTE_TAG, record.note_sent)
 
     def _send_file(self, name: str) -> None:
         self.store.check_artifact_folder(self.run.info.artifact_uri)

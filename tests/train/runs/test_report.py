@@ -78,13 +78,13 @@ def test_the_report_logs_all_files_of_the_run_with_their_figures(tmp_path: Path)
     tracker = Recorder(folder / "metrics.jsonl", 0)
     values = {"train/loss": 1.0, "val/loss": 1.0, "train/accuracy": 0.5, "val/accuracy": 0.5}
     tracker.log_metrics(1, values)
-    write_run_report(folder, linear_model(), History(1, 1, values), data, config, tracker)
+    write_run_report(folder, linear_model(), History(1, 1, values), data, config, tracker, str(folder))
     assert {path.name for path in logged} >= {"config.yaml", "metrics.jsonl", "figures", "best.pt"}
     assert all(path.exists() for path in logged)
     assert (folder / "figures" / "curves.png").is_file()
     _, other = make_data(tmp_path / "other", per_class=3, name="a")
     with pytest.raises(AssertionError):
-        write_run_report(folder, linear_model(), History(1, 1, values), other, config, tracker)
+        write_run_report(folder, linear_model(), History(1, 1, values), other, config, tracker, "")
 
 
 def test_the_squares_that_the_best_epoch_cuts_out_are_drawn(tmp_path: Path) -> None:

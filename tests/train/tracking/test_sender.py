@@ -196,3 +196,18 @@ def test_an_unexpected_error_does_not_end_the_thread(
     assert "warning: 'answer'" in capsys.readouterr().out
     assert runs(store)[0].info.status == "FINISHED"
     assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
+
+
+def test_a_note_is_sent_at_the_end_unless_somebody_wrote_another(store: str) -> None:
+    def ended(run_id: str, note: str) -> str:
+        t = tracker(0, run_id)
+        t.start(PARAMETERS, "data/train", DIGEST)
+        t.log_note(note)
+        t.end("FINISHED")
+        return str(runs(store)[0].data.tags.get("mlflow.note.content"))
+
+    assert ended("", "first") == "first"
+    run_id = runs(store)[0].info.run_id
+    assert ended(run_id, "second") == "second"
+    mlflow.MlflowClient(store).set_tag(run_id, "mlflow.note.content", "mine")
+    assert ended(run_id, "third") == "mine"
