@@ -13,22 +13,17 @@ from serve.contract.urls import is_remote
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
 SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("train", "training", "unassigned"), "train"),  # unassigned: Google's Vertex AI
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "publictest"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "privatetest"), "test"),
 }
-SPLIT_COLUMNS = {
-    "split",
-    "subset",
-    "partition",
-    "set",
-    "phase",
-    "usage",
-    "fold",
-    "kfold",
-    "folds",
-    "is_valid",
-}
+SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "usage", "fold", "kfold", "folds"}
+"""Names of columns whose numbers are those of parts."""
+NUMBERED_PART = re.compile(r"(?:k?fold|split|part)?[\s_-]*-?\d+(?:\.0)?")
+IS_PART = re.compile(
+    r"is[\s_.-]*(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:[\s_.-]*(?:image|set))?", re.IGNORECASE
+)
+"""Names of columns of 0 and 1: fastai's is_valid, is_test, is_training_image."""
 YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 BOXES = re.compile(r"\S+(?: -?\d+(?:\.\d+)?){4}(?: |$)")
 MOST_MEASURED = 20  # different fractions that may still be classes, in a column that is named as the label
@@ -54,18 +49,26 @@ def find_label_columns(
     others = [i for i in range(len(columns)) if i != image and not columns[i].startswith(SOFT_COLUMN)]
     distinct = {i: {row.cells[i].strip() for row in rows} for i in others}
     signs = [i for i in others if {s.casefold() for s in distinct[i]} <= YES | NO]
-    signs = [i for i in signs if columns[i].casefold() not in SPLIT_COLUMNS]
-    signs = [i for i in signs if not GEOMETRY.fullmatch(columns[i])]
+    signs = [i for i in signs if not _holds_parts(columns[i], distinct[i])]
+    measures = [i for i in others if GEOMETRY.fullmatch(columns[i]) and _are_numbers(distinct[i])]
+    if len(measures) == 1 and len(columns[measures[0]]) == 1:  # y without x is the target
+        measures = []
+    signs = [i for i in signs if i not in measures]
     varied = [i for i in signs if len(distinct[i]) > 1]
     reasons = {i: _reason(columns[i], distinct[i], len(rows)) for i in others if i not in varied}
+    reasons |= {i: "measures pictures or boxes" for i in measures if len(distinct[i] - {""}) > 1}
     candidates = [[i] for i, reason in reasons.items() if not reason]
     if len(varied) > 1:
         faulty = next((row for row in rows if len(classes_of(row, signs)) != 1), None)
         if faulty and not candidates:
-            raise UserError(_several_classes(source, columns, faulty, signs, image))
+            raise UserError(_several_classes(source, columns, faulty, signs, (image, varied[0])))
         candidates += [[i] for i in varied] if faulty else [signs]
     else:
         candidates += [[i] for i in varied]
+    numbers = [i for (i, *more) in candidates if not more and _are_numbers(distinct[i])]
+    names = [i for (i, *more) in candidates if not more and i not in numbers]
+    numbers_of = [i for i in numbers if any(_are_one_to_one(rows, i, j) for j in names)]
+    candidates = [found for found in candidates if found[0] not in numbers_of]
     if len(candidates) == 1:
         return candidates[0]
     counts = Counter(columns[i] for found in candidates for i in found)
@@ -106,13 +109,15 @@ def find_split_column(
     for i, name in enumerate(columns):
         if i in taken:
             continue
+        parts = {part_of_cell(name, cell) for cell in {row.cells[i] for row in rows} if cell.strip()}
+        of_parts = len(parts) > 1 and all(parts)
         odd = next((row for row in rows if not part_of_cell(name, row.cells[i])), None)
-        if odd and name.casefold() == "split":
+        if odd and (of_parts or name.casefold() == "split"):
             raise UserError(
-                f"{source} line {odd.line}: the column split holds {odd.cells[i]!r}, neither train, val "
+                f"{source} line {odd.line}: the column {name} holds {odd.cells[i]!r}, neither train, val "
                 "nor test: correct it, or give the column another name"
             )
-        if not odd and len({part_of_cell(name, row.cells[i]) for row in rows}) > 1:
+        if of_parts:
             return i
     return None
 
@@ -120,9 +125,16 @@ def find_split_column(
 def part_of_cell(column: str, cell: str) -> str:
     """Return train, val or test; "" for any other cell."""
     text = cell.strip().casefold()
-    if column.casefold() == "is_valid":  # fastai
-        return "val" if text in YES else "train" if text in NO else ""
+    if flag := IS_PART.fullmatch(column):
+        part = SPLIT_NAMES[flag[1].casefold()]
+        return part if text in YES else ("val" if part == "train" else "train") if text in NO else ""
     return SPLIT_NAMES.get(text, "")
+
+
+def _holds_parts(name: str, values: Iterable[str]) -> bool:
+    filled = [value.casefold() for value in values if value]
+    numbered = name.casefold() in SPLIT_COLUMNS and all(map(NUMBERED_PART.fullmatch, filled))
+    return numbered or all(part_of_cell(name, value) for value in filled)
 
 
 def _reason(name: str, values: set[str], rows: int) -> str:
@@ -132,10 +144,8 @@ def _reason(name: str, values: set[str], rows: int) -> str:
         return "has one value"
     if NUMBERING.fullmatch(name):
         return "is a numbering"
-    if name.casefold() in SPLIT_COLUMNS or filled <= SPLIT_NAMES.keys():
+    if _holds_parts(name, filled):
         return "holds parts of the data set"
-    if GEOMETRY.fullmatch(name):
-        return "measures pictures or boxes"
     if _is_measured(filled):
         return "holds measurements"
     if len(filled) == rows or (rows >= FEW_ROWS and 2 * len(filled) > rows):
@@ -145,22 +155,34 @@ def _reason(name: str, values: set[str], rows: int) -> str:
     return ""
 
 
-def _is_measured(values: Iterable[str]) -> bool:
+def _are_numbers(values: Iterable[str]) -> bool:
     try:
-        numbers = [float(value.replace(",", ".")) for value in values if value]
+        return bool([float(value.replace(",", ".")) for value in values if value])
     except ValueError:
         return False
+
+
+def _is_measured(values: Iterable[str]) -> bool:
+    if not _are_numbers(values):
+        return False
+    numbers = [float(value.replace(",", ".")) for value in values if value]
     return any(number != round(number) for number in numbers if abs(number) < 1e300)
 
 
+def _are_one_to_one(rows: Sequence[TableRow], i: int, j: int) -> bool:
+    """Return whether each value of one column has one of the other, as numbers and names of classes."""
+    pairs = {(row.cells[i].strip(), row.cells[j].strip()) for row in rows}
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
 def _several_classes(
-    source: str, columns: Sequence[str], row: TableRow, signs: Sequence[int], image: int
+    source: str, columns: Sequence[str], row: TableRow, signs: Sequence[int], flag: Iterable[int]
 ) -> str:
     classes = [columns[i] for i in classes_of(row, signs)]
     found = f"the classes {', '.join(map(repr, classes[:SHOWN]))}" if classes else "none of the classes"
     return (
         f"{source} line {row.line} has {found}, and each image needs exactly one: remove such rows, or "
-        f"train for one of the columns, as with {column_flag(columns[image], columns[signs[0]])}"
+        f"train for one of the columns, as with {column_flag(*(columns[i] for i in flag))}"
     )
 
 

@@ -111,7 +111,9 @@ def _collect(
     for row in rows:
         value, label = row.cells[chosen.image], _label(source, columns, row, chosen)
         if not value.strip() or not label.strip():
-            raise UserError(f"{source} line {row.line}: path or label is empty")
+            raise UserError(
+                f"{source} line {row.line}: path or label is empty: label the image, or remove the row"
+            )
         if label not in found.lines and has_image_suffix(label):
             raise UserError(
                 f"{source} line {row.line}: the label {label!r} is an image's name; write a path that "

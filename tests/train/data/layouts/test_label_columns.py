@@ -15,7 +15,15 @@ PETS = ("cat", "dog")
 def label_file(root: Path, header: str, row: str, name: str = "labels.csv") -> Path:
     """Write rows, formatted with their number, and an image for each of them."""
     values = [
-        {"i": i, "pet": PETS[i % 2], "bit": i % 2, "not": 1 - i % 2, "part": ("train", "val")[i % 4 == 3]}
+        {
+            "i": i,
+            "pet": PETS[i % 2],
+            "bit": i % 2,
+            "not": 1 - i % 2,
+            "part": ("train", "val")[i % 4 == 3],
+            "is": i % 4 == 3,
+            "third": i % 3,
+        }
         for i in range(COUNT)
     ]
     (root / "images").mkdir(exist_ok=True)
@@ -40,7 +48,12 @@ WANTED = {f"images/{i}.jpg": PETS[i % 2] for i in range(COUNT)}
         ("id,cat,dog", "{i},{not},{bit}"),
         ("id,cat,dog,cow", "{i},{not}.0,{bit}.0,0.0"),
         ("id,cat,dog", "{i}.jpg,TRUE,FALSE|{bit}"),
-        ("id,species,fold", "{i},{pet},{bit}"),
+        ("id,species,fold", "{i},{pet},{third}"),
+        ("id,species,kfold", "{i},{pet},fold_{third}"),
+        ("fn,y", "images/{i}.jpg,{pet}"),
+        ("id,phase,area", "{i},{pet},{third}"),
+        ("id,class_id,class_name", "{i},{bit},{pet}"),
+        ("id,class_name,target", "{i},{pet},{bit}.0"),
     ],
 )
 def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
@@ -56,17 +69,21 @@ def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
     [
         (
             "id,breed,colour",
-            "{i},{pet},{bit}",
+            "{i},{pet},{third}",
             r"'breed', 'colour'.*--columns id,breed .*--columns id,colour",
         ),
+        ("fn,y,valid", "{i},{third},{is}", r"--columns fn,y .*--columns fn,valid"),
+        ("id,area,is_new", "{i},a{third},{bit}", r"--columns id,area "),
+        ("id,phase,colour", "{i},{pet},{third}", r"--columns id,phase "),
         ("id,breed,a,b", "{i},{pet},{bit},{not}", r"--columns id,breed or --columns id,a,b$"),
-        ("the id,breed,sex", "{i},{pet},{bit}", r"--columns 'the id,breed'"),
+        ("the id,breed,sex", "{i},{pet},{third}", r"--columns 'the id,breed'"),
         ("id,score", "{i},{i}.5", "'score'"),
         ("id,label", "{i},{i}.5", "'label'.*24 "),
         ("id;price", "{i};1{bit},5", "'price'"),
         ("id,text", "{i},a photo of {i}", r"'text'.*--columns id,text"),
         ("id,kind", "{i},cat", "'kind'"),
         ("id,a,b,c", "{i},{bit},{not},1", r"line 2 .*'b', 'c'.*--columns id,a"),
+        ("id,a,b,c", "{i},1,{bit},{not}", r"line 2 .*'a', 'c'.*--columns id,b"),
         ("id,a,b,c", "{i},0,0,{bit}", None),
         ("id", "{i}", "column label"),
         ("id,breed,breed", "{i},{pet},{pet}", "breed twice"),
@@ -105,13 +122,24 @@ def test_two_columns_of_different_images_are_an_error_that_names_the_flag(tmp_pa
     assert read(file, columns="id,breed").labels == WANTED
 
 
-@pytest.mark.parametrize("header", ["id,breed,split", "id,breed,subset"])
-def test_a_column_of_parts_sets_images_aside(tmp_path: Path, header: str) -> None:
-    file = label_file(tmp_path, header, "{i},{pet},{part}")
+@pytest.mark.parametrize(
+    ("header", "cell"),
+    [
+        ("id,breed,split", "{part}"),
+        ("id,breed,subset", "{part}"),
+        ("id,breed,is_valid", "{is}"),
+        ("id,breed,is_test", "{is:d}"),
+    ],
+)
+def test_a_column_of_parts_sets_images_aside(tmp_path: Path, header: str, cell: str) -> None:
+    file = label_file(tmp_path, header, "{i},{pet}," + cell)
     found = read(file)
     assert len(found.labels) == 18
     assert found.validation == {path: WANTED[path] for i, path in enumerate(WANTED) if i % 4 == 3}
     assert read(file, "--val-data").labels == found.validation
+    file.write_text(f"{file.read_text()}\n3.jpg,dog,")
+    with pytest.raises(UserError, match="line 26"):
+        read(file)
 
 
 def test_a_first_line_without_names_is_a_row(tmp_path: Path) -> None:
