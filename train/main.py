@@ -60,6 +60,7 @@ from train.runs.report import training_summary, write_run_report
 from train.runs.resume import how_to_resume, only_writer
 from train.runs.snapshots import load_newest
 from train.tracking.build import build_tracker
+from train.tracking.contents import sources_of
 
 
 def train(
@@ -97,7 +98,9 @@ def train(
         tracker = build_tracker(config, ranks.is_main, metrics, history.epochs_done, run_id)
         if history.best:
             tracker.log_best(history.best_epoch, history.best)
-        tracker.start(run.parameters(), redact(given.data or config.data, hidden=""), data.digest)
+        val_digest = data.val.digest() if ranks.is_main else ""
+        sources = [redact(source, hidden="") for source in sources_of(given, config)]
+        tracker.start(run.parameters(), sources[0], data.digest, sources[1], val_digest)
         remote = f"{store}/{config.name}" if store and ranks.is_main else ""
         publish = stack.enter_context(Mirror(folder, remote, log)) if remote else lambda: None
         stack.enter_context(predictions_at_a_stop(folder / TABLE, ranks.is_main))

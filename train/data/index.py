@@ -70,6 +70,13 @@ class ImageSet:
             targets=targets[0] if targets else None,
         )
 
+    def digest(self) -> str:
+        """Return the sha256 of class names, labels and contents: of these images alone."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        digest.update("".join(self.sha256).encode())
+        return digest.hexdigest()
+
     def counts(self) -> dict[str, int]:
         """Return class name -> number of images."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))

@@ -8,6 +8,7 @@ from typing import Any
 
 from serve.contract.files import file_sha256
 from serve.contract.metadata import BEST_CHECKPOINT_TAG
+from serve.contract.urls import is_remote
 from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
@@ -47,6 +48,13 @@ def parameters(
         "num_val": len(data.val),
         "data_digest": data.digest,
     }
+
+
+def sources_of(given: TrainConfig, config: TrainConfig) -> tuple[str, str]:
+    """Return where training and validation images are from, as the user gave it: `config` has the copies of
+    URLs, and of a folder of parts those parts."""
+    data = given.data or config.data
+    return data, given.val_data or (data if is_remote(data) else config.val_data or data)
 
 
 def changed_parameters(known: Mapping[str, str], values: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -48,11 +48,21 @@ class MlflowTracker(MetricsFile):
     def run_id(self) -> str:  # type: ignore[override]
         return self.record.run_id
 
-    def start(self, parameters: dict[str, Any], data_source: str, data_digest: str) -> None:
-        """Wait START_SECONDS at most for the run to be opened."""
+    def start(
+        self,
+        parameters: dict[str, Any],
+        data_source: str,
+        data_digest: str,
+        val_source: str = "",
+        val_digest: str = "",
+    ) -> None:
+        """Wait START_SECONDS at most for the run to be opened.
+
+        Sources are paths or URLs. `data_digest` is of training and validation images together.
+        """
         self.record.parameters = {key: str(value) for key, value in parameters.items()}
-        source = data_source if is_remote(data_source) else str(Path(data_source).resolve())
-        self.record.data_source, self.record.data_digest = source, data_digest
+        self.record.data_source, self.record.data_digest = _absolute(data_source), data_digest
+        self.record.val_source, self.record.val_digest = _absolute(val_source or data_source), val_digest
         self.record.tags |= json.loads(os.environ.get(RUN_TAGS, "{}"))
         self.record.save(self.sender.path)
         self.thread.start()
@@ -127,3 +137,7 @@ class MlflowTracker(MetricsFile):
             self.wake.clear()
         self.tried.set()
         self.over.set()
+
+
+def _absolute(source: str) -> str:
+    return source if is_remote(source) else str(Path(source).resolve())

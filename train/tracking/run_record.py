@@ -33,6 +33,9 @@ class Record:
     parameters: dict[str, str] = field(default_factory=dict)
     data_source: str = ""
     data_digest: str = ""
+    val_source: str = ""
+    val_digest: str = ""
+    """Empty in a record of an earlier version: no input for validation."""
     dataset_logged: bool = False
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)

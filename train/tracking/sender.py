@@ -141,8 +141,11 @@ class Sender:
         self.store.log_metrics(self.record.run_id, list(metrics))
 
     def _send_dataset(self) -> None:
-        dataset = dataset_input(self.record.data_source, self.record.data_digest, "training")
-        self._client.log_inputs(self.record.run_id, [dataset])
+        record = self.record
+        datasets = [dataset_input(record.data_source, record.data_digest, "training")]
+        if record.val_digest:
+            datasets.append(dataset_input(record.val_source, record.val_digest, "validation"))
+        self._client.log_inputs(record.run_id, datasets)
         self.record.dataset_logged = True
 
     def _send_rows(self) -> None:

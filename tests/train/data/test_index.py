@@ -501,6 +501,8 @@ def test_folds_cover_the_data_once_and_share_one_content_digest(tmp_path: Path) 
         assert ("cat.0.jpg" in data.val.paths) == ("cat.100.jpg" in data.val.paths)
     assert len({data.content_digest for data in folds}) == 1
     assert len({data.digest for data in folds}) == 3
+    assert len({data.val.digest() for data in folds}) == 3
+    assert folds[0].val.digest() == prepare(tmp_path, folds=3, fold=1).val.digest()
     (root / "cat.1.jpg").rename(root / "cat.7.jpg")
     assert prepare(tmp_path, folds=3, fold=1).content_digest != folds[0].content_digest
 

@@ -3,7 +3,8 @@
 import pytest
 from mlflow_store import DIGEST, runs, tracker
 
-from train.tracking.contents import changed_parameters, metric_name, resumed_name
+from train.config import TrainConfig
+from train.tracking.contents import changed_parameters, metric_name, resumed_name, sources_of
 
 NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]
 PATHS = ["..", "a/", "a//b", "/a"]  # labels of a label file can be anything
@@ -38,3 +39,19 @@ def test_only_what_differs_from_the_last_value_is_a_change() -> None:
     assert changed_parameters(known, {"epochs": "6"}) == {"epochs": ("9", "6")}
     assert resumed_name(known, 6, "epochs") == "resume.6-2.epochs"
     assert resumed_name(known, 7, "epochs") == "resume.7.epochs"
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "sources"),
+    [
+        ({"data": "a"}, {"data": "a"}, ("a", "a")),
+        ({"data": "a", "val_data": "b"}, {"data": "a", "val_data": "b"}, ("a", "b")),
+        ({"data": "a"}, {"data": "a/train", "val_data": "a/val"}, ("a", "a/val")),
+        ({"data": "s3://a"}, {"data": "copy/train", "val_data": "copy/val"}, ("s3://a", "s3://a")),
+        ({}, {"data": "data/train"}, ("data/train", "data/train")),
+    ],
+)
+def test_sources_are_what_the_user_gave(
+    given: dict[str, str], used: dict[str, str], sources: tuple[str, str]
+) -> None:
+    assert sources_of(TrainConfig(**given), TrainConfig(**used)) == sources

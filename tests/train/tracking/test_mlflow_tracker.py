@@ -26,7 +26,7 @@ def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
     (figures / "curves.png").write_bytes(b"png")
     Path("config.yaml").write_text("lr: 0.1")
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, "data/train", DIGEST, "data/val", DIGEST[::-1])
     for epoch, values in enumerate(METRICS, 1):
         t.log_metrics(epoch, values)
     t.log_best(1, {"val/accuracy": 0.5})
@@ -42,9 +42,12 @@ def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
     assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
     assert history(store, t.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
     assert history(store, t.run_id, "train/loss") == [(1, 0.9), (2, 0.4)]
-    (dataset,) = run.inputs.dataset_inputs
-    assert DIGEST.startswith(dataset.dataset.digest)
-    assert dataset.dataset.name == "train"
+    inputs = {
+        (tag.value, each.dataset.name, each.dataset.digest)
+        for each in run.inputs.dataset_inputs
+        for tag in each.tags
+    }
+    assert inputs == {("training", "train", DIGEST[:36]), ("validation", "val", DIGEST[::-1][:36])}
     client = mlflow.MlflowClient(store)
     assert [f.path for f in client.list_artifacts(t.run_id)] == ["config.yaml", "figures"]
     assert [f.path for f in client.list_artifacts(t.run_id, "figures")] == ["figures/curves.png"]
