@@ -76,5 +76,5 @@ def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
     most = ", ".join(f"{p.label!r} taken for {p.prediction!r} {p.images} times" for p in pairs[:3])
     return [
         f"{len(names)} classes: {CONFUSION_PAIRS} and figures/confusion_pairs.png replace the confusion "
-        f"matrix, {PER_CLASS} the metrics f1/CLASS; most frequent confusions: {most or 'none'}"
+        f"matrix; most frequent confusions: {most or 'none'}"
     ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from train.evaluation.calibration import Floats, Labels, SoftmaxRows, calibration_error, in_threads
 
 TOP, TOP_FROM = 5, 10  # top-5 accuracy is of ten classes or more
-MOST_CLASSES = 40  # a larger confusion matrix cannot be read; MLflow draws about 100 metrics
+MOST_CLASSES = 40  # a larger confusion matrix cannot be read
 CLASSES_AT_ONCE, ROWS_AT_ONCE = 64, 256
 FEW = 200  # images of a class; beyond, sorting all scores takes less time than comparing each with all
 
@@ -24,7 +24,7 @@ class Evaluation:
     """[N]"""
     values: dict[str, float]
     """Metric name -> value: accuracy, top5_accuracy (of ten classes or more), log_loss, ece, temperature,
-    log_loss_calibrated, ece_calibrated, roc_auc, f1_macro, f1/CLASS (up to 40 classes)."""
+    log_loss_calibrated, ece_calibrated, roc_auc, f1_macro. F1 of each class is in per_class.csv."""
 
 
 def top_accuracy(logits: NDArray[Any], labels: Labels, k: int = TOP) -> float:
@@ -73,8 +73,6 @@ def evaluate_logits(
         "ece_calibrated": calibration_error(top_fitted, correct),
         "f1_macro": float(f1[counted].mean()),
     }
-    if num_classes <= MOST_CLASSES:
-        values |= {f"f1/{name}": float(value) for name, value in zip(class_names, f1, strict=True)}
     if rows.finite and np.bincount(labels, minlength=num_classes).all():
         values["roc_auc"] = mean_roc_auc(rows, plain.log_sum, labels)
     return Evaluation(logits, labels, values)
