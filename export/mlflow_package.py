@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import serve
+from serve.contract.heic import PACKAGE
 from serve.contract.metadata import ModelMetadata
 from serve.pyfunc import COLUMN, DEFAULTS
 from train.tracking.registry import PyfuncPackage
@@ -18,6 +19,7 @@ SOURCE = Path(serve.__path__[0])
 IMPORT = re.compile(r"^(\s*(?:from|import)\s+)serve(?=[.\s])", re.MULTILINE)
 ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 PINNED = ("mlflow", "onnx", "pandas", "numpy", "pillow")
+DECODERS = ("numpy", "pillow", PACKAGE)
 CPU = "CPUExecutionProvider"
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 
@@ -71,12 +73,11 @@ def _imported(source: Path) -> set[Path]:
 
 def pinned_requirements(metadata: ModelMetadata) -> list[str]:
     """Return requirements with the versions that the model was verified with, where its file names them."""
-    verified = {name: metadata.versions[name] for name in ("numpy", "pillow") if name in metadata.versions}
+    verified = {name: metadata.versions[name] for name in DECODERS if name in metadata.versions}
     versions = {name: importlib.metadata.version(name) for name in PINNED} | verified
-    runtime = next(name for name in ONNXRUNTIMES if _is_installed(name))
-    versions[runtime] = next(
-        (p.onnxruntime for p in metadata.verified), importlib.metadata.version(runtime)
-    )
+    runtime = next(filter(_is_installed, ONNXRUNTIMES), ONNXRUNTIMES[-1])  # or a build of another name
+    verified_with = [pairing.onnxruntime for pairing in metadata.verified]
+    versions[runtime] = verified_with[0] if verified_with else importlib.metadata.version(runtime)
     return [f"{name}=={version}" for name, version in versions.items()]
 
 

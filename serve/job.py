@@ -4,6 +4,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ import PIL
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
 from serve.contract.files import atomic_write, file_sha256
-from serve.contract.heic import heic_version
+from serve.contract.heic import PACKAGE, heic_version
 from serve.contract.images import MAX_MEGAPIXELS
 from serve.inputs.sources import Source
 from serve.local_copy import LocalCopy
@@ -52,6 +53,11 @@ class Scoring:
     named: dict[str, Any] = field(default_factory=dict)
     """How the model and the images were given, for the summary."""
 
+    @cached_property
+    def model_sha256(self) -> str:
+        """Digest of the model file, computed once: a later export may replace the file while it scores."""
+        return file_sha256(self.predictor.path)
+
     def write(
         self, rows: range, file: IO[bytes], progress: Progress, contents: SetDigest | None = None
     ) -> JobSummary:
@@ -81,13 +87,13 @@ class Scoring:
         progress.summary.join(summary)
         return summary
 
-    def facts(self, model_sha256: str) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Return the values beside the counts of a summary."""
         metadata = self.predictor.metadata
         made_with = self.made_with()
         return {
             **self.named,
-            "model_sha256": model_sha256,
+            "model_sha256": self.model_sha256,
             "model_precision": metadata.precision,
             "run_name": metadata.run_name,
             "provider": made_with.pop("provider"),
@@ -107,7 +113,7 @@ class Scoring:
         if self.max_megapixels != MAX_MEGAPIXELS:  # parts of older versions have no such setting
             settings["max_megapixels"] = self.max_megapixels
         inventory = self.source.inventory
-        return Job(file_sha256(self.predictor.path), inventory.digest(), len(inventory), settings)
+        return Job(self.model_sha256, inventory.digest(), len(inventory), settings)
 
     def made_with(self) -> dict[str, str]:
         versions = {"numpy": np.__version__, "pillow": PIL.__version__, "onnxruntime": ort.__version__}
@@ -195,7 +201,9 @@ class PartWriter:
     def _finished(self, path: Path, rows: range) -> Manifest | None:
         """Return the manifest of a part or piece that can be kept."""
         manifest = finished_part(path, self.job, rows)
-        return manifest if manifest and unchanged(self.scoring.source, manifest) else None
+        if manifest is None or (manifest.errors and heic_version() and PACKAGE not in manifest.made_with):
+            return None  # the errors may be of HEIC, whose package has been installed since
+        return manifest if unchanged(self.scoring.source, manifest) else None
 
     def _score(self, path: Path, rows: range) -> Manifest:
         stamps, contents = digest_stamps(self.scoring.source, rows), SetDigest()
@@ -230,7 +238,7 @@ class PartWriter:
             transient=summary.transient,
             stamps=stamps,
             contents=contents,
-            summary=replace(summary, facts=self.scoring.facts(self.job.model_sha256)).to_dict(),
+            summary=replace(summary, facts=self.scoring.facts()).to_dict(),
         )
 
     def _clean(self) -> None:

@@ -25,7 +25,7 @@ from dataclasses import replace
 
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write, expand_arguments, file_sha256
+from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.images import MAX_MEGAPIXELS, check_megapixels, memory_note
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import is_remote, redact
@@ -243,6 +243,7 @@ def score_images(
     print_start(f"{which} in {args.images}", model.described(args.model), scoring.predictor, source)
     if not sample and (warning := scoring.layout.warn_of_size(len(rows))):
         print(warning, file=sys.stderr)
+    facts = scoring.facts() if args.summary or server else {}  # of the model as it is now
     progress = Progress(len(rows))
     if shard or args.resume or (total > args.part_size and scoring.form.open_joiner):
         part.parent.mkdir(exist_ok=True)
@@ -256,8 +257,7 @@ def score_images(
     summary = progress.summary
     print_outcome(summary)
     if args.summary:
-        summary.facts = scoring.facts(file_sha256(model.path))
-        summary.facts |= {"output": redact(output), "shard": args.shard}
+        summary.facts = {**facts, "output": redact(output), "shard": args.shard}
         write_summary(summary)
     if server:
         log_run(server, describe_run(args, model, scoring, progress, shard, output, started))

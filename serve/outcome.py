@@ -56,8 +56,9 @@ def open_summary(summary: str, output: str, shard: Shard | None, overwrite: bool
         yield lambda _: None
         return
     with open_output(summary, SUFFIX, shard, "--summary") as (path, copy):
-        if copy.url_of(path) == output or (not copy.url and path.resolve() == Path(output).resolve()):
-            raise UserError(f"--summary {redact(summary)} is the file of --output: choose another name")
+        for file in (output, f"{output}.json"):  # the second is its manifest
+            if copy.url_of(path) == file or (not copy.url and path.resolve() == Path(file).resolve()):
+                raise UserError(f"--summary {redact(summary)} is a file of --output: choose another name")
         check_output_replaceable(copy, path, overwrite, flag="--summary", is_ours=_is_summary_file)
         yield lambda found: _write(found, path, copy)
 

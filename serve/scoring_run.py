@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from serve.contract.errors import UserError
-from serve.contract.files import file_sha256
 from serve.contract.urls import redact, url_path
 from serve.job import Scoring
 from serve.local_copy import OpenedModel
@@ -45,10 +44,16 @@ def tags_of(summary: JobSummary) -> dict[str, str]:
         "purebred.errors_by_kind": list(ranked(summary.errors_by_kind).items())[:TOP_KINDS],
         "purebred.predicted": list(ranked(summary.predicted).items()),
     }
-    tags = {name: json.dumps(dict(found), ensure_ascii=False) for name, found in counts.items() if found}
+    tags = {name: _json_of_a_tag(found) for name, found in counts.items() if found}
     if differences := summary.differences():
-        tags["purebred.differences"] = "; ".join(differences)
-    return {name: text[:MAX_TAG_CHARACTERS] for name, text in tags.items()}
+        tags["purebred.differences"] = "; ".join(differences)[:MAX_TAG_CHARACTERS]
+    return tags
+
+
+def _json_of_a_tag(counts: list[tuple[str, int]]) -> str:
+    """Return an object of as many counts, the first ones, as a tag holds."""
+    text = json.dumps(dict(counts), ensure_ascii=False)
+    return text if len(text) <= MAX_TAG_CHARACTERS else _json_of_a_tag(counts[: len(counts) * 9 // 10])
 
 
 def describe_run(
@@ -70,7 +75,7 @@ def describe_run(
         parameters={
             "model": model.location,
             "model_name": args.model if args.model != model.location else "",
-            "model_sha256": file_sha256(predictor.path),
+            "model_sha256": scoring.model_sha256,
             "model_precision": metadata.precision,
             "provider": predictor.provider,
             "precision": predictor.precision,

@@ -167,7 +167,7 @@ def difference(part: Path, job: Job) -> str:
     then, now = (
         {"model": j.model_sha256, "list of inputs": j.inputs_sha256, **j.settings} for j in (other, job)
     )
-    return ", ".join(name for name in now if now[name] != then.get(name))
+    return ", ".join(name for name in now | then if now.get(name) != then.get(name))
 
 
 def cut(rows: range, part_size: int, batch_size: int) -> Iterator[range]:

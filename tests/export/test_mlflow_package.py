@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +182,9 @@ def test_the_code_is_named_by_its_content_and_imports_nothing_else_of_ours(tmp_p
 
 
 def test_pillow_and_onnxruntime_are_those_of_the_verification() -> None:
-    metadata = ModelMetadata(
-        CLASS_NAMES, METADATA.preprocess, verified=(ON_CPU,), versions={"pillow": "12.5.0", "torch": "2.1"}
-    )
-    pinned = pinned_requirements(metadata)
-    assert "pillow==12.5.0" in pinned
+    versions = {"pillow": "12.5.0", "pi-heif": "1.1.0", "torch": "2.1"}
+    pinned = pinned_requirements(replace(METADATA, versions=versions))
+    assert {"pillow==12.5.0", "pi-heif==1.1.0"} <= set(pinned)
     assert not any(line.startswith("torch") for line in pinned)
 
 

@@ -17,6 +17,7 @@ from forked import call, fork, run
 from serve_model import broken_files, build_model, encode, noise, record_verification
 
 from benchmarks.jobs import wait_until
+from serve import job
 from serve import main as serve_main
 from serve.contract.images import read_image_file
 from serve.inputs import folders
@@ -187,6 +188,19 @@ def test_what_is_finished_is_not_scored_again_and_other_settings_are(
     assert "from before" not in run("--top-k", 1)  # not asked to
 
 
+def test_errors_from_before_heic_could_be_read_are_tried_again(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(encode(noise(30, 30, 1), "PNG"))
+    (tmp_path / "images" / "2.png").write_bytes(b"broken")
+    arguments = command(model, tmp_path / "images", "--output", tmp_path / "out.csv", "--resume")
+    for versions, kept in (({}, False), ({"pi-heif": "1.1"}, False), ({"pi-heif": "1.1"}, True)):
+        monkeypatch.setattr(job, "heic_version", lambda versions=versions: versions)
+        assert serve_main.main(arguments) == 0
+        assert ("2 of them from before" in capsys.readouterr().out) == kept
+
+
 def test_a_job_is_resumed_with_the_provider_and_batches_that_auto_took_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +239,8 @@ def test_a_part_that_is_scored_again_says_what_changed(
         ((), ""),
         (("--top-k", "1"), "top_k"),
         (("--batch-size", "3"), "top_k, batch_size"),
+        (("--batch-size", "3", "--max-megapixels", "80"), "max_megapixels"),
+        (("--batch-size", "3"), "max_megapixels"),
     ):
         assert serve_main.main([*arguments, *change]) == 0
         printed = capsys.readouterr().err

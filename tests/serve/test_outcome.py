@@ -1,6 +1,7 @@
 """--max-errors and --summary of scoring and of merging, by files and exit codes."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import onnx
 import pytest
 from serve_model import CLASS_NAMES, ON_CPU, broken_files, build_model, colour_of, encode, solid
 
+from serve import main as serve_main
 from serve import outcome
 from serve.contract.confidence import Threshold
 from serve.contract.files import file_sha256
 from serve.contract.looks import Look, Looks
 from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY
 from serve.contract.profile import ValidationProfile
-from serve.main import main
 from serve.merge import main as merge
 from serve.predictor import Predictor
 
@@ -53,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def score(model: Path, images: Path, *arguments: object) -> int:
     fixed = ("--model", model, "--images", images, "--batch-size", 4, "--workers", 2)
-    return main([str(part) for part in (*fixed, *arguments)])
+    return serve_main.main([str(part) for part in (*fixed, *arguments)])
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -83,6 +84,23 @@ def test_a_summary_says_what_the_rows_came_to(tmp_path: Path, model: Path, image
     assert estimated["accuracy"] == pytest.approx(share)
     assert estimated["low"] < share < estimated["high"]
     assert found["images_seen"]["short_side_quantiles"][1] == pytest.approx(20, rel=0.1)
+
+
+def test_a_model_that_is_replaced_meanwhile_is_not_named(
+    tmp_path: Path, model: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, wrote = tmp_path / "model.onnx", serve_main.atomic_write
+    shutil.copy(model, own)
+    scored_with = file_sha256(own)
+
+    def replaces(path: Path) -> Any:
+        own.write_bytes(b"another export")
+        return wrote(path)
+
+    monkeypatch.setattr(serve_main, "atomic_write", replaces)
+    arguments = ("--output", tmp_path / "p.csv", "--summary", tmp_path / "s.json")
+    assert score(own, images, *arguments) == 0
+    assert read(tmp_path / "s.json")["model_sha256"] == scored_with
 
 
 @pytest.mark.parametrize(("share", "code"), [("0", 4), ("0.03", 4), ("0.05", 0), ("1", 0)])
@@ -161,7 +179,8 @@ def test_a_summary_that_cannot_be_written_costs_a_warning(
 def test_a_summary_replaces_no_other_file(tmp_path: Path, model: Path, images: Path) -> None:
     (tmp_path / "labels.json").write_text('{"cat": 1}')
     before = file_sha256(model)
-    for file in (tmp_path / "labels.json", tmp_path / "p.csv", tmp_path / "no" / "s.json", model):
+    for name in ("labels.json", "p.csv", "p.csv.json", "no/s.json", model):
+        file = tmp_path / name
         assert score(model, images, "--output", tmp_path / "p.csv", "--summary", file) == 2
     assert not (tmp_path / "p.csv").exists()
     assert (tmp_path / "labels.json").read_text() == '{"cat": 1}'
