@@ -29,9 +29,14 @@ def test_sync_sends_all_that_was_missed_once(
     assert sync.main(["."]) == 1
     assert f"MLflow at {REFUSES} does not answer" in capsys.readouterr().err
     use(monkeypatch, store)
+    record = read_record(Path("tracking.json"))
+    assert record is not None
+    record.started, record.ended = 1_000_000, 7_000_000
+    record.save(Path("tracking.json"))
     for _ in range(2):
         assert sync.main(["."]) == 0
         (run,) = runs(store)
+        assert (run.info.start_time, run.info.end_time) == (1_000_000, 7_000_000)
         assert run.info.status == "FINISHED"
         assert run.data.params == {"lr": "0.1", "model": "simple_cnn", "dropout": "None"}
         assert history(store, run.info.run_id, "val/accuracy") == [(1, 0.5), (2, 0.75)]
@@ -51,6 +56,8 @@ def test_sync_ends_the_run_of_a_process_that_was_killed(store: str) -> None:
     assert sync.main(["."]) == 0  # that thread never ends the run
     (run,) = runs(store)
     assert run.info.status == "KILLED"
+    assert run.info.start_time == t.record.started
+    assert run.info.end_time == int(1000 * t.rows[0]["time"]), "it was last seen after its epoch"
     assert history(store, t.run_id, "val/accuracy") == [(1, 0.5)]
 
 

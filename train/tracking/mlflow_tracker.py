@@ -37,8 +37,9 @@ class MlflowTracker(MetricsFile):
             name, experiment_id = choose_experiment(config.experiment)
             record = Record(config.name, name, run_id=run_id, experiment_id=experiment_id)
             record.dataset_logged = bool(run_id)
+            record.started = int(1000 * time.time())
         self.record = record
-        self.record.status, self.record.complete = "RUNNING", False
+        self.record.status, self.record.complete, self.record.ended = "RUNNING", False, 0
         self.sender = Sender(self.record, file, self.rows)
         self.wake, self.tried, self.over = threading.Event(), threading.Event(), threading.Event()
         self.ending = False
@@ -93,6 +94,7 @@ class MlflowTracker(MetricsFile):
 
         `status` is FINISHED, FAILED or KILLED.
         """
+        self.record.ended = int(1000 * time.time())
         self.record.status, self.ending = status, True
         self.record.save(self.sender.path)
         self.wake.set()

@@ -40,7 +40,8 @@ def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[A
         record.save(path)
         # those of the user, the command and the commit come from MLflow
         tags = mlflow.tracking.context.registry.resolve_tags(tags)
-        record.run_id = client.create_run(experiment, tags=tags, run_name=record.name).info.run_id
+        started = record.started or None  # a run that is sent later began when it was trained
+        record.run_id = client.create_run(experiment, started, tags, record.name).info.run_id
     record.uri = store.uri
     record.save(path)
     return client.get_run(record.run_id), had

@@ -46,6 +46,10 @@ class Record:
     """A note that MLflow has otherwise is somebody's own, and stays."""
     files: list[str] = field(default_factory=list)
     """Files and folders that are still to be logged, relative to the run directory."""
+    started: int = 0
+    """Milliseconds since 1970; 0 in a record of an earlier version."""
+    ended: int = 0
+    """0 while it is trained, and when its processes were lost."""
     status: str = "RUNNING"
     complete: bool = False
     """MLflow has all of it, the final status too."""
