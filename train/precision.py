@@ -24,7 +24,11 @@ class Precision:
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    @property
+    def name(self) -> str:
+        """Value of --precision that names it."""
+        return {"": "tf32" if self.tf32 else "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
+
     def __str__(self) -> str:
-        name = {"": "tf32" if self.tf32 else "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.autocast]
         layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{name}, {layout}{', compiled' if self.compiled else ''}"
+        return f"{self.name}, {layout}{', compiled' if self.compiled else ''}"

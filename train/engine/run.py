@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig
-from train.data.device_cache import AnyLoader
+from train.data.device_cache import AnyLoader, DeviceLoader
 from train.data.index import Data
+from train.data.pixel_cache import training_entries
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
 from train.engine.loss import Criterion
 from train.engine.state import TrainState
 from train.models.classifier import ImageClassifier
+from train.models.zoo import drop_path_of, dropout_of
 from train.runs.history import History
 from train.runs.snapshots import Position
 from train.tracking.contents import parameters
@@ -63,5 +65,24 @@ class TrainingRun:
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that MLflow gets."""
-        world_size, precision = self.ranks.world_size, str(self.state.precision)
-        return parameters(self.config, self.data, world_size, precision, self.num_parameters)
+        used = self.used_settings()
+        return parameters(self.config, self.data, used, self.ranks.world_size, self.num_parameters)
+
+    def used_settings(self) -> dict[str, Any]:
+        """Return values of the settings that leave a choice to the start of a run, as it was made."""
+        config, precision, loader = self.config, self.state.precision, self.train_loader
+        stored = isinstance(loader, DeviceLoader) or loader.dataset.cache is not None
+        entries = training_entries(config).settings if stored else {}
+        network = self.state.model.network
+        return {
+            "eval_size": config.preprocess().size,
+            "dropout": dropout_of(network),
+            "drop_path": drop_path_of(network),
+            "device": self.device.type,
+            "precision": precision.name,
+            "channels_last": precision.channels_last,
+            "compile": precision.compiled if config.compile == "auto" else config.compile,
+            "num_workers": 0 if isinstance(loader, DeviceLoader) else loader.num_workers,
+            "pixel_cache": "device" if isinstance(loader, DeviceLoader) else "on" if stored else "off",
+            "cache_size": entries.get("short_side", 0),
+        }

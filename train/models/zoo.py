@@ -178,6 +178,22 @@ def set_dropout(network: nn.Module, dropout: float) -> int:
     return count
 
 
+def dropout_of(network: nn.Module) -> float:
+    """Return the probability of the dropout layers, functional ones too: the highest, 0 without any."""
+    modules = list(network.modules())
+    found = [float(module.p) for module in modules if isinstance(module, nn.Dropout)]
+    rates = (getattr(module, "drop_rate", None) for module in modules)
+    return max([*found, *(float(rate) for rate in rates if isinstance(rate, float | int))], default=0.0)
+
+
+def drop_path_of(network: nn.Module) -> float:
+    """Return the probability of leaving out a residual block: the highest, 0 where none can be."""
+    modules = list(network.modules())
+    found = [float(module.p) for module in modules if isinstance(module, StochasticDepth)]
+    found += [float(module.drop_prob or 0) for module in modules if isinstance(module, timm_drop.DropPath)]
+    return max(found, default=0.0)
+
+
 def set_drop_path(network: nn.Module, rate: float) -> int:
     """Leave out the last residual block with probability `rate`, those before with probabilities that fall
     linearly to 0 (stochastic depth, arXiv 1603.09382); return how many blocks can be left out.

@@ -36,12 +36,13 @@ FILES = (
 
 
 def parameters(
-    config: TrainConfig, data: Data, world_size: int, precision: str, num_parameters: int
+    config: TrainConfig, data: Data, used: Mapping[str, Any], world_size: int, num_parameters: int
 ) -> dict[str, Any]:
+    """Return the settings with the values that were `used` in place of "auto" and the like."""
     return {
         **config.to_dict(),
+        **used,
         "world_size": world_size,
-        "precision_used": precision,
         "num_parameters": num_parameters,
         "num_classes": len(data.train.class_names),
         "num_train": len(data.train),

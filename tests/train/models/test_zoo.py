@@ -10,7 +10,16 @@ from train_data import build, logits, pixels
 
 from train.models.build import build_model
 from train.models.layers import layer_groups
-from train.models.zoo import OWN, LeNet5, closest_names, library_of
+from train.models.zoo import (
+    OWN,
+    LeNet5,
+    closest_names,
+    create,
+    drop_path_of,
+    dropout_of,
+    library_of,
+    set_dropout,
+)
 
 
 @pytest.mark.parametrize("size", [8, 9, 31, 100])
@@ -142,3 +151,19 @@ def test_drop_path_that_changes_nothing_is_a_warning(name: str) -> None:
     (note,) = build_model(name, 3, 32, drop_path=0.5)[1]
     assert re.match(r"warning: .*--drop-path 0.5", note)
     assert build_model(name, 3, 32, drop_path=0.0)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "drop_path"),
+    [
+        ("simple_cnn", 0.2, 0.0),
+        ("resnet18", 0.0, 0.0),
+        ("efficientnet_b0", 0.2, 0.1875),
+        ("timm/resnet18", 0.0, 0.0),
+        ("timm/efficientnet_b0", 0.0, 0.0),
+    ],
+)
+def test_the_architectures_own_rates_are_read(name: str, dropout: float, drop_path: float) -> None:
+    network = create(name, 3, 32)
+    assert (dropout_of(network), drop_path_of(network)) == (dropout, pytest.approx(drop_path))
+    assert set_dropout(network, 0.3) == 0 or dropout_of(network) == 0.3
