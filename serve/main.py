@@ -23,24 +23,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from serve.arguments import build_parser, check_options
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_arguments
-from serve.contract.images import MAX_MEGAPIXELS, check_megapixels, memory_note
-from serve.contract.listing import has_image_suffix
+from serve.contract.images import memory_note
 from serve.contract.urls import is_remote, redact
 from serve.inputs.sources import Source, open_source
 from serve.job import PartWriter, Scoring, earlier_manifest
 from serve.local_copy import LocalCopy, OpenedModel, resolve_model
-from serve.mlflow_models import FORMS
-from serve.outcome import (
-    Write,
-    add_outcome_options,
-    open_summary,
-    outcome_code,
-    print_outcome,
-)
-from serve.outputs.csv_file import CSV
+from serve.outcome import Write, open_summary, outcome_code, print_outcome
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of, is_predictions
 from serve.outputs.layout import Format, Layout
@@ -49,113 +41,11 @@ from serve.outputs.submission import make_submission
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.progress import Progress, print_start
-from serve.providers.registry import ALL_PRECISIONS, PROVIDERS, why_absent
+from serve.providers.registry import PROVIDERS, why_absent
 from serve.scoring_run import describe_run, log_run
 from serve.shards import Manifest, Shard
 from serve.tracking import find_server
 from serve.verification import read_metadata
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help="ONNX file written by export/main.py, a run directory, a URL of either, or a model of the "
-        f"MLflow server at MLFLOW_TRACKING_URI: {FORMS}",
-    )
-    add(
-        "--images",
-        required=True,
-        help="folder (searched recursively), image, .tar, pattern ('*.tar', '{000..099}.tar'), .txt list "
-        "of paths, .csv with a column path; or a URL of one (s3://, gs://, https://, ...)",
-    )
-    add(
-        "--output",
-        default="",
-        help="default: predictions.FORMAT; with --shard a folder, predictions; or a URL",
-    )
-    add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
-    add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")
-    add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
-    add(
-        "--sample-submission",
-        default="",
-        metavar="FILE",
-        help="a contest's sample: the output gets its header, its ids in their order, and such values",
-    )
-    add(
-        "--submission-values",
-        choices=("probability", "class"),
-        default="",
-        help="what they hold, where the file shows 0 and 1 and may mean either",
-    )
-    add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
-    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
-    add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
-    add("--device-id", type=int, default=0, help="which GPU; default: %(default)s")
-    add("--engine-cache", type=Path, help="TensorRT's engines; default: ~/.cache/purebred/tensorrt")
-    add(
-        "--batch-size",
-        type=int,
-        help="images in a call; default: on the cpu provider 4 of 224 pixels, 1 to 32 of others, else 64",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="threads that read, decode and score; default: one a processor, more if reading is slow",
-    )
-    add(
-        "--threads",
-        type=int,
-        default=0,
-        metavar="N",
-        help="inference threads of all workers together; default: processors / workers",
-    )
-    add(
-        "--image-timeout",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="for reading and decoding one image, then it gets an error row; 0: none; default: %(default)g",
-    )
-    add(
-        "--max-megapixels",
-        type=float,
-        default=MAX_MEGAPIXELS,
-        metavar="N",
-        help="millions of pixels above which an image gets an error row; each decoded at the same time "
-        "takes 4 bytes a pixel; default: %(default)g",
-    )
-    add(
-        "--shard",
-        metavar="I/N",
-        default="",
-        help="score part I of N, counted from 0; auto/N takes I from JOB_COMPLETION_INDEX; "
-        "serve/merge.py joins the parts",
-    )
-    add("--resume", action="store_true", help="keep what an earlier call, killed or not, has finished")
-    add("--overwrite", action="store_true", help="replace --output even if it is no output of this command")
-    add(
-        "--part-size",
-        type=int,
-        default=100_000,
-        metavar="ROWS",
-        help="what a killed call loses at most; default: %(default)s",
-    )
-    add(
-        "--track",
-        action="store_true",
-        help="log the scoring run to the MLflow server at MLFLOW_TRACKING_URI, with the model and its "
-        "training run",
-    )
-    add_outcome_options(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     succeed. 4: every input has its row, and more of them are errors than --max-errors allows (with --shard:
     so many of this shard that the whole job has too many).
     """
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser(__doc__).parse_args(expand_arguments(argv))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not fail a job that is done
@@ -276,24 +166,6 @@ def score_images(
 def check_replaces_no_input(flag: str, given: str, output: str, part: Path) -> None:
     if output == given if is_remote(given) else os.path.realpath(given) == str(part):
         raise UserError(f"--output {output!r} would replace {flag}: choose another name")
-
-
-def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -> None:
-    name = args.output or ""
-    if not shard and (has_image_suffix(name) or name.lower().endswith(".tar")):
-        raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
-    check_megapixels(args.max_megapixels)
-    if args.part_size < 1:
-        raise UserError(f"--part-size {args.part_size} must be 1 or more")
-    if args.submission_values and not args.sample_submission:
-        raise UserError("--submission-values goes with --sample-submission")
-    if args.sample_submission and (shard or args.resume or args.top_k or form is not CSV):
-        raise UserError(
-            "--sample-submission gives one CSV file: leave out --shard, --resume, --top-k and other formats"
-        )
-    if args.embeddings and not form.embeddings:
-        raise UserError(f"--embeddings needs --format jsonl or parquet: {form.name} holds no vectors")
-    form.check_installed()
 
 
 def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None) -> None:

@@ -21,8 +21,8 @@ from mlflow.server.security_utils import is_allowed_host_header
 from torch.distributed.run import get_args_parser
 
 import export.main
+import serve.arguments
 import serve.doctor
-import serve.main
 import serve.merge
 from train.cli import parse_config
 from train.config import TrainConfig
@@ -66,7 +66,7 @@ def test_every_containers_arguments_are_understood_by_the_program_it_starts(
 
 parsers = {
     "export": export.main.build_parser,
-    "score": serve.main.build_parser,
+    "score": serve.arguments.build_parser,
     "merge": serve.merge.build_parser,
     "doctor": serve.doctor.build_parser,
 }

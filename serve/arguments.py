@@ -1,0 +1,136 @@
+"""Command line of serve/main.py: its options, and which of them go together."""
+
+import argparse
+from pathlib import Path
+
+from serve.contract.errors import UserError
+from serve.contract.images import MAX_MEGAPIXELS, check_megapixels
+from serve.contract.listing import has_image_suffix
+from serve.mlflow_models import FORMS
+from serve.outcome import add_outcome_options
+from serve.outputs.csv_file import CSV
+from serve.outputs.formats import FORMATS
+from serve.outputs.layout import Format
+from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
+from serve.shards import Shard
+
+
+def build_parser(description: str = "") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        help="ONNX file written by export/main.py, a run directory, a URL of either, or a model of the "
+        f"MLflow server at MLFLOW_TRACKING_URI: {FORMS}",
+    )
+    add(
+        "--images",
+        required=True,
+        help="folder (searched recursively), image, .tar, pattern ('*.tar', '{000..099}.tar'), .txt list "
+        "of paths, .csv with a column path; or a URL of one (s3://, gs://, https://, ...)",
+    )
+    add(
+        "--output",
+        default="",
+        help="default: predictions.FORMAT; with --shard a folder, predictions; or a URL",
+    )
+    add("--format", choices=FORMATS, default="", help="default: by the suffix of --output, else csv")
+    add("--top-k", type=int, default=0, metavar="K", help="the K likeliest classes instead of all")
+    add("--embeddings", action="store_true", help="also the input of the last layer (jsonl, parquet)")
+    add(
+        "--sample-submission",
+        default="",
+        metavar="FILE",
+        help="a contest's sample: the output gets its header, its ids in their order, and such values",
+    )
+    add(
+        "--submission-values",
+        choices=("probability", "class"),
+        default="",
+        help="what they hold, where the file shows 0 and 1 and may mean either",
+    )
+    add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
+    add("--device-id", type=int, default=0, help="which GPU; default: %(default)s")
+    add("--engine-cache", type=Path, help="TensorRT's engines; default: ~/.cache/purebred/tensorrt")
+    add(
+        "--batch-size",
+        type=int,
+        help="images in a call; default: on the cpu provider 4 of 224 pixels, 1 to 32 of others, else 64",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read, decode and score; default: one a processor, more if reading is slow",
+    )
+    add(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="inference threads of all workers together; default: processors / workers",
+    )
+    add(
+        "--image-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for reading and decoding one image, then it gets an error row; 0: none; default: %(default)g",
+    )
+    add(
+        "--max-megapixels",
+        type=float,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help="millions of pixels above which an image gets an error row; each decoded at the same time "
+        "takes 4 bytes a pixel; default: %(default)g",
+    )
+    add(
+        "--shard",
+        metavar="I/N",
+        default="",
+        help="score part I of N, counted from 0; auto/N takes I from JOB_COMPLETION_INDEX; "
+        "serve/merge.py joins the parts",
+    )
+    add("--resume", action="store_true", help="keep what an earlier call, killed or not, has finished")
+    add("--overwrite", action="store_true", help="replace --output even if it is no output of this command")
+    add(
+        "--part-size",
+        type=int,
+        default=100_000,
+        metavar="ROWS",
+        help="what a killed call loses at most; default: %(default)s",
+    )
+    add(
+        "--track",
+        action="store_true",
+        help="log the scoring run to the MLflow server at MLFLOW_TRACKING_URI, with the model and its "
+        "training run",
+    )
+    add_outcome_options(parser)
+    return parser
+
+
+def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -> None:
+    """Raise UserError for values outside their limits, or that do not go together."""
+    name = args.output or ""
+    if not shard and (has_image_suffix(name) or name.lower().endswith(".tar")):
+        raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
+    check_megapixels(args.max_megapixels)
+    if args.part_size < 1:
+        raise UserError(f"--part-size {args.part_size} must be 1 or more")
+    if args.submission_values and not args.sample_submission:
+        raise UserError("--submission-values goes with --sample-submission")
+    if args.sample_submission and (shard or args.resume or args.top_k or form is not CSV):
+        raise UserError(
+            "--sample-submission gives one CSV file: leave out --shard, --resume, --top-k and other formats"
+        )
+    if args.embeddings and not form.embeddings:
+        raise UserError(f"--embeddings needs --format jsonl or parquet: {form.name} holds no vectors")
+    form.check_installed()
