@@ -156,6 +156,7 @@ class PartWriter:
             self.progress.restart()
             if resume and (manifest := self._finished(self.part, self.rows)):
                 self.progress.skip(manifest)
+                self._update_limit(manifest)
                 self._clean()
                 return
             if resume and attempt == 1 and (changed := difference(self.part, self.job)):
@@ -178,6 +179,13 @@ class PartWriter:
                 if not (keep_manifest and manifest.transient and len(pieces) > 1):
                     self._clean()
                 return
+
+    def _update_limit(self, manifest: Manifest) -> None:
+        """Let a part that is kept have this call's --max-errors, by which merging judges the job."""
+        limit = {"max_errors": self.scoring.named.get("max_errors")}
+        if manifest.summary and manifest.summary != manifest.summary | limit:
+            replace(manifest, summary=manifest.summary | limit).write(self.part)
+            self.copy.publish(manifest_path(self.part))
 
     def _write_part(self, pieces: list[range], resume: bool) -> Manifest:
         if len(pieces) <= 1:

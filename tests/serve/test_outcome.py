@@ -148,6 +148,10 @@ def test_the_shards_limit_is_that_of_the_merged_job(tmp_path: Path, model: Path,
     arguments = [str(parts), "--output", str(tmp_path / "all.csv")]
     assert merge(arguments) == 4
     assert merge([*arguments, "--max-errors", "0.5"]) == 0
+    for i in range(3):  # parts that are kept get the limit of the call that keeps them
+        flags = ("--shard", f"{i}/3", "--max-errors", 0.5, "--resume")
+        assert score(model, images, "--output", parts, *flags) == 0
+    assert merge(arguments) == 0
 
 
 def test_a_resumed_job_has_the_summary_of_all_its_rows(tmp_path: Path, model: Path, images: Path) -> None:
