@@ -146,7 +146,7 @@ def check_score(
 
 
 class Turns:
-    """Limits of how many threads call the model and decode at once, whatever the number of workers."""
+    """Limits of how many threads call the model and decode at once, for any number of workers."""
 
     def __init__(self, predictor: Predictor, processors: int = 0):
         """`processors` limits both; 0: those that this process may use."""

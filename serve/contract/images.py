@@ -165,7 +165,7 @@ def load_image(
 
 
 def load_accepted(path: str | os.PathLike[str]) -> Image.Image:
-    """Return the image of a file that an earlier look has accepted, whatever the limit was then.
+    """Return the image of a file that was accepted earlier, at any limit.
 
     Raises:
         ImageError, OSError: as `read_image_file` and `load_image` do.

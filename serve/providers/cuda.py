@@ -1,4 +1,4 @@
-"""CUDA: NVIDIA GPUs through cuDNN, in float32, or TF32 where that is asked for."""
+"""CUDA: NVIDIA GPUs through cuDNN, in float32, or in TF32 with --precision tf32."""
 
 import contextlib
 import sys
