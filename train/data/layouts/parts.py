@@ -72,15 +72,23 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
 
 
 def _parts(classes: Folders, source: DataSource) -> str:
-    """train, val: beside nothing but parts, or with classes inside."""
+    """train, val: beside nothing but parts, or with classes inside; pets, pets-test with the same classes."""
     names = part_names(classes)
+    for name in () if names else classes:
+        part, rest_of_name = split_name(name)
+        rest = [other for other in classes if part and tuple(words(other)) == rest_of_name]
+        if rest and _hold_the_same(classes[name], classes[rest[0]]):
+            return _looks_like_parts(classes, rest, source)
     alone = names and _others_are_parts(classes, names)
     return _looks_like_parts(classes, names, source) if alone or _hold_classes(classes, names) else ""
 
 
 def _variants(classes: Folders, source: DataSource) -> str:
-    """fold1, fold2; images_001, images_002; and part_1, part_2; color, gray with the same classes."""
+    """fold1, fold2; set_images_1, set_images_2; and part_1, part_2; color, gray with the same classes."""
     names = [name for name in classes if _consists_of(VARIANTS, name)]
+    alike = {tuple(words(name)) for name in classes}
+    if len(alike) == 1 < len(classes) and any(map(SLICES.fullmatch, *alike)):
+        return _looks_like_parts(classes, list(classes)[:1], source)
     if len(names) < 2 or not _others_are_parts(classes, names):
         return ""
     slices = Counter(tuple(words(n)) for n in names if _consists_of(SLICES, n) and re.search(r"\d", n))

@@ -52,6 +52,10 @@ def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
 
 def test_a_label_file_that_is_not_used_is_named(tmp_path: Path) -> None:
     source, _ = LAYOUTS["ham10000"](tmp_path)
+    with pytest.raises(UserError, match=r"--data .*HAM10000_metadata\.csv.*_part_1"):
+        find_labels(tmp_path, "auto")
+    for folder, name in zip(sorted(tmp_path.glob("HAM*_part_?")), ("cat", "dog"), strict=True):
+        folder.rename(tmp_path / name)
     (warning,) = find_labels(tmp_path, "auto").warnings
     assert f"--data {source}" in warning
     assert "--columns image_id,dx" in warning
