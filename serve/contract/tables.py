@@ -16,6 +16,7 @@ from serve.contract.text_encoding import text_encoding
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
 SAMPLE_LINES = 50
 SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*")  # Excel's own first line
+JSON_START = re.compile(r"\{|\[\s*(?:\{|$)")
 PADDING = " \t\ufeff"
 
 
@@ -43,6 +44,24 @@ class Table:
         """Return the same table with its first line as a row."""
         columns = [str(i + 1) for i in range(len(self.columns))]
         return replace(self, columns=columns, rows=chain([self.first], self.rows), headless=True)
+
+    def separated_by_spaces(self, sample: list[TableRow]) -> tuple["Table", list[TableRow]]:
+        """Return the same table of one column, and its first rows, as one of words: `sample` has as many or
+        more in each row, and the last column takes them."""
+        width = min(len(row.cells[0].split()) for row in [self.first, *sample])
+        if width < 2:
+            return self, sample
+
+        def divided(row: TableRow) -> TableRow:
+            cells = [cell.strip() for cell in row.cells[0].split(None, width - 1)]
+            return row._replace(cells=cells + [""] * (width - len(cells)))
+
+        first = divided(self.first)
+        columns = [str(i + 1) for i in range(width)] if self.headless else first.cells
+        rows = map(divided, self.rows)
+        return replace(self, columns=columns, rows=rows, delimiter=" ", first=first), [
+            *map(divided, sample)
+        ]
 
     def find(self, name: str) -> list[int]:
         """Return the columns of this name, in capitals or not."""
@@ -74,7 +93,7 @@ def read_table(file: IO[bytes], name: str) -> Table:
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     text = io.TextIOWrapper(file, encoding, errors, newline="")
     sample = list(islice(text, SAMPLE_LINES))
-    if sample and sample[0].startswith("{"):
+    if sample and JSON_START.match(sample[0]):
         return _json_table(chain(sample, text), name)
     separator = SEPARATOR_LINE.fullmatch(sample[0]) if sample else None
     skipped = 1 if separator else sum(1 for _ in takewhile(_is_comment, sample[:-1]))
@@ -87,14 +106,15 @@ def read_table(file: IO[bytes], name: str) -> Table:
     return table.without_header() if headless else table
 
 
-def _json_table(lines: Iterable[str], name: str) -> Table:
-    """Return the table of JSON Lines, whose columns are the keys of the first object."""
+def _json_table(lines: Iterator[str], name: str) -> Table:
+    """Return the table of JSON Lines, or of a list of objects, whose columns are the keys of the first one;
+    those of objects inside are joined by dots, as pandas.json_normalize does."""
 
     def objects() -> Iterator[tuple[TableRow, dict[str, Any]]]:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_json_lines(lines, name), 1):
             if line.strip():
                 try:
-                    yield TableRow(number, line, []), dict(json.loads(line))
+                    yield TableRow(number, line, []), dict(_flat(dict(json.loads(line)), ""))
                 except (ValueError, TypeError) as error:
                     raise UserError(f"{name} line {number} is no object of JSON: {error}") from error
 
@@ -106,6 +126,35 @@ def _json_table(lines: Iterable[str], name: str) -> Table:
     rows = objects()
     head, first = next(rows)
     return Table(list(first), starmap(row, chain([(head, first)], rows)), ",", head)
+
+
+def _json_lines(lines: Iterator[str], name: str) -> Iterator[str]:
+    """Yield the lines, or those of the objects in a list. Raises UserError for other JSON."""
+    first = next(lines)
+    if first.startswith("{") and first.rstrip().endswith("}"):
+        yield from chain([first], lines)
+        return
+    try:
+        records = json.loads(first + "".join(lines))
+    except ValueError as error:
+        raise UserError(f"{name} is neither JSON Lines nor a list of objects: {error}") from error
+    if not isinstance(records, list) or not all(isinstance(each, dict) for each in records) or not records:
+        raise UserError(
+            f"{name} is no list of JSON objects: write an object for each image, as "
+            '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
+        )
+    yield from map(json.dumps, records)
+
+
+def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield (keys joined by dots, value), of lists of one entry that entry."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _flat(each, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
 
 
 def _rows(lines: Iterable[str], delimiter: str, skipped: int) -> Iterator[TableRow]:

@@ -1,6 +1,7 @@
 """Tables as spreadsheets, pandas and scripts write them."""
 
 import io
+import json
 
 import pytest
 
@@ -59,6 +60,19 @@ def test_json_lines_are_a_table() -> None:
     assert cells(found) == [["a.jpg", "1"], ["b.jpg", ""]]
     with pytest.raises(UserError, match=r"t\.csv line 2 .*JSON"):
         cells(table('{"a": 1}\n[1\n'))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_json_objects_is_a_table_and_objects_inside_have_columns(indent: int | None) -> None:
+    records = [
+        {"data": {"image": f"{i}.jpg"}, "value": [{"choices": ["cat"]}], "box": [1, i]} for i in range(2)
+    ]
+    found = table(json.dumps(records, indent=indent))
+    assert found.columns == ["data.image", "value.choices", "box"]
+    assert cells(found) == [["0.jpg", "cat", "[1, 0]"], ["1.jpg", "cat", "[1, 1]"]]
+    for other in ({"images": [{"id": 1}, {"id": 2}]}, []):
+        with pytest.raises(UserError, match=r"t\.csv .*path"):
+            table(json.dumps(other, indent=1) if other else "[\n]")
 
 
 @pytest.mark.parametrize(

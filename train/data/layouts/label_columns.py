@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from serve.contract.errors import UserError
 from serve.contract.image_column import find_image_columns
-from serve.contract.image_files import HALF, SAMPLE_ROWS, ImageFiles, Naming
+from serve.contract.image_files import HALF, SAMPLE_ROWS, ImageFiles, Naming, clean
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, split_names
 from serve.contract.urls import is_remote, redact
@@ -23,6 +23,8 @@ from train.data.layouts.label_candidates import (
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
 MANY_COLUMNS = 100
+LONGEST_SHOWN = 100  # letters of a cell
+FOLDER = "folder of the image"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def choose_columns(
         raise UserError(
             f"{source} is read as a label file (path,label), and has one line: {table.columns[:SHOWN]}"
         )
+    if len(table.first.cells) == 1 and not find_image_columns(table, sample, files):
+        table, sample = table.separated_by_spaces(sample)
     numbered = bool(given) and all(name.isdecimal() and not table.find(name) for name in split_names(given))
     if numbered and not table.headless:
         table, sample = _without_header(table, sample)
@@ -59,6 +63,8 @@ def choose_columns(
         image, labels = _image_column(source, table, sample, files), []
         if not table.headless and _is_row(source, table, sample, image, files):
             table, sample = _without_header(table, sample)
+    if len(table.columns) == 1:
+        table, sample = _with_folders(table, sample)
     if len(table.columns) > MANY_COLUMNS:  # of features and measurements: most of them are of no use
         kept = [
             i for i in range(len(table.columns)) if i in (image, *labels) or _may_matter(table, sample, i)
@@ -87,6 +93,17 @@ def choose_columns(
 def _without_header(table: Table, sample: list[TableRow]) -> tuple[Table, list[TableRow]]:
     table = table.without_header()
     return table, [next(table.rows), *sample]
+
+
+def _with_folders(table: Table, sample: list[TableRow]) -> tuple[Table, list[TableRow]]:
+    """Return a list of images, CLASS/NAME, and its first rows with the folder of each as its label."""
+    if not all("/" in clean(row.cells[0]) for row in sample):
+        return table, sample
+
+    def add(row: TableRow) -> TableRow:
+        return row._replace(cells=[*row.cells, PurePosixPath(clean(row.cells[0])).parent.name])
+
+    return replace(table, columns=[*table.columns, FOLDER], rows=map(add, table.rows)), [*map(add, sample)]
 
 
 def _given_columns(source: Path, table: Table, given: str) -> list[int]:
@@ -138,7 +155,7 @@ def _is_row(source: Path, table: Table, sample: list[TableRow], image: int, file
     if not files.find(table.columns[image], naming):
         return False
     others = [i for i in range(len(table.columns)) if i != image]
-    if not any(row.cells[i] == table.columns[i] for row in sample for i in others):
+    if others and not any(row.cells[i] == table.columns[i] for row in sample for i in others):
         line = table.first.text.strip()
         raise UserError(
             f"{source}: the first line, {line!r}, may be a row, since it names an image: write the names "
@@ -159,9 +176,15 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
     """Return why no column names images."""
     cells = sample[0].cells if sample else []
     shown = ", ".join(
-        f"{name!r} {redact(cell)!r}" for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
+        f"{name!r} {redact(cell)[:LONGEST_SHOWN]!r}"
+        for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
     )
     line = f"no column of the label file (path,label) names images: {shown or repr(table.columns[:SHOWN])}"
+    if table.first.text.startswith("{") and len(sample) == 1:
+        return (
+            f"{line[:LONGEST_SHOWN]}...: it is one JSON object; write one for each image and line, as "
+            '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
+        )
     if any(map(is_remote, cells)):
         return f"{line}: copy the images of URLs into a folder beside it, and name them relative to it"
     if len(table.columns) > MANY_COLUMNS:

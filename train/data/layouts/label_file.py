@@ -114,6 +114,11 @@ def _collect(
             raise UserError(
                 f"{source} line {row.line}: path or label is empty: label the image, or remove the row"
             )
+        if label not in found.lines and label.startswith(('["', '{"')):
+            raise UserError(
+                f"{source} line {row.line}: {label!r} are several labels, each image needs exactly one: "
+                "write its class alone, or remove the row"
+            )
         if label not in found.lines and has_image_suffix(label):
             raise UserError(
                 f"{source} line {row.line}: the label {label!r} is an image's name; write a path that "

@@ -72,7 +72,7 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
 
 
 def _parts(classes: Folders, source: DataSource) -> str:
-    """train, val: beside nothing but parts, or with classes inside; pets, pets-test with the same classes."""
+    """train, val: beside nothing but parts, or with classes inside; pets, pets-test with the same ones."""
     names = part_names(classes)
     for name in () if names else classes:
         part, rest_of_name = split_name(name)

@@ -1,5 +1,6 @@
 """Which columns of a label file are taken for labels, and which files are refused with the flag to give."""
 
+import json
 import re
 from pathlib import Path
 
@@ -150,6 +151,43 @@ def test_a_first_line_without_names_is_a_row(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("0,cat", "0,emu", 1))
     with pytest.raises(UserError, match=r"'0,emu'.*path,label"):
         read(file)
+
+
+@pytest.mark.parametrize("header", ["", "name kind\n"])
+def test_words_are_columns_where_the_whole_line_names_no_image(tmp_path: Path, header: str) -> None:
+    file = label_file(tmp_path, "", "{i} {pet}")
+    file.write_text(header + "".join(f"{i} {PETS[i % 2]}{' of mine' * (i > 9)}\n" for i in range(COUNT)))
+    assert set(read(file).labels.values()) == {"cat", "dog", "cat of mine", "dog of mine"}
+
+
+def test_a_list_of_images_without_labels_has_their_folders(tmp_path: Path) -> None:
+    for i in range(COUNT):
+        path = tmp_path / "images" / PETS[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "train.txt").write_text("\n".join(f"{PETS[i % 2]}/{i}" for i in range(COUNT)))
+    assert read(tmp_path / "train.txt").labels == {
+        f"images/{PETS[i % 2]}/{i}.jpg": PETS[i % 2] for i in range(COUNT)
+    }
+
+
+def test_several_labels_in_one_cell_are_refused(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "", '{{"image": "{i}.jpg", "tags": ["{pet}"]}}', "labels.jsonl")
+    file.write_text(file.read_text().lstrip())
+    assert read(file).labels == WANTED
+    file.write_text(file.read_text().replace('["cat"]', '["cat", "old"]'))
+    with pytest.raises(UserError, match="line 1"):
+        read(file)
+
+
+def test_one_json_object_is_not_shown_whole(tmp_path: Path) -> None:
+    label_file(tmp_path, "", "")
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": [{"id": i, "file": f"{i}.jpg"} for i in range(99)]})
+    )
+    with pytest.raises(UserError, match="path,label") as raised:
+        read(tmp_path / "a.json")
+    assert len(str(raised.value)) < 600
 
 
 def test_very_many_columns_of_numbers_are_passed_over(tmp_path: Path) -> None:
