@@ -57,6 +57,7 @@ from pipelines.study import (
 )
 from pipelines.study_report import STATES, check_folder, study_table, write_study_report
 from pipelines.trial import run_trial
+from serve.contract.metadata import KIND_TAG
 from serve.contract.urls import is_remote, redact
 from train.cli import given_values, parse_config, parse_unchecked
 from train.config import TrainConfig
@@ -243,7 +244,7 @@ def run_one(plan: Plan, study: optuna.Study, parent: str, lock: Sequence[int]) -
         last = plan.config.epochs + plan.config.retune_epochs
         return plan.prune_after <= epoch < last and trial.should_prune()
 
-    tags = {"sweep.study": plan.study, "sweep.trial": str(trial.number)}
+    tags = {KIND_TAG: "trial", "sweep.study": plan.study, "sweep.trial": str(trial.number)}
     end = run_trial(
         program_command("train/main.py", *arguments, processes=plan.processes),
         plan.folder / f"{name}.log",

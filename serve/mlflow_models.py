@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from serve import storage
 from serve.contract.errors import UserError
+from serve.contract.metadata import PRECISION_TAG
 from serve.contract.urls import is_http, is_remote, redact
 from serve.tracking_server import AbsentError, TrackingServer
 
@@ -128,11 +130,17 @@ def _of_run(server: TrackingServer, run_id: str, path: str) -> LoggedModel:
     run = server.call("runs/get", {"run_id": run_id})["run"]
     outputs = (run.get("outputs") or {}).get("model_outputs", [])
     logged = [server.call(f"logged-models/{output['model_id']}")["model"]["info"] for output in outputs]
-    named = [info for info in logged if info["name"] == path]
+    named = [info for info in logged if info["name"] == path or _alias(info) == path]
     if named:  # exported again: the newest
         newest = max(named, key=lambda info: int(info.get("creation_timestamp_ms", 0)))
         return LoggedModel(newest["artifact_uri"], model_id=newest["model_id"], run_id=run_id)
     return LoggedModel(f"{run['info']['artifact_uri'].rstrip('/')}/{path}", run_id=run_id)
+
+
+def _alias(info: dict[str, Any]) -> str:
+    """Return the name of any run's model of this precision: model, model-int8, ..."""
+    precision = next((tag["value"] for tag in info.get("tags", []) if tag["key"] == PRECISION_TAG), "")
+    return "" if not precision else "model" if precision == "fp32" else f"model-{precision}"
 
 
 def local_location(location: str) -> Path | None:

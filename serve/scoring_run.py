@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from serve.contract.errors import UserError
-from serve.contract.urls import redact, url_path
+from serve.contract.metadata import CLASSES_TAG, DATA_TAG, HOST_TAG, KIND_TAG, MODEL_NAME_TAG
+from serve.contract.urls import last_part, redact, url_path
 from serve.job import Scoring
 from serve.local_copy import OpenedModel
 from serve.progress import Progress
@@ -65,6 +66,8 @@ def describe_run(
     output: str,
     started: float,
 ) -> ScoringRun:
+    import socket  # which a run that is not tracked does without
+
     predictor, ended = scoring.predictor, time.time()
     metadata = predictor.metadata
     return ScoringRun(
@@ -89,7 +92,14 @@ def describe_run(
             "seconds": ended - started,
             "images_per_second": (progress.done - progress.resumed) / (ended - started),
         },
-        tags={"purebred.kind": "scoring", **tags_of(progress.summary)},
+        tags={
+            KIND_TAG: "scoring",
+            MODEL_NAME_TAG: metadata.model,
+            CLASSES_TAG: str(len(metadata.class_names)),
+            DATA_TAG: last_part(redact(args.images)),
+            HOST_TAG: socket.gethostname(),
+            **tags_of(progress.summary),
+        },
         started=int(started * 1000),
         ended=int(ended * 1000),
         model_version=model.version,

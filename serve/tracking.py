@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import UserError
-from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
+from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, EXPERIMENT_KIND, PRECISION_TAG
 from serve.contract.urls import is_http, redact
 from serve.mlflow_models import DEFAULT_URI
 from serve.tracking_server import AbsentError, TrackingServer
@@ -124,10 +124,13 @@ def _log(server: TrackingServer, run: ScoringRun) -> str:
         "purebred.model_version": run.model_version or ", ".join(source.versions),
         CHECKPOINT_TAG: run.checkpoint_sha256,
     }
+    experiment_id = _find_experiment(server, source)
+    if experiment_id == source.experiment_id:  # MLflow's table folds it below that run
+        tags["mlflow.parentRunId"] = source.training_run_id
     created = server.call(
         "runs/create",
         body={
-            "experiment_id": _find_experiment(server, source),
+            "experiment_id": experiment_id,
             "run_name": redact(run.name),
             "start_time": run.started,
             "tags": _pairs(tags),
@@ -191,7 +194,9 @@ def _find_experiment(server: TrackingServer, source: ModelOrigin) -> str:
         return known
     name = name or DEFAULT_EXPERIMENT
     found = _find(server, "experiments/get-by-name", {"experiment_name": name}).get("experiment")
-    found = found or server.call("experiments/create", body={"name": name})
+    found = found or server.call(
+        "experiments/create", body={"name": name, "tags": _pairs(dict([EXPERIMENT_KIND]))}
+    )
     return str(found["experiment_id"])
 
 

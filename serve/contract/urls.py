@@ -34,6 +34,11 @@ _SECRET = re.compile(
 _KEY_VALUE = re.compile(r"[\w-]{16,}")  # ?key=photos/1.jpg names a file
 
 
+def last_part(location: str) -> str:
+    """Return the last part of a path or URL without its query: a short name for a data set."""
+    return url_path(location).rstrip("/").rpartition("/")[2]
+
+
 def redact(text: object, hidden: str = HIDDEN) -> str:
     """The text, as of an error, with `hidden` in place of the secrets of all URLs in it."""
     return _without(str(text), hidden, _is_secret)

@@ -113,7 +113,7 @@ def test_what_is_exported_is_registered_as_it_is(store: str, run: Path) -> None:
     }
     (trained,) = runs(store)
     models = [mlflow.MlflowClient().get_logged_model(o.model_id) for o in trained.outputs.model_outputs]
-    assert sorted(model.name for model in models) == ["model", "model-int8"]
+    assert sorted(model.name for model in models) == ["small", "small-int8"]
 
     assert register(run, "--model-precision", "int8") == 0
     assert Predictor(challenger()[1] / "model.onnx", "cpu").metadata.precision == "int8"

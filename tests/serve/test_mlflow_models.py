@@ -13,6 +13,7 @@ from serve_model import build_model, encode, record_verification, solid
 
 from serve import doctor
 from serve.contract.errors import UserError
+from serve.contract.metadata import PRECISION_TAG
 from serve.local_copy import resolve_model
 from serve.main import main
 from serve.merge import main as merge
@@ -69,7 +70,8 @@ class Registry(BaseHTTPRequestHandler):
     def logged(self, model_id: str, time: int) -> dict[str, Any]:
         info = {
             "model_id": model_id,
-            "name": "model",
+            "name": "fold-2",
+            "tags": [{"key": PRECISION_TAG, "value": "fp32"}],
             "artifact_uri": f"mlflow-artifacts:/1/models/{model_id}/artifacts",
             "source_run_id": RUN_ID,
             "creation_timestamp_ms": time,
@@ -114,6 +116,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracking
         ("models:/pets/2", "models:/pets/2", "pets/2", 3),
         ("models:/pets/latest", "models:/pets/2", "pets/2", 3),
         (f"models:/{MODEL_ID}", f"models:/{MODEL_ID}", "", 2),
+        (f"runs:/{RUN_ID}/fold-2", f"models:/{OTHER_ID}", "", 3),
         (f"runs:/{RUN_ID}/model", f"models:/{OTHER_ID}", "", 3),
         (f"runs:/{RUN_ID}/export/model.int8.onnx", f"runs:/{RUN_ID}/export/model.int8.onnx", "", 3),
     ],

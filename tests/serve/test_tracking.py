@@ -103,6 +103,8 @@ def test_a_scoring_run_is_linked_to_the_model_and_its_training_run(
     scored = client.get_run(found.info.run_id)  # a search leaves inputs out
     assert scored.info.run_id in capsys.readouterr().out
     assert scored.info.status == "FINISHED"
+    assert scored.data.tags["mlflow.parentRunId"] == version.run_id
+    assert scored.data.tags["purebred.data"] == "test"
     assert scored.info.run_name == f"score {training.run_name}"
     assert scored.info.end_time > scored.info.start_time
     assert scored.data.tags["purebred.model_version"] == "pets/1"
@@ -261,7 +263,8 @@ def test_a_model_of_an_unknown_run_is_tracked_without_a_source(
         assert log_scoring_run(server, scored) == "scored"
     bodies = {path: json.loads(body) for path, body in requests if body}
     created, logged = bodies["runs/create"], bodies["runs/log-batch"]
-    assert bodies["experiments/create"] == {"name": "purebred"}
+    tags = [{"key": "mlflow.experimentKind", "value": "custom_model_development"}]
+    assert bodies["experiments/create"] == {"name": "purebred", "tags": tags}
     assert (created["experiment_id"], created["start_time"]) == ("7", 1000)
     assert {"key": "purebred.checkpoint_sha256", "value": "abc"} in created["tags"]
     assert logged["params"] == [{"key": "a", "value": "b"}]

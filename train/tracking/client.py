@@ -18,6 +18,7 @@ import mlflow.data.sources
 import mlflow.system_metrics.system_metrics_monitor
 import mlflow.tracking.context.registry
 
+from serve.contract.metadata import EXPERIMENT_KIND
 from serve.contract.urls import is_http, split_credentials
 from train.tracking.errors import HIDDEN, RefusedError, translate, without_passwords
 
@@ -87,7 +88,7 @@ class TrackingStore:
         )
         if known is None:
             try:
-                return str(client.create_experiment(name))
+                return str(client.create_experiment(name, tags=dict([EXPERIMENT_KIND])))
             except mlflow.MlflowException:
                 known = client.get_experiment_by_name(name)  # another process made it
                 if known is None:

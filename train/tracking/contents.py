@@ -2,13 +2,21 @@
 
 import hashlib
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from serve.contract.files import file_sha256
-from serve.contract.metadata import BEST_CHECKPOINT_TAG
-from serve.contract.urls import is_remote
+from serve.contract.metadata import (
+    BEST_CHECKPOINT_TAG,
+    CLASSES_TAG,
+    DATA_TAG,
+    HOST_TAG,
+    KIND_TAG,
+    MODEL_NAME_TAG,
+)
+from serve.contract.urls import is_remote, last_part
 from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
@@ -100,6 +108,18 @@ def best_metrics(record: Record) -> dict[str, float]:
     """Metrics of the best epoch so far, logged once more because MLflow sorts runs by last values."""
     best = {f"best/{name}": value for name, value in record.best.items()}
     return {"best/epoch": float(record.best_epoch), **best}
+
+
+def kind_tags(config: TrainConfig, parameters: Mapping[str, Any], data_source: str) -> dict[str, str]:
+    """Return tags by which runs are told apart in a table; a trial of a sweep gets its kind from there."""
+    tags = {
+        KIND_TAG: "fold" if config.folds else "training",
+        MODEL_NAME_TAG: config.model,
+        CLASSES_TAG: str(parameters.get("num_classes", "")),
+        DATA_TAG: last_part(data_source),
+        HOST_TAG: socket.gethostname(),
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def run_tags(record: Record) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """The evaluation of a model file in MLflow: a run with the data set, and metrics of the logged model."""
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve.contract.metadata import CHECKPOINT_TAG
+from serve.contract.metadata import CHECKPOINT_TAG, DATA_TAG, HOST_TAG, KIND_TAG
 from train.tracking.client import TrackingStore, choose_experiment, dataset_input, mlflow
 from train.tracking.registry import find_by_checkpoint, find_logged_model
 
-KIND_TAG = "purebred.kind"
 PREFIX = "evaluation/"  # of metrics: those of training are val/ and served/
 
 
@@ -64,6 +64,7 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
             experiment_id = store.experiment_id(*choose_experiment(""))
         given = dataset_input(evaluation.data_source, evaluation.data_digest, "evaluation")
         dataset = given.dataset
+        tags |= {DATA_TAG: dataset.name, HOST_TAG: socket.gethostname()}
         run = client.create_run(
             experiment_id,
             start_time=int(evaluation.started * 1000),

@@ -15,6 +15,7 @@ from serve.contract.urls import is_remote, redact
 from train.config import TrainConfig
 from train.tracking.base import MetricsFile
 from train.tracking.client import choose_experiment
+from train.tracking.contents import kind_tags
 from train.tracking.errors import RefusedError
 from train.tracking.run_record import FILE, RUN_TAGS, Record, read_record
 from train.tracking.sender import Sender
@@ -38,7 +39,7 @@ class MlflowTracker(MetricsFile):
             record = Record(config.name, name, run_id=run_id, experiment_id=experiment_id)
             record.dataset_logged = bool(run_id)
             record.started = int(1000 * time.time())
-        self.record = record
+        self.config, self.record = config, record
         self.record.status, self.record.complete, self.record.ended = "RUNNING", False, 0
         self.sender = Sender(self.record, file, self.rows)
         self.wake, self.tried, self.over = threading.Event(), threading.Event(), threading.Event()
@@ -64,7 +65,8 @@ class MlflowTracker(MetricsFile):
         self.record.parameters = {key: str(value) for key, value in parameters.items()}
         self.record.data_source, self.record.data_digest = _absolute(data_source), data_digest
         self.record.val_source, self.record.val_digest = _absolute(val_source or data_source), val_digest
-        self.record.tags |= json.loads(os.environ.get(RUN_TAGS, "{}"))
+        tags = kind_tags(self.config, parameters, self.record.data_source)
+        self.record.tags = tags | self.record.tags | json.loads(os.environ.get(RUN_TAGS, "{}"))
         self.record.save(self.sender.path)
         self.thread.start()
         if not self.tried.wait(START_SECONDS):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.contract.metadata import KIND_TAG
 from train.tracking.client import TrackingStore, choose_experiment, mlflow
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
@@ -16,7 +17,11 @@ def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, s
             store.client.update_run(run_id, status="RUNNING")
             return run_id
         experiment_id = store.experiment_id(*choose_experiment(experiment))
-        run_id = store.client.create_run(experiment_id, run_name=name).info.run_id
+        run_id = store.client.create_run(
+            experiment_id,
+            tags=mlflow.tracking.context.registry.resolve_tags({KIND_TAG: "sweep"}),
+            run_name=name,
+        ).info.run_id
         store.client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
     return run_id
 

@@ -1,6 +1,7 @@
 """Logged and registered models in MLflow, for export and promotion."""
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -191,6 +192,12 @@ def find_logged_model(client: Any, run: Any, sha256: str) -> str:
     return ""
 
 
+def logged_name(metadata: ModelMetadata) -> str:
+    """Return the name of a logged model: that of its run, as MLflow takes it."""
+    name = re.sub(r"""[/:.%"']""", "_", metadata.run_name) or "model"
+    return name if metadata.precision == "fp32" else f"{name}-{metadata.precision}"
+
+
 def _log_model(
     client: Any,
     run: Any,
@@ -200,7 +207,7 @@ def _log_model(
     package: Packager,
 ) -> str:
     run_id = run.info.run_id
-    name = "model" if metadata.precision == "fp32" else f"model-{metadata.precision}"
+    name = logged_name(metadata)
     made = client.create_logged_model(run.info.experiment_id, name, run_id, params=run.data.params)
     with TemporaryDirectory(prefix="purebred-") as folder:
         flavor = _BothFlavors(file, metadata, package(metadata, Path(folder)))

@@ -3,8 +3,9 @@
 import pytest
 from mlflow_store import DIGEST, runs, tracker
 
+from serve.contract.metadata import CLASSES_TAG, DATA_TAG, KIND_TAG
 from train.config import TrainConfig
-from train.tracking.contents import changed_parameters, metric_name, resumed_name, sources_of
+from train.tracking.contents import changed_parameters, kind_tags, metric_name, resumed_name, sources_of
 
 NAMES = ["고양이", "a\nb", "$x", "shiba inu (3)", "x" * 300, "a/b", "🐱", "..."]
 PATHS = ["..", "a/", "a//b", "/a"]  # labels of a label file can be anything
@@ -39,6 +40,12 @@ def test_only_what_differs_from_the_last_value_is_a_change() -> None:
     assert changed_parameters(known, {"epochs": "6"}) == {"epochs": ("9", "6")}
     assert resumed_name(known, 6, "epochs") == "resume.6-2.epochs"
     assert resumed_name(known, 7, "epochs") == "resume.7.epochs"
+
+
+def test_folds_are_told_from_trainings_by_a_tag() -> None:
+    assert kind_tags(TrainConfig(folds=3, fold=1), {"num_classes": 7}, "s3://b/pets/")[KIND_TAG] == "fold"
+    tags = kind_tags(TrainConfig(), {"num_classes": 7}, "s3://b/pets/")
+    assert tags | {KIND_TAG: "training", CLASSES_TAG: "7", DATA_TAG: "pets"} == tags
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
         assert by_id[run_id].data.tags["sweep.trial"] == "4"
     assert by_id[parent].info.status == "RUNNING"
     assert by_id[parent].data.params == {"epochs": "3"}
+    assert by_id[parent].data.tags["purebred.kind"] == "sweep"
     log_parent(parent, [("val/accuracy", 0.5, 0, 1000)] * 2, {"best.lr": "0.1"}, status="FINISHED")
     assert history(store, parent, "val/accuracy") == [(0, 0.5)]
     assert mlflow.MlflowClient(store).get_run(parent).info.status == "FINISHED"
