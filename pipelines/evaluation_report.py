@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +18,8 @@ from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.predictor import Predictor
 from train.data.index import ImageSet
-from train.evaluation.classes import class_rows, confusions
+from train.evaluation.classes import class_intervals
+from train.evaluation.html_report import REPORT, REPORT_START, Measure, Report, write_report
 from train.evaluation.metrics import Evaluation, evaluate_logits
 from train.evaluation.predictions import COLUMNS, Predictions, write_predictions
 from train.evaluation.significance import (
@@ -25,14 +27,13 @@ from train.evaluation.significance import (
     accuracy_interval,
     auc_interval,
     ece_interval,
-    f1_intervals,
     macro_auc_interval,
     mean_interval,
 )
 from train.evaluation.tables import check_reports_replaceable, write_table
 from train.runs.directory import write_bad_files
 
-FILES = ("evaluation.json", "per_class.csv", "predictions.csv", "bad_files.csv")
+FILES = ("evaluation.json", "per_class.csv", "predictions.csv", "bad_files.csv", REPORT)
 PER_CLASS_COLUMNS = (
     *("class", "images", "predicted", "correct", "precision", "precision_low", "precision_high"),
     *("recall", "recall_low", "recall_high", "f1", "f1_low", "f1_high", "taken_for"),
@@ -73,9 +74,7 @@ class Summary:
     @classmethod
     def of(cls, args: argparse.Namespace, predictor: Predictor, sha256: str, scored: Scored) -> "Summary":
         predictions, images = served_predictions(scored), len(scored.paths)
-        *f1, f1_macro = f1_intervals(
-            predictions.labels, predictions.predicted, len(predictions.class_names)
-        )
+        per_class, f1_macro = class_intervals(predictions)
         metrics = _metrics(predictions, log_served(scored), f1_macro)
         metadata = predictor.metadata
         return cls(
@@ -93,7 +92,7 @@ class Summary:
             num_ignored=sum(scored.data.ignored.values()),
             metrics=metrics,
             accuracy_errors_wrong=metrics["accuracy"].value * images / (images + len(scored.bad)),
-            per_class=_per_class(predictions, f1),
+            per_class=[{name: row[name] for name in PER_CLASS_COLUMNS} for row in per_class],
             validation=metadata.metrics,
             min_accuracy=args.min_accuracy,
         )
@@ -164,22 +163,6 @@ def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro:
     return metrics | {"f1_macro": f1_macro, "ece": ece_interval(log_probs, labels)}
 
 
-def _per_class(predictions: Predictions, f1: list[Interval]) -> list[dict[str, Any]]:
-    """Return the rows of per_class.csv: those of a run's, with intervals and the class it is taken for."""
-    f1_of, taken_for = dict(zip(predictions.class_names, f1, strict=True)), dict[str, str]()
-    for pair in confusions(predictions):  # the most frequent first
-        taken_for.setdefault(pair.label, pair.prediction)
-    rows = class_rows(predictions)
-    for row in rows:
-        for metric, total in (("precision", row["predicted"]), ("recall", row["images"])):
-            if total:
-                interval = accuracy_interval(np.arange(total) < row["correct"])
-                row |= {f"{metric}_low": interval.low, f"{metric}_high": interval.high}
-        interval = f1_of[row["class"]]
-        row |= {"f1_low": interval.low, "f1_high": interval.high, "taken_for": taken_for.get(row["class"])}
-    return [{name: _known(row.get(name)) for name in PER_CLASS_COLUMNS} for row in rows]
-
-
 def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -191,6 +174,7 @@ def check_evaluation_folder(folder: Path, overwrite: bool) -> None:
         "per_class.csv": '"class","images"',
         "predictions.csv": ",".join(f'"{name}"' for name in COLUMNS),
         "bad_files.csv": '"path","reason"',
+        REPORT: REPORT_START,
     }
     check_reports_replaceable({folder / name: starts[name] for name in FILES}, overwrite)
 
@@ -204,8 +188,47 @@ def write_evaluation(folder: Path, summary: Summary, scored: Scored) -> None:
     evaluation = Evaluation(log_served(scored), scored.labels, {})
     write_predictions(folder / "predictions.csv", images, evaluation)
     write_bad_files(folder, scored.bad)
+    write_report(folder / REPORT, evaluation_page(summary, scored))
     with atomic_write(folder / "evaluation.json", "w") as file:
         file.write(summary.to_json())
+
+
+def evaluation_page(summary: Summary, scored: Scored) -> Report:
+    """Return what report.html shows of an evaluation."""
+    own = {"accuracy": "val/accuracy", "top5_accuracy": "val/top5_accuracy", "f1_macro": "val/f1_macro"}
+    warnings = []
+    if summary.num_errors:
+        warnings.append(
+            f"{summary.num_errors} images could not be read (bad_files.csv) and are in no metric; counted "
+            f"as wrong, the accuracy is {summary.accuracy_errors_wrong:.4f}"
+        )
+    if summary.num_ignored:
+        warnings.append(
+            f"{summary.num_ignored} images of classes that the model does not know are left out"
+        )
+    return Report(
+        title=f"Evaluation of {summary.model}",
+        facts=[
+            *((name.replace("_", " "), value) for name, value in summary.parameters().items()),
+            ("images", f"{summary.num_scored} of {summary.num_images} could be read"),
+        ],
+        commands=[
+            (
+                "score images with this model (DIR is their folder)",
+                f"python serve/main.py --model {shlex.quote(summary.model)} --images DIR "
+                "--output predictions.csv",
+            )
+        ],
+        measures=[
+            Measure(name.replace("_", " "), interval, summary.validation.get(own.get(name, "")))
+            for name, interval in summary.metrics.items()
+        ],
+        other="on its own validation set" if summary.validation else "",
+        predictions=served_predictions(scored),
+        root=scored.data.found.root,
+        classes=summary.per_class,
+        warnings=warnings,
+    )
 
 
 def evaluation_lines(summary: Summary, scored: Scored, folder: Path) -> list[str]:

@@ -29,7 +29,6 @@ require("train", "torch")
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +44,7 @@ from train.config import TrainConfig
 from train.data.index import ImageSet, prepare_data
 from train.data.labels import describe_counts
 from train.data.layouts.label_file import write_label_file
+from train.runs.run_page import export_command
 from train.settings import refuse_given
 
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         new = ["--name", teacher.name, "--output", student.output]
         own = [*data_flags(label_file, val), *(resumed or new)]
         run_program("train/main.py", *flags, *own, processes=args.nproc_per_node)
-    print(f"last student: {teacher}\nnext: python export/main.py --run {shlex.quote(str(teacher))}")
+    print(f"last student: {teacher}\nnext: {export_command(str(teacher))}")
 
 
 def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Tables of classes: per_class.csv, and confusion_pairs.csv where a confusion matrix cannot be read."""
 
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from train.evaluation.metrics import MOST_CLASSES
 from train.evaluation.predictions import Predictions
+from train.evaluation.significance import Interval, accuracy_interval, f1_intervals
 from train.evaluation.tables import write_table
 
 PER_CLASS, CONFUSION_PAIRS = "per_class.csv", "confusion_pairs.csv"
@@ -62,6 +64,28 @@ def class_rows(predictions: Predictions) -> list[dict[str, Any]]:
         }
         for i in np.argsort(f1, kind="stable").tolist()
     ]
+
+
+def class_intervals(predictions: Predictions) -> tuple[list[dict[str, Any]], Interval]:
+    """Return the rows of `class_rows` with METRIC_low and METRIC_high of precision, recall and F1 (None
+    where the data hold no interval) and with the class that each is mostly taken for; and macro F1."""
+    names, taken_for = predictions.class_names, dict[str, str]()
+    *f1, macro = f1_intervals(predictions.labels, predictions.predicted, len(names))
+    f1_of = dict(zip(names, f1, strict=True))
+    for pair in confusions(predictions):  # the most frequent first
+        taken_for.setdefault(pair.label, pair.prediction)
+    rows = class_rows(predictions)
+    for row in rows:
+        found = {"f1": f1_of[row["class"]]}
+        for metric, total in (("precision", row["predicted"]), ("recall", row["images"])):
+            if total:
+                found[metric] = accuracy_interval(np.arange(total) < row["correct"])
+        for metric in ("precision", "recall", "f1"):
+            ends = found[metric][1:] if metric in found else (nan, nan)
+            low, high = (end if isfinite(end) else None for end in ends)
+            row |= {f"{metric}_low": low, f"{metric}_high": high}
+        row["taken_for"] = taken_for.get(row["class"])
+    return rows, macro
 
 
 def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:

@@ -1,5 +1,5 @@
 """Run directories: runs/NAME/{config.yaml, status.json, metrics.jsonl, bad_files.csv, duplicates.csv,
-val_predictions.{npz,csv}, checkpoints/{last,best,epoch-...-step-...}.pt, figures/}."""
+val_predictions.{npz,csv}, checkpoints/{last,best,epoch-...-step-...}.pt, figures/, report.html}."""
 
 import csv
 import json

@@ -1,6 +1,5 @@
 """The report of a run: a line for each epoch, figures at the end, and a summary with its certainty."""
 
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +38,13 @@ def write_run_report(
     tracker: NullTracker,
     place: str,
 ) -> None:
-    """Draw figures and write tables of the best epoch, and log the run's files and its note.
+    """Draw figures, write tables and the page of the best epoch, and log the run's files and its note.
 
     `model` gets the best weights; `place` is where users find the run directory, a path or URL."""
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
+    from train.evaluation.html_report import REPORT
+    from train.runs.results import RunResult
+    from train.runs.run_page import RunData, write_run_page
 
     if config.subject_crop != "none":
         draw_subject_crops(folder, model, data, config)
@@ -52,6 +54,11 @@ def write_run_report(
     save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
     for line in write_class_tables(folder, predictions):
         print(line, flush=True)
+    result = RunResult(
+        config.name, folder, config.to_dict(), list(tracker.rows), history.best_epoch, predictions
+    )
+    shown = RunData(data.val.root, data.digest, data.train.counts())
+    write_run_page(folder / REPORT, result, shown, place)
     tracker.log_best(history.best_epoch, history.best)
     tracker.log_note(run_note(predictions, history, place))
     tracker.log_files(artifacts(folder))
@@ -75,6 +82,7 @@ def training_summary(history: History, config: TrainConfig, labels: NDArray[np.i
     `labels` [N] are the validation images'.
     """
     from train.evaluation.significance import accuracy_interval  # which other ranks need not import
+    from train.runs.run_page import export_command
 
     best, num_val = history.best, len(labels)
     accuracy = accuracy_interval(np.arange(num_val) < round(best["val/accuracy"] * num_val))
@@ -101,5 +109,5 @@ def training_summary(history: History, config: TrainConfig, labels: NDArray[np.i
             f"warning: always naming the largest class would be right for {largest:.4f} of them, and the "
             f"model is not surely better; val/f1_macro is {best['val/f1_macro']:.4f}. {cure}"
         )
-    lines += [f"run directory {folder}", f"next: python export/main.py --run {shlex.quote(folder)}"]
+    lines += [f"run directory {folder}", f"next: {export_command(folder)}"]
     return "\n".join(lines)

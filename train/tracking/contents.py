@@ -36,6 +36,7 @@ FILES = (
     "bad_files.csv",
     "val_predictions.csv",
     "val_predictions.npz",  # with many classes, of which the table has some
+    "report.html",
     "figures",
     "duplicates.csv",
     "per_class.csv",

@@ -1,0 +1,81 @@
+"""Thumbnails of images for a report, and how each image looks: size and brightness."""
+
+import base64
+import io
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from serve.contract.images import MOST_MEGAPIXELS, load_image, read_image_file
+from serve.contract.orientation import on_its_side
+from serve.contract.profiles import to_srgb
+from serve.processors import available_processors
+from train.data.reading import Shrink, Size
+
+THUMBNAIL = (120, 96)  # pixels; whole images, not what the network sees of them
+QUALITY = 60  # of JPEG: 2 to 4 kB an image
+SAMPLED_BYTES = 128 * 2**20  # of files that are read for their looks alone
+FEW_PIXELS = Shrink(THUMBNAIL[1])  # JPEGs need not be decoded whole
+
+
+class Seen(NamedTuple):
+    """An upright image as a report shows it."""
+
+    width: int
+    height: int
+    brightness: float
+    """Mean of the grey levels, 0 to 255."""
+    jpeg: bytes
+    """Empty where only the looks were wanted."""
+
+    @property
+    def uri(self) -> str:
+        """The thumbnail as a data URI."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+
+
+def see_image(data: bytes, shown: bool) -> Seen:
+    """Raises ImageError for a file that cannot be decoded."""
+    sizes: list[Size] = []
+
+    def decode(opened: Image.Image) -> Image.Image:
+        sizes.append(opened.size[::-1] if on_its_side(opened) else opened.size)
+        return FEW_PIXELS.decode(opened)
+
+    image = load_image(data, decode, max_megapixels=MOST_MEGAPIXELS)
+    image.thumbnail(THUMBNAIL)
+    image, file = to_srgb(image), io.BytesIO()
+    if shown:
+        Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=QUALITY)  # without metadata
+    return Seen(*sizes[0], float(np.asarray(image.convert("L")).mean()), file.getvalue())
+
+
+def within_bytes(files: Sequence[Path]) -> int:
+    """Return how many of these files, from the first, have SAMPLED_BYTES at most; what is no file of its
+    own, as in tar files, counts as empty."""
+    left = SAMPLED_BYTES
+    for count, file in enumerate(files):
+        with suppress(OSError, ValueError):
+            left -= file.stat().st_size
+        if left < 0:
+            return count
+    return len(files)
+
+
+def see_images(files: Mapping[int, Path], shown: Collection[int]) -> dict[int, Seen]:
+    """Read images in threads, with thumbnails of `shown`; those that cannot be read are left out."""
+
+    def see(i: int) -> Seen | None:
+        try:
+            return see_image(read_image_file(files[i]), i in shown)
+        except (OSError, ValueError):
+            return None
+
+    with ThreadPoolExecutor(available_processors()) as pool:
+        found = dict(zip(files, pool.map(see, files), strict=True))
+    return {i: seen for i, seen in found.items() if seen}

@@ -1,0 +1,139 @@
+"""report.html of a run: its settings, data, metrics and curves, around what its predictions show."""
+
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.contract.urls import redact
+from train.config import SETTINGS
+from train.evaluation.classes import class_intervals
+from train.evaluation.html_report import Measure, Report, write_report
+from train.evaluation.significance import Interval, accuracy_interval, ece_interval, mean_interval
+from train.runs.results import RunResult
+from train.settings import flag
+
+OF_THE_CALL = ("resume", "output", "name")
+ALWAYS_SHOWN = ("model", "weights", "image_size", "optimizer", "lr", "batch_size", "epochs", "seed")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What the run directory's tables do not hold of a run's data."""
+
+    root: Path
+    """Folder of the validation images."""
+    digest: str
+    train_counts: Mapping[str, int] = field(default_factory=dict)
+    """Class name -> number of training images; empty: not known."""
+
+
+def export_command(location: str) -> str:
+    """Return the command that exports the run at a path or URL."""
+    return f"python export/main.py --run {shlex.quote(location)}"
+
+
+def commands_of(location: str) -> list[tuple[str, str]]:
+    """Return (what for, command) of a finished run at a path or URL."""
+    quoted = shlex.quote(location)
+    return [
+        ("export the best epoch's model, verified, to ONNX", export_command(location)),
+        (
+            "then score images (DIR is their folder)",
+            f"python serve/main.py --model {quoted} --images DIR --output predictions.csv",
+        ),
+        (
+            "or evaluate it on other labelled images",
+            f"python pipelines/evaluate.py --model {quoted} --data LABELLED",
+        ),
+    ]
+
+
+def write_run_page(path: Path, run: RunResult, data: RunData, location: str) -> None:
+    """Write the page of a run whose directory is at `location`, a path or URL."""
+    classes, f1_macro = class_intervals(run.predictions)
+    calibrated = bool(run.config.get("calibrate", False))
+    report = Report(
+        title=f"Run {run.name}",
+        facts=run_facts(run, data),
+        commands=commands_of(location),
+        measures=run_measures(run, calibrated, f1_macro),
+        other="before calibration" if calibrated else "if it were calibrated",
+        predictions=run.predictions,
+        root=data.root,
+        classes=classes,
+        settings=changed_from_defaults(run.config),
+        train_counts=data.train_counts,
+        rows=run.rows,
+        best_epoch=run.best_epoch,
+    )
+    write_report(path, report)
+
+
+def run_measures(run: RunResult, calibrated: bool, f1_macro: Interval) -> list[Measure]:
+    """Return the metrics of the answers as they are served; those of calibration, before it (or after it,
+    of a run that is not calibrated) too."""
+    p, best, n = run.predictions, run.best, len(run.predictions.paths)
+
+    def other(name: str) -> float | None:
+        value = best.get(f"val/{name}" if calibrated else f"val/{name}_calibrated")
+        return None if value is None else float(value)
+
+    confidence = p.probabilities[np.arange(n), p.predicted]
+    two = np.stack([np.log(confidence), np.full(n, -np.inf)], axis=1)
+    measures = [Measure("accuracy", accuracy_interval(p.correct))]
+    if "val/top5_accuracy" in best:
+        right = round(best["val/top5_accuracy"] * n)
+        measures.append(Measure("top-5 accuracy", accuracy_interval(np.arange(n) < right)))
+    measures += [
+        Measure("log loss", mean_interval(p.losses), other("log_loss")),
+        Measure(
+            "expected calibration error", ece_interval(two, (~p.correct).astype(np.int64)), other("ece")
+        ),
+        Measure("macro F1", f1_macro),
+    ]
+    if "val/roc_auc" in best:
+        measures.append(Measure("ROC AUC", Interval(float(best["val/roc_auc"]), nan, nan)))
+    return measures
+
+
+def run_facts(run: RunResult, data: RunData) -> list[tuple[str, str]]:
+    """Return (name, text) of what was trained, on what, and when."""
+    config, p = run.config, run.predictions
+    facts = [
+        ("model", f"{config.get('model')}, weights: {redact(config.get('weights') or 'random')}"),
+        ("training data", redact(config.get("data", ""))),
+        ("validation data", redact(config.get("val_data") or "split off the training data")),
+        ("data digest (sha256)", data.digest),
+    ]
+    if data.train_counts:
+        facts.append(("training images", _counts(data.train_counts)))
+    counts = np.bincount(p.labels, minlength=len(p.class_names)).tolist()
+    facts.append(("validation images", _counts(dict(zip(p.class_names, counts, strict=True)))))
+    facts.append(("epochs", f"{len(run.rows)}, the best by {config.get('best_by')}: {run.best_epoch}"))
+    if ended := run.rows[-1].get("time"):
+        facts.append(("last epoch ended", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(float(ended)))))
+    shown = (
+        f"{flag(name)} {config.get(name)}" for name in ALWAYS_SHOWN if config.get(name) not in (None, "")
+    )
+    return [*facts, ("settings", redact(", ".join(shown)))]
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    smallest, largest = min(counts.values()), max(counts.values())
+    each = f"{smallest} each" if smallest == largest else f"{smallest} to {largest} of a class"
+    return f"{sum(counts.values())} of {len(counts)} classes ({each})"
+
+
+def changed_from_defaults(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (flag, value) of settings that are not at their default, without secrets of URLs."""
+    return [
+        (flag(name), redact(value))
+        for name, value in config.items()
+        if name not in OF_THE_CALL and (name not in SETTINGS or SETTINGS[name].default != value)
+    ]
