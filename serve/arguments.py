@@ -99,7 +99,11 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         "serve/merge.py joins the parts",
     )
     add("--resume", action="store_true", help="keep what an earlier call, killed or not, has finished")
-    add("--overwrite", action="store_true", help="replace --output even if it is no output of this command")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace --output and --summary even if they are no outputs of this command",
+    )
     add(
         "--part-size",
         type=int,

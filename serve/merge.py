@@ -38,7 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
         "folder", help="where the part files and their manifests are, or its URL (copied to TMPDIR)"
     )
     parser.add_argument("--output", required=True, help="file that gets all rows, or its URL")
-    parser.add_argument("--overwrite", action="store_true", help="replace --output whatever it is")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace --output and --summary even if they are no outputs of this command",
+    )
     add_outcome_options(parser)
     return parser
 

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,8 +89,8 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
 
 def names_shown(shown: Iterable[str], class_names: Sequence[str]) -> dict[str, str]:
     """Return text -> class: of the names themselves, and of texts that spell one otherwise."""
-    spelled = {folded(name): name for name in class_names}
-    names = {text: spelled[folded(text)] for text in shown if folded(text) in spelled}
+    spelled = spellings(class_names)
+    names = {text: class_names[spelled[folded(text)]] for text in shown if folded(text) in spelled}
     return names | {name: name for name in class_names}
 
 
@@ -131,7 +132,7 @@ def match_columns(sample: Sample, class_names: Sequence[str]) -> tuple[list[int]
         UserError: a column is no class, a class has no column, or one has two.
     """
     exact = {name: i for i, name in enumerate(class_names)}
-    spelled = {folded(name): i for i, name in enumerate(class_names)}
+    spelled = spellings(class_names)
     found = [exact.get(name, spelled.get(folded(name), -1)) for name in sample.columns]
     unknown = [name for name, i in zip(sample.columns, found, strict=True) if i < 0]
     known = set(found)
@@ -143,6 +144,12 @@ def match_columns(sample: Sample, class_names: Sequence[str]) -> tuple[list[int]
     other = [(c, class_names[i]) for c, i in zip(sample.columns, found, strict=True) if c != class_names[i]]
     note = f"; {len(other)} are spelled otherwise ({other[0][0]!r} for {other[0][1]!r})" if other else ""
     return found, note
+
+
+def spellings(class_names: Sequence[str]) -> dict[str, int]:
+    """Return folded name -> number of the class, without those that two classes share."""
+    counts = Counter(map(folded, class_names))
+    return {folded(name): i for i, name in enumerate(class_names) if counts[folded(name)] == 1}
 
 
 def folded(name: str) -> str:

@@ -105,6 +105,7 @@ def test_the_numbers_of_classes_are_printed(tmp_path: Path) -> None:
         (STAGES, ("0",), "probability"),
         (("1", "2", "3"), ("0",), ""),
         (PETS, ("0.5", "1.5"), ""),
+        (("a_b", "a b"), ("A B",), ""),  # may be either
     ],
 )
 def test_values_that_fit_no_class_are_refused(
