@@ -44,7 +44,7 @@ from train.config import TrainConfig
 from train.data.index import ImageSet, prepare_data
 from train.data.labels import describe_counts
 from train.data.layouts.label_file import write_label_file
-from train.runs.run_page import export_command
+from train.runs.note import export_command
 from train.settings import refuse_given
 
 LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}

@@ -19,7 +19,6 @@ def run_note(predictions: Predictions, history: History, place: str) -> str:
 
     accuracy = accuracy_interval(predictions.correct)
     worst = next(row for row in class_rows(predictions) if row["images"])
-    run = shlex.quote(place)
     return "\n".join(
         [
             f"**Accuracy {accuracy.value:.4f}** (95 % interval {accuracy.low:.4f} to {accuracy.high:.4f}, "
@@ -29,13 +28,18 @@ def run_note(predictions: Predictions, history: History, place: str) -> str:
             f"Worst of {len(predictions.class_names)} classes: {code_span(worst['class'])}, F1 "
             f"{worst['f1']:.4f}, recall {worst['recall']:.4f}, {worst['images']} images",
             "",
-            *_indented(f"python export/main.py --run {run}"),
+            *_indented(export_command(place)),
             *_indented(
                 f"python serve/main.py --model {shlex.quote(f'{place}/export/model.onnx')} --images DIR "
                 "--output predictions.csv"
             ),
         ]
     )
+
+
+def export_command(location: str) -> str:
+    """Return the command that exports the run at a path or URL."""
+    return f"python export/main.py --run {shlex.quote(location)}"
 
 
 def code_span(text: str) -> str:

@@ -12,7 +12,7 @@ from train.evaluation.classes import write_class_tables
 from train.evaluation.predictions import TABLE, finish_predictions, read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
-from train.runs.note import run_note
+from train.runs.note import export_command, run_note
 from train.tracking.base import NullTracker
 from train.tracking.contents import artifacts
 
@@ -82,7 +82,6 @@ def training_summary(history: History, config: TrainConfig, labels: NDArray[np.i
     `labels` [N] are the validation images'.
     """
     from train.evaluation.significance import accuracy_interval  # which other ranks need not import
-    from train.runs.run_page import export_command
 
     best, num_val = history.best, len(labels)
     accuracy = accuracy_interval(np.arange(num_val) < round(best["val/accuracy"] * num_val))

@@ -15,6 +15,7 @@ from train.config import SETTINGS
 from train.evaluation.classes import class_intervals
 from train.evaluation.html_report import Measure, Report, write_report
 from train.evaluation.significance import Interval, accuracy_interval, ece_interval, mean_interval
+from train.runs.note import export_command
 from train.runs.results import RunResult
 from train.settings import flag
 
@@ -31,11 +32,6 @@ class RunData:
     digest: str
     train_counts: Mapping[str, int] = field(default_factory=dict)
     """Class name -> number of training images; empty: not known."""
-
-
-def export_command(location: str) -> str:
-    """Return the command that exports the run at a path or URL."""
-    return f"python export/main.py --run {shlex.quote(location)}"
 
 
 def commands_of(location: str) -> list[tuple[str, str]]:
