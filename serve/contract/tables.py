@@ -14,7 +14,7 @@ from serve.contract.listing import has_image_suffix
 from serve.contract.text_encoding import text_encoding
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
-SAMPLE_LINES = 50
+SAMPLE_LINES, SAMPLE_OBJECTS = 50, 1000
 SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*")  # Excel's own first line
 JSON_START = re.compile(r"\{|\[\s*(?:\{|$)")
 PADDING = " \t\ufeff"
@@ -107,8 +107,8 @@ def read_table(file: IO[bytes], name: str) -> Table:
 
 
 def _json_table(lines: Iterator[str], name: str) -> Table:
-    """Return the table of JSON Lines, or of a list of objects, whose columns are the keys of the first one;
-    those of objects inside are joined by dots, as pandas.json_normalize does."""
+    """Return the table of JSON Lines, or of a list of objects, with the keys of the first ones as columns:
+    keys of objects inside are joined by dots, as pandas.json_normalize does."""
 
     def objects() -> Iterator[tuple[TableRow, dict[str, Any]]]:
         for number, line in enumerate(_json_lines(lines, name), 1):
@@ -119,13 +119,14 @@ def _json_table(lines: Iterator[str], name: str) -> Table:
                     raise UserError(f"{name} line {number} is no object of JSON: {error}") from error
 
     def row(place: TableRow, values: dict[str, Any]) -> TableRow:
-        cells = [values.get(key) for key in first]
+        cells = [values.get(key) for key in keys]
         texts = ["" if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
         return place._replace(cells=texts)
 
     rows = objects()
-    head, first = next(rows)
-    return Table(list(first), starmap(row, chain([(head, first)], rows)), ",", head)
+    sample = list(islice(rows, SAMPLE_OBJECTS))
+    keys = list(dict.fromkeys(key for _, values in sample for key in values))
+    return Table(keys, starmap(row, chain(sample, rows)), ",", sample[0][0])
 
 
 def _json_lines(lines: Iterator[str], name: str) -> Iterator[str]:

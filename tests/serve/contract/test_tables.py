@@ -58,6 +58,7 @@ def test_json_lines_are_a_table() -> None:
     found = table('{"file_name": "a.jpg", "label": 1}\n\n{"label": null, "file_name": "b.jpg"}\n')
     assert found.columns == ["file_name", "label"]
     assert cells(found) == [["a.jpg", "1"], ["b.jpg", ""]]
+    assert cells(table('{"a": 1}\n{"a": 2, "b": "c"}')) == [["1", ""], ["2", "c"]]
     with pytest.raises(UserError, match=r"t\.csv line 2 .*JSON"):
         cells(table('{"a": 1}\n[1\n'))
 

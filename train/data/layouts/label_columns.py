@@ -54,7 +54,10 @@ def choose_columns(
         )
     if len(table.first.cells) == 1 and not find_image_columns(table, sample, files):
         table, sample = table.separated_by_spaces(sample)
-    numbered = bool(given) and all(name.isdecimal() and not table.find(name) for name in split_names(given))
+    names = split_names(given)
+    # of a first line that is a row, cells may be such numbers too
+    numbered = bool(names) and all(map(str.isdecimal, names))
+    numbered = numbered and any(len(table.find(name)) != 1 for name in names)
     if numbered and not table.headless:
         table, sample = _without_header(table, sample)
     if given:

@@ -160,6 +160,14 @@ def test_words_are_columns_where_the_whole_line_names_no_image(tmp_path: Path, h
     assert set(read(file).labels.values()) == {"cat", "dog", "cat of mine", "dog of mine"}
 
 
+def test_columns_of_a_list_without_names_are_numbered_as_the_refusal_has_it(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "", "{i}")
+    file.write_text("\n".join(f"{i} {1 + i % 2} {1 + i % 3} 1" for i in range(COUNT)))
+    with pytest.raises(UserError, match="--columns 1,2 "):
+        read(file)
+    assert set(read(file, columns="1,3").labels.values()) == {"1", "2", "3"}
+
+
 def test_a_list_of_images_without_labels_has_their_folders(tmp_path: Path) -> None:
     for i in range(COUNT):
         path = tmp_path / "images" / PETS[i % 2] / f"{i}.jpg"
