@@ -30,7 +30,10 @@ MODEL_NAME_TAG = "purebred.model"  # architecture
 CLASSES_TAG = "purebred.classes"  # their number
 DATA_TAG = "purebred.data"  # last part of its path or URL
 HOST_TAG = "purebred.host"
-EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")  # else MLflow opens its GenAI view
+EXPERIMENT_KIND = (
+    "mlflow.experimentKind",
+    "custom_model_development",
+)  # else MLflow guesses, at first GenAI
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
 EMBEDDINGS_NAME = (
     "embeddings"  # float32 [N, features], the last layer's input; only with export --embeddings
