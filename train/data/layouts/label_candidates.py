@@ -28,6 +28,7 @@ YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 BOXES = re.compile(r"\S+(?: -?\d+(?:\.\d+)?){4}(?: |$)")
 MOST_MEASURED = 20  # different fractions that may still be classes, in a column that is named as the label
 FEW_ROWS = 20
+FEW_IMAGES = 0.9  # different texts for each row, at most, of a column that may still hold classes
 SHOWN = 6
 MANY = "differs in nearly every row"
 
@@ -69,6 +70,11 @@ def find_label_columns(
     names = [i for (i, *more) in candidates if not more and i not in numbers]
     numbers_of = [i for i in numbers if any(_are_one_to_one(rows, i, j) for j in names)]
     candidates = [found for found in candidates if found[0] not in numbers_of]
+    if (
+        candidates
+    ):  # classes of one or two images each, as of a small sample, would be passed over in silence
+        few = [i for i in others if reasons.get(i) == MANY and len(distinct[i]) <= FEW_IMAGES * len(rows)]
+        candidates += [[i] for i in few if not _are_numbers(distinct[i])]
     if len(candidates) == 1:
         return candidates[0]
     counts = Counter(columns[i] for found in candidates for i in found)

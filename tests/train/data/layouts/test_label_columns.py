@@ -24,6 +24,7 @@ def label_file(root: Path, header: str, row: str, name: str = "labels.csv") -> P
             "part": ("train", "val")[i % 4 == 3],
             "is": i % 4 == 3,
             "third": i % 3,
+            "few": f"x{i * 2 // 3}",
         }
         for i in range(COUNT)
     ]
@@ -74,6 +75,7 @@ def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
             r"'breed', 'colour'.*--columns id,breed .*--columns id,colour",
         ),
         ("fn,y,valid", "{i},{third},{is}", r"--columns fn,y .*--columns fn,valid"),
+        ("id,species,sex", "{i},{few},{bit}", r"--columns id,sex .*--columns id,species"),
         ("id,area,is_new", "{i},a{third},{bit}", r"--columns id,area "),
         ("id,phase,colour", "{i},{pet},{third}", r"--columns id,phase "),
         ("id,breed,a,b", "{i},{pet},{bit},{not}", r"--columns id,breed or --columns id,a,b$"),
