@@ -17,6 +17,7 @@ from train.tracking.client import TrackingStore, mlflow
 
 MODEL_TAG = "purebred.model_sha256"  # of a logged model's file
 CHALLENGER = "challenger"
+NO_STEP = -1  # a model is given the run's metrics of its step, and at 0 those are the system's
 FIRST_CLASSES = 10  # named in the description of a version
 MOST_CHARACTERS = 4000  # of it; MLflow's limit is 5000
 
@@ -212,7 +213,12 @@ def _log_model(
     with TemporaryDirectory(prefix="purebred-") as folder:
         flavor = _BothFlavors(file, metadata, package(metadata, Path(folder)))
         mlflow.models.Model.log(
-            None, flavor, model_id=made.model_id, run_id=run_id, validate_serving_input=False
+            None,
+            flavor,
+            model_id=made.model_id,
+            run_id=run_id,
+            validate_serving_input=False,
+            step=NO_STEP,
         )
     now = int(time.time() * 1000)
     values = [

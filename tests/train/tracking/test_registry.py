@@ -61,6 +61,7 @@ def test_a_model_that_cannot_be_uploaded_leaves_the_run_as_it_ended(
 
 def test_a_verified_model_has_its_own_metrics_in_mlflow(store: str) -> None:
     t = whole_run()
+    mlflow.MlflowClient(store).log_metric(t.run_id, "system/cpu_utilization_percentage", 3.0, step=0)
     values = {"served/accuracy": 0.75, "served/log_loss": 0.5}
     model_id = published(t.run_id, described(), values)
     logged = mlflow.MlflowClient(store).get_logged_model(model_id)
