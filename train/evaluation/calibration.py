@@ -151,6 +151,14 @@ def calibration_error(log_confidence: Floats, correct: NDArray[np.bool_]) -> flo
     confidence = np.exp(log_confidence)
     if not np.isfinite(confidence).all():
         return float("nan")
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(correct))
+    return binned_error(confidence_bins(confidence), correct - confidence)
+
+
+def confidence_bins(confidence: Floats) -> NDArray[np.int64]:
+    """Return the bin of each probability of the likeliest class."""
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+
+
+def binned_error(bins: NDArray[np.int64], gaps: Floats) -> float:
+    """Return the mean over the images of |gap| of their bin; a gap is whether it is right - confidence."""
+    return float(np.abs(np.bincount(bins, weights=gaps, minlength=BINS)).sum() / len(bins))
