@@ -57,7 +57,7 @@ from pipelines.study import (
 )
 from pipelines.study_report import STATES, check_folder, study_table, write_study_report
 from pipelines.trial import run_trial
-from serve.contract.metadata import KIND_TAG
+from serve.contract.mlflow_tags import KIND_TAG
 from serve.contract.urls import is_remote, redact
 from train.cli import given_values, parse_config, parse_unchecked
 from train.config import TrainConfig

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from serve import storage
 from serve.contract.errors import UserError
-from serve.contract.metadata import PRECISION_TAG
+from serve.contract.mlflow_tags import PRECISION_TAG
 from serve.contract.urls import is_http, is_remote, redact
 from serve.tracking_server import AbsentError, TrackingServer
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from serve.contract.errors import UserError
-from serve.contract.metadata import CLASSES_TAG, DATA_TAG, HOST_TAG, KIND_TAG, MODEL_NAME_TAG
+from serve.contract.mlflow_tags import CLASSES_TAG, DATA_TAG, HOST_TAG, KIND_TAG, MODEL_NAME_TAG
 from serve.contract.urls import last_part, redact, url_path
 from serve.job import Scoring
 from serve.local_copy import OpenedModel

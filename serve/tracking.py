@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import UserError
-from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, EXPERIMENT_KIND, PRECISION_TAG
+from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, EXPERIMENT_KIND, PRECISION_TAG
 from serve.contract.urls import is_http, redact
 from serve.mlflow_models import DEFAULT_URI
 from serve.tracking_server import AbsentError, TrackingServer

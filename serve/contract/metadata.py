@@ -22,18 +22,6 @@ FORMAT_VERSION = 3  # raised with the fields: a file is understood wholly or not
 READABLE_VERSIONS = (2, 3)  # 2: colour profiles are ignored
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
-CHECKPOINT_TAG = "purebred.checkpoint_sha256"  # on models in MLflow, as in the file's own metadata
-PRECISION_TAG = "purebred.model_precision"  # of the file's own layers; unset: fp32
-BEST_CHECKPOINT_TAG = "purebred.best_checkpoint_sha256"  # on training runs in MLflow
-KIND_TAG = "purebred.kind"  # of a run in MLflow: training, fold, trial, sweep, scoring, evaluation
-MODEL_NAME_TAG = "purebred.model"  # architecture
-CLASSES_TAG = "purebred.classes"  # their number
-DATA_TAG = "purebred.data"  # last part of its path or URL
-HOST_TAG = "purebred.host"
-EXPERIMENT_KIND = (
-    "mlflow.experimentKind",
-    "custom_model_development",
-)  # else MLflow guesses, at first GenAI
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
 EMBEDDINGS_NAME = (
     "embeddings"  # float32 [N, features], the last layer's input; only with export --embeddings

@@ -13,7 +13,7 @@ from serve_model import build_model, encode, record_verification, solid
 
 from serve import doctor
 from serve.contract.errors import UserError
-from serve.contract.metadata import PRECISION_TAG
+from serve.contract.mlflow_tags import PRECISION_TAG
 from serve.local_copy import resolve_model
 from serve.main import main
 from serve.merge import main as merge

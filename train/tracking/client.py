@@ -18,7 +18,7 @@ import mlflow.data.sources
 import mlflow.system_metrics.system_metrics_monitor
 import mlflow.tracking.context.registry
 
-from serve.contract.metadata import EXPERIMENT_KIND
+from serve.contract.mlflow_tags import EXPERIMENT_KIND
 from serve.contract.urls import is_http, split_credentials
 from train.tracking.errors import HIDDEN, RefusedError, translate, without_passwords
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.files import file_sha256
-from serve.contract.metadata import (
+from serve.contract.mlflow_tags import (
     BEST_CHECKPOINT_TAG,
     CLASSES_TAG,
     DATA_TAG,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve.contract.metadata import CHECKPOINT_TAG, DATA_TAG, HOST_TAG, KIND_TAG
+from serve.contract.mlflow_tags import CHECKPOINT_TAG, DATA_TAG, HOST_TAG, KIND_TAG
 from train.tracking.client import TrackingStore, choose_experiment, dataset_input, mlflow
 from train.tracking.registry import find_by_checkpoint, find_logged_model
 

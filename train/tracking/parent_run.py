@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.contract.metadata import KIND_TAG
+from serve.contract.mlflow_tags import KIND_TAG
 from train.tracking.client import TrackingStore, choose_experiment, mlflow
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag

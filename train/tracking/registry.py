@@ -12,7 +12,8 @@ from typing import Any
 
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
-from serve.contract.metadata import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG, ModelMetadata
+from serve.contract.metadata import ModelMetadata
+from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, PRECISION_TAG
 from train.tracking.client import TrackingStore, mlflow
 
 MODEL_TAG = "purebred.model_sha256"  # of a logged model's file

@@ -3,7 +3,7 @@
 import pytest
 from mlflow_store import DIGEST, runs, tracker
 
-from serve.contract.metadata import CLASSES_TAG, DATA_TAG, KIND_TAG
+from serve.contract.mlflow_tags import CLASSES_TAG, DATA_TAG, KIND_TAG
 from train.config import TrainConfig
 from train.tracking.contents import changed_parameters, kind_tags, metric_name, resumed_name, sources_of
 
