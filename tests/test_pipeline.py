@@ -244,7 +244,7 @@ def test_with_no_arguments_it_trains_on_data_train(sample: Path, empty_store: Pa
     with RankJob(tmp_path) as job:
         job.wait_for_text("epoch 1/15: ")  # one of fifteen epochs shows it
     assert "data/train: 40 images" in job.printed()
-    assert len(list((tmp_path / "runs").glob("*-resnet18/checkpoints/best.pt"))) == 1
+    assert len(list((tmp_path / "runs").glob("*-resnet18/metrics.jsonl"))) == 1
 
 
 @photographs
