@@ -43,6 +43,7 @@ from pipelines.labelled_scores import Scored, read_labelled, score_labelled
 from serve.contract.files import expand_arguments, file_sha256
 from serve.contract.urls import is_remote, redact
 from serve.local_copy import OpenedModel, resolve_model
+from serve.outcome import report_error
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.progress import resampling_warning
@@ -91,12 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(expand_arguments(argv))
     try:
         return run(args)
-    except (UserError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 3
+    except (UserError, OSError) as error:
+        return report_error(error)
 
 
 def run(args: argparse.Namespace) -> int:

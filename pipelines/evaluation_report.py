@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -32,6 +31,7 @@ from train.evaluation.significance import (
 )
 from train.evaluation.tables import check_reports_replaceable, write_table
 from train.runs.directory import write_bad_files
+from train.runs.note import scoring_command
 
 FILES = ("evaluation.json", "per_class.csv", "predictions.csv", "bad_files.csv", REPORT)
 PER_CLASS_COLUMNS = (
@@ -212,13 +212,7 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
             *((name.replace("_", " "), value) for name, value in summary.parameters().items()),
             ("images", f"{summary.num_scored} of {summary.num_images} could be read"),
         ],
-        commands=[
-            (
-                "score images with this model (DIR is their folder)",
-                f"python serve/main.py --model {shlex.quote(summary.model)} --images DIR "
-                "--output predictions.csv",
-            )
-        ],
+        commands=[("score images with this model (DIR is their folder)", scoring_command(summary.model))],
         measures=[
             Measure(name.replace("_", " "), interval, summary.validation.get(own.get(name, "")))
             for name, interval in summary.metrics.items()

@@ -32,7 +32,7 @@ from serve.contract.urls import is_remote, redact
 from serve.inputs.sources import Source, open_source
 from serve.job import PartWriter, Scoring, earlier_manifest
 from serve.local_copy import LocalCopy, OpenedModel, resolve_model
-from serve.outcome import Write, open_summary, outcome_code, print_outcome
+from serve.outcome import Write, open_summary, outcome_code, print_outcome, report_error
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of, is_predictions
 from serve.outputs.layout import Format, Layout
@@ -66,12 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"error: {error or 'out of memory'}: lower --batch-size or --workers", file=sys.stderr)
         return 2
-    except (UserError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 3
+    except (UserError, OSError) as error:
+        return report_error(error)
 
 
 def run(args: argparse.Namespace) -> int:

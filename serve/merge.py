@@ -23,7 +23,13 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_arguments
 from serve.contract.urls import redact
 from serve.local_copy import open_folder
-from serve.outcome import add_outcome_options, open_summary, outcome_code, print_outcome
+from serve.outcome import (
+    add_outcome_options,
+    open_summary,
+    outcome_code,
+    print_outcome,
+    report_error,
+)
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.join import join
 from serve.shards import PART_NAME, Manifest
@@ -68,12 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             copy.publish(path)
             summary.facts |= {"output": redact(args.output), "shard": ""}
             write_summary(summary)
-    except (UserError, FileNotFoundError, NotADirectoryError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 3
+    except (UserError, OSError) as error:
+        return report_error(error)
     where = redact(args.output)
     print(
         f"{summary.rows} rows in {where}, one for each input: {summary.scored} scored, "

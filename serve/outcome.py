@@ -21,6 +21,14 @@ SUFFIX = ".summary.json"  # with --shard of a file in the folder that --summary 
 Write = Callable[[JobSummary], None]
 
 
+def report_error(error: Exception) -> int:
+    """Print the error in one line; return the exit code: 2 if the same call will fail again, 3 if it may
+    succeed."""
+    print(f"error: {redact(error)}", file=sys.stderr)
+    lasting = (UserError, FileNotFoundError, PermissionError, NotADirectoryError)
+    return 2 if isinstance(error, lasting) else 3
+
+
 def add_outcome_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-errors",

@@ -217,10 +217,18 @@ class TrainConfig:
     seed: int = setting(0, "run and tracking", limits=(0, 2**32 - 1), searched=False)
     """Order, augmentation, initial weights and split are functions of it."""
     output: str = setting(
-        "runs", "run and tracking", path=True, resumable=True, searched=False, compared=False
+        "runs",
+        "run and tracking",
+        path=True,
+        location=True,
+        resumable=True,
+        searched=False,
+        compared=False,
     )
     """Folder of the run directories. A URL needs a --name; the run is copied there as it grows."""
-    name: str = setting("", "run and tracking", resumable=True, searched=False, compared=False)
+    name: str = setting(
+        "", "run and tracking", location=True, resumable=True, searched=False, compared=False
+    )
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = setting(
         "", "run and tracking", resumable=True, searched=False, overridden_by=("track=false",)
@@ -231,7 +239,14 @@ class TrainConfig:
     """Log to MLflow; metrics.jsonl is written in any case."""
 
     resume: str = setting(
-        "", "fault tolerance", path=True, resumable=True, per_start=True, searched=False, compared=False
+        "",
+        "fault tolerance",
+        path=True,
+        location=True,
+        resumable=True,
+        per_start=True,
+        searched=False,
+        compared=False,
     )
     """Run directory to resume; its settings hold unless given again. `auto`: the run of this --name, or
     without one the furthest unfinished run of these settings in --output; if there is none, a new run."""

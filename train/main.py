@@ -107,8 +107,8 @@ def train(
         with recorded_status(run, folder, tracker, stop):
             Trainer(run, folder, tracker, stop, log, publish).fit()
             if ranks.is_main:
-                place = remote or str(folder)
-                write_run_report(folder, run.state.evaluated, history, data, config, tracker, place)
+                location = remote or str(folder)
+                write_run_report(folder, run.state.evaluated, history, data, config, tracker, location)
     if ranks.is_main:
         log(training_summary(history, config, data.val.labels, remote or str(folder)))
         if not history.complete(config):

@@ -29,6 +29,8 @@ class Setting:
     """May change when the run is resumed: it does not decide what is trained."""
     path: bool = False
     """Names a file or folder, in which a leading ~ is the home folder."""
+    location: bool = False
+    """Names the run directory: what a run is resumed by, not what it trains."""
     per_start: bool = False
     """Belongs to one start of a run, and is not taken over when the run is resumed."""
     searched: bool = True

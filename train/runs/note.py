@@ -10,10 +10,10 @@ from train.runs.history import History
 LONGEST_NAME = 100  # characters of a class name; MLflow takes 5000 of a note
 
 
-def run_note(predictions: Predictions, history: History, place: str) -> str:
+def run_note(predictions: Predictions, history: History, location: str) -> str:
     """Return Markdown about the best epoch.
 
-    `predictions` are that epoch's on the validation images; `place` is the run directory, a path or URL.
+    `predictions` are that epoch's on the validation images; `location` is the run directory, a path or URL.
     """
     from train.evaluation.significance import accuracy_interval  # which other ranks need not import
 
@@ -28,11 +28,8 @@ def run_note(predictions: Predictions, history: History, place: str) -> str:
             f"Worst of {len(predictions.class_names)} classes: {code_span(worst['class'])}, F1 "
             f"{worst['f1']:.4f}, recall {worst['recall']:.4f}, {worst['images']} images",
             "",
-            *_indented(export_command(place)),
-            *_indented(
-                f"python serve/main.py --model {shlex.quote(f'{place}/export/model.onnx')} --images DIR "
-                "--output predictions.csv"
-            ),
+            *_indented(export_command(location)),
+            *_indented(scoring_command(location)),
         ]
     )
 
@@ -40,6 +37,11 @@ def run_note(predictions: Predictions, history: History, place: str) -> str:
 def export_command(location: str) -> str:
     """Return the command that exports the run at a path or URL."""
     return f"python export/main.py --run {shlex.quote(location)}"
+
+
+def scoring_command(model: str) -> str:
+    """Return the command that scores images with an exported run or a model file."""
+    return f"python serve/main.py --model {shlex.quote(model)} --images DIR --output predictions.csv"
 
 
 def code_span(text: str) -> str:

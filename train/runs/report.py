@@ -36,11 +36,11 @@ def write_run_report(
     data: Data,
     config: TrainConfig,
     tracker: NullTracker,
-    place: str,
+    location: str,
 ) -> None:
     """Draw figures, write tables and the page of the best epoch, and log the run's files and its note.
 
-    `model` gets the best weights; `place` is where users find the run directory, a path or URL."""
+    `model` gets the best weights; `location` is where users find the run directory, a path or URL."""
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
     from train.evaluation.html_report import REPORT
     from train.runs.results import RunResult
@@ -58,9 +58,9 @@ def write_run_report(
         config.name, folder, config.to_dict(), list(tracker.rows), history.best_epoch, predictions
     )
     shown = RunData(data.val.root, data.digest, data.train.counts())
-    write_run_page(folder / REPORT, result, shown, place)
+    write_run_page(folder / REPORT, result, shown, location)
     tracker.log_best(history.best_epoch, history.best)
-    tracker.log_note(run_note(predictions, history, place))
+    tracker.log_note(run_note(predictions, history, location))
     tracker.log_files(artifacts(folder))
 
 

@@ -15,11 +15,10 @@ from train.config import SETTINGS
 from train.evaluation.classes import class_intervals
 from train.evaluation.html_report import Measure, Report, write_report
 from train.evaluation.significance import Interval, accuracy_interval, ece_interval, mean_interval
-from train.runs.note import export_command
+from train.runs.note import export_command, scoring_command
 from train.runs.results import RunResult
 from train.settings import flag
 
-OF_THE_CALL = ("resume", "output", "name")
 ALWAYS_SHOWN = ("model", "weights", "image_size", "optimizer", "lr", "batch_size", "epochs", "seed")
 
 
@@ -36,16 +35,12 @@ class RunData:
 
 def commands_of(location: str) -> list[tuple[str, str]]:
     """Return (what for, command) of a finished run at a path or URL."""
-    quoted = shlex.quote(location)
     return [
         ("export the best epoch's model, verified, to ONNX", export_command(location)),
-        (
-            "then score images (DIR is their folder)",
-            f"python serve/main.py --model {quoted} --images DIR --output predictions.csv",
-        ),
+        ("then score images (DIR is their folder)", scoring_command(location)),
         (
             "or evaluate it on other labelled images",
-            f"python pipelines/evaluate.py --model {quoted} --data LABELLED",
+            f"python pipelines/evaluate.py --model {shlex.quote(location)} --data LABELLED",
         ),
     ]
 
@@ -131,5 +126,5 @@ def changed_from_defaults(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (flag(name), redact(value))
         for name, value in config.items()
-        if name not in OF_THE_CALL and (name not in SETTINGS or SETTINGS[name].default != value)
+        if name not in SETTINGS or not (SETTINGS[name].location or SETTINGS[name].default == value)
     ]

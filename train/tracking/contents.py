@@ -18,14 +18,13 @@ from serve.contract.mlflow_tags import (
 )
 from serve.contract.urls import is_remote, last_part
 from train.checkpoint import best_checkpoint
-from train.config import TrainConfig
+from train.config import SETTINGS, TrainConfig
 from train.data.index import Data
 from train.tracking.run_record import Record
 
 KEY_TAG = "purebred.key"
 RESUMED_TAG = "purebred.resumed"
 NOTE_TAG = "mlflow.note.content"  # Markdown at the head of a run's page
-OF_THE_CALL = ("resume", "output", "name")  # what a run is resumed by, not what it is
 # an epoch that is done again has other values, and no better
 OF_ITS_EXECUTION = ("images_per_second", "data_share")
 RESUMED = re.compile(r"resume\.(\d+)(?:-(\d+))?\.(.+)")
@@ -76,7 +75,7 @@ def changed_parameters(known: Mapping[str, str], values: Mapping[str, str]) -> d
     return {
         key: (last[key], value)
         for key, value in values.items()
-        if last.get(key, value) != value and key not in OF_THE_CALL
+        if last.get(key, value) != value and not (key in SETTINGS and SETTINGS[key].location)
     }
 
 
