@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from serve.arguments import build_parser, check_options
 from serve.batch import check_score, default_batch_size
@@ -36,8 +37,6 @@ from serve.outcome import Write, open_summary, outcome_code, print_outcome, repo
 from serve.outputs.destination import check_output_replaceable, open_output
 from serve.outputs.formats import FORMATS, format_of, is_predictions
 from serve.outputs.layout import Format, Layout
-from serve.outputs.sample import Sample, read_sample
-from serve.outputs.submission import make_submission
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.progress import Progress, print_start
@@ -46,6 +45,9 @@ from serve.scoring_run import describe_run, log_run
 from serve.shards import Manifest, Shard
 from serve.tracking import find_server
 from serve.verification import read_metadata
+
+if TYPE_CHECKING:
+    from serve.outputs.sample import Sample
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +76,11 @@ def run(args: argparse.Namespace) -> int:
     shard = Shard.parse(args.shard) if args.shard else None
     form = FORMATS[args.format or "csv"] if args.format or shard else format_of(args.output)
     check_options(args, form, shard)
-    sample = read_sample(args.sample_submission) if args.sample_submission else None
+    sample = None
+    if args.sample_submission:
+        from serve.outputs.sample import read_sample  # what only contests need does not slow every start
+
+        sample = read_sample(args.sample_submission)
     others = [sample.is_submission] if sample else []
     with open_output(args.output, form.suffix, shard) as (path, copy):
         output = copy.url_of(path)
@@ -106,7 +112,7 @@ def score_images(
     model: OpenedModel,
     shard: Shard | None,
     form: Format,
-    sample: Sample | None,
+    sample: "Sample | None",
     part: Path,
     copy: LocalCopy,
     output: str,
@@ -178,7 +184,7 @@ def keep_choices(args: argparse.Namespace, model: Path, earlier: Manifest | None
 
 
 def open_scoring(
-    args: argparse.Namespace, model: OpenedModel, form: Format, sample: Sample | None, source: Source
+    args: argparse.Namespace, model: OpenedModel, form: Format, sample: "Sample | None", source: Source
 ) -> Scoring:
     predictor = Predictor(
         model.path,
@@ -196,6 +202,8 @@ def open_scoring(
     class_names = predictor.metadata.class_names
     layout = Layout(class_names, args.top_k, args.embeddings)
     if sample:
+        from serve.outputs.submission import make_submission
+
         submission = make_submission(sample, class_names, args.submission_values, source.inventory)
         submission.print_start()
         source, form = replace(source, inventory=submission.inventory), submission.form

@@ -2,7 +2,6 @@
 
 import io
 from functools import cache
-from importlib import metadata
 
 from PIL import Image
 
@@ -46,6 +45,8 @@ def open_heic(data: bytes) -> Image.Image:
 @cache
 def heic_version() -> dict[str, str]:
     """Return the version of pi-heif by its name; {} where it is not installed."""
+    from importlib import metadata  # 20 ms, which a command's start does without
+
     try:
         return {PACKAGE: metadata.version(PACKAGE)}
     except metadata.PackageNotFoundError:
