@@ -95,8 +95,8 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         "--shard",
         metavar="I/N",
         default="",
-        help="score part I of N, counted from 0; auto/N takes I from JOB_COMPLETION_INDEX; "
-        "serve/merge.py joins the parts",
+        help="score part I of N, counted from 0; auto takes both from the scheduler (SLURM, AWS Batch, "
+        "Google Batch, Cloud Run), auto/N takes I (Kubernetes); serve/merge.py joins the parts",
     )
     add("--resume", action="store_true", help="keep what an earlier call, killed or not, has finished")
     add(

@@ -13,7 +13,6 @@ write the same files over one another.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,10 +22,10 @@ from typing import IO, Any
 
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
+from serve.schedulers import array_task
 
 MANIFEST_VERSION = 1
 MAX_SHARDS = 1_000_000
-INDEX_VARIABLE = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
 PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})(\.[a-z]+)")
 
 
@@ -37,18 +36,28 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """ "3/8", or "auto/8" for the index in JOB_COMPLETION_INDEX."""
-        index, _, count = text.partition("/")
+        """Return shard "3/8", or the one that the cluster's scheduler gives this task: "auto" or "auto/8".
+
+        Raises:
+            UserError: no such shard, or serve.schedulers.array_task cannot tell.
+        """
+        index, slash, count = text.partition("/")
+        if text == "auto":
+            return cls._checked(text, *array_task())
+        if not (slash and count.isdecimal() and (index == "auto" or index.isdecimal())):
+            raise UserError(f"--shard {text!r} is not I/N, auto/N or auto")
         if index == "auto":
-            index = os.environ.get(INDEX_VARIABLE, "")
-            if not index:
-                raise UserError(f"--shard {text}: the environment variable {INDEX_VARIABLE} is not set")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) <= MAX_SHARDS):
+            return cls._checked(text, *array_task(int(count)))
+        return cls._checked(text, int(index), int(count))
+
+    @classmethod
+    def _checked(cls, text: str, index: int, count: int) -> "Shard":
+        if not index < count <= MAX_SHARDS:
             raise UserError(
-                f"--shard {text!r} is not I/N with I from 0 to N-1, or auto/N (index {index!r}), and N at "
+                f"--shard {text}: there is no shard {index} of {count}: I goes from 0 to N-1, and N is at "
                 f"most {MAX_SHARDS}"
             )
-        return cls(int(index), int(count))
+        return cls(index, count)
 
     def part_name(self, suffix: str) -> str:
         return f"part-{self.index:05}-of-{self.count:05}{suffix}"

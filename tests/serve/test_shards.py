@@ -46,7 +46,22 @@ def test_a_shard_is_named_by_numbers_or_by_kubernetes(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "text", ["8/8", "-1/8", "1", "a/b", "1/0", "/", "1/8/9", "auto/7", "auto/x", "²/8"]
+    "text",
+    [
+        "8/8",
+        "-1/8",
+        "1",
+        "a/b",
+        "1/0",
+        "/",
+        "1/8/9",
+        "auto/7",
+        "auto/x",
+        "auto/",
+        "auto/0",
+        "²/8",
+        "0/1000001",
+    ],
 )
 def test_a_shard_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "7")
