@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="serve.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--write", type=Path, action="append", default=[], metavar="DIR", help="the job writes here")
+    add("--write", action="append", default=[], metavar="DIR", help="the job writes here")
     add("--read", action="append", default=[], metavar="PATH", help="the job reads this folder or file")
     add(
         "--free",
@@ -170,12 +170,16 @@ def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Fi
     return Finding("ok", "onnxruntime", f"{ort.__version__}, {opened.described(model)} runs on {where}")
 
 
-def writable(folder: Path, free: float) -> Finding:
+def writable(output: str | Path, free: float) -> Finding:
     """Do what every output of the project does: write a temporary file, flush it, rename it.
 
-    For a folder that does not exist, the nearest one above it is checked. `free` in GiB.
+    For a folder that does not exist, the nearest one above it is checked. `free` in GiB. URLs are left
+    to the job.
     """
-    about = f"write {folder}"
+    about = f"write {output}"
+    if is_remote(str(output)):
+        return Finding("ok", about, "remote, not tried")
+    folder = Path(output)
     try:
         nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with (

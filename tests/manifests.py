@@ -4,11 +4,11 @@
 and apps; the Pod Security Standards).
 """
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -56,13 +56,63 @@ def kubectl() -> str:
 
 @cache
 def render(overlay: str) -> list[Manifest]:
-    """Shared by all tests: copy before you change it."""
-    done = subprocess.run(
-        [kubectl(), "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True
-    )
+    """Platform and Jobs of an overlay; shared by all tests: copy before you change it."""
+    return [*render_folder(K8S / "overlays" / overlay / "platform"), *render_jobs(overlay)]
+
+
+@cache
+def render_jobs(overlay: str) -> list[Manifest]:
+    return render_folder(K8S / "overlays" / overlay / "jobs")
+
+
+def render_folder(folder: Path) -> list[Manifest]:
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, f"kustomize warns: {done.stderr}"
     return load(done.stdout)
+
+
+def combine(base: str, components: tuple[str, ...], folder: Path, **fields: Any) -> list[Manifest]:
+    """`base` (jobs, platform, overlays/NAME/jobs) with components in this order, as a user's overlay."""
+    document = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(K8S / base, folder)],
+        "components": [os.path.relpath(K8S / "components" / name, folder) for name in components],
+        **fields,
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(document))
+    return render_folder(folder)
+
+
+def for_run(overlay: str, run: str, folder: Path, *values: str) -> list[Manifest]:
+    """The Jobs of an overlay for one run, as k8s/pipeline.py has them, with values of `pipeline`."""
+    return combine(
+        f"overlays/{overlay}/jobs",
+        ("counts",),
+        folder,
+        nameSuffix=f"-{run}",
+        labels=[{"pairs": {"purebred/run": run}, "includeSelectors": True}],
+        configMapGenerator=[
+            {"name": "pipeline", "behavior": "merge", "literals": [f"RUN_NAME={run}", *values]},
+            {"name": "train-settings", "behavior": "merge"},
+        ],
+        generatorOptions={"immutable": True},
+        sortOptions={"order": "fifo"},
+    )
+
+
+def config(documents: list[Manifest], name: str) -> dict[str, str]:
+    """Data of a generated ConfigMap, whose name ends in a hash."""
+    (found,) = (
+        d for d in documents if d["kind"] == "ConfigMap" and generated_as(d["metadata"]["name"], name)
+    )
+    data: dict[str, str] = found["data"]
+    return data
+
+
+def generated_as(name: str, config_map: str) -> bool:
+    return re.fullmatch(rf"{config_map}(-[-a-z0-9]+)?-[a-z0-9]{{10}}", name) is not None
 
 
 def named(documents: list[Manifest], kind: str, name: str) -> Manifest:
@@ -88,15 +138,10 @@ def pods(documents: list[Manifest]) -> Iterator[Pod]:
     """Of all kinds that make pods; a TrainingRuntime's with what the TrainJob overrides."""
     for document in documents:
         owner, spec = f"{document['kind']}/{document['metadata']['name']}", document.get("spec", {})
-        if document["kind"] == "TrainingRuntime":
-            for job in spec["template"]["spec"]["replicatedJobs"]:
-                template = deepcopy(job["template"]["spec"]["template"])
-                for train_job in (d for d in documents if d["kind"] == "TrainJob"):
-                    trainer = train_job["spec"]["trainer"]
-                    (node,) = (c for c in template["spec"]["containers"] if c["name"] == "node")
-                    node["args"] = trainer["args"]
-                    node["resources"] = trainer["resourcesPerNode"]
-                    node["env"] = [*node.get("env", []), *trainer.get("env", [])]
+        if document["kind"] in ("TrainingRuntime", "JobSet"):
+            replicated = spec["template"]["spec"] if document["kind"] == "TrainingRuntime" else spec
+            for job in replicated["replicatedJobs"]:
+                template = job["template"]["spec"]["template"]
                 yield Pod(owner, job["template"]["spec"], template["metadata"]["labels"], template["spec"])
         elif "template" in spec:
             template = spec["template"]
@@ -281,13 +326,22 @@ def restricted(spec: Manifest) -> list[str]:
     return found
 
 
-def expand(container: Manifest, documents: list[Manifest]) -> list[str]:
-    """The arguments as the container gets them: $(NAME) from its environment. KeyError: there is none."""
+def expand(
+    container: Manifest, documents: list[Manifest], labels: Mapping[str, str] | None = None
+) -> list[str]:
+    """The arguments as the container gets them: $(NAME) from its environment. KeyError: there is none.
+
+    `labels` are what controllers give the pod, for variables that are taken from one.
+    """
     environment: dict[str, str] = {}
     for source in container.get("envFrom", []):
-        environment |= named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
+        if "configMapRef" in source:
+            environment |= named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
     for variable in container.get("env", []):
-        environment[variable["name"]] = variable.get("value", "secret")
+        path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
+        label = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
+        found = labels[label[1]] if label and labels is not None else "from-elsewhere"
+        environment[variable["name"]] = variable.get("value", found)
     return [
         re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], argument)
         for argument in [*container.get("command", []), *container.get("args", [])]

@@ -30,7 +30,7 @@ def postgresql() -> Iterator[str]:
         pytest.skip("PostgreSQL's server is not installed")
     pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install '.[server]'")
     user = USER if os.geteuid() == 0 else None
-    manifest = (REPOSITORY / "k8s" / "base" / "mlflow.yaml").read_text()
+    manifest = (REPOSITORY / "k8s" / "components" / "mlflow" / "server.yaml").read_text()
     (scheme,) = re.findall(
         r"value: (postgresql\S*?)://", manifest
     )  # with the driver that is installed there
