@@ -6,7 +6,7 @@ set -eu
 action=${1:?one of train, export, sync, score, merge, doctor}
 shift
 case $action in
-train) exec python -m torch.distributed.run "$@" ;;
+train) exec python -m train.launch "$@" ;;
 export) exec python export/main.py "$@" ;;
 sync) exec python train/sync.py "$@" ;;
 score) exec python serve/main.py "$@" ;;

@@ -28,7 +28,7 @@ def entrypoint(tmp_path: Path, *arguments: str, code: int = 0) -> list[str]:
 
 def test_each_action_is_one_command_with_its_arguments_untouched(tmp_path: Path) -> None:
     train = ["--standalone", "train/main.py", "--name=first"]
-    assert entrypoint(tmp_path, "train", *train) == ["-m", "torch.distributed.run", *train]
+    assert entrypoint(tmp_path, "train", *train) == ["-m", "train.launch", *train]
     assert entrypoint(tmp_path, "export", "--run", "a b") == ["export/main.py", "--run", "a b"]
     assert entrypoint(tmp_path, "sync", "runs/a b") == ["train/sync.py", "runs/a b"]
     assert entrypoint(tmp_path, "score", "*") == ["serve/main.py", "*"]

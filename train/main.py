@@ -6,7 +6,7 @@ A run that was interrupted, however it was, is resumed by the same command with 
 
 Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, too
 little memory, or the training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot
-written. torchrun makes 1 of all but 0.
+written. torchrun makes 1 of all but 0, train/launch.py does not.
 """
 
 import sys
