@@ -687,6 +687,63 @@ FAULTS = [
         "(0, 0, 0, 255)",
         ("colours", "images"),
     ),
+    # Jobs in a cluster
+    Fault(
+        "a Job made again by somebody else is waited for",
+        "k8s/runner/job.py",
+        """raise PipelineError(1, f"{job.name} was replaced by somebody else: {describe}")""",
+        "pass",
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "an active Job is deleted without a word",
+        "k8s/runner/job.py",
+        "if live is None or ending(live) or replace:",
+        "if True:",
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "runs share the names of their Jobs",
+        "k8s/runner/render.py",
+        '"nameSuffix": f"-{run}",',
+        '"nameSuffix": "-run",',
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "settings can be changed under a running Job",
+        "k8s/runner/render.py",
+        '"generatorOptions": {"immutable": True},',
+        "",
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "a container that never started hides what the doctor wrote",
+        "k8s/runner/reasons.py",
+        '"--ignore-errors", "--prefix"',
+        '"--prefix"',
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "a Job that was made without an answer is refused",
+        "k8s/runner/job.py",
+        'if live and live["metadata"].get("annotations", {}).get(TOKEN) == token:',
+        "if False:",
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "a Job goes on running after its time",
+        "k8s/runner/job.py",
+        'cluster.once("patch", target,',
+        'cluster.once("get", target,',
+        ("k8s_pipeline",),
+    ),
+    Fault(
+        "a missing Secret is found by the pod that waits for it",
+        "k8s/runner/checks.py",
+        "for name in sorted(set(names) - there):",
+        "for name in []:",
+        ("k8s_pipeline",),
+    ),
 ]
 
 

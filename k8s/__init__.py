@@ -1,0 +1,1 @@
+"""Cluster jobs and the container images; `pipeline.py` runs the jobs."""

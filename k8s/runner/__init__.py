@@ -1,0 +1,1 @@
+"""What pipeline.py is made of: standard library and kubectl only."""

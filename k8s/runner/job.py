@@ -1,0 +1,201 @@
+"""One step's Job in the cluster: made, waited for by its uid, stopped."""
+
+import json
+from dataclasses import dataclass
+from uuid import uuid4
+
+from k8s.runner.cluster import (
+    PATIENCE,
+    Cluster,
+    KubectlError,
+    Object,
+    PipelineError,
+    as_list,
+    last_line,
+    say,
+)
+from k8s.runner.reasons import LABELS, QUEUE, Watch, ending, workloads
+from k8s.runner.render import KINDS, Rendered
+
+POLL = 5.0  # seconds between two looks at a Job
+SETTINGS = "purebred/settings"  # annotation: the ConfigMaps that a Job was made with
+TOKEN = "purebred/pipeline"  # annotation: which call of the pipeline made it
+SUSPEND = '{"spec":{"suspend":true}}'
+RESUME = '{"spec":{"suspend":false}}'
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Job, TrainJob or JobSet as it was made: another of the same name is another Job."""
+
+    kind: str
+    name: str
+    uid: str
+
+    @property
+    def path(self) -> str:
+        return f"{KINDS[self.kind]}/{self.name}"
+
+
+def as_job(live: Object) -> Job:
+    return Job(live["kind"], live["metadata"]["name"], live["metadata"]["uid"])
+
+
+def path_of(document: Object) -> str:
+    return f"{KINDS[document['kind']]}/{document['metadata']['name']}"
+
+
+def refuse_active(cluster: Cluster, rendered: Rendered, step: str, replace: bool, attach: bool) -> None:
+    """Raise PipelineError(2) where the step's Job is active, without --replace and --attach."""
+    document = rendered.steps[step]
+    live = cluster.get(path_of(document))
+    if live is None or ending(live) or replace:
+        return
+    name = live["metadata"]["name"]
+    if not attach:
+        raise PipelineError(
+            2,
+            f"{name} is active, made {live['metadata'].get('creationTimestamp')}: --attach waits for it, "
+            "--replace deletes it and starts another; a run of another name is independent of it",
+        )
+    if live["metadata"].get("annotations", {}).get(SETTINGS) != settings(rendered, step):
+        raise PipelineError(2, f"--attach: {name} runs with other settings: give the same, or --replace")
+
+
+def settings(rendered: Rendered, step: str) -> str:
+    """Return the names of a step's ConfigMaps, which have hashes of their content."""
+    beside = rendered.beside(step)
+    return " ".join(sorted(d["metadata"]["name"] for d in beside if d["kind"] == "ConfigMap"))
+
+
+def start(cluster: Cluster, rendered: Rendered, step: str, replace: bool, attach: bool) -> Job:
+    """Return the step's new Job, made after what it needs; with attach, the active one.
+
+    A finished Job of the same name is deleted first.
+    """
+    document = rendered.steps[step]
+    refuse_active(cluster, rendered, step, replace, attach)
+    live = cluster.get(path_of(document))
+    if live and not ending(live) and attach:
+        return resume(cluster, live)
+    if live:
+        remove(cluster, as_job(live))
+    if beside := rendered.beside(step):
+        try:
+            cluster.call("apply", "--filename=-", given=as_list(beside))
+        except KubectlError as error:
+            raise PipelineError(2, f"{step}: {error}") from None
+    return create(cluster, document, settings(rendered, step))
+
+
+def create(cluster: Cluster, document: Object, settings: str) -> Job:
+    """Return the Job that the API server made; after a cut-off answer, look whether it did."""
+    name, token, end = document["metadata"]["name"], uuid4().hex, cluster.now() + PATIENCE
+    annotations = {**document["metadata"].get("annotations", {}), SETTINGS: settings, TOKEN: token}
+    document = {**document, "metadata": {**document["metadata"], "annotations": annotations}}
+    while True:
+        try:
+            answer = cluster.once("create", "--filename=-", "--output=json", given=json.dumps(document))
+            made = json.loads(answer)
+            break
+        except KubectlError as error:
+            if not (error.cut_off or error.says("already exists")) or cluster.now() >= end:
+                raise PipelineError(2, f"{name} cannot be made: {error}") from None
+        live = cluster.get(path_of(document))
+        if live and live["metadata"].get("annotations", {}).get(TOKEN) == token:
+            made = live
+            break
+        if live:
+            raise PipelineError(2, f"{name} is active: another pipeline has made it in this moment")
+        cluster.sleep(POLL)
+    say(f"{name}: started")
+    return as_job(made)
+
+
+def resume(cluster: Cluster, live: Object) -> Job:
+    """Return the active Job, resumed if a time limit suspended it; a queue does that by itself."""
+    job = as_job(live)
+    if QUEUE not in live["metadata"].get("labels", {}) and live["spec"].get("suspend"):
+        cluster.call("patch", job.path, "--type=merge", f"--patch={RESUME}")
+    say(f"{job.name}: attached")
+    return job
+
+
+def follow(cluster: Cluster, document: Object) -> str:
+    """Return the command that prints what all pods of a Job write."""
+    of_this = f"{LABELS[document['kind']]}={document['metadata']['name']}"
+    flags = "--follow --all-containers --ignore-errors --max-log-requests=50"
+    return cluster.command("logs", flags, f"--selector={of_this}")
+
+
+def remove(cluster: Cluster, job: Job) -> None:
+    """Delete a Job and wait until its pods are gone, printing what they wait for."""
+    cluster.call("delete", job.path, "--cascade=foreground", "--wait=false", "--ignore-not-found")
+    watch = Watch(cluster, job.name, job.kind, job.uid)
+    while (live := cluster.get(job.path)) is not None:
+        if live["metadata"]["uid"] != job.uid:
+            raise PipelineError(2, f"{job.name} was made again by somebody else")
+        watch.look(live, logs=False)
+        cluster.sleep(POLL)
+
+
+def wait(cluster: Cluster, job: Job, timeout: float) -> None:
+    """Return when the Job is complete.
+
+    PipelineError: 1 where it failed, or was deleted or replaced; 3 where it has not ended within timeout
+    seconds, after it was suspended.
+    """
+    watch = Watch(cluster, job.name, job.kind, job.uid)
+    cluster.deadline = cluster.now() + timeout
+    try:
+        while not has_ended(cluster, job, watch):
+            if cluster.now() >= cluster.deadline:
+                raise PipelineError(
+                    3, f"{job.name} has not ended within {timeout:.0f} s. {stop(cluster, job)}"
+                )
+            cluster.sleep(min(POLL, cluster.deadline - cluster.now()))
+    finally:
+        cluster.deadline = None
+
+
+def has_ended(cluster: Cluster, job: Job, watch: Watch) -> bool:
+    """Return whether the Job is complete; PipelineError(1) where it is not and will not be."""
+    try:
+        live = cluster.get(job.path)
+    except KubectlError as error:  # a token that has expired: log in again in another shell
+        watch.report([last_line(error)])
+        return False
+    describe = cluster.command("describe", job.path)
+    if live is None:
+        raise PipelineError(1, f"{job.name} was deleted by somebody else")
+    if live["metadata"]["uid"] != job.uid:
+        raise PipelineError(1, f"{job.name} was replaced by somebody else: {describe}")
+    end = ending(live)
+    if end and end[0] == "Complete":
+        say(f"{job.name}: complete")
+        return True
+    if end:
+        watch.show_failure()
+        raise PipelineError(1, f"{job.name} failed: {end[1]}: {describe}")
+    if live["metadata"].get("deletionTimestamp"):
+        raise PipelineError(1, f"{job.name} is being deleted by somebody else: {describe}")
+    watch.look(live)
+    return False
+
+
+def stop(cluster: Cluster, job: Job) -> str:
+    """Suspend a Job and return what was done, and what a person can type.
+
+    Kueue would start a Job again that it has admitted: its Workload is made inactive in place of that.
+    """
+    delete = f"to give it up: {cluster.command('delete', job.path)}"
+    target, patch, back = job.path, SUSPEND, RESUME
+    if workload := next(iter(workloads(cluster, job.uid)), None):
+        target = f"workload/{workload['metadata']['name']}"
+        patch, back = '{"spec":{"active":false}}', '{"spec":{"active":true}}'
+    try:
+        cluster.once("patch", target, "--type=merge", f"--patch={patch}")
+    except KubectlError as error:
+        return f"It continues, as {target} cannot be suspended ({last_line(error)}); {delete}"
+    again = cluster.command("patch", target, "--type=merge", f"--patch='{back}'")
+    return f"It is suspended: its pods end, what they have saved is kept. To resume it: {again}; {delete}"
