@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.labelled_scores import Scored
+from serve.contract.confidence import Estimate, Threshold, estimate_accuracy
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.predictor import Predictor
@@ -67,6 +68,10 @@ class Summary:
     """With the images that could not be read counted as wrong."""
     per_class: Sequence[Mapping[str, Any]]
     """Rows of per_class.csv, the lowest F1 first."""
+    threshold: Threshold | None
+    """By which scoring estimates accuracy on this provider; None: the model's file has none."""
+    estimated_accuracy: Estimate | None
+    """What scoring would estimate of these images, without labels; None of few images."""
     validation: Mapping[str, float]
     """What the model's file says of its own validation set."""
     min_accuracy: float
@@ -77,6 +82,11 @@ class Summary:
         per_class, f1_macro = class_intervals(predictions)
         metrics = _metrics(predictions, log_served(scored), f1_macro)
         metadata = predictor.metadata
+        profile = metadata.validation_on(predictor.provider, predictor.precision)
+        threshold, estimate = profile.threshold if profile else None, None
+        if threshold:
+            above = int((scored.probabilities.max(axis=1) > threshold.probability).sum())
+            estimate = estimate_accuracy(above, images, threshold)
         return cls(
             model=redact(args.model),
             model_sha256=sha256,
@@ -93,6 +103,8 @@ class Summary:
             metrics=metrics,
             accuracy_errors_wrong=metrics["accuracy"].value * images / (images + len(scored.bad)),
             per_class=[{name: row[name] for name in PER_CLASS_COLUMNS} for row in per_class],
+            threshold=threshold,
+            estimated_accuracy=estimate,
             validation=metadata.metrics,
             min_accuracy=args.min_accuracy,
         )
@@ -108,6 +120,8 @@ class Summary:
             for name, interval in self.metrics.items()
             for suffix, value in zip(("", "_low", "_high"), interval, strict=True)
         }
+        if self.estimated_accuracy:
+            ends["estimated_accuracy"] = self.estimated_accuracy.accuracy
         ends |= {"images": self.num_scored, "errors": self.num_errors, "ignored": self.num_ignored}
         return {name: float(value) for name, value in ends.items() if math.isfinite(value)}
 
@@ -206,6 +220,13 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
         warnings.append(
             f"{summary.num_ignored} images of classes that the model does not know are left out"
         )
+    measures = [
+        Measure(name.replace("_", " "), interval, summary.validation.get(own.get(name, "")))
+        for name, interval in summary.metrics.items()
+    ]
+    if found := summary.estimated_accuracy:
+        interval = Interval(found.accuracy, found.low, found.high)
+        measures.insert(1, Measure("accuracy as scoring estimates it, without labels", interval))
     return Report(
         title=f"Evaluation of {summary.model}",
         facts=[
@@ -213,14 +234,12 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
             ("images", f"{summary.num_scored} of {summary.num_images} could be read"),
         ],
         commands=[("score images with this model (DIR is their folder)", scoring_command(summary.model))],
-        measures=[
-            Measure(name.replace("_", " "), interval, summary.validation.get(own.get(name, "")))
-            for name, interval in summary.metrics.items()
-        ],
+        measures=measures,
         other="on its own validation set" if summary.validation else "",
         predictions=served_predictions(scored),
         root=scored.data.found.root,
         classes=summary.per_class,
+        threshold=summary.threshold.probability if summary.threshold else None,
         warnings=warnings,
     )
 
@@ -231,6 +250,11 @@ def evaluation_lines(summary: Summary, scored: Scored, folder: Path) -> list[str
     for name, (value, low, high) in summary.metrics.items():
         known = math.isfinite(low)
         lines.append(f"{name} {value:.4f}" + (f" (95 % interval {low:.4f} to {high:.4f})" if known else ""))
+    if found := summary.estimated_accuracy:
+        lines.append(
+            f"accuracy as scoring estimates it, without labels: {found.accuracy:.4f} (95 % interval "
+            f"{found.low:.4f} to {found.high:.4f})"
+        )
     if "val/accuracy" in summary.validation:
         lines.append(f"on its own validation set: accuracy {summary.validation['val/accuracy']:.4f}")
     there = [row for row in summary.per_class if row["images"]]

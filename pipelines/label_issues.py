@@ -38,14 +38,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
-from pipelines.launch import exit_code_of, run_program, split_flags
+from pipelines.folds import train_folds
+from pipelines.launch import exit_code_of, split_flags
 from pipelines.out_of_fold import OutOfFold, read_folds
 from serve.contract.files import atomic_path, expand_arguments
-from train.checkpoint import last_checkpoint
-from train.cli import given_values, parse_config
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_reports_replaceable
-from train.settings import refuse_given
 
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"
 HEADER = (
@@ -87,24 +85,11 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
         raise UserError("flags after -- need --folds: they are for its trainings")
     reports = {args.output / TABLE: ",".join(f'"{name}"' for name in HEADER), args.output / FIGURE: ""}
     check_reports_replaceable(reports, args.overwrite)
-    runs = args.runs or train_folds(args.folds, args.output, flags, args.nproc_per_node)
-    report(read_folds(runs), args.output, args.overwrite)
-
-
-def train_folds(folds: int, output: Path, flags: Sequence[str], processes: int) -> list[Path]:
-    """Train, or resume, a run for each fold, and return the run directories.
-
-    train/main.py leaves a finished run as it is, and refuses other settings or data than the run's.
-    """
-    runs = [output / f"fold{fold}of{folds}" for fold in range(1, folds + 1)]
-    for fold, folder in enumerate(runs, 1):
-        own = ["--folds", str(folds), "--fold", str(fold), "--output", str(output), "--name", folder.name]
-        refuse_given(parse_config(flags), given_values(own), "pipelines/label_issues.py")
-        parse_config([*flags, *own])
-        if last_checkpoint(folder).exists():
-            own = ["--resume", str(folder)]  # without an epoch done, train/main.py finds it by its name
-        run_program("train/main.py", *flags, *own, processes=processes)
-    return runs
+    if args.runs:
+        data = read_folds(args.runs)
+    else:
+        data = train_folds(args.folds, args.output, flags, args.nproc_per_node)
+    report(data, args.output, args.overwrite)
 
 
 def report(data: OutOfFold, output: Path, overwrite: bool = False) -> LabelIssues:

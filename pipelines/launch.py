@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,14 +22,19 @@ def program_command(program: str, *arguments: object, processes: int = 1) -> lis
     return [sys.executable, *launcher, str(ROOT / program), *map(str, arguments)]
 
 
-def run_program(program: str, *arguments: object, processes: int = 1) -> None:
+def run_program(
+    program: str,
+    *arguments: object,
+    processes: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run a program to its end, with its output shown; an exception in this process stops it in order.
 
     Raises:
         CalledProcessError: its exit code is not 0.
     """
     command = program_command(program, *arguments, processes=processes)
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=environment)
     try:
         code = process.wait()
     finally:

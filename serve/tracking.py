@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import UserError
-from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, EXPERIMENT_KIND, PRECISION_TAG
+from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, EXPERIMENT_TAGS, PRECISION_TAG
 from serve.contract.urls import is_http, redact
 from serve.mlflow_models import DEFAULT_URI
 from serve.tracking_server import AbsentError, TrackingServer
@@ -194,9 +194,7 @@ def _find_experiment(server: TrackingServer, source: ModelOrigin) -> str:
         return known
     name = name or DEFAULT_EXPERIMENT
     found = _find(server, "experiments/get-by-name", {"experiment_name": name}).get("experiment")
-    found = found or server.call(
-        "experiments/create", body={"name": name, "tags": _pairs(dict([EXPERIMENT_KIND]))}
-    )
+    found = found or server.call("experiments/create", body={"name": name, "tags": _pairs(EXPERIMENT_TAGS)})
     return str(found["experiment_id"])
 
 

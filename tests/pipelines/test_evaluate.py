@@ -15,6 +15,7 @@ from serve_model import CLASS_NAMES, broken_files, build_model, colour_of, encod
 from export.publish import track
 from pipelines.evaluate import main
 from pipelines.evaluation_report import FILES
+from serve.contract import confidence
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from train.evaluation.predictions import read_predictions
@@ -82,6 +83,7 @@ def test_the_validation_set_gives_the_numbers_of_verification(
     exported: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(confidence, "MIN_IMAGES", 1)
     validation = tmp_path / "validation.csv"
     with validation.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -95,6 +97,11 @@ def test_the_validation_set_gives_the_numbers_of_verification(
     assert found["metrics"]["accuracy"]["value"] == verification["accuracy_served"]
     assert found["metrics"]["log_loss"]["value"] == pytest.approx(verification["log_loss_served"], rel=1e-5)
     assert found["model_sha256"] == verification["model_sha256"]
+    estimate = found["estimated_accuracy"]
+    assert estimate["accuracy"] == pytest.approx(verification["accuracy_served"], abs=1e-6)
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"{estimate['low']:.4f} to {estimate['high']:.4f}" in page
+    assert f" {100 * found['threshold']['probability']:.2f} %" in page
     check_against_sklearn(output)
 
 
@@ -103,6 +110,7 @@ def test_any_number_of_classes_agrees_with_sklearn(model: Path, labelled: Path) 
     check_against_sklearn(output)
     found = json.loads((output / "evaluation.json").read_text())
     assert found["metrics"]["accuracy"]["value"] == 1 - 9 / 60
+    assert found["estimated_accuracy"] is None
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
     for path in (labelled / "blue").iterdir():  # a class of the model without images
         path.unlink()

@@ -1,6 +1,7 @@
 """Wrong labels are found among predictions, and by the whole command with real runs."""
 
 import csv
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -8,11 +9,14 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+from mlflow_store import runs
 from PIL import Image
 from train_data import draw, flat_set
 
+from pipelines.folds import train_folds
 from pipelines.label_issues import find_issues, main, report
 from pipelines.out_of_fold import OutOfFold
+from train.tracking.run_record import RUN_TAGS, Record
 
 
 def predictions(
@@ -181,13 +185,13 @@ def test_all_folds_with_one_command_and_again_without_training(
 
     refused = False
 
-    def call(program: str, *arguments: object, processes: int) -> None:
-        assert processes == 1
+    def call(program: str, *arguments: object, processes: int, environment: object) -> None:
+        assert (processes, environment) == (1, None)  # with --track false
         print(forked.run(program, *arguments, cwd=tmp_path, code=2 if refused else 0))
         if refused:
             raise subprocess.CalledProcessError(2, [program])
 
-    monkeypatch.setattr("pipelines.label_issues.run_program", call)
+    monkeypatch.setattr("pipelines.folds.run_program", call)
     wrong = {"dog.103.png", "dog.117.png", "cat.103.png", "cat.117.png"}
     root = flat_set(tmp_path / "images", per_class=40)
     for i in (3, 17):
@@ -219,23 +223,50 @@ def test_all_folds_with_one_command_and_again_without_training(
 
 
 def test_a_fold_with_an_epoch_done_is_resumed_and_others_are_found_by_their_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
-    """The exit code of a training that fails is that of the whole."""
+    """The exit code of a training that fails is that of the whole. In MLflow all are below one run."""
     for fold, file in ((1, "last.pt"), (2, "epoch-000000-step-00000003.pt")):
         checkpoint = tmp_path / f"fold{fold}of3" / "checkpoints" / file
         checkpoint.parent.mkdir(parents=True)
         checkpoint.touch()
     started: list[tuple[str, ...]] = []
 
-    def call(*command: str, processes: int) -> None:
+    parents: list[str] = []
+
+    def call(*command: str, processes: int, environment: dict[str, str]) -> None:
         assert processes == 2
+        parents.append(json.loads(environment[RUN_TAGS])["mlflow.parentRunId"])
         started.append(command[-2:])
         if len(started) == 3:
             raise subprocess.CalledProcessError(143, command)
 
-    monkeypatch.setattr("pipelines.label_issues.run_program", call)
+    monkeypatch.setattr("pipelines.folds.run_program", call)
     command = ["--folds", "3", "--nproc_per_node", "2", "--output", str(tmp_path), "--", "--epochs", "3"]
     assert main(command) == 143
     resumed = ("--resume", str(tmp_path / "fold1of3"))
     assert started == [resumed, ("--name", "fold2of3"), ("--name", "fold3of3")]
+    (parent,) = runs(store)
+    assert parents == [parent.info.run_id] * 3
+    assert (parent.info.run_name, parent.info.status) == (tmp_path.name, "FAILED")
+    assert parent.data.tags["purebred.kind"] == "cross-validation"
+
+
+def test_folds_keep_their_run_in_mlflow_which_has_the_accuracy_of_all_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    data, _ = predictions(2, 100, 0.1, tmp_path)
+
+    def call(*command: str, processes: int, environment: dict[str, str]) -> None:
+        record = Record("fold", "purebred", tags=json.loads(environment[RUN_TAGS]))
+        folder = tmp_path / command[-1]
+        folder.mkdir(exist_ok=True)
+        record.save(folder / "tracking.json")
+
+    monkeypatch.setattr("pipelines.folds.run_program", call)
+    monkeypatch.setattr("pipelines.folds.read_folds", lambda _: data)
+    for _ in range(2):
+        assert train_folds(2, tmp_path, [], 1) is data
+    (parent,) = runs(store)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"best/val/accuracy": data.accuracy}

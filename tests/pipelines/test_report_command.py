@@ -9,6 +9,8 @@ from conftest import TrainedRun
 from run_folders import make_run
 
 from pipelines.report import main
+from serve.contract.confidence import fit_threshold
+from train.evaluation.predictions import read_predictions
 
 
 def test_a_report_written_anew_has_the_runs_numbers(
@@ -21,6 +23,8 @@ def test_a_report_written_anew_has_the_runs_numbers(
     again = (run / "report.html").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["val/accuracy"], -row["val/log_loss_calibrated"]))
+    p = read_predictions(run / "val_predictions.csv")
+    threshold = fit_threshold(p.probabilities.max(axis=1), p.correct).probability
     for page, location in ((first, "runs/small"), (again, f"'{run}'")):
         numbers = (
             "val/accuracy",
@@ -34,6 +38,7 @@ def test_a_report_written_anew_has_the_runs_numbers(
         assert f"python export/main.py --run {location}<" in shown
         assert f"python serve/main.py --model {location} --images" in shown
         assert f">best epoch {best['epoch']}<" in page
+        assert f" {100 * threshold:.2f} %, above" in page
     (run / "report.html").write_text("mine")
     assert main(["--run", str(run)]) == 2
     assert main(["--run", str(run), "--images", str(tmp_path), "--overwrite"]) == 0

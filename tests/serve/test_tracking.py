@@ -21,6 +21,7 @@ from conftest import TrainedRun
 
 import export.main
 import serve.main
+from serve.contract.mlflow_tags import EXPERIMENT_TAGS
 from serve.tracking import ScoringRun, find_server, log_scoring_run
 from serve.tracking_server import TrackingServer
 
@@ -263,7 +264,7 @@ def test_a_model_of_an_unknown_run_is_tracked_without_a_source(
         assert log_scoring_run(server, scored) == "scored"
     bodies = {path: json.loads(body) for path, body in requests if body}
     created, logged = bodies["runs/create"], bodies["runs/log-batch"]
-    tags = [{"key": "mlflow.experimentKind", "value": "custom_model_development"}]
+    tags = [{"key": key, "value": value} for key, value in EXPERIMENT_TAGS.items()]
     assert bodies["experiments/create"] == {"name": "purebred", "tags": tags}
     assert (created["experiment_id"], created["start_time"]) == ("7", 1000)
     assert {"key": "purebred.checkpoint_sha256", "value": "abc"} in created["tags"]

@@ -58,6 +58,8 @@ class Report:
     rows: Sequence[Mapping[str, Any]] = ()
     """Those of metrics.jsonl."""
     best_epoch: int = 0
+    threshold: float | None = None
+    """Probability by which scoring estimates accuracy."""
     warnings: Sequence[str] = ()
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from serve.contract.confidence import fit_threshold
 from serve.contract.urls import redact
 from train.config import SETTINGS
 from train.evaluation.classes import class_intervals
 from train.evaluation.html_report import Measure, Report, write_report
+from train.evaluation.predictions import Predictions
 from train.evaluation.significance import Interval, accuracy_interval, ece_interval, mean_interval
 from train.runs.note import export_command, scoring_command
 from train.runs.results import RunResult
@@ -62,8 +64,15 @@ def write_run_page(path: Path, run: RunResult, data: RunData, location: str) -> 
         train_counts=data.train_counts,
         rows=run.rows,
         best_epoch=run.best_epoch,
+        threshold=_threshold(run.predictions),
     )
     write_report(path, report)
+
+
+def _threshold(p: Predictions) -> float:
+    """Return that of the validation answers; export takes it anew, from the answers as served."""
+    sure = p.probabilities[np.arange(len(p.paths)), p.predicted].astype(np.float32)
+    return fit_threshold(sure, p.correct).probability
 
 
 def run_measures(run: RunResult, calibrated: bool, f1_macro: Interval) -> list[Measure]:

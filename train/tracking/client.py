@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ import mlflow.data.sources
 import mlflow.system_metrics.system_metrics_monitor
 import mlflow.tracking.context.registry
 
-from serve.contract.mlflow_tags import EXPERIMENT_KIND
+from serve.contract.mlflow_tags import EXPERIMENT_TAGS, VIEW_TAG
 from serve.contract.urls import is_http, split_credentials
 from train.tracking.errors import HIDDEN, RefusedError, translate, without_passwords
 
@@ -88,7 +88,7 @@ class TrackingStore:
         )
         if known is None:
             try:
-                return str(client.create_experiment(name, tags=dict([EXPERIMENT_KIND])))
+                return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
             except mlflow.MlflowException:
                 known = client.get_experiment_by_name(name)  # another process made it
                 if known is None:
@@ -98,6 +98,9 @@ class TrackingStore:
                 f"experiment {known.name!r} in {self.uri} is deleted: mlflow experiments restore "
                 f"--experiment-id {known.experiment_id} brings it back; or give another --experiment"
             )
+        if VIEW_TAG[0] not in known.tags:
+            with suppress(mlflow.MlflowException):  # who may not edit the experiment can log to it
+                client.set_experiment_tag(known.experiment_id, *VIEW_TAG)
         return str(known.experiment_id)
 
     def log_metrics(self, run_id: str, metrics: list[Any]) -> None:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve.contract.urls import is_remote, redact
+from serve.contract.mlflow_tags import runs_page
+from serve.contract.urls import is_http, is_remote, redact
 from train.config import TrainConfig
 from train.tracking.base import MetricsFile
 from train.tracking.client import choose_experiment
@@ -111,6 +112,9 @@ class MlflowTracker(MetricsFile):
                 f"python train/sync.py {self.path.parent} sends the rest",
                 flush=True,
             )
+        elif is_http(self.record.uri):
+            page = runs_page(self.record.uri, self.sender.run.info.experiment_id)
+            print(f"in MLflow, beside its other runs: {page}", flush=True)
 
     def _send_all(self) -> None:
         behind, tries_left, reported = False, LAST_TRIES, 0

@@ -1,16 +1,18 @@
-"""A sweep's run in MLflow, whose children are the runs of its trials."""
+"""A run in MLflow above others: a sweep's above its trials, a cross-validation's above its folds."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.contract.mlflow_tags import KIND_TAG
+from serve.contract.mlflow_tags import KIND_TAG, SWEEP
 from train.tracking.client import TrackingStore, choose_experiment, mlflow
 
 Metric, Param, RunTag = mlflow.entities.Metric, mlflow.entities.Param, mlflow.entities.RunTag
 
 
-def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, str]) -> str:
-    """Start the run of a sweep, or resume it (`run_id`); returns its ID."""
+def open_parent(
+    experiment: str, name: str, run_id: str, parameters: dict[str, str], kind: str = SWEEP
+) -> str:
+    """Start the run, or resume it (`run_id`); returns its ID."""
     store = TrackingStore()
     with store.errors():
         if run_id:
@@ -19,7 +21,7 @@ def open_parent(experiment: str, name: str, run_id: str, parameters: dict[str, s
         experiment_id = store.experiment_id(*choose_experiment(experiment))
         run_id = store.client.create_run(
             experiment_id,
-            tags=mlflow.tracking.context.registry.resolve_tags({KIND_TAG: "sweep"}),
+            tags=mlflow.tracking.context.registry.resolve_tags({KIND_TAG: kind}),
             run_name=name,
         ).info.run_id
         store.client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
@@ -43,7 +45,7 @@ def log_parent(
     files: Sequence[Path] = (),
     status: str = "",
 ) -> None:
-    """Log to the run of a sweep, and end it if there is a `status`.
+    """Log to such a run, and end it if there is a `status`.
 
     `points` are (metric, value, step, milliseconds since 1970); a point that is logged twice is one.
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.contract.mlflow_tags import VIEW_TAG
 from train.tracking.client import TrackingStore
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -27,6 +28,16 @@ def test_a_password_in_the_address_becomes_a_setting_that_no_message_shows(
     assert store.uri == store.client.tracking_uri == "http://localhost:5000"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "user"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "p@ss"
+
+
+def test_an_experiment_that_was_there_gets_the_view_once_and_keeps_a_changed_one() -> None:
+    client, (key, value) = TrackingStore().client, VIEW_TAG
+    made = client.create_experiment("pets", tags={"owner": "me"})
+    assert TrackingStore().experiment_id("pets") == made
+    assert client.get_experiment(made).tags == {"owner": "me", key: value}
+    client.set_experiment_tag(made, key, "changed")
+    assert TrackingStore().experiment_id("pets") == made
+    assert client.get_experiment(made).tags[key] == "changed"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """MLflow has exactly one truthful run, and training neither waits for it nor loses a number to it."""
 
+import json
 import socket
 import sqlite3
 import threading
@@ -52,6 +53,10 @@ def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
     assert {name: run.data.tags[f"purebred.{name}"] for name in wanted} == wanted
     experiment = mlflow.MlflowClient(store).get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.purebred"])
+    columns = ["metrics.`best/val/accuracy`", "metrics.`best/val/log_loss`"]
+    for state in (view, json.loads(view["state"])):
+        assert (state["orderByKey"], state["selectedColumns"][:2]) == (columns[0], columns)
     assert inputs == {("training", "train", DIGEST[:36]), ("validation", "val", DIGEST[::-1][:36])}
     client = mlflow.MlflowClient(store)
     assert [f.path for f in client.list_artifacts(t.run_id)] == ["config.yaml", "figures"]
