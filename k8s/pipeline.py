@@ -79,7 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--namespace", "-n", metavar="NAME", help="in place of the overlay's or the current context's")
     active = parser.add_mutually_exclusive_group()
-    active.add_argument("--attach", action="store_true", help="wait for an active Job of this run and step")
+    active.add_argument(
+        "--attach",
+        action="store_true",
+        help="wait for Jobs of this run that are active, keep those that are complete",
+    )
     active.add_argument("--replace", action="store_true", help="delete an active Job and start another")
     add(
         "--timeout",
@@ -109,21 +113,22 @@ def choose_steps(rendered: Rendered, asked: list[str]) -> list[str]:
 def run(arguments: argparse.Namespace, rendered: Rendered, steps: list[str]) -> None:
     cluster = Cluster(arguments.namespace or rendered.namespace)
     check(cluster, rendered, steps)
-    how = (arguments.replace, arguments.attach)
+    attach = arguments.attach
     for step in steps:  # all, before the first one starts
-        refuse_active(cluster, rendered, step, *how)
+        refuse_active(cluster, rendered, step, arguments.replace, attach)
     job: Job | None = None
     try:
         for step in steps:
             job = None
-            job = start(cluster, rendered, step, *how)
+            job = start(cluster, rendered, step, arguments.replace, attach)
+            attach = job.attached and attach  # what follows a new Job is made anew
             wait(cluster, job, arguments.timeout)
     except Stopped:
         path = job.path if job else path_of(rendered.steps[step])
         say(f"interrupted: {path} continues" + ("" if job else ", if it was made in this moment"))
         say(f"  to follow it: {follow(cluster, rendered.steps[step])}")
         say(f"  to stop it: {cluster.command('delete', path)}")
-        say(f"  to wait for it and run what follows: this command with --attach, from the step {step} on")
+        say("  to wait for it and run what follows: this command with --attach")
         raise
 
 

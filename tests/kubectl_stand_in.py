@@ -119,6 +119,10 @@ class StandIn:
                     raise RefusedError(f'User "dev" cannot {words[0]} in the namespace "{where}"')
                 assert options["context"] == "somewhere"
                 advance(state)
+                if words[0] == state.get("rival"):  # somebody else is a moment faster
+                    state["rival"] = ""
+                    again = json.loads(json.dumps(state["objects"][words[1]]))
+                    make(state, {**again, "status": {}})
                 output = VERBS[words[0]](state, words[1:], options, given)
                 if words[0] in state["lose_answers"]:
                     state["lose_answers"].remove(words[0])
@@ -134,7 +138,9 @@ class StandIn:
 
 def make(state: Object, document: Object) -> Object:
     state["serial"] += 1
-    document["metadata"] |= {"uid": f"uid-{state['serial']}", "creationTimestamp": f"t{state['now']:06.0f}"}
+    serial = str(state["serial"])
+    document["metadata"] |= {"uid": f"uid-{serial}", "resourceVersion": serial}
+    document["metadata"]["creationTimestamp"] = f"t{state['now']:06.0f}"
     document["_made"], document["_happened"] = state["now"], 0
     if document["kind"].lower() in RUNNABLE and QUEUE in document["metadata"].get("labels", {}):
         document["spec"]["suspend"] = True  # by the queue's webhook
@@ -300,8 +306,19 @@ def apply(state: Object, words: list[str], options: Object, given: str) -> str:
 def patch(state: Object, words: list[str], options: Object, given: str) -> str:
     kind = words[0].partition("/")[0]
     may(state, "patch", kind)
-    live = state["objects"][words[0]]
-    live["spec"].update(json.loads(options["patch"])["spec"])
+    live, change = state["objects"][words[0]], json.loads(options["patch"])
+    metadata = change.get("metadata", {})
+    if (
+        metadata.get("resourceVersion", live["metadata"]["resourceVersion"])
+        != live["metadata"]["resourceVersion"]
+    ):
+        raise RefusedError("Error from server (Conflict): the object has been modified")
+    if metadata.get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
+        raise RefusedError("metadata.uid: Invalid value: field is immutable")
+    live["metadata"].setdefault("annotations", {}).update(metadata.get("annotations", {}))
+    state["serial"] += 1
+    live["metadata"]["resourceVersion"] = str(state["serial"])
+    live["spec"].update(change.get("spec", {}))
     if live["spec"].get("suspend"):
         for key in [k for k in state["objects"] if k.startswith(f"pod/{live['metadata']['name']}-")]:
             del state["objects"][key]

@@ -114,7 +114,8 @@ def pipeline(overlay: Path, at_once: None, capsys: pytest.CaptureFixture[str]) -
     """Run the pipeline of run aa, check its exit code, return all that it printed."""
 
     def run(*arguments: str, code: int = 0) -> str:
-        assert k8s.pipeline.main([str(overlay), "--run", "aa", *arguments]) == code
+        limit = [] if "--timeout" in arguments else ["--timeout", "20m"]  # of time that passes at once
+        assert k8s.pipeline.main([str(overlay), "--run", "aa", *limit, *arguments]) == code
         printed = capsys.readouterr()
         return printed.out + printed.err
 
@@ -270,6 +271,18 @@ def test_a_finished_job_is_deleted_and_made_again(cluster: StandIn, pipeline: Ru
     assert cluster.objects("job")["train-aa"]["metadata"]["uid"] != first
 
 
+def test_a_job_that_another_pipeline_makes_in_the_same_moment_is_left_alone(
+    cluster: StandIn, pipeline: Run
+) -> None:
+    """kubectl deletes by name: the finished Job that was seen may be another's active one by now."""
+    pipeline("train")
+    cluster.plan("train-aa", NEVER)
+    cluster.set(rival="patch")
+    pipeline("train", code=2)
+    assert cluster.calls("delete") == []
+    assert "train-aa" in cluster.objects("job")
+
+
 def test_replace_deletes_an_active_job_and_waits_for_its_pods(cluster: StandIn, pipeline: Run) -> None:
     cluster.set(stay=90.0)
     cluster.add("Job", "train-aa", spec={})
@@ -298,6 +311,17 @@ def test_attach_waits_for_an_active_job_with_the_same_settings(cluster: StandIn,
     pipeline("train", "export", "--attach")
     assert cluster.objects("job")["train-aa"]["metadata"]["uid"] == suspended["metadata"]["uid"]
     assert made(cluster) == ["train-aa", "export-aa"]
+    pipeline("train", "export", "score", "--attach")  # complete Jobs are kept
+    assert made(cluster) == ["train-aa", "export-aa", "score-aa"]
+
+
+def test_what_follows_a_job_that_attach_makes_anew_is_made_anew(cluster: StandIn, pipeline: Run) -> None:
+    pipeline("train", "export")
+    cluster.plan("train-aa", {"after": 5, "condition": "Failed"})
+    pipeline("train", code=1)
+    cluster.plan("train-aa", {"after": 5, "condition": "Complete"})
+    pipeline("train", "export", "--attach")
+    assert made(cluster) == ["train-aa", "export-aa", "train-aa", "train-aa", "export-aa"]
 
 
 # Failures and their reasons
@@ -391,6 +415,9 @@ def test_a_queue_admits_its_jobs_itself_and_its_reason_is_printed(
     cluster.plan("train-aa", NEVER)
     assert k8s.pipeline.main([str(queued), "--run", "aa", "--timeout", "30", "train"]) == 3
     assert cluster.objects("workload")["job-train-aa"]["spec"]["active"] is False
+    cluster.plan("train-aa", {"after": 1, "admit": True}, {"after": 90, "condition": "Complete"})
+    assert k8s.pipeline.main([str(queued), "--run", "aa", "--attach", "train"]) == 0
+    assert cluster.objects("workload")["job-train-aa"]["spec"]["active"] is True
 
 
 def test_a_pod_that_never_ends_on_a_node_that_is_gone_is_named_with_what_to_type(

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
 
+IN_A_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 LIBRARY_LOG = re.compile(r"[EWI]\d{4} \d\d:")  # what client-go prints for itself
 PATIENCE = 300.0  # seconds that a cut-off call is repeated, outside the wait for a Job
 # What client-go and the API server answer when the same call may succeed a moment later.
@@ -108,6 +110,8 @@ class Cluster:
         """Before the first answer no call is repeated: the address may be wrong."""
 
     def _default_namespace(self) -> str:
+        if not self.context and IN_A_POD.is_file():
+            return IN_A_POD.read_text().strip()
         path = "jsonpath={..namespace}"
         try:
             return kubectl("config", "view", "--minify", f"--output={path}", *self.context) or "default"

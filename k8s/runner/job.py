@@ -1,7 +1,7 @@
 """One step's Job in the cluster: made, waited for by its uid, stopped."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from k8s.runner.cluster import (
@@ -20,8 +20,7 @@ from k8s.runner.render import KINDS, Rendered
 POLL = 5.0  # seconds between two looks at a Job
 SETTINGS = "purebred/settings"  # annotation: the ConfigMaps that a Job was made with
 TOKEN = "purebred/pipeline"  # annotation: which call of the pipeline made it
-SUSPEND = '{"spec":{"suspend":true}}'
-RESUME = '{"spec":{"suspend":false}}'
+REPLACED = "purebred/replaced-by"  # annotation: which call of the pipeline deletes it
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Job:
     kind: str
     name: str
     uid: str
+    attached: bool = False
+    """Whether it existed before this call of the pipeline."""
 
     @property
     def path(self) -> str:
@@ -45,11 +46,11 @@ def path_of(document: Object) -> str:
     return f"{KINDS[document['kind']]}/{document['metadata']['name']}"
 
 
-def refuse_active(cluster: Cluster, rendered: Rendered, step: str, replace: bool, attach: bool) -> None:
+def refuse_active(cluster: Cluster, rendered: Rendered, step: str, anew: bool, attach: bool) -> None:
     """Raise PipelineError(2) where the step's Job is active, without --replace and --attach."""
     document = rendered.steps[step]
     live = cluster.get(path_of(document))
-    if live is None or ending(live) or replace:
+    if live is None or ending(live) or anew:
         return
     name = live["metadata"]["name"]
     if not attach:
@@ -58,7 +59,7 @@ def refuse_active(cluster: Cluster, rendered: Rendered, step: str, replace: bool
             f"{name} is active, made {live['metadata'].get('creationTimestamp')}: --attach waits for it, "
             "--replace deletes it and starts another; a run of another name is independent of it",
         )
-    if live["metadata"].get("annotations", {}).get(SETTINGS) != settings(rendered, step):
+    if not same_settings(live, rendered, step):
         raise PipelineError(2, f"--attach: {name} runs with other settings: give the same, or --replace")
 
 
@@ -68,17 +69,25 @@ def settings(rendered: Rendered, step: str) -> str:
     return " ".join(sorted(d["metadata"]["name"] for d in beside if d["kind"] == "ConfigMap"))
 
 
-def start(cluster: Cluster, rendered: Rendered, step: str, replace: bool, attach: bool) -> Job:
-    """Return the step's new Job, made after what it needs; with attach, the active one.
+def same_settings(live: Object, rendered: Rendered, step: str) -> bool:
+    annotations: Object = live["metadata"].get("annotations", {})
+    return annotations.get(SETTINGS) == settings(rendered, step)
+
+
+def start(cluster: Cluster, rendered: Rendered, step: str, anew: bool, attach: bool) -> Job:
+    """Return the step's new Job, made after what it needs; with attach, the one that is active or complete.
 
     A finished Job of the same name is deleted first.
     """
     document = rendered.steps[step]
-    refuse_active(cluster, rendered, step, replace, attach)
+    refuse_active(cluster, rendered, step, anew, attach)
     live = cluster.get(path_of(document))
-    if live and not ending(live) and attach:
-        return resume(cluster, live)
+    if live and attach and same_settings(live, rendered, step):
+        end = ending(live)
+        if end is None or end[0] == "Complete":
+            return resume(cluster, live)
     if live:
+        claim(cluster, live, anew)
         remove(cluster, as_job(live))
     if beside := rendered.beside(step):
         try:
@@ -86,6 +95,35 @@ def start(cluster: Cluster, rendered: Rendered, step: str, replace: bool, attach
         except KubectlError as error:
             raise PipelineError(2, f"{step}: {error}") from None
     return create(cluster, document, settings(rendered, step))
+
+
+def claim(cluster: Cluster, live: Object, anew: bool) -> None:
+    """Mark a Job as the one to be deleted, which only one of several pipelines can.
+
+    kubectl deletes by name: without this, a pipeline could delete what another has made in the meantime.
+    """
+    job, token = as_job(live), uuid4().hex
+    for _ in range(20):  # the status of an active Job changes
+        if REPLACED in live["metadata"].get("annotations", {}) and not anew:
+            message = (
+                f"another pipeline deletes {job.name}; if none does: {cluster.command('delete', job.path)}"
+            )
+            raise PipelineError(2, message)
+        version = live["metadata"]["resourceVersion"]
+        mark = {"metadata": {"resourceVersion": version, "annotations": {REPLACED: token}}}
+        try:
+            cluster.call("patch", job.path, "--type=merge", f"--patch={json.dumps(mark)}")
+            return
+        except KubectlError as error:
+            if not error.says("conflict", "not found"):
+                raise
+        again = cluster.get(job.path)
+        if again is None:
+            return
+        if as_job(again) != job:
+            raise PipelineError(2, f"{job.name} is active: another pipeline has made it in this moment")
+        live = again
+    raise PipelineError(2, f"{job.name} changes faster than it can be deleted")
 
 
 def create(cluster: Cluster, document: Object, settings: str) -> Job:
@@ -99,7 +137,9 @@ def create(cluster: Cluster, document: Object, settings: str) -> Job:
             made = json.loads(answer)
             break
         except KubectlError as error:
-            if not (error.cut_off or error.says("already exists")) or cluster.now() >= end:
+            # The webhook of TrainJobs sees a runtime a moment after it was made.
+            again = error.cut_off or error.says("already exists", "must be created before")
+            if not again or cluster.now() >= end:
                 raise PipelineError(2, f"{name} cannot be made: {error}") from None
         live = cluster.get(path_of(document))
         if live and live["metadata"].get("annotations", {}).get(TOKEN) == token:
@@ -113,12 +153,26 @@ def create(cluster: Cluster, document: Object, settings: str) -> Job:
 
 
 def resume(cluster: Cluster, live: Object) -> Job:
-    """Return the active Job, resumed if a time limit suspended it; a queue does that by itself."""
+    """Return an existing Job, which runs again if a time limit suspended it."""
     job = as_job(live)
-    if QUEUE not in live["metadata"].get("labels", {}) and live["spec"].get("suspend"):
-        cluster.call("patch", job.path, "--type=merge", f"--patch={RESUME}")
+    target, spec, off, on = brake(cluster, live)
+    queued = QUEUE in live["metadata"].get("labels", {}) and target == job.path
+    if not ending(live) and off.items() <= spec.items() and not queued:
+        cluster.call("patch", target, "--type=merge", f"--patch={json.dumps({'spec': on})}")
     say(f"{job.name}: attached")
-    return job
+    return replace(job, attached=True)
+
+
+def brake(cluster: Cluster, live: Object) -> tuple[str, Object, Object, Object]:
+    """Return what suspends a Job: an object, its specification, and the fields that stop and resume.
+
+    Kueue would start a Job again that it has admitted: its Workload is made inactive in place of that.
+    """
+    job = as_job(live)
+    if workload := next(iter(workloads(cluster, job.uid)), None):
+        name = f"workload/{workload['metadata']['name']}"
+        return name, workload["spec"], {"active": False}, {"active": True}
+    return job.path, live["spec"], {"suspend": True}, {"suspend": False}
 
 
 def follow(cluster: Cluster, document: Object) -> str:
@@ -184,18 +238,17 @@ def has_ended(cluster: Cluster, job: Job, watch: Watch) -> bool:
 
 
 def stop(cluster: Cluster, job: Job) -> str:
-    """Suspend a Job and return what was done, and what a person can type.
-
-    Kueue would start a Job again that it has admitted: its Workload is made inactive in place of that.
-    """
+    """Suspend a Job and return what was done, and what a person can type."""
     delete = f"to give it up: {cluster.command('delete', job.path)}"
-    target, patch, back = job.path, SUSPEND, RESUME
-    if workload := next(iter(workloads(cluster, job.uid)), None):
-        target = f"workload/{workload['metadata']['name']}"
-        patch, back = '{"spec":{"active":false}}', '{"spec":{"active":true}}'
+    target = job.path
     try:
-        cluster.once("patch", target, "--type=merge", f"--patch={patch}")
+        live = json.loads(cluster.once("get", job.path, "--output=json"))
+        target, _, off, on = brake(cluster, live)
+        # Of another object of this name, the uid is refused.
+        this = {"metadata": {"uid": job.uid}} if target == job.path else {}
+        cluster.once("patch", target, "--type=merge", f"--patch={json.dumps({**this, 'spec': off})}")
     except KubectlError as error:
         return f"It continues, as {target} cannot be suspended ({last_line(error)}); {delete}"
-    again = cluster.command("patch", target, "--type=merge", f"--patch='{back}'")
+    patch = json.dumps({"spec": on}, separators=(",", ":"))
+    again = cluster.command("patch", target, "--type=merge", f"--patch='{patch}'")
     return f"It is suspended: its pods end, what they have saved is kept. To resume it: {again}; {delete}"
