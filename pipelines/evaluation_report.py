@@ -43,6 +43,14 @@ Metrics = dict[str, Interval]
 FIRST_KEY = '{\n  "purebred_evaluation": 1'
 LEAST = 1e-15  # probability whose logarithm is taken, as in verification
 WORST = 5  # classes that are printed
+MEASURE_NAMES = {
+    "accuracy": "accuracy",
+    "log_loss": "log loss",
+    "top5_accuracy": "top-5 accuracy",
+    "roc_auc": "ROC AUC",
+    "f1_macro": "macro F1",
+    "ece": "expected calibration error",
+}
 
 
 @dataclass(frozen=True)
@@ -213,15 +221,14 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
     warnings = []
     if summary.num_errors:
         warnings.append(
-            f"{summary.num_errors} images could not be read (bad_files.csv) and are in no metric; counted "
-            f"as wrong, the accuracy is {summary.accuracy_errors_wrong:.4f}"
+            f"Images that could not be read: {summary.num_errors} of {summary.num_images} (bad_files.csv). "
+            "They are in no metric; counted as wrong, the accuracy is "
+            f"{summary.accuracy_errors_wrong:.4f}"
         )
     if summary.num_ignored:
-        warnings.append(
-            f"{summary.num_ignored} images of classes that the model does not know are left out"
-        )
+        warnings.append(f"Images of classes that the model does not know, left out: {summary.num_ignored}")
     measures = [
-        Measure(name.replace("_", " "), interval, summary.validation.get(own.get(name, "")))
+        Measure(MEASURE_NAMES[name], interval, summary.validation.get(own.get(name, "")))
         for name, interval in summary.metrics.items()
     ]
     if found := summary.estimated_accuracy:
@@ -235,7 +242,7 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
         ],
         commands=[("score images with this model (DIR is their folder)", scoring_command(summary.model))],
         measures=measures,
-        other="on its own validation set" if summary.validation else "",
+        other="in validation" if summary.validation else "",
         predictions=served_predictions(scored),
         root=scored.data.found.root,
         classes=summary.per_class,
