@@ -598,10 +598,17 @@ FAULTS = [
         "model_input.index)",
     ),
     Fault(
-        "base64 that MLflow leaves undecoded is taken for a file",
+        "base64 text that comes as bytes is taken for a file",
         "serve/pyfunc.py",
         "if BASE64.fullmatch(data) and not PLAIN_PPM.match(data):",
         "if False:",
+    ),
+    Fault(
+        "MLflow decodes base64, and refuses a request for one malformed text",
+        "train/tracking/registry.py",
+        'types.ColSpec("string", column)',
+        'types.ColSpec("binary", column)',
+        near=("mlflow_package",),
     ),
     Fault(
         "each logged model imports serving's code of the same name",

@@ -5,6 +5,7 @@ content (export/mlflow_package.py), so that two models in one process answer by 
 """
 
 import binascii
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,14 +16,18 @@ from serve.contract.images import ImageError, check_file_bytes
 
 COLUMN = "content"
 DEFAULTS = {"provider": "auto", "precision": "fp32", "threads": 0}
-"""What model_config may change, as of serve.Classifier."""
+"""What model_config may change, as of serve.Classifier; 0 threads: OMP_NUM_THREADS, if it is set."""
 BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
 PLAIN_PPM = re.compile(rb"P[1-6]\s")  # an image whose file is text
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "ImageModel":
     """Open the model at `path`; MLflow calls this function by its name."""
-    return ImageModel(Classifier(path, **{**DEFAULTS, **(model_config or {})}))
+    config = {**DEFAULTS, **(model_config or {})}
+    # Spark sets it to the processors of a task; on a cluster, mlflow's spark_udf forgets its model_config
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    threads = config.pop("threads") or (int(given) if given.isdecimal() else 0)
+    return ImageModel(Classifier(path, threads=threads, **config))
 
 
 class ImageModel:
@@ -59,10 +64,7 @@ class ImageModel:
 
 
 def file_bytes(content: object) -> bytes:
-    """Return the bytes of an image file: as they are, or of base64 text.
-
-    MLflow decodes base64 by the signature in dataframe_split and dataframe_records, and gives the text, as
-    bytes, in inputs and instances.
+    """Return the bytes of an image file: as they are, or of base64 text, which may come as bytes.
 
     Raises:
         ImageError: neither.

@@ -8,10 +8,14 @@ import onnx
 import pytest
 from mlflow.entities import Run
 from onnx import TensorProto, helper
+from serve_model import METADATA
 
+from export.mlflow_package import package_model
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from train.config import TrainConfig
+from train.tracking.client import TrackingStore
 from train.tracking.mlflow_tracker import MlflowTracker
+from train.tracking.registry import publish_model
 
 DIGEST = "0123456789abcdef" * 4
 PARAMETERS: dict[str, Any] = {"lr": 0.1, "model": "simple_cnn", "dropout": None}
@@ -55,3 +59,13 @@ def onnx_file(path: Path, metadata: ModelMetadata) -> Path:
     helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.save(model, path)
     return path
+
+
+def log_to_mlflow(file: Path, metadata: ModelMetadata = METADATA, register: str = "") -> str:
+    """Return the URI of the logged model."""
+    record = file.with_name("verification.json")
+    record.write_text("{}")
+    run_id = whole_run().run_id
+    return "models:/" + publish_model(
+        TrackingStore(), run_id, file, metadata, record, {}, package_model, register
+    )

@@ -40,6 +40,7 @@ CLASS_NAMES = ("red", "green", "blue")
 SCALE = 51.0  # grey levels to one unit of a logit
 Colour = tuple[int, int, int]
 ON_CPU = Pairing("cpu", "fp32", 9, 1.0, 1.0, 0.0, "1.31.1")
+METADATA = ModelMetadata(CLASS_NAMES, Preprocess("crop", SIZE, SIZE), verified=(ON_CPU,))
 
 
 def build_model(

@@ -50,7 +50,7 @@ def test_publishes_the_verified_file_and_registers_it(run: Path) -> None:
     version = mlflow.MlflowClient().get_model_version_by_alias("pets", "challenger")
     assert version.run_id == Predictor(model, "cpu").metadata.run_id
     logged = mlflow.models.get_model_info("models:/pets@challenger")
-    assert logged.signature.inputs.to_dict()[0]["type"] == "binary"
+    assert logged.signature.inputs.to_dict()[0]["type"] == "string"
     assert mlflow.get_run(version.run_id).info.status == "FINISHED"
     with sqlite3.connect("mlflow.db") as db:
         assert db.execute("select count(*) from runs").fetchone() == (1,)

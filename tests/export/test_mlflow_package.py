@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 import requests
 from conftest import REPOSITORY
-from mlflow_store import whole_run
+from mlflow.pyfunc.scoring_server import invocations
+from mlflow_store import log_to_mlflow
 from serve_model import (
     CLASS_NAMES,
+    METADATA,
     ON_CPU,
-    SIZE,
     broken_files,
     build_model,
     colour_of,
@@ -35,21 +36,7 @@ import serve.main
 from export.mlflow_package import copy_serving_code, package_model, pinned_requirements
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
-from serve.contract.preprocess import Preprocess
-from train.tracking.client import TrackingStore
-from train.tracking.registry import publish_model
-
-METADATA = ModelMetadata(CLASS_NAMES, Preprocess("crop", SIZE, SIZE), verified=(ON_CPU,))
-
-
-def log_to_mlflow(file: Path, metadata: ModelMetadata = METADATA, register: str = "") -> str:
-    """Return the URI of the logged model."""
-    record = file.with_name("verification.json")
-    record.write_text("{}")
-    run_id = whole_run().run_id
-    return "models:/" + publish_model(
-        TrackingStore(), run_id, file, metadata, record, {}, package_model, register
-    )
+from train.tracking.registry import _BothFlavors
 
 
 @pytest.fixture
@@ -109,7 +96,7 @@ def test_one_logged_model_has_both_flavors_and_the_file_once(
     assert [value.name for value in proto.graph.input] == ["images"]
     info = mlflow.models.get_model_info(uri)
     (column,) = info.signature.inputs.to_dict()
-    assert (column["name"], column["type"]) == ("content", "binary")
+    assert (column["name"], column["type"]) == ("content", "string")
     kinds = {column["name"]: column["type"] for column in info.signature.outputs.to_dict()}
     assert kinds == {
         "label": "string",
@@ -188,6 +175,47 @@ def test_pillow_and_onnxruntime_are_those_of_the_verification() -> None:
     assert not any(line.startswith("torch") for line in pinned)
 
 
+FORMS = {
+    "dataframe_split": lambda values: {"columns": ["content"], "data": [[value] for value in values]},
+    "dataframe_records": lambda values: [{"content": value} for value in values],
+    "inputs": lambda values: {"content": values},
+    "instances": lambda values: [{"content": value} for value in values],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "malformed", ["I am no image", "a", "nan", "", None, 3, 2.5, True], ids=lambda value: repr(value)
+)
+def test_what_is_no_base64_is_an_error_row_and_never_the_whole_request(
+    model: tuple[Any, str], form: str, malformed: object
+) -> None:
+    pyfunc, image = model
+    for values in ([image, malformed, image[:-1], image], [malformed]):
+        answer = invocations(
+            json.dumps({form: FORMS[form](values)}),
+            "application/json",
+            pyfunc,
+            pyfunc.metadata.get_input_schema(),
+        )
+        assert answer.status == 200, answer.response
+        rows = json.loads(answer.response)["predictions"]
+        assert [row["label"] for row in rows if not row["error"]] == ["red"] * values.count(image)
+        assert len(rows) == len(values)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """A saved model, and the base64 text of an image."""
+    folder = tmp_path_factory.mktemp("saved")
+    file = build_model(folder / "model.onnx", metadata=METADATA.to_json())
+    _BothFlavors(file, METADATA, package_model(METADATA, folder / "code")).save_model(
+        str(folder / "model"), mlflow.models.Model()
+    )
+    image = base64.b64encode(encode(solid((250, 0, 0)), "PNG")).decode()
+    return mlflow.pyfunc.load_model(str(folder / "model")), image
+
+
 @pytest.fixture
 def address(uri: str, tmp_path: Path) -> Iterator[str]:
     """A server of the logged model."""
@@ -202,17 +230,14 @@ def test_over_http_it_answers_as_scoring_does_in_every_form(
 ) -> None:
     expected = scored(tmp_path / "model.onnx", folder)
     texts = [base64.b64encode((folder / row["path"]).read_bytes()).decode() for row in expected]
-    records = [{"content": text} for text in texts]
-    forms: dict[str, Any] = {
-        "dataframe_split": {"columns": ["content"], "data": [[text] for text in texts]},
-        "dataframe_records": records,
-        "inputs": {"content": texts},
-        "instances": records,
-    }
-    for form, body in [*forms.items(), ("inputs", texts), ("instances", texts)]:
+    bodies = [(form, make(texts)) for form, make in FORMS.items()]
+    for form, body in [*bodies, ("inputs", texts), ("instances", texts)]:
         answer = requests.post(address, json={form: body}, timeout=60)
         assert answer.ok, answer.text
         check_rows(answer.json()["predictions"], expected)
+    for form in FORMS:
+        answer = requests.post(address, json={form: FORMS[form]([texts[0], None, "a"])}, timeout=60)
+        assert [bool(row["error"]) for row in answer.json()["predictions"]] == [False, True, True]
 
 
 @pytest.mark.slow

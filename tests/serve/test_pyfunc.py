@@ -9,6 +9,7 @@ import pytest
 from mlflow.pyfunc.scoring_server import predictions_to_json
 from serve_model import CLASS_NAMES, build_model, colour_of, encode, solid
 
+from serve.processors import available_processors
 from serve.pyfunc import DEFAULTS, ImageModel, _load_pyfunc, file_bytes
 
 PNG = encode(solid(colour_of(0), (30, 20)), "PNG")
@@ -73,8 +74,14 @@ def test_the_answer_is_valid_json(model: ImageModel, tmp_path: Path) -> None:
     assert "nan" not in [row["label"].lower() for row in rows]
 
 
-def test_settings_of_model_config_are_the_classifiers(tmp_path: Path) -> None:
+def test_settings_of_model_config_are_the_classifiers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(build_model(tmp_path / "model.onnx"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert _load_pyfunc(path).classifier._workers == 3
     assert _load_pyfunc(path, {"threads": 1}).classifier._workers == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert _load_pyfunc(path).classifier._workers == available_processors()
     with pytest.raises(ValueError, match="openvino"):
         _load_pyfunc(path, DEFAULTS | {"provider": "openvino"})

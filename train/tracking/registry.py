@@ -270,5 +270,7 @@ def _signature(column: str) -> Any:
         types.ColSpec(types.schema.Array("double"), "probabilities", required=False),
         types.ColSpec("string", "error"),
     ]
-    images = types.Schema([types.ColSpec("binary", column)])
+    # bytes pass as they are; of a binary column MLflow would decode the base64 text of JSON itself, and
+    # refuse the whole request for one text that is malformed or null
+    images = types.Schema([types.ColSpec("string", column)])
     return mlflow.models.ModelSignature(inputs=images, outputs=types.Schema(answers))
