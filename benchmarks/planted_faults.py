@@ -637,6 +637,12 @@ FAULTS = [
         ("shards", "job"),
     ),
     Fault(
+        "a SLURM array begins at 0",
+        "serve/schedulers.py",
+        "    first = first or 0\n",
+        "    first = 0\n",
+    ),
+    Fault(
         "the last batch belongs to no shard",
         "serve/shards.py",
         "batches = -(-total // batch_size)",

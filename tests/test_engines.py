@@ -283,13 +283,11 @@ print(77)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("numbers", ["0-7", "1-8"])
-def test_slurm_scores_in_an_array(bucket: Path, monkeypatch: pytest.MonkeyPatch, numbers: str) -> None:
+def test_slurm_scores_in_an_array(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(bucket, "sbatch", SBATCH, monkeypatch)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     script, submit = blocks()["SLURM"]
-    assert "--array=0-7" in script
-    (bucket / "score.sh").write_text(script.replace("--array=0-7", f"--array={numbers}"))
+    (bucket / "score.sh").write_text(script)
     (bucket / "serve").symlink_to(REPOSITORY / "serve")
     launch("bash", "-c", submit, cwd=bucket)
     scored(bucket / "photos")
