@@ -711,7 +711,7 @@ FAULTS = [
     Fault(
         "an active Job is deleted without a word",
         "k8s/runner/job.py",
-        "if live is None or ending(live) or replace:",
+        "if live is None or ending(live) or anew:",
         "if True:",
         ("k8s_pipeline",),
     ),
