@@ -302,9 +302,9 @@ def apply(state: Object, words: list[str], options: Object, given: str) -> str:
 
 
 def patch(state: Object, words: list[str], options: Object, given: str) -> str:
-    kind = words[0].partition("/")[0]
-    may(state, "patch", kind)
-    live, change = state["objects"][words[0]], json.loads(options["patch"])
+    resource, _, name = words[0].partition("/")
+    may(state, "patch", resource)
+    live, change = state["objects"][f"{singular(resource)}/{name}"], json.loads(options["patch"])
     metadata = change.get("metadata", {})
     if (
         metadata.get("resourceVersion", live["metadata"]["resourceVersion"])

@@ -15,10 +15,9 @@ from k8s.runner.cluster import (
     say,
 )
 from k8s.runner.reasons import LABELS, QUEUE, Watch, ending, workloads
-from k8s.runner.render import KINDS, Rendered
+from k8s.runner.render import KINDS, SETTINGS, Rendered
 
 POLL = 5.0  # seconds between two looks at a Job
-SETTINGS = "purebred/settings"  # annotation: the ConfigMaps that a Job was made with
 TOKEN = "purebred/pipeline"  # annotation: which call of the pipeline made it
 REPLACED = "purebred/replaced-by"  # annotation: which call of the pipeline deletes it
 
@@ -63,15 +62,10 @@ def refuse_active(cluster: Cluster, rendered: Rendered, step: str, anew: bool, a
         raise PipelineError(2, f"--attach: {name} runs with other settings: give the same, or --replace")
 
 
-def settings(rendered: Rendered, step: str) -> str:
-    """Return the names of a step's ConfigMaps, which have hashes of their content."""
-    beside = rendered.beside(step)
-    return " ".join(sorted(d["metadata"]["name"] for d in beside if d["kind"] == "ConfigMap"))
-
-
 def same_settings(live: Object, rendered: Rendered, step: str) -> bool:
-    annotations: Object = live["metadata"].get("annotations", {})
-    return annotations.get(SETTINGS) == settings(rendered, step)
+    """Return whether a Job was made with the ConfigMaps that this call would make."""
+    made_with = live["metadata"].get("annotations", {}).get(SETTINGS)
+    return bool(made_with == rendered.steps[step]["metadata"]["annotations"][SETTINGS])
 
 
 def start(cluster: Cluster, rendered: Rendered, step: str, anew: bool, attach: bool) -> Job:
@@ -94,7 +88,7 @@ def start(cluster: Cluster, rendered: Rendered, step: str, anew: bool, attach: b
             cluster.call("apply", "--filename=-", given=as_list(beside))
         except KubectlError as error:
             raise PipelineError(2, f"{step}: {error}") from None
-    return create(cluster, document, settings(rendered, step))
+    return create(cluster, document)
 
 
 def claim(cluster: Cluster, live: Object, anew: bool) -> None:
@@ -126,10 +120,10 @@ def claim(cluster: Cluster, live: Object, anew: bool) -> None:
     raise PipelineError(2, f"{job.name} changes faster than it can be deleted")
 
 
-def create(cluster: Cluster, document: Object, settings: str) -> Job:
+def create(cluster: Cluster, document: Object) -> Job:
     """Return the Job that the API server made; after a cut-off answer, look whether it did."""
     name, token, end = document["metadata"]["name"], uuid4().hex, cluster.now() + PATIENCE
-    annotations = {**document["metadata"].get("annotations", {}), SETTINGS: settings, TOKEN: token}
+    annotations = {**document["metadata"].get("annotations", {}), TOKEN: token}
     document = {**document, "metadata": {**document["metadata"], "annotations": annotations}}
     while True:
         try:
@@ -170,7 +164,7 @@ def brake(cluster: Cluster, live: Object) -> tuple[str, Object, Object, Object]:
     """
     job = as_job(live)
     if workload := next(iter(workloads(cluster, job.uid)), None):
-        name = f"workload/{workload['metadata']['name']}"
+        name = f"workloads.kueue.x-k8s.io/{workload['metadata']['name']}"
         return name, workload["spec"], {"active": False}, {"active": True}
     return job.path, live["spec"], {"suspend": True}, {"suspend": False}
 

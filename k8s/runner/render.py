@@ -16,6 +16,7 @@ COUNTS = OVERLAYS.parent / "components" / "counts"  # carries numbers of pods fr
 COUNTED = ("NODES", "PROCESSES", "SHARDS", "SHARDS_AT_ONCE")
 COMPONENT = "app.kubernetes.io/component"
 RUN = "purebred/run"
+SETTINGS = "purebred/settings"  # annotation: the ConfigMaps that a Job was made with
 KINDS = {  # what a step can be, and its name for kubectl
     "Job": "job",
     "TrainJob": "trainjob",
@@ -151,6 +152,9 @@ def render(
         text = kustomize(folder)
     rendered = Rendered(overlay, run, parse(text))
     check_hashes(rendered)
+    for step, document in rendered.steps.items():
+        maps = [d["metadata"]["name"] for d in rendered.beside(step) if d["kind"] == "ConfigMap"]
+        document["metadata"].setdefault("annotations", {})[SETTINGS] = " ".join(sorted(maps))
     return rendered
 
 
