@@ -29,7 +29,6 @@ from serve.contract.installation import require
 require("train", "torch")
 
 import argparse
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +49,8 @@ from export.run_copy import open_run_folder
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_folder_writable, expand_arguments, file_sha256
+from serve.contract.command_line import CommandLine, Number
+from serve.contract.files import check_folder_writable, file_sha256
 from serve.contract.urls import redact
 from serve.predictor import Predictor
 from serve.providers.registry import PRECISIONS
@@ -65,37 +65,29 @@ MAX_ACCURACY_DROP = 0.3
 STAYS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
-def not_negative(text: str) -> float:
-    """Convert an argument to a finite number from 0 on. NaN would pass every gate."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("export/main.py", __doc__, "--run RUN [options]")
     add = parser.add_argument
     add("--run", required=True, help="run directory written by train/main.py, or its URL")
-    add("--limit", type=int, default=0, help="verify on this many validation images; 0: on all")
     add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
-    add("--images", type=Path, help="folder of the validation images; default: where training read them")
+    add("--images", type=Path, help="folder of the validation images (default: where training read them)")
+    add("--limit", type=Number(int), default=0, help="verify on this many validation images; 0: on all")
+    add("--overwrite", action="store_true", help="replace model files of other origin")
+    add = parser.add_argument_group("another provider").add_argument
     add("--verify-provider", metavar="PROVIDER:PRECISION", help="verify the exported model on it")
     add(
         "--model-precision",
         choices=MODEL_FILES,
         default="fp32",
-        help="which file --verify-provider and --register mean; default: %(default)s",
+        help="which file --verify-provider and --register mean",
     )
     add(
         "--max-accuracy-drop",
-        type=not_negative,
+        type=Number(float, 0, 100),
         default=MAX_ACCURACY_DROP,
-        help="points of accuracy that arithmetic below float32 may lose; default: %(default)s",
+        help="points of accuracy that arithmetic below float32 may lose",
     )
-    add("--overwrite", action="store_true", help="replace model files of other origin")
+    add = parser.add_argument_group("MLflow").add_argument
     add(
         "--register",
         default="",
@@ -109,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files, 3 an error
     that may pass, as of a disk or an object store."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
         with open_run_folder(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)

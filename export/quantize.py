@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
 from serve.contract.installation import require
 
@@ -40,7 +41,6 @@ from export.gate import limits_for
 from export.main import (
     MAX_ACCURACY_DROP,
     exit_code,
-    not_negative,
     validation_images,
 )
 from export.publish import track
@@ -59,7 +59,7 @@ from export.search import choose_float_layers
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_folder_writable, expand_arguments, file_sha256
+from serve.contract.files import check_folder_writable, file_sha256
 from serve.contract.urls import redact
 from serve.verification import DEFAULT_PAIRING, RECORD
 from train.checkpoint import load_checkpoint
@@ -79,38 +79,36 @@ class Conversion:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("export/quantize.py", __doc__, "--run RUN --to int8 [options]")
     add = parser.add_argument
     add("--run", required=True, help="run directory with a published model.onnx, or its URL")
-    add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True)
-    add("--calibration-images", type=int, default=256, help="int8: training images; default: %(default)s")
-    add("--training-images", type=Path, help="int8: where they are; default: where training read them")
+    add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True, help="which file to make")
+    add("--calibration-images", type=Number(int, 1), default=256, help="int8: training images")
+    add("--training-images", type=Path, help="int8: where they are (default: where training read them)")
     add(
         "--overwrite",
         action="store_true",
         help="replace a model file of other origin",
     )
-    add("--images", type=Path, help="folder of the validation images; default: where training read them")
+    add("--images", type=Path, help="folder of the validation images (default: where training read them)")
     add(
         "--max-accuracy-drop",
-        type=not_negative,
+        type=Number(float, 0, 100),
         default=MAX_ACCURACY_DROP,
-        help="points of validation accuracy that may be lost; default: %(default)s",
+        help="points of validation accuracy that may be lost",
     )
     add(
         "--target-error",
-        type=not_negative,
+        type=Number(float),
         default=TARGET_ERROR,
         help="int8: mean change of the likeliest class's probability, on training images, above which "
-        "layers are searched for to keep in float32; default: %(default)s",
+        "layers are searched for to keep in float32",
     )
     add(
         "--search-seconds",
-        type=not_negative,
+        type=Number(float),
         default=180.0,
-        help="int8: about how long that search may take; default: %(default)s",
+        help="int8: about how long that search may take",
     )
     return parser
 
@@ -118,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 published, 1 too much accuracy lost, 2 unusable arguments or files, 3 an
     error that may pass."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
         with open_run_folder(args.run) as args.run:
             return run(args)

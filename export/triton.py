@@ -22,8 +22,8 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
-from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "torch")
@@ -46,21 +46,24 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("export/triton.py", __doc__, "--run RUN --repository FOLDER [options]")
     add = parser.add_argument
     add("--run", required=True, help="run directory with an exported model, or its URL")
     add("--repository", type=Path, required=True, help="model repository; made if it does not exist")
-    add("--name", default="", help="of the model in Triton; default: the run's name")
-    add("--model-precision", choices=MODEL_FILES, default="fp32", help="which file; default: %(default)s")
-    add("--max-batch-size", type=int, default=MAX_BATCH_SIZE, help="default: %(default)s")
+    add("--name", default="", help="of the model in Triton (default: the run's name)")
+    add("--model-precision", choices=MODEL_FILES, default="fp32", help="which file")
+    add(
+        "--max-batch-size",
+        type=Number(int, 1),
+        default=MAX_BATCH_SIZE,
+        help="images in a batch that Triton collects",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 written, 2 unusable arguments or files."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
         with open_run_folder(args.run, writes=False) as run:
             name = args.name or run.name

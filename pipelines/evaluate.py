@@ -40,7 +40,8 @@ from pipelines.evaluation_report import (
     write_evaluation,
 )
 from pipelines.labelled_scores import Scored, read_labelled, score_labelled
-from serve.contract.files import expand_arguments, file_sha256
+from serve.contract.command_line import CommandLine, Number
+from serve.contract.files import file_sha256
 from serve.contract.urls import is_remote, redact
 from serve.local_copy import OpenedModel, resolve_model
 from serve.outcome import report_error
@@ -56,40 +57,43 @@ BELOW = 4  # exit code
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("pipelines/evaluate.py", __doc__, "--model MODEL --data LABELLED [options]")
     add = parser.add_argument
-    add("--model", required=True, help="whatever --model of serve/main.py takes")
-    add("--data", required=True, help="labelled images, whatever --data of train/main.py takes")
-    add("--data-format", choices=("auto", *LAYOUTS), default="auto", help="default: %(default)s")
+    add(
+        "--model",
+        required=True,
+        help="as --model of serve/main.py: a file, a run, a URL",
+    )
+    add("--data", required=True, help="labelled images, as --data of train/main.py")
+    add("--output", type=Path, default=Path("evaluation"), help="folder of the results")
+    add("--min-accuracy", type=Number(float, 0, 1), default=0.0, help=f"exit code {BELOW} if it is less")
+    add("--track", action=argparse.BooleanOptionalAction, default=True, help="log to MLflow")
+    add("--overwrite", action="store_true", help="replace files in --output that are not of this command")
+    add = parser.add_argument_group("data").add_argument
+    add("--data-format", choices=("auto", *LAYOUTS), default="auto", help="how --data names its labels")
     add(
         "--columns",
         default="",
         metavar="IMAGE,LABEL",
         help="of a label file, as --columns of train/main.py",
     )
-    add("--output", type=Path, default=Path("evaluation"), help="folder; default: %(default)s")
-    add("--min-accuracy", type=float, default=0.0, metavar="SHARE", help=f"exit code {BELOW} if it is less")
     add("--ignore-unknown", action="store_true", help="leave out images of classes that the model lacks")
     add(
         "--max-bad",
-        type=float,
+        type=Number(float, 0, 1),
         default=TrainConfig.max_bad,
-        metavar="SHARE",
-        help="share of unreadable images above which it is an error; default: %(default)s",
+        help="share of unreadable images above which it is an error",
     )
-    add("--provider", choices=("auto", *PROVIDERS), default="auto", help="default: %(default)s")
-    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add = parser.add_argument_group("hardware").add_argument
+    add("--provider", choices=("auto", *PROVIDERS), default="auto", help="of onnxruntime")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="arithmetic of the provider")
     add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
-    add("--track", action=argparse.BooleanOptionalAction, default=True, help="log to MLflow (the default)")
-    add("--overwrite", action="store_true", help="replace files in --output that are not of this command")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code, as in the module's docstring."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
         return run(args)
     except (UserError, OSError) as error:
@@ -97,9 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    for name in ("min_accuracy", "max_bad"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} is outside 0..1")
     check_evaluation_folder(args.output, args.overwrite)
     started = time.time()
     with resolve_model(args.model) as model:

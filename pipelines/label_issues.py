@@ -24,6 +24,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
 from serve.contract.installation import require
 
@@ -41,7 +42,7 @@ from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_is
 from pipelines.folds import train_folds
 from pipelines.launch import exit_code_of, split_flags
 from pipelines.out_of_fold import OutOfFold, read_folds
-from serve.contract.files import atomic_path, expand_arguments
+from serve.contract.files import atomic_path
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_reports_replaceable
 
@@ -56,14 +57,12 @@ MOST_PICTURES = 42
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("pipelines/label_issues.py", __doc__, "RUN ... | --folds N -- --data DIR [...]")
     add = parser.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN", help="run directories of the folds")
-    add("--folds", type=int, default=0, help="number of folds to train with the flags after --")
-    add("--nproc_per_node", type=int, default=1, help="processes of each training (default: %(default)s)")
-    add("--output", type=Path, default=Path("label_issues"), help="output folder (default: %(default)s)")
+    add("--folds", type=Number(int, 2), help="number of folds to train with the flags after --")
+    add("--nproc_per_node", type=Number(int, 1), default=1, help="processes of each training")
+    add("--output", type=Path, default=Path("label_issues"), help="folder of the results")
     add("--overwrite", action="store_true", help="replace an edited list, or files of another command")
     return parser
 
@@ -71,14 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, that of a training that failed, or 2 for unusable arguments or models."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(expand_arguments(own))
+    args = build_parser().parse_args(own)
     return exit_code_of(lambda: run(args, flags))
 
 
 def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    for name, lowest in (("folds", 0), ("nproc_per_node", 1)):
-        if getattr(args, name) < lowest:
-            raise UserError(f"--{name} {getattr(args, name)} is less than {lowest}")
     if bool(args.runs) == bool(args.folds):
         raise UserError("give either the run directories of the folds, or --folds to train them")
     if flags and not args.folds:

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
 from serve.contract.installation import require
 from serve.contract.urls import is_remote
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 
 from pipelines.launch import exit_code_of, run_program, split_flags
 from pipelines.teacher import check_skill, score_folder, select, without_labelled
-from serve.contract.files import atomic_write, expand_arguments
+from serve.contract.files import atomic_write
 from serve.contract.listing import list_images
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
 from train.cli import given_values, parse_config
@@ -47,28 +48,31 @@ from train.data.layouts.label_file import write_label_file
 from train.runs.note import export_command
 from train.settings import refuse_given
 
-LIMITS = {"rounds": (1, 1000), "threshold": (0, 1), "nproc_per_node": (1, 4096)}
-
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandLine(
+        "pipelines/pseudo_label.py", __doc__, "--teacher RUN --unlabelled DIR [options] [-- TRAINING FLAGS]"
     )
     add = parser.add_argument
     add("--teacher", type=Path, required=True, help="run directory of the first teacher")
     add("--unlabelled", type=Path, required=True, help="folder of images without labels")
-    add("--rounds", type=int, default=1, help="students trained, each the next one's teacher (%(default)s)")
-    add("--threshold", type=float, default=0.9, help="least probability of a label (default: %(default)s)")
+    add(
+        "--rounds",
+        type=Number(int, 1, 1000),
+        default=1,
+        help="students, each the next one's teacher",
+    )
+    add("--threshold", type=Number(float, 0, 1), default=0.9, help="least probability of a label")
     add("--labels", choices=("hard", "soft"), default="soft", help="the class, or all probabilities")
     add("--balance", action="store_true", help="take equally many of each class, the most confident ones")
-    add("--nproc_per_node", type=int, default=1, help="processes of each student (default: %(default)s)")
+    add("--nproc_per_node", type=Number(int, 1, 4096), default=1, help="processes of each student")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or that of the step that failed, or 2 for unusable arguments."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(expand_arguments(own))
+    args = build_parser().parse_args(own)
     return exit_code_of(lambda: run(args, flags))
 
 
@@ -115,12 +119,8 @@ def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConf
     """Return the student's settings.
 
     Raises:
-        UserError: a value is outside its limits, or a setting conflicts with what students get.
+        UserError: a setting conflicts with what students get.
     """
-    for name, (lowest, highest) in LIMITS.items():
-        value = getattr(args, name)
-        if not lowest <= value <= highest:
-            raise UserError(f"--{name} {value} is outside {lowest}..{highest}")
     student, own = parse_config(flags), data_flags(Path("train.csv"), Path("val.csv"))
     refuse_given(student, given_values(own), "pipelines/pseudo_label.py")
     parse_config([*flags, *own])

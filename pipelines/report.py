@@ -27,7 +27,7 @@ import argparse
 from collections.abc import Sequence
 
 from pipelines.launch import exit_code_of
-from serve.contract.files import expand_arguments
+from serve.contract.command_line import CommandLine
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.evaluation.html_report import REPORT, REPORT_START
 from train.evaluation.tables import check_reports_replaceable
@@ -36,20 +36,18 @@ from train.runs.run_page import RunData, write_run_page
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("pipelines/report.py", __doc__, "--run RUN [options]")
     add = parser.add_argument
     add("--run", required=True, type=Path, help="run directory written by train/main.py")
-    add("--images", type=Path, help="folder of the validation images; default: where training read them")
-    add("--output", type=Path, help=f"file; default: {REPORT} in the run directory")
+    add("--images", type=Path, help="folder of the validation images (default: where training read them)")
+    add("--output", type=Path, help=f"file (default: {REPORT} in the run directory)")
     add("--overwrite", action="store_true", help="replace a file that is no such report")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 for unusable arguments or runs."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     return exit_code_of(lambda: run(args))
 
 

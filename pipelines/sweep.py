@@ -18,8 +18,8 @@ if not __package__:  # started by path: the repository root, not pipelines/, bel
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
-from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "torch", "optuna")
@@ -70,19 +70,38 @@ FAILURES_ALIKE = 3  # in a row: the fourth would fail too
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = CommandLine(
+        "pipelines/sweep.py", __doc__, "--trials N --study NAME --data DIR [options] [-- TRAINING FLAGS]"
     )
     add = parser.add_argument
-    add("--trials", type=int, required=True, help="in all, with those of earlier sweeps of this study")
+    add(
+        "--trials",
+        type=Number(int, 1),
+        required=True,
+        help="in all, with those of this study's earlier sweeps",
+    )
     add("--study", required=True, help="name of the study, of its folder and of its MLflow run")
     add("--data", default="", help="--data of train/main.py")
     add("--space", type=Path, help="YAML of the space: NAME: {low, high, log} or {choices}")
-    add("--storage", default="", help="Optuna's; default: sqlite:///runs/STUDY/study.db")
-    add("--nproc_per_node", type=int, default=1, help="processes of each trial, started by torchrun")
-    add("--startup", type=int, default=5, help="random trials, finished before any is ended early")
+    add("--storage", default="", help="Optuna's (default: sqlite:///runs/STUDY/study.db)")
+    add(
+        "--nproc_per_node",
+        type=Number(int, 1),
+        default=1,
+        help="processes of each trial",
+    )
+    add(
+        "--startup",
+        type=Number(int, 1),
+        default=5,
+        help="random trials before any is ended early",
+    )
     add("--overwrite", action="store_true", help="replace reports of other origin in the study's folder")
-    add("--prune-after", type=int, help="epochs before a trial can be ended early; default: a third")
+    add(
+        "--prune-after",
+        type=Number(int, 1),
+        help="epochs before a trial is ended early (default: a third)",
+    )
     return parser
 
 
@@ -93,13 +112,10 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         UserError: an unusable flag, space, model or number of processes.
     """
     own, rest = split_flags(argv)
-    args = build_parser().parse_args(expand_arguments(own))
+    args = build_parser().parse_args(own)
     refuse_given(parse_unchecked(rest), ["name", *(["data"] if args.data else [])], "the sweep, after `--`")
     if args.data:
         rest = [f"--data={args.data}", *rest]
-    for name in ("trials", "nproc_per_node", "startup"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is less than 1")
     config = parse_config([*rest, f"--name={args.study}"])
     if not args.study:
         raise UserError("--study needs a name")

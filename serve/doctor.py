@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Literal
 
-from serve.contract.files import atomic_write, expand_arguments
+from serve.contract.command_line import CommandLine, Number
+from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import is_http, is_remote, redact
 from serve.local_copy import resolve_model
@@ -50,44 +51,42 @@ class Finding:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="serve.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("serve/doctor.py", __doc__, "[--write DIR] [--read PATH] [options]")
     add = parser.add_argument
     add("--write", action="append", default=[], metavar="DIR", help="the job writes here")
     add("--read", action="append", default=[], metavar="PATH", help="the job reads this folder or file")
     add(
         "--free",
-        type=float,
+        type=Number(float),
         default=1.0,
         metavar="GIB",
-        help="free disk below --write; default: %(default)g",
+        help="free disk below --write",
     )
-    add("--shm", type=float, default=0.0, metavar="MIB", help="shared memory that the job needs")
+    add("--shm", type=Number(float), default=0.0, metavar="MIB", help="shared memory that the job needs")
     add(
         "--threads",
-        type=int,
+        type=Number(int),
         default=0,
         metavar="N",
         help="threads of each process; 0: as many as it finds",
     )
-    add("--processes", type=int, default=1, metavar="N", help="processes of the job; default: %(default)s")
+    add("--processes", type=Number(int, 1), default=1, metavar="N", help="processes of the job")
     add(
         "--provider",
         choices=("auto", *PROVIDERS),
         default="auto",
-        help="onnxruntime's; default: %(default)s",
+        help="onnxruntime's",
     )
-    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider; default: %(default)s")
+    add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider")
     add("--model", help="open this model, as --model of serve/main.py; not tried when it is a URL")
     add("--mlflow", default="", metavar="URI", help="tracking server that should answer")
     add("--resolve", action="append", default=[], metavar="HOST", help="this name should have an address")
     add(
         "--wait",
-        type=float,
+        type=Number(float),
         default=0.0,
         metavar="SECONDS",
-        help="for the server and names; default: no wait",
+        help="for the server and names; 0: no wait",
     )
     add("--strict", action="store_true", help="a warning is an error")
     return parser
@@ -95,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 nothing stands against the job, 1 something does, 2 unusable arguments."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     deadline = time.monotonic() + args.wait
     worst = 0
     for finding in examine(args, deadline):

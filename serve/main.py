@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from serve.arguments import build_parser, check_options
 from serve.batch import check_score, default_batch_size
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write, expand_arguments
+from serve.contract.files import atomic_write
 from serve.contract.images import memory_note
 from serve.contract.urls import is_remote, redact
 from serve.inputs.sources import Source, open_source
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     succeed. 4: every input has its row, and more of them are errors than --max-errors allows (with --shard:
     so many of this shard that the whole job has too many).
     """
-    args = build_parser(__doc__).parse_args(expand_arguments(argv))
+    args = build_parser(__doc__).parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not fail a job that is done

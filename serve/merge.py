@@ -19,8 +19,9 @@ if __name__ == "__main__":  # before the imports that take seconds
 import argparse
 from collections.abc import Sequence
 
+from serve.contract.command_line import CommandLine
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write, expand_arguments
+from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.local_copy import open_folder
 from serve.outcome import (
@@ -37,13 +38,15 @@ from serve.summary import JobSummary, summary_of
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("serve/merge.py", __doc__, "FOLDER --output FILE [options]")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="where the part files and their manifests are, or its URL (copied to TMPDIR)",
     )
     parser.add_argument(
-        "folder", help="where the part files and their manifests are, or its URL (copied to TMPDIR)"
+        "--output", metavar="FILE", required=True, help="file that gets all rows, or its URL"
     )
-    parser.add_argument("--output", required=True, help="file that gets all rows, or its URL")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: merged, 1: merged, and not one image was scored, 2: the parts do not fit, 3: a file could not be read
     or written, 4: merged, and more rows are errors than --max-errors allows, by default the shards' own.
     """
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
         where, _, name = args.output.rpartition("/")
         if where == args.folder.rstrip("/") and PART_NAME.fullmatch(name):

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from serve.contract.command_line import Number
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
@@ -29,12 +30,12 @@ def report_error(error: Exception) -> int:
     return 2 if isinstance(error, lasting) else 3
 
 
-def add_outcome_options(parser: argparse.ArgumentParser) -> None:
+def add_outcome_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--max-errors",
-        type=_share,
+        type=Number(float, 0, 1),
         metavar="SHARE",
-        help=f"of the job's rows, 0 to 1: more errors are exit code {TOO_MANY_ERRORS}; all rows "
+        help=f"of the rows that may be errors: with more, the exit code is {TOO_MANY_ERRORS}; all rows "
         "are written",
     )
     parser.add_argument(
@@ -44,13 +45,6 @@ def add_outcome_options(parser: argparse.ArgumentParser) -> None:
         help="JSON of counts, errors by kind, predicted classes, estimated accuracy, speed, model; or "
         "its URL; with --shard a folder",
     )
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share <= 1:  # NaN is not, either
-        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
-    return share
 
 
 @contextmanager

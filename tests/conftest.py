@@ -20,6 +20,14 @@ SMALL = ["--model", "simple_cnn", "--image-size", "32", "--batch-size", "32"]
 SMALL += ["--optimizer", "adamw", "--lr", "2e-3"]
 
 
+def code_of(main: Callable[[list[str]], int], *arguments: object) -> int:
+    """Return the exit code of a command, also of one that ends while it reads its flags."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
 def launch(*command: object, cwd: Path, code: int = 0, timeout: float = 900) -> str:
     """Run a command, check its exit code, return what it printed."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTHONPATH"))}

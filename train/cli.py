@@ -1,6 +1,5 @@
 """The settings as flags and as YAML: read from a command line or file, written to a run's folder."""
 
-import difflib
 import json
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -12,11 +11,15 @@ import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_home
+from serve.contract.flag_names import suggestion
 from train.config import SETTINGS, TrainConfig
 from train.settings import check_needs, flag
 
+PROGRAM, RECIPES = "train/main.py", Path(__file__).with_name("recipes")
+USUAL = "usual settings"
 TYPES = get_type_hints(TrainConfig)
 KINDS = {int: "integer", float: "number", str: "text"}
 
@@ -31,8 +34,8 @@ class SettingsHelp(DefaultHelpFormatter):
 def build_parser() -> ArgumentParser:
     """Return the command line of TrainConfig; `--config FILE` reads the same names from YAML."""
     parser = ArgumentParser(
-        prog="train/main.py",
-        usage="torchrun --nproc_per_node=4 %(prog)s [--config FILE] [--SETTING VALUE ...]",
+        prog=command(PROGRAM),
+        usage=f"{command(PROGRAM)} --data DIR [--SETTING VALUE ...]\n       {_started_by_torchrun()} ...",
         description="Train an image classifier on all devices of a machine, or of many.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -40,17 +43,19 @@ def build_parser() -> ArgumentParser:
         formatter_class=SettingsHelp,
     )
     parser.add_argument(
-        "--config", action="config", metavar="FILE", help="YAML file with any of these settings"
+        "--config",
+        action="config",
+        metavar="FILE",
+        help=f"YAML file with any of these settings, or a recipe: {', '.join(recipes())}",
     )
     texts = {entry.arg_name: entry.description for entry in parse_from_object(TrainConfig).params}
-    groups: dict[str, Any] = {}
+    titles = [USUAL, *dict.fromkeys(setting.group for setting in SETTINGS.values())]
+    groups = {title: parser.add_argument_group(title) for title in titles}
     for name, setting in SETTINGS.items():
-        if setting.group not in groups:
-            groups[setting.group] = parser.add_argument_group(setting.group)
         choices = _choices(name)
         known = [] if setting.default in ("", None) else [f"default: {str(setting.default).lower()}"]
         known += [f"range: {setting.range()}"] if setting.limits else []
-        groups[setting.group].add_argument(
+        groups[USUAL if setting.usual else setting.group].add_argument(
             flag(name),
             type=TYPES[name],
             default=setting.default,
@@ -106,7 +111,9 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
         typed, equals, value = rest.pop(0).partition("=")
         name = typed.removeprefix("--").replace("-", "_")
         if not typed.startswith("--"):
-            raise UserError(f"{typed!r} is not a flag, and no flag precedes it that takes a value")
+            hint = _hint(typed) if equals or not typed[:1].isalnum() else ""
+            hint = hint or "; no flag that takes a value precedes it"
+            raise UserError(f"{typed + equals + value!r} is not a flag{hint}")
         if name != "config":
             _check_name(name, typed)
         if not equals:
@@ -117,7 +124,7 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
                 raise UserError(f"{typed} needs a value")
             else:
                 value = rest.pop(0)
-        pairs.append((name, expand_home(value) if name == "config" else _expanded(name, value)))
+        pairs.append((name, find_config(value) if name == "config" else _expanded(name, value)))
     return pairs
 
 
@@ -151,6 +158,26 @@ def read_yaml(path: Path, flag: str, example: str) -> dict[str, Any]:
     return {str(name): entry for name, entry in content.items()}
 
 
+def recipes() -> dict[str, Path]:
+    """Return the files of settings that belong to the package, by the name that --config takes."""
+    return {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+
+
+def find_config(typed: str) -> str:
+    """Return the path of a file of settings. A recipe is found from any folder, by its name or by its path
+    in the repository; a file that exists comes first.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path, known = Path(expand_home(typed)), recipes()
+    if not path.exists() and path.stem in known and str(path.parent) in (".", "train/recipes"):
+        return str(known[path.stem])
+    if not path.exists():
+        raise UserError(f"--config {typed} does not exist, and the recipes are {', '.join(known)}")
+    return str(path)
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write YAML that `--config` reads back: texts in quotes, or a name like 1e3 would become a number."""
     values = config.to_dict().items()
@@ -166,9 +193,19 @@ def _expanded(name: str, value: Any) -> Any:
 
 def _check_name(name: str, typed: str) -> None:
     if name not in SETTINGS:
-        closest = difflib.get_close_matches(name, SETTINGS, 1)
-        hint = f"; did you mean {flag(closest[0])}?" if closest else ""
-        raise UserError(f"{typed} is not a setting{hint} (train/main.py --help lists them)")
+        raise UserError(f"{typed} is not a setting{_hint(name)} ({command(PROGRAM)} --help lists them)")
+
+
+def _hint(typed: str) -> str:
+    """Return a semicolon and what to give in place of a flag that is not one; "" if nothing comes close."""
+    hint = suggestion(typed, ["--config", *map(flag, SETTINGS)], values=True)
+    return f"; {hint}" if hint else ""
+
+
+def _started_by_torchrun() -> str:
+    script = command(PROGRAM).removeprefix("python ")
+    launched = script if script == PROGRAM else f"--no-python {script}"
+    return f"torchrun --nproc_per_node=4 {launched}"
 
 
 def _check_value(parser: ArgumentParser, name: str, value: Any) -> None:

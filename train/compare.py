@@ -24,7 +24,6 @@ if __name__ == "__main__":  # before the imports that take seconds
     end_on_signal(importing=True)
 
 from serve.contract.errors import UserError
-from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "torch")
@@ -34,6 +33,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.urls import redact
 from train.config import SETTINGS
 from train.evaluation.figures import comparison_curves, save_figure
@@ -61,26 +61,24 @@ HEADINGS |= {"roc_auc": "ROC AUC", "f1_macro": "F1 macro"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("train/compare.py", __doc__, "RUN RUN ... [--output FOLDER] [options]")
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="run directory written by train/main.py")
-    add("--output", type=Path, default=Path("comparison"), help="folder; default: %(default)s")
+    add("--output", type=Path, default=Path("comparison"), help="folder of the comparison")
     add("--overwrite", action="store_true", help="replace reports of other origin in --output")
     add("--promote", default="", metavar="MODEL", help="registered MLflow model whose champion may change")
     add(
         "--margin",
-        type=float,
+        type=Number(float, 0, 1),
         default=0.01,
-        help="--promote: loss of accuracy that is to be ruled out; default: %(default)s",
+        help="--promote: loss of accuracy that is to be ruled out",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
         return run(args)
     except (UserError, OSError) as error:

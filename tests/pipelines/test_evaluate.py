@@ -8,7 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import TrainedRun
+from conftest import TrainedRun, code_of
 from mlflow_store import runs
 from serve_model import CLASS_NAMES, broken_files, build_model, colour_of, encode, solid
 
@@ -39,7 +39,7 @@ def labelled(tmp_path: Path) -> Path:
 def evaluate(model: Path, data: Path, *arguments: object, code: int = 0) -> Path:
     output = data.parent / "evaluation"
     command = ["--model", model, "--data", data, "--output", output, "--no-track", *arguments]
-    assert main([str(argument) for argument in command]) == code
+    assert code_of(main, *command) == code
     return output
 
 

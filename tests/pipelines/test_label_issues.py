@@ -9,6 +9,7 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+from conftest import code_of
 from mlflow_store import runs
 from PIL import Image
 from train_data import draw, flat_set
@@ -172,7 +173,7 @@ def test_a_file_of_the_users_is_found_before_any_training(
 def test_unusable_arguments_are_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 2
+    assert code_of(main, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line

@@ -19,7 +19,7 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, code_of
 from forked import fork
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
@@ -340,7 +340,7 @@ def test_a_study_can_be_resumed_with_other_settings_of_operation() -> None:
 def test_a_mistake_is_one_line_before_the_first_trial(
     own: list[str], rest: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep.main([*arguments(1, *own), *rest]) == 2
+    assert code_of(sweep.main, *arguments(1, *own), *rest) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
     assert message in printed.err

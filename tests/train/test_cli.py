@@ -26,7 +26,16 @@ subject-margin subject-start subject-zoom teacher teacher-share teacher-temperat
 trivial-augment val-data val-fraction val-interval warmup-epochs weight-decay weights
 """
 GROUPS = [
-    *("data", "model", "subject crop", "augmentation", "optimisation", "evaluation", "hardware"),
+    *(
+        "usual settings",
+        "data",
+        "model",
+        "subject crop",
+        "augmentation",
+        "optimisation",
+        "evaluation",
+        "hardware",
+    ),
     *("run and tracking", "fault tolerance"),
 ]
 
@@ -39,7 +48,7 @@ def test_a_new_flag_needs_a_reason_and_the_question_which_one_it_replaces() -> N
 def test_help_has_a_text_and_one_form_of_default_and_range_for_every_setting() -> None:
     text = " ".join(build_parser().format_help().split())
     for name in SETTINGS:
-        after = text[text.index(f" {flag(name)} ", text.index("--config FILE YAML")) :]
+        after = text[text.index(f" {flag(name)} ", text.index("usual settings:")) :]
         words = after.split(" --")[1].split(maxsplit=2)
         assert len(words) == 3, f"no docstring beside {name}"
     assert "(default: 0.15; range: 0.001..0.9)" in text
@@ -199,7 +208,7 @@ def test_resume_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> N
         (["stray"], r"stray"),
         (["--model"], r"--model"),
         (["--model", "--epochs", "3"], r"--model"),
-        (["--config", "nowhere.yaml"], r"--config nowhere.yaml .*No such file"),
+        (["--config", "nowhere.yaml"], r"--config nowhere.yaml"),
     ],
 )
 def test_an_unusable_value_is_an_error_that_names_it_and_the_limit(argv: list[str], message: str) -> None:
@@ -280,6 +289,38 @@ def test_detector_classes_stay_text_in_the_yaml_file(tmp_path: Path, classes: st
     assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
     flags = ["--subject-crop", "detector", "--crop-detector", "d.pt", f"--crop-classes={classes}"]
     assert parse_config(flags) == config
+
+
+def test_a_recipe_is_found_by_its_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [parse_config(["--config", name]) for name in ("fine_tune", "train/recipes/fine_tune.yaml")]
+    assert given[0] == given[1] == parse_config([f"--config={REPOSITORY}/train/recipes/fine_tune.yaml"])
+    Path("fine_tune.yaml").write_text("lr: 0.5\n")
+    assert parse_config(["--config", "fine_tune.yaml"]).lr == 0.5
+    assert parse_config(["--config", "fine_tune"]) == given[0]
+    for unknown in ("fine_tun", "other/fine_tune.yaml"):
+        with pytest.raises(UserError, match=re.escape(unknown)) as raised:
+            parse_config(["--config", unknown])
+        assert "fine_tune, from_scratch" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "instead"),
+    [
+        (["--learning-rate", "0.1"], "--lr"),
+        (["-b", "64"], "--batch-size"),
+        (["lr=0.1"], "--lr"),
+        (["--no-flip"], "--flip false"),
+        (["--num_classes", "3"], ""),
+    ],
+)
+def test_names_of_other_tools_lead_to_the_flag(typed: list[str], instead: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_config(typed)
+    assert typed[0].split("=")[0].replace("_", "-") in str(raised.value).replace("_", "-")
+    assert instead in str(raised.value)
 
 
 RECIPES = sorted((REPOSITORY / "train" / "recipes").iterdir())

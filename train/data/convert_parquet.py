@@ -33,8 +33,8 @@ require("parquet", "pyarrow")
 import pyarrow as pa
 from pyarrow import parquet
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
-from serve.contract.files import expand_arguments
 from serve.contract.images import open_image
 from serve.contract.interrupts import end_on_signal
 from serve.contract.listing import has_image_suffix
@@ -251,25 +251,29 @@ def _write(paths: Sequence[Path], columns: ImageColumns, folder: Path, shard_byt
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("train/data/convert_parquet.py", __doc__, "SOURCE --output FOLDER [options]")
     add = parser.add_argument
-    add("source", help="folder, file or pattern of .parquet files")
+    add("source", metavar="SOURCE", help="folder, file or pattern of .parquet files")
     add("--output", type=Path, required=True, help="new folder for the tar shards")
     add("--split", default="", help="which part, where the file names hold several: train, validation, ...")
-    add("--image-column", default="", help="default: the one that holds bytes of images")
-    add("--label-column", default="", help="default: the ClassLabel, `label`, or the only other column")
-    add("--shard-mb", type=int, default=256, help="size of a shard; default: %(default)s")
+    add(
+        "--image-column",
+        default="",
+        help="(default: the one that holds bytes of images)",
+    )
+    add(
+        "--label-column",
+        default="",
+        help="(default: the ClassLabel, `label`, or the only other column)",
+    )
+    add("--shard-mb", type=Number(int, 1), default=256, help="size of a shard")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 for unusable arguments or files."""
-    args = build_parser().parse_args(expand_arguments(argv))
+    args = build_parser().parse_args(argv)
     try:
-        if args.shard_mb < 1:
-            raise UserError(f"--shard-mb {args.shard_mb} must be 1 or more")
         paths = choose_split(find_files(args.source), args.split)
         columns = find_columns(paths[0], args.image_column, args.label_column)
         names = "the schema's names" if columns.class_names else "its values"

@@ -10,7 +10,6 @@ that the training code works, and nothing about real cats and dogs.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 import tempfile
@@ -24,8 +23,8 @@ if not __package__:  # started by path: the repository root, not train/data/, be
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parents[1]), *(entry for entry in sys.path if entry != str(here))]
 
+from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
-from serve.contract.files import expand_arguments
 
 LABELS = ("cat", "dog")
 TRAIN, TEST = 0, 1  # part of each image's seed
@@ -279,12 +278,13 @@ def save_image(path: Path, label: str, key: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw a small cats-vs-dogs data set.")
-    parser.add_argument("--output", type=Path, default=Path("data/sample"))
-    parser.add_argument("--train-per-class", type=int, default=600)
-    parser.add_argument("--num-test", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(expand_arguments())
+    parser = CommandLine("train/data/sample.py", "Draw a small cats-vs-dogs data set.")
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("data/sample"), help="folder of the data set")
+    add("--train-per-class", type=Number(int, 1), default=600, help="training images of each class")
+    add("--num-test", type=Number(int, 1), default=100, help="test images")
+    add("--seed", type=Number(int), default=0, help="the images are a function of it")
+    args = parser.parse_args()
     make_sample(args.output, train_per_class=args.train_per_class, num_test=args.num_test, seed=args.seed)
     print(f"the sample is in {args.output}")
 

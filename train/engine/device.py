@@ -83,8 +83,7 @@ def why_unusable() -> str:
     hidden = visible is not None and not re.match(r"\s*(\d|GPU-|MIG-)", visible)
     if hidden or not (DRIVER.exists() or CONTROL_DEVICE.exists()):
         return ""
-    found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text() if DRIVER.exists() else "")
-    driver = f"this machine has the NVIDIA driver {found[0] if found else '(version unknown)'}"
+    driver = f"this machine has the NVIDIA driver {driver_version()}"
     if torch.version.cuda is None:
         return f"{driver}, but torch {torch.__version__} is built without CUDA: install one with CUDA"
     if not CONTROL_DEVICE.exists():
@@ -97,6 +96,12 @@ def why_unusable() -> str:
         f"{driver}, but torch cannot use its GPU with CUDA {torch.version.cuda}: {chosen}install a newer "
         "driver, or a torch for an older CUDA"
     )
+
+
+def driver_version() -> str:
+    """Return the version of the loaded NVIDIA driver, also in a container without its devices."""
+    found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text() if DRIVER.exists() else "")
+    return found[0] if found else "(version unknown)"
 
 
 def check_kernels(device: torch.device) -> None:

@@ -1,0 +1,256 @@
+"""Check machine, settings and data before an expensive training: what would fail later, and what is slow.
+
+    python pipelines/doctor.py --data DIR --model resnet50 --weights default --nproc_per_node 4
+
+Takes the flags of train/main.py, and how many processes torchrun is to start on this machine. Nothing is
+trained, and no run directory is made. A line for each check: ok, warning (slower, or less is kept) or error
+(training would fail). serve/doctor.py checks a machine that only scores.
+
+Exit code: 0 nothing stands against the training, 1 something does, 2 unusable flags.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not pipelines/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from serve.contract.interrupts import end_on_signal
+
+    end_on_signal(importing=True)
+
+from serve.contract.errors import UserError
+from serve.contract.installation import require
+
+require("train", "torch", "timm", "mlflow")
+
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+
+import psutil
+import torch
+
+from serve.contract.command_line import command
+from serve.contract.images import load_image, load_whole, read_image_file
+from serve.contract.urls import is_remote, redact
+from serve.doctor import Finding, mlflow_server, onnxruntime_provider, processors, shared_memory, writable
+from serve.processors import available_processors
+from train.cli import parse_config, read_flags
+from train.config import TrainConfig
+from train.data.labels import describe_counts
+from train.data.layouts.part_folders import take_parts
+from train.data.layouts.registry import find_labels
+from train.engine.autotune import multiplies_bf16
+from train.engine.checks import check_batch_size, check_start
+from train.engine.device import check_kernels, driver_version, why_unusable
+from train.engine.prepare import DEFAULT_DATA, resolve_defaults, with_name
+from train.models.build import build_model
+from train.tracking.client import DEFAULT_URI, SQLITE
+
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "mlflow")
+FREE = 2.0  # GiB: pixel cache, snapshots and figures of a small run
+DECODED = 32  # images that are read and decoded, from all over the data set
+SERVER_SECONDS = 5.0
+PROCESSES = "nproc_per_node"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code, as in the module's docstring."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(given):
+        print(f"{(__doc__ or '').strip()}\n\n{command('train/main.py')} --help lists the flags.")
+        return 0
+    try:
+        config, processes = read_arguments(given)
+    except UserError as error:
+        print(f"error: {redact(error)}", file=sys.stderr)
+        return 2
+    worst = 0
+    for finding in diagnose(config, processes):
+        print(finding, flush=True)
+        worst |= finding.level == "error"
+    return int(worst)
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, int]:
+    """Return the settings, and how many processes are to train; raises UserError for an unusable flag."""
+    own = [i for i, text in enumerate(argv) if text.partition("=")[0].replace("-", "_") == f"__{PROCESSES}"]
+    rest, processes = list(argv), "1"
+    for i in reversed(own):
+        _, equals, value = rest.pop(i).partition("=")
+        processes = value if equals else rest.pop(i) if i < len(rest) else ""
+    if not processes.isdecimal() or not int(processes):
+        raise UserError(f"--{PROCESSES} {processes!r} must be 1 or more")
+    read_flags(rest)
+    return parse_config(rest), int(processes)
+
+
+def diagnose(config: TrainConfig, processes: int) -> Iterator[Finding]:
+    """Yield what each check finds, the quick ones first."""
+    yield Finding("ok", "versions", describe_versions())
+    yield from check_devices(config, processes)
+    yield processors(1, processes)  # training divides the processors among its processes itself
+    yield report_memory()
+    yield shared_memory(0)
+    yield writable(config.output, FREE)
+    yield check_mlflow(config)
+    yield onnxruntime_provider("auto", "fp32", None)
+    yield attempt("batch", lambda: describe_batch(config, processes))
+    yield attempt("settings", lambda: describe_settings(config))
+    yield from check_data(config)
+
+
+def attempt(about: str, check: Callable[[], str]) -> Finding:
+    """Return the text that a check returns as ok, or its UserError as error."""
+    try:
+        return Finding("ok", about, check())
+    except UserError as error:
+        return Finding("error", about, str(error))
+
+
+def describe_versions() -> str:
+    return ", ".join(
+        [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    )
+
+
+def check_devices(config: TrainConfig, processes: int) -> Iterator[Finding]:
+    """Check that torch has a GPU for each process and can compute on it, or say that it trains without."""
+    built = (
+        f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is without CUDA"
+    )
+    if config.device == "cpu" or not torch.cuda.is_available():
+        reason = why_unusable() if config.device != "cpu" else ""
+        if reason or config.device == "cuda":
+            yield Finding("error", "device", reason or f"--device cuda, but torch sees no GPU ({built})")
+            return
+        fast = "bf16 in hardware" if multiplies_bf16(torch.device("cpu")) else "no bf16 in hardware"
+        why = "as --device cpu says" if config.device == "cpu" else f"no NVIDIA driver ({built})"
+        yield Finding("ok", "device", f"{available_processors()} processors, {fast}; {why}")
+        return
+    count = torch.cuda.device_count()
+    yield Finding("ok", "driver", f"NVIDIA {driver_version()}, {built}, {count} GPUs visible")
+    if processes != count:
+        level = "error" if processes > count > 1 else "warning"
+        wanted = f"torchrun --nproc_per_node={count}"
+        text = f"{processes} processes for {count} GPUs: start one for each, {wanted}"
+        yield Finding("error" if level == "error" else "warning", "processes", text)
+    for number in range(count):
+        yield attempt(f"GPU {number}", partial(check_gpu, torch.device("cuda", number)))
+
+
+def check_gpu(device: torch.device) -> str:
+    """Return what a GPU is, after a product in each arithmetic that it has.
+
+    Raises:
+        UserError: torch has no kernels for it, or it cannot compute.
+    """
+    check_kernels(device)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        for dtype in (torch.float32, torch.float16, *((torch.bfloat16,) if bf16 else ())):
+            ones = torch.ones(64, 64, device=device, dtype=dtype)
+            if float((ones @ ones).sum()) != 64**3:
+                raise UserError(f"{dtype} products are wrong: the GPU is broken")
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:
+        raise UserError(f"cannot compute: {error}") from error
+    name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return (
+        f"{name}, compute capability {major}.{minor}, {'bf16' if bf16 else 'no bf16'}, "
+        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    )
+
+
+def report_memory() -> Finding:
+    found = psutil.virtual_memory()
+    return Finding("ok", "memory", f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GiB free")
+
+
+def check_mlflow(config: TrainConfig) -> Finding:
+    """Check that MLflow answers, or that its database can be written."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    if not config.track:
+        return Finding("ok", "MLflow", "off, as --track false says")
+    if found := SQLITE.fullmatch(uri):
+        file = Path(found[2])
+        finding = writable(file.absolute().parent, 0.1)
+        state = "is there" if file.is_file() else "will be made"
+        return Finding(finding.level, f"MLflow {uri}", f"{file.absolute()} {state}: {finding.message}")
+    return mlflow_server(uri, time.monotonic() + SERVER_SECONDS)
+
+
+def describe_batch(config: TrainConfig, processes: int) -> str:
+    check_batch_size(config, processes)
+    each = config.batch_size // processes // config.accumulation
+    steps = f", {config.accumulation} accumulation steps" if config.accumulation > 1 else ""
+    return f"{config.batch_size} images a step, {each} on each of {processes} processes{steps}"
+
+
+def describe_settings(config: TrainConfig) -> str:
+    """Return the network and its run, after it was built without memory; raises UserError."""
+    complete, _ = resolve_defaults(config)
+    complete = with_name(complete)
+    check_start(complete)
+    with torch.device("meta"):
+        model, _ = build_model(complete.model, 2, complete.image_size)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    return f"{complete.model} with {parameters:,} parameters takes {complete.image_size} pixels"
+
+
+def check_data(config: TrainConfig) -> Iterator[Finding]:
+    """Check labels and a few images of training and validation data; a URL is left to training."""
+    if not config.data:
+        made = str(DEFAULT_DATA) if DEFAULT_DATA.exists() else ""
+        if not made:
+            yield Finding("ok", "data", "no --data: training would draw the sample set")
+            return
+        config = config.replace(data=made)
+    if is_remote(config.data) or is_remote(config.val_data):
+        yield Finding("ok", "data", "remote, not tried: training copies it first")
+        return
+    try:
+        config, _ = take_parts(config)
+    except UserError as error:
+        yield Finding("error", f"--data {config.data}", str(error))
+        return
+    for flag, folder in (("--data", config.data), ("--val-data", config.val_data)):
+        if folder:
+            yield check_labelled(flag, Path(folder), config)
+
+
+def check_labelled(flag: str, source: Path, config: TrainConfig) -> Finding:
+    """Check the labels of a data set, and decode images from all over it."""
+    about = f"{flag} {source}"
+    try:
+        found = find_labels(source, config.data_format, flag, config.columns)
+    except UserError as error:
+        return Finding("error", about, str(error))
+    paths = list(found.labels)
+    bad, began, tried = [], time.monotonic(), paths[:: max(1, len(paths) // DECODED)][:DECODED]
+    for path in tried:
+        try:
+            load_image(read_image_file(found.root / path), load_whole, max_megapixels=config.max_megapixels)
+        except (OSError, ValueError) as error:
+            bad.append(f"{path}: {error}")
+    speed = f"{1000 * (time.monotonic() - began) / len(tried):.0f} ms an image"
+    text = (
+        f"{len(paths)} images {describe_counts(Counter(found.labels.values()))}; {speed} to read and decode"
+    )
+    if bad:
+        level = "error" if len(bad) > max(1, config.max_bad * len(tried)) else "warning"
+        text = f"{len(bad)} of {len(tried)} images cannot be read ({bad[0]}): {text}"
+        return Finding("error" if level == "error" else "warning", about, text)
+    return Finding("ok", about, text)
+
+
+if __name__ == "__main__":
+    end_on_signal()
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Names of flags in other tools (timm, torchvision, Lightning, transformers, Keras), and what to give in
+their place."""
+
+import difflib
+from collections.abc import Collection
+
+OTHER_NAMES = {
+    # training
+    "--accumulation": "gradient-accumulation-steps grad-accum grad-accum-steps accum accum-steps "
+    "accumulate accumulate-grad-batches",
+    "--batch-size": "b bs batch batchsize train-batch-size global-batch-size eval-batch-size "
+    "validation-batch-size val-batch-size",
+    "--batch-size (of all processes together)": "per-device-batch-size per-device-train-batch-size "
+    "per-gpu-batch-size per-gpu-train-batch-size micro-batch-size per-device-eval-batch-size",
+    "--clip-grad": "clip grad-clip max-grad-norm gradient-clip-val clip-grad-norm clipnorm",
+    "--color-jitter": "jitter colour-jitter",
+    "--compile": "torch-compile torchcompile use-compile",
+    "--config": "c cfg config-file conf yaml recipe",
+    "--crop-scale": "scale rrc-scale min-scale",
+    "--cutmix": "cutmix-alpha",
+    "--data": "d data-dir data-path data-root dataset dataset-dir dataset-path dataset-root root "
+    "train-data train-dir train-path train-folder train-root data-folder image-folder "
+    "imagefolder img-dir csv labels train-csv train input input-dir directory images",
+    "--device": "accelerator",
+    "--dropout": "drop drop-rate dropout-rate",
+    "--drop-path": "drop-path-rate stochastic-depth stochastic-depth-prob",
+    "--ema": "model-ema ema-decay model-ema-decay use-ema",
+    "--epochs": "e epoch n-epochs num-epochs max-epochs nb-epochs num-train-epochs train-epochs n-epoch "
+    "iters",
+    "--experiment": "experiment-name project project-name mlflow-experiment wandb-project",
+    "--flip": "hflip horizontal-flip fliplr",
+    "--freeze": "freeze-layers freeze-backbone frozen-layers linear-probe",
+    "--image-size": "size img-size imgsize imgsz img image-width input-size resolution crop-size "
+    "train-size train-crop-size width height",
+    "--eval-size": "val-crop-size val-size test-input-size",
+    "--resize-size": "val-resize-size",
+    "--label-smoothing": "smoothing label-smooth label-smoothing-factor",
+    "--layer-decay": "layer-lr-decay llrd",
+    "--lr": "learning-rate learningrate learn-rate base-lr max-lr init-lr initial-lr peak-lr lr0 blr "
+    "lr-base",
+    "--mixup": "mixup-alpha",
+    "--model": "m arch a architecture network net backbone model-name model-type model-path encoder "
+    "model-file onnx onnx-model onnx-file",
+    "--name": "run-name exp-name run-id task-name",
+    "--num-workers": "j workers worker num-data-workers dataloader-num-workers n-workers nworkers "
+    "num-threads",
+    "--optimizer": "opt optim optimiser solver",
+    "--output": "o out out-dir output-dir outdir output-path output-file outfile save-dir save-path "
+    "save-to log-dir logdir default-root-dir root-dir runs-dir results-dir checkpoint-dir "
+    "ckpt-dir work-dir model-dir dest csv-out results submission",
+    "--patience": "early-stopping early-stopping-patience es-patience early-stop earlystop",
+    "--precision bf16": "bf16",
+    "--precision fp16": "fp16 half float16",
+    "--precision auto": "amp use-amp mixed-precision autocast apex amp-dtype no-amp dtype",
+    "--random-erasing": "reprob random-erase erasing random-erase-prob cutout",
+    "--resume": "resume-from resume-training resume-from-checkpoint continue auto-resume ckpt-path "
+    "checkpoint ckpt load last-ckpt",
+    "--schedule": "sched scheduler lr-scheduler lr-scheduler-type lr-schedule",
+    "--seed": "s random-seed random-state manual-seed rng-seed seed-everything",
+    "--trivial-augment": "aa auto-augment autoaugment randaugment rand-augment augment augmentation aug",
+    "--val-data": "val-dir val-path val-folder val valid validation validation-dir validation-data "
+    "valid-dir eval-data eval-dir test-data test-dir val-csv",
+    "--val-fraction": "val-split valid-split validation-split val-size-fraction val-ratio "
+    "valid-fraction validation-fraction test-size split train-ratio",
+    "--val-interval": "eval-every eval-interval check-val-every-n-epoch val-freq eval-freq "
+    "evaluation-strategy",
+    "--warmup-epochs": "warmup warmup-steps num-warmup-steps warmup-ratio lr-warmup-epochs",
+    "--weight-decay": "wd decay l2 weightdecay",
+    "--weights": "pretrained pretrained-weights imagenet finetune fine-tune init-weights "
+    "initial-checkpoint pretrained-path load-weights checkpoint ckpt transfer",
+    "--deterministic": "benchmark cudnn-deterministic",
+    "--class-weights": "weighted-loss balanced class-weight",
+    "--teacher": "distill distillation teacher-model",
+    "--snapshot-minutes": "save-every save-interval save-steps checkpoint-interval checkpoint-freq "
+    "save-freq",
+    "--track": "mlflow log-mlflow tracking",
+    "--columns": "image-column label-column path-column target-column img-col label-col filename-col",
+    # scoring, merging, evaluation
+    "--images": "i image input inputs input-dir data data-dir data-path dataset source src img img-dir "
+    "image-dir image-folder test-data test-dir folder dir path",
+    "--format": "output-format fmt save-format type",
+    "--device-id": "gpu gpu-id gpus devices device-ids cuda",
+    "--provider": "device providers execution-provider backend ep accelerator cpu",
+    "--run": "checkpoint ckpt model weights resume load model-path r run-dir run-name name",
+    "--sample-submission": "sample submission-sample template",
+    "--top-k": "topk k top num-predictions",
+    "--threads": "intra-op-num-threads num-threads omp-num-threads",
+    "--workers": "j num-workers n-workers dataloader-num-workers processes",
+    "--overwrite": "force f y yes clobber exist-ok replace",
+    "--max-errors": "max-failures max-bad error-rate",
+    "--verify-provider": "provider device",
+    "--embeddings": "features feature-extraction return-features embed",
+    "--min-accuracy": "threshold min-acc",
+    "--promote": "champion register-champion",
+    "--register": "registered-model-name register-model model-name",
+    "--limit": "num-images max-images n num-samples",
+}
+"""A flag, or a flag and its value -> other tools' names of it, without dashes."""
+
+EXPLAINED = {
+    "num-classes": "the classes are those of the data",
+    "n-classes": "the classes are those of the data",
+    "classes": "the classes are those of the data",
+    "class-names": "the class names are those of the data, and are kept in the model file",
+    "gpus": "torchrun --nproc_per_node=N starts a process for each GPU",
+    "devices": "torchrun --nproc_per_node=N starts a process for each GPU",
+    "gpu": "CUDA_VISIBLE_DEVICES chooses the GPU",
+    "gpu-id": "CUDA_VISIBLE_DEVICES chooses the GPU",
+    "nproc-per-node": "it belongs to torchrun, before the script",
+    "nnodes": "it belongs to torchrun, before the script",
+    "num-nodes": "torchrun --nnodes=N starts processes on N machines",
+    "world-size": "torchrun sets the number of processes",
+    "local-rank": "torchrun sets each process's rank",
+    "rank": "torchrun sets each process's rank",
+    "dist-url": "torchrun --rdzv-endpoint gives the address",
+    "dist-backend": "the backend follows from the device",
+    "distributed": "torchrun starts several processes",
+    "strategy": "torchrun starts several processes, which train data-parallel",
+    "ddp": "torchrun starts several processes, which train data-parallel",
+    "sync-bn": "batch-norm statistics are averaged over the processes at the end of each epoch",
+    "momentum": "--optimizer sgd has Nesterov momentum 0.9",
+    "nesterov": "--optimizer sgd has Nesterov momentum 0.9",
+    "mean": "the weights' own mean and standard deviation are taken, and kept in the model file",
+    "std": "the weights' own mean and standard deviation are taken, and kept in the model file",
+    "channels": "images are converted to RGB",
+    "in-chans": "images are converted to RGB",
+    "loss": "the loss is cross-entropy; --label-smoothing and --class-weights change it",
+    "criterion": "the loss is cross-entropy; --label-smoothing and --class-weights change it",
+    "shuffle": "images are shuffled in each epoch, by --seed",
+    "pin-memory": "it is used on a GPU",
+    "wandb": "runs are logged to MLflow",
+    "tensorboard": "runs are logged to MLflow",
+    "tracking-uri": "MLFLOW_TRACKING_URI names the MLflow server",
+    "mlflow-uri": "MLFLOW_TRACKING_URI names the MLflow server",
+    "mlflow-tracking-uri": "MLFLOW_TRACKING_URI names the MLflow server",
+    "verbose": "each epoch prints one line",
+    "quiet": "redirect the output to a file",
+    "eval": "pipelines/evaluate.py evaluates a model on labelled images",
+    "evaluate": "pipelines/evaluate.py evaluates a model on labelled images",
+    "test": "pipelines/evaluate.py evaluates a model on labelled images",
+    "test-only": "pipelines/evaluate.py evaluates a model on labelled images",
+    "predict": "serve/main.py scores images",
+    "export": "export/main.py exports a run",
+    "img-size": "the model file has the size of its images",
+    "image-size": "the model file has the size of its images",
+    "imgsz": "the model file has the size of its images",
+    "threshold": "predictions have all probabilities: filter their columns",
+    "conf": "predictions have all probabilities: filter their columns",
+    "recursive": "folders are searched with all that is below them",
+    "output": "the file is written in the run directory, in export/",
+    "output-dir": "the file is written in the run directory, in export/",
+    "opset": "torch.onnx's own opset is taken",
+    "dynamic": "the batch is dynamic",
+    "dynamic-axes": "the batch is dynamic",
+    "batch-size": "the batch is dynamic",
+    "simplify": "onnxruntime optimises the graph when it loads it",
+    "int8": "export/quantize.py --to int8 makes that file",
+    "fp16": "export/quantize.py --to fp16 makes that file",
+    "half": "export/quantize.py --to fp16 makes that file",
+    "quantize": "export/quantize.py makes int8 and fp16 files",
+    "device": "the device is chosen by what is installed",
+    "version": "pip show purebred prints the version",
+}
+"""Other tools' names that no flag here has the meaning of -> why none is needed, or what does it."""
+
+MOST_NAMED = 3
+LONG_ENOUGH = 4  # characters: anything is close to a name of three
+OTHER_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # text editors and web pages put them for --
+
+
+def canonical(typed: str) -> str:
+    """Return a flag's name without dashes of any kind, value and capitals: --Batch_Size=8 -> batch-size."""
+    return typed.lstrip("-" + OTHER_DASHES).partition("=")[0].lower().replace("_", "-")
+
+
+def suggestion(typed: str, flags: Collection[str], values: bool = False) -> str:
+    """Return what to give in place of a flag that a command does not have; "" if nothing comes close.
+
+    `flags` are the command's own, with dashes; with `values` a switch takes true or false.
+    """
+    name = canonical(typed)
+    if f"--{name}" in flags:
+        return f"give --{name}"
+    others: dict[str, list[str]] = {}
+    for given, names in OTHER_NAMES.items():
+        if given.split()[0] in flags:
+            for other in names.split():
+                others.setdefault(other, []).append(given)
+    if name in others:
+        return f"give {' or '.join(others[name])}"
+    if name in EXPLAINED:
+        return EXPLAINED[name]
+    positive = f"--{name.removeprefix('no-')}"
+    if positive != f"--{name}" and positive in flags:
+        return f"give {positive} false" if values else f"leave {positive} out"
+    if longer := [flag for flag in flags if flag.startswith(f"--{name}")][:MOST_NAMED]:
+        return f"did you mean {' or '.join(longer)}?"
+    near = {other: given[0] for other, given in others.items() if len(other) >= LONG_ENOUGH}
+    near |= {flag[2:]: flag for flag in flags}
+    close = difflib.get_close_matches(name, near, 1)
+    return f"did you mean {near[close[0]]}?" if close else ""
