@@ -29,6 +29,7 @@ from serve.contract.installation import require
 require("train", "torch")
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ from export.run_copy import open_run_folder
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.command_line import CommandLine, Number
+from serve.contract.command_line import CommandLine, Number, command
 from serve.contract.files import check_folder_writable, file_sha256
 from serve.contract.urls import redact
 from serve.predictor import Predictor
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 verified, 1 verification failed, 2 unusable arguments or files, 3 an error
     that may pass, as of a disk or an object store."""
     args = build_parser().parse_args(argv)
+    args.location = args.run  # of which args.run becomes a local copy, where it is a URL
     try:
         with open_run_folder(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)
@@ -149,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
         unverified.unlink(missing_ok=True)
     print(f"verified: {published}")
     track(metadata, args.run, args.register)
+    where = shlex.quote(args.location)
+    print(f"next: {command('serve/main.py')} --model {where} --images DIR --output predictions.csv")
     return 0
 
 
@@ -161,7 +165,7 @@ def check_before_export(args: argparse.Namespace, run_id: str) -> None:
     if args.model_precision != "fp32" and not (args.verify_provider or args.register):
         raise UserError(
             f"--model-precision {args.model_precision} goes with --verify-provider or --register; "
-            f"python export/quantize.py --run {args.run} --to {args.model_precision} makes that file"
+            f"{command('export/quantize.py')} --run {args.run} --to {args.model_precision} makes that file"
         )
     check_folder_writable(args.run / "export", "--run")
     if args.register:

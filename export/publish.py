@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.record import MODEL_FILES, published_model, reports_of
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact
@@ -45,8 +46,8 @@ def check_register(run: Path, run_id: str, name: str) -> None:
     recorded = recorded_run(run)
     if not run_id and recorded.tracked:
         raise UserError(
-            "--register: MLflow does not have this run yet: send it by python train/sync.py with the run "
-            "directory that training wrote"
+            f"--register: MLflow does not have this run yet: {command('train/sync.py')} with the run "
+            "directory that training wrote sends it"
         )
     if not run_id:
         raise UserError("--register: this run was not tracked in MLflow (--track false)")
@@ -69,7 +70,10 @@ def track(metadata: ModelMetadata, run: Path, register: str = "", precision: str
     run_id = training_run(run, metadata.run_id, metadata.checkpoint_sha256)
     if not run_id:
         if recorded.tracked:
-            print("the model is not in MLflow, which does not have its training run yet: see train/sync.py")
+            print(
+                "warning: the model is not in MLflow, which does not have its training run yet: "
+                f"{command('train/sync.py')} with the run directory sends it"
+            )
         return
     try:
         store = _open_store(recorded, run_id)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from serve import storage
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import expand_home
 from serve.contract.urls import is_http, is_remote, redact
@@ -166,7 +167,7 @@ def _fetch_model(url: str, path: Path) -> str:
         except FileNotFoundError as error:
             raise UserError(
                 f"there is no model at {redact(url)}, nor at {redact(exported)}: of a run directory, "
-                f"python export/main.py --run {redact(url)} makes it"
+                f"{command('export/main.py')} --run {redact(url)} makes it"
             ) from error
         url = exported
     if "?" not in url:  # a signed URL is of one object
@@ -180,7 +181,9 @@ def _file_in_folder(folder: Path) -> Path:
     if (exported := folder / EXPORTED).is_file():
         return exported
     if (folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} has no {EXPORTED}; make it with python export/main.py --run {folder}")
+        raise UserError(
+            f"{folder} has no {EXPORTED}; make it with {command('export/main.py')} --run {folder}"
+        )
     if (folder / MODEL_FILE).is_file():
         return folder / MODEL_FILE
     raise UserError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata
 from serve.processors import available_processors
@@ -73,10 +74,10 @@ def check_verified(path: Path, metadata: ModelMetadata, provider: str, precision
         return
     known = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified) or "nothing"
     of = "" if metadata.precision == "fp32" else f" --model-precision {metadata.precision}"
-    command = f"python export/main.py --run RUN{of} --verify-provider {provider}:{precision}"
+    verify = f"{command('export/main.py')} --run RUN{of} --verify-provider {provider}:{precision}"
     raise UserError(
         f"{path} ({metadata.precision}) was verified on {known}, never on {provider}:{precision}; verify "
-        f"it on this machine ({command}), or take its answers unproven with --allow-unverified"
+        f"it on this machine ({verify}), or take its answers unproven with --allow-unverified"
     )
 
 

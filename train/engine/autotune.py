@@ -67,7 +67,7 @@ def choose_precision(
         seconds = time_options(options, make_step, device)
         listed = "; ".join(f"{option} {time:.3f}" for option, time in seconds.items())
         default = choose_option(seconds, default)
-        log(f"seconds a step: {listed}. Taken: {default}")
+        log(f"precision {default}, as timed in seconds a step: {listed}")
         if seconds[default] == math.inf:
             raise torch.OutOfMemoryError("no number format and memory layout has enough memory")
     kept: dict[bool, Step] = {}  # the last one: compiling takes long, and each holds a copy of the model

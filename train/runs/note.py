@@ -3,6 +3,7 @@
 import re
 import shlex
 
+from serve.contract.command_line import command
 from train.evaluation.classes import class_rows
 from train.evaluation.predictions import Predictions
 from train.runs.history import History
@@ -36,12 +37,12 @@ def run_note(predictions: Predictions, history: History, location: str) -> str:
 
 def export_command(location: str) -> str:
     """Return the command that exports the run at a path or URL."""
-    return f"python export/main.py --run {shlex.quote(location)}"
+    return f"{command('export/main.py')} --run {shlex.quote(location)}"
 
 
 def scoring_command(model: str) -> str:
     """Return the command that scores images with an exported run or a model file."""
-    return f"python serve/main.py --model {shlex.quote(model)} --images DIR --output predictions.csv"
+    return f"{command('serve/main.py')} --model {shlex.quote(model)} --images DIR --output predictions.csv"
 
 
 def code_span(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.contract.command_line import command
 from serve.contract.confidence import fit_threshold
 from serve.contract.urls import redact
 from train.config import SETTINGS
@@ -42,7 +43,7 @@ def commands_of(location: str) -> list[tuple[str, str]]:
         ("then score images (DIR is their folder)", scoring_command(location)),
         (
             "or evaluate it on other labelled images",
-            f"python pipelines/evaluate.py --model {shlex.quote(location)} --data LABELLED",
+            f"{command('pipelines/evaluate.py')} --model {shlex.quote(location)} --data LABELLED",
         ),
     ]
 

@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from train.home import ensure_home
 
 ensure_home()  # mlflow fails when it is imported without
+os.environ.setdefault(
+    "MLFLOW_LOGGING_LEVEL", "WARNING"
+)  # its database and system metrics report each start
 
 import mlflow as mlflow
 import mlflow.data.meta_dataset

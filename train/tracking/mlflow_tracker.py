@@ -6,11 +6,13 @@ sent later, by the thread or by train/sync.py. tracking.json in the run director
 
 import json
 import os
+import shlex
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from serve.contract.command_line import command
 from serve.contract.mlflow_tags import runs_page
 from serve.contract.urls import is_http, is_remote, redact
 from train.config import TrainConfig
@@ -109,12 +111,15 @@ class MlflowTracker(MetricsFile):
         if not self.record.complete:
             print(
                 f"warning: MLflow does not have all of this run; metrics are in {self.path}, and\n"
-                f"python train/sync.py {self.path.parent} sends the rest",
+                f"{command('train/sync.py')} {self.path.parent} sends the rest",
                 flush=True,
             )
         elif is_http(self.record.uri):
             page = runs_page(self.record.uri, self.sender.run.info.experiment_id)
             print(f"in MLflow, beside its other runs: {page}", flush=True)
+        else:
+            look = f"mlflow ui --backend-store-uri {shlex.quote(redact(self.record.uri))}"
+            print(f"in MLflow, beside its other runs: {look}", flush=True)
 
     def _send_all(self) -> None:
         behind, tries_left, reported = False, LAST_TRIES, 0
