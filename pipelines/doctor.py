@@ -157,7 +157,7 @@ def check_gpu(device: torch.device) -> str:
     try:
         for dtype in (torch.float32, torch.float16, *((torch.bfloat16,) if bf16 else ())):
             ones = torch.ones(64, 64, device=device, dtype=dtype)
-            if float((ones @ ones).sum()) != 64**3:
+            if float((ones @ ones).float().sum()) != 64**3:
                 raise UserError(f"{dtype} products are wrong: the GPU is broken")
         free, total = torch.cuda.mem_get_info(device)
     except RuntimeError as error:
