@@ -13,6 +13,7 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
 
 import argparse
+import contextlib
 import os
 import shutil
 import socket
@@ -70,7 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads of each process; 0: as many as it finds",
     )
-    add("--processes", type=Number(int, 1), default=1, metavar="N", help="processes of the job")
+    add(
+        "--processes",
+        type=Number(int, 1),
+        metavar="N",
+        help="of torchrun: they meet under the machine's own name",
+    )
     add(
         "--provider",
         choices=("auto", *PROVIDERS),
@@ -105,12 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(args: argparse.Namespace, deadline: float) -> Iterator[Finding]:
     yield shared_memory(args.shm)
-    yield processors(args.threads, args.processes)
+    yield processors(args.threads, args.processes or 1)
     yield onnxruntime_provider(args.provider, args.precision, args.model)
     for folder in args.write:
         yield writable(folder, args.free)
     for path in args.read:
         yield readable(path)
+    if args.processes:
+        yield own_name(socket.getfqdn())
     for host in args.resolve:
         yield resolves(host, deadline)
     if args.mlflow:
@@ -226,6 +234,23 @@ def resolves(host: str, deadline: float) -> Finding:
         return Finding("ok", f"name {host}", ", ".join(addresses))
 
     return until(deadline, attempt)
+
+
+def own_name(host: str) -> Finding:
+    """Check that `host` leads to this machine: torchrun's processes meet there, and wait minutes for it."""
+    about = f"own name {host}"
+    way_out = (
+        "give the container a host name of its /etc/hosts, or torchrun --local-addr=127.0.0.1 on one node"
+    )
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return Finding("error", about, f"{error}: {way_out}")
+    for family, kind, protocol, _, address in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+            return Finding("ok", about, str(address[0]))
+    return Finding("error", about, f"{found[0][4][0]} is another machine's address: {way_out}")
 
 
 def mlflow_server(uri: str, deadline: float) -> Finding:

@@ -499,11 +499,19 @@ def test_images_start_from_pinned_bytes_and_end_without_root_or_a_compiler() -> 
     assert re.findall(r"--no-install-recommends (.*) \\", final) == ["tini"]
     used = {each["image"].partition(":")[0] for overlay in OVERLAYS for pod in pods(render(overlay))
             for each in pod.containers}  # fmt: skip
-    assert used == {"postgres"} | {f"purebred-{name}" for name in ("train", "serve", "mlflow")}
+    assert used == {"postgres"} | {f"purebred-{name}" for name in ("train", "serve", "serve-gpu", "mlflow")}
 
 
 def test_the_serving_image_holds_no_training_code() -> None:
     text = (K8S / "Dockerfile").read_text(encoding="utf-8")
     stage = text[text.index("AS build-serve") : text.index("AS build-train")]
-    assert re.findall(r"^COPY (\S+)", stage, re.MULTILINE) == ["serve"]
-    assert "[parquet,heic,cloud]" in stage
+    assert re.findall(r"^COPY (\S+)", stage, re.MULTILINE) == ["k8s/locks/${SERVE}.txt", "serve"]
+
+
+@each_overlay
+def test_what_scores_with_cuda_has_the_image_for_it(overlay: str) -> None:
+    documents = render(overlay)
+    cuda = config(documents, "pipeline")["PROVIDER"] == "cuda"
+    pod = named(documents, "Job", "score")["spec"]["template"]["spec"]
+    images = {container["image"] for container in (*pod["containers"], *pod["initContainers"])}
+    assert images == {"purebred-serve-gpu:0.1.0" if cuda else "purebred-serve:0.1.0"}

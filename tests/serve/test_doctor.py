@@ -17,7 +17,16 @@ from conftest import REPOSITORY
 from serve_model import build_model
 
 from serve import doctor
-from serve.doctor import main, mlflow_server, processors, readable, resolves, shared_memory, writable
+from serve.doctor import (
+    main,
+    mlflow_server,
+    own_name,
+    processors,
+    readable,
+    resolves,
+    shared_memory,
+    writable,
+)
 
 
 def run(*arguments: object) -> int:
@@ -148,6 +157,19 @@ def test_it_waits_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.socket, "getaddrinfo", getaddrinfo)
     assert resolves("pod-0.service", time.monotonic() + 30).level == "ok"
     assert len(tries) == 3
+
+
+def test_a_name_of_torchruns_that_does_not_lead_to_this_machine_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own_name("localhost").level == "ok"
+    assert own_name("192.0.2.1").level == "error"  # of documentation: no machine has it
+    assert own_name("a..b").level == "error"
+    monkeypatch.setattr(doctor.socket, "getfqdn", lambda: "4f1c.invalid")
+    monkeypatch.setattr(doctor, "RETRY_SECONDS", 1e6)  # no waiting: nothing will change
+    assert run("--wait", "120", "--processes", "2") == 1
+    assert "--local-addr" in capsys.readouterr().out
+    assert run("--wait", "120") == 0
 
 
 class Server(BaseHTTPRequestHandler):
