@@ -10,8 +10,8 @@ steps: train export verify score merge; verify is left out where scoring is on t
 export has verified.
 
 Exit codes: 0 all complete; 1 a Job failed, or was deleted or replaced by somebody else; 2 unusable
-arguments, or refused; 3 a step has not ended within --timeout, and was suspended; 130, 143 interrupted,
-the Job continues.
+arguments, or refused; 3 a step has not ended within --timeout, and was suspended, or a server does not
+answer; 130, 143 interrupted, the Job continues.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + int(stopped.args[0])
     except (PipelineError, KubectlError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.code if isinstance(error, PipelineError) else 2
+        return error.code
     return 0
 
 

@@ -583,6 +583,15 @@ def test_a_cluster_that_never_answered_is_not_waited_for(cluster: StandIn, pipel
     assert cluster.now() == 0
 
 
+@pytest.mark.parametrize("lost", ["apply", "create"])
+def test_a_cluster_that_is_gone_while_a_step_is_started_is_tried_for_five_minutes(
+    cluster: StandIn, pipeline: Run, lost: str
+) -> None:
+    cluster.set(lose_answers=[lost, "get"] * 100 if lost == "create" else [lost] * 100)
+    pipeline("train", code=3)
+    assert 300 <= cluster.now() <= 700
+
+
 def test_a_cluster_that_is_gone_for_longer_than_the_timeout_is_exit_code_3(
     cluster: StandIn, pipeline: Run
 ) -> None:

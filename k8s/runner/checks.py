@@ -45,7 +45,9 @@ def check_rights(cluster: Cluster, kinds: set[str]) -> None:
         except KubectlError as error:
             if not error.output.startswith("no"):
                 raise
-            hint = f": {error}" if error.says("warning") else "; the role edit may"
+            hint = "; the role edit may" if resource == RESOURCES["Job"] else ""
+            if error.says("warning"):  # there is no such kind in the cluster
+                hint = f": {error}"
             where = f"in namespace {cluster.namespace}"
             raise PipelineError(2, f"you may not {verb} {resource} {where}{hint}") from None
 

@@ -50,6 +50,8 @@ class KubectlError(Exception):
     def __init__(self, message: str, output: str = "") -> None:
         super().__init__(message)
         self.output = output
+        self.code = 2
+        """The pipeline's exit code: 3 where the call was repeated until its time was over."""
 
     def says(self, *parts: str) -> bool:
         text = str(self).lower()
@@ -140,7 +142,10 @@ class Cluster:
             try:
                 return self.once(*arguments, given=given)
             except KubectlError as error:
-                if not (error.cut_off and self.answered) or self.now() >= end:
+                if not (error.cut_off and self.answered):
+                    raise
+                if self.now() >= end:
+                    error.code = 3
                     raise
                 if self.now() - reported >= 60:
                     say(f"the cluster does not answer, trying again: {last_line(error)}")

@@ -87,7 +87,7 @@ def start(cluster: Cluster, rendered: Rendered, step: str, anew: bool, attach: b
         try:
             cluster.call("apply", "--filename=-", given=as_list(beside))
         except KubectlError as error:
-            raise PipelineError(2, f"{step}: {error}") from None
+            raise PipelineError(error.code, f"{step}: {error}") from None
     return create(cluster, document)
 
 
@@ -134,7 +134,7 @@ def create(cluster: Cluster, document: Object) -> Job:
             # The webhook of TrainJobs sees a runtime a moment after it was made.
             again = error.cut_off or error.says("already exists", "must be created before")
             if not again or cluster.now() >= end:
-                raise PipelineError(2, f"{name} cannot be made: {error}") from None
+                raise PipelineError(3 if error.cut_off else 2, f"{name} cannot be made: {error}") from None
         live = cluster.get(path_of(document))
         if live and live["metadata"].get("annotations", {}).get(TOKEN) == token:
             made = live
