@@ -2,17 +2,19 @@
 
     sudo python benchmarks/nodes.py --nodes 2
 
-Each node is a network namespace with a torchrun agent, started through k8s/entrypoint.sh as in a pod. They
-meet through c10d rendezvous over virtual cables (veth) and a bridge, and share the file system. As the Job
-controller does, a node whose agent failed is started again with the same arguments. One run is left alone;
-in the other, faults strike after given epochs:
+Each node is a network namespace with a torchrun agent, started through k8s/entrypoint.sh as in a pod, which
+starts its agent anew when that has failed. They meet through c10d rendezvous over virtual cables (veth) and
+a bridge, and share the file system. As the Job controller does, a node whose processes are all gone is
+started again with the same arguments, after a pause that grows with each. One run is left alone; in the
+other, faults strike after given epochs:
 
-    killed      every process of the last node, with SIGKILL
+    rank        one rank of the last node is killed with SIGKILL
+    killed      every process of the last node, its pod
     first       the same with the node that hosts the rendezvous
     cut         the last node's cable is out for some seconds
     power       the cable is out, the processes are gone without a word to the others, the cable is in
 
-Prints for each fault the time until the next epoch was done and how many nodes were started again, and
+Prints for each fault the time until the next epoch was done and how many pods were started again, and
 compares the weights of the two runs. Needs root and iproute2; says so and does nothing without.
 """
 
@@ -42,7 +44,11 @@ from train.data.sample import make_sample  # noqa: E402
 PREFIX = f"purebred{os.getpid()}"
 HUB = f"{PREFIX}-hub"
 PORT = 29400
-FAULTS = ("killed", "first", "cut", "power")
+FAULTS = ("rank", "killed", "first", "cut", "power")
+PAUSES = {  # seconds until a pod that failed is replaced, the last one from then on
+    "job": (20, 40, 160, 600),  # the Job controller's, measured
+    "jobset": (3,),
+}
 CUT_SECONDS = 5
 SETTINGS = [
     *(
@@ -116,6 +122,15 @@ def kill_all(namespace: str) -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
+def worker(namespace: str) -> int:
+    """A rank's process: the program itself, not the agent that has it among its arguments."""
+    for pid in ip("netns", "pids", namespace).split():
+        command = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+        if b"train/main.py" in command and b"train.launch" not in command:
+            return int(pid)
+    raise RuntimeError(f"no rank runs in {namespace}")
+
+
 @dataclass
 class Job:
     """A training run on all nodes, and the controller that starts failed nodes again."""
@@ -125,6 +140,7 @@ class Job:
     name: str
     nodes: int
     epochs: int
+    pauses: tuple[int, ...] = PAUSES["job"]
     starts: dict[int, int] = field(default_factory=dict)
     given_up: threading.Event = field(default_factory=threading.Event)
 
@@ -155,6 +171,7 @@ class Job:
             "OMP_NUM_THREADS": "1",
             "RUNS": str(self.runs),
             "RUN_NAME": self.name,
+            "RESTARTS": "20",
         }
         with (self.runs / f"{self.name}-{node}.log").open("ab") as log:
             while not self.given_up.is_set():
@@ -166,11 +183,14 @@ class Job:
                     return
                 if self.starts[node] == tries:
                     self.given_up.set()
-                time.sleep(1)
+                failed = sum(self.starts.values()) - self.nodes  # pods before this one
+                self.given_up.wait(self.pauses[min(failed, len(self.pauses) - 1)])
 
     def strike(self, fault: str) -> None:
         last = self.nodes - 1
-        if fault == "killed":
+        if fault == "rank":
+            os.kill(worker(f"{PREFIX}-{last}"), signal.SIGKILL)
+        elif fault == "killed":
             kill_all(f"{PREFIX}-{last}")
         elif fault == "first":
             kill_all(f"{PREFIX}-0")
@@ -242,6 +262,9 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument(
+        "--controller", choices=PAUSES, default="job", help="whose pauses; default: %(default)s"
+    )
     parser.add_argument("--limit", type=float, default=900, help="seconds for a run; default: %(default)g")
     parser.add_argument("--keep", type=Path, help="folder for runs and logs; default: a temporary one")
     args = parser.parse_args()
@@ -259,10 +282,8 @@ def main() -> int:
         data = folder / "sample" / "train"
         quiet = Job(data, folder, "quiet", args.nodes, args.epochs)
         print(f"quiet run: {quiet.run({}, args.limit):.1f} s\n", flush=True)
-        print(
-            "| fault | after epoch | seconds to the next epoch | nodes started again |\n|---|---|---|---|"
-        )
-        struck = Job(data, folder, "struck", args.nodes, args.epochs)
+        print("| fault | after epoch | seconds to the next epoch | pods started again |\n|---|---|---|---|")
+        struck = Job(data, folder, "struck", args.nodes, args.epochs, PAUSES[args.controller])
         seconds = struck.run(faults, args.limit)
         ordered, same = epochs_in_order(struck), same_weights(quiet, struck)
         print(f"\nrun with {len(faults)} faults: {seconds:.1f} s; each epoch once: {ordered}; "

@@ -1,24 +1,20 @@
 """The manifests: valid for two Kubernetes versions and for what only an API server checks."""
 
-import itertools
-import json
 import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
+import mlflow.environment_variables
 import pytest
 import yaml
 from conftest import REPOSITORY
-from kubeflow_trainer_api import models
+from manifest_schemas import KUBEFLOW, VERSIONS, inner_job
 from manifests import (
     K8S,
     OVERLAYS,
     Manifest,
-    combine,
     config,
     deployment,
     first_words,
@@ -37,14 +33,6 @@ from manifests import (
 
 import serve.main
 
-VERSIONS = ("1.36", "1.37")
-KUBEFLOW: dict[str, Any] = {
-    "TrainJob": models.TrainerV1alpha1TrainJob,
-    "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
-    "JobSet": models.JobsetV1alpha2JobSet,
-}
-KINDS = ("Job", "JobSet", "TrainJob")
-SEVERAL_NODES = [{"name": "pipeline", "behavior": "merge", "literals": ["NODES=2"]}]
 DOCUMENTED = (REPOSITORY / "docs" / "kubernetes.md").read_text(encoding="utf-8")
 TORCHRUN_GRACE = 30  # seconds from SIGTERM to SIGKILL of the workers
 
@@ -78,21 +66,6 @@ def test_the_job_inside_of_another_kind_fits_the_schema_of_a_job(overlay: str, v
     for document in map(inner_job, wrapped):
         kubernetes_validate.validate(document, version, strict=True)
         assert not refusals(document)
-
-
-def inner_job(document: Manifest) -> Manifest:
-    """The one Job that a JobSet or a TrainingRuntime makes; the controllers make it Indexed."""
-    spec = (
-        document["spec"]["template"]["spec"] if document["kind"] == "TrainingRuntime" else document["spec"]
-    )
-    (replicated,) = spec["replicatedJobs"]
-    assert replicated["name"] == "node"
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": document["metadata"]["name"]},
-        "spec": replicated["template"]["spec"],
-    }
 
 
 def test_no_file_has_a_key_twice() -> None:
@@ -258,7 +231,14 @@ def test_overlays_of_one_namespace_never_change_each_others_claims() -> None:
         for document in render(overlay):
             if document["kind"] == "PersistentVolumeClaim":
                 assert claims.setdefault(document["metadata"]["name"], document) == document
-    assert set(claims) == {"data", "runs", "data-one-node", "runs-one-node", "mlflow-artifacts"}
+    assert set(claims) == {
+        "data",
+        "runs",
+        "data-one-node",
+        "runs-one-node",
+        "mlflow-artifacts",
+        "mlflow-database",
+    }
 
 
 @each_overlay
@@ -272,6 +252,34 @@ def test_what_runs_on_several_nodes_has_volumes_for_several(overlay: str) -> Non
         for volume in pod.spec["volumes"]:
             if nodes > 1 and "persistentVolumeClaim" in volume:
                 assert claims[volume["persistentVolumeClaim"]["claimName"]] == ["ReadWriteMany"]
+
+
+@each_overlay
+def test_unusable_settings_fail_training_at_once_and_a_lost_rank_is_met_inside(overlay: str) -> None:
+    """Each failed pod doubles the Job controller's pause; exit code 2 would come again."""
+    (pod,) = (pod for pod in jobs(overlay) if "train" in first_words(pod))
+    (work,) = pod.spec["containers"]
+    rules = [rule for rule in pod.job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert [(rule["onExitCodes"]["containerName"], rule["onExitCodes"]["values"]) for rule in rules] == [
+        (work["name"], [2])
+    ]
+    for document in render(overlay):
+        if document["kind"] in ("JobSet", "TrainingRuntime"):
+            policy = (document["spec"].get("template") or document)["spec"]["failurePolicy"]
+            (rule,) = policy["rules"]
+            assert (rule["action"], policy["maxRestarts"]) == ("FailJobSet", 100)
+            assert "PodFailurePolicy" in rule["onJobFailureReasons"]
+            assert pod.job["backoffLimit"] == 0  # the set starts anew, not one Job's pod
+    own = {variable["name"]: variable.get("value") for variable in work.get("env", [])}
+    restarts = own.get("RESTARTS", config(render(overlay), "pipeline")["RESTARTS"])
+    assert int(restarts) == (0 if overlay == "kubeflow" else 20)
+
+
+def test_the_tracking_server_runs_no_jobs_of_its_own() -> None:
+    """They filled its memory: 1.99 GB with one client, 0.6 GB without."""
+    variables = {v["name"]: v.get("value") for v in deployment(render("cpu"))["env"]}
+    assert variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert hasattr(mlflow.environment_variables, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION")
 
 
 @each_overlay
@@ -386,88 +394,6 @@ def test_the_training_runtime_comes_before_the_train_job(tmp_path: Path) -> None
     for documents in (render_jobs("kubeflow"), for_run("kubeflow", "aa", tmp_path)):
         kinds = [d["kind"] for d in documents]
         assert kinds.index("TrainingRuntime") < kinds.index("TrainJob")
-
-
-# Combinations of components
-
-PLACES = {"shared": (), "one-node": ("one-node/jobs",), "s3": ("s3/jobs",)}
-WRAPPED = {"job": (), "jobset": ("jobset",), "kubeflow": ("kubeflow",)}
-COMBINATIONS = [
-    (*PLACES[place], *gpu, *WRAPPED[wrapped], *kueue, "counts")
-    for place, gpu, wrapped, kueue in itertools.product(PLACES, ((), ("gpu",)), WRAPPED, ((), ("kueue",)))
-]
-PLATFORMS = [
-    (*mlflow, *place)
-    for mlflow, place in itertools.product(
-        ((), ("mlflow",)), ((), ("one-node/platform",), ("s3/platform",))
-    )
-]
-
-
-def check(documents: list[Manifest]) -> None:
-    assert {d["metadata"]["name"]: r for d in documents if (r := refusals(d))} == {}
-    assert {pod.owner: r for pod in pods(documents) if (r := restricted(pod.spec))} == {}
-    for document in documents:
-        check_schema(json.dumps(document))
-
-
-@cache
-def check_schema(text: str) -> None:
-    """Strict for each version; most documents of a combination are those of another."""
-    document = json.loads(text)
-    if document["kind"] in KUBEFLOW:
-        assert KUBEFLOW[document["kind"]].from_dict(document).to_dict() == document
-        if document["kind"] == "TrainJob":
-            return
-        document = inner_job(document)
-        assert not refusals(document)
-    for version in VERSIONS:
-        kubernetes_validate.validate(document, version, strict=True)
-
-
-@pytest.mark.parametrize("components", COMBINATIONS, ids="+".join)
-def test_every_combination_of_components_for_jobs_is_valid(
-    components: tuple[str, ...], tmp_path: Path
-) -> None:
-    documents = combine("jobs", components, tmp_path, configMapGenerator=SEVERAL_NODES)
-    check(documents)
-    training = [d for d in documents if d["metadata"]["name"] == "train" and d["kind"] in KINDS]
-    kind = {"jobset": "JobSet", "kubeflow": "TrainJob"}
-    assert [d["kind"] for d in training] == [next((kind[c] for c in components if c in kind), "Job")]
-    for pod in pods(documents):
-        claims = {
-            v["persistentVolumeClaim"]["claimName"]
-            for v in pod.spec["volumes"]
-            if "persistentVolumeClaim" in v
-        }
-        assert claims == (
-            set() if "s3/jobs" in components
-            else {"data-one-node", "runs-one-node"} if "one-node/jobs" in components
-            else {"data", "runs"}
-        )  # fmt: skip
-        gpus = pod.spec["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
-        step = pod.owner.partition("/")[2]
-        assert gpus == ({"train": 8, "verify": 1, "score": 1}.get(step, 0) if "gpu" in components else 0)
-    queued = [d for d in documents if "kueue.x-k8s.io/queue-name" in d["metadata"]["labels"]]
-    assert {d["metadata"]["name"] for d in queued} == (
-        {d["metadata"]["name"] for d in documents if d["kind"] in KINDS} if "kueue" in components else set()
-    )
-
-
-@pytest.mark.parametrize("components", PLATFORMS, ids="+".join)
-def test_every_combination_of_components_for_the_platform_is_valid(
-    components: tuple[str, ...], tmp_path: Path
-) -> None:
-    check(combine("platform", components, tmp_path))
-
-
-@pytest.mark.parametrize("late", ["gpu", "one-node/jobs", "s3/jobs"])
-@pytest.mark.parametrize("wrapping", ["jobset", "kubeflow"])
-def test_a_component_that_would_come_too_late_to_change_training_is_an_error(
-    late: str, wrapping: str, tmp_path: Path
-) -> None:
-    with pytest.raises(AssertionError, match="train"):
-        combine("jobs", (wrapping, late), tmp_path)
 
 
 # Image and scripts
