@@ -5,12 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kubernetes_validate
 import mlflow.environment_variables
 import pytest
 import yaml
 from conftest import REPOSITORY
-from manifest_schemas import KUBEFLOW, VERSIONS, inner_job
+from manifest_schemas import check, inner_job
 from manifests import (
     K8S,
     OVERLAYS,
@@ -24,11 +23,9 @@ from manifests import (
     named,
     pods,
     quantity,
-    refusals,
     render,
     render_folder,
     render_jobs,
-    restricted,
 )
 
 import serve.main
@@ -39,33 +36,12 @@ TORCHRUN_GRACE = 30  # seconds from SIGTERM to SIGKILL of the workers
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
-# Schemas
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@each_overlay
-def test_every_manifest_fits_the_strict_schema_of_its_kind(overlay: str, version: str) -> None:
-    for document in render(overlay):
-        if document["kind"] in KUBEFLOW:
-            continue  # below
-        assert kubernetes_validate.validate(document, version, strict=True) == version  # else: raises
+# Schemas, and what only an API server refuses
 
 
 @each_overlay
-def test_kubeflow_resources_fit_its_own_models_and_no_field_is_dropped(overlay: str) -> None:
-    for document in render(overlay):
-        if document["kind"] in KUBEFLOW:
-            assert KUBEFLOW[document["kind"]].from_dict(document).to_dict() == document
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", ["jobset", "kubeflow"])
-def test_the_job_inside_of_another_kind_fits_the_schema_of_a_job(overlay: str, version: str) -> None:
-    wrapped = [d for d in render(overlay) if d["kind"] in ("JobSet", "TrainingRuntime")]
-    assert len(wrapped) == 1
-    for document in map(inner_job, wrapped):
-        kubernetes_validate.validate(document, version, strict=True)
-        assert not refusals(document)
+def test_every_manifest_is_valid_and_lets_its_pods_run_under_the_restricted_profile(overlay: str) -> None:
+    check(render(overlay))
 
 
 def test_no_file_has_a_key_twice() -> None:
@@ -75,19 +51,6 @@ def test_no_file_has_a_key_twice() -> None:
         load(path.read_text(encoding="utf-8"))
     with pytest.raises(yaml.YAMLError, match="twice"):
         load("a: 1\nb: {c: 1, c: 2}\n")
-
-
-# What only an API server refuses
-
-
-@each_overlay
-def test_an_api_server_would_accept_every_manifest(overlay: str) -> None:
-    assert {d["metadata"]["name"]: r for d in render(overlay) if (r := refusals(d))} == {}
-
-
-@each_overlay
-def test_the_restricted_pod_security_profile_lets_every_pod_run(overlay: str) -> None:
-    assert {pod.owner: r for pod in pods(render(overlay)) if (r := restricted(pod.spec))} == {}
 
 
 # Names that must resolve
