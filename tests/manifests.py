@@ -15,8 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from conftest import REPOSITORY
+
+import k8s.runner.render
+from k8s.runner.render import find_overlay
 
 K8S = REPOSITORY / "k8s"
 OVERLAYS = tuple(sorted(path.name for path in (K8S / "overlays").iterdir() if path.is_dir()))
@@ -85,21 +89,11 @@ def combine(base: str, components: tuple[str, ...], folder: Path, **fields: Any)
     return render_folder(folder)
 
 
-def for_run(overlay: str, run: str, folder: Path, *values: str) -> list[Manifest]:
-    """The Jobs of an overlay for one run, as k8s/pipeline.py has them, with values of `pipeline`."""
-    return combine(
-        f"overlays/{overlay}/jobs",
-        ("counts",),
-        folder,
-        nameSuffix=f"-{run}",
-        labels=[{"pairs": {"purebred/run": run}, "includeSelectors": True}],
-        configMapGenerator=[
-            {"name": "pipeline", "behavior": "merge", "literals": [f"RUN_NAME={run}", *values]},
-            {"name": "train-settings", "behavior": "merge"},
-        ],
-        generatorOptions={"immutable": True},
-        sortOptions={"order": "fifo"},
-    )
+def for_run(overlay: str, run: str, *values: str) -> list[Manifest]:
+    """The Jobs of an overlay for one run, as k8s/pipeline.py renders them, with values of `pipeline`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(kubectl()).parent}{os.pathsep}{os.environ['PATH']}")
+        return k8s.runner.render.render(find_overlay(overlay), run, values, None, None).documents
 
 
 def config(documents: list[Manifest], name: str) -> dict[str, str]:

@@ -295,12 +295,12 @@ def test_kueue_gets_every_job() -> None:
 
 @each_overlay
 def test_a_runs_objects_have_names_selectors_and_settings_of_their_own(
-    overlay: str, tmp_path: Path
+    overlay: str,
 ) -> None:
     """Two runs in one namespace share nothing that is made for one of them."""
-    documents = for_run(overlay, "aa", tmp_path)
+    documents = for_run(overlay, "aa")
     there = {(d["kind"], d["metadata"]["name"]) for d in documents}
-    other = {(d["kind"], d["metadata"]["name"]) for d in for_run(overlay, "bb", tmp_path)}
+    other = {(d["kind"], d["metadata"]["name"]) for d in for_run(overlay, "bb")}
     assert not there & {(kind, name) for kind, name in other if not name.startswith("train-settings")}
     for document in documents:
         assert "-aa" in document["metadata"]["name"]
@@ -326,20 +326,20 @@ def test_a_runs_objects_have_names_selectors_and_settings_of_their_own(
                 assert ("ConfigMap", volume["configMap"]["name"]) in there
 
 
-def test_a_value_of_the_settings_changes_the_name_of_what_holds_them(tmp_path: Path) -> None:
+def test_a_value_of_the_settings_changes_the_name_of_what_holds_them() -> None:
     """So that a running Job keeps what it started with."""
     names = {
         d["metadata"]["name"]
         for values in (["DATA=/data/a"], ["DATA=/data/b"])
-        for d in for_run("cpu", "aa", tmp_path, *values)
+        for d in for_run("cpu", "aa", *values)
         if d["kind"] == "ConfigMap" and "pipeline" in d["metadata"]["name"]
     }
     assert len(names) == 2
 
 
 @each_overlay
-def test_one_value_sets_nodes_and_shards_everywhere(overlay: str, tmp_path: Path) -> None:
-    documents = for_run(overlay, "aa", tmp_path, "NODES=3", "SHARDS=7", "SHARDS_AT_ONCE=5", "PROCESSES=4")
+def test_one_value_sets_nodes_and_shards_everywhere(overlay: str) -> None:
+    documents = for_run(overlay, "aa", "NODES=3", "SHARDS=7", "SHARDS_AT_ONCE=5", "PROCESSES=4")
     score = named(documents, "Job", "score-aa")["spec"]
     assert (score["completions"], score["parallelism"]) == (7, 5)
     for document in documents:
@@ -352,9 +352,9 @@ def test_one_value_sets_nodes_and_shards_everywhere(overlay: str, tmp_path: Path
             assert document["spec"]["trainer"] == {"numNodes": 3, "numProcPerNode": 4}
 
 
-def test_the_training_runtime_comes_before_the_train_job(tmp_path: Path) -> None:
+def test_the_training_runtime_comes_before_the_train_job() -> None:
     """The webhook refuses a TrainJob without one; kustomize's own order is by kind."""
-    for documents in (render_jobs("kubeflow"), for_run("kubeflow", "aa", tmp_path)):
+    for documents in (render_jobs("kubeflow"), for_run("kubeflow", "aa")):
         kinds = [d["kind"] for d in documents]
         assert kinds.index("TrainingRuntime") < kinds.index("TrainJob")
 

@@ -149,9 +149,9 @@ JOB, JOBSET = "batch.kubernetes.io/job-name", "jobset.sigs.k8s.io/jobset-name"
     ],
 )
 def test_agents_meet_at_the_first_pod_under_a_name_that_holds_the_runs(
-    overlay: str, labels: dict[str, str], tmp_path: Path
+    overlay: str, labels: dict[str, str]
 ) -> None:
-    documents = for_run(overlay, "aa", tmp_path, "NODES=2")
+    documents = for_run(overlay, "aa", "NODES=2")
     (pod,) = (pod for pod in pods(documents) if "train" in first_words(pod))
     (work,), (doctor,) = pod.spec["containers"], pod.spec["initContainers"]
     torchrun = get_args_parser().parse_args(expand(work, documents, labels)[1:])
