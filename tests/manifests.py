@@ -160,6 +160,8 @@ def refusals(document: Manifest) -> list[str]:
     found += label_refusals(metadata.get("labels", {}))
     if kind == "Job":
         found += job_refusals(document["spec"])
+    if kind == "JobSet":
+        found += jobset_refusals(document)
     if kind in ("Deployment", "StatefulSet"):
         spec = document["spec"]
         wanted = spec["selector"]["matchLabels"].items()
@@ -208,6 +210,39 @@ def job_refusals(spec: Manifest) -> list[str]:
             found.append("podFailurePolicy needs podReplacementPolicy Failed")
         for rule in policy["rules"]:
             found += rule_refusals(rule, spec)
+    return found
+
+
+RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
+FAILURES = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"}
+FAILURES |= {"PodFailurePolicy"}
+
+
+def jobset_refusals(document: Manifest) -> list[str]:
+    """What the webhook of JobSet says no to."""
+    found, spec, name = [], document["spec"], document["metadata"]["name"]
+    before: list[str] = []
+    for job in spec["replicatedJobs"]:
+        found += [
+            f"{job['name']} depends on {d['name']}"
+            for d in job.get("dependsOn", [])
+            if d["name"] not in before
+        ]
+        before.append(job["name"])
+        template = job["template"]["spec"]
+        last = f"{name}-{job['name']}-{job.get('replicas', 1) - 1}"
+        pod = f"{last}-{template.get('completions', 1) - 1}-abcde"  # Indexed is the default
+        found += [f"name {each!r}" for each in (last, pod) if not SERVICE_NAME.fullmatch(each)]
+        found += job_refusals({"completionMode": "Indexed", "completions": 1, **template})
+    rules = spec.get("failurePolicy", {}).get("rules", [])
+    names = [rule["name"] for rule in rules]
+    found += [
+        f"rule name {each!r}" for each in names if not RULE_NAME.fullmatch(each) or names.count(each) > 1
+    ]
+    for rule in rules:
+        unknown = {*rule.get("onJobFailureReasons", [])} - FAILURES
+        unknown |= {*rule.get("targetReplicatedJobs", [])} - {*before}
+        found += [f"rule {rule['name']} names {each}" for each in sorted(unknown)]
     return found
 
 

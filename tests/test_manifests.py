@@ -5,7 +5,17 @@ from copy import deepcopy
 
 import pytest
 import yaml
-from manifests import Manifest, container, load, named, refusals, render, restricted
+from manifests import (
+    K8S,
+    Manifest,
+    container,
+    load,
+    named,
+    refusals,
+    render,
+    render_folder,
+    restricted,
+)
 
 Break = Callable[[Manifest], object]
 
@@ -76,3 +86,31 @@ def test_what_the_restricted_profile_forbids_is_found(change: Break) -> None:
 def test_a_key_that_comes_twice_is_refused() -> None:
     with pytest.raises(yaml.YAMLError, match="twice"):
         load("a: 1\nb: {c: 1, c: 2}\n")
+
+
+BROKEN_SETS: dict[str, Break] = {
+    "export depends on verify": lambda s: s["spec"]["replicatedJobs"][1]["dependsOn"][0].update(
+        name="verify"
+    ),
+    "rule name 'not-tried-again'": lambda s: s["spec"]["failurePolicy"]["rules"][0].update(
+        name="not-tried-again"
+    ),
+    "names training": lambda s: s["spec"]["failurePolicy"]["rules"][1].update(
+        targetReplicatedJobs=["training"]
+    ),
+    "names ExitCode": lambda s: s["spec"]["failurePolicy"]["rules"][0].update(
+        onJobFailureReasons=["ExitCode"]
+    ),
+    "name 'chain-": lambda s: s["metadata"].update(name="chain-" + 50 * "a"),
+    "exit code 0": lambda s: rule({"spec": s["spec"]["replicatedJobs"][1]["template"]["spec"]}).update(
+        values=[0, 2]
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN_SETS)
+def test_what_jobsets_webhook_refuses_is_found(message: str) -> None:
+    (chain,) = (deepcopy(d) for d in render_folder(K8S / "examples" / "chain") if d["kind"] == "JobSet")
+    assert refusals(chain) == []
+    BROKEN_SETS[message](chain)
+    assert message in " ".join(refusals(chain))
