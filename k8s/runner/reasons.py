@@ -35,7 +35,7 @@ class Watch:
     def __init__(self, cluster: Cluster, name: str, kind: str, uid: str) -> None:
         self.cluster, self.name, self.kind, self.uid = cluster, name, kind, uid
         self.selector = f"{LABELS.get(kind)}={name}"
-        self.looked = -float("inf")
+        self.looked = cluster.now()
         self.printed: list[str] = []
         self.printed_at = 0.0
         self.ending_since: dict[str, float] = {}
@@ -66,7 +66,7 @@ class Watch:
         """Print the reasons of this moment where they changed, else once a minute."""
         now = self.cluster.now()
         if lines != self.printed or (lines and now - self.printed_at >= REPEAT):
-            for line in lines or ["no pod waits"]:
+            for line in lines or ["no pod waits any more"]:
                 say(f"{self.name}: {line}")
             self.printed, self.printed_at = lines, now
 
@@ -118,9 +118,9 @@ class Watch:
             if reason:
                 reasons.setdefault(reason, []).append(pod["metadata"]["name"])
         return [
-            f"pod {names[0]} {reason}"
-            if len(names) == 1
-            else f"{len(names)} pods ({names[0]}, ...) {reason}"
+            f"pod {names[0]}: {reason}"
+            if not names[1:]
+            else f"{len(names)} pods, {names[0]} first: {reason}"
             for reason, names in sorted(reasons.items())
         ]
 
@@ -132,7 +132,7 @@ class Watch:
         now = self.cluster.now()
         since = self.ending_since.setdefault(metadata["uid"], now)
         if now - since < metadata.get("deletionGracePeriodSeconds", 30) + LOST:
-            return "is ending"
+            return "ending"
         node = pod["spec"].get("nodeName", "NODE")
         force = self.cluster.command("delete", "pod", metadata["name"], "--force", "--grace-period=0")
         return (
@@ -216,7 +216,7 @@ def why_waiting(pod: Object) -> str | None:
         return None
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"has no node: {condition.get('reason', '')}: {condition.get('message', '')}"
+            return f"no node: {condition.get('reason', '')}: {condition.get('message', '')}"
     for container in containers(pod):
         waiting = container.get("state", {}).get("waiting")
         if waiting and waiting.get("reason") not in PASSING:
