@@ -617,6 +617,20 @@ FAULTS = [
         "'0' * 12",
     ),
     Fault(
+        "the run above the folds in MLflow has no accuracy",
+        "pipelines/folds.py",
+        'parent.end("FINISHED", data.accuracy)',
+        'parent.end("FINISHED")',
+        near=("label_issues",),
+    ),
+    Fault(
+        "an evaluation estimates its accuracy by the answers below the threshold",
+        "pipelines/evaluation_report.py",
+        "scored.probabilities.max(axis=1) > threshold.probability",
+        "scored.probabilities.max(axis=1) < threshold.probability",
+        near=("evaluate",),
+    ),
+    Fault(
         "images that cannot be read are left out of the evaluation's counts",
         "pipelines/evaluation_report.py",
         "num_images=images + len(scored.bad),",
