@@ -49,6 +49,16 @@ def check_order(parsed: dict[str, Any]) -> None:
     assert parsed["merge"].folder == parsed["score"].output
 
 
+def test_a_pod_to_copy_files_with_runs_under_the_restricted_profile() -> None:
+    (pod,) = load((EXAMPLES / "files.yaml").read_text())
+    for version in ("1.36", "1.37"):
+        assert kubernetes_validate.validate(pod, version, strict=True) == version
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": pod["metadata"]}
+    job |= {"spec": {"template": {"metadata": pod["metadata"], "spec": pod["spec"]}}}
+    assert (refusals(job), restricted(pod["spec"])) == ([], [])
+    assert {volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"]} == CLAIMS
+
+
 # Argo Workflows
 
 

@@ -3,8 +3,8 @@
 pip install 'kfp[kubernetes]'
 kfp dsl compile --py k8s/examples/kubeflow_pipelines.py --output pipeline.yaml
 
-The pipeline runs in a namespace that has the claims of k8s/platform. User 10001 has to be able to write to
-them: no fsGroup can be given here.
+The pipeline runs in a namespace that has the claims of k8s/platform (with one-node, data-one-node and
+runs-one-node). User 10001 has to be able to write to them: no fsGroup can be given here.
 """
 
 from kfp import dsl, kubernetes
