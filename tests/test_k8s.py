@@ -302,10 +302,10 @@ def test_a_runs_objects_have_names_selectors_and_settings_of_their_own(
     there = {(d["kind"], d["metadata"]["name"]) for d in documents}
     other = {(d["kind"], d["metadata"]["name"]) for d in for_run(overlay, "bb")}
     assert not there & {(kind, name) for kind, name in other if not name.startswith("train-settings")}
+    for document in [*render_jobs(overlay), *documents]:
+        assert document["kind"] != "ConfigMap" or document["immutable"] is True
     for document in documents:
         assert "-aa" in document["metadata"]["name"]
-        if document["kind"] == "ConfigMap":
-            assert document["immutable"] is True
         if document["kind"] == "Service":
             assert document["spec"]["selector"]["purebred/run"] == "aa"
         if document["kind"] == "NetworkPolicy":
