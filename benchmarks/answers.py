@@ -9,6 +9,7 @@ the other half of the images.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,7 +40,9 @@ def logits_of(
     plain, mirrored = [], []
     for start in range(0, len(images.paths), BATCH):
         files = [images.root / path for path in images.paths[start : start + BATCH]]
-        pixels = torch.from_numpy(np.stack([preprocess(load_image(read_image_file(f))) for f in files]))
+        pixels = torch.from_numpy(
+            np.stack([preprocess(load_image(read_image_file(f), preprocess.decode)) for f in files])
+        )
         plain.append(model(pixels).double().numpy())
         mirrored.append(model(pixels.flip(2)).double().numpy())
     return np.concatenate(plain), np.concatenate(mirrored)
@@ -76,7 +79,7 @@ def main() -> None:
     answers: dict[str, NDArray[np.float64]] = {}
     for size in sorted({served.size, *args.sizes}):
         resize = round(served.resize_size * size / served.size)
-        preprocess = Preprocess(served.mode, size, resize, served.interpolation)
+        preprocess = replace(served, size=size, resize_size=resize)
         plain, mirrored = logits_of(model, images, preprocess)
         both = (plain + mirrored) / 2
         answers[f"{size} px"] = log_probabilities(plain)

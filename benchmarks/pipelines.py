@@ -35,7 +35,7 @@ def with_pool(predictor: Predictor, root: Path, paths: list[str], batch_size: in
     buffers = [np.empty((batch_size, size, size, 3), np.uint8) for _ in range(2)]
 
     def decode(target: NDArray[np.uint8], path: str) -> None:
-        target[...] = predictor.preprocess(load_image(read_image_file(root / path)))
+        target[...] = predictor.preprocess(load_image(read_image_file(root / path), predictor.decode))
 
     with ThreadPoolExecutor(available_processors()) as pool:
 

@@ -69,8 +69,8 @@ FAULTS = [
     Fault(
         "a model of before colour profiles is scored with them",
         "serve/contract/preprocess.py",
-        '{"profiles": "ignored", **values}',
-        '{"profiles": "srgb", **values}',
+        '{"profiles": "ignored", "decode_ratio": 0, **values}',
+        '{"profiles": "srgb", "decode_ratio": 0, **values}',
         ("profiles",),
     ),
     Fault(

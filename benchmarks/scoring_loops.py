@@ -216,7 +216,7 @@ def limit(precision: str, what: str) -> Callable[[Path], Scorer]:
         def decode(paths: Iterator[list[str]]) -> None:
             for chunk in paths:
                 for path in chunk:
-                    predictor.preprocess(load_image(read_image_file(path)))
+                    predictor.preprocess(load_image(read_image_file(path), predictor.decode))
 
         def infer(paths: Iterator[list[str]]) -> None:
             pixels = np.random.default_rng(0).integers(0, 256, (size, SIZE, SIZE, 3), np.uint8)

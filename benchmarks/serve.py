@@ -53,7 +53,10 @@ def prepare(name: str, photographs: Sequence[Path], folder: Path) -> Path:
     """Write FOLDER/name.pt, name.fp32.onnx and name.int8.onnx; returns FOLDER/name."""
     torch.manual_seed(0)
     preprocess = Preprocess("crop", SIZE, RESIZE)
-    images = [preprocess(load_image(read_image_file(path))) for path in photographs[:CALIBRATION_IMAGES]]
+    images = [
+        preprocess(load_image(read_image_file(path), preprocess.decode))
+        for path in photographs[:CALIBRATION_IMAGES]
+    ]
     pixels = torch.stack([torch.from_numpy(image.copy()) for image in images])
     model, _ = build_model(name, 2, SIZE)
     with torch.no_grad():  # statistics of batch norm, so that no activation explodes

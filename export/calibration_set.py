@@ -45,7 +45,7 @@ def training_pixels(
         try:
             data = read_image_file(paths[i])
             if hashlib.sha256(data).digest() not in held_back:
-                taken.append(preprocess(load_image(data, max_megapixels=limit)))
+                taken.append(preprocess(load_image(data, preprocess.decode, max_megapixels=limit)))
         except (OSError, ValueError):
             continue
     if len(taken) < MIN_IMAGES:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from serve.contract.errors import UserError
-from serve.contract.images import load_accepted
+from serve.contract.images import Decode, load_accepted, load_whole
 from train.evaluation.predictions import read_labels
 
 
@@ -38,10 +38,14 @@ class ValidationImages:
         images.load(images.paths[0])
         return images
 
-    def load(self, path: str) -> Image.Image:
-        """Raises UserError when the image is gone or unreadable, so that nothing can be verified."""
+    def load(self, path: str, decode: Decode = load_whole) -> Image.Image:
+        """Return an image; `decode` as in `load_image`.
+
+        Raises:
+            UserError: the image is gone or unreadable, so that nothing can be verified.
+        """
         try:
-            return load_accepted(self.root / path)
+            return load_accepted(self.root / path, decode)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"validation image {self.root / path} cannot be read, so nothing is verified: {error}"

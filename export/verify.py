@@ -23,6 +23,7 @@ from serve.contract.looks import Looks, look_of
 from serve.contract.metadata import EMBEDDINGS_NAME
 from serve.contract.preprocess import Preprocess
 from serve.contract.profile import ValidationProfile
+from serve.contract.scaling import extent_of
 from serve.predictor import Predictor
 from train.models.classifier import ImageClassifier, probabilities
 
@@ -111,12 +112,15 @@ def _check_metadata(
 def _real_pixels(
     images: ValidationImages, preprocess: Preprocess, predictor: Predictor, looks: Looks
 ) -> Iterator[tuple[Pixels, Pixels]]:
-    """Yield batches for PyTorch and for the served model, each from its own preprocessing."""
+    """Yield batches for PyTorch and for the served model, each from its own preprocessing.
+
+    Both decode as the file says, which `_check_metadata` compares with the checkpoint.
+    """
     for batch in _batches(images.paths):
-        decoded = [images.load(path) for path in batch]
+        decoded = [images.load(path, predictor.decode) for path in batch]
         served = np.stack([predictor.preprocess(image) for image in decoded])
         for image, pixels in zip(decoded, served, strict=True):
-            looks.add(look_of(image.size, pixels))
+            looks.add(look_of(extent_of(image).size, pixels))
         yield np.stack([preprocess(image) for image in decoded]), served
 
 

@@ -25,6 +25,7 @@ from serve.contract.errors import UserError
 from serve.contract.images import MAX_MEGAPIXELS, load_image
 from serve.contract.looks import Look, look_of
 from serve.contract.metadata import EMBEDDINGS_NAME, PROBABILITIES_NAME
+from serve.contract.scaling import extent_of
 from serve.contract.urls import redact
 from serve.inputs.base import Read
 from serve.inputs.inventory import Entry
@@ -339,9 +340,10 @@ class _Worker:
             self.waited += time.perf_counter() - before - (time.thread_time() - working)
             with self._turn_to_decode():
                 if not self.abandoned:
-                    image = load_image(data, doubts=doubts, max_megapixels=self.pipeline.max_megapixels)
-                    target[...] = self.pipeline.predictor.preprocess(image)
-                    batch.looks[slot] = look_of(image.size, target)
+                    predictor, limit = self.pipeline.predictor, self.pipeline.max_megapixels
+                    image = load_image(data, predictor.decode, doubts, limit)
+                    target[...] = predictor.preprocess(image)
+                    batch.looks[slot] = look_of(extent_of(image).size, target)
                     batch.doubts.update((slot, doubt) for doubt in doubts)
         except OSError as error:
             if isinstance(error, OutageError) or error.errno in MAY_PASS:

@@ -89,6 +89,10 @@ class Predictor:
     def num_classes(self) -> int:
         return len(self.metadata.class_names)
 
+    def decode(self, image: Image.Image) -> Image.Image:
+        """Read the pixels of an opened file, for `load_image`, as the model was validated."""
+        return self.metadata.preprocess.decode(image)
+
     def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return uint8 [size, size, 3] of an RGB image, as the model was validated."""
         return self.metadata.preprocess(image)

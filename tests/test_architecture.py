@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from benchmarks.draw_packages import BEGIN, END, STAGES, picture
 
 
-def test_the_picture_of_the_packages_is_drawn_from_the_code() -> None:
+def test_the_extent_of_the_packages_is_drawn_from_the_code() -> None:
     shown = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     assert shown == picture(), "python benchmarks/draw_packages.py draws it anew"
 

@@ -14,8 +14,9 @@ from serve.contract.errors import UserError
 from serve.contract.formats import unread_format
 from serve.contract.heic import is_heic, open_heic
 from serve.contract.jpeg import scans_and_end, without_metadata
-from serve.contract.orientation import TURNS, orientation, pass_over_metadata
+from serve.contract.orientation import orientation, pass_over_metadata
 from serve.contract.profiles import ICC_PROFILE
+from serve.contract.scaling import EXTENT, turn
 
 # Pillow's other decoders are not tried: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -122,6 +123,9 @@ def open_image(data: bytes) -> Image.Image:
         raise
 
 
+Decode = Callable[[Image.Image], Image.Image]
+
+
 def load_whole(image: Image.Image) -> Image.Image:
     """Read all pixels of an opened file."""
     image.load()
@@ -130,7 +134,7 @@ def load_whole(image: Image.Image) -> Image.Image:
 
 def load_image(
     data: bytes,
-    decode: Callable[[Image.Image], Image.Image] = load_whole,
+    decode: Decode = load_whole,
     doubts: list[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Image.Image:
@@ -138,7 +142,8 @@ def load_image(
 
     EXIF orientation is applied; grey, palette and CMYK become RGB; transparency is laid over white;
     16-bit grey keeps its top 8 bits; of an animation the first frame is taken. An embedded colour
-    profile (ICC) is in the result's `info`: Preprocess applies it.
+    profile (ICC) is in the result's `info`: Preprocess applies it. So is what a JPEG that was decoded at a
+    smaller scale shows (`extent_of`).
 
     Args:
         doubts: takes a sentence where the picture comes out, but looks wrong.
@@ -149,10 +154,10 @@ def load_image(
             proper end mark cannot be told), above the limit, or of a kind without a defined white.
     """
     try:
-        image, turn, doubt = _decode(data, decode, doubts is not None, max_megapixels)
+        image, way, doubt = _decode(data, decode, doubts is not None, max_megapixels)
         if doubts is not None and doubt:
             doubts.append(doubt)
-        return image if turn is None else image.transpose(turn)
+        return turn(image, way)
     except ImageError:
         raise
     except MemoryError as error:
@@ -164,19 +169,19 @@ def load_image(
         raise ImageError(message) from error
 
 
-def load_accepted(path: str | os.PathLike[str]) -> Image.Image:
-    """Return the image of a file that was accepted earlier, at any limit.
+def load_accepted(path: str | os.PathLike[str], decode: Decode = load_whole) -> Image.Image:
+    """Return the image of a file that was accepted earlier, at any limit; `decode` as in `load_image`.
 
     Raises:
         ImageError, OSError: as `read_image_file` and `load_image` do.
     """
-    return load_image(read_image_file(path), max_megapixels=MOST_MEGAPIXELS)
+    return load_image(read_image_file(path), decode, max_megapixels=MOST_MEGAPIXELS)
 
 
 def _decode(
-    data: bytes, decode: Callable[[Image.Image], Image.Image], check: bool, max_megapixels: float
-) -> tuple[Image.Image, Image.Transpose | None, str]:
-    """Return (RGB, how to turn it upright, what is suspicious about it)."""
+    data: bytes, decode: Decode, check: bool, max_megapixels: float
+) -> tuple[Image.Image, int, str]:
+    """Return (RGB, its orientation, what is suspicious about it)."""
     with open_image(data) as image:
         _check_size(image, data, max_megapixels)
         bits = sample_bits(image, data)
@@ -186,14 +191,13 @@ def _decode(
         if image.format == "HEIF":  # its header may say another size than its pixels have
             _check_size(image, data, max_megapixels)
         rgb, doubt = to_rgb(decoded, image, data, bits)
-        if ICC_PROFILE in image.info:
-            rgb.info[ICC_PROFILE] = image.info[ICC_PROFILE]
+        rgb.info |= {key: image.info[key] for key in (ICC_PROFILE, EXTENT) if key in image.info}
         if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
             if image.size != whole and decode is not load_whole:  # made smaller, a fine pattern is one too
                 doubt = _decode(data, load_whole, check, max_megapixels)[2]
             elif is_blank(rgb, image, data):
                 doubt = BLANK
-        return rgb, TURNS.get(orientation(image)), doubt
+        return rgb, orientation(image), doubt
 
 
 def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:

@@ -2,7 +2,8 @@
 
 Training evaluates with it, export verifies with it, serving runs it. It needs numpy and Pillow only.
 
-    pixels = Preprocess(mode="crop", size=224, resize_size=256)(load_image(data))  # uint8 [224, 224, 3]
+    preprocess = Preprocess(mode="crop", size=224, resize_size=256)
+    pixels = preprocess(load_image(data, preprocess.decode))  # uint8 [224, 224, 3]
 """
 
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from PIL import Image
 
 from serve.contract.errors import UserError
 from serve.contract.profiles import to_srgb
+from serve.contract.scaling import LEAST_RATIO, extent_of, load_scaled
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -22,6 +24,7 @@ RESAMPLING = {
 }
 MODES = ("crop", "squash", "pad")
 PROFILES = ("srgb", "ignored")
+MOST_RATIO = 64
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,15 @@ class Preprocess:
     profiles: str = "srgb"
     """srgb: colours are converted from the embedded profile (ICC) to sRGB, once the image has its size;
     ignored: they are taken as they are, as models of older versions were trained."""
+    decode_ratio: int = LEAST_RATIO
+    """A JPEG is decoded at a half, a quarter or an eighth of its size where this leaves so many pixels for
+    each one of the resized image, on both sides. 0: in full, as models of older versions were trained."""
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or type(self.resize_size) is not int:
             raise TypeError(f"preprocess sizes {self.size!r} and {self.resize_size!r}")
+        if type(self.decode_ratio) is not int or not 0 <= self.decode_ratio <= MOST_RATIO:
+            raise UserError(f"preprocess decode_ratio {self.decode_ratio!r} is outside 0..{MOST_RATIO}")
         if self.mode not in MODES:
             raise UserError(f"preprocess mode {self.mode!r} is none of {', '.join(MODES)}")
         if self.interpolation not in RESAMPLING:
@@ -58,19 +66,35 @@ class Preprocess:
                 f"preprocess resize_size {self.resize_size} is outside {self.size} (size)..8192 pixels"
             )
 
+    def decode(self, image: Image.Image) -> Image.Image:
+        """Read the pixels of an opened file, for `load_image`, and no more of a JPEG than are needed."""
+        side = max(image.size) if self.mode == "pad" else min(image.size)
+        kept = self.resize_size if self.mode == "crop" else self.size
+        return load_scaled(image, side, kept, self.decode_ratio)
+
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return uint8 [size, size, 3] of an RGB image of any size."""
+        """Return uint8 [size, size, 3] of an RGB image of any size, read in full or by `decode`."""
         out = (self.size, self.size)
+        whole, box = extent_of(image)
         resample = RESAMPLING[self.interpolation]
         if self.mode == "pad":
             # not ImageOps.contain: it makes a line of 30000x1 an image of no pixels, so all would be black
-            width, height = (max(1, round(side / max(image.size) * self.size)) for side in image.size)
-            resized = self._colours(image.resize((width, height), resample))
+            width, height = (max(1, round(side / max(whole) * self.size)) for side in whole)
+            resized = self._colours(image.resize((width, height), resample, box))
             canvas = Image.new("RGB", out)
             canvas.paste(resized, ((self.size - resized.width) // 2, (self.size - resized.height) // 2))
             return np.asarray(canvas)
-        box = self.crop_box(*image.size) if self.mode == "crop" else None
-        return np.asarray(self._colours(image.resize(out, resample, box=box)))
+        if self.mode == "crop":
+            left, upper, right, lower = box
+            across, down = (right - left) / whole[0], (lower - upper) / whole[1]
+            crop = self.crop_box(*whole)
+            box = (
+                left + crop[0] * across,
+                upper + crop[1] * down,
+                left + crop[2] * across,
+                upper + crop[3] * down,
+            )
+        return np.asarray(self._colours(image.resize(out, resample, box)))
 
     def _colours(self, image: Image.Image) -> Image.Image:
         # Of the small image: of 12 megapixels it would take three times as long as decoding them.
@@ -104,9 +128,10 @@ class Preprocess:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain values. Raises UserError on an unknown or missing field.
 
-        Without `profiles`, they are of a version that ignored colour profiles.
+        Without `profiles` they are of a version that ignored colour profiles, and without `decode_ratio` of
+        one that decoded in full.
         """
-        values = {"profiles": "ignored", **values}
+        values = {"profiles": "ignored", "decode_ratio": 0, **values}
         fields = set(cls.__dataclass_fields__)
         if set(values) != fields:
             raise UserError(f"preprocess fields {sorted(values)} are not {sorted(fields)}")

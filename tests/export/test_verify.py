@@ -141,7 +141,9 @@ def largest(onnx_file: Path, tensor: str, root: Path) -> float:
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     sample = Path(load_checkpoint(root / "checkpoints" / "best.pt")["val_root"])
     paths = ValidationImages.read(root / "val_predictions.csv", sample).paths
-    pixels = [predictor.preprocess(load_image((sample / path).read_bytes())) for path in paths]
+    pixels = [
+        predictor.preprocess(load_image((sample / path).read_bytes(), predictor.decode)) for path in paths
+    ]
     return float(session.run([tensor], {"images": np.stack(pixels)})[0].max())
 
 

@@ -361,9 +361,9 @@ def test_a_read_that_hangs_may_pass_and_a_decoder_that_hangs_will_not(
     (read,) = score(predictor, [Entry("0.png")], storage.read, 1, 1, image_timeout=0.1)
     storage.released.set()
 
-    def load(data: bytes, **options: Any) -> Image.Image:
+    def load(data: bytes, *options: Any) -> Image.Image:
         released.wait(30)
-        return load_image(data, **options)
+        return load_image(data, *options)
 
     monkeypatch.setattr(batch, "load_image", load)
     (decoded,) = score(predictor, [Entry("0.png")], storage.read, 1, 1, image_timeout=0.1)
@@ -411,10 +411,10 @@ class SlowDecoder:
         self.released = threading.Event()
         monkeypatch.setattr(batch, "load_image", self.load)
 
-    def load(self, data: bytes, **options: Any) -> Image.Image:
+    def load(self, data: bytes, *options: Any) -> Image.Image:
         if data in self.slow:
             self.released.wait(30)
-        return load_image(data, **options)
+        return load_image(data, *options)
 
 
 @pytest.mark.parametrize("slow", [2, 7])

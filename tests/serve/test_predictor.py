@@ -66,7 +66,7 @@ def metadata_with(**changes: Any) -> str:
     [
         ({"metadata": ""}, f"no '{METADATA_KEY}' metadata.*not made by export/main.py"),
         ({"metadata": "{"}, "model metadata is not readable"),
-        ({"metadata": metadata_with(format_version=4)}, "format_version 4, this version reads 3"),
+        ({"metadata": metadata_with(format_version=5)}, "format_version 5, this version reads 4"),
         (
             {"metadata": metadata_with(preprocess=Preprocess("squash", 9).to_dict())},
             r"\['batch', 8, 8, 3\].*\[N, 9, 9, 3\]",

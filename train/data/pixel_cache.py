@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import UserError
-from serve.contract.images import FORMATS, load_whole, open_image, read_image_file
+from serve.contract.images import FORMATS, Decode, load_whole, open_image, read_image_file
 from serve.contract.locks import file_lock
 from serve.contract.orientation import on_its_side
+from serve.contract.scaling import LEAST_RATIO, Size
 from serve.processors import available_processors
 from train.config import TrainConfig
 from train.data.index import ImageSet
-from train.data.reading import DECODER, FILTER, LEAST_RATIO, ChangedError, Pixels, Shrink, Size, read_image
+from train.data.reading import DECODER, FILTER, ChangedError, Pixels, Shrink, read_image
 from train.distributed import Log
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Entries:
     size: Callable[[Size], Size]
     """Size of an entry, from the image's upright size."""
     pixels: Callable[[Image.Image], Pixels]
-    decode: Callable[[Image.Image], Image.Image] = load_whole
+    decode: Decode = load_whole
     """As in `load_image`."""
 
     def load(self, path: Path, sha256: str = "") -> Pixels:
@@ -106,7 +107,7 @@ def validation_entries(config: TrainConfig) -> Entries:
     """Return the recipe of validation images: the very pixels that are validated."""
     preprocess = config.preprocess()
     side = (preprocess.size, preprocess.size)
-    return Entries({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess)
+    return Entries({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess, preprocess.decode)
 
 
 def open_cache(folder: Path, images: ImageSet, entries: Entries, mode: str, log: Log) -> PixelCache | None:

@@ -208,7 +208,7 @@ def _grid(count: int, columns: int = GRID[1]) -> tuple[Figure, list[Axes]]:
 def _read_pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Return an image's pixels; grey for an unreadable file, which must not end a finished run."""
     try:
-        return preprocess(load_accepted(path))
+        return preprocess(load_accepted(path, preprocess.decode))
     except (OSError, ValueError) as error:
         print(f"warning: {path} cannot be shown: {error}", flush=True)
         return np.full((preprocess.size, preprocess.size, 3), 128, np.uint8)

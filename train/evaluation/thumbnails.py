@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from serve.contract.images import MOST_MEGAPIXELS, load_image, read_image_file
-from serve.contract.orientation import on_its_side
 from serve.contract.profiles import to_srgb
+from serve.contract.scaling import extent_of
 from serve.processors import available_processors
-from train.data.reading import Shrink, Size
+from train.data.reading import Shrink
 
 THUMBNAIL = (120, 96)  # pixels; whole images, not what the network sees of them
 QUALITY = 60  # of JPEG: 2 to 4 kB an image
@@ -41,18 +41,13 @@ class Seen(NamedTuple):
 
 def see_image(data: bytes, shown: bool) -> Seen:
     """Raises ImageError for a file that cannot be decoded."""
-    sizes: list[Size] = []
-
-    def decode(opened: Image.Image) -> Image.Image:
-        sizes.append(opened.size[::-1] if on_its_side(opened) else opened.size)
-        return FEW_PIXELS.decode(opened)
-
-    image = load_image(data, decode, max_megapixels=MOST_MEGAPIXELS)
+    image = load_image(data, FEW_PIXELS.decode, max_megapixels=MOST_MEGAPIXELS)
+    width, height = extent_of(image).size
     image.thumbnail(THUMBNAIL)
     image, file = to_srgb(image), io.BytesIO()
     if shown:
         Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=QUALITY)  # without metadata
-    return Seen(*sizes[0], float(np.asarray(image.convert("L")).mean()), file.getvalue())
+    return Seen(width, height, float(np.asarray(image.convert("L")).mean()), file.getvalue())
 
 
 def within_bytes(files: Sequence[Path]) -> int:

@@ -51,7 +51,7 @@ FLAT = {
 
 
 @pytest.mark.parametrize("name", FLAT)
-def test_a_picture_of_one_colour_that_says_so_is_none_to_doubt(name: str) -> None:
+def test_a_extent_of_one_colour_that_says_so_is_none_to_doubt(name: str) -> None:
     assert doubts_of(FLAT[name]) == []
 
 

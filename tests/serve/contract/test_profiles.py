@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,6 +95,22 @@ def test_a_damaged_profile_leaves_the_pixels_as_they_are(profile: bytes) -> None
     assert pixel(encode((200, 120, 90), profile)).tolist() == [200, 120, 90]
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"gAMA", struct.pack(">I", 100_000)),
+        (b"cICP", bytes((12, 13, 0, 1))),
+        (b"cICP", bytes((9, 16, 0, 1))),
+    ],
+    ids=["linear", "Display P3", "BT.2020 PQ"],
+)
+def test_colours_that_a_chunk_of_a_png_names_are_not_converted(kind: bytes, body: bytes) -> None:
+    """A known limit."""
+    data, header = encode((200, 120, 90), None), 33
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    assert pixel(data[:header] + chunk + data[header:]).tolist() == [200, 120, 90]
+
+
 def test_a_profile_of_other_pixels_is_not_applied() -> None:
     np.testing.assert_array_equal(pixel(encode((90,), P3, mode="L")), pixel(encode((90,), P3, mode="L")))
     grey = bytearray(P3)
@@ -112,11 +129,12 @@ def test_transparent_and_turned_pictures_keep_their_profile() -> None:
 
 def test_a_model_of_before_is_scored_as_it_was_trained() -> None:
     values = Preprocess("squash", 8).to_dict()
-    assert values.pop("profiles") == "srgb"
+    assert (values.pop("profiles"), values.pop("decode_ratio")) == ("srgb", 3)
     before = Preprocess.from_dict(values)
     assert pixel(encode((200, 120, 90), PROPHOTO), before).tolist() == [200, 120, 90]
-    text = ModelMetadata(("a", "b"), before).to_json().replace('"format_version": 3', '"format_version": 2')
+    text = ModelMetadata(("a", "b"), before).to_json().replace('"format_version": 4', '"format_version": 2')
     text = text.replace('"profiles": "ignored", ', "")
+    text = text.replace('"decode_ratio": 0, ', "")
     assert '"profiles"' not in text
     assert ModelMetadata.from_json(text).preprocess == before
 
