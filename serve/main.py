@@ -41,9 +41,7 @@ from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.progress import Progress, print_start
 from serve.providers.registry import PROVIDERS, why_absent
-from serve.scoring_run import describe_run, log_run
 from serve.shards import Manifest, Shard
-from serve.tracking import find_server
 from serve.verification import read_metadata
 
 if TYPE_CHECKING:
@@ -118,7 +116,11 @@ def score_images(
     output: str,
     write_summary: Write,
 ) -> int:
-    server = find_server(model.location) if args.track else None
+    server = None
+    if args.track:
+        from serve.tracking import find_server  # what only a tracked call needs does not slow every start
+
+        server = find_server(model.location)
     started = time.time()
     source = open_source(args.images)
     if args.resume and args.provider == "auto":
@@ -152,6 +154,8 @@ def score_images(
         summary.facts = {**facts, "output": redact(output), "shard": args.shard}
         write_summary(summary)
     if server:
+        from serve.scoring_run import describe_run, log_run
+
         log_run(server, describe_run(args, model, scoring, progress, shard, output, started))
     if progress.is_outage:
         raise OSError(

@@ -2,9 +2,13 @@
 
 import io
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import ImageCms
 
 ICC_PROFILE = "icc_profile"  # in Image.info
 MAX_PROFILE_BYTES = 4 << 20
@@ -24,10 +28,12 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 
 @lru_cache(maxsize=KEPT)
-def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+def _transform(profile: bytes) -> "ImageCms.ImageCmsTransform | None":
     """Return the transform to sRGB; None for a profile that changes nothing or cannot be used."""
     if len(profile) > MAX_PROFILE_BYTES or profile[COLOUR_SPACE] != b"RGB ":
         return None
+    from PIL import ImageCms  # 7 ms, for pictures with a profile alone
+
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), "RGB", "RGB")

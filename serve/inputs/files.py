@@ -17,6 +17,8 @@ from serve.inputs.inventory import Entry
 from serve.inputs.tars import Tars
 
 TAR_SUFFIX = ".tar"
+LIST_SUFFIXES = (".txt", ".lst")
+CSV_SUFFIX = ".csv"
 WILDCARDS = re.compile(r"[*?\[{]")
 MAX_PATTERN_FILES = 1_000_000
 

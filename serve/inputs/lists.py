@@ -21,11 +21,9 @@ from serve.contract.tables import Table, TableRow, read_table
 from serve.contract.text_encoding import text_encoding
 from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs
-from serve.inputs.files import absolute, is_same_file
+from serve.inputs.files import CSV_SUFFIX, absolute, is_same_file
 from serve.inputs.inventory import Entry
 
-LIST_SUFFIXES = (".txt", ".lst")
-CSV_SUFFIX = ".csv"
 MAX_LINE_BYTES = 1 << 16
 
 

@@ -13,10 +13,9 @@ from serve.contract.listing import has_image_suffix
 from serve.contract.packed import SUFFIXES, look_into
 from serve.contract.urls import is_http, is_remote, redact, url_path
 from serve.inputs.base import Inputs
-from serve.inputs.files import TAR_SUFFIX, WILDCARDS, Files, match_files
+from serve.inputs.files import CSV_SUFFIX, LIST_SUFFIXES, TAR_SUFFIX, WILDCARDS, Files, match_files
 from serve.inputs.folders import LocalFolder, RemoteFolder
 from serve.inputs.inventory import Entry, Inventory
-from serve.inputs.lists import CSV_SUFFIX, LIST_SUFFIXES, ListedFiles
 
 
 @dataclass(frozen=True)
@@ -107,5 +106,8 @@ def find_inputs(images: str) -> Inputs:
 def _one_file(path: str, folder: str) -> Inputs:
     """Return what a file or object holds, by its suffix: a list, a tar file, or else one image."""
     suffix = os.path.splitext(url_path(path))[1].lower()
-    is_list = suffix == CSV_SUFFIX or suffix in LIST_SUFFIXES
-    return ListedFiles(path, folder) if is_list else Files([path], folder)
+    if suffix == CSV_SUFFIX or suffix in LIST_SUFFIXES:
+        from serve.inputs.lists import ListedFiles  # what only lists need does not slow every start
+
+        return ListedFiles(path, folder)
+    return Files([path], folder)
