@@ -164,8 +164,9 @@ def check_before_export(args: argparse.Namespace, run_id: str) -> None:
     """
     if args.model_precision != "fp32" and not (args.verify_provider or args.register):
         raise UserError(
-            f"--model-precision {args.model_precision} goes with --verify-provider or --register; "
-            f"{command('export/quantize.py')} --run {args.run} --to {args.model_precision} makes that file"
+            f"--model-precision {args.model_precision} has no effect without --verify-provider or "
+            f"--register; {command('export/quantize.py')} --run {args.run} --to {args.model_precision} "
+            "makes that file"
         )
     check_folder_writable(args.run / "export", "--run")
     if args.register:

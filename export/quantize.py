@@ -171,8 +171,6 @@ def run(args: argparse.Namespace) -> int:
 def _to_int8(
     args: argparse.Namespace, source: Path, checkpoint: dict[str, Any], images: ValidationImages
 ) -> Conversion:
-    if args.calibration_images < 1:
-        raise UserError(f"--calibration-images {args.calibration_images} must be 1 or more")
     pixels = training_pixels(checkpoint, images, args.calibration_images, args.training_images)
     quantizer = Quantizer(optimise(source), pixels)
     probe = pixels[:SEARCH_IMAGES]

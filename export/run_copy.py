@@ -38,7 +38,7 @@ def open_run_folder(run: str, writes: bool = True) -> Iterator[Path]:
     with temporary_copy(url, url.rpartition("/")[2]) as copy:
         files = [file for file in storage.list_files(url) if not file.name.startswith(SNAPSHOTS)]
         if not files:
-            raise UserError(f"--run {run}: there is nothing")
+            raise UserError(f"--run {run} has no files below it: check the URL")
         storage.get_files(files, copy.folder)
         before = {path: path.stat().st_mtime_ns for path in _files(copy.folder)}
         try:

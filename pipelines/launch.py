@@ -1,5 +1,6 @@
 """Launcher of the programs of train, export and serve: starts them, and stops them in order."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,9 @@ def run_program(
         CalledProcessError: its exit code is not 0.
     """
     command = program_command(program, *arguments, processes=processes)
-    process = subprocess.Popen(command, env=environment)
+    # without it torchrun sets 1 too, and explains that in a paragraph; training sets its own threads
+    threads = {"OMP_NUM_THREADS": "1"} if processes > 1 else {}
+    process = subprocess.Popen(command, env={**threads, **(environment or os.environ)})
     try:
         code = process.wait()
     finally:

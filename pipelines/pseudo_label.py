@@ -88,7 +88,10 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     config = TrainConfig(**checkpoint["config"])
     teacher, data = args.teacher, prepare_data(config)
     if data.digest != checkpoint["data_digest"]:
-        raise UserError(f"the data of {args.teacher} changed since it was trained: {config.data}")
+        raise UserError(
+            f"--teacher {args.teacher}: its data, {config.data}, changed since it was trained: "
+            "restore them, or train the teacher again"
+        )
     val = folder / "val.csv"
     write_label_file(val, *labelled(data.val))
     for number in range(1, args.rounds + 1):

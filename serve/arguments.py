@@ -150,7 +150,9 @@ def check_options(args: argparse.Namespace, form: Format, shard: Shard | None) -
         raise UserError(f"--output {name!r} has the name of an image or a tar file, and might replace one")
     check_megapixels(args.max_megapixels)
     if args.submission_values and not args.sample_submission:
-        raise UserError("--submission-values goes with --sample-submission")
+        raise UserError(
+            f"--submission-values {args.submission_values} has no effect without --sample-submission"
+        )
     if args.sample_submission and (shard or args.resume or args.top_k or form is not CSV):
         raise UserError(
             "--sample-submission gives one CSV file: leave out --shard, --resume, --top-k and other formats"

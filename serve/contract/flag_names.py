@@ -165,6 +165,7 @@ EXPLAINED = {
 
 MOST_NAMED = 3
 LONG_ENOUGH = 4  # characters: anything is close to a name of three
+CLOSE = 0.75  # of 1, as difflib counts: learning-rate is not error-rate
 OTHER_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # text editors and web pages put them for --
 
 
@@ -197,5 +198,5 @@ def suggestion(typed: str, flags: Collection[str], values: bool = False) -> str:
         return f"did you mean {' or '.join(longer)}?"
     near = {other: given[0] for other, given in others.items() if len(other) >= LONG_ENOUGH}
     near |= {flag[2:]: flag for flag in flags}
-    close = difflib.get_close_matches(name, near, 1)
+    close = difflib.get_close_matches(name, near, 1, CLOSE)
     return f"did you mean {near[close[0]]}?" if close else ""

@@ -183,7 +183,7 @@ class TrainState:
             UserError: the checkpoint has a moving average and this state none, or the reverse.
         """
         if (state["ema"] is None) != (self.ema is None):
-            raise UserError("--ema cannot be turned on or off in a resumed run")
+            raise UserError("--ema cannot be turned on or off in a resumed run: start a new run for that")
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
