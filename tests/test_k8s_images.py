@@ -107,7 +107,7 @@ def mlflow_server(server: Image, folder: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
     finally:
-        process.terminate()
+        process.kill()  # unshare waits for its child, and ignores SIGTERM
         process.wait()
 
 
