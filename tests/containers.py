@@ -96,7 +96,6 @@ class Image:
             "--ipc",
             "--pid",
             "--fork",
-            "--kill-child",
             "sh",
             "-c",
             ENTER,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
+import psutil
 import pyarrow.parquet
 import pytest
 import requests
@@ -107,7 +108,8 @@ def mlflow_server(server: Image, folder: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
     finally:
-        process.kill()  # unshare waits for its child, and ignores SIGTERM
+        (tini,) = psutil.Process(process.pid).children()  # of unshare, which ignores SIGTERM
+        tini.terminate()
         process.wait()
 
 
