@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code, as in the module's docstring."""
     given = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(given):
-        print(f"{(__doc__ or '').strip()}\n\n{command('train/main.py')} --help lists the flags.")
+        typed, training = command("pipelines/doctor.py"), command("train/main.py")
+        text = (__doc__ or "").replace("python pipelines/doctor.py", typed).strip()
+        print(f"usage: {typed} [TRAINING FLAGS]\n\n{text}\n\n{training} --help lists the flags.")
         return 0
     try:
         config, processes = read_arguments(given)

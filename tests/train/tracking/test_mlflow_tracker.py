@@ -64,8 +64,9 @@ def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_the_status_is_the_one_given(store: str, status: str) -> None:
+def test_the_status_is_the_one_given(store: str, status: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole_run(status)
+    assert f"mlflow ui --backend-store-uri {store}" in capsys.readouterr().out
     assert [run.info.status for run in runs(store)] == [status]
 
 
