@@ -52,6 +52,20 @@ class Fault:
 
 
 FAULTS = [
+    # the command line
+    Fault(
+        "a recipe is looked for in the working folder alone",
+        "train/cli.py",
+        "return str(known[path.stem])",
+        "return str(path)",
+    ),
+    Fault(
+        "the doctor's exit code hides an error",
+        "pipelines/doctor.py",
+        'worst |= finding.level == "error"',
+        "worst |= 0",
+        ("training_doctor",),
+    ),
     # what is trained
     Fault(
         "an unlabelled test part validates",
