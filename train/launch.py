@@ -9,9 +9,19 @@ Exit code: 0 done; 2 unusable settings or data, which is not tried again; 143 st
 ranks got; otherwise the rank's own (128 + N if signal N killed it), after RESTARTS restarts.
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+from serve.contract.installation import require
+
+require("train", "torch")
+
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
