@@ -162,6 +162,8 @@ def refusals(document: Manifest) -> list[str]:
         found += job_refusals(document["spec"])
     if kind == "JobSet":
         found += jobset_refusals(document)
+    if kind == "TrainingRuntime":  # becomes a JobSet, which the controller makes
+        found += jobset_refusals({"metadata": metadata, **document["spec"]["template"]})
     if kind in ("Deployment", "StatefulSet"):
         spec = document["spec"]
         wanted = spec["selector"]["matchLabels"].items()
