@@ -6,7 +6,8 @@ For containers on several nodes, where --max-restarts must be 0: the agents of a
 lost, start anew and meet anew, while the pods stay. RESTARTS is how often at most; unset, never.
 
 Exit code: 0 done; 2 unusable settings or data, which is not tried again; 143 stopped by SIGTERM, which all
-ranks got; otherwise the rank's own (128 + N if signal N killed it), after RESTARTS restarts.
+ranks got; otherwise the rank's own (128 + N if signal N killed it), after RESTARTS restarts. Where torchrun
+itself was killed, its ranks may still run: nothing is started beside them, 128 + N ends the container.
 """
 
 import sys
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if watcher.start() == 0:
             return torchrun(arguments)
         code = watcher.wait()
-        if code in (0, 2) or watcher.stopped or restart == restarts:
+        if code in (0, 2) or watcher.stopped or watcher.killed or restart == restarts:
             break
         print(
             f"torchrun ended with exit code {code}: restart {restart + 1} of {restarts}",
@@ -72,6 +73,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self.stopped = False
+        self.killed = False
         self.child = 0
 
     def start(self) -> int:
@@ -88,6 +90,7 @@ class Watcher:
         _, status = os.waitpid(self.child, 0)
         self.child = 0
         code = os.waitstatus_to_exitcode(status)
+        self.killed = code < 0
         return code if code >= 0 else 128 - code
 
     def forward(self, number: int, frame: FrameType | None) -> None:

@@ -50,6 +50,8 @@ def starts(folder: Path, rank: int = 0) -> int:
         ("sys.exit(1)", "1", 1, 2),  # no more than that
         ("sys.exit(2)", "3", 2, 1),  # unusable settings
         ("os.kill(os.getpid(), signal.SIGKILL)", "", 128 + signal.SIGKILL, 1),
+        # torchrun itself: this rank runs on, and another beside it would write to the same run
+        ("os.kill(os.getppid(), signal.SIGKILL)", "3", 128 + signal.SIGKILL, 1),
     ],
 )
 def test_restarts_and_the_exit_code_are_the_ranks(
