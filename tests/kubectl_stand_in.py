@@ -178,6 +178,7 @@ def follow_plan(state: Object, key: str, live: Object) -> None:
                 "reason": happening.get("reason"),
             }
             live["status"] = {"conditions": [condition | {"message": happening.get("message", "")}]}
+        live["metadata"].setdefault("labels", {}).update(happening.get("label", {}))
         if happening.get("admit"):
             live["spec"]["suspend"] = False
         for number, pod in enumerate(happening.get("pods", [])):

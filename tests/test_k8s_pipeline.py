@@ -15,8 +15,10 @@ from kubectl_stand_in import QUEUE, StandIn
 from manifests import K8S, OVERLAYS, kubectl, render_folder, render_jobs
 
 import k8s.pipeline
+import k8s.runner.checks
 import k8s.runner.cluster
 from k8s.runner.cluster import Cluster, KubectlError
+from k8s.runner.reasons import Watch
 
 STEPS = ("sample", "train", "export", "verify", "score", "merge")
 NEVER: dict[str, Any] = {"after": 10**9, "condition": "Complete"}
@@ -370,6 +372,9 @@ REASONS = {
         "pods": [waiting_pod("CreateContainerConfigError", 'secret "store" not found')]
     },
     "violates PodSecurity": {"events": [{"reason": "FailedCreate", "message": "violates PodSecurity"}]},
+    "no node yet": {"pods": [{"spec": {}, "status": {"phase": "Pending"}}]},
+    "starts on node node-1": {"pods": [{"status": {"phase": "Pending"}}]},
+    "controller's pause": {"pods": [{"status": {"phase": "Failed"}}]},
     "does not answer": {
         "pods": [
             {
@@ -419,6 +424,68 @@ def test_a_queue_admits_its_jobs_itself_and_its_reason_is_printed(
     cluster.plan("train-aa", {"after": 1, "admit": True}, {"after": 90, "condition": "Complete"})
     assert k8s.pipeline.main([str(queued), "--run", "aa", "--attach", "train"]) == 0
     assert cluster.objects("workload")["job-train-aa"]["spec"]["active"] is True
+
+
+def test_a_job_in_a_queue_whose_workload_may_not_be_read_is_not_called_suspended(
+    cluster: StandIn, pipeline: Run
+) -> None:
+    """Kueue would start it again."""
+    cluster.set(forbidden=[["get", "workload"]])
+    cluster.add("LocalQueue", "training")
+    label = {"label": {QUEUE: "training"}}
+    cluster.plan("train-aa", {"after": 1, **label}, NEVER)
+    printed = pipeline("train", "--timeout", "1m", code=3)
+    assert "Workload" in printed
+    assert "delete job/train-aa" in printed
+    assert cluster.calls("patch") == []
+
+
+def test_a_set_that_lacks_one_of_its_pods_prints_why() -> None:
+    """The pod of the other node waits for it."""
+    quota = "exceeded quota: gpus"
+    answers: dict[str, list[dict[str, Any]]] = {
+        "pods": [{"metadata": {"name": "p", "uid": "1"}, "spec": {}, "status": {"phase": "Running"}}],
+        "jobs": [
+            {
+                "metadata": {"uid": "2"},
+                "spec": {"parallelism": 2, "completions": 2},
+                "status": {"active": 1},
+            }
+        ],
+        "events": [{"involvedObject": {"uid": "2"}, "reason": "FailedCreate", "message": quota}],
+    }
+    live = {"metadata": {}, "spec": {}}
+    assert reasons_of("JobSet", live, answers) == [quota]
+    answers["jobs"][0]["status"] = {"active": 2}
+    assert reasons_of("JobSet", live, answers) == []
+
+
+def test_a_pod_that_waits_for_its_claim_prints_the_claims_event() -> None:
+    claim = {"kind": "PersistentVolumeClaim", "name": "data"}
+    spec = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}
+    pod = {"metadata": {"name": "p", "uid": "1"}, "spec": spec, "status": {"phase": "Pending"}}
+    event = {"involvedObject": claim, "reason": "ProvisioningFailed", "message": "only ReadWriteOnce"}
+    answers = {"pods": [pod], "events": [event]}
+    live = {"metadata": {}, "spec": {}, "status": {"active": 1}}
+    (reason,) = reasons_of("Job", live, answers)
+    assert "only ReadWriteOnce" in reason
+
+
+def reasons_of(kind: str, live: dict[str, Any], answers: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What is printed of a Job of which a cluster has these objects."""
+
+    class Answers(Cluster):
+        def __init__(self) -> None:
+            self.namespace = "purebred"
+
+        def now(self) -> float:
+            return 0.0
+
+        def items(self, *arguments: str) -> list[dict[str, Any]]:
+            return answers.get(arguments[0], [])
+
+    watch = Watch(Answers(), "train-aa", kind, "0")
+    return [*watch.why_none(live, watch.pods()), *watch.why_each(watch.pods())]
 
 
 def test_a_pod_that_never_ends_on_a_node_that_is_gone_is_named_with_what_to_type(
@@ -502,12 +569,17 @@ def test_the_secret_of_the_tracking_server_is_missed_at_once(cluster: StandIn, p
 
 
 def test_a_tracking_server_of_the_namespace_is_waited_for_and_a_teams_own_is_not(
-    cluster: StandIn, pipeline: Run
+    cluster: StandIn, pipeline: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(k8s.runner.checks, "SERVER_STARTS", 20.0)
     pipeline("train")  # none here
     cluster.add("Deployment", "mlflow", **server())
     cluster.add("Secret", "mlflow-database")
     assert "deployment/mlflow" in pipeline("train", code=3)
+    pipeline("train", "--set", "MLFLOW_TRACKING_URI=https://mlflow.example.com")
+    assert "deployment/mlflow" in pipeline(
+        "train", "--set", "MLFLOW_TRACKING_URI=http://mlflow.purebred.svc.cluster.local:5000", code=3
+    )
     cluster.add("Deployment", "mlflow", **server(availableReplicas=1))
     pipeline("train")
 
@@ -532,6 +604,8 @@ def test_a_missing_right_is_found_before_anything_starts(
         ["cpu", "--run", "aa", "--set", "IMAGE=/data"],
         ["cpu", "--run", "aa", "--set", "RUN_NAME=bb"],
         ["cpu", "--run", "aa", "--set", "DATA"],
+        ["gpu", "--run", "aa", "--set", "SHARDS_AT_ONCE=0"],
+        ["gpu", "--run", "aa", "--set", "NODES=two"],
         ["cpu", "--run", "aa", "--settings", "gone.yaml"],
     ],
 )

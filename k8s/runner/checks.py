@@ -39,6 +39,8 @@ def platform(rendered: Rendered) -> Iterator[str]:
 def check_rights(cluster: Cluster, kinds: set[str]) -> None:
     """Refuse what would fail only after hours: the next step's Job, the end of a wait."""
     wanted = [(verb, RESOURCES[kind]) for kind in sorted(kinds) for verb in ("create", "delete", "patch")]
+    if "TrainJob" in kinds:
+        wanted.append(("create", "trainingruntimes.trainer.kubeflow.org"))
     for verb, resource in [*wanted, ("create", "configmaps"), ("list", "pods")]:
         try:
             cluster.call("auth", "can-i", verb, resource)
@@ -148,7 +150,8 @@ def unbound_claims(cluster: Cluster, documents: list[Object]) -> Iterator[str]:
             events = cluster.items("events", f"--field-selector={of_this}")
         for event in events:
             if event["reason"] == "FailedBinding" or "not found" in event.get("message", ""):
-                yield f"claim {name} is not bound: {event['reason']}: {event['message']}"
+                message = event.get("message", "")
+                yield f"claim {name} is not bound: {event['reason']}: {message}"
                 break
 
 
@@ -158,7 +161,10 @@ def wait_for_server(cluster: Cluster, rendered: Rendered, jobs: list[Object]) ->
         strings([jobs, [d for d in rendered.documents if d["kind"] == "TrainingRuntime"]])
     ):
         return
-    host = (urlsplit(rendered.values.get("MLFLOW_TRACKING_URI", "")).hostname or "").partition(".")[0]
+    name = urlsplit(rendered.values.get("MLFLOW_TRACKING_URI", "")).hostname or ""
+    host, _, domain = name.partition(".")
+    if domain not in ("", cluster.namespace) and not f"{domain}.".startswith(f"{cluster.namespace}.svc."):
+        return  # a team's own of the same first name
     try:
         server = cluster.get(f"deployment/{host}") if host else None
     except KubectlError:

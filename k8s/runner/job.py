@@ -238,6 +238,8 @@ def stop(cluster: Cluster, job: Job) -> str:
     try:
         live = json.loads(cluster.once("get", job.path, "--output=json"))
         target, _, off, on = brake(cluster, live)
+        if QUEUE in live["metadata"].get("labels", {}) and target == job.path:
+            return f"It is left to its queue, as you may not read its Workload; {delete}"
         # Of another object of this name, the uid is refused.
         this = {"metadata": {"uid": job.uid}} if target == job.path else {}
         cluster.once("patch", target, "--type=merge", f"--patch={json.dumps({**this, 'spec': off})}")

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from k8s.runner.cluster import Cluster, KubectlError, Object, last_line, say
+from k8s.runner.pods import has_failed, how_far, is_about, lacks_pods, why_failed, why_waiting
 
 LOOK = 15.0  # seconds between two looks at the pods
 REPEAT = 60.0  # seconds until an unchanged reason is printed again
 LOST = 60.0  # seconds beyond its grace period after which a pod's node is taken to be gone
 QUEUE = "kueue.x-k8s.io/queue-name"
-PASSING = ("ContainerCreating", "PodInitializing")
 # Events that repeat what a pod's own status has.
 REPEATED = ("FailedScheduling", "BackOff", "Failed")
 LABELS = {  # of the pods of each kind; a TrainJob's JobSet has its name
@@ -72,26 +72,32 @@ class Watch:
 
     def why_none(self, live: Object, pods: list[Object]) -> Iterator[str]:
         """Yield why there are fewer pods than there should be."""
-        status, spec = live.get("status", {}), live["spec"]
         if live["metadata"].get("deletionTimestamp"):
             return
-        if spec.get("suspend"):
-            queue = live["metadata"].get("labels", {}).get(QUEUE)
-            yield self.why_queued(queue) if queue else "suspended by somebody else"
+        if live["spec"].get("suspend"):
+            if queue := live["metadata"].get("labels", {}).get(QUEUE):
+                yield self.why_queued(queue)
+            else:
+                yield f"suspended by somebody else, or by Kueue if it takes Jobs without the label {QUEUE}"
             return
-        expected = spec.get("parallelism", 1)
-        if self.kind == "Job" and status.get("active", 0) + status.get("succeeded", 0) >= expected:
-            return
-        if self.kind != "Job" and pods:
-            return
-        owners = {self.uid}
+        jobs = [live] if self.kind == "Job" else []
         if self.kind in ("TrainJob", "JobSet"):  # the controller's own Jobs make the pods
-            owners |= {job["metadata"]["uid"] for job in self.of_this("jobs")}
-        messages = [e["message"] for e in self.events() if e["involvedObject"].get("uid") in owners]
+            jobs = self.of_this("jobs")
+        if (jobs or pods) and not any(lacks_pods(job) for job in jobs):
+            return
+        owners = {self.uid, *(job["metadata"]["uid"] for job in jobs)}
+        messages = [
+            e.get("message", "")
+            for e in self.events()
+            if e["involvedObject"].get("uid") in owners
+            or (e["involvedObject"].get("kind"), e["involvedObject"].get("name")) == ("JobSet", self.name)
+        ]
         if messages:
             yield messages[-1]
         elif not pods:
             yield "it has no pod yet"
+        elif all(pod["status"].get("phase") in ("Succeeded", "Failed") for pod in pods):
+            yield "no pod runs: the controller's pause before the next doubles with each that failed"
 
     def why_queued(self, queue: str) -> str:
         for workload in workloads(self.cluster, self.uid):
@@ -108,13 +114,12 @@ class Watch:
             reason = self.why_ending(pod) or why_waiting(pod)
             if reason is None and pod["status"].get("phase") == "Pending":
                 events = self.events() if events is None else events
-                uid = pod["metadata"]["uid"]
                 messages = [
-                    f"{e['reason']}: {e['message']}"
+                    f"{e.get('reason', '')}: {e.get('message', '')}"
                     for e in events
-                    if e["involvedObject"].get("uid") == uid and e["reason"] not in REPEATED
+                    if is_about(e, pod) and e.get("reason") not in REPEATED
                 ]
-                reason = messages[-1] if messages else None
+                reason = messages[-1] if messages else how_far(pod)
             if reason:
                 reasons.setdefault(reason, []).append(pod["metadata"]["name"])
         return [
@@ -183,51 +188,3 @@ def workloads(cluster: Cluster, uid: str) -> list[Object]:
         for workload in found
         if any(owner["uid"] == uid for owner in workload["metadata"].get("ownerReferences", []))
     ]
-
-
-def containers(pod: Object) -> list[Object]:
-    """Return the states of all containers, in the order in which they start."""
-    status = pod.get("status", {})
-    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
-
-
-def has_failed(pod: Object) -> bool:
-    return pod["status"].get("phase") == "Failed" or any(
-        state.get("terminated", {}).get("exitCode")
-        for container in containers(pod)
-        for state in (container.get("state", {}), container.get("lastState", {}))
-    )
-
-
-def why_failed(pod: Object) -> str:
-    for container in containers(pod):
-        for state in (container.get("state", {}), container.get("lastState", {})):
-            if code := state.get("terminated", {}).get("exitCode"):
-                reason = state["terminated"].get("reason", "Error")
-                return f"container {container['name']} ended with exit code {code} ({reason})"
-    status = pod["status"]
-    return f"{status.get('reason', 'Failed')}: {status.get('message', '')}".strip(": ")
-
-
-def why_waiting(pod: Object) -> str | None:
-    """Return why a pod does not run, None where it does or has ended."""
-    status = pod["status"]
-    if status.get("phase") in ("Succeeded", "Failed"):
-        return None
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"no node: {condition.get('reason', '')}: {condition.get('message', '')}"
-    for container in containers(pod):
-        waiting = container.get("state", {}).get("waiting")
-        if waiting and waiting.get("reason") not in PASSING:
-            return f"waits: {waiting.get('reason', '')}: {waiting.get('message', '')}".rstrip(": ")
-    ready = [c for c in status.get("conditions", []) if c["type"] == "Ready" and c["status"] != "True"]
-    states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
-    if (
-        ready
-        and status.get("phase") == "Running"
-        and states
-        and all("running" in state for state in states)
-    ):
-        return f"runs on node {pod['spec'].get('nodeName')}, which does not answer"
-    return None

@@ -152,6 +152,7 @@ def render(
         text = kustomize(folder)
     rendered = Rendered(overlay, run, parse(text))
     check_hashes(rendered)
+    check_counts(rendered)
     for step, document in rendered.steps.items():
         maps = [d["metadata"]["name"] for d in rendered.beside(step) if d["kind"] == "ConfigMap"]
         document["metadata"].setdefault("annotations", {})[SETTINGS] = " ".join(sorted(maps))
@@ -182,6 +183,14 @@ def check_hashes(rendered: Rendered) -> None:
                     f"{rendered.overlay}: take disableNameSuffixHash out of it, so that a Job keeps its "
                     f"settings when another one is started: {generated} has no hash",
                 )
+
+
+def check_counts(rendered: Rendered) -> None:
+    """Refuse numbers of pods with which a Job would wait for ever, or end without work."""
+    for key in COUNTED:
+        value = rendered.values.get(key, "1")
+        if not re.fullmatch("[1-9][0-9]*", value):
+            raise PipelineError(2, f"{key}={value}: a whole number from 1 is needed")
 
 
 def kustomize(folder: Path) -> str:
