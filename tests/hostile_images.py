@@ -246,16 +246,23 @@ SERVERS = [
 
 INTRODUCTION = """# Hostile input: what was tried, what came out
 
-Made by `python tests/hostile_images.py`; tests/test_hostile_images.py scores every line with `serve/main.py` (the tar
-and server lines: test_tars.py, test_storage.py) and fails when this page says something else. In all of them the
-command ends by itself with exit code 0, every other input keeps its own answer, and the order is the names'.
+```
+python serve/main.py --model runs/NAME --images DIR --output predictions.csv --max-errors 0.01
+```
 
-A decoder or a read that hangs for `--image-timeout` seconds (default 60) costs its image an error row. The thread
-cannot be ended from outside: it is left behind with its buffer, another takes over the rest of its batch, and
-whatever it delivers later is thrown away. 33 reads that hang at the same time end the run with exit code 3: the
-storage is gone, not an image. Decoders that are left behind come to an end: when there are 32, one is waited for.
-A file name that is not UTF-8 is written with backslash escapes (`caf\\udce9.png`), so a file whose name holds these
-very characters looks the same.
+An input that cannot be read is a row whose column `error` has the reason. Here, more than 1 % of them are exit code 4.
+
+In every line of the tables the command ends by itself with exit code 0, every other input keeps its own answer, and the order
+is the names'. `tests/test_hostile_images.py` scores each line with `serve/main.py` (tar files and servers: `test_tars.py`,
+`test_storage.py`), and fails when this page has something else. `python tests/hostile_images.py` writes the tables.
+
+- **A decoder or a read that hangs** for `--image-timeout` seconds (default 60) costs its image an error row. Its thread
+  cannot be ended from outside: it is left behind with its buffer, and what it delivers later is thrown away. Another
+  thread takes over the rest of its batch.
+- **33 reads that hang at the same time** end the run with exit code 3: the storage is gone, not an image. Decoders that
+  are left behind come to an end: when there are 32, scoring waits for one of them.
+- **A file name that is not UTF-8** is written with backslash escapes (`caf\\udce9.png`). A file whose name holds these very
+  characters looks the same.
 """
 
 
