@@ -785,6 +785,28 @@ FAULTS = [
         "for name in []:",
         ("k8s_pipeline",),
     ),
+    # the documents
+    Fault(
+        "a link names a heading that is gone",
+        "docs/scoring.md",
+        "(label_files.md)",
+        "(label_files.md#label-files)",
+        ("documents",),
+    ),
+    Fault(
+        "a command in a page has another program's flag",
+        "docs/scoring.md",
+        "--data LABELLED --min-accuracy 0.95",
+        "--images LABELLED --min-accuracy 0.95",
+        ("documents",),
+    ),
+    Fault(
+        "a command within a line has a flag that is gone",
+        "docs/comparing.md",
+        "`python pipelines/report.py --run runs/NAME`",
+        "`python pipelines/report.py --runs runs/NAME`",
+        ("documents",),
+    ),
 ]
 
 
