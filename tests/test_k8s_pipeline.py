@@ -136,7 +136,7 @@ def waiting_pod(reason: str, message: str) -> dict[str, Any]:
 REFUSED_POD = {
     "status": {
         "phase": "Failed",
-        "initContainerStatuses": [{"name": "doctor", "state": {"terminated": {"exitCode": 2}}}],
+        "initContainerStatuses": [{"name": "doctor", "state": {"terminated": {"exitCode": 1}}}],
         "containerStatuses": [{"name": "main", "state": {"waiting": {"reason": "PodInitializing"}}}],
     },
     "_logs": [["doctor", DOCTOR]],
@@ -458,6 +458,22 @@ def test_a_set_that_lacks_one_of_its_pods_prints_why() -> None:
     assert reasons_of("JobSet", live, answers) == [quota]
     answers["jobs"][0]["status"] = {"active": 2}
     assert reasons_of("JobSet", live, answers) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "involved"),
+    [
+        ("Deployment", {"kind": "ReplicaSet", "name": "train-aa-5f6d"}),
+        ("TrainJob", {"kind": "JobSet", "name": "train-aa"}),
+    ],
+)
+def test_what_stands_between_a_job_and_its_pods_is_read_too(kind: str, involved: dict[str, str]) -> None:
+    event = {"involvedObject": involved, "reason": "FailedCreate", "message": "exceeded quota"}
+    live: dict[str, Any] = {"metadata": {}, "spec": {}}
+    assert reasons_of(kind, live, {"events": [event]}) == ["exceeded quota"]
+    live["metadata"] = {"deletionTimestamp": "t", "finalizers": ["foregroundDeletion"]}
+    (reason,) = reasons_of(kind, live, {"events": [event]})
+    assert "foregroundDeletion" in reason
 
 
 def test_a_pod_that_waits_for_its_claim_prints_the_claims_event() -> None:

@@ -135,6 +135,7 @@ def create(cluster: Cluster, document: Object) -> Job:
             again = error.cut_off or error.says("already exists", "must be created before")
             if not again or cluster.now() >= end:
                 raise PipelineError(3 if error.cut_off else 2, f"{name} cannot be made: {error}") from None
+            say(f"{name}: not made yet, trying again: {last_line(error)}")
         live = cluster.get(path_of(document))
         if live and live["metadata"].get("annotations", {}).get(TOKEN) == token:
             made = live

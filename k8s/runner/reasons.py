@@ -73,6 +73,8 @@ class Watch:
     def why_none(self, live: Object, pods: list[Object]) -> Iterator[str]:
         """Yield why there are fewer pods than there should be."""
         if live["metadata"].get("deletionTimestamp"):
+            if not pods:
+                yield f"is being deleted, waits for {', '.join(live['metadata'].get('finalizers', []))}"
             return
         if live["spec"].get("suspend"):
             if queue := live["metadata"].get("labels", {}).get(QUEUE):
@@ -89,8 +91,7 @@ class Watch:
         messages = [
             e.get("message", "")
             for e in self.events()
-            if e["involvedObject"].get("uid") in owners
-            or (e["involvedObject"].get("kind"), e["involvedObject"].get("name")) == ("JobSet", self.name)
+            if e["involvedObject"].get("uid") in owners or self.is_between(e["involvedObject"])
         ]
         if messages:
             yield messages[-1]
@@ -98,6 +99,13 @@ class Watch:
             yield "it has no pod yet"
         elif all(pod["status"].get("phase") in ("Succeeded", "Failed") for pod in pods):
             yield "no pod runs: the controller's pause before the next doubles with each that failed"
+
+    def is_between(self, involved: Object) -> bool:
+        """Return whether this is the JobSet or ReplicaSet that makes the pods, or the Jobs of them."""
+        kind, name = involved.get("kind"), involved.get("name", "")
+        if self.kind == "Deployment":
+            return kind == "ReplicaSet" and name.rpartition("-")[0] == self.name
+        return (kind, name) == ("JobSet", self.name)
 
     def why_queued(self, queue: str) -> str:
         for workload in workloads(self.cluster, self.uid):
