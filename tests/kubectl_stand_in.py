@@ -282,6 +282,8 @@ def create(state: Object, words: list[str], options: Object, given: str) -> str:
         state["lag"] = state.get("lag", 0) - 1  # how often the webhook does not see a new runtime yet
         if runtime not in state["objects"] or state["lag"] >= 0:
             message = "specified trainingRuntime must be created before the TrainJob is created"
+            if state["lag"] % 2:  # Kueue's own webhook
+                message = '"vtrainjob.kb.io" denied the request: runtime not found'
             raise RefusedError(f"Error from server (Forbidden): admission webhook denied it: {message}")
     return json.dumps(make(state, document))
 

@@ -232,7 +232,7 @@ def test_every_overlay_runs_when_its_platform_is_there(
         cluster.add(document["kind"], document["metadata"]["name"], spec=document.get("spec"), status=ready)
     for secret in ("mlflow-database", "object-store"):
         cluster.add("Secret", secret)
-    cluster.set(lag=1)  # a runtime is seen a moment after it was made
+    cluster.set(lag=2)  # a runtime is seen a moment after it was made
     queue = {"after": 1, "admit": True}
     if overlay == "kueue":
         cluster.add("LocalQueue", "training")
@@ -241,7 +241,7 @@ def test_every_overlay_runs_when_its_platform_is_there(
             job, queue, {"after": 10, "condition": "Completed" if overlay == "jobset" else "Complete"}
         )
     assert k8s.pipeline.main(command) == 0
-    made = [call[-1] for call in cluster.calls("create")][1 if overlay == "kubeflow" else 0 :]
+    made = [call[-1] for call in cluster.calls("create")][2 if overlay == "kubeflow" else 0 :]
     kind = {"kubeflow": "TrainJob", "jobset": "JobSet"}.get(overlay, "Job")
     assert [(d["kind"], d["metadata"]["name"]) for d in made] == [(kind, "train-aa"), ("Job", "score-aa")]
     assert made[1]["spec"]["completions"] == 3

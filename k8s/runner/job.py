@@ -131,8 +131,11 @@ def create(cluster: Cluster, document: Object) -> Job:
             made = json.loads(answer)
             break
         except KubectlError as error:
-            # The webhook of TrainJobs sees a runtime a moment after it was made.
-            again = error.cut_off or error.says("already exists", "must be created before")
+            # Webhooks of TrainJobs, Trainer's and Kueue's, see a runtime a moment after it was made.
+            late = error.says("must be created before") or (
+                error.says("trainjob.kb.io") and error.says("not found")
+            )
+            again = error.cut_off or late or error.says("already exists")
             if not again or cluster.now() >= end:
                 raise PipelineError(3 if error.cut_off else 2, f"{name} cannot be made: {error}") from None
             say(f"{name}: not made yet, trying again: {last_line(error)}")
