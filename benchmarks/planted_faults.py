@@ -795,7 +795,7 @@ FAULTS = [
     ),
     Fault(
         "a command in a page has another program's flag",
-        "docs/scoring.md",
+        "docs/evaluating.md",
         "--data LABELLED --min-accuracy 0.95",
         "--images LABELLED --min-accuracy 0.95",
         ("documents",),
