@@ -667,6 +667,29 @@ def test_a_job_whose_making_got_no_answer_is_made_once(
     assert len(cluster.objects("job")) == 1
 
 
+def test_what_the_real_kubectl_prints_of_a_server_that_is_down_is_a_call_that_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(kubectl()).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(KubectlError) as refused:
+        k8s.runner.cluster.kubectl("get", "pods", "--server=http://127.0.0.1:1")
+    assert refused.value.cut_off
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Error from server (TooManyRequests): storage is (re)initializing",
+        'Error from server (InternalError): Internal error occurred: failed calling webhook "mjob.kb.io": '
+        'no endpoints available for service "kueue-webhook-service"',
+    ],
+)
+def test_what_passes_within_a_moment_is_a_call_that_was_cut_off(message: str) -> None:
+    assert KubectlError(message).cut_off
+    assert not KubectlError('Error from server (NotFound): jobs.batch "train-aa" not found').cut_off
+
+
 def test_a_cluster_that_never_answered_is_not_waited_for(cluster: StandIn, pipeline: Run) -> None:
     cluster.set(cut=[[0, 10**6]])
     pipeline("train", code=2)

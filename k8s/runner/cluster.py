@@ -18,6 +18,7 @@ PATIENCE = 300.0  # seconds that a cut-off call is repeated, outside the wait fo
 CUT_OFF = (
     "unable to connect to the server",
     "connection refused",
+    "was refused - did you specify the right host",
     "connection reset",
     "connection lost",
     "i/o timeout",
@@ -33,6 +34,9 @@ CUT_OFF = (
     "unable to return a response in the time allotted",
     "etcdserver",
     "too many requests",
+    "(toomanyrequests)",
+    "apiserver not ready",
+    "failed calling webhook",
 )
 
 
