@@ -381,7 +381,18 @@ REASONS = {
                 "status": {
                     "phase": "Running",
                     "conditions": [{"type": "Ready", "status": "False"}],
-                    "containerStatuses": [{"name": "main", "state": {"running": {}}}],
+                    "containerStatuses": [{"name": "main", "ready": True, "state": {"running": {}}}],
+                }
+            }
+        ]
+    },
+    "not ready yet": {
+        "pods": [
+            {
+                "status": {
+                    "phase": "Running",
+                    "conditions": [{"type": "Ready", "status": "False"}],
+                    "containerStatuses": [{"name": "main", "ready": False, "state": {"running": {}}}],
                 }
             }
         ]
@@ -675,6 +686,18 @@ def test_what_the_real_kubectl_prints_of_a_server_that_is_down_is_a_call_that_wa
     with pytest.raises(KubectlError) as refused:
         k8s.runner.cluster.kubectl("get", "pods", "--server=http://127.0.0.1:1")
     assert refused.value.cut_off
+
+
+def test_a_persons_defaults_for_kubectl_change_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as `delete --interactive`."""
+    monkeypatch.setenv("PATH", f"{Path(kubectl()).parent}{os.pathsep}{os.environ['PATH']}")
+    default = {"command": "version", "options": [{"name": "output", "default": "json"}]}
+    kind = {"apiVersion": "kubectl.config.k8s.io/v1beta1", "kind": "Preference"}
+    (tmp_path / "kuberc").write_text(json.dumps(kind | {"defaults": [default]}))
+    monkeypatch.setenv("KUBERC", str(tmp_path / "kuberc"))
+    assert not k8s.runner.cluster.kubectl("version", "--client").startswith("{")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Calls of kubectl in one namespace, repeated where the network cut them off."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def kubectl(*arguments: str, given: str | None = None) -> str:
     """Return what one call of kubectl prints; KubectlError with its stderr where it fails.
 
     It runs in a process group of its own: Ctrl-C reaches the pipeline, and not a call that is half done.
+    A person's own defaults for commands (kuberc) are left out.
     """
     try:
         done = subprocess.run(
@@ -83,6 +85,7 @@ def kubectl(*arguments: str, given: str | None = None) -> str:
             text=True,
             errors="replace",
             start_new_session=True,
+            env={**os.environ, "KUBERC": "off"},
         )
     except FileNotFoundError:
         raise PipelineError(2, "kubectl is not on PATH: https://kubernetes.io/docs/tasks/tools/") from None

@@ -70,12 +70,9 @@ def why_waiting(pod: Object) -> str | None:
         if waiting and waiting.get("reason") not in PASSING:
             return f"waits: {waiting.get('reason', '')}: {waiting.get('message', '')}".rstrip(": ")
     ready = [c for c in status.get("conditions", []) if c["type"] == "Ready" and c["status"] != "True"]
-    states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
-    if (
-        ready
-        and status.get("phase") == "Running"
-        and states
-        and all("running" in state for state in states)
-    ):
+    running = [c for c in status.get("containerStatuses", []) if "running" in c.get("state", {})]
+    if not ready or not running or len(running) < len(status["containerStatuses"]):
+        return None
+    if all(container.get("ready", True) for container in running):  # as its node said last
         return f"runs on node {pod['spec'].get('nodeName')}, which does not answer"
-    return None
+    return "runs, and is not ready yet"
