@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -487,6 +488,15 @@ def test_what_stands_between_a_job_and_its_pods_is_read_too(kind: str, involved:
     assert "foregroundDeletion" in reason
 
 
+def test_a_set_that_starts_anew_is_printed_once_for_each_number(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = Watch(answering({}), "train-aa", "JobSet", "0")
+    for restarts in (0, 1, 1, 3):
+        watch.looked = -100.0
+        watch.look({"metadata": {}, "spec": {}, "status": {"restarts": restarts}})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "anew" in line]
+    assert [re.findall(r"\d+", line) for line in lines] == [["1"], ["3"]]
+
+
 def test_a_pod_that_waits_for_its_claim_prints_the_claims_event() -> None:
     claim = {"kind": "PersistentVolumeClaim", "name": "data"}
     spec = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}
@@ -500,6 +510,12 @@ def test_a_pod_that_waits_for_its_claim_prints_the_claims_event() -> None:
 
 def reasons_of(kind: str, live: dict[str, Any], answers: dict[str, list[dict[str, Any]]]) -> list[str]:
     """What is printed of a Job of which a cluster has these objects."""
+    watch = Watch(answering(answers), "train-aa", kind, "0")
+    return [*watch.why_none(live, watch.pods()), *watch.why_each(watch.pods())]
+
+
+def answering(answers: dict[str, list[dict[str, Any]]]) -> Cluster:
+    """A cluster with these objects of each kind, and no others."""
 
     class Answers(Cluster):
         def __init__(self) -> None:
@@ -511,8 +527,7 @@ def reasons_of(kind: str, live: dict[str, Any], answers: dict[str, list[dict[str
         def items(self, *arguments: str) -> list[dict[str, Any]]:
             return answers.get(arguments[0], [])
 
-    watch = Watch(Answers(), "train-aa", kind, "0")
-    return [*watch.why_none(live, watch.pods()), *watch.why_each(watch.pods())]
+    return Answers()
 
 
 def test_a_pod_that_never_ends_on_a_node_that_is_gone_is_named_with_what_to_type(

@@ -40,6 +40,7 @@ class Watch:
         self.printed_at = 0.0
         self.ending_since: dict[str, float] = {}
         self.shown: set[str] = set()
+        self.restarts = 0
 
     def of_this(self, kind: str) -> list[Object]:
         return self.cluster.items(kind, f"--selector={self.selector}")
@@ -53,6 +54,10 @@ class Watch:
         if self.cluster.now() - self.looked < LOOK:
             return
         self.looked = self.cluster.now()
+        restarts = live.get("status", {}).get("restarts", 0)
+        if restarts > self.restarts:  # of a JobSet, whose failed pods are gone at once
+            say(f"{self.name}: all its pods were started anew, {restarts} times until now")
+        self.restarts = restarts
         try:
             pods = self.pods()
             self.report([*self.why_none(live, pods), *self.why_each(pods)])
