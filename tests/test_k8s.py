@@ -30,7 +30,8 @@ from manifests import (
 
 import serve.main
 
-DOCUMENTED = (REPOSITORY / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+PAGES = sorted((REPOSITORY / "docs").glob("kubernetes*.md"))
+DOCUMENTED = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 TORCHRUN_GRACE = 30  # seconds from SIGTERM to SIGKILL of the workers
 
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)

@@ -1,4 +1,4 @@
-"""docs/kubernetes.md: its overlay renders, its figures are those of the manifests."""
+"""docs/kubernetes*.md: the overlay renders, figures are those of the manifests."""
 
 import os
 import re
@@ -9,7 +9,8 @@ from conftest import REPOSITORY
 from manifest_schemas import check
 from manifests import K8S, OVERLAYS, Pod, config, pods, quantity, render_folder, render_jobs
 
-DOCUMENTED = (REPOSITORY / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+PAGES = sorted((REPOSITORY / "docs").glob("kubernetes*.md"))
+DOCUMENTED = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 KINDS = ("Job", "JobSet", "TrainJob")
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
