@@ -59,7 +59,7 @@ def quickstart() -> None:
         f"run directory        {RUN}\n"
         f"ONNX model           {model}\n"
         f"predictions          {predictions}\n"
-        f"figures              {RUN / 'figures'}/\n"
+        f"report               {RUN / 'report.html'}\n"
         f"compare runs         {mlflow_command()} ui --backend-store-uri sqlite:///mlflow.db"
     )
 
