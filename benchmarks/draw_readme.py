@@ -27,7 +27,9 @@ def main() -> None:
         text = page.read_text(encoding="utf-8")
         before, _, rest = text.partition(BEGIN)
         _, _, after = rest.partition(END)
-        page.write_text(before + BEGIN + "```\n" + "\n".join(lines) + "\n```\n" + END + after, encoding="utf-8")
+        page.write_text(
+            before + BEGIN + "```\n" + "\n".join(lines) + "\n```\n" + END + after, encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":
