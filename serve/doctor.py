@@ -3,6 +3,9 @@
     python -m serve.doctor --write /runs --read /data --free 5 --shm 512 --mlflow http://mlflow:5000
 
 A line for each check: ok, warning (slower, or less is kept) or error (the job would fail).
+
+Exit code: 0 nothing stands against the job; 1 something does that may pass, such as a full disk; 2 something
+that the same call will meet again, such as a folder that does not exist, or unusable arguments.
 """
 
 import sys
@@ -14,6 +17,7 @@ if not __package__:  # started by path: the repository root, not serve/, belongs
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -34,6 +38,8 @@ from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking_server import TrackingServer
 
+# a path or a right that is missing; a store that is away has other errors
+LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount by default
 HTTP_SECONDS = 5.0
 RETRY_SECONDS = 1.0
@@ -46,6 +52,7 @@ class Finding:
     level: Literal["ok", "warning", "error"]
     about: str
     message: str
+    lasting: bool = False  # the same job will meet it again on any machine
 
     def __str__(self) -> str:
         return redact(f"{self.level:7} {self.about}: {self.message}")
@@ -99,14 +106,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 nothing stands against the job, 1 something does, 2 unusable arguments."""
+    """Return the exit code, as in the module's docstring."""
     args = build_parser().parse_args(argv)
     deadline = time.monotonic() + args.wait
     worst = 0
     for finding in examine(args, deadline):
         print(finding, flush=True)
-        worst |= finding.level == "error" or (args.strict and finding.level == "warning")
-    return int(worst)
+        if finding.level == "error" or (args.strict and finding.level == "warning"):
+            worst = max(worst, 2 if finding.lasting else 1)
+    return worst
 
 
 def examine(args: argparse.Namespace, deadline: float) -> Iterator[Finding]:
@@ -134,7 +142,7 @@ def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
         return Finding(level, "shared memory", f"{path}: {error.strerror}")
     if size < wanted:
         way_out = "mount an emptyDir with medium: Memory there, or docker run --shm-size"
-        return Finding("error", "shared memory", f"{size:.0f} MiB, {wanted:.0f} are needed: {way_out}")
+        return Finding("error", "shared memory", f"{size:.0f} MiB, {wanted:.0f} are needed: {way_out}", True)
     if not wanted and size <= CONTAINER_DEFAULT_SHM:
         return Finding("warning", "shared memory", f"{size:.0f} MiB, too little for loader processes")
     return Finding("ok", "shared memory", f"{size:.0f} MiB")
@@ -172,7 +180,7 @@ def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Fi
         with resolve_model(model) as opened:
             predictor = Predictor(opened.path, provider, 1, precision)
     except (ValueError, OSError) as error:
-        return Finding("error", "onnxruntime", str(error))
+        return Finding("error", "onnxruntime", str(error), not is_remote(model) and not Path(model).exists())
     where = f"{predictor.provider} at {predictor.precision}, {predictor.share}"
     return Finding("ok", "onnxruntime", f"{ort.__version__}, {opened.described(model)} runs on {where}")
 
@@ -197,7 +205,8 @@ def writable(output: str | Path, free: float) -> Finding:
         gib = shutil.disk_usage(nearest).free / 2**30
     except OSError as error:
         who = f"user {os.getuid()}, groups {','.join(map(str, os.getgroups()))}"
-        return Finding("error", about, f"{error.strerror} ({who}): mount a volume, and set fsGroup")
+        text = f"{error.strerror} ({who}): mount a volume, and set fsGroup"
+        return Finding("error", about, text, error.errno in LASTING)
     if gib < free:
         return Finding("error", about, f"{gib:.1f} GiB free, {free:g} are needed")
     return Finding(
@@ -218,8 +227,8 @@ def readable(path: str) -> Finding:
             with open(path, "rb") as file:
                 empty = not file.read(1)
     except OSError as error:
-        return Finding("error", about, f"{error.strerror} (user {os.getuid()})")
-    return Finding("error", about, "it is empty") if empty else Finding("ok", about, "readable")
+        return Finding("error", about, f"{error.strerror} (user {os.getuid()})", error.errno in LASTING)
+    return Finding("error", about, "it is empty", lasting=True) if empty else Finding("ok", about, "readable")
 
 
 def resolves(host: str, deadline: float) -> Finding:

@@ -96,7 +96,7 @@ def test_a_provider_that_is_not_there_is_an_error(
     model = build_model(tmp_path / "model.onnx")
     assert run("--model", model, "--provider", "cuda") == 1
     assert "error   onnxruntime: " in capsys.readouterr().out
-    assert run("--model", tmp_path / "absent.onnx") == 1
+    assert run("--model", tmp_path / "absent.onnx") == 2
     assert run("--model", "s3://bucket/model.onnx") == 0
     (tmp_path / "text.onnx").write_text("no model")
     assert run("--model", tmp_path / "text.onnx") == 1
@@ -259,3 +259,13 @@ def test_a_folder_that_cannot_be_looked_into_is_an_error(monkeypatch: pytest.Mon
 def test_unusable_arguments_are_exit_code_2() -> None:
     with pytest.raises(SystemExit, match="2"):
         run("--free", "much")
+
+
+def test_what_will_not_pass_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Jobs give up on 2, and try again after 1."""
+    assert run("--read", tmp_path / "absent") == 2
+    assert run("--read", tmp_path) == 2  # it is empty
+    assert run("--write", tmp_path, "--free", "1e9") == 1  # others may free some
+    assert run("--write", tmp_path, "--free", "1e9", "--read", tmp_path / "absent") == 2
+    monkeypatch.setattr(doctor.os, "scandir", lambda _: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
+    assert run("--read", tmp_path) == 1  # the store may be back
