@@ -4,8 +4,8 @@
 
 A line for each check: ok, warning (slower, or less is kept) or error (the job would fail).
 
-Exit code: 0 nothing stands against the job; 1 something does that may pass, such as a full disk; 2 something
-that the same call will meet again, such as a folder that does not exist, or unusable arguments.
+Exit code: 0 nothing stands against the job; 1 something does that may pass, such as a full disk;
+2 something that the same call will meet again, such as a missing folder, or unusable arguments.
 """
 
 import sys
@@ -142,7 +142,9 @@ def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
         return Finding(level, "shared memory", f"{path}: {error.strerror}")
     if size < wanted:
         way_out = "mount an emptyDir with medium: Memory there, or docker run --shm-size"
-        return Finding("error", "shared memory", f"{size:.0f} MiB, {wanted:.0f} are needed: {way_out}", True)
+        return Finding(
+            "error", "shared memory", f"{size:.0f} MiB, {wanted:.0f} are needed: {way_out}", True
+        )
     if not wanted and size <= CONTAINER_DEFAULT_SHM:
         return Finding("warning", "shared memory", f"{size:.0f} MiB, too little for loader processes")
     return Finding("ok", "shared memory", f"{size:.0f} MiB")
@@ -180,7 +182,9 @@ def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Fi
         with resolve_model(model) as opened:
             predictor = Predictor(opened.path, provider, 1, precision)
     except (ValueError, OSError) as error:
-        return Finding("error", "onnxruntime", str(error), not is_remote(model) and not Path(model).exists())
+        return Finding(
+            "error", "onnxruntime", str(error), not is_remote(model) and not Path(model).exists()
+        )
     where = f"{predictor.provider} at {predictor.precision}, {predictor.share}"
     return Finding("ok", "onnxruntime", f"{ort.__version__}, {opened.described(model)} runs on {where}")
 
@@ -228,7 +232,9 @@ def readable(path: str) -> Finding:
                 empty = not file.read(1)
     except OSError as error:
         return Finding("error", about, f"{error.strerror} (user {os.getuid()})", error.errno in LASTING)
-    return Finding("error", about, "it is empty", lasting=True) if empty else Finding("ok", about, "readable")
+    return (
+        Finding("error", about, "it is empty", lasting=True) if empty else Finding("ok", about, "readable")
+    )
 
 
 def resolves(host: str, deadline: float) -> Finding:

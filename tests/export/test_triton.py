@@ -65,7 +65,6 @@ def test_a_model_that_was_struck_out_is_not_handed_on(
     ("arguments", "message"),
     [
         (["--name", "../pets"], "--name '../pets' may hold"),
-        (["--max-batch-size", "0"], "--max-batch-size 0 must be 1 or more"),
         (["--model-precision", "int8"], "model.int8.onnx does not exist"),
         (["--name", "other"], "config.pbtxt describes another model"),
     ],
@@ -81,4 +80,8 @@ def test_what_cannot_be_written_is_an_error(
     )
     assert code == 2
     assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^2$"):
+        export.triton.main(
+            ["--run", str(published), "--repository", str(tmp_path), "--max-batch-size", "0"]
+        )
     assert [p.name for p in other.iterdir()] == ["config.pbtxt"]

@@ -267,5 +267,7 @@ def test_what_will_not_pass_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.M
     assert run("--read", tmp_path) == 2  # it is empty
     assert run("--write", tmp_path, "--free", "1e9") == 1  # others may free some
     assert run("--write", tmp_path, "--free", "1e9", "--read", tmp_path / "absent") == 2
-    monkeypatch.setattr(doctor.os, "scandir", lambda _: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
+    monkeypatch.setattr(
+        doctor.os, "scandir", lambda _: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale"))
+    )
     assert run("--read", tmp_path) == 1  # the store may be back

@@ -23,7 +23,7 @@ def answers(n: int, seed: int, sureness: float = 0.0) -> tuple[np.ndarray, np.nd
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.0, 1.0, width=32), st.booleans()),
+        st.tuples(st.floats(0.0, 1.0, width=32, allow_subnormal=False), st.booleans()),
         min_size=1,
         max_size=60,
         unique_by=lambda answer: answer[0],

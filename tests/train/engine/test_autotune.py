@@ -183,7 +183,7 @@ def test_a_single_candidate_is_not_timed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_options_are_listed_with_their_seconds(tmp_path: Path) -> None:
     taken, printed = chosen(tmp_path, precision="fp32")
     assert all(f"{name} 0." in printed for name in NAMES[:2])
-    assert printed.endswith(taken)
+    assert printed.startswith(f"precision {taken}, ")
 
 
 ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
