@@ -34,6 +34,7 @@ from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import is_http, is_remote, redact
 from serve.local_copy import resolve_model
+from serve.mlflow_models import is_mlflow_model
 from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking_server import TrackingServer
@@ -182,9 +183,8 @@ def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Fi
         with resolve_model(model) as opened:
             predictor = Predictor(opened.path, provider, 1, precision)
     except (ValueError, OSError) as error:
-        return Finding(
-            "error", "onnxruntime", str(error), not is_remote(model) and not Path(model).exists()
-        )
+        missing = not is_mlflow_model(model) and not Path(model).exists()  # a server may be away
+        return Finding("error", "onnxruntime", str(error), missing)
     where = f"{predictor.provider} at {predictor.precision}, {predictor.share}"
     return Finding("ok", "onnxruntime", f"{ort.__version__}, {opened.described(model)} runs on {where}")
 
