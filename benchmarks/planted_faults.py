@@ -772,7 +772,7 @@ FAULTS = [
         ("k8s_pipeline",),
     ),
     Fault(
-        "a Job goes on running after its time",
+        "a Job runs on after its time",
         "k8s/runner/job.py",
         'cluster.once("patch", target,',
         'cluster.once("get", target,',

@@ -1,6 +1,6 @@
 """A stand-in for kubectl and its cluster, with the answers that a real control plane gave.
 
-A folder holds the state. Time passes when a test says so: `Cluster.sleep` of the pipeline is replaced by
+A folder holds the state. Time passes by the test alone: `Cluster.sleep` of the pipeline is replaced by
 `StandIn.pass_time`. What happens to a Job is its plan, a list of {"after": seconds since it was made, ...}:
 "condition" of the Job, "pods", "events", "remove" and "remake" by somebody else, "admit" by the queue.
 """

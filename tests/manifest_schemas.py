@@ -49,5 +49,5 @@ def check_schema(text: str) -> None:
         document = inner_job(document)
         assert not refusals(document)
     for version in VERSIONS:
-        # Of a kind that it does not know, it says so and raises nothing.
+        # Of an unknown kind it prints a line and raises nothing.
         assert kubernetes_validate.validate(document, version, strict=True) == version
