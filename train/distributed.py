@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -263,6 +263,14 @@ def gather_list(values: list[T], ranks: Ranks) -> list[list[T]]:
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, values)
     return parts
+
+
+def gather_parts(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return the tensors [sizes[rank]] of all ranks, on every rank; on whatever device they are."""
+    padded = torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor | None:

@@ -214,7 +214,7 @@ def build_state(
         raise_momentum(model)
     model.channels_last = precision.channels_last
     model.to(memory_format=precision.memory_format)
-    optimizer = build_optimizer(config, model, precision)
+    optimizer = build_optimizer(config, model, precision, ranks)
     if precision.compiled if config.compile == "auto" else config.compile:
         # in place: names, copies and the averaged model stay as they are
         model.network.compile(dynamic=False)

@@ -1,7 +1,9 @@
 """Muon whose steps take few launches and do not wait for the device."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from train.distributed import Ranks, gather_parts
+
+WIDE = 1.5  # times as wide as high: matrices whose products with themselves are cheaper to iterate
 STACKED = 2**23  # numbers in a stack of several matrices: 32 MB for each temporary tensor
 
 Group = dict[str, Any]
@@ -18,7 +23,8 @@ Group = dict[str, Any]
 class Muon(muon.Muon):
     """timm's Muon, with its settings, its arithmetic and its state, in few launches for a GPU.
 
-    Matrices of equal shape are orthogonalised together, and torch's fused kernels do the rest. As torch's
+    Matrices of equal shape are orthogonalised together, each by one of the ranks, which have the same
+    gradients; and torch's fused kernels do the rest. As torch's
     own fused optimizers, it divides the gradients by `grad_scale` and skips a step where `found_inf` is 1,
     which the device alone has to know: weights and state then stay as they are. It has no Nesterov momentum
     (timm's default, so that biases and the like are changed as by AdamW), and of timm's variants neither
@@ -27,10 +33,12 @@ class Muon(muon.Muon):
 
     _step_supports_amp_scaling = True  # torch's mark of optimizers that heed both
 
-    def __init__(self, groups: list[Group], dtype: torch.dtype, **settings: Any):
-        """`dtype` is that of the orthogonalisation, `settings` are timm's."""
+    def __init__(
+        self, groups: list[Group], dtype: torch.dtype, ranks: Ranks | None = None, **settings: Any
+    ):
+        """`dtype` is that of the orthogonalisation, which the ranks share; `settings` are timm's."""
         super().__init__(groups, **settings)
-        self.dtype = dtype
+        self.dtype, self.ranks = dtype, ranks or Ranks()
         self._complete_state()
 
     def _complete_state(self) -> None:
@@ -69,27 +77,42 @@ class Muon(muon.Muon):
 
     def _step_matrices(self, parameters: list[Tensor], group: Group) -> None:
         """Average the gradients over the steps, and change the weights by the orthogonalised average."""
+        if not parameters:
+            return
         averages = [self.state[p]["momentum_buffer"] for p in parameters]
         # average + (1 - beta) * (gradient - average), as ascent along the gradient with a weight decay of 1
         rates = {"lr": 1 - group["momentum"], "weight_decay": 1.0}
         self._descend(
             averages, gradients(parameters), **rates, maximize=True, scale=self._given("grad_scale")
         )
-        views = [(as_matrix(p, p), as_matrix(m, p)) for p, m in zip(parameters, averages, strict=True)]
-        coefficients = muon.resolve_ns_coefficients(group["ns_coefficients"], muon._COEFFICIENTS)
-        for stack in stacks(views):
-            wide = torch.stack([m if m.shape[0] <= m.shape[1] else m.mT for _, m in stack])
-            steps = muon.zeropower_via_newtonschulz(
-                wide, group["ns_steps"], coefficients, group["eps"], dtype=self.dtype
-            )
-            steps = steps.to(wide.dtype)
-            scale = muon.get_lr_scale(steps.shape, group["adjust_lr_fn"])
-            changes = [
-                (s if p.shape[0] <= p.shape[1] else s.mT).contiguous()
-                for s, (p, _) in zip(steps.unbind(), stack, strict=True)
-            ]
+        views = [as_matrix(p, p) for p in parameters]
+        steps = self._orthogonalized(
+            [as_matrix(m, p) for m, p in zip(averages, parameters, strict=True)], group
+        )
+        for indices in alike([view.shape for view in views]):
+            scale = muon.get_lr_scale(views[indices[0]].shape, group["adjust_lr_fn"])
             rates = {"lr": scale * group["lr"], "weight_decay": group["weight_decay"] / scale}
-            self._descend([p for p, _ in stack], changes, **rates)
+            self._descend([views[i] for i in indices], [steps[i] for i in indices], **rates)
+
+    def _orthogonalized(self, matrices: list[Tensor], group: Group) -> list[Tensor]:
+        """Return the matrices orthogonalised, in their own dtype; each rank does a share of the work."""
+        coefficients = muon.resolve_ns_coefficients(group["ns_coefficients"], muon._COEFFICIENTS)
+        owned = shares(tuple(m.numel() * min(m.shape) for m in matrices), self.ranks.world_size)
+        mine = owned[self.ranks.rank]
+        found: dict[int, Tensor] = {}
+        for stack in alike([matrices[i].shape for i in mine], STACKED):
+            wide = torch.stack([turned(matrices[mine[i]]) for i in stack])
+            steps = orthogonalized(wide, group["ns_steps"], coefficients, group["eps"], self.dtype)
+            found |= {mine[i]: step for i, step in zip(stack, steps.unbind(), strict=True)}
+        if len(owned) > 1:
+            nothing = matrices[0].new_empty(0, dtype=self.dtype)
+            own = torch.cat([nothing, *(found[i].flatten() for i in mine)])
+            lengths = [[matrices[i].numel() for i in part] for part in owned]
+            parts = gather_parts(own, [sum(part) for part in lengths])
+            for indices, part, numbers in zip(owned, parts, lengths, strict=True):
+                for i, step in zip(indices, torch.split(part, numbers), strict=True):
+                    found[i] = step.view(turned(matrices[i]).shape)
+        return [turned(found[i], like=m).to(m.dtype).contiguous() for i, m in enumerate(matrices)]
 
     def _descend(
         self,
@@ -143,6 +166,35 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
+def orthogonalized(
+    wide: Tensor,
+    steps: int,
+    coefficients: list[tuple[float, float, float]],
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the Newton-Schulz iteration of matrices [N, rows, columns], rows <= columns, in `dtype`.
+
+    Each iterate is a polynomial of X @ X.mT, [rows, rows], times the first X. Where X is much wider, that
+    matrix is iterated in its place, and X takes part in two products in all, not in two an iteration.
+    """
+    if wide.shape[2] < WIDE * wide.shape[1]:
+        return muon.zeropower_via_newtonschulz(wide, steps, coefficients, eps, dtype=dtype)
+    first = wide.to(dtype, copy=True)
+    first.div_(first.norm(dim=(-2, -1), keepdim=True).clamp_(min=eps))
+    gram = first @ first.mT
+    product: Tensor | None = None
+    sequence = [*coefficients, *coefficients[-1:] * steps][:steps]
+    for number, (a, b, c) in enumerate(sequence, 1):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if number < steps:  # polynomials of one matrix commute
+            gram = factor @ (gram @ factor)
+    assert product is not None
+    return product @ first
+
+
 def as_matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Return a tensor of a parameter's shape and strides as a view [shape[0], -1], whose columns are in the
     order of memory: orthogonalisation does not depend on theirs."""
@@ -150,12 +202,27 @@ def as_matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor.permute(0, *order).view(parameter.shape[0], -1)
 
 
-def stacks(views: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield the pairs in lists of equal shape, transposed or not, of STACKED numbers at most."""
-    shapes: defaultdict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for pair in views:
-        shapes[tuple(sorted(pair[0].shape))].append(pair)
-    for (rows, columns), pairs in shapes.items():
-        together = max(1, STACKED // (rows * columns))
-        for first in range(0, len(pairs), together):
-            yield pairs[first : first + together]
+def turned(matrix: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return a matrix that is wider than high, transposed if need be; or one as wide and high as `like`."""
+    rows, columns = (matrix if like is None else like).shape
+    return matrix if rows <= columns else matrix.mT
+
+
+def alike(shapes: Sequence[torch.Size], most: float = math.inf) -> Iterator[list[int]]:
+    """Yield the indices of matrices of equal shape, transposed or not, in lists of `most` numbers."""
+    found: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        found[tuple(sorted(shape))].append(index)
+    for (rows, columns), indices in found.items():
+        together = int(min(len(indices), max(1, most // (rows * columns))))
+        for first in range(0, len(indices), together):
+            yield indices[first : first + together]
+
+
+@cache
+def shares(costs: tuple[int, ...], count: int) -> list[list[int]]:
+    """Return which pieces of work each of `count` ranks does, of nearly equal cost in all."""
+    owned: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        min(owned, key=lambda part: sum(costs[i] for i in part)).append(index)
+    return owned

@@ -8,6 +8,7 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 from train.config import TrainConfig
+from train.distributed import Ranks
 from train.models.classifier import ImageClassifier
 from train.models.layers import layer_groups
 from train.optim.muon import Muon
@@ -22,16 +23,16 @@ Groups = list[dict[str, Any]]
 class OptimizerEntry:
     """An optimizer's constructor and its usual settings for batches of 128 images."""
 
-    create: Callable[[Groups, float, Precision], Optimizer]
+    create: Callable[[Groups, float, Precision, Ranks], Optimizer]
     lr: float
     weight_decay: float
 
 
-def _adamw(groups: Groups, lr: float, precision: Precision) -> Optimizer:
+def _adamw(groups: Groups, lr: float, precision: Precision, ranks: Ranks) -> Optimizer:
     return AdamW(groups, lr=lr, fused=True)
 
 
-def _sgd(groups: Groups, lr: float, precision: Precision) -> Optimizer:
+def _sgd(groups: Groups, lr: float, precision: Precision, ranks: Ranks) -> Optimizer:
     optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     # torch makes these in the first step, and leaves them as uninitialised memory if that one is skipped
     for group in optimizer.param_groups:
@@ -40,7 +41,7 @@ def _sgd(groups: Groups, lr: float, precision: Precision) -> Optimizer:
     return optimizer
 
 
-def _muon(groups: Groups, lr: float, precision: Precision) -> Optimizer:
+def _muon(groups: Groups, lr: float, precision: Precision, ranks: Ranks) -> Optimizer:
     """Return Muon: orthogonalised momentum for matrices and convolutions (flattened to [out, in * height *
     width]), scaled to the size of AdamW's steps (arXiv 2502.16982), and AdamW for biases, normalisation,
     depthwise convolutions and heads of few classes.
@@ -51,6 +52,7 @@ def _muon(groups: Groups, lr: float, precision: Precision) -> Optimizer:
     return Muon(
         groups,
         dtype=torch.bfloat16 if precision.autocast == "bfloat16" else torch.float32,
+        ranks=ranks,
         lr=lr,
         momentum=0.95,
         ns_steps=NEWTON_SCHULZ_STEPS,
@@ -82,7 +84,10 @@ def resolve_optimizer(config: TrainConfig) -> TrainConfig:
 
 
 def build_optimizer(
-    config: TrainConfig, model: ImageClassifier, precision: Precision | None = None
+    config: TrainConfig,
+    model: ImageClassifier,
+    precision: Precision | None = None,
+    ranks: Ranks | None = None,
 ) -> Optimizer:
     """Return the optimizer of a model's trainable parameters.
 
@@ -103,4 +108,5 @@ def build_optimizer(
         groups.append({"params": decayed, "weight_decay": config.weight_decay, "lr": lr})
         groups.append({"params": others, "weight_decay": 0.0, "lr": lr})
     groups = [g for g in groups if g["params"]]
-    return OPTIMIZERS[config.optimizer].create(groups, config.lr, precision or Precision())
+    create = OPTIMIZERS[config.optimizer].create
+    return create(groups, config.lr, precision or Precision(), ranks or Ranks())

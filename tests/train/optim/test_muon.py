@@ -2,17 +2,20 @@
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import on_ranks
 from timm.optim import muon
 from torch import nn
 from train_data import build
 
 from train.config import TrainConfig
+from train.distributed import Ranks
 from train.models.classifier import ImageClassifier
-from train.optim.muon import Muon
+from train.optim.muon import Muon, orthogonalized, shares
 from train.optim.optimizers import build_optimizer
 from train.precision import Precision
 
@@ -174,13 +177,13 @@ def test_it_orthogonalises_in_float32_unless_training_is_in_bf16(
     autocast: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever device a rank has: all must change the weights alike."""
-    usual, seen = muon.zeropower_via_newtonschulz, set()
+    seen = set()
 
-    def watched(*arguments: Any, dtype: torch.dtype = torch.bfloat16, **rest: Any) -> torch.Tensor:
-        seen.add(dtype)
-        return usual(*arguments, dtype=dtype, **rest)
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.add(arguments[-1])
+        return orthogonalized(*arguments)
 
-    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", watched)
+    monkeypatch.setattr("train.optim.muon.orthogonalized", watched)
     network: ImageClassifier = build("simple_cnn", 2, 16)
     set_gradients(network, 0)
     build_optimizer(TrainConfig(optimizer="muon"), network, Precision(autocast)).step()
@@ -190,14 +193,47 @@ def test_it_orthogonalises_in_float32_unless_training_is_in_bf16(
 def test_equal_shapes_are_orthogonalised_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call for each shape, turned or not: a GPU is launched as often for a deep network as for a flat
     one."""
-    usual, shapes = muon.zeropower_via_newtonschulz, []
+    shapes = []
 
-    def watched(matrices: torch.Tensor, *arguments: Any, **rest: Any) -> torch.Tensor:
+    def watched(matrices: torch.Tensor, *arguments: Any) -> torch.Tensor:
         shapes.append(tuple(matrices.shape))
-        return usual(matrices, *arguments, **rest)
+        return orthogonalized(matrices, *arguments)
 
-    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", watched)
+    monkeypatch.setattr("train.optim.muon.orthogonalized", watched)
     network = Network()
     set_gradients(network, 0)
     Muon(groups(network), dtype=torch.float32, **SETTINGS).step()
     assert sorted(shapes) == [(3, 16, 72), (5, 8, 16)]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("columns", [8, 12, 100])
+def test_the_iteration_is_timms_however_wide_a_matrix_is(columns: int, steps: int) -> None:
+    wide = torch.randn(2, 8, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    coefficients = muon.resolve_ns_coefficients("quintic" if steps < 5 else "original", muon._COEFFICIENTS)
+    ours = orthogonalized(wide, steps, coefficients, 1e-7, torch.float64)
+    theirs = muon.zeropower_via_newtonschulz(wide, steps, coefficients, 1e-7, dtype=torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def three_steps(ranks: Ranks) -> dict[str, Any]:
+    network = Network().to(memory_format=torch.channels_last)
+    optimizer = Muon(groups(network), dtype=torch.float32, ranks=ranks, **SETTINGS)
+    for step in range(3):
+        set_gradients(network, step)
+        optimizer.step()
+    return parts(optimizer, network)
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_ranks_share_the_work_and_end_with_the_same_bits(processes: int, tmp_path: Path) -> None:
+    """Five have more than there are matrices of some groups."""
+    first, *others = on_ranks(three_steps, processes, tmp_path)
+    assert_close(first, three_steps(Ranks()), bound=2e-6)
+    for other in others:
+        assert_close(other, first, bound=0.0)
+
+
+def test_the_most_costly_matrices_are_of_different_ranks() -> None:
+    assert shares((1, 9, 1, 10, 1), 2) == [[3, 2], [1, 0, 4]]
+    assert shares((5,), 3) == [[0], [], []]

@@ -43,7 +43,7 @@ def test_the_settings_name_the_optimizers_that_there_are() -> None:
 
 
 def test_a_new_optimizer_is_an_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = OptimizerEntry(lambda groups, lr, precision: torch.optim.RMSprop(groups, lr), 0.03, 0.2)
+    entry = OptimizerEntry(lambda groups, lr, *_: torch.optim.RMSprop(groups, lr), 0.03, 0.2)
     monkeypatch.setitem(OPTIMIZERS, "rmsprop", entry)
     optimizer = build_optimizer(TrainConfig().replace(optimizer="rmsprop"), model())
     assert isinstance(optimizer, torch.optim.RMSprop)
