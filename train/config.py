@@ -112,7 +112,7 @@ class TrainConfig:
     crop_scale: float = setting(0.35, "augmentation", limits=(0.01, 1))
     """Smallest area share of random resized crop; 1: off."""
     flip: float = setting(0.5, "augmentation", limits=(0, 1))
-    """Probability of a horizontal flip."""
+    """Share of the epochs in which an image is flipped horizontally: every second one at 0.5."""
     color_jitter: float = setting(
         0.2, "augmentation", limits=(0, 1), overridden_by=("trivial_augment=true",)
     )

@@ -71,12 +71,15 @@ class ImageAugment:
         self, sizes: Sequence[tuple[int, ...]], seed: int, epoch: int, indices: Sequence[int]
     ) -> Iterator[tuple[tuple[int, int, int, int] | None, bool]]:
         """Yield the random crop (left, upper, width, height) of each image of these (width, height), None
-        without random crops, and whether it is flipped."""
-        random = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)
-        area = (self.config.crop_scale, 1.0)
-        for (width, height), numbers in zip(sizes, random, strict=True):
-            cut = random_box(width, height, area, ASPECT, numbers[1:]) if area[0] < 1 else None
-            yield cut, bool(numbers[0] < self.config.flip)
+        without random crops, and whether it is flipped: in every second epoch at --flip 0.5, so that each
+        two show both sides of each image (alternating flip, arXiv 2404.00498)."""
+        share, area = self.config.flip, (self.config.crop_scale, 1.0)
+        starts = uniforms(seed_of("flip", seed), indices, 1)[:, 0]
+        flips = (starts + epoch * share) % 1 < share
+        random = uniforms(seed_of("view", seed, epoch), indices, 4 * TRIES)
+        for (width, height), numbers, flip in zip(sizes, random, flips.tolist(), strict=True):
+            cut = random_box(width, height, area, ASPECT, numbers) if area[0] < 1 else None
+            yield cut, flip
 
     def whole_view(self, size: int) -> Preprocess:
         """Return validation's preprocessing for images of this side: what is seen without random crops."""

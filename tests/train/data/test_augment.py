@@ -118,6 +118,17 @@ def test_a_certain_flip_mirrors_the_picture() -> None:
     assert np.array_equal(Augment(config)(picture(), 0, 0, 0), config.preprocess()(picture())[:, ::-1])
 
 
+@pytest.mark.parametrize(("flip", "every"), [(0.0, 0), (0.25, 4), (0.5, 2), (1.0, 1)])
+def test_an_image_is_mirrored_in_its_share_of_any_epochs_in_a_row(flip: float, every: int) -> None:
+    """And about that share of all images in each epoch."""
+    augment, images = ImageAugment(TrainConfig(flip=flip)), range(400)
+    epochs = [[flipped for _, flipped in augment.views([(50, 37)] * 400, 1, e, images)] for e in range(8)]
+    counts = np.array(epochs).astype(int)
+    for first in range(5):
+        assert (counts[first : first + 4].sum(0) == (4 // every if every else 0)).all()
+    assert np.abs(counts.mean(1) - flip).max() < 0.1
+
+
 def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
     config = TrainConfig(image_size=24, **{**OFF, "random_erasing": 1.0})
     changed = (Augment(config)(picture(), 0, 0, 0) != config.preprocess()(picture())).any(axis=2)
