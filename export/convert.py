@@ -80,7 +80,9 @@ def split_head(
             continue
         if torch.allclose(layer(embeddings) / model.temperature, logits, rtol=1e-4, atol=1e-5):
             return body.eval(), layer
-    raise UserError("this network does not end in a linear layer, so it has no embeddings to export")
+    raise UserError(
+        "--embeddings: this network does not end in a linear layer, whose input they are; leave it out"
+    )
 
 
 def describe(checkpoint: dict[str, Any], checkpoint_sha256: str) -> ModelMetadata:

@@ -183,9 +183,9 @@ def has_verified_model(args: argparse.Namespace, checkpoint_sha256: str) -> bool
     try:
         _, metadata, _ = verified_model(args.run, args.model_precision)
         if metadata.checkpoint_sha256 != checkpoint_sha256:
-            raise UserError(f"{file} is of an earlier checkpoint than best.pt")
+            raise UserError(f"{file} is of an earlier checkpoint than best.pt: make it again")
         if args.embeddings and not has_embeddings(file):
-            raise UserError(f"{file} has no embeddings")
+            raise UserError(f"{file} has no embeddings: make it again with --embeddings")
     except ValueError as error:
         if args.model_precision != "fp32":
             raise

@@ -71,13 +71,14 @@ class Verification:
 
     def print(self) -> None:
         print(
-            f"{self.num_images} validation images and {self.num_noise_images} of noise, PyTorch against "
-            f"the served model ({self.provider}:{self.precision}, {self.nodes}): "
-            f"max |difference| of logits {self.max_difference_logits:.2e}, "
-            f"of probabilities {self.max_difference_probabilities:.2e}, "
-            f"argmax agreement {self.argmax_agreement:.2%}, "
-            f"accuracy {self.accuracy_pytorch:.4f} and {self.accuracy_served:.4f}, "
-            f"log loss {self.log_loss_pytorch:.4f} and {self.log_loss_served:.4f}"
+            f"verification with {self.num_images} validation images and {self.num_noise_images} of noise, "
+            f"{self.provider}:{self.precision}, {self.nodes}\n"
+            f"  largest difference  logits {self.max_difference_logits:.2e}, "
+            f"probabilities {self.max_difference_probabilities:.2e}\n"
+            f"  same class          {self.argmax_agreement:.2%}\n"
+            f"  accuracy            PyTorch {self.accuracy_pytorch:.4f}, "
+            f"served {self.accuracy_served:.4f}\n"
+            f"  log loss            PyTorch {self.log_loss_pytorch:.4f}, served {self.log_loss_served:.4f}"
         )
         if self.images_per_second:
             print(f"on this machine: {describe_rates(self.images_per_second)}")

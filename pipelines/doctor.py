@@ -243,9 +243,8 @@ def check_labelled(flag: str, source: Path, config: TrainConfig) -> Finding:
         except (OSError, ValueError) as error:
             bad.append(f"{path}: {error}")
     speed = f"{1000 * (time.monotonic() - began) / len(tried):.0f} ms an image"
-    text = (
-        f"{len(paths)} images {describe_counts(Counter(found.labels.values()))}; {speed} to read and decode"
-    )
+    counts = describe_counts(Counter(found.labels.values()))
+    text = f"{len(paths)} images: {counts}; {speed} to read and decode"
     if bad:
         level = "error" if len(bad) > max(1, config.max_bad * len(tried)) else "warning"
         text = f"{len(bad)} of {len(tried)} images cannot be read ({bad[0]}): {text}"

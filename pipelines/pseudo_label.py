@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
             scores = folder / f"scores-{number}.csv"
             found = score_folder(teacher, args.unlabelled, scores, student.max_megapixels)
             chosen = select(without_labelled(found, data, config), args.threshold, args.balance)
-            counts = f"{len(chosen.paths)} are used, {describe_counts(chosen.counts())}"
+            counts = f"{len(chosen.paths)} are used: {describe_counts(chosen.counts())}"
             print(f"round {number}: of {len(found.paths)} unlabelled images {counts}", flush=True)
             paths, names = labelled(data.train)
             soft = soft_labels(data.train)

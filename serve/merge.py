@@ -123,7 +123,7 @@ def find_parts(folder: Path) -> list[Path]:
     indices = {int(match[1]) for match in found.values()}
     if missing := sorted(set(range(count)) - indices):
         listed = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
-        raise UserError(f"{len(missing)} of {count} parts are missing: {listed}")
+        raise UserError(f"{len(missing)} of {count} parts are missing, {listed}: score these shards first")
     return parts
 
 
@@ -148,7 +148,7 @@ def check_fit(parts: Sequence[Path], manifests: Sequence[Manifest]) -> None:
             raise UserError(f"parts {kind}: {part.name} begins at row {manifest.first}, {position} is next")
         position += manifest.rows
     if position != first.total:
-        raise UserError(f"the parts have {position} rows for {first.total} inputs")
+        raise UserError(f"the parts have {position} rows for {first.total} inputs: score all shards again")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_run_directory_is_complete(trained: TrainedRun) -> None:
 
 
 def test_log_names_the_data_layout_and_the_sizes(trained: TrainedRun) -> None:
-    assert "136 images {'cat': 68, 'dog': 68}" in trained.printed
+    assert "136 images: 'cat' 68, 'dog' 68" in trained.printed
     assert "2 processes" in trained.printed
 
 
@@ -123,7 +123,7 @@ def test_subjects_are_found_in_training_export_and_serving(sample: Path, tmp_pat
     assert best["crops_subject"] == (best["history"]["best_epoch"] > 1)
 
     printed = run("export/main.py", "--run", folder, cwd=tmp_path)
-    assert "argmax agreement 100.00%" in printed
+    assert "same class          100.00%" in printed
     model, output = folder / "export" / "model.onnx", tmp_path / "predictions.csv"
     run("serve/main.py", "--model", model, "--images", sample / "train", "--output", output, cwd=tmp_path)
     served = {row["path"]: float(row["probability_dog"]) for row in read_csv(output)}

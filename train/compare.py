@@ -123,7 +123,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunResult]:
     resolved = [folder.resolve() for folder in folders]
     for i, folder in enumerate(resolved):
         if folder in resolved[:i]:
-            raise UserError(f"run {str(folders[i])!r} is given twice")
+            raise UserError(f"run {str(folders[i])!r} is given twice: give it once")
     names = [folder.name for folder in resolved]
     return [
         read_run(folder, name if names.count(name) == 1 else str(folder))

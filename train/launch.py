@@ -64,7 +64,7 @@ def allowed_restarts() -> int:
     """Return RESTARTS; UserError where it is no number of restarts."""
     text = os.environ.get("RESTARTS") or "0"
     if not text.isdecimal():
-        raise UserError(f"RESTARTS is {text!r}: a whole number from 0 is needed")
+        raise UserError(f"RESTARTS {text!r} must be a whole number of 0 or more")
     return int(text)
 
 

@@ -30,6 +30,6 @@ def join(parts: Sequence[Path], manifests: Sequence[Manifest], file: IO[bytes]) 
             names.add(name)
             rows += 1
         if rows != manifest.rows:
-            raise UserError(f"{part} has {rows} rows, its manifest says {manifest.rows}")
+            raise UserError(f"{part} has {rows} rows, its manifest says {manifest.rows}: score it again")
     joiner.close()
     return names.hexdigest()

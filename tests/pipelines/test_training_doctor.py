@@ -50,7 +50,7 @@ def test_the_data_set_is_counted(folder: Path, capsys: pytest.CaptureFixture[str
     flat_set(folder / "images" / "val", 3)
     main(["--data", "images", "--model", "simple_cnn"])
     printed = capsys.readouterr().out
-    assert "--data images/train: 10 images {'cat': 5, 'dog': 5}" in printed
+    assert "--data images/train: 10 images: 'cat' 5, 'dog' 5" in printed
     assert "--val-data images/val: 6 images" in printed
 
 

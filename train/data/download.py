@@ -74,7 +74,7 @@ def _update(url: str, home: Path, log: Log) -> dict[str, list[Any]]:
     """Make the copy what is at the URL now; return size and version of each file."""
     files = {file.name: file for file in storage.list_files(url)}
     if not files:
-        raise UserError(f"{redact(url)}: there is nothing")
+        raise UserError(f"{redact(url)} holds no files: check the URL")
     wanted: dict[str, list[Any]] = {name: [file.size, file.version] for name, file in files.items()}
     known = _read_index(home / INDEX)
     copied = known or _read_index(home / UNFINISHED) or {}  # what has a name is whole; a version is needed

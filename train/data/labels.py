@@ -61,13 +61,13 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     """Return numbers of images by class for a line of text: of many classes the range, the median and the
     three smallest."""
     if len(counts) <= MOST_COUNTED:
-        return str(dict(counts))
+        return ", ".join(f"{name!r} {count}" for name, count in counts.items())
     if len(set(counts.values())) == 1:
-        return f"in {len(counts)} classes, {min(counts.values())} in each"
+        return f"{len(counts)} classes, {min(counts.values())} in each"
     smallest = sorted(counts, key=counts.__getitem__)[:3]
     named = ", ".join(f"{name!r} {counts[name]}" for name in smallest)
     return (
-        f"in {len(counts)} classes, {min(counts.values())} to {max(counts.values())} in each, median "
+        f"{len(counts)} classes, {min(counts.values())} to {max(counts.values())} in each, median "
         f"{median(counts.values()):g}; smallest: {named}"
     )
 

@@ -65,7 +65,9 @@ def choose_validation(
         chosen += [i for group in taken for i in members[group]]
     notes += warn_of_classes(absent, "no image to validate on")
     if not chosen:
-        raise UserError("no class has two different images: nothing is left to validate on")
+        raise UserError(
+            "no class has two different images, one of them to validate on: add images, or give --val-data"
+        )
     is_val = np.zeros(len(labels), bool)
     is_val[chosen] = True
     return is_val

@@ -98,6 +98,6 @@ def notes_on(data: Data, folder: Path) -> list[str]:
     if duplicates:
         listed = folder / "duplicates.csv"
         notes.append(f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png")
-    notes.append(f"train {len(data.train)} images {describe_counts(data.train.counts())}")
-    notes.append(f"val   {len(data.val)} images {describe_counts(data.val.counts())}")
+    notes.append(f"train {len(data.train)} images: {describe_counts(data.train.counts())}")
+    notes.append(f"val   {len(data.val)} images: {describe_counts(data.val.counts())}")
     return notes

@@ -57,9 +57,11 @@ class TrainingRun:
         return self.stage is not self.config
 
     def __str__(self) -> str:
+        processes, threads = self.ranks.world_size, torch.get_num_threads()
         return (
             f"{self.config.name}: {self.config.model} with {self.num_parameters:,} parameters, "
-            f"{self.ranks.world_size} processes x {torch.get_num_threads()} threads on {self.device.type}, "
+            f"{processes} process{'es' if processes > 1 else ''} of {threads} "
+            f"thread{'s' if threads > 1 else ''} on {self.device.type}, "
             f"{self.state.precision}"
         )
 

@@ -121,7 +121,7 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
             wrong = f"lacks {', '.join(lacks)}" if lacks else f"has epoch {row.get('epoch')}"
             raise UserError(f"{path} is damaged: epoch {epoch} {wrong}")
     if not rows:
-        raise UserError(f"{path} has no whole epoch")
+        raise UserError(f"{path} has no whole epoch: continue the run with --resume")
     return rows
 
 

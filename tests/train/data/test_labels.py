@@ -150,9 +150,8 @@ def test_labels_of_a_table_that_stand_for_none(labels: list[str], expected: set[
 
 
 def test_counts_of_many_classes_are_a_line_with_the_smallest() -> None:
-    few = {f"c{i}": i for i in range(12)}
-    assert describe_counts(few) == str(few)
-    assert describe_counts(dict.fromkeys(map(str, range(120)), 4)) == "in 120 classes, 4 in each"
+    assert describe_counts({"cat": 3, "dog": 4}) == "'cat' 3, 'dog' 4"
+    assert describe_counts(dict.fromkeys(map(str, range(120)), 4)) == "120 classes, 4 in each"
     counts = {f"breed {i}": 100 + (7 * i) % 60 for i in range(60)}
     line = describe_counts(counts)
     assert len(line) < 160

@@ -157,7 +157,7 @@ def test_shards_are_trained_and_exported_from(sample: Path, tmp_path: Path) -> N
     settings = ["--data", shards, *SMALL, "--epochs", 1, "--name", "tar", "--track", "false"]
     assert "160 images" in train(2, *settings, cwd=tmp_path)
     run = tmp_path / "runs" / "tar"
-    assert "argmax agreement 100.00%" in forked.run("export/main.py", "--run", run, cwd=tmp_path)
+    assert "same class          100.00%" in forked.run("export/main.py", "--run", run, cwd=tmp_path)
 
 
 def test_shards_of_training_and_of_validation_in_one_folder_are_refused(tmp_path: Path) -> None:
