@@ -24,11 +24,10 @@ class Muon(muon.Muon):
     """timm's Muon, with its settings, its arithmetic and its state, in few launches for a GPU.
 
     Matrices of equal shape are orthogonalised together, each by one of the ranks, which have the same
-    gradients; and torch's fused kernels do the rest. As torch's
-    own fused optimizers, it divides the gradients by `grad_scale` and skips a step where `found_inf` is 1,
-    which the device alone has to know: weights and state then stay as they are. It has no Nesterov momentum
-    (timm's default, so that biases and the like are changed as by AdamW), and of timm's variants neither
-    spatial batches nor AdaMuon.
+    gradients; torch's fused kernels do the rest. As torch's own fused optimizers, it divides the gradients
+    by `grad_scale` and skips a step where `found_inf` is 1, which the device alone has to know: weights and
+    state then stay as they are. Biases and the like are changed as by AdamW with `nesterov` too, where timm
+    has NAdamW. Of timm's variants it has neither spatial batches nor AdaMuon.
     """
 
     _step_supports_amp_scaling = True  # torch's mark of optimizers that heed both
@@ -85,6 +84,8 @@ class Muon(muon.Muon):
         self._descend(
             averages, gradients(parameters), **rates, maximize=True, scale=self._given("grad_scale")
         )
+        if group["nesterov"]:
+            averages = self._look_ahead(averages, parameters, group["momentum"])
         views = [as_matrix(p, p) for p in parameters]
         steps = self._orthogonalized(
             [as_matrix(m, p) for m, p in zip(averages, parameters, strict=True)], group
@@ -93,6 +94,15 @@ class Muon(muon.Muon):
             scale = muon.get_lr_scale(views[indices[0]].shape, group["adjust_lr_fn"])
             rates = {"lr": scale * group["lr"], "weight_decay": group["weight_decay"] / scale}
             self._descend([views[i] for i in indices], [steps[i] for i in indices], **rates)
+
+    def _look_ahead(
+        self, averages: list[Tensor], parameters: list[Tensor], momentum: float
+    ) -> list[Tensor]:
+        """Return Nesterov's averages, in which the new gradients count once more."""
+        new = gradients(parameters)
+        if (scale := self._given("grad_scale")) is not None:
+            new = list(torch._foreach_div(new, scale))
+        return list(torch._foreach_lerp(averages, new, 1 - momentum))
 
     def _orthogonalized(self, matrices: list[Tensor], group: Group) -> list[Tensor]:
         """Return the matrices orthogonalised, in their own dtype; each rank does a share of the work."""
