@@ -253,6 +253,18 @@ FAULTS = [
         ("muon", "optimizers"),
     ),
     Fault(
+        "muon's small matrix is not that of the next iteration",
+        "train/optim/muon.py",
+        "gram = factor @ (gram @ factor)",
+        "gram = factor @ gram",
+    ),
+    Fault(
+        "muon takes the steps of one rank for another's",
+        "train/optim/muon.py",
+        "zip(owned, parts, lengths, strict=True)",
+        "zip(owned, parts[::-1], lengths, strict=True)",
+    ),
+    Fault(
         "muon waits for the device",
         "train/optim/muon.py",
         "    _step_supports_amp_scaling = True",
@@ -327,8 +339,8 @@ FAULTS = [
     Fault(
         "augmentation does not depend on the epoch",
         "train/data/augment.py",
-        'random = uniforms(seed_of("view", seed, epoch), indices, 1 + 4 * TRIES)',
-        'random = uniforms(seed_of("view", seed), indices, 1 + 4 * TRIES)',
+        'random = uniforms(seed_of("view", seed, epoch), indices, 4 * TRIES)',
+        'random = uniforms(seed_of("view", seed), indices, 4 * TRIES)',
         ("augment", "loader"),
     ),
     Fault(
@@ -336,6 +348,12 @@ FAULTS = [
         "train/data/augment.py",
         "F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)",
         "F.interpolate(pixels, (size, size), mode=interpolation)",
+    ),
+    Fault(
+        "all images are flipped in the same epochs",
+        "train/data/augment.py",
+        "(starts + epoch * share) % 1 < share",
+        "(0 * starts + epoch * share) % 1 < share",
     ),
     Fault(
         "images in the device's memory are not flipped",

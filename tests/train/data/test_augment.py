@@ -67,6 +67,12 @@ def test_each_of_seed_epoch_and_sample_changes_the_pixels() -> None:
     assert len({augment(picture(), *key).tobytes() for key in keys}) == 27
 
 
+def test_an_image_is_cut_differently_in_each_epoch() -> None:
+    augment, images = ImageAugment(TrainConfig(crop_scale=0.3)), range(20)
+    cuts = {tuple(cut for cut, _ in augment.views([(50, 37)] * 20, 1, e, images)) for e in range(4)}
+    assert len(cuts) == 4
+
+
 def test_the_global_random_state_is_left_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
