@@ -93,7 +93,9 @@ class Muon(muon.Muon):
         for indices in alike([view.shape for view in views]):
             scale = muon.get_lr_scale(views[indices[0]].shape, group["adjust_lr_fn"])
             rates = {"lr": scale * group["lr"], "weight_decay": group["weight_decay"] / scale}
-            self._descend([views[i] for i in indices], [steps[i] for i in indices], **rates)
+            changed = [views[i] for i in indices]
+            changes = [turned(steps[i], like=p).to(p.dtype) for i, p in zip(indices, changed, strict=True)]
+            self._descend(changed, [change.contiguous() for change in changes], **rates)
 
     def _look_ahead(
         self, averages: list[Tensor], parameters: list[Tensor], momentum: float
@@ -104,8 +106,8 @@ class Muon(muon.Muon):
             new = list(torch._foreach_div(new, scale))
         return list(torch._foreach_lerp(averages, new, 1 - momentum))
 
-    def _orthogonalized(self, matrices: list[Tensor], group: Group) -> list[Tensor]:
-        """Return the matrices orthogonalised, in their own dtype; each rank does a share of the work."""
+    def _orthogonalized(self, matrices: list[Tensor], group: Group) -> dict[int, Tensor]:
+        """Return the matrices orthogonalised, wider than high; each rank does a share of the work."""
         coefficients = muon.resolve_ns_coefficients(group["ns_coefficients"], muon._COEFFICIENTS)
         owned = shares(tuple(m.numel() * min(m.shape) for m in matrices), self.ranks.world_size)
         mine = owned[self.ranks.rank]
@@ -122,7 +124,7 @@ class Muon(muon.Muon):
             for indices, part, numbers in zip(owned, parts, lengths, strict=True):
                 for i, step in zip(indices, torch.split(part, numbers), strict=True):
                     found[i] = step.view(turned(matrices[i]).shape)
-        return [turned(found[i], like=m).to(m.dtype).contiguous() for i, m in enumerate(matrices)]
+        return found
 
     def _descend(
         self,
