@@ -26,8 +26,8 @@ class Muon(muon.Muon):
     Matrices of equal shape are orthogonalised together, each by one of the ranks, which have the same
     gradients; torch's fused kernels do the rest. As torch's own fused optimizers, it divides the gradients
     by `grad_scale` and skips a step where `found_inf` is 1, which the device alone has to know: weights and
-    state then stay as they are. Biases and the like are changed as by AdamW with `nesterov` too, where timm
-    has NAdamW. Of timm's variants it has neither spatial batches nor AdaMuon.
+    state then stay as they are. It has no Nesterov momentum (timm's default, so that biases and the like
+    are changed as by AdamW), and of timm's variants neither spatial batches nor AdaMuon.
     """
 
     _step_supports_amp_scaling = True  # torch's mark of optimizers that heed both
@@ -84,8 +84,6 @@ class Muon(muon.Muon):
         self._descend(
             averages, gradients(parameters), **rates, maximize=True, scale=self._given("grad_scale")
         )
-        if group["nesterov"]:
-            averages = self._look_ahead(averages, parameters, group["momentum"])
         views = [as_matrix(p, p) for p in parameters]
         steps = self._orthogonalized(
             [as_matrix(m, p) for m, p in zip(averages, parameters, strict=True)], group
@@ -96,15 +94,6 @@ class Muon(muon.Muon):
             changed = [views[i] for i in indices]
             changes = [turned(steps[i], like=p).to(p.dtype) for i, p in zip(indices, changed, strict=True)]
             self._descend(changed, [change.contiguous() for change in changes], **rates)
-
-    def _look_ahead(
-        self, averages: list[Tensor], parameters: list[Tensor], momentum: float
-    ) -> list[Tensor]:
-        """Return Nesterov's averages, in which the new gradients count once more."""
-        new = gradients(parameters)
-        if (scale := self._given("grad_scale")) is not None:
-            new = list(torch._foreach_div(new, scale))
-        return list(torch._foreach_lerp(averages, new, 1 - momentum))
 
     def _orthogonalized(self, matrices: list[Tensor], group: Group) -> dict[int, Tensor]:
         """Return the matrices orthogonalised, wider than high; each rank does a share of the work."""
