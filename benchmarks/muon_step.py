@@ -27,7 +27,7 @@ from train.models.build import build_model  # noqa: E402
 from train.models.classifier import ImageClassifier  # noqa: E402
 from train.optim.optimizers import build_optimizer  # noqa: E402
 
-VIEWS = ("view", "permute", "transpose", "unbind", "detach", "alias", "aten::t.")
+VIEWS = ("view", "permute", "transpose", "unbind", "detach", "alias", "aten::t.", "expand", "diagonal")
 orthogonalise = muon.zeropower_via_newtonschulz
 
 

@@ -255,8 +255,8 @@ FAULTS = [
     Fault(
         "muon's small matrix is not that of the next iteration",
         "train/optim/muon.py",
-        "gram = factor @ (gram @ factor)",
-        "gram = factor @ gram",
+        "gram = torch.bmm(factor, torch.bmm(gram, factor))",
+        "gram = torch.bmm(factor, gram)",
     ),
     Fault(
         "muon takes the steps of one rank for another's",

@@ -54,7 +54,7 @@ def test_a_submission_equals_its_sample_but_for_the_probabilities(tmp_path: Path
     make_contest(tmp_path)
     printed = train(1, "--data", "labels.csv", *SETTINGS, "--name", "dogs", cwd=tmp_path)
     folder = tmp_path / "runs" / "dogs"
-    assert "in 120 classes, 4 in each" in printed
+    assert "120 classes, 4 in each" in printed
     (epoch,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert epoch["val/accuracy"] <= epoch["val/top5_accuracy"] <= 1
     assert f"{epoch['val/top5_accuracy']:.4f}" in printed

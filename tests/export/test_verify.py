@@ -14,7 +14,7 @@ from export.convert import convert, describe
 from export.gate import check_accuracy
 from export.report import Verification
 from export.validation_images import ValidationImages
-from export.verify import verify
+from export.verify import _noise, verify
 from serve.contract.images import load_image
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from serve.predictor import Predictor
@@ -134,17 +134,21 @@ def test_swapped_class_names_fail(trained: TrainedRun, good: Path, tmp_path: Pat
     assert report.accuracy_served == pytest.approx(1 - report.accuracy_pytorch)
 
 
-def largest(onnx_file: Path, tensor: str, root: Path) -> float:
-    """Return the largest value of a tensor inside the graph for all validation images."""
-    predictor, proto = Predictor(onnx_file, "cpu"), onnx.load(onnx_file)
-    proto.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
+def validation_pixels(onnx_file: Path, root: Path) -> np.ndarray:
+    predictor = Predictor(onnx_file, "cpu")
     sample = Path(load_checkpoint(root / "checkpoints" / "best.pt")["val_root"])
     paths = ValidationImages.read(root / "val_predictions.csv", sample).paths
-    pixels = [
-        predictor.preprocess(load_image((sample / path).read_bytes(), predictor.decode)) for path in paths
-    ]
-    return float(session.run([tensor], {"images": np.stack(pixels)})[0].max())
+    return np.stack(
+        [predictor.preprocess(load_image((sample / path).read_bytes(), predictor.decode)) for path in paths]
+    )
+
+
+def largest(onnx_file: Path, tensor: str, pixels: np.ndarray) -> float:
+    """Return the largest value of a tensor inside the graph for all images."""
+    proto = onnx.load(onnx_file)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    return float(session.run([tensor], {"images": pixels})[0].max())
 
 
 def test_a_graph_that_is_wrong_on_noise_alone_fails(
@@ -152,8 +156,15 @@ def test_a_graph_that_is_wrong_on_noise_alone_fails(
 ) -> None:
     """Validation images are much alike; noise reaches values that they do not."""
     proto = onnx.load(good)
-    relu = next(n for n in proto.graph.node if n.op_type == "Relu")
-    ceiling = largest(good, relu.input[0], trained.folder) + 1e-3
+    real = validation_pixels(good, trained.folder)
+    noise = np.concatenate(list(_noise(real.shape[1])))
+
+    def excess(node: onnx.NodeProto) -> float:
+        return largest(good, node.input[0], noise) / largest(good, node.input[0], real)
+
+    relu = max((n for n in proto.graph.node if n.op_type == "Relu"), key=excess)
+    assert excess(relu) > 1.2
+    ceiling = largest(good, relu.input[0], real) + 1e-3
     clip = onnx.helper.make_node("Clip", [relu.input[0], "zero", "ceiling"], [relu.output[0]])
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(ceiling), "ceiling"))

@@ -183,17 +183,17 @@ def orthogonalized(
         return muon.zeropower_via_newtonschulz(wide, steps, coefficients, eps, dtype=dtype)
     first = wide.to(dtype, copy=True)
     first.div_(first.norm(dim=(-2, -1), keepdim=True).clamp_(min=eps))
-    gram = first @ first.mT
+    gram = torch.bmm(first, first.mT)
     product: Tensor | None = None
     sequence = [*coefficients, *coefficients[-1:] * steps][:steps]
     for number, (a, b, c) in enumerate(sequence, 1):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
+        product = factor if product is None else torch.bmm(factor, product)
         if number < steps:  # polynomials of one matrix commute
-            gram = factor @ (gram @ factor)
+            gram = torch.bmm(factor, torch.bmm(gram, factor))
     assert product is not None
-    return product @ first
+    return torch.bmm(product, first)
 
 
 def as_matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
