@@ -99,8 +99,9 @@ def _too_few_images(report: Verification, total: int, limit: float) -> Iterator[
         needed = images_needed(report.gained, report.lost, total, limit)
         yield (
             f"{total} validation images cannot rule out a loss of {100 * limit:g} points of accuracy: the "
-            f"change lies between {100 * change.low:+.2f} and {100 * change.high:+.2f} points; that takes "
-            f"about {needed} images"
+            f"change lies between {100 * change.low:+.2f} and {100 * change.high:+.2f} points"
+            # as many gained as lost is assumed: with a loss among them it may be fewer than there are
+            + (f"; that takes about {needed} images" if needed > total else "")
         )
 
 
