@@ -123,7 +123,7 @@ def find_parts(folder: Path) -> list[Path]:
     indices = {int(match[1]) for match in found.values()}
     if missing := sorted(set(range(count)) - indices):
         listed = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
-        raise UserError(f"{len(missing)} of {count} parts are missing, {listed}: score these shards first")
+        raise UserError(f"{len(missing)} of {count} parts are missing ({listed}): score these shards first")
     return parts
 
 

@@ -84,18 +84,18 @@ class Muon(muon.Muon):
         self._descend(
             averages, gradients(parameters), **rates, maximize=True, scale=self._given("grad_scale")
         )
-        views = [as_matrix(p, p) for p in parameters]
-        steps = self._orthogonalized(
+        weights = [as_matrix(p, p) for p in parameters]
+        steps = self._orthogonalised(
             [as_matrix(m, p) for m, p in zip(averages, parameters, strict=True)], group
         )
-        for indices in alike([view.shape for view in views]):
-            scale = muon.get_lr_scale(views[indices[0]].shape, group["adjust_lr_fn"])
+        for indices in alike([weight.shape for weight in weights]):
+            scale = muon.get_lr_scale(weights[indices[0]].shape, group["adjust_lr_fn"])
             rates = {"lr": scale * group["lr"], "weight_decay": group["weight_decay"] / scale}
-            changed = [views[i] for i in indices]
+            changed = [weights[i] for i in indices]
             changes = [turned(steps[i], like=p).to(p.dtype) for i, p in zip(indices, changed, strict=True)]
             self._descend(changed, [change.contiguous() for change in changes], **rates)
 
-    def _orthogonalized(self, matrices: list[Tensor], group: Group) -> dict[int, Tensor]:
+    def _orthogonalised(self, matrices: list[Tensor], group: Group) -> dict[int, Tensor]:
         """Return the matrices orthogonalised, wider than high; each rank does a share of the work."""
         coefficients = muon.resolve_ns_coefficients(group["ns_coefficients"], muon._COEFFICIENTS)
         owned = shares(tuple(m.numel() * min(m.shape) for m in matrices), self.ranks.world_size)
@@ -103,7 +103,7 @@ class Muon(muon.Muon):
         found: dict[int, Tensor] = {}
         for stack in alike([matrices[i].shape for i in mine], STACKED):
             wide = torch.stack([turned(matrices[mine[i]]) for i in stack])
-            steps = orthogonalized(wide, group["ns_steps"], coefficients, group["eps"], self.dtype)
+            steps = orthogonalised(wide, group["ns_steps"], coefficients, group["eps"], self.dtype)
             found |= {mine[i]: step for i, step in zip(stack, steps.unbind(), strict=True)}
         if len(owned) > 1:
             nothing = matrices[0].new_empty(0, dtype=self.dtype)
@@ -167,7 +167,7 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def orthogonalized(
+def orthogonalised(
     wide: Tensor,
     steps: int,
     coefficients: list[tuple[float, float, float]],
@@ -210,7 +210,7 @@ def turned(matrix: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def alike(shapes: Sequence[torch.Size], most: float = math.inf) -> Iterator[list[int]]:
-    """Yield the indices of matrices of equal shape, transposed or not, in lists of `most` numbers."""
+    """Yield indices of matrices of equal shape, transposed or not, which have `most` numbers together."""
     found: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, shape in enumerate(shapes):
         found[tuple(sorted(shape))].append(index)

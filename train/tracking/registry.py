@@ -81,7 +81,7 @@ def move_alias(
     aliases = read_aliases(store, model)
     if aliases != expected:
         raise UserError(
-            f"the aliases of {model} changed meanwhile, from {expected} to {aliases}: start it again"
+            f"the aliases of {model} changed meanwhile, from {expected} to {aliases}: repeat the command"
         )
     with store.errors():
         store.client.set_registered_model_alias(model, alias, version)

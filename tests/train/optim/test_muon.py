@@ -15,7 +15,7 @@ from train_data import build
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.models.classifier import ImageClassifier
-from train.optim.muon import Muon, orthogonalized, shares
+from train.optim.muon import Muon, orthogonalised, shares
 from train.optim.optimizers import build_optimizer
 from train.precision import Precision
 
@@ -181,9 +181,9 @@ def test_it_orthogonalises_in_float32_unless_training_is_in_bf16(
 
     def watched(*arguments: Any) -> torch.Tensor:
         seen.add(arguments[-1])
-        return orthogonalized(*arguments)
+        return orthogonalised(*arguments)
 
-    monkeypatch.setattr("train.optim.muon.orthogonalized", watched)
+    monkeypatch.setattr("train.optim.muon.orthogonalised", watched)
     network: ImageClassifier = build("simple_cnn", 2, 16)
     set_gradients(network, 0)
     build_optimizer(TrainConfig(optimizer="muon"), network, Precision(autocast)).step()
@@ -197,9 +197,9 @@ def test_equal_shapes_are_orthogonalised_together(monkeypatch: pytest.MonkeyPatc
 
     def watched(matrices: torch.Tensor, *arguments: Any) -> torch.Tensor:
         shapes.append(tuple(matrices.shape))
-        return orthogonalized(matrices, *arguments)
+        return orthogonalised(matrices, *arguments)
 
-    monkeypatch.setattr("train.optim.muon.orthogonalized", watched)
+    monkeypatch.setattr("train.optim.muon.orthogonalised", watched)
     network = Network()
     set_gradients(network, 0)
     Muon(groups(network), dtype=torch.float32, **SETTINGS).step()
@@ -211,7 +211,7 @@ def test_equal_shapes_are_orthogonalised_together(monkeypatch: pytest.MonkeyPatc
 def test_the_iteration_is_timms_however_wide_a_matrix_is(columns: int, steps: int) -> None:
     wide = torch.randn(2, 8, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     coefficients = muon.resolve_ns_coefficients("quintic" if steps < 5 else "original", muon._COEFFICIENTS)
-    ours = orthogonalized(wide, steps, coefficients, 1e-7, torch.float64)
+    ours = orthogonalised(wide, steps, coefficients, 1e-7, torch.float64)
     theirs = muon.zeropower_via_newtonschulz(wide, steps, coefficients, 1e-7, dtype=torch.float64)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
