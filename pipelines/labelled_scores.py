@@ -23,7 +23,7 @@ from serve.progress import Progress
 from train.config import TrainConfig
 from train.data.download import copy
 from train.data.index import natural_key
-from train.data.labels import LabelledPaths, spelling, unify
+from train.data.labels import LabelledPaths, spelling_hints, unify
 from train.data.layouts.registry import find_labels
 
 IMAGE_TIMEOUT = 60.0  # seconds, as in serve/main.py
@@ -92,9 +92,7 @@ def read_labelled(
 
 
 def _unknown_classes(source: str, unknown: Mapping[str, int], class_names: tuple[str, ...]) -> str:
-    known = {spelling(name): name for name in class_names}
-    pairs = [(name, known[spelling(name)]) for name in unknown if spelling(name) in known]
-    hints = "".join(f"; {name!a} is probably {other!a}: give them one name" for name, other in pairs[:3])
+    hints = "".join(spelling_hints(unknown, class_names))
     return (
         f"--data {source} has classes that the model does not know, {_some(tuple(unknown))} "
         f"({sum(unknown.values())} images); it knows {_some(class_names)}{hints}; --ignore-unknown leaves "

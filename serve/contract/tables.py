@@ -119,6 +119,11 @@ def _json_table(lines: Iterator[str], name: str) -> Table:
                     raise UserError(f"{name} line {number} is no object of JSON: {error}") from error
 
     def row(place: TableRow, values: dict[str, Any]) -> TableRow:
+        if new := sorted(values.keys() - known):
+            raise UserError(
+                f"{name} line {place.line} has the key {new[0]!r}, which none of the first "
+                f"{SAMPLE_OBJECTS} objects has: give it to the first one, too (null is no value)"
+            )
         cells = [values.get(key) for key in keys]
         texts = ["" if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
         return place._replace(cells=texts)
@@ -126,6 +131,7 @@ def _json_table(lines: Iterator[str], name: str) -> Table:
     rows = objects()
     sample = list(islice(rows, SAMPLE_OBJECTS))
     keys = list(dict.fromkeys(key for _, values in sample for key in values))
+    known = set(keys)
     return Table(keys, starmap(row, chain(sample, rows)), ",", sample[0][0])
 
 

@@ -38,7 +38,7 @@ from serve.contract.errors import UserError
 from serve.contract.images import open_image
 from serve.contract.interrupts import end_on_signal
 from serve.contract.listing import has_image_suffix
-from train.data.labels import normal
+from train.data.labels import listed, normal
 
 SUFFIX = ".parquet"
 # train-00000-of-00002.parquet; of Hugging Face's own conversion, train/0000.parquet
@@ -57,6 +57,10 @@ class ImageColumns:
     label: str
     class_names: tuple[str, ...] = ()
     """By number, as the file's schema has them; empty: the labels are the values."""
+
+    @property
+    def described(self) -> str:
+        return listed(self.class_names) or "that its values name"
 
     def label_of(self, value: Any, where: str) -> str:
         """Return a row's label. Raises UserError when it has none."""
@@ -166,13 +170,16 @@ def samples(path: Path, columns: ImageColumns) -> Iterator[tuple[bytes, str, str
     """Yield (the image's bytes, suffix, label) of each row.
 
     Raises:
-        UserError: a row has no image or no label; the message names it, counted from 0.
+        UserError: the file has other columns or names of classes; a row has no image or no label: the
+            message names it, counted from 0.
     """
     number = 0
     file = _read(path)
-    for name in (columns.image, columns.label):
-        if name not in file.schema_arrow.names:
-            raise UserError(f"{path} has no column {name!r}, which the first file has: convert it alone")
+    if (own := find_columns(path, columns.image, columns.label)) != columns:
+        raise UserError(
+            f"{path} has the classes {own.described}, the first file has {columns.described}: a number "
+            "would stand for two classes. Convert it alone"
+        )
     try:
         for batch in file.iter_batches(ROWS, columns=[columns.image, columns.label]):
             for row in batch.to_pylist():

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
-from train.data.labels import LabelledPaths, listed, spelling, unify, warn_of_classes
+from train.data.labels import LabelledPaths, listed, spelling_hints, unify, warn_of_classes
 from train.data.layouts.folder_tree import Folder
+from train.data.layouts.label_file import matches as is_label_file
 from train.data.layouts.label_file import read_excluded
 from train.data.layouts.registry import find_labels
 from train.data.layouts.soft_labels import soft_targets
@@ -113,14 +114,14 @@ def prepare_data(config: TrainConfig) -> Data:
     """
     notes: list[str] = []
     found = _find(config.data, "--data", config, notes)
-    train = _read(found, config.data, "--data", config, notes)
-    class_names = train.images.class_names
+    class_names = tuple(sorted(set(found.labels.values()), key=natural_key))
     if len(class_names) < 2:
         raise UserError(
             f"{config.data} has the one class {class_names[0]!r}; a classifier needs two or more"
         )
-    if config.columns and not any(Path(path).is_file() for path in (config.data, config.val_data) if path):
+    if config.columns and not any(map(is_label_file, (Path(config.data), Path(config.val_data)))):
         raise UserError(f"--columns {config.columns} has no effect: {config.data} is no label file (CSV)")
+    train = _read(found, config.data, "--data", config, notes)
     held_out = _held_out(found, config, notes)
     if not held_out:
         near = _near_duplicates([train], config)
@@ -129,11 +130,12 @@ def prepare_data(config: TrainConfig) -> Data:
         return Data(train_set, val_set, train.bad, _digest(train_set, val_set), notes, digest, near)
     source = config.val_data or config.data
     val = _read(held_out, source, "--val-data", config, notes)
-    val = val._replace(images=_map_classes(val.images, class_names, source))
+    which = f"--val-data {source}" if config.val_data else f"what {source} sets aside for validation"
+    val = val._replace(images=_map_classes(val.images, class_names, source, which))
     absent = [name for name, count in val.images.counts().items() if not count]
     notes += warn_of_classes(absent, f"no image to validate on in {source}")
     near = _near_duplicates([train, val], config)
-    notes += _warn_of_leaks(train.images, val.images, near, config)
+    notes += _warn_of_leaks(train.images, val.images, near, which)
     digest = _digest(train.images, val.images)
     return Data(train.images, val.images, train.bad | val.bad, digest, notes, digest, near)
 
@@ -165,7 +167,8 @@ def _held_out(found: LabelledPaths, config: TrainConfig, notes: list[str]) -> La
             notes.append(
                 f"warning: {count} images to validate on in {config.data} are left out for --val-data"
             )
-        return _find(config.val_data, "--val-data", config, notes)
+        found = _find(config.val_data, "--val-data", config, notes)
+        return replace(found, probabilities={})  # validation compares with the labels
     if not found.validation:
         return None
     if config.folds:
@@ -237,22 +240,20 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
     return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts if part], text
 
 
-def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str) -> ImageSet:
-    """Return `val` with the labels of the training data's classes."""
+def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str, which: str) -> ImageSet:
+    """Return `val` with the labels of the training data's classes; `which` names it in a message."""
     if unknown := sorted(set(val.class_names) - set(class_names), key=natural_key):
-        known = {spelling(name): name for name in class_names}
-        pairs = [(name, known[spelling(name)]) for name in unknown if spelling(name) in known]
-        hints = [f"; {name!a} is probably {other!a}: give them one name" for name, other in pairs[:3]]
+        hints = spelling_hints(unknown, class_names)
         parent, folder = Folder.of(val.paths).unwrap()
         if parent and Path(source, parent).is_dir() and folder.folders.keys() & set(class_names):
             hints.append(f"; its folder {parent!r} has them: give --val-data {Path(source, parent)}")
         raise UserError(
-            f"--val-data {source} has the classes {listed(unknown)}, which the training data do not have; "
-            f"these are {listed(class_names)}{''.join(hints)}"
+            f"{which} has the classes {listed(unknown)}, which the training data do not have; these are "
+            f"{listed(class_names)}{''.join(hints)}"
         )
     positions = {name: i for i, name in enumerate(class_names)}
     index = np.array([positions[name] for name in val.class_names], np.int64)
-    return replace(val, labels=index[val.labels], class_names=class_names, targets=None)
+    return replace(val, labels=index[val.labels], class_names=class_names)
 
 
 def _near_duplicates(sets: Sequence[_Read], config: TrainConfig) -> dict[str, NearDuplicate]:
@@ -263,17 +264,14 @@ def _near_duplicates(sets: Sequence[_Read], config: TrainConfig) -> dict[str, Ne
     return near_duplicates(files, sha256, np.concatenate([each.thumbnails for each in sets]))
 
 
-def _warn_of_leaks(
-    train: ImageSet, val: ImageSet, near: dict[str, NearDuplicate], config: TrainConfig
-) -> list[str]:
+def _warn_of_leaks(train: ImageSet, val: ImageSet, near: dict[str, NearDuplicate], which: str) -> list[str]:
     """Return warnings about validation images that are training images too."""
     same = set(train.sha256) & set(val.sha256)
     groups = set(groups_of(train, near))
     alike = [h for h in set(val.sha256) - same if h in near and near[h].group in groups]
     counts = {"": len(same), " (re-encoded, resized or a little brighter)": len(alike)}
     return [
-        f"warning: {count} images of {config.val_data} are also in {config.data}{how}: validation flatters "
-        "the model"
+        f"warning: {count} images of {which} are also trained on{how}: validation flatters the model"
         for how, count in counts.items()
         if count
     ]

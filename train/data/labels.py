@@ -146,6 +146,13 @@ def spelling(name: str) -> str:
     return LEADING_ZEROS.sub("", SEPARATORS.sub(" ", text.casefold()))
 
 
+def spelling_hints(unknown: Iterable[str], known: Iterable[str], most: int = 3) -> list[str]:
+    """Return ends of a message that pair unknown classes with known ones of the same spelling."""
+    by_spelling = {spelling(name): name for name in known}
+    pairs = [(name, by_spelling[spelling(name)]) for name in unknown if spelling(name) in by_spelling]
+    return [f"; {name!a} is probably {other!a}: give them one name" for name, other in pairs[:most]]
+
+
 def _decode_again(name: str) -> str:
     """Return the text of UTF-8 that was decoded as something else: 'caf\u00c3\u00a9' is 'caf\u00e9'."""
     for encoding in () if name.isascii() else ("cp1252", "latin-1", "cp437"):

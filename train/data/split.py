@@ -46,7 +46,7 @@ def choose_validation(
     mixed = {group for group, images in members.items() if len({labels[i] for i in images}) > 1}
     if mixed:
         notes.append(
-            f"warning: {len(mixed)} images occur under more than one label: kept for training only"
+            f"warning: {len(mixed)} pictures occur under more than one label: kept for training only"
         )
     chosen: list[int] = []
     absent: list[str] = []
@@ -109,7 +109,7 @@ def choose_fold(
     mixed = sum(len({labels[i] for i in images}) > 1 for images in members.values())
     if mixed:
         notes.append(
-            f"warning: {mixed} images occur under more than one label; in a fold they are validated too"
+            f"warning: {mixed} pictures occur under more than one label; in a fold they are validated too"
         )
     is_val: NDArray[np.bool_] = part == fold
     if not is_val.any():

@@ -63,6 +63,12 @@ def test_json_lines_are_a_table() -> None:
         cells(table('{"a": 1}\n[1\n'))
 
 
+def test_a_key_that_first_comes_late_is_refused_and_not_dropped() -> None:
+    rows = ['{"a": 1}'] * 1000
+    with pytest.raises(UserError, match=r"t\.csv line 1001 .*'split'"):
+        cells(table("\n".join([*rows, '{"a": 2, "split": "val"}'])))
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_a_list_of_json_objects_is_a_table_and_objects_inside_have_columns(indent: int | None) -> None:
     records = [

@@ -157,6 +157,19 @@ def test_splits_are_in_the_names_and_never_mixed(
         find_files(str(tmp_path / "nothing"))
 
 
+def test_files_whose_numbers_stand_for_other_classes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, metadata in (
+        ("a", NAMES),
+        ("b", {b"huggingface": NAMES[b"huggingface"].replace(b"cat", b"ant")}),
+    ):
+        columns = {"image": images(cell(1)), "label": pa.array([0])}
+        write(tmp_path / "data" / folder / "train-00000-of-00001.parquet", columns, metadata)
+    error = refused(capsys, tmp_path / "data")
+    assert all(name in error for name in ("b/train-00000", "'ant'", "'cat'"))
+
+
 def test_what_is_no_parquet_file_and_an_output_that_holds_something_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

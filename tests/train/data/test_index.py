@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from tar_files import make_tar
 from train_data import draw, flat_set, image_set, settings
 
 from serve.contract.doubts import NARROW
@@ -520,12 +521,38 @@ def test_a_label_file_may_set_images_aside_for_validation(tmp_path: Path) -> Non
     assert len(both(prepare(tmp_path, file, exclude=str(exclude)))) == 10
     with pytest.raises(ValueError, match=r"--folds 3 .*column"):
         prepare(tmp_path, file, folds=3, fold=1)
+    shutil.copy(root / "cat.0.png", root / "cat.5.png")
+    (leak,) = [note for note in prepare(tmp_path, file).notes if note.startswith("warning: 1 images")]
+    assert str(file) in leak
+    rows = [f"{path},{path[:3]},{part}" for path, part in parts.items()]
+    label_file(root, [*rows[:5], rows[5].replace(",cat", ",ant"), *rows[6:]], "path,label,split")
+    with pytest.raises(UserError, match="'ant'") as error:
+        prepare(tmp_path, file)
+    assert "--val-data" not in str(error.value)
+
+
+def test_soft_labels_of_validation_images_are_not_used(tmp_path: Path) -> None:
+    names = ("ant", "bee", "cat")
+    root = flat_set(tmp_path / "images", names=names)
+    header = "path,label," + ",".join(f"probability_{name}" for name in names)
+    rows = [f"{name}.{i}.png,{name},0.2,0.3,0.5" for name in names for i in range(6)]
+    (tmp_path / "images" / "val.csv").write_text("\n".join([header, *rows[6:]]))
+    data = prepare(tmp_path, label_file(root, rows, header), val_data=str(root / "val.csv"))
+    assert data.val.targets is None
+    assert data.val.counts() == {"ant": 0, "bee": 6, "cat": 6}
 
 
 def test_columns_have_no_effect_without_a_label_file(tmp_path: Path) -> None:
     root = flat_set(tmp_path / "images")
     with pytest.raises(ValueError, match=r"--columns id,breed has no effect"):
         prepare(tmp_path, columns="id,breed")
+    members = {
+        f"{name}/{i}.png": (root / f"{name}.{i}.png").read_bytes()
+        for name in ("cat", "dog")
+        for i in range(6)
+    }
+    with pytest.raises(ValueError, match=r"--columns id,breed has no effect"):
+        prepare(tmp_path, make_tar(tmp_path / "x.tar", members), columns="id,breed")
     file = label_file(
         root, [f"{n}.{i}.png,{n},x{i % 2}" for n in ("cat", "dog") for i in range(6)], "f,a,b"
     )
@@ -627,7 +654,7 @@ def test_copies_contradictions_and_classes_without_validation_are_reported() -> 
     notes: list[str] = []
     split(images, TrainConfig(val_fraction=0.2), {}, notes)
     assert notes[0].startswith("2 images")
-    assert notes[1].startswith("warning: 1 images")
+    assert notes[1].startswith("warning: 1 pictures")
     assert any(note.startswith("warning: ") and "'class2'" in note for note in notes)
 
 

@@ -72,7 +72,7 @@ def test_copies_with_two_labels_are_in_one_fold_with_a_warning() -> None:
     notes: list[str] = []
     choose_fold(labels, groups, NAMES[:2], 4, 1, 0, notes)
     (note,) = notes
-    assert note.startswith("warning: 1 images ")
+    assert note.startswith("warning: 1 pictures ")
 
 
 def test_a_class_of_one_picture_is_in_no_fold_with_a_warning() -> None:

@@ -10,15 +10,13 @@ from serve.contract.image_column import GEOMETRY, NUMBERING
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow
 from serve.contract.urls import is_remote
+from train.data.layouts.parts import PART
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training", "unassigned"), "train"),  # unassigned: Google's Vertex AI
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "publictest"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "privatetest"), "test"),
-}
+SPLIT_NAMES = {"unassigned": "train", "publictest": "val", "privatetest": "test"}
+"""Words of tables alone: unassigned is Google's Vertex AI, the others are FER2013's."""
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "usage", "fold", "kfold", "folds"}
-"""Names of columns whose numbers are those of parts."""
+"""Names of columns in which a number names a part."""
 NUMBERED_PART = re.compile(r"(?:k?fold|split|part)?[\s_-]*-?\d+(?:\.0)?")
 IS_PART = re.compile(
     r"is[\s_.-]*(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:[\s_.-]*(?:image|set))?", re.IGNORECASE
@@ -110,15 +108,16 @@ def find_split_column(
 ) -> int | None:
     """Return the column that says which rows train and which validate; None without one.
 
-    Raises UserError when a column split holds anything else.
+    Raises UserError when such a column holds anything else as well.
     """
     for i, name in enumerate(columns):
         if i in taken:
             continue
         parts = {part_of_cell(name, cell) for cell in {row.cells[i] for row in rows} if cell.strip()}
         of_parts = len(parts) > 1 and all(parts)
+        some_are = name.casefold() in SPLIT_COLUMNS and any(parts)
         odd = next((row for row in rows if not part_of_cell(name, row.cells[i])), None)
-        if odd and (of_parts or name.casefold() == "split"):
+        if odd and (of_parts or some_are or name.casefold() == "split"):
             raise UserError(
                 f"{source} line {odd.line}: the column {name} holds {odd.cells[i]!r}, neither train, val "
                 "nor test: correct it, or give the column another name"
@@ -132,9 +131,14 @@ def part_of_cell(column: str, cell: str) -> str:
     """Return train, val or test; "" for any other cell."""
     text = cell.strip().casefold()
     if flag := IS_PART.fullmatch(column):
-        part = SPLIT_NAMES[flag[1].casefold()]
+        part = _part_of_word(flag[1].casefold())
         return part if text in YES else ("val" if part == "train" else "train") if text in NO else ""
-    return SPLIT_NAMES.get(text, "")
+    return _part_of_word(text)
+
+
+def _part_of_word(text: str) -> str:
+    found = PART.fullmatch(text)
+    return (found.lastgroup or "") if found else SPLIT_NAMES.get(text, "")
 
 
 def _holds_parts(name: str, values: Iterable[str]) -> bool:

@@ -25,9 +25,9 @@ def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         UserError: a part to validate on has other classes or no labels, or --val-data or --folds say
             otherwise; the message holds the flags to give.
     """
-    root = _unwrap(Path(config.data)) if config.data and config.data_format != "csv" else Path()
-    found = _find_parts(root, config.data_format) if root.name and root.is_dir() else None
-    if found is None:
+    root = _unwrap(Path(config.data)) if config.data and config.data_format != "csv" else None
+    found = _find_parts(root, config.data_format) if root and root.is_dir() else None
+    if root is None or found is None:
         return config, []
     train, parts, others = found
     chosen = _validation_part(root, train, parts)

@@ -19,7 +19,7 @@ from train.data.layouts.masks import DERIVED, ENDING, has_derived_word
 
 PART = re.compile(
     "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
-    "|(?P<val>val|valid(?:ation)?|dev|validierung|validaci[oó]n|valida[cç][aã]o|검증|验证|驗證|検証)"
+    "|(?P<val>val|valid(?:at(?:e|ion))?|dev|validierung|validaci[oó]n|valida[cç][aã]o|검증|验证|驗證|検証)"
     "|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed"
     "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
 )

@@ -58,7 +58,8 @@ def find_labels(source: Path, data_format: str, flag: str = "--data", columns: s
         else:
             found = LAYOUTS[data_format].read(source, flag)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        culprit, reason = getattr(error, "filename", source), getattr(error, "strerror", error)
+        culprit = getattr(error, "filename", None) or source  # None where a read fails, not an open
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{culprit} cannot be read as --data-format {data_format}: {reason}") from error
     if not found.labels:
         raise UserError("; ".join([f"no images in {source}", found.layout, *found.warnings]))

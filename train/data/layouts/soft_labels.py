@@ -51,6 +51,7 @@ def soft_targets(
         targets[i] = [soft[name] for name in class_names]
         if not (targets[i] >= 0).all() or abs(targets[i].sum() - 1) > 0.01:
             raise UserError(
-                f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, do not sum to 1"
+                f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, are not from 0 to 1 with "
+                "a sum of 1"
             )
     return targets

@@ -145,6 +145,25 @@ def test_a_column_of_parts_sets_images_aside(tmp_path: Path, header: str, cell: 
         read(file)
 
 
+@pytest.mark.parametrize(
+    "parts", [("train", "val", "holdout"), ("trn", "val", "tst"), ("training", "dev", "검증")]
+)
+def test_parts_have_the_names_that_folders_of_parts_have(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    file = label_file(tmp_path, "id,breed,subset", "{i},{pet},{part}")
+    names = dict(zip(("train", "val", "test"), parts, strict=True))
+    lines = [line.rpartition(",") for line in file.read_text().splitlines()]
+    file.write_text("\n".join(f"{row},{names.get(part, part)}" for row, _, part in lines))
+    assert set(read(file).validation) == {path for i, path in enumerate(WANTED) if i % 4 == 3}
+
+
+@pytest.mark.parametrize("name", ["subset", "set", "phase", "fold"])
+def test_a_part_of_an_unknown_name_is_an_error(tmp_path: Path, name: str) -> None:
+    file = label_file(tmp_path, f"id,label,{name}", "{i},{pet},{part}")
+    file.write_text(file.read_text().replace(",val", ",elsewhere"))
+    with pytest.raises(UserError, match=rf"column {name} holds 'elsewhere'"):
+        read(file)
+
+
 def test_a_first_line_without_names_is_a_row(tmp_path: Path) -> None:
     file = label_file(tmp_path, "", "{i},{pet}")
     file.write_text(file.read_text().lstrip())

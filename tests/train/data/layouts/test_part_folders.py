@@ -57,6 +57,14 @@ def test_the_training_part_trains_and_the_other_one_validates(
     assert all(repr(Path(part).name) in note for part in (train_part, val_part))
 
 
+def test_parts_are_found_in_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path / "train")
+    classes(tmp_path / "val", start=50)
+    monkeypatch.chdir(tmp_path)
+    config, _ = take_parts(settings(tmp_path, data="."))
+    assert (config.data, config.val_data) == ("train", "val")
+
+
 @pytest.mark.parametrize("has_labels", [True, False])
 def test_a_test_part_beside_train_and_val_is_not_used(tmp_path: Path, has_labels: bool) -> None:
     classes(tmp_path / "train")
