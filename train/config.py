@@ -299,10 +299,13 @@ class TrainConfig:
             raise UserError(
                 f"--name {self.name!r} is longer than {LONGEST_NAME} bytes: file systems take few more"
             )
-        size = self.input_size(self.eval_size or self.image_size or 128)
-        if 0 < self.resize_size < size and self.resize_mode in (None, "crop"):
-            raise UserError(f"--resize-size {self.resize_size} is smaller than the input of {size} pixels")
-        self.preprocess()
+        if self.image_size:  # else it is that of the weights, and is checked with it
+            size = self.input_size(self.eval_size or self.image_size)
+            if 0 < self.resize_size < size and self.resize_mode in (None, "crop"):
+                raise UserError(
+                    f"--resize-size {self.resize_size} is smaller than the input of {size} pixels"
+                )
+            self.preprocess()
 
     def preprocess(self) -> Preprocess:
         """Return how validation images become pixels, in training and wherever the model is served."""

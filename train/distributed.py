@@ -1,4 +1,4 @@
-"""Ranks, process groups and what is exchanged in them; no other module reads torchrun's variables."""
+"""Ranks, process groups and what is exchanged in them."""
 
 import os
 import re

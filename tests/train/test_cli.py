@@ -196,7 +196,7 @@ def test_resume_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> N
         (["--data", "d\udce9"], r"--data 'd.*' .*UTF-8"),
         (["--start-size", "3"], r"--start-size 3 .*8\.\.2048"),
         (["--eval-size", "7"], r"--eval-size 7 .*8\.\.2048"),
-        (["--resize-size", "100"], r"--resize-size 100 .*128"),
+        (["--image-size", "128", "--resize-size", "100"], r"--resize-size 100 .*128"),
         (["--subject-crop", "detector"], r"--subject-crop detector .*--crop-detector"),
         (["--crop-detector", "d.pt"], r"--crop-detector d.pt .*--subject-crop detector"),
         (["--crop-detector", "d.pt", "--subject-crop", "cam"], r"--crop-detector d.pt"),

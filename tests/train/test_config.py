@@ -2,6 +2,7 @@
 
 import pytest
 
+from serve.contract.errors import UserError
 from train.cli import parse_config
 from train.config import TrainConfig
 
@@ -30,6 +31,13 @@ def test_validation_may_have_another_size_than_training() -> None:
     config = TrainConfig(image_size=112, eval_size=128)
     assert (config.preprocess().size, config.preprocess().resize_size) == (128, 146)
     assert TrainConfig(image_size=112).preprocess().size == 112
+
+
+def test_a_resize_size_is_checked_against_the_weights_size_once_that_is_known() -> None:
+    config = TrainConfig(weights="runs/a/checkpoints/best.pt", resize_size=73)
+    assert config.replace(image_size=64).preprocess().resize_size == 73
+    with pytest.raises(UserError, match=r"--resize-size 73 .*128"):
+        config.replace(image_size=128)
 
 
 def test_training_images_grow_in_four_parts_and_end_at_the_image_size() -> None:

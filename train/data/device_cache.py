@@ -21,7 +21,7 @@ from train.data.pixel_cache import PixelCache
 from train.data.sampler import Key
 from train.models.subject_crop.crop import in_float32, interpolation, triangle
 
-SHARE = 0.2  # of the free memory of a GPU that images may take by themselves
+SHARE = 0.2  # of a GPU's free memory, which --pixel-cache auto may fill
 COPIED = 2**26  # bytes at a time, into the device's memory
 CUT = 2**23  # pixels that are cut out at a time
 ROUND = 32  # to multiples of which the sides of what is cut out are enlarged: few shapes, few allocations
@@ -42,8 +42,8 @@ def why_on_cpu(config: TrainConfig) -> str:
 def choose_device_cache(
     config: TrainConfig, device: torch.device, needed: Sequence[int], free: float
 ) -> tuple[list[bool], str]:
-    """Return which caches, of `needed` bytes each (0: there is none), go into the device's memory: training
-    images first; and a line for the user. By itself, only a GPU gets images.
+    """Choose the caches to copy into the device's memory, training images first, and return a line for the
+    user. `needed`: bytes of each; 0: no cache. With auto, only a GPU is used.
 
     Raises:
         UserError: --pixel-cache device, and the memory is too small.
@@ -60,18 +60,18 @@ def choose_device_cache(
         return [False for _ in needed], ""
     if config.deterministic:  # free memory must not decide a result
         return [False for _ in needed], ""
-    reason = why_on_cpu(config)
-    rest, chosen = SHARE * free, []
+    reason, rest, chosen = why_on_cpu(config), SHARE * free, []
     for number, size in enumerate(needed):
         chosen.append(0 < size <= rest and not (number == 0 and reason))
         rest -= size * chosen[-1]
-    if all(chosen):
-        return (
-            chosen,
-            f"{listed} in the memory of {device}, cut and resized there (--pixel-cache on: not)",
-        )
+    there = sum(size for size, taken in zip(needed, chosen, strict=True) if taken)
+    note = f"{there / 1e6:,.1f} MB of decoded images in the memory of {device}, cut and resized there"
+    if there == sum(needed):
+        return chosen, f"{note} (--pixel-cache on: not)"
+    which = "training" if not chosen[0] and needed[0] else "validation"
     limit = f"{listed} are more than {SHARE:.0%} of the {free / 1e6:,.1f} MB free on {device}"
-    return chosen, f"images are loaded by processes: {reason or limit}"
+    left = f"{which} images are loaded by processes: {(which == 'training' and reason) or limit}"
+    return chosen, f"{note}; {left}" if there else left
 
 
 def cubic(distance: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def build_on_all_ranks(
     checkpoint: dict[str, Any] | None,
     log: Log,
 ) -> ImageClassifier:
-    """Return a model with the same initial weights on every rank; rank 0 alone downloads weights."""
+    """Return a model with the same initial weights on every rank; rank 0 downloads weights first."""
     weights = "" if checkpoint else config.weights
 
     def build() -> tuple[ImageClassifier, list[str]]:

@@ -63,6 +63,11 @@ def restore(checkpoint: dict[str, Any], state: TrainState, data: Data, config: T
             raise UserError(
                 "once a run is being re-tuned, --epochs {} and --patience {} cannot change".format(*planned)
             )
+        least = max(1, checkpoint["history"]["retuned"])
+        if config.retune_epochs < least:
+            raise UserError(
+                f"--retune-epochs {config.retune_epochs}: the run is being re-tuned; give at least {least}"
+            )
     if config.epochs < min(checkpoint["epoch"], saved["epochs"]):
         raise UserError(
             f"--epochs {config.epochs} is less than the {checkpoint['epoch']} that this run has done; give "

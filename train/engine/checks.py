@@ -31,12 +31,12 @@ def check_start(config: TrainConfig) -> None:
     check_output(Path(config.output) / config.name)
     if config.teacher:
         load_checkpoint(best_checkpoint(config.teacher), "meta")
+    if config.pixel_cache == "device" and (reason := why_on_cpu(config)):
+        raise UserError(f"--pixel-cache device: {reason}; use --pixel-cache on")
     if config.resume:  # its checkpoint has the weights, and its network was built once
         return
     if config.weights == "default":
         check_download(config.model, config.image_size)
-    if config.pixel_cache == "device" and (reason := why_on_cpu(config)):
-        raise UserError(f"--pixel-cache device: {reason}; use --pixel-cache on")
     if config.subject_crop == "detector":
         read_file(config.crop_detector, "--crop-detector")
     check_network(config)

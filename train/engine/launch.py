@@ -92,8 +92,9 @@ def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:
     batch_size, lr = scaled(config, factor)
     images = batch_size // ranks.world_size
     return (
-        f"warning: {found} The host is no limit from about --batch-size {batch_size} ({images} images a "
-        f"device) with --lr {lr:.2g} on, another training; fewer devices or --compile auto keep this one"
+        f"warning: {found} From about --batch-size {batch_size} ({images} images a device) the host is no "
+        f"longer the limit: give --lr {lr:.2g} with it, which is another training. Fewer devices, or "
+        "--compile auto, keep this one"
     )
 
 

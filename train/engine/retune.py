@@ -32,6 +32,7 @@ def retuning_settings(config: TrainConfig) -> TrainConfig:
         **off | {"crop_scale": 1.0, "flip": config.flip},
         image_size=config.eval_size or config.image_size,
         start_size=0,
+        subject_start=0.0,
         epochs=max(1, config.retune_epochs),
         warmup_epochs=0.0,
         lr=lr * LR_SHARE,

@@ -93,6 +93,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         if run.history.validates(run.config):
             metrics, evaluation = evaluate(run, self._agree)
+            self._count_last_lost()
         improved = run.history.update(metrics, run.config)
         self._save(values | metrics, evaluation, improved)
 
@@ -152,6 +153,12 @@ class Trainer:
         if new_anywhere:
             self._count_lost(lost)
         return bool(due)
+
+    def _count_last_lost(self) -> None:
+        """Count files lost in the last batches, which `_agree` came too early for."""
+        lost = self.run.train_loader.lost | self.run.val_loader.lost
+        if any(gather_list([bool(lost.keys() - self.lost.keys())], self.run.ranks)):
+            self._count_lost(lost)
 
     def _count_lost(self, lost: dict[str, str]) -> None:
         """Add the lost files of all ranks to bad_files.csv. Every rank calls it at the same step.

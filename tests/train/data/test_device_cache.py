@@ -118,6 +118,9 @@ def test_a_pretended_gpu_makes_the_images_and_is_not_waited_for(tmp_path: Path) 
 MB = 1_000_000
 
 
+QUIET = {"deterministic", "pixel_cache"}  # settings that choose, so that no note explains it
+
+
 @pytest.mark.parametrize(
     ("changes", "device", "needed", "free", "chosen"),
     [
@@ -126,6 +129,7 @@ MB = 1_000_000
         ({}, CUDA, (300, 20), 1000, [False, True]),
         ({}, CUDA, (300, 300), 1000, [False, False]),
         ({}, CUDA, (0, 20), 1000, [False, True]),
+        ({}, CUDA, (100, 0), 1000, [True, False]),
         ({}, CUDA, (0, 0), 1000, [False, False]),
         ({"trivial_augment": True}, CUDA, (100, 20), 1000, [False, True]),
         ({"deterministic": True}, CUDA, (100, 20), 1000, [False, False]),
@@ -143,7 +147,11 @@ def test_a_gpu_gets_what_takes_a_fifth_of_its_free_memory(
     found, note = choose_device_cache(TrainConfig(**changes), device, sizes, free * MB)
     assert found == chosen
     if True in chosen:
-        assert note
+        assert f"in the memory of {device}" in note
+    left = [size and not there for size, there in zip(needed, chosen, strict=True)]
+    assert ("are loaded by processes" in note) == (
+        any(left) and device == CUDA and not changes.keys() & QUIET
+    )
 
 
 def test_more_than_the_memory_is_an_error_that_names_a_way_out() -> None:
@@ -166,8 +174,9 @@ def test_what_the_device_cannot_make_is_refused_before_the_images_are_read(
 ) -> None:
     config = settings(tmp_path, pixel_cache="device", name="run", **changes)
     assert named in why_on_cpu(config)
-    with pytest.raises(UserError, match=named):
-        check_start(config)
+    for resume in ("", str(tmp_path)):  # a setting that may change when a run is resumed
+        with pytest.raises(UserError, match=named):
+            check_start(config.replace(resume=resume))
 
 
 def losses(config: TrainConfig, data: Data) -> list[float]:

@@ -101,6 +101,8 @@ def test_the_network_sees_the_size_of_validation_also_of_a_subject_cut_out(tmp_p
     assert stage.train_size(5) == 24
     assert stage.input_size(24) == config.preprocess().size == 36
     assert stage.crops_subject(1), "although the stage counts its own epochs"
+    longer = retuning_settings(config.replace(epochs=3, retune_epochs=12))
+    assert longer.crops_subject(3), "as the run's epochs are counted"
 
 
 def test_a_detectors_statistics_are_left_alone(tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def test_re_tuning_that_has_begun_cannot_be_undone(tmp_path: Path) -> None:
     assert restore(state, new_state(config, data), data, config).retuning(config)
     with pytest.raises(ValueError, match=r"--patience 2\b"):
         restore(state, new_state(config, data), data, config.replace(patience=50))
+    with pytest.raises(ValueError, match=r"--retune-epochs 0: .* 1$"):
+        restore(state, new_state(config, data), data, config.replace(retune_epochs=0))
 
 
 def test_changed_data_are_refused_with_both_digests(tmp_path: Path) -> None:

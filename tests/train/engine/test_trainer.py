@@ -9,6 +9,7 @@ import pytest
 import torch
 from train_data import CPU, ONE, make_data
 
+from serve.contract.errors import UserError
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
 from train.data.loader import Batch, Loader
@@ -56,6 +57,24 @@ def test_retuning_begins_at_its_start_though_a_resume_cut_the_epoch_before_it_sh
     make_trainer(tmp_path, run).fit()
     assert first_steps == [0]
     assert run.history.retuned == 1
+
+
+def test_files_that_are_lost_in_the_last_validation_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = make_trainer(tmp_path, new_run(tmp_path, epochs=1, max_bad=0.05))
+    evaluate = trainer.evaluate
+
+    def vanish(run: TrainingRun, after_batch: Callable[[], object]) -> object:
+        for path in run.data.val.paths:
+            (run.data.val.root / path).unlink()
+        return evaluate(run, after_batch)
+
+    monkeypatch.setattr(trainer, "evaluate", vanish)
+    with pytest.raises(UserError, match=r"--max-bad 0.05"):
+        ends.fit()
+    listed = (tmp_path / "run" / "bad_files.csv").read_text()
+    assert all(path in listed for path in ends.run.data.val.paths)
 
 
 @pytest.mark.parametrize("late", [2, 3], ids=["between steps", "within a step"])
