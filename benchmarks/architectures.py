@@ -19,14 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from train.data.layouts.label_file import write_label_file  # noqa: E402
 from train.data.layouts.registry import find_labels  # noqa: E402
-from train.evaluation.significance import accuracy_interval  # noqa: E402
+from train.evaluation.significance import share_interval  # noqa: E402
 
 MODELS = (
     *("lenet5", "simple_cnn", "alexnet", "vgg11_bn", "googlenet", "resnet18", "densenet121"),
@@ -34,8 +32,8 @@ MODELS = (
     *("mobilenet_v3_small", "convnext_tiny", "vit_tiny_patch16_224", "swin_t"),
 )
 HEADER = (
-    "| model | parameters | images/s in training | validation accuracy, 95 % interval | "
-    "largest difference of probabilities, of logits | same class |\n|---|---|---|---|---|---|\n"
+    "| model | parameters | images/s in training | validation accuracy (95 %) | "
+    "largest difference of probabilities | of logits | same class |\n|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -93,11 +91,11 @@ def measure(model: str, processes: int, settings: Sequence[str], folder: Path) -
     command(sys.executable, str(ROOT / "export" / "main.py"), f"--run={run}", folder=folder)
     report = json.loads((run / "export" / "verification.json").read_text())
     n = report["num_images"]
-    accuracy = accuracy_interval(np.arange(n) < round(report["accuracy_served"] * n))
+    accuracy = share_interval(round(report["accuracy_served"] * n), n)
     return (
         f"| {model} | {parameters[1]} | {rate:.0f} | "
-        f"{accuracy.value:.3f}, {accuracy.low:.3f} to {accuracy.high:.3f} | "
-        f"{report['max_difference_probabilities']:.0e}, {report['max_difference_logits']:.0e} | "
+        f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}) | "
+        f"{report['max_difference_probabilities']:.0e} | {report['max_difference_logits']:.0e} | "
         f"{report['argmax_agreement']:.2%} |"
     )
 

@@ -25,10 +25,10 @@ from train.evaluation.predictions import COLUMNS, Predictions, write_predictions
 from train.evaluation.significance import (
     Interval,
     accuracy_interval,
-    auc_interval,
     ece_interval,
-    macro_auc_interval,
     mean_interval,
+    roc_auc_interval,
+    share_interval,
 )
 from train.evaluation.tables import check_reports_replaceable, write_table
 from train.runs.directory import write_bad_files
@@ -168,21 +168,21 @@ def log_served(scored: Scored) -> NDArray[np.float64]:
 
 
 def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro: Interval) -> Metrics:
-    labels, scores, names = predictions.labels, predictions.probabilities, predictions.class_names
-    values = evaluate_logits(log_probs, labels, names).values
+    labels = predictions.labels
+    values = evaluate_logits(log_probs, labels, predictions.class_names).values
     metrics = {
         "accuracy": accuracy_interval(predictions.correct),
         "log_loss": mean_interval(predictions.losses),
     }
     if "top5_accuracy" in values:
         right = round(values["top5_accuracy"] * len(labels))
-        metrics["top5_accuracy"] = accuracy_interval(np.arange(len(labels)) < right)
+        metrics["top5_accuracy"] = share_interval(right, len(labels))
     if "roc_auc" in values:  # each class has images
-        binary = len(names) == 2
-        metrics["roc_auc"] = (
-            auc_interval(labels == 1, scores[:, 1]) if binary else macro_auc_interval(labels, scores)
-        )
-    return metrics | {"f1_macro": f1_macro, "ece": ece_interval(log_probs, labels)}
+        metrics["roc_auc"] = roc_auc_interval(labels, predictions.probabilities)
+    return metrics | {
+        "f1_macro": f1_macro,
+        "ece": ece_interval(predictions.confidence, predictions.correct),
+    }
 
 
 def _known(value: Any) -> Any:

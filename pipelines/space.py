@@ -12,10 +12,10 @@ from optuna.distributions import (
 )
 
 from serve.contract.errors import UserError
-from train.cli import TYPES, given_values, parse_config, parse_unchecked, read_yaml
+from train.cli import TYPES, given_values, parse_config, parse_unchecked
 from train.config import SETTINGS
 from train.optim.optimizers import resolve_optimizer
-from train.settings import check_needs, flag, unmet_needs
+from train.settings import check_needs, flag, read_yaml, unmet_needs
 
 AUGMENTATION = "augmentation"
 """One strength in 0..1 for several settings, as in RandAugment (arXiv 1909.13719): a sweep cannot afford a

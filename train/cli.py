@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -16,7 +15,7 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, expand_home
 from serve.contract.flag_names import suggestion
 from train.config import SETTINGS, TrainConfig
-from train.settings import check_needs, flag
+from train.settings import check_needs, flag, read_yaml
 
 PROGRAM, RECIPES = "train/main.py", Path(__file__).with_name("recipes")
 USUAL = "usual settings"
@@ -143,19 +142,6 @@ def given_values(argv: Sequence[str]) -> dict[str, Any]:
             _check_name(key.replace("-", "_"), f"--config {value}: {key}")
             values[key.replace("-", "_")] = _expanded(key.replace("-", "_"), entry)
     return values
-
-
-def read_yaml(path: Path, flag: str, example: str) -> dict[str, Any]:
-    """Return the entries of a YAML file that `flag` names; raises UserError with a line as an `example`."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{flag} {path} must hold lines like `{example}`")
-    return {str(name): entry for name, entry in content.items()}
 
 
 def recipes() -> dict[str, Path]:

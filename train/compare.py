@@ -29,7 +29,6 @@ from serve.contract.installation import require
 require("train", "torch")
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,6 @@ from train.evaluation.significance import (
     Interval,
     PairedTest,
     accuracy_interval,
-    auc_interval,
     holm,
     mean_interval,
 )
@@ -50,11 +48,11 @@ from train.runs.results import RunResult, paired, read_run
 
 METHODS = """\
 Accuracy and log loss are those of the probabilities that are served (val_predictions.csv), calibrated if
-set. Intervals are of 95 %: Wilson's for accuracy, Student's of the mean loss for log loss, DeLong's (two
-classes only) for ROC AUC, Tango's for a difference of accuracy, Student's of the paired differences for a
-difference of log loss. p is McNemar's exact test; p (Holm) is corrected for the number of runs tested.
-Differences are run minus reference. Each run's best epoch and temperature were chosen on these very images,
-which flatters all of them a little; what another seed would give is not in the intervals."""
+set. Intervals are of 95 %: Wilson's for accuracy, Student's of the mean loss for log loss, DeLong's for
+ROC AUC, Tango's for a difference of accuracy, Student's of the paired differences for a difference of
+log loss. p is McNemar's exact test; p (Holm) is corrected for the number of runs tested. Differences are
+run minus reference. Each run's best epoch and temperature were chosen on these very images, which
+flatters all of them a little; what another seed would give is not in the intervals."""
 
 HEADINGS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "log_loss": "log loss"}
 HEADINGS |= {"roc_auc": "ROC AUC", "f1_macro": "F1 macro"}
@@ -148,7 +146,7 @@ def summarize(run: RunResult, tested: tuple[PairedTest, float] | None) -> dict[s
     row |= {"epochs": len(run.rows), "num_images": len(run.predictions.paths)}
     row |= columns("accuracy", accuracy_interval(run.predictions.correct))
     row |= columns("log_loss", mean_interval(run.predictions.losses))
-    row |= columns("roc_auc", auc_of_run(run)) | {"f1_macro": run.best.get("val/f1_macro")}
+    row |= columns("roc_auc", run.roc_auc) | {"f1_macro": run.best.get("val/f1_macro")}
     row |= {"top5_accuracy": run.best.get("val/top5_accuracy")}
     row |= {"shared_images": test and test.num_images}
     row |= {"gained": test and test.gained, "lost": test and test.lost}
@@ -160,15 +158,6 @@ def summarize(run: RunResult, tested: tuple[PairedTest, float] | None) -> dict[s
 def columns(name: str, interval: Interval | None) -> dict[str, Any]:
     value, low, high = interval or (None, None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def auc_of_run(run: RunResult) -> Interval | None:
-    predictions = run.predictions
-    if "val/roc_auc" not in run.best:
-        return None
-    if len(predictions.class_names) > 2:
-        return Interval(float(run.best["val/roc_auc"]), math.nan, math.nan)
-    return auc_interval(predictions.labels == 1, predictions.probabilities[:, 1])
 
 
 def differing_settings(runs: Sequence[RunResult]) -> dict[str, list[str]]:
@@ -243,7 +232,9 @@ def notes(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Sequence[
                 f"validation images and the {reference['num_images']} of {reference['run']} have in common"
             )
     if "data" in differences or "val_data" in differences:
-        found.append("--data or --val-data differs: images count as the same if their paths in it are")
+        found.append(
+            "--data or --val-data differs: images with equal paths below it are taken to be the same"
+        )
     return found
 
 

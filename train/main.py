@@ -108,9 +108,11 @@ def train(
             Trainer(run, folder, tracker, stop, log, publish).fit()
             if ranks.is_main:
                 location = remote or str(folder)
-                write_run_report(folder, run.state.evaluated, history, data, config, tracker, location)
+                predictions = write_run_report(
+                    folder, run.state.evaluated, history, data, config, tracker, location
+                )
     if ranks.is_main:
-        log(training_summary(history, config, data.val.labels, remote or str(folder)))
+        log(training_summary(history, config, predictions, location))
         if not history.complete(config):
             log(stop.advice())
 

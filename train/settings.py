@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
 
 from serve.contract.errors import UserError
 
@@ -131,3 +134,16 @@ def holds(condition: str, config: "DataclassInstance") -> bool:
 def _typed(condition: str) -> str:
     name, _, value = condition.partition("=")
     return f"{flag(name)} {value}".rstrip()
+
+
+def read_yaml(path: Path, flag: str, example: str) -> dict[str, Any]:
+    """Return the entries of a YAML file that `flag` names; raises UserError with a line as an `example`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{flag} {path} must hold lines like `{example}`")
+    return {str(name): entry for name, entry in content.items()}

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.evaluation.metrics import MOST_CLASSES
+from train.evaluation.metrics import MOST_CLASSES, f1_of_classes
 from train.evaluation.predictions import Predictions
-from train.evaluation.significance import Interval, accuracy_interval, f1_intervals
+from train.evaluation.significance import Interval, f1_intervals, share_interval
 from train.evaluation.tables import write_table
 
 PER_CLASS, CONFUSION_PAIRS = "per_class.csv", "confusion_pairs.csv"
@@ -51,7 +51,7 @@ def class_rows(predictions: Predictions) -> list[dict[str, Any]]:
             predictions.labels[predictions.correct],
         )
     )
-    f1 = 2 * correct / np.maximum(images + predicted, 1)
+    _, f1 = f1_of_classes(predictions.labels, predictions.predicted, len(names))
     return [
         {
             "class": names[i],
@@ -79,7 +79,7 @@ def class_intervals(predictions: Predictions) -> tuple[list[dict[str, Any]], Int
         found = {"f1": f1_of[row["class"]]}
         for metric, total in (("precision", row["predicted"]), ("recall", row["images"])):
             if total:
-                found[metric] = accuracy_interval(np.arange(total) < row["correct"])
+                found[metric] = share_interval(row["correct"], total)
         for metric in ("precision", "recall", "f1"):
             ends = found[metric][1:] if metric in found else (nan, nan)
             low, high = (end if isfinite(end) else None for end in ends)

@@ -178,7 +178,7 @@ def _confusion_pairs(predictions: Predictions) -> Figure:
 
 
 def _worst_mistakes(predictions: Predictions, images: ImageSet, preprocess: Preprocess) -> Figure:
-    """Draw the images with the highest loss, mistakes first, as the network sees them."""
+    """Draw the images with the highest loss, as the network sees them."""
     own = predictions.probabilities[np.arange(len(images)), predictions.labels]
     worst = np.argsort(own)[: GRID[0] * GRID[1]]
     figure, cells = _grid(len(worst))

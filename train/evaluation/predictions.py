@@ -6,6 +6,7 @@ ends or stops, and replaces them if it holds as much. While there are arrays, th
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Predictions:
     @property
     def correct(self) -> NDArray[np.bool_]:
         return np.asarray(self.labels == self.predicted)
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """[N], of the predicted class."""
+        return self.probabilities[np.arange(len(self.labels)), self.predicted]
 
     @property
     def accuracy(self) -> float:
@@ -283,7 +289,7 @@ def read_predictions(path: Path) -> Predictions:
             raise UserError(f"{path} is damaged: row {number} has {len(row)} of {len(header)} values")
     paths, *texts = zip(*rows, strict=True)
     if len(set(paths)) < len(paths):
-        twice = max(paths, key=paths.count)
+        twice = Counter(paths).most_common(1)[0][0]
         raise UserError(f"{path} is damaged: {twice!r} occurs twice")
     indices = {name: i for i, name in enumerate(names)}
     try:

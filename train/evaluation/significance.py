@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata, t
 
 from train.evaluation.calibration import binned_error, confidence_bins
+from train.evaluation.metrics import f1_of_classes
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -51,17 +52,28 @@ class PairedTest(NamedTuple):
 
 def accuracy_interval(correct: Bools) -> Interval:
     """Return Wilson's score interval. `correct`: [N], N > 0."""
-    hits, n = int(correct.sum()), len(correct)
+    return share_interval(int(correct.sum()), len(correct))
+
+
+def share_interval(hits: int, n: int) -> Interval:
+    """Return `accuracy_interval` of a number of right ones among `n`."""
     low, high = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(hits / n, float(low), float(high))
 
 
-def better_than_largest(correct: Bools, labels: NDArray[np.int64]) -> bool:
-    """Whether a model is surely better than always naming the largest class: the interval of the difference
-    of accuracy on these images lies above 0. `correct` and `labels`: [N], N > 0."""
+def gain_over_largest(correct: Bools, labels: NDArray[np.int64]) -> Interval:
+    """Return the difference of accuracy to always naming the largest class, paired by image.
+
+    A model is surely better when the interval lies above 0. `correct` and `labels`: [N], N > 0.
+    """
     largest = labels == np.bincount(labels).argmax()
     gained, lost = int((correct & ~largest).sum()), int((~correct & largest).sum())
-    return paired_interval(gained, lost, len(labels)).low > 0
+    return paired_interval(gained, lost, len(labels))
+
+
+def better_than_largest(correct: Bools, labels: NDArray[np.int64]) -> bool:
+    """Whether a model is surely better than always naming the largest class."""
+    return gain_over_largest(correct, labels).low > 0
 
 
 def mean_interval(values: Floats) -> Interval:
@@ -82,20 +94,31 @@ def auc_interval(positive: Bools, scores: Floats) -> Interval:
         positive: [N], both values occur.
         scores: [N], higher for the positive class; equal scores count half.
     """
-    above, below = scores[positive], scores[~positive]
-    ranks = rankdata(scores)
-    # the share of negative images below each positive one, and of positive images above each negative one
-    wins = (ranks[positive] - rankdata(above)) / len(below)
-    losses = (ranks[~positive] - rankdata(below)) / len(above)
+    wins, losses = _placements(positive, scores)
     auc = float(wins.mean())
-    if min(len(above), len(below)) < 2 or not 0 < auc < 1:
+    if min(len(wins), len(losses)) < 2 or not 0 < auc < 1:
         return Interval(auc, nan, nan)
-    return _on_logit_scale(auc, sqrt(wins.var(ddof=1) / len(above) + losses.var(ddof=1) / len(below)))
+    return _on_logit_scale(auc, sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses)))
+
+
+def _placements(positive: Bools, scores: Floats) -> tuple[Floats, Floats]:
+    """Return the share of negative images below each positive one, and of positive ones above each negative
+    one."""
+    above, below, ranks = scores[positive], scores[~positive], rankdata(scores)
+    wins = (ranks[positive] - rankdata(above)) / len(below)
+    return wins, (ranks[~positive] - rankdata(below)) / len(above)
 
 
 def _on_logit_scale(value: float, deviation: float) -> Interval:
     half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (value * (1 - value))
     return Interval(value, *expit(logit(value) + half * np.array([-1, 1])).tolist())
+
+
+def roc_auc_interval(labels: Integers, scores: Floats) -> Interval:
+    """Return `auc_interval` of the second of two classes, or `macro_auc_interval` of more."""
+    if scores.shape[1] == 2:
+        return auc_interval(labels == 1, scores[:, 1])
+    return macro_auc_interval(labels, scores)
 
 
 def macro_auc_interval(labels: Integers, scores: Floats) -> Interval:
@@ -112,13 +135,10 @@ def macro_auc_interval(labels: Integers, scores: Floats) -> Interval:
     aucs, influence = np.empty(num_classes), np.zeros(n)
     for c in range(num_classes):
         positive = labels == c
-        above, below = scores[positive, c], scores[~positive, c]
-        ranks = rankdata(scores[:, c])
-        wins = (ranks[positive] - rankdata(above)) / len(below)
-        losses = (ranks[~positive] - rankdata(below)) / len(above)
+        wins, losses = _placements(positive, scores[:, c])
         aucs[c] = wins.mean()
-        influence[positive] += (wins - aucs[c]) * n / len(above)
-        influence[~positive] += (losses.mean() - losses) * n / len(below)
+        influence[positive] += (wins - aucs[c]) * n / len(wins)
+        influence[~positive] += (losses.mean() - losses) * n / len(losses)
     auc = float(aucs.mean())
     if np.bincount(labels, minlength=num_classes).min() < 2 or not 0 < auc < 1:
         return Interval(auc, nan, nan)
@@ -134,11 +154,8 @@ def f1_intervals(labels: Integers, predicted: Integers, num_classes: int) -> lis
     """
 
     def f1(chosen: Integers) -> Floats:
-        true, guess = labels[chosen], predicted[chosen]
-        hits = np.bincount(true[true == guess], minlength=num_classes)
-        named = np.bincount(true, minlength=num_classes) + np.bincount(guess, minlength=num_classes)
-        values = 2 * hits / np.maximum(named, 1)
-        return np.append(values, values[named > 0].mean())
+        counted, values = f1_of_classes(labels[chosen], predicted[chosen], num_classes)
+        return np.append(values, values[counted].mean())
 
     values, deviations = f1(np.arange(len(labels))), _resampled(f1, len(labels)).std(axis=0)
     half = norm.ppf((1 + CONFIDENCE) / 2) * np.where(deviations > 0, deviations, nan)
@@ -146,24 +163,22 @@ def f1_intervals(labels: Integers, predicted: Integers, num_classes: int) -> lis
     return [Interval(*each) for each in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
 
 
-def ece_interval(log_probs: Floats, labels: Integers) -> Interval:
+def ece_interval(confidence: Floats, correct: Bools) -> Interval:
     """Return the expected calibration error with a bootstrap interval, reflected at the value.
 
     Resampling adds to the error as much as drawing the images did. The interval begins at 0 unless the
     error is larger than that of calibrated answers as sure as these would be (consistency resampling,
-    Weather and Forecasting 22:651, 2007). `log_probs`: [N, num_classes], N > 0.
+    Weather and Forecasting 22:651, 2007). `confidence`, of the likeliest class, and `correct`: [N], N > 0.
     """
-    confidence, random = np.exp(log_probs.max(axis=1)), np.random.default_rng(1)
-    correct = log_probs.argmax(axis=1) == labels
-    bins = confidence_bins(confidence)
+    random, bins = np.random.default_rng(1), confidence_bins(confidence)
 
     def ece(chosen: Integers) -> Floats:
         sure, of_bin = confidence[chosen], bins[chosen]
         calibrated = random.random(len(chosen)) < sure
         return np.array([binned_error(of_bin, each - sure) for each in (correct[chosen], calibrated)])
 
-    value = float(ece(np.arange(len(labels)))[0])
-    resampled, by_chance = _resampled(ece, len(labels)).T
+    value = float(ece(np.arange(len(correct)))[0])
+    resampled, by_chance = _resampled(ece, len(correct)).T
     high, low = 2 * value - np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     if value <= np.quantile(by_chance, (1 + CONFIDENCE) / 2):
         low = 0.0

@@ -1,7 +1,7 @@
 """Promotion of a registered model's challenger to champion, decided on validation images that both have.
 
-The first champion must be surely better than always naming the largest class: the lower bound of Wilson's
-95 % interval of its accuracy lies above that class's share. Later challengers must be *not worse*:
+The first champion must be surely better than always naming the largest class: Tango's 95 % interval of the
+difference lies above 0. Later challengers must be *not worse*:
 
 1. Accuracy is not lower by the margin (default 0.01): the lower bound of Tango's 90 % interval of the
    difference, which is a one-sided 95 % bound, lies above -margin. Too few images fail this.
@@ -20,7 +20,13 @@ from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.evaluation.predictions import TABLE, Predictions, arrays_of, is_short, read_predictions
-from train.evaluation.significance import CONFIDENCE, PairedTest, accuracy_interval, paired_interval
+from train.evaluation.significance import (
+    CONFIDENCE,
+    PairedTest,
+    better_than_largest,
+    gain_over_largest,
+    paired_interval,
+)
 from train.runs.results import RunResult, check_metrics, paired
 from train.tracking.client import TrackingStore
 from train.tracking.registry import (
@@ -80,20 +86,18 @@ def decide(test: PairedTest, margin: float) -> Decision:
 
 def decide_first(predictions: Predictions) -> Decision:
     """Compare a challenger with the share of the largest class, where there is no champion."""
-    n = len(predictions.labels)
-    largest = np.bincount(predictions.labels).max() / n
-    accuracy = accuracy_interval(predictions.correct)
-    holds, advice = accuracy.low > largest, ""
-    if not holds:
+    labels = predictions.labels
+    n, gain, advice = len(labels), gain_over_largest(predictions.correct, labels), ""
+    if gain.low <= 0:
         advice = "train it longer, or validate on more images"
-        if accuracy_interval(np.ones(n, bool)).low <= largest:
+        if not better_than_largest(np.ones(n, bool), labels):
             advice = f"no model could show it on {n} images: validate on more"
         advice += f"; if accuracy is not what counts, move the alias {CHAMPION} in MLflow"
     return Decision.of(
         (
-            holds,
-            f"accuracy {accuracy.value:.4f}, lower bound (95 %) {accuracy.low:.4f}, must be above "
-            f"{largest:.4f}, the share of the largest class",
+            gain.low > 0,
+            f"accuracy {predictions.accuracy:.4f}, {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] "
+            f"to always naming the largest class ({np.bincount(labels).max() / n:.4f}), must be above 0",
         ),
         advice=advice,
     )
@@ -156,8 +160,9 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
 def run_id_of(run: RunResult) -> str:
     """Return the MLflow run's ID, from the run's record, or else from the best checkpoint."""
     record = read_record(run.folder / FILE)
-    run_id: str = load_checkpoint(best_checkpoint(run.folder))["run_id"]
-    return record.run_id if record is not None and record.run_id else run_id
+    if record is not None and record.run_id:
+        return record.run_id
+    return str(load_checkpoint(best_checkpoint(run.folder), "meta")["run_id"])
 
 
 def predictions_of(store: TrackingStore, version: ModelVersion, found: dict[str, RunResult]) -> Predictions:

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.classes import write_class_tables
-from train.evaluation.predictions import TABLE, finish_predictions, read_predictions
+from train.evaluation.predictions import TABLE, Predictions, finish_predictions, read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
 from train.runs.note import export_command, run_note
@@ -37,10 +36,11 @@ def write_run_report(
     config: TrainConfig,
     tracker: NullTracker,
     location: str,
-) -> None:
+) -> Predictions:
     """Draw figures, write tables and the page of the best epoch, and log the run's files and its note.
 
-    `model` gets the best weights; `location` is where users find the run directory, a path or URL."""
+    Returns the predictions of the best epoch. `model` gets the best weights; `location` is where users
+    find the run directory, a path or URL."""
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
     from train.evaluation.html_report import REPORT
     from train.runs.results import RunResult
@@ -62,6 +62,7 @@ def write_run_report(
     tracker.log_best(history.best_epoch, history.best)
     tracker.log_note(run_note(predictions, history, location))
     tracker.log_files(artifacts(folder))
+    return predictions
 
 
 def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config: TrainConfig) -> None:
@@ -76,15 +77,16 @@ def draw_subject_crops(folder: Path, model: ImageClassifier, data: Data, config:
     save_subject_crops(path, model, data.val, config.preprocess())
 
 
-def training_summary(history: History, config: TrainConfig, labels: NDArray[np.int64], folder: str) -> str:
-    """Return the metrics of the best epoch, doubts about them, and the next command.
+def training_summary(history: History, config: TrainConfig, predictions: Predictions, folder: str) -> str:
+    """Return the metrics of the best epoch, whose predictions these are, doubts about them, and the next
+    command."""
+    from train.evaluation.significance import (  # which other ranks need not import
+        accuracy_interval,
+        better_than_largest,
+    )
 
-    `labels` [N] are the validation images'.
-    """
-    from train.evaluation.significance import accuracy_interval  # which other ranks need not import
-
-    best, num_val = history.best, len(labels)
-    accuracy = accuracy_interval(np.arange(num_val) < round(best["val/accuracy"] * num_val))
+    best, labels = history.best, predictions.labels
+    num_val, accuracy = len(labels), accuracy_interval(predictions.correct)
     top = f"{TOP5} {best[TOP5]:.4f}, " if TOP5 in best else ""
     lines = []
     if not history.complete(config):
@@ -97,16 +99,16 @@ def training_summary(history: History, config: TrainConfig, labels: NDArray[np.i
         f"{accuracy.low:.4f} to {accuracy.high:.4f}, {num_val} validation images), {top}val/log_loss "
         f"{best['val/log_loss']:.4f} (calibrated {best['val/log_loss_calibrated']:.4f})"
     )
-    largest = np.bincount(labels).max() / num_val
-    if accuracy.low <= largest:
+    if not better_than_largest(predictions.correct, labels):
         cure = "Train it longer"
         if config.class_weights == "none":
             cure += ", or with --class-weights balanced where classes differ in size"
-        if accuracy_interval(np.ones(num_val, bool)).low <= largest:
+        if not better_than_largest(np.ones(num_val, bool), labels):
             cure = "No model could be, on so few: validate on more, by --val-fraction or --folds"
         lines.append(
-            f"warning: always naming the largest class would be right for {largest:.4f} of them, and the "
-            f"model is not surely better; val/f1_macro is {best['val/f1_macro']:.4f}. {cure}"
+            f"warning: always naming the largest class would be right for "
+            f"{np.bincount(labels).max() / num_val:.4f} of them, and the model is not surely better; "
+            f"val/f1_macro is {best['val/f1_macro']:.4f}. {cure}"
         )
     lines += [f"run directory {folder}", f"next: {export_command(folder)}"]
     return "\n".join(lines)

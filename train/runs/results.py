@@ -4,20 +4,22 @@ A file that is missing, damaged or of another run is a UserError that names it.
 """
 
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.evaluation.calibration import log_probabilities
 from train.evaluation.predictions import Predictions, read_predictions
-from train.evaluation.significance import PairedTest, paired_test
+from train.evaluation.significance import Interval, PairedTest, paired_test, roc_auc_interval
 from train.runs.history import History
+from train.settings import read_yaml
 from train.tracking.base import read_metrics
 
+MOST_AUC_CLASSES = 100  # whose ROC AUC gets an interval: 50,000 images take some 10 ms for each class
 LOSS_TOLERANCE = 1e-5  # the table's numbers are rounded
 SMALLEST_PROBABILITY = 1e-40  # below, the table's numbers are not exact
 
@@ -27,7 +29,7 @@ class RunResult:
     name: str
     folder: Path
     config: dict[str, Any]
-    """As in config.yaml, which another version may have written."""
+    """As in config.yaml."""
     rows: list[dict[str, Any]]
     """Those of metrics.jsonl."""
     best_epoch: int
@@ -38,24 +40,33 @@ class RunResult:
     def best(self) -> dict[str, Any]:
         return self.rows[self.best_epoch - 1]
 
+    @property
+    def roc_auc(self) -> Interval | None:
+        """None where a class has no image; without an interval of many classes, which would take long."""
+        if "val/roc_auc" not in self.best:
+            return None
+        if len(self.predictions.class_names) > MOST_AUC_CLASSES:
+            return Interval(float(self.best["val/roc_auc"]), nan, nan)
+        return roc_auc_interval(self.predictions.labels, self.predictions.probabilities)
+
 
 def read_run(folder: Path, name: str = "") -> RunResult:
     """Read a run directory; reports call it `name`, by default the folder's own name."""
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is not a run directory: there is no such folder")
     config = _read_config(folder / "config.yaml")
-    calibrate = bool(config.get("calibrate", False))  # earlier versions did not calibrate
+    calibrate = bool(config["calibrate"])
     rows = _read_rows(folder / "metrics.jsonl", calibrate)
     predictions = read_predictions(folder / "val_predictions.csv")
-    history = History()
+    history, ranking = History(), TrainConfig(best_by=config["best_by"], calibrate=calibrate)
     for row in rows:
-        history.update(row, TrainConfig(best_by=config.get("best_by", "accuracy"), calibrate=calibrate))
+        history.update(row, ranking)
     result = RunResult(name or folder.resolve().name, folder, config, rows, history.best_epoch, predictions)
     check_metrics(
         predictions,
         result.best,
         float(result.best["val/temperature"]) if calibrate else 1.0,
-        float(config.get("clip_probabilities", 0.0)),
+        float(config["clip_probabilities"]),
         f"{folder / 'metrics.jsonl'}, epoch {result.best_epoch},",
     )
     return result
@@ -67,7 +78,7 @@ def check_metrics(
     """Check that predictions and recorded metrics are of one checkpoint.
 
     The recorded log loss is without `temperature` and `clip`, the predictions have both. With a clip only
-    accuracy is compared: earlier versions clipped in a way that cannot be undone.
+    accuracy is compared: the clip cannot be undone.
 
     Raises:
         UserError: they differ by more than rounding.
@@ -126,14 +137,9 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: it does not hold a run's settings")
-    if (best_by := config.get("best_by", "accuracy")) not in ("accuracy", "log_loss"):
+    config = read_yaml(path, "the run's settings", "lr: 0.01")
+    if lacks := [name for name in ("calibrate", "best_by", "clip_probabilities") if name not in config]:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(lacks)}")
+    if (best_by := config["best_by"]) not in ("accuracy", "log_loss"):
         raise UserError(f"{path} is damaged: best_by is {best_by!r}, not accuracy or log_loss")
     return config

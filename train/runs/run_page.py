@@ -4,7 +4,6 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,13 @@ from train.config import SETTINGS
 from train.evaluation.classes import class_intervals
 from train.evaluation.html_report import Measure, Report, write_report
 from train.evaluation.predictions import Predictions
-from train.evaluation.significance import Interval, accuracy_interval, ece_interval, mean_interval
+from train.evaluation.significance import (
+    Interval,
+    accuracy_interval,
+    ece_interval,
+    mean_interval,
+    share_interval,
+)
 from train.runs.note import export_command, scoring_command
 from train.runs.results import RunResult
 from train.settings import flag
@@ -71,9 +76,9 @@ def write_run_page(path: Path, run: RunResult, data: RunData, location: str) -> 
 
 
 def _threshold(p: Predictions) -> float:
-    """Return that of the validation answers; export takes it anew, from the answers as served."""
-    sure = p.probabilities[np.arange(len(p.paths)), p.predicted].astype(np.float32)
-    return fit_threshold(sure, p.correct).probability
+    """Return the confidence threshold of the validation answers. Export fits it again, to the exported
+    model's answers."""
+    return fit_threshold(p.confidence.astype(np.float32), p.correct).probability
 
 
 def run_measures(run: RunResult, calibrated: bool, f1_macro: Interval) -> list[Measure]:
@@ -85,21 +90,17 @@ def run_measures(run: RunResult, calibrated: bool, f1_macro: Interval) -> list[M
         value = best.get(f"val/{name}" if calibrated else f"val/{name}_calibrated")
         return None if value is None else float(value)
 
-    confidence = p.probabilities[np.arange(n), p.predicted]
-    two = np.stack([np.log(confidence), np.full(n, -np.inf)], axis=1)
     measures = [Measure("accuracy", accuracy_interval(p.correct))]
     if "val/top5_accuracy" in best:
-        right = round(best["val/top5_accuracy"] * n)
-        measures.append(Measure("top-5 accuracy", accuracy_interval(np.arange(n) < right)))
+        top5 = share_interval(round(best["val/top5_accuracy"] * n), n)
+        measures.append(Measure("top-5 accuracy", top5))
     measures += [
         Measure("log loss", mean_interval(p.losses), other("log_loss")),
-        Measure(
-            "expected calibration error", ece_interval(two, (~p.correct).astype(np.int64)), other("ece")
-        ),
+        Measure("expected calibration error", ece_interval(p.confidence, p.correct), other("ece")),
         Measure("macro F1", f1_macro),
     ]
-    if "val/roc_auc" in best:
-        measures.append(Measure("ROC AUC", Interval(float(best["val/roc_auc"]), nan, nan)))
+    if run.roc_auc:
+        measures.append(Measure("ROC AUC", run.roc_auc))
     return measures
 
 

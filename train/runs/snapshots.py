@@ -109,7 +109,7 @@ class Snapshots(NullSnapshots):
         return writing is None or writing.result()
 
     def write_pending(self) -> None:
-        """Write what no snapshot came after.
+        """Write the best checkpoint if no later snapshot has done so.
 
         Raises:
             UserError: it cannot be written.

@@ -204,7 +204,7 @@ def test_a_champion_without_predictions_is_asked_for(capsys: pytest.CaptureFixtu
 
 
 def test_no_shared_images_no_promotion(capsys: pytest.CaptureFixture[str]) -> None:
-    first = registered_run("first", seed=0, n=50)
+    first = registered_run("first", seed=0, n=100, skill=2.5)
     compare.main([str(first), "--promote", "pets"])
     second = registered_run("second", seed=1, n=50)
     text = (second / "val_predictions.csv").read_text()

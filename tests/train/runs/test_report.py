@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from train_data import linear_model, make_data
 
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.evaluation.metrics import evaluate_logits
+from train.evaluation.predictions import Predictions
 from train.models.build import build_model
 from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
 from train.runs.directory import create_run_folder, run_folder, save_best
@@ -29,11 +31,19 @@ def test_an_epochs_line_shows_the_log_loss_that_decides_which_is_best(calibrate:
     assert [number for number in ("0.2500", "0.5000") if number in line] == [shown]
 
 
+def answers(labels: NDArray[np.int64], right: int) -> Predictions:
+    """Predictions of these labels, the first `right` of them right."""
+    predicted = np.where(np.arange(len(labels)) < right, labels, 1 - labels)
+    probabilities = np.eye(2)[predicted]
+    paths = [str(i) for i in range(len(labels))]
+    return Predictions("", paths, labels, predicted, np.zeros(len(labels)), probabilities, ("cat", "dog"))
+
+
 BEST = {"val/accuracy": 0.9, "val/log_loss": 0.3, "val/log_loss_calibrated": 0.25, "val/f1_macro": 0.5}
 
 
 def test_the_summary_has_the_interval_and_a_command_that_a_shell_takes() -> None:
-    even = np.arange(100) % 2
+    even = answers(np.arange(100) % 2, 90)
     printed = training_summary(
         History(3, 2, BEST), TrainConfig(epochs=3), even, str(Path("runs") / "my pets")
     )
@@ -47,7 +57,7 @@ def test_the_summary_has_the_interval_and_a_command_that_a_shell_takes() -> None
 
 
 def test_an_accuracy_that_the_largest_class_explains_is_doubted_with_a_cure() -> None:
-    unequal = np.arange(100) // 85
+    unequal = answers((7 * np.arange(100) % 100 >= 85).astype(np.int64), 90)
     printed = training_summary(History(3, 2, BEST), TrainConfig(epochs=4), unequal, "runs/a")
     stopped, _, doubt, *_ = printed.splitlines()
     assert "3" in stopped
@@ -57,7 +67,10 @@ def test_an_accuracy_that_the_largest_class_explains_is_doubted_with_a_cure() ->
     assert "0.8500" in doubt
     assert "--class-weights" in doubt
     few = training_summary(
-        History(3, 2, BEST | {"val/accuracy": 1.0}), TrainConfig(epochs=3), np.arange(2), "runs/a"
+        History(3, 2, BEST | {"val/accuracy": 1.0}),
+        TrainConfig(epochs=3),
+        answers(np.arange(2), 2),
+        "runs/a",
     )
     assert "--val-fraction" in few
     assert "--class-weights" not in few

@@ -50,14 +50,6 @@ def test_the_best_epoch_is_that_of_the_runs_own_measure(tmp_path: Path) -> None:
     assert read_run(folder).best_epoch == 2
 
 
-def test_a_run_of_before_calibration_is_read(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "a", calibrate=False)
-    edit(folder / "config.yaml", "calibrate: false\n", "")
-    text = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(text.replace("_calibrated", "_unknown"))
-    assert read_run(folder).best_epoch == 2
-
-
 def test_an_epoch_without_a_validation_is_read(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
