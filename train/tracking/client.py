@@ -78,7 +78,7 @@ class TrackingStore:
         try:
             return self.client.get_run(run_id)
         except mlflow.MlflowException as error:
-            # the latter of what is no ID
+            # INVALID_PARAMETER_VALUE: the text is not a run ID
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
@@ -105,11 +105,6 @@ class TrackingStore:
             with suppress(mlflow.MlflowException):  # who may not edit the experiment can log to it
                 client.set_experiment_tag(known.experiment_id, *VIEW_TAG)
         return str(known.experiment_id)
-
-    def log_metrics(self, run_id: str, metrics: list[Any]) -> None:
-        """Log mlflow.entities.Metric, however many."""
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
-            self.client.log_batch(run_id, metrics[start : start + 1000])
 
     def check_artifact_folder(self, artifact_uri: str) -> None:
         """Check that files of a run do not end in a folder that MLflow would make here, for nobody to find:

@@ -25,7 +25,7 @@ from train.tracking.run_record import Record
 KEY_TAG = "purebred.key"
 RESUMED_TAG = "purebred.resumed"
 NOTE_TAG = "mlflow.note.content"  # Markdown at the head of a run's page
-# an epoch that is done again has other values, and no better
+# they differ when an epoch is repeated; the first ones stay
 OF_ITS_EXECUTION = ("images_per_second", "data_share")
 RESUMED = re.compile(r"resume\.(\d+)(?:-(\d+))?\.(.+)")
 LONGEST_METRIC_NAME = 240  # MLflow takes 250, and a hash may follow

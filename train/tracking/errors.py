@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
+from serve.contract.errors import LASTING as LASTING_ERRORS
 from serve.contract.errors import UserError
 
 LONGEST = 2000  # characters of a message; a proxy may answer with a whole page
@@ -26,7 +27,6 @@ DATABASE_REFUSES = re.compile(
     "authentication failed|does not exist|no pg_hba|Access denied|Unknown database|permission denied", re.I
 )
 BAD_TLS = re.compile("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|UNSUPPORTED_PROTOCOL")
-LASTING_OS_ERRORS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 READ_ONLY_FILE_SYSTEM = 30  # errno.EROFS
 PACKAGES = {
     "google": "google-cloud-storage",
@@ -118,7 +118,7 @@ def _verdict(error: Any) -> bool | None:
 
 
 def _cannot_be_written(error: BaseException) -> bool:
-    return isinstance(error, LASTING_OS_ERRORS) or getattr(error, "errno", None) == READ_ONLY_FILE_SYSTEM
+    return isinstance(error, LASTING_ERRORS) or getattr(error, "errno", None) == READ_ONLY_FILE_SYSTEM
 
 
 def _status(error: Any) -> int:

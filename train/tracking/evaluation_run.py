@@ -88,7 +88,7 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
             )
             for name, value in evaluation.metrics.items()
         ]
-        store.log_metrics(made, metrics)
+        store.client.log_batch(made, metrics)
         for file in evaluation.files:
             client.log_artifact(made, str(file))
         client.set_terminated(made, "FINISHED")

@@ -52,7 +52,7 @@ def log_parent(
     store = TrackingStore()
     with store.errors():
         metrics = [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in points]
-        store.log_metrics(run_id, metrics)
+        store.client.log_batch(run_id, metrics)
         store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         for file in files:
             store.client.log_artifact(run_id, str(file))

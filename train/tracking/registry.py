@@ -107,10 +107,15 @@ def check_registrable(store: TrackingStore, run_id: str, name: str) -> None:
 def find_by_checkpoint(store: TrackingStore, checkpoint_sha256: str) -> str:
     """Return the ID of the run whose best checkpoint this is, or ""."""
     with store.errors():
-        experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
         by_tag = f"tags.`{BEST_CHECKPOINT_TAG}` = '{checkpoint_sha256}'"
-        found = store.client.search_runs(experiments, by_tag, max_results=1)
-    return str(found[0].info.run_id) if found else ""
+        page: str | None = None
+        while page is None or page:
+            experiments = store.client.search_experiments(page_token=page)  # a thousand at most
+            ids = [experiment.experiment_id for experiment in experiments]
+            if found := store.client.search_runs(ids, by_tag, max_results=1):
+                return str(found[0].info.run_id)
+            page = experiments.token or ""
+    return ""
 
 
 def publish_model(

@@ -133,15 +133,9 @@ class Sender:
                 tag = contents.resumed_tag(data.tags.get(contents.RESUMED_TAG, ""), epoch, changed)
                 self._client.set_tag(self.record.run_id, contents.RESUMED_TAG, tag)
         params = [Param(key, value) for key, value in values.items()]
-        for start in range(0, len(params), 100):  # MLflow's limit for one call
-            self._send_each("parameters", params[start : start + 100], self._log_params)
+        log = partial(self._client.log_batch, self.record.run_id)
+        self._send_each("parameters", params, lambda some: log(params=some))
         self.parameters_sent = True
-
-    def _log_params(self, params: Sequence[Any]) -> None:
-        self._client.log_batch(self.record.run_id, params=params)
-
-    def _log_metrics(self, metrics: Sequence[Any]) -> None:
-        self.store.log_metrics(self.record.run_id, list(metrics))
 
     def _send_dataset(self) -> None:
         record = self.record
@@ -170,7 +164,8 @@ class Sender:
             for name, value in values.items()
             if not self._has(name, value, row["epoch"])
         ]
-        self._send_each("metrics", metrics, self._log_metrics)
+        log = partial(self._client.log_batch, self.record.run_id)
+        self._send_each("metrics", metrics, lambda some: log(metrics=some))
 
     def _has(self, name: str, value: float, epoch: int) -> bool:
         """Whether MLflow has this value already; an epoch that was done again may have another time."""

@@ -1,5 +1,6 @@
 """MLflow has each verified model file once, with its record, and registers what it is asked to."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from export.mlflow_package import package_model
 from export.publish import check_register, training_run
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
+from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG
 from serve.contract.preprocess import Preprocess
 from serve.tracking import RecordedRun, recorded_run
 from train import sync
@@ -22,7 +24,7 @@ from train.tracking.client import TrackingStore
 from train.tracking.errors import RefusedError
 from train.tracking.mlflow_tracker import MlflowTracker
 from train.tracking.parent_run import open_parent
-from train.tracking.registry import check_registrable, publish_model, read_aliases
+from train.tracking.registry import check_registrable, find_by_checkpoint, publish_model, read_aliases
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -136,6 +138,16 @@ def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported(
     published(trained.info.run_id, described(checkpoint_sha256=digest), register="pets")
     version = mlflow.MlflowClient(store).get_model_version_by_alias("pets", "challenger")
     assert version.run_id == trained.info.run_id
+
+
+def test_a_run_is_found_among_more_experiments_than_a_page_has(store: str) -> None:
+    t, opened = whole_run(), TrackingStore()
+    opened.client.set_tag(t.run_id, BEST_CHECKPOINT_TAG, "ab" * 32)
+    for i in range(4):
+        opened.client.create_experiment(f"other {i}")
+    opened.client.search_experiments = partial(opened.client.search_experiments, max_results=2)
+    assert find_by_checkpoint(opened, "ab" * 32) == t.run_id
+    assert find_by_checkpoint(opened, "cd" * 32) == ""
 
 
 @pytest.mark.parametrize("uri", [REFUSES, "sqlite:////proc/no/such.db"])
