@@ -1,7 +1,6 @@
 """Real training images for calibration: what the network saw, and nothing that it is verified on."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.validation_images import ValidationImages
-from serve.contract.archive import SUFFIX, list_tars, member_names
 from serve.contract.errors import UserError
-from serve.contract.images import MAX_MEGAPIXELS, load_image, read_image_file
-from serve.contract.listing import has_image_suffix, list_images
+from serve.contract.images import load_image, read_image_file
 from serve.contract.preprocess import Preprocess
-from serve.contract.tables import split_names
-from serve.inputs.lists import listed_in_csv
+from train.data.layouts.label_file import read_excluded
+from train.data.layouts.registry import find_labels
 
 SEED = 0
 MIN_IMAGES = 8
@@ -33,10 +30,9 @@ def training_pixels(
         UserError: the training images are not where they were, or hardly any are left.
     """
     preprocess = Preprocess.from_dict(checkpoint["preprocess"])
-    source = source or Path(checkpoint["config"]["data"])
-    limit = checkpoint["config"].get("max_megapixels", MAX_MEGAPIXELS)  # none in older ones
-    column, *_ = split_names(checkpoint["config"].get("columns", "")) or [""]
-    paths = _list(source, column)
+    config, flag = checkpoint["config"], "--training-images" if source else "--data"
+    source = source or Path(config["data"])
+    paths = _list(source, flag, config)
     held_back = {hashlib.sha256(read_image_file(validation.root / p)).digest() for p in validation.paths}
     taken: list[NDArray[np.uint8]] = []
     for i in np.random.default_rng(SEED).permutation(len(paths)):
@@ -45,7 +41,9 @@ def training_pixels(
         try:
             data = read_image_file(paths[i])
             if hashlib.sha256(data).digest() not in held_back:
-                taken.append(preprocess(load_image(data, preprocess.decode, max_megapixels=limit)))
+                taken.append(
+                    preprocess(load_image(data, preprocess.decode, max_megapixels=config["max_megapixels"]))
+                )
         except (OSError, ValueError):
             continue
     if len(taken) < MIN_IMAGES:
@@ -56,31 +54,13 @@ def training_pixels(
     return np.stack(taken)
 
 
-def _list(source: Path, column: str) -> list[Path]:
-    """Return the images; `column` is that of their names in a label file, "" for the one that is found."""
+def _list(source: Path, flag: str, config: dict[str, Any]) -> list[Path]:
+    """Return the labelled images that training found in `source`, by the settings of the run."""
     if not source.exists():
         raise UserError(
             f"the training images {str(source)!r} do not exist; start from the folder that training was "
             "started in, or name them with --training-images"
         )
-    if source.is_file() and source.suffix != SUFFIX:
-        return sorted({source.parent / path for path in listed_in_csv(str(source), "train", column)})
-    for recursive in (False, True) if source.is_dir() else ():  # the second is a folder for each class
-        if images := list(_visible(list_images(source, recursive).paths)):
-            return [source / path for path in images]
-    return [tar / name for tar in list_tars(source) for name in _photographs(_visible(member_names(tar)))]
-
-
-def _photographs(names: Iterable[str]) -> list[str]:
-    """Return the images; of labelled samples, as training does, KEY.jpg without its mask KEY.seg.png."""
-    members = list(names)
-    images = [name for name in members if has_image_suffix(name)]
-    if not any(name.endswith(".cls") for name in members):
-        return images
-    keys = {image.rpartition(".")[0] for image in images}
-    return [image for image in images if image.rpartition(".")[0].rpartition(".")[0] not in keys]
-
-
-def _visible(paths: Iterable[str]) -> Iterator[str]:
-    """Yield paths as training does: no ._cat.0.jpg, .thumbnails/cat.0.jpg and other litter."""
-    return (path for path in paths if not any(part.startswith(".") for part in path.split("/")))
+    found = find_labels(source, config["data_format"], flag, config["columns"])
+    paths = found.labels.keys() - set(read_excluded(config["exclude"]))
+    return [found.root / path for path in sorted(paths)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scipy.stats import norm
 
 from export.report import Verification
-from train.evaluation.significance import paired_interval
+from train.evaluation.significance import Interval, paired_interval
 
 MAX_PROBABILITY_DIFFERENCE = 1e-4
 MAX_LOGIT_DIFFERENCE = 1e-3
@@ -17,6 +17,8 @@ MAX_ACCURACY_DRIFT = 0.005
 MAX_LOG_LOSS_ADDED = 0.02
 LARGE_CHANGE = 0.25
 """Of an image's probabilities."""
+MAX_ACCURACY_DROP = 0.3
+"""Points of accuracy, of which there are 100, unless --max-accuracy-drop is given."""
 MAX_LARGELY_CHANGED = 0.005
 """Share of the validation images; of fewer than 200 none. Of 2,000 photographs in int8 it was 0 with an
 EfficientNet-Lite0, and 0.0015 with a MobileNetV3-Small that was hardly better than chance."""
@@ -47,12 +49,23 @@ def limits_for(model_precision: str, precision: str, max_accuracy_drop: float) -
 
 
 def check_accuracy(report: Verification, total: int, is_whole_set: bool) -> None:
-    """Add to the report what speaks against the accuracy on `total` validation images, and what they leave
-    open."""
+    """Add to the report failures, where accuracy on `total` validation images is lost, and notes, where
+    they are too few to show it."""
     limit = report.max_accuracy_drop
     if limit is not None:
-        report.failures += _rounding_failures(report, total, limit)
-        report.notes += _too_few_images(report, total, limit)
+        change = paired_interval(report.gained, report.lost, total, CONFIDENCE)
+        drop = report.accuracy_pytorch - report.accuracy_served
+        if drop > limit + 1e-9 and change.high < 0:
+            report.failures.append(
+                f"validation accuracy is {report.accuracy_served:.4f} served and "
+                f"{report.accuracy_pytorch:.4f} in float32: {100 * drop:.2f} points lost, more than "
+                f"{100 * limit:g}, and not by chance: of {total} images {report.lost} are lost and "
+                f"{report.gained} gained (a change between {100 * change.low:+.2f} and "
+                f"{100 * change.high:+.2f} points)"
+            )
+        elif 0 < limit < -change.low:
+            report.notes.append(_too_few_images(report, total, limit, change))
+        report.failures += _rounding_failures(report, total)
     elif abs(report.accuracy_pytorch - report.accuracy_served) > 1 / total + 1e-9:
         report.failures.append(
             f"validation accuracy is {report.accuracy_served:.4f} served and "
@@ -66,18 +79,8 @@ def check_accuracy(report: Verification, total: int, is_whole_set: bool) -> None
         )
 
 
-def _rounding_failures(report: Verification, total: int, limit: float) -> Iterator[str]:
-    """Accuracy fails when more than the limit is lost and chance is ruled out, by the images that changed
-    sides. The other limits show damage on few images, too."""
-    change = paired_interval(report.gained, report.lost, total, CONFIDENCE)
-    drop = report.accuracy_pytorch - report.accuracy_served
-    if drop > limit + 1e-9 and change.high < 0:
-        yield (
-            f"validation accuracy is {report.accuracy_served:.4f} served and {report.accuracy_pytorch:.4f} "
-            f"in float32: {100 * drop:.2f} points lost, more than {100 * limit:g}, and not by chance: of "
-            f"{total} images {report.lost} are lost and {report.gained} gained (a change between "
-            f"{100 * change.low:+.2f} and {100 * change.high:+.2f} points)"
-        )
+def _rounding_failures(report: Verification, total: int) -> Iterator[str]:
+    """Yield what shows damage on few images, too, where a loss of accuracy may be chance."""
     added = report.log_loss_served - report.log_loss_pytorch
     if added > MAX_LOG_LOSS_ADDED:  # at chance level, accuracy shows no damage
         yield (
@@ -92,17 +95,14 @@ def _rounding_failures(report: Verification, total: int, limit: float) -> Iterat
         )
 
 
-def _too_few_images(report: Verification, total: int, limit: float) -> Iterator[str]:
-    change = paired_interval(report.gained, report.lost, total, CONFIDENCE)
-    lost_for_sure = report.accuracy_pytorch - report.accuracy_served > limit + 1e-9 and change.high < 0
-    if 0 < limit < -change.low and not lost_for_sure:
-        needed = images_needed(report.gained, report.lost, total, limit)
-        yield (
-            f"{total} validation images cannot rule out a loss of {100 * limit:g} points of accuracy: the "
-            f"change lies between {100 * change.low:+.2f} and {100 * change.high:+.2f} points"
-            # as many gained as lost is assumed: with a loss among them it may be fewer than there are
-            + (f"; that takes about {needed} images" if needed > total else "")
-        )
+def _too_few_images(report: Verification, total: int, limit: float, change: Interval) -> str:
+    needed = images_needed(report.gained, report.lost, total, limit)
+    return (
+        f"{total} validation images cannot rule out a loss of {100 * limit:g} points of accuracy: the "
+        f"change lies between {100 * change.low:+.2f} and {100 * change.high:+.2f} points"
+        # as many gained as lost is assumed: with a loss among them it may be fewer than there are
+        + (f"; that takes about {needed} images" if needed > total else "")
+    )
 
 
 def images_needed(gained: int, lost: int, n: int, limit: float) -> int:

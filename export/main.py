@@ -31,20 +31,18 @@ require("train", "torch")
 import argparse
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from export.convert import convert, describe, has_embeddings
-from export.gate import limits_for
+from export.gate import MAX_ACCURACY_DROP, limits_for
 from export.publish import check_register, track, training_run
 from export.record import (
     MODEL_FILES,
     add_report,
     check_models_replaceable,
     lost_by_exporting,
+    publish_verified,
     published_model,
-    stamp,
     verified_model,
-    write_verification,
 )
 from export.run_copy import open_run_folder
 from export.speed import time_pairing
@@ -52,18 +50,11 @@ from export.validation_images import ValidationImages
 from export.verify import verify
 from serve.contract.command_line import CommandLine, Number, command
 from serve.contract.files import check_folder_writable, file_sha256
-from serve.contract.urls import redact
+from serve.outcome import report_error
 from serve.predictor import Predictor
 from serve.providers.registry import PRECISIONS
-from serve.verification import RECORD
 from train.checkpoint import best_checkpoint, load_checkpoint
 from train.models.build import rebuild
-
-MAX_ACCURACY_DROP = 0.3
-
-
-# such a call fails again
-STAYS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model-precision",
         choices=MODEL_FILES,
         default="fp32",
-        help="which file --verify-provider and --register mean",
+        help="the file to verify (--verify-provider) or to register (--register)",
     )
     add(
         "--max-accuracy-drop",
@@ -93,8 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--register",
         default="",
         metavar="MODEL",
-        help="MLflow registered model that gets the file as challenger; what is exported already is "
-        "registered as it is",
+        help="register the file under this name, as challenger; a verified file of the best checkpoint is "
+        "not exported again",
     )
     return parser
 
@@ -108,12 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run_folder(args.run) as args.run:
             return verify_provider(args) if args.verify_provider else run(args)
     except (UserError, OSError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return exit_code(error)
-
-
-def exit_code(error: Exception) -> int:
-    return 3 if isinstance(error, OSError) and not isinstance(error, STAYS) else 2
+        return report_error(error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,23 +116,15 @@ def run(args: argparse.Namespace) -> int:
         track(metadata, args.run, args.register, args.model_precision)
         return 0
     model = rebuild(checkpoint)
-    images = validation_images(args.run, checkpoint, args.images, args.limit)
+    images = ValidationImages.of_run(args.run, checkpoint, args.images, args.limit)
     try:
         convert(model, metadata, unverified, args.embeddings)
         report = verify(model, checkpoint, unverified, images)
         report.checkpoint_sha256 = metadata.checkpoint_sha256
-        if report.passed:
-            stamp(unverified, report)
         if lost := lost_by_exporting(folder):
             print(f"the earlier export's {', '.join(lost)} are gone: make them again where they are needed")
-        for name in MODEL_FILES.values():  # from here on, a model.onnx is one that this call verified
-            (folder / name).unlink(missing_ok=True)
-        write_verification(folder, report)
-        report.print()
-        if not report.passed:
-            print(f"error: not published; see {folder / RECORD}", file=sys.stderr)
+        if not publish_verified(unverified, published, report):
             return 1
-        unverified.replace(published)
     finally:
         unverified.unlink(missing_ok=True)
     print(f"verified: {published}")
@@ -207,7 +185,7 @@ def verify_provider(args: argparse.Namespace) -> int:
     # raises, before images are read, where the provider cannot be used
     Predictor(published, provider, precision=precision, allow_unverified=True)
     checkpoint = load_checkpoint(path)
-    images = validation_images(args.run, checkpoint, args.images, args.limit)
+    images = ValidationImages.of_run(args.run, checkpoint, args.images, args.limit)
     limits = limits_for(metadata.precision, precision, args.max_accuracy_drop)
     report = verify(rebuild(checkpoint), checkpoint, published, images, provider, precision, limits)
     report.file, report.checkpoint_sha256 = published.name, metadata.checkpoint_sha256
@@ -223,12 +201,6 @@ def verify_provider(args: argparse.Namespace) -> int:
         print(f"error: {published} is not to be served on {args.verify_provider}", file=sys.stderr)
     track(metadata, args.run, args.register if report.passed else "", args.model_precision)
     return 0 if report.passed else 1
-
-
-def validation_images(
-    run: Path, checkpoint: dict[str, Any], root: Path | None, limit: int = 0
-) -> ValidationImages:
-    return ValidationImages.read(run / "val_predictions.csv", root or Path(checkpoint["val_root"]), limit)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def fuse_normalisation(model: onnx.ModelProto) -> bool:
         name = f"{conv.input[1]}_folded"
         new[name] = np.concatenate([weight, mask], axis=1).astype(np.float32)
         conv.input[1] = name
-        if len(conv.input) < 3:  # to be had for corrections
+        if len(conv.input) < 3:  # `correct_biases` needs one to change
             conv.input.append(f"{name}_bias")
             new[f"{name}_bias"] = np.zeros(len(weight), np.float32)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in new.items())

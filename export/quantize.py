@@ -37,20 +37,14 @@ from numpy.typing import NDArray
 
 from export.calibration_set import training_pixels
 from export.convert import save
-from export.gate import limits_for
-from export.main import (
-    MAX_ACCURACY_DROP,
-    exit_code,
-    validation_images,
-)
+from export.gate import MAX_ACCURACY_DROP, limits_for
 from export.publish import track
 from export.quantization import Quantizer, onnx_probabilities, optimise, to_fp16
 from export.record import (
     MODEL_FILES,
     add_report,
     check_models_replaceable,
-    remove_model,
-    stamp,
+    publish_verified,
     verified_model,
 )
 from export.report import describe_rates
@@ -59,9 +53,9 @@ from export.search import choose_float_layers
 from export.speed import time_pairing
 from export.validation_images import ValidationImages
 from export.verify import verify
-from serve.contract.files import check_folder_writable, file_sha256
-from serve.contract.urls import redact
-from serve.verification import DEFAULT_PAIRING, RECORD
+from serve.contract.files import check_folder_writable
+from serve.outcome import report_error
+from serve.verification import DEFAULT_PAIRING
 from train.checkpoint import load_checkpoint
 from train.models.build import rebuild
 
@@ -121,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run_folder(args.run) as args.run:
             return run(args)
     except (UserError, OSError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return exit_code(error)
+        return report_error(error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     check_models_replaceable(folder, [MODEL_FILES[args.to]], args.overwrite)
     published, unverified = folder / MODEL_FILES[args.to], folder / f"unverified.{args.to}.onnx"
     checkpoint = load_checkpoint(path)
-    images = validation_images(args.run, checkpoint, args.images)
+    images = ValidationImages.of_run(args.run, checkpoint, args.images)
     check_folder_writable(folder, "--run")
     if args.to == "int8":
         conversion = _to_int8(args, source, checkpoint, images)
@@ -141,22 +134,11 @@ def run(args: argparse.Namespace) -> int:
         save(conversion.model, replace(metadata, precision=args.to, verified=()), unverified)
         limits = limits_for(args.to, "fp32", args.max_accuracy_drop)
         report = verify(rebuild(checkpoint), checkpoint, unverified, images, "cpu", "fp32", limits)
-        report.file, report.checkpoint_sha256 = published.name, metadata.checkpoint_sha256
-        report.conversion = conversion.notes
-        if report.passed:
-            stamp(unverified, report)
-        else:
-            report.model_sha256 = file_sha256(unverified)
-        remove_model(folder, args.to)  # from here on, such a file is one that this call verified
-        add_report(folder, report)
-        report.print()
-        if not report.passed:
-            hint = (
-                ", or keep more layers in float32 with a lower --target-error" if args.to == "int8" else ""
-            )
-            print(f"error: {published.name} is not published; see {folder / RECORD}{hint}", file=sys.stderr)
+        report.checkpoint_sha256, report.conversion = metadata.checkpoint_sha256, conversion.notes
+        if not publish_verified(unverified, published, report):
+            if args.to == "int8":
+                print("a lower --target-error keeps more layers in float32", file=sys.stderr)
             return 1
-        unverified.replace(published)
     finally:
         unverified.unlink(missing_ok=True)
     report.images_per_second = time_pairing(published, DEFAULT_PAIRING, source)

@@ -7,6 +7,7 @@ identifies it, to scoring jobs and in MLflow.
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,6 @@ from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY, ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata
 from train.checkpoint import checkpoint_folder
 
-DIGESTS = ("model_sha256", "replaced_sha256")
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}
 """Precision of a file's own layers -> its name in the run's export folder."""
 
@@ -46,9 +46,26 @@ def stamp(file: Path, report: Verification) -> None:
     report.model_sha256 = file_sha256(file)
 
 
-def write_verification(folder: Path, report: Verification) -> None:
-    """Start verification.json anew, with the report of model.onnx on the CPU."""
-    _write(folder, [report.to_dict()])
+def publish_verified(unverified: Path, published: Path, report: Verification) -> bool:
+    """Record the report of a new file on the CPU, and publish the file if it passed.
+
+    From then on, a file of that name is one that this call verified; model.onnx, from which the others are
+    made, takes them with it.
+    """
+    folder, is_first = published.parent, published.name == MODEL_FILES["fp32"]
+    report.file, report.model_sha256 = published.name, file_sha256(unverified)
+    if report.passed:
+        stamp(unverified, report)
+    for name in MODEL_FILES.values() if is_first else (published.name,):
+        (folder / name).unlink(missing_ok=True)
+    kept = [] if is_first else [entry for entry in _read(folder) if entry["file"] != published.name]
+    _write(folder, [*kept, report.to_dict()])
+    report.print()
+    if report.passed:
+        unverified.replace(published)
+    else:
+        print(f"error: {published.name} is not published; see {folder / RECORD}", file=sys.stderr)
+    return report.passed
 
 
 def add_report(folder: Path, report: Verification) -> None:
@@ -80,20 +97,12 @@ def _is_published(file: Path) -> bool:
         with suppress(ValueError):
             return bool(ModelMetadata.read(file).checkpoint_sha256)
         return False
-    return file_sha256(file) in {entry.get(key) for entry in entries for key in DIGESTS}
-
-
-def remove_model(folder: Path, precision: str) -> None:
-    """Delete a derived model file and what is recorded about it."""
-    name = MODEL_FILES[precision]
-    (folder / name).unlink(missing_ok=True)
-    entries = [entry for entry in _read(folder) if entry["file"] != name]
-    _write(folder, entries)
+    return file_sha256(file) in {entry["model_sha256"] for entry in entries}
 
 
 def lost_by_exporting(folder: Path) -> list[str]:
-    """What an earlier export was given since, and a new one has to be given again: files made of its model
-    and providers that it was verified on, as in ["model.int8.onnx", "openvino:bf16"]."""
+    """Return what a new export discards: files made of the old model, and providers that it was verified
+    on, as in ["model.int8.onnx", "openvino:bf16"]."""
     first, *derived = MODEL_FILES.values()
     lost = [name for name in derived if (folder / name).exists()]
     try:

@@ -37,7 +37,8 @@ from collections.abc import Sequence
 from export.record import MODEL_FILES, verified_model
 from export.run_copy import open_run_folder
 from serve.contract.metadata import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, ModelMetadata
-from serve.contract.urls import redact
+from serve.contract.urls import is_remote, redact
+from serve.outcome import report_error
 
 MAX_BATCH_SIZE = 64
 QUEUE_MICROSECONDS = 2000  # how long a request waits for others to share its batch
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandLine("export/triton.py", __doc__, "--run RUN --repository FOLDER [options]")
     add = parser.add_argument
     add("--run", required=True, help="run directory with an exported model, or its URL")
-    add("--repository", type=Path, required=True, help="model repository; made if it does not exist")
+    add("--repository", required=True, help="folder of the model repository; made if it does not exist")
     add("--name", default="", help="of the model in Triton (default: the run's name)")
     add("--model-precision", choices=MODEL_FILES, default="fp32", help="which file")
     add(
@@ -62,15 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 written, 2 unusable arguments or files."""
+    """Return the exit code: 0 written, 2 unusable arguments or files, 3 an error that may pass."""
     args = build_parser().parse_args(argv)
     try:
         with open_run_folder(args.run, writes=False) as run:
             name = args.name or run.name
-            version = write(run, args.repository, name, args.model_precision, args.max_batch_size)
+            if is_remote(args.repository):
+                raise UserError(
+                    f"--repository {redact(args.repository)} is a URL: name a folder, and copy it there"
+                )
+            version = write(run, Path(args.repository), name, args.model_precision, args.max_batch_size)
     except (UserError, OSError) as error:
-        print(f"error: {redact(error)}", file=sys.stderr)
-        return 2
+        return report_error(error)
     print(f"in the model repository: {version}")
     return 0
 
@@ -84,8 +88,6 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
     """
     if not MODEL_NAME.fullmatch(name):
         raise UserError(f"--name {name!r} may hold letters, digits, '.', '_' and '-' only")
-    if max_batch_size < 1:
-        raise UserError(f"--max-batch-size {max_batch_size} must be 1 or more")
     file, metadata, _ = verified_model(run, precision)
     if not any(metadata.is_verified(provider, "fp32") for provider in INSTANCE_KINDS):
         raise UserError(f"{file} is verified neither on cuda nor on cpu at fp32, and Triton has no others")

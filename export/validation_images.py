@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
 from serve.contract.errors import UserError
 from serve.contract.images import Decode, load_accepted, load_whole
-from train.evaluation.predictions import read_labels
+from train.evaluation.predictions import TABLE, read_labels
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ValidationImages:
     is_whole_set: bool
 
     @classmethod
-    def read(cls, predictions: Path, root: Path, limit: int = 0) -> "ValidationImages":
+    def read(cls, predictions: Path, root: Path, limit: int = 0) -> Self:
         """Read those of a run's val_predictions; `limit` takes that many, evenly spaced; 0 takes all.
 
         Raises:
@@ -29,14 +30,17 @@ class ValidationImages:
         """
         paths, labels = read_labels(predictions)
         total = len(paths)
-        if limit < 0:
-            raise UserError(f"--limit {limit} must be 0 or more")
         if limit and limit < total:
             chosen = np.linspace(0, total - 1, limit).round().astype(int)
             paths, labels = [paths[i] for i in chosen], [labels[i] for i in chosen]
         images = cls(root, paths, labels, len(paths) == total)
         images.load(images.paths[0])
         return images
+
+    @classmethod
+    def of_run(cls, run: Path, checkpoint: dict[str, Any], root: Path | None, limit: int = 0) -> Self:
+        """`read` those of a run directory; `root`: where they are now, if not where training read them."""
+        return cls.read(run / TABLE, root or Path(checkpoint["val_root"]), limit)
 
     def load(self, path: str, decode: Decode = load_whole) -> Image.Image:
         """Return an image; `decode` as in `load_image`.

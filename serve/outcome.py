@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.command_line import Number
-from serve.contract.errors import UserError
+from serve.contract.errors import LASTING, UserError
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.local_copy import LocalCopy
@@ -26,8 +26,7 @@ def report_error(error: Exception) -> int:
     """Print the error in one line; return the exit code: 2 if the same call will fail again, 3 if it may
     succeed."""
     print(f"error: {redact(error)}", file=sys.stderr)
-    lasting = (UserError, FileNotFoundError, PermissionError, NotADirectoryError)
-    return 2 if isinstance(error, lasting) else 3
+    return 2 if isinstance(error, LASTING) else 3
 
 
 def add_outcome_options(parser: argparse._ActionsContainer) -> None:

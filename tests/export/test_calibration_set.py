@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tar_files import make_tar
 from train_data import draw
 
@@ -19,7 +20,14 @@ PREPROCESS = Preprocess("squash", 8, 8)
 
 
 def checkpoint(source: Path) -> dict[str, Any]:
-    return {"preprocess": PREPROCESS.to_dict(), "config": {"data": str(source)}}
+    config = {
+        "data": str(source),
+        "data_format": "auto",
+        "columns": "",
+        "exclude": "",
+        "max_megapixels": 80,
+    }
+    return {"preprocess": PREPROCESS.to_dict(), "config": config}
 
 
 def pixels_of(path: Path) -> bytes:
@@ -90,6 +98,29 @@ def test_images_that_are_not_there_or_too_few_say_so(
     draw(few / "cat.1.png", 0, 1000)
     with pytest.raises(ValueError, match=r"only 1 .* 8 "):
         training_pixels(checkpoint(few), validation, 9)
+
+
+def test_masks_beside_images_and_what_training_left_out_are_not_taken(
+    flat: tuple[Path, ValidationImages], tmp_path: Path
+) -> None:
+    root, validation = flat
+    folders = tmp_path / "folders"
+    for path in root.iterdir():
+        label, number, _ = path.name.split(".")
+        (folders / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folders / label / f"{number}.png")
+        with Image.open(path) as image:
+            mask = Image.new("L", image.size)
+        mask.paste(255, (0, 0, mask.width // 2, int(number) + 1))
+        mask.save(folders / label / f"{number}_mask.png")
+    assert len(training_pixels(checkpoint(folders), validation, 1000)) == 15
+    left_out = next(path for path in sorted(root.iterdir()) if path.name not in validation.paths)
+    (tmp_path / "bad.csv").write_text(f"path\n{left_out.name}\n")
+    settings = checkpoint(root)
+    settings["config"]["exclude"] = str(tmp_path / "bad.csv")
+    taken = training_pixels(settings, validation, 1000)
+    assert pixels_of(left_out) not in {image.tobytes() for image in taken}
+    assert len(taken) == 14
 
 
 def test_masks_in_shards_are_not_taken(flat: tuple[Path, ValidationImages], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from serve_model import SIZE, build_model
 import export.main
 from export.convert import describe
 from export.publish import track
-from export.record import add_report, stamp, write_verification
+from export.record import add_report, publish_verified
 from export.report import Verification
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
@@ -54,10 +54,11 @@ def publish(run: Path, metadata: ModelMetadata, precision: str = "fp32") -> Path
     file = run / "export" / name
     file.parent.mkdir(exist_ok=True)
     values = {**metadata.__dict__, "precision": precision}
-    build_model(file, NAMES, metadata=ModelMetadata(**values).to_json())
-    report = Verification(passed=True, file=name, provider="cpu", num_images=9, accuracy_served=0.9)
-    stamp(file, report)
-    write_verification(file.parent, report) if precision == "fp32" else add_report(file.parent, report)
+    unverified = file.with_name("unverified.onnx")
+    build_model(unverified, NAMES, metadata=ModelMetadata(**values).to_json())
+    publish_verified(
+        unverified, file, Verification(passed=True, provider="cpu", num_images=9, accuracy_served=0.9)
+    )
     return file
 
 

@@ -12,11 +12,9 @@ from export.record import (
     add_report,
     check_models_replaceable,
     lost_by_exporting,
+    publish_verified,
     published_model,
-    remove_model,
-    stamp,
     verified_model,
-    write_verification,
 )
 from export.report import Verification
 from serve.contract.files import file_sha256
@@ -39,15 +37,10 @@ def run(tmp_path: Path) -> Path:
         Preprocess("crop", SIZE, SIZE),
         checkpoint_sha256=file_sha256(checkpoint),
     )
-    build_model(tmp_path / "export" / "model.onnx", metadata=metadata.to_json())
-    write_verification(tmp_path / "export", stamped(tmp_path, **ON_THE_CPU))
+    unverified = tmp_path / "export" / "unverified.onnx"
+    build_model(unverified, metadata=metadata.to_json())
+    assert publish_verified(unverified, tmp_path / "export" / "model.onnx", Verification(**ON_THE_CPU))
     return tmp_path
-
-
-def stamped(run: Path, **values: Any) -> Verification:
-    report = Verification(**values)
-    stamp(run / "export" / report.file, report)
-    return report
 
 
 def recorded(run: Path) -> dict[str, Any]:
@@ -129,14 +122,19 @@ def test_a_record_that_cannot_be_read_is_an_error_that_names_it(run: Path, text:
         published_model(run, "fp32")
 
 
-def test_a_derived_file_is_removed_with_its_record(run: Path) -> None:
+def test_a_file_that_fails_takes_its_predecessor_and_that_ones_record_with_it(run: Path) -> None:
     model = (run / "export" / "model.onnx").read_bytes()
-    (run / "export" / "model.int8.onnx").write_bytes(model)
-    later(run, passed=True, provider="cpu", file="model.int8.onnx", model_precision="int8")
-    assert published_model(run, "int8")[0].name == "model.int8.onnx"
-    remove_model(run / "export", "int8")
-    assert not (run / "export" / "model.int8.onnx").exists()
-    assert recorded(run)["pairings"] == []
+    derived, unverified = run / "export" / "model.int8.onnx", run / "export" / "unverified.onnx"
+    unverified.write_bytes(model)
+    assert publish_verified(unverified, derived, Verification(**ON_THE_CPU, model_precision="int8"))
+    later(run, passed=True, provider="openvino", file="model.int8.onnx", model_precision="int8")
+    assert published_model(run, "int8")[0] == derived
+    unverified.write_bytes(model + b"\0")
+    assert not publish_verified(unverified, derived, Verification(provider="cpu", model_precision="int8"))
+    assert not derived.exists()
+    assert [(entry["file"], entry["passed"]) for entry in recorded(run)["pairings"]] == [
+        (derived.name, False)
+    ]
     published_model(run, "fp32")
 
 

@@ -67,6 +67,7 @@ def test_a_model_that_was_struck_out_is_not_handed_on(
         (["--name", "../pets"], "--name '../pets' may hold"),
         (["--model-precision", "int8"], "model.int8.onnx does not exist"),
         (["--name", "other"], "config.pbtxt describes another model"),
+        (["--repository", "s3://bucket/models"], "--repository s3://bucket/models is a URL"),
     ],
 )
 def test_what_cannot_be_written_is_an_error(

@@ -14,6 +14,7 @@ from serve_model import CLASS_NAMES, ON_CPU, broken_files, build_model, colour_o
 from serve import main as serve_main
 from serve import outcome
 from serve.contract.confidence import Threshold
+from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from serve.contract.looks import Look, Looks
 from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY
@@ -50,6 +51,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("ab") as file:
         file.write(entry.SerializeToString())
     return path
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("x"), 2),
+        (FileNotFoundError("x"), 2),
+        (IsADirectoryError("x"), 2),
+        (OSError(28, "No space left on device"), 3),
+        (ConnectionError("x"), 3),
+    ],
+)
+def test_the_exit_code_tells_whether_the_same_call_may_succeed(error: Exception, code: int) -> None:
+    assert outcome.report_error(error) == code
 
 
 def score(model: Path, images: Path, *arguments: object) -> int:
