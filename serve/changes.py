@@ -70,9 +70,9 @@ def digest_stamps(source: Source, rows: range) -> str:
 def unchanged(source: Source, manifest: Manifest) -> bool:
     """Return whether the inputs of a part or piece are what was scored; prints a line if not."""
     rows = range(manifest.first, manifest.first + manifest.rows)
-    if manifest.contents and manifest.stamps == digest_stamps(source, rows):
+    if manifest.stamps == digest_stamps(source, rows):
         return True
-    if manifest.contents and manifest.contents == _digest_contents(source, rows):
+    if manifest.contents == _digest_contents(source, rows):
         return True
     print(
         f"images of rows {rows.start} to {rows.stop - 1} may have changed since they were scored: "

@@ -20,7 +20,7 @@ from serve.batch import Turns, check_score, default_batch_size, score
 from serve.contract.images import (
     MAX_MEGAPIXELS,
     ImageError,
-    check_file_bytes,
+    check_file_size,
     check_megapixels,
     read_image_file,
 )
@@ -166,7 +166,7 @@ class Classifier:
 def _read(image: ImageSource) -> bytes:
     if isinstance(image, Bytes):
         data = bytes(image)  # of bytes, no copy
-        check_file_bytes(data)
+        check_file_size(len(data))
         return data
     if isinstance(image, str) and is_remote(image):
         return storage.read_object(image)

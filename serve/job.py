@@ -109,9 +109,8 @@ class Scoring:
             "batch_size": self.batch_size,
             "precision": self.predictor.precision,
             "images": self.source.location,
+            "max_megapixels": self.max_megapixels,
         }
-        if self.max_megapixels != MAX_MEGAPIXELS:  # parts of older versions have no such setting
-            settings["max_megapixels"] = self.max_megapixels
         inventory = self.source.inventory
         return Job(self.model_sha256, inventory.digest(), len(inventory), settings)
 

@@ -57,7 +57,7 @@ class LocalCopy:
         return storage.open_seekable(self.url_of(path))
 
     def fetch(self, *paths: Path) -> None:
-        """Copy those of the files that exist at the URL, in place of local ones."""
+        """Replace local files by those at the URL; one that is not there is removed."""
         for path in paths if self.url else ():
             path.unlink(missing_ok=True)
             with suppress(FileNotFoundError):

@@ -35,7 +35,7 @@ from serve.job import PartWriter, Scoring, earlier_manifest
 from serve.local_copy import LocalCopy, OpenedModel, resolve_model
 from serve.outcome import Write, open_summary, outcome_code, print_outcome, report_error
 from serve.outputs.destination import check_output_replaceable, open_output
-from serve.outputs.formats import FORMATS, format_of, is_predictions
+from serve.outputs.formats import FORMATS, format_of
 from serve.outputs.layout import Format, Layout
 from serve.predictor import Predictor
 from serve.processors import available_processors
@@ -79,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
         from serve.outputs.sample import read_sample  # what only contests need does not slow every start
 
         sample = read_sample(args.sample_submission)
-    others = [sample.is_submission] if sample else []
     with open_output(args.output, form.suffix, shard) as (path, copy):
         output = copy.url_of(path)
         part = Path(os.path.realpath(path))  # a link is written through
@@ -90,13 +89,7 @@ def run(args: argparse.Namespace) -> int:
         }
         for flag, given in inputs.items():
             check_replaces_no_input(flag, given, output, part)
-        check_output_replaceable(
-            copy,
-            part,
-            args.overwrite,
-            keep_manifest=bool(shard or args.resume),
-            is_ours=lambda file: is_predictions(file, *others),
-        )
+        check_output_replaceable(copy, part, args.overwrite, keep_manifest=bool(shard or args.resume))
         with (
             open_summary(args.summary, output, shard, args.overwrite) as write_summary,
             resolve_model(args.model) as model,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from serve.classifier import Classifier
-from serve.contract.images import ImageError, check_file_bytes
+from serve.contract.images import ImageError, check_file_size
 
 COLUMN = "content"
 DEFAULTS = {"provider": "auto", "precision": "fp32", "threads": 0}
@@ -81,5 +81,5 @@ def file_bytes(content: object) -> bytes:
                 data = binascii.a2b_base64(data)
     else:
         raise ImageError(f"the bytes of an image or base64 text are expected, not {type(content).__name__}")
-    check_file_bytes(data)
+    check_file_size(len(data))
     return data

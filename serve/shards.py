@@ -102,9 +102,9 @@ class Manifest:
     stamps: str = ""
     """Sum over the inputs' files as they were before they were read: sizes, times, numbers, ETags."""
     contents: str = ""
-    """Sum over the bytes that were read. "": of an earlier version, which did not look."""
+    """Sum over the bytes that were read."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """What the rows came to (serve/summary.py); {}: of an earlier version."""
+    """What the rows came to (serve/summary.py)."""
 
     @classmethod
     def read(cls, part: Path) -> "Manifest":

@@ -127,13 +127,10 @@ def _call(method: str, url: str, *arguments: Any, **options: Any) -> Any:
 
 def read_object(url: str) -> bytes:
     """Raises ImageError when it is empty or above MAX_FILE_BYTES, OSError when it cannot be read."""
-    from serve.contract.images import MAX_FILE_BYTES, ImageError  # with Pillow, which merging does without
+    from serve.contract.images import MAX_FILE_BYTES, check_file_size  # Pillow, which merging does without
 
     data = read_range(url, 0, MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"object is over the limit of {MAX_FILE_BYTES} bytes")
-    if not data:
-        raise ImageError("empty file (0 bytes)")
+    check_file_size(len(data))
     return data
 
 

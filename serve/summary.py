@@ -7,11 +7,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from serve.contract.confidence import Estimate, Threshold, estimate_accuracy
+from serve.contract.errors import UserError
 from serve.contract.looks import Looks, distance, quantiles
 from serve.contract.profile import ValidationProfile
 from serve.contract.urls import redact
@@ -137,7 +137,8 @@ class JobSummary:
             found.append(f"grey {mine.grey_share:.0%} ({theirs.grey_share:.0%})")
         before = self.profile.predicted
         if distance(self.predicted, before, ordered=False) > CLEAR:
-            gaps = {name: self._share(self.predicted, name) - self._share(before, name) for name in before}
+            names = {**before, **self.predicted}
+            gaps = {name: self._share(self.predicted, name) - self._share(before, name) for name in names}
             name = max(gaps, key=lambda name: abs(gaps[name]))
             shares = [self._share(counts, name) for counts in (self.predicted, before)]
             found.append(f"predicted as {name!r} {shares[0]:.0%} ({shares[1]:.0%})")
@@ -204,7 +205,8 @@ class JobSummary:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Raises KeyError, TypeError, ValueError or AttributeError for what `to_dict` did not make."""
-        facts = {key: value for key, value in values.items() if key in FACTS}
+        counts = cls().to_dict().keys()
+        facts = {key: value for key, value in values.items() if key not in counts}
         return cls(
             profile=ValidationProfile.from_dict(values["validation"]) if values["validation"] else None,
             facts=facts,
@@ -224,17 +226,11 @@ class JobSummary:
 
 
 def summary_of(manifest: Manifest) -> JobSummary:
-    """Return the summary of a part's rows; one of an earlier version counted errors alone."""
-    with suppress(KeyError, TypeError, ValueError, AttributeError):
+    """Return the summary of a part's rows. Raises UserError when it is damaged."""
+    try:
         return JobSummary.from_dict(manifest.summary)
-    errors, transient = manifest.errors, manifest.transient
-    return JobSummary(rows=manifest.rows, errors=errors, transient=transient, is_whole=False)
-
-
-FACTS = (
-    *("model", "model_version", "model_sha256", "model_precision", "run_name"),
-    *("provider", "precision", "versions", "images", "output", "shard", "max_errors"),
-)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"a manifest has no whole summary ({error!r}): score its part again") from error
 
 
 def is_summary(data: bytes) -> bool:

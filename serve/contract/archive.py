@@ -112,12 +112,26 @@ def read_member(tar: str, name: str, most: int) -> bytes:
     if i == len(index.names) or index.names[i] != key:
         raise FileNotFoundError(2, "no such member", f"{tar}/{name}")
     size = int(index.sizes[i])
-    with open(tar, "rb") as file:
+    with open_regular(tar) as file:
         file.seek(int(index.offsets[i]))
         data = file.read(min(size, most + 1))
     if len(data) < min(size, most + 1):
         raise UserError(f"truncated: the tar file has {len(data)} of its {size} bytes")
     return data
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file, never blocking on a FIFO or a device, for which UserError is raised."""
+    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115  closed by the caller
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError("not a regular file")
+    return file
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    # Opening a FIFO without a writer returns at once; what was opened is then examined.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def plain(name: str) -> str:
@@ -153,9 +167,7 @@ def _hash(name: str) -> np.uint64:
 def _members(tar: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
     """Yield (name, (offset, size)), or (name, None) for what is not a regular file."""
     try:
-        with open(tar, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError("not a regular file")
+        with open_regular(tar) as file:
             for member in members(file):
                 regular = member.isreg() and not member.issparse()
                 yield plain(member.name), (member.offset_data, member.size) if regular else None

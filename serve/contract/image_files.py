@@ -207,7 +207,7 @@ class ImageFiles:
         return namings + [Naming(folder=top, suffix=added, anywhere=True) for top in (*mine, "")]
 
     def _rank(self, naming: Naming) -> tuple[bool, int, bool]:
-        """Return what the better one of two rules that fit is smaller in."""
+        """Return a rule's sort key: the best rule has the smallest."""
         part = _part_of(naming.folder)
         plain = all(map(_is_plain, naming.folder.removeprefix("../").split("/")[:-1]))
         if not naming.folder:

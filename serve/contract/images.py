@@ -2,12 +2,11 @@
 
 import io
 import os
-import stat
 from collections.abc import Callable
 
 from PIL import Image
 
-from serve.contract.archive import read_member, split_member
+from serve.contract.archive import open_regular, read_member, split_member
 from serve.contract.colours import sample_bits, to_rgb
 from serve.contract.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
 from serve.contract.errors import UserError
@@ -63,21 +62,18 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         OSError: it cannot be opened or read.
     """
     try:
-        file = open(path, "rb", opener=open_nonblocking)  # noqa: SIM115
+        file = open_regular(path)
     except NotADirectoryError:
         inside = split_member(path)
         if inside is None:
             raise
         return _read_member(*inside)
+    except UserError as error:
+        raise ImageError(str(error)) from error
     with file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise ImageError("not a regular file")
-        if info.st_size == 0:
-            raise ImageError("empty file (0 bytes)")
-        if info.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"file of {info.st_size} bytes is over the limit of {MAX_FILE_BYTES}")
-        return file.read(info.st_size)
+        size = os.fstat(file.fileno()).st_size
+        check_file_size(size)
+        return file.read(size)
 
 
 def _read_member(tar: str, name: str) -> bytes:
@@ -85,21 +81,21 @@ def _read_member(tar: str, name: str) -> bytes:
         data = read_member(tar, name, MAX_FILE_BYTES)
     except ValueError as error:
         raise ImageError(str(error)) from error
-    check_file_bytes(data)
+    check_file_size(len(data))
     return data
 
 
-def check_file_bytes(data: bytes) -> None:
-    """Raise ImageError when the bytes of a file are none, or more than MAX_FILE_BYTES."""
-    if not data:
-        raise ImageError("empty file (0 bytes)")
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"file is over the limit of {MAX_FILE_BYTES} bytes")
+def size_problem(size: int) -> str:
+    """Return why a file of so many bytes is no image; "" if it may be one."""
+    if size > MAX_FILE_BYTES:
+        return f"file of {size} bytes is over the limit of {MAX_FILE_BYTES}"
+    return "" if size else "empty file (0 bytes)"
 
 
-def open_nonblocking(path: str, flags: int) -> int:
-    # Opening a FIFO without a writer returns at once; what was opened is then examined.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def check_file_size(size: int) -> None:
+    """Raise ImageError when a file has no bytes, or more than MAX_FILE_BYTES."""
+    if problem := size_problem(size):
+        raise ImageError(problem)
 
 
 def open_image(data: bytes) -> Image.Image:

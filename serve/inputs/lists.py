@@ -93,18 +93,18 @@ def _check_first(path: str, line: str) -> None:
         )
 
 
-def listed_in_csv(path: str, part: str = "test", column: str = "") -> Iterator[str]:
+def listed_in_csv(path: str) -> Iterator[str]:
     """Yield the images that a CSV file lists in its column path, or else in the one that names images.
 
-    `part`, train or test, is the folder where both have images of the same names; `column`: the name of the
-    column. Raises UserError when no column names images, or several do.
+    Where folders train and test have images of the same names, those of test are taken. Raises UserError
+    when no column names images, or several do.
     """
     with _open(path) as file:
         line = 1
         try:
             table = read_table(file, path)
             sample = list(islice(table.rows, SAMPLE_ROWS))
-            at, path_of = _find_images(path, table, sample, part, column)
+            at, path_of = _find_images(path, table, sample)
             for row in chain(sample, table.rows):
                 line = row.line
                 if not row.cells[at]:
@@ -114,23 +114,18 @@ def listed_in_csv(path: str, part: str = "test", column: str = "") -> Iterator[s
             raise UserError(f"{path}: what follows line {line} is not CSV: {error}") from error
 
 
-def _find_images(
-    path: str, table: Table, sample: list[TableRow], part: str, column: str
-) -> tuple[int, Callable[[str], str]]:
+def _find_images(path: str, table: Table, sample: list[TableRow]) -> tuple[int, Callable[[str], str]]:
     """Return the column of the images, and the function that makes paths of its cells."""
-    named = table.find(column or "path")
-    if len(named) > 1 or (column and not named):
-        count = len(named) or "no"
-        raise UserError(
-            f"{path}: {count} column {column or 'path'!r} among {table.columns[:10]}; it needs one"
-        )
+    named = table.find("path")
+    if len(named) > 1:
+        raise UserError(f"{path}: {len(named)} columns 'path' among {table.columns[:10]}; it needs one")
     cells = [[row.cells[i] for row in sample] for i in range(len(table.columns))]
     urls = [i for i in range(len(cells)) if cells[i] and (is_remote(path) or all(map(is_remote, cells[i])))]
     urls = [i for i in urls if all(is_remote(cell) or has_image_suffix(cell) for cell in cells[i])]
     at = (named or urls or [0])[0]
     if (named or len(urls) == 1) and (is_remote(path) or at in urls or _are_files(path, cells[at])):
         return at, str
-    files = ImageFiles(path, part)
+    files = ImageFiles(path, "test")
     found = named or (urls if is_remote(path) else find_image_columns(table, sample, files))
     if len(found) != 1:
         which = "several columns name images" if found else "no column 'path', nor another one of images,"

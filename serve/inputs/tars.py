@@ -3,8 +3,6 @@
 So a member named ../../etc/passwd.jpg is a row of that name and nothing else.
 """
 
-import os
-import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,8 +10,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from serve import storage
-from serve.contract.archive import file_stamp, identity, members, plain
-from serve.contract.images import MAX_FILE_BYTES, ImageError, open_nonblocking
+from serve.contract.archive import file_stamp, identity, members, open_regular, plain
+from serve.contract.images import ImageError, size_problem
 from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.urls import is_remote, redact
 from serve.inputs.base import LeftOut
@@ -93,16 +91,12 @@ def _stamp(path: str) -> str:
 def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:
     if is_remote(path):
         return storage.open_seekable(path), ()
-    file = open(path, "rb", opener=open_nonblocking)  # noqa: SIM115  closed by the caller
-    info = os.fstat(file.fileno())
-    if not stat.S_ISREG(info.st_mode):
-        file.close()
-        raise ImageError("not a regular file")
+    file = open_regular(path)
     return file, identity(file)
 
 
 def _read(tar: _Tar, offset: int, size: int) -> bytes:
-    with open(tar.path, "rb", opener=open_nonblocking) as file:
+    with open_regular(tar.path) as file:
         if identity(file) != tar.identity:  # the place may hold another image now
             raise ImageError("the tar file has changed since it was listed")
         file.seek(offset)
@@ -122,8 +116,4 @@ def _problem(member: tarfile.TarInfo) -> str:
         return f"not a regular file but {kind} in a tar file"
     if member.issparse():
         return "a sparse file in a tar file"
-    if member.size == 0:
-        return "empty file (0 bytes)"
-    if member.size > MAX_FILE_BYTES:
-        return f"file of {member.size} bytes is over the limit of {MAX_FILE_BYTES}"
-    return ""
+    return size_problem(member.size)

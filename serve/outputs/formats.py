@@ -25,14 +25,12 @@ def format_of(output: str) -> Format:
     return BY_SUFFIX[suffix]
 
 
-def is_predictions(file: IO[bytes], *others: Callable[[IO[bytes]], bool]) -> bool:
-    """Return whether a seekable file is empty, or begins as the predictions that a format writes, or as one
-    of `others` finds.
+def is_predictions(file: IO[bytes]) -> bool:
+    """Return whether a seekable file is empty, or begins as the predictions that a format writes.
 
     Byte for byte: what a spreadsheet or an editor saved anew is somebody's work.
     """
-    tests = (*(form.begins for form in FORMATS.values()), *others)
-    return not file.read(1) or any(_begins_as(test, file) for test in tests)
+    return not file.read(1) or any(_begins_as(form.begins, file) for form in FORMATS.values())
 
 
 def _begins_as(test: Callable[[IO[bytes]], bool], file: IO[bytes]) -> bool:

@@ -2,11 +2,8 @@
 
 import codecs
 import csv
-import io
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO
 
 from serve import storage
 from serve.contract.errors import UserError
@@ -16,9 +13,6 @@ from serve.contract.text_encoding import text_encoding
 from serve.contract.urls import is_remote, redact
 
 MOST_VALUES = 50_000  # different ones that are looked at
-ROWS_EXAMINED = 1000  # of a file that may be replaced
-# A probability as numpy writes it, which is never 0 or 1 alone: labels are whole numbers
-PROBABILITY = re.compile(r"\d\.\d+(e-\d+)?|\d(\.\d+)?e-\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -53,21 +47,6 @@ class Sample:
         if quoted or any(character in text for character in (self.delimiter, '"', "\r", "\n")):
             return '"' + text.replace('"', '""') + '"'
         return text
-
-    def is_submission(self, file: IO[bytes]) -> bool:
-        """Return whether a file has this header, these ids, and probabilities, as no file of labels has."""
-        text = io.TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
-        try:
-            return text.read(len(self.header)) == self.header and self._has_probabilities(text)
-        finally:
-            text.detach()
-
-    def _has_probabilities(self, lines: Iterable[str]) -> bool:
-        rows = csv.reader(lines, delimiter=self.delimiter)
-        for _, row_id, row in zip(range(ROWS_EXAMINED), self.ids, rows, strict=False):
-            if row[:1] != [row_id] or not all(PROBABILITY.fullmatch(cell) for cell in row[1:]):
-                return False
-        return True
 
 
 def read_sample(path: str) -> Sample:

@@ -39,9 +39,8 @@ class Submission:
 
     @property
     def form(self) -> Format:
-        return Format(
-            "submission", ".csv", lambda file, _: SubmissionWriter(file, self), self.sample.is_submission
-        )
+        """Whether a file is a submission cannot be seen: it may be another model's, or labels."""
+        return Format("submission", ".csv", lambda file, _: SubmissionWriter(file, self), lambda _: False)
 
 
 class SubmissionWriter:

@@ -74,6 +74,11 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
         )
     are_numbers = bool(shown) and all(map(NUMBER.fullmatch, shown))
     if are_numbers and not numeric and not shown <= set(names):
+        if count > 2 and min(map(int, shown)) > 0 and max(map(int, shown)) < count:
+            raise UserError(
+                f"{described}, neither 0 nor {count}: the {count} classes may be counted from 0 or from 1; "
+                "write one of these two numbers into a row"
+            )
         places = [int(i == at) for i in range(2)] if count == 2 else range(count)
         texts = [str(place + (base or 0)) for place in places]
         pairs = [f"{text} for {c!r}" for text, c in zip(texts, class_names, strict=True)]
@@ -88,7 +93,7 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
 
 
 def names_shown(shown: Iterable[str], class_names: Sequence[str]) -> dict[str, str]:
-    """Return text -> class: of the names themselves, and of texts that spell one otherwise."""
+    """Return text -> class, for the names themselves and for texts that spell one otherwise."""
     spelled = spellings(class_names)
     names = {text: class_names[spelled[folded(text)]] for text in shown if folded(text) in spelled}
     return names | {name: name for name in class_names}

@@ -164,8 +164,8 @@ def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reas
     threads = runtime.threads  # 0: a provider that serialises its calls takes every processor for each
     if not threads and provider.on_gpu:
         threads = 1
-    if not threads and name == DEFAULT:
-        threads = max(1, available_processors() // runtime.workers)
+    if name == DEFAULT:  # whose callers run at the same time
+        threads = max(1, (threads or available_processors()) // runtime.workers)
     options = _session_options(threads)
     providers = provider.configure(options, path, runtime, metadata)
     try:

@@ -150,9 +150,8 @@ def test_a_submission_is_as_its_sample(tmp_path: Path, two_classes: Path, images
     (images / "4").symlink_to(".")
     (tmp_path / "sample.csv").write_bytes(SAMPLE.encode())
     arguments = ("--model", two_classes, "--images", images, "--sample-submission", "sample.csv")
-    for _ in range(2):  # its own probabilities are replaced
-        done = run(tmp_path, *arguments, "--output", "submission.csv")
-        assert done.returncode == 0, done.stderr
+    done = run(tmp_path, *arguments, "--output", "submission.csv")
+    assert done.returncode == 0, done.stderr
     rows = read_csv(tmp_path / "submission.csv")
     assert [row["id"] for row in rows] == ["3", "1", "0"]
     assert rows[0]["label"] == "0.5"

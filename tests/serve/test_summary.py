@@ -1,6 +1,7 @@
 """A job's summary: what is counted, printed and written, and that parts add up to the whole."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from serve.contract.confidence import Threshold
+from serve.contract.errors import UserError
 from serve.contract.looks import Look, Looks
 from serve.contract.profile import ValidationProfile
 from serve.outputs.layout import Row
@@ -115,6 +117,12 @@ def test_images_that_look_different_are_described() -> None:
     assert all(a in b for a, b in zip(("short side 6", "grey 100% (0%)", "10% (51%)"), found, strict=True))
 
 
+def test_a_class_that_validation_never_predicted_is_named() -> None:
+    summary = summary_of_rows(answers(500, 0.9))
+    summary.predicted = Counter({"bird": 500})
+    assert any("'bird' 100% (0%)" in line for line in summary.differences())
+
+
 @pytest.mark.parametrize(
     "known",
     [replace(profile(), threshold=None), None],
@@ -130,13 +138,11 @@ def test_without_a_threshold_there_is_no_estimate(known: ValidationProfile | Non
     assert (values["estimated_accuracy"], values["validation_accuracy"]) == (None, None)
 
 
-def test_rows_of_an_earlier_version_count_and_leave_no_estimate() -> None:
-    whole = summary_of_rows(answers(300, 0.9))
-    whole.join(summary_of(MANIFEST))
-    assert (whole.rows, whole.errors, whole.transient) == (305, 2, 1)
-    assert whole.estimate is None
+def test_a_part_keeps_its_summary_and_a_damaged_one_is_an_error() -> None:
     kept = summary_of_rows(answers(3, 1.0)).to_dict()
     assert summary_of(replace(MANIFEST, summary=kept)).to_dict() == kept
+    with pytest.raises(UserError, match="'validation'"):
+        summary_of(MANIFEST)
 
 
 def test_parts_on_a_provider_without_a_threshold_leave_no_estimate() -> None:

@@ -197,7 +197,7 @@ def test_a_listed_file_that_is_missing_is_an_input_all_the_same(folder: Path) ->
         ("l.csv", b"label,path\ncat,a.jpg\ncat\n", "line 3 "),
         ("l.csv", b"label,path\ncat,\n", "line 2 "),
         ("l.csv", b'path\na.jpg\n"b.jpg\nc.jpg\n', "unexpected end of data"),
-        ("l.csv", b"path,path\na.jpg,b.jpg\n", "2 column 'path'"),
+        ("l.csv", b"path,path\na.jpg,b.jpg\n", "2 columns 'path'"),
     ],
 )
 def test_a_list_that_is_none_is_refused(folder: Path, name: str, text: bytes, reason: str) -> None:
@@ -305,12 +305,14 @@ def test_braces_that_stand_for_millions_are_refused() -> None:
         ("x.tar.gz", r"x\.tar\.gz"),
         ("x.tar", r"'x.tar': 0 .*1 problems.*x\.tar"),
         ("fifo", "--images 'fifo'"),
+        ("fifo.tar", "fifo.tar"),
     ],
 )
 def test_nothing_to_score_is_an_error_that_says_why(folder: Path, images: str, reason: str) -> None:
     (folder / "empty").mkdir()
     make(folder, "texts/a.txt", "x.tar.gz", "x.tar")
     os.mkfifo(folder / "fifo")
+    os.mkfifo(folder / "fifo.tar")
     with pytest.raises(ValueError, match=reason):
         open_source(images)
 

@@ -102,6 +102,8 @@ def test_the_numbers_of_classes_are_printed(tmp_path: Path) -> None:
         (STAGES, ("tiger",), ""),
         (STAGES, ("0.25",), ""),
         (STAGES, ("4",), ""),
+        (STAGES, ("1",), "class"),  # of 3, from 0 or from 1
+        (STAGES, ("1", "2"), ""),
         (STAGES, ("0",), "probability"),
         (("1", "2", "3"), ("0",), ""),
         (PETS, ("0.5", "1.5"), ""),

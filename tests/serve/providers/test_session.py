@@ -125,8 +125,9 @@ def test_calls_of_the_cpu_provider_share_the_processors(
     monkeypatch.setattr(session, "available_processors", lambda: 8)
     model = model_verified_on(tmp_path, "cpu:fp32")
     for provider in ("cpu", "auto"):
-        opened = Predictor(model, provider, workers=workers).session
-        assert opened.get_session_options().intra_op_num_threads == threads
+        for given in (0, 8):
+            opened = Predictor(model, provider, given, workers=workers).session
+            assert opened.get_session_options().intra_op_num_threads == threads
 
 
 @pytest.mark.parametrize(("given", "threads"), [(0, 1), (3, 3)])
