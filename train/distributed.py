@@ -200,6 +200,7 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
         model,
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        batched_grad_copy=device.type == "cuda",  # one launch for a bucket in place of one a parameter
         forward_sync_buffers=getattr(model, "subject", None) is not None,
     )
 

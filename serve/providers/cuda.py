@@ -33,6 +33,7 @@ class Cuda(Provider):
         name, own = cuda_options(runtime)
         if metadata.precision == "fp16":  # whose convolutions tensor cores compute in this layout
             own["prefer_nhwc"] = "1"
+            own["use_tf32"] = "1"  # without it, cuDNN takes no tensor cores for half precision either
         return [(name, own), Cpu.full_name]
 
 

@@ -42,7 +42,8 @@ def choose_precision(
         torch.OutOfMemoryError: no option has enough memory.
     """
     size = config.input_size(config.image_size)
-    images = torch.zeros(plan.micro_batch_size, size, size, 3, dtype=torch.uint8).to(device)
+    # on the device at once: an absurd batch is then out of its memory, and not of the host's
+    images = torch.zeros(plan.micro_batch_size, size, size, 3, dtype=torch.uint8, device=device)
     targets = torch.full((plan.micro_batch_size, num_classes), 1 / num_classes, device=device)
 
     def make_step(precision: Precision, compiled: bool = False) -> Step:

@@ -70,6 +70,9 @@ def build_run(
         step_seconds = math.nan
         precision = Precision(**checkpoint["precision"] | {"tf32": uses_tf32(config, device)})
     state = build_state(config, model, plan.steps, precision, ranks, device)
+    if teacher is not None:
+        teacher.channels_last = precision.channels_last
+        teacher.to(memory_format=precision.memory_format)
     stage, history, position = config, History(), Position()
     if checkpoint is not None:
         if is_retuning(checkpoint):

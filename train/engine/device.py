@@ -149,7 +149,7 @@ def configure(config: TrainConfig, ranks: Ranks, device: torch.device, num_worke
         torch.backends.cudnn.allow_tf32 = tf32  # of convolutions
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.backends.cudnn.benchmark = not config.deterministic
-    torch.use_deterministic_algorithms(config.deterministic)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # of AlexNet's pooling
 
 
 def free_memory(device: torch.device) -> float:

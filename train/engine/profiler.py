@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 WAIT = WARM_UP = 2  # steps before those that are counted: allocation, kernel selection, the profiler's own
@@ -74,7 +75,9 @@ class StepProfiler:
 
 def table(events: Sequence[Any], steps: int) -> str:
     """Return milliseconds (of the host, which may wait for a GPU) and share of each part of a step."""
-    seen = {event.key: event.cpu_time_total / 1000 / steps for event in events}
+    # on a GPU each part has a second event, of the device, whose host time is 0
+    host = [event for event in events if event.device_type == DeviceType.CPU]
+    seen = {event.key: event.cpu_time_total / 1000 / steps for event in host}
     step = sum(value for key, value in seen.items() if key.startswith("ProfilerStep"))
     parts = {name: seen.get(PREFIX + name, 0.0) for name in PHASES}
     rows = {**parts, "other": max(0.0, step - sum(parts.values())), "step": step}

@@ -4,11 +4,13 @@ import gzip
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from train.engine.profiler import PHASES, WAIT, WARM_UP, StepProfiler, phase
+from train.engine.profiler import PHASES, WAIT, WARM_UP, StepProfiler, phase, table
 
 CPU = torch.device("cpu")
 
@@ -52,6 +54,16 @@ def test_it_is_written_once_and_not_at_all_for_too_few_steps(
     written = (tmp_path / "profile" / "trace.json.gz").stat().st_mtime_ns
     steps(profiler, 10)
     assert (tmp_path / "profile" / "trace.json.gz").stat().st_mtime_ns == written
+
+
+def test_the_devices_events_of_a_part_do_not_hide_the_hosts() -> None:
+    names = ("ProfilerStep*", *(f"step/{name}" for name in PHASES))
+    events = [
+        SimpleNamespace(key=name, cpu_time_total=time, device_type=device)
+        for device, time in ((DeviceType.CPU, 8000.0), (DeviceType.CUDA, 0.0))
+        for name in names
+    ]
+    assert "| backward | 4.00 | 100.0% |" in table(events, 2)
 
 
 def test_without_steps_it_does_nothing(tmp_path: Path) -> None:
