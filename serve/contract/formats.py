@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = frozenset(
 BRANDS = {  # of the boxes that HEIF, AVIF and videos are made of; HEIC is read (heic.py)
     b"mif": "HEIF",
     b"msf": "HEIF",
-    b"avi": "AVIF that this Pillow cannot read",
+    b"avi": "AVIF that is damaged, or that this Pillow cannot read",
     b"crx": "CR3, a raw photograph",
 }
 BEGINNINGS = {
@@ -28,6 +28,11 @@ BEGINNINGS = {
     b"#?RADIANCE": "Radiance HDR",
     b"FUJIFILMCCD-RAW": "RAF, a raw photograph",
     b"\0\0\1\0": "a Windows icon",
+    b"II*\0": "a damaged TIFF, or one of a kind that is not read (float, more bands or bits)",
+    b"MM\0*": "a damaged TIFF, or one of a kind that is not read (float, more bands or bits)",
+    b"\xff\xd8\xff": "a damaged JPEG, or one of a kind that is not read (12 bits, no height)",
+    b"\x89PNG": "a damaged PNG: make it again",
+    b"P7": "PAM",
     b"%PDF": "PDF",
     b"%!PS": "PostScript",
     b"<svg": "SVG",

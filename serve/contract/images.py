@@ -13,7 +13,9 @@ from serve.contract.errors import UserError
 from serve.contract.formats import unread_format
 from serve.contract.heic import is_heic, open_heic
 from serve.contract.jpeg import scans_and_end, without_metadata
+from serve.contract.netpbm import to_eight_bits
 from serve.contract.orientation import orientation, pass_over_metadata
+from serve.contract.png import has_all_rows
 from serve.contract.profiles import ICC_PROFILE
 from serve.contract.scaling import EXTENT, turn
 
@@ -107,7 +109,11 @@ def open_image(data: bytes) -> Image.Image:
     if is_heic(data):
         return open_heic(data)
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(to_eight_bits(data)), formats=FORMATS)
+        if image.format == "WEBP" and image.mode == "RGB" and getattr(image, "n_frames", 1) > 1:
+            # libwebp clears what the first frame leaves out, which would be black without its alpha
+            image._mode = image.rawmode = "RGBA"  # type: ignore[attr-defined]
+        return image
     except Exception:
         if data.startswith(b"\xff\xd8\xff"):
             bare, exif = without_metadata(data)
@@ -118,6 +124,10 @@ def open_image(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data.replace(b"Exif", b"Exi\0")), formats=("AVIF",))
         raise
 
+
+TILE_WIDTH, TILE_LENGTH, COMPRESSION, PHOTOMETRIC, SUBSAMPLING = 322, 323, 259, 262, 530  # TIFF's tags
+YCBCR = 6
+ZEROS = 64  # bytes at the end of a JPEG without an end mark
 
 Decode = Callable[[Image.Image], Image.Image]
 
@@ -182,18 +192,48 @@ def _decode(
         _check_size(image, data, max_megapixels)
         bits = sample_bits(image, data)
         pass_over_metadata(image)
-        whole = image.size
+        whole, mode, frame = image.size, image.mode, _first_frame(image)
         decoded = decode(image)
         if image.format == "HEIF":  # its header may say another size than its pixels have
             _check_size(image, data, max_megapixels)
+        if image.format == "PNG" and _ends_black(decoded) and not has_all_rows(data):
+            raise ImageError("truncated: its data end before its last row")
         rgb, doubt = to_rgb(decoded, image, data, bits)
+        if frame:  # outside, viewers show their background
+            background = Image.new("RGB", rgb.size, "white")
+            background.paste(rgb.crop(frame), frame)
+            rgb = background
         rgb.info |= {key: image.info[key] for key in (ICC_PROFILE, EXTENT) if key in image.info}
+        if mode in ("CMYK", "LAB"):  # a profile that fits RGB was not made for these pixels
+            rgb.info.pop(ICC_PROFILE, None)
         if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
             if image.size != whole and decode is not load_whole:  # made smaller, a fine pattern is one too
                 doubt = _decode(data, load_whole, check, max_megapixels)[2]
             elif is_blank(rgb, image, data):
                 doubt = BLANK
         return rgb, orientation(image), doubt
+
+
+def _first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Return the box of an opaque GIF's first frame, if it does not fill the picture."""
+    if image.format != "GIF" or "transparency" in image.info:
+        return None
+    box: tuple[int, int, int, int] = image.tile[0][1]  # type: ignore[attr-defined]
+    return None if box == (0, 0, *image.size) else box
+
+
+def _ends_black(image: Image.Image) -> bool:
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return last.getbbox(alpha_only=False) is None
+
+
+def _check_tiff(image: Image.Image, max_megapixels: float) -> None:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    tile = tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0)
+    if tile > max_megapixels * 1e6:
+        raise ImageError(f"tiles of {tile} pixels are over the limit of {max_megapixels:g} megapixels")
+    if tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION) == 1 and tags.get(SUBSAMPLING) != (1, 1):
+        raise ImageError("subsampled YCbCr without compression, which Pillow misreads: save it as RGB")
 
 
 def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:
@@ -203,9 +243,14 @@ def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:
             f"{width}x{height} pixels are over the limit of {max_megapixels:g} megapixels: scale it down "
             "or raise --max-megapixels"
         )
+    if image.format == "TIFF":
+        _check_tiff(image, max_megapixels)
     if image.format in ("JPEG", "MPO"):  # MPO: with a second picture behind it, as telephones write them
         if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
             raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+        # zeros, as an interrupted copy leaves them, are valid codes of pixels
+        if data.endswith(bytes(ZEROS)) and scans_and_end(data)[1] == len(data):
+            raise ImageError("truncated: zeros in place of its end")
         # Counting marks is quick, and counts those of thumbnails and videos too.
         if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
             scans, _ = scans_and_end(data)

@@ -9,6 +9,7 @@ import pytest
 from tar_files import make_tar
 
 from serve.contract.archive import member_names, read_member, split_member
+from serve.contract.errors import UserError
 from serve.contract.images import MAX_FILE_BYTES, ImageError, read_image_file
 
 
@@ -73,6 +74,16 @@ def test_a_damaged_tar_file_is_named(tmp_path: Path) -> None:
             member_names(tar)
         with pytest.raises(ImageError, match=r"x\.tar"):
             read_image_file(tar / "0.jpg")
+
+
+def test_members_behind_an_end_mark_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    one, two = (make_tar(tmp_path / f"{i}.tar", {f"{i}.jpg": bytes(3000)}) for i in range(2))
+    joined, lone = tmp_path / "joined.tar", tmp_path / "lone.tar"
+    joined.write_bytes(one.read_bytes() + two.read_bytes())
+    lone.write_bytes(one.read_bytes()[:3584] + bytes(512) + two.read_bytes())
+    for tar in (joined, lone):
+        with pytest.raises(UserError, match=r"end mark at byte 3584.* tar -i"):
+            member_names(tar)
 
 
 def test_a_tar_file_that_is_replaced_is_listed_anew(tmp_path: Path) -> None:

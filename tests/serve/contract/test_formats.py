@@ -15,6 +15,10 @@ BEGINNINGS = {
     "JPEG 2000": [b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\x2f"],
     "a video": [b"\0\0\0\x18ftypmp42", b"\0\0\0\x18ftypqt  "],
     "a web page": [b"<!DOCTYPE html><html>", b"\n <HTML lang='en'>"],
+    "TIFF": [b"II*\0", b"MM\0*"],
+    "JPEG, or": [b"\xff\xd8\xff\xe0"],
+    "PNG": [b"\x89PNG\r\n\x1a\n"],
+    "PAM": [b"P7\nWIDTH 2\n"],
     "git lfs pull": [b"version https://git-lfs.github.com/spec/v1\n"],
 }
 

@@ -1,13 +1,16 @@
 """From file bytes to an image: the photographer's upright, and no file that kills."""
 
+import io
 import os
 import re
 import signal
 import socket
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import MEGABYTE, linux, resident_memory_grows_below
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from serve_model import (
     broken_files,
     encode,
@@ -26,6 +29,7 @@ from serve_model import (
     solid,
 )
 
+from serve.contract import images
 from serve.contract.images import (
     MAX_FILE_BYTES,
     MAX_MEGAPIXELS,
@@ -71,6 +75,43 @@ STORED = {
     7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
     8: lambda a: np.rot90(a, -1),
 }
+
+
+@pytest.mark.parametrize("file_format", ["WEBP", "GIF"])
+def test_what_an_animations_first_frame_leaves_out_is_white(file_format: str) -> None:
+    """As viewers show it on their background."""
+    if file_format == "WEBP":
+        first = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+        first.paste((0, 0, 255, 255), (4, 4, 12, 12))
+        opaque = Image.new("RGBA", (16, 16), (0, 255, 0, 255))
+        data = encode(first, "WEBP", save_all=True, append_images=[opaque], lossless=True)
+    else:
+        frame = Image.new("P", (8, 8), 1)
+        frame.putpalette([200, 40, 40, 0, 0, 255])
+        still = bytearray(encode(frame, "GIF"))
+        still[6:10] = struct.pack("<HH", 16, 16)
+        box = still.index(b",") + 1
+        still[box : box + 4] = struct.pack("<HH", 4, 4)
+        data = bytes(still)
+    pixels = pixels_of(data)
+    assert pixels[8, 8].tolist() == [0, 0, 255]
+    assert pixels[0, 0].tolist() == pixels[15, 15].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [({322: 10_000, 323: 10_000}, "tiles"), ({262: 6, 530: (2, 2)}, "YCbCr")],
+)
+def test_tiffs_that_would_be_misread_or_fill_the_memory_are_refused(
+    tags: dict[int, Any], reason: str
+) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    with Image.open(
+        io.BytesIO(encode(solid((200, 40, 40)), "TIFF", tiffinfo=info)), formats=["TIFF"]
+    ) as image:
+        image.tag_v2.update(tags)  # type: ignore[attr-defined]
+        with pytest.raises(ImageError, match=reason):
+            images._check_size(image, b"", MAX_MEGAPIXELS)
 
 
 @pytest.mark.parametrize("orientation", STORED)

@@ -5,6 +5,7 @@ from hostile_images import many_scans
 from PIL import Image
 from serve_model import encode, noise
 from test_orientation import exif_block, turned
+from test_profiles import P3
 
 from serve.contract.images import MAX_JPEG_SCANS, ImageError, load_image
 from serve.contract.jpeg import scans_and_end
@@ -64,6 +65,24 @@ UNREADABLE = {
         0xE1, exif_block((0x011A, 2, 1, b"\0"), (0x0128, 3, 1, b"\2\0"))
     ),
 }
+
+
+@pytest.mark.parametrize("quality", [90, 95, 98, 100])
+def test_zeros_in_place_of_the_second_half_are_no_picture(quality: int) -> None:
+    """As an interrupted copy leaves them: zeros are valid codes."""
+    data = encode(noise(200, 150), "JPEG", quality=quality)
+    with pytest.raises(ImageError, match="truncated"):
+        load_image(data[: len(data) // 2] + bytes(len(data) // 2))
+    assert load_image(data + bytes(500)).size == (200, 150)
+
+
+def test_a_profile_and_an_orientation_survive_metadata_that_cannot_be_read() -> None:
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    data = encode(noise(64, 48), "JPEG", icc_profile=P3, xmp=xmp)
+    damaged = data[:2] + UNREADABLE["a short Adobe"] + data[2:]
+    image = load_image(damaged)
+    assert image.size == load_image(data).size == (48, 64)
+    assert image.info["icc_profile"] == P3
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
