@@ -34,6 +34,20 @@ USUAL = {"image", "images", "img", "imgs", "data", "photos", "pictures", "jpeg",
 """Words in the names of folders of images."""
 BESIDE = USUAL.union(*PARTS.values())
 """Words of which the names of folders consist that hold images for a table in a folder beside them."""
+DERIVED = {"mask", "masks", "trimap", "trimaps", "annotation", "annotations", "label", "labels", "gt"} | {
+    *(
+        "segmentation",
+        "segmentations",
+        "seg",
+        "overlay",
+        "overlays",
+        "thumbnail",
+        "thumbnails",
+        "thumbs",
+        "depth",
+    )
+}
+"""Words in the names of folders whose images are made of other images, which come first."""
 
 
 class Naming(NamedTuple):
@@ -153,7 +167,7 @@ class ImageFiles:
         tried = {naming: self._count(sample, naming) for naming in self._namings(values)}
         fair = [n for n, count in tried.items() if count and count >= NEARLY_ALL * max(tried.values())]
         counts = {LISTED: listed} | {n: self._count(values, n) for n in fair if not n.anywhere}
-        if max(counts.values()) < NEARLY_ALL * len(values):
+        if max(counts.values()) < len(values):  # which then must find more than a folder alone
             counts |= {naming: self._count(values, naming) for naming in fair if naming.anywhere}
         most = max(counts.values())
         best = sorted((n for n, count in counts.items() if count == most), key=self._rank)
@@ -164,6 +178,11 @@ class ImageFiles:
             )
             if len(hits) > 1:
                 raise UserError(f"{self.table}: {value!r} may be {hits[0]!r} or {hits[1]!r}: {APART}")
+        if "submission" in _words(os.path.basename(self.table)) and _part_of(best[0].folder) == "train":
+            raise UserError(
+                f"{self.table}: images of its names are in {best[0].folder!r} alone, which are those to "
+                "train on: unpack the test images beside it"
+            )
         return best[0], most
 
     def describe(self, value: str) -> str:
@@ -216,6 +235,7 @@ class ImageFiles:
             place = 6 if part != self.part else 1 if plain else 2
         else:
             place = 3 if plain else 4
+        place += 20 * any(DERIVED.intersection(_words(name)) for name in naming.folder.split("/"))
         return naming.anywhere, place + 10 * naming.folder.startswith("../"), naming.suffix is None
 
 

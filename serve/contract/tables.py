@@ -161,7 +161,7 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         for name, each in value.items():
             yield from _flat(each, f"{key}.{name}" if key else name)
     else:
-        yield key, value
+        yield key, None if value == [] else value
 
 
 def _rows(lines: Iterable[str], delimiter: str, skipped: int) -> Iterator[TableRow]:

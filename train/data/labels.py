@@ -28,7 +28,8 @@ LOOK_ALIKE = str.maketrans(
 )
 # What pandas and spreadsheets write for a missing value; not none or na, which are classes too
 ACCIDENTAL = {"nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!"}
-ACCIDENTAL |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!"}  # as the name of a folder, too
+ACCIDENTAL |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#N/A N/A"}  # as the name of a folder, too
+ACCIDENTAL |= {"\\N", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND"}  # MySQL's, Windows'
 MISSING = ACCIDENTAL | {"", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a", "N.A.", "n.a."}
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
 MOST_COUNTED = 12  # classes whose numbers of images are printed one by one

@@ -50,6 +50,30 @@ def test_one_rule_for_all_values_is_found(tmp_path: Path, values: list[str], pat
     assert [os.path.normpath(path) for path in found] == [paths.format(name) for name in NAMES]
 
 
+def test_photographs_come_before_masks_of_the_same_names(tmp_path: Path) -> None:
+    root = tmp_path / "annotations"
+    touch(root, *(f"trimaps/{name}.png" for name in NAMES))
+    touch(root, *(f"../images/{name}.jpg" for name in NAMES))
+    assert located(root, NAMES) == [f"../images/{name}.jpg" for name in NAMES]
+
+
+def test_a_few_images_in_a_second_folder_are_found(tmp_path: Path) -> None:
+    names = [f"{i:03}.jpg" for i in range(40)]
+    paths = [f"{'val' if i % 10 == 9 else 'train'}/{name}" for i, name in enumerate(names)]
+    touch(tmp_path, *paths)
+    assert located(tmp_path, names) == paths
+
+
+def test_a_sample_submission_never_takes_the_training_images(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"train/{name}.jpg" for name in NAMES))
+    with pytest.raises(UserError, match="'train/'"):
+        located(tmp_path, NAMES, "sample_submission.csv", "test")
+    touch(tmp_path, *(f"test/{name}.jpg" for name in NAMES))
+    assert located(tmp_path, NAMES, "sample_submission.csv", "test") == [
+        f"test/{name}.jpg" for name in NAMES
+    ]
+
+
 def test_names_in_several_folders_and_with_several_suffixes_are_found(tmp_path: Path) -> None:
     paths = [f"train_images/{'ab'[i % 2]}/{name}{('.jpg', '.png')[i // 4]}" for i, name in enumerate(NAMES)]
     touch(tmp_path, *paths)

@@ -17,6 +17,8 @@ SPLIT_NAMES = {"unassigned": "train", "publictest": "val", "privatetest": "test"
 """Words of tables alone: unassigned is Google's Vertex AI, the others are FER2013's."""
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "usage", "fold", "kfold", "folds"}
 """Names of columns in which a number names a part."""
+FOLDS = {"fold", "kfold", "folds"}
+MOST_PARTS = 3
 NUMBERED_PART = re.compile(r"(?:k?fold|split|part)?[\s_-]*-?\d+(?:\.0)?")
 IS_PART = re.compile(
     r"is[\s_.-]*(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:[\s_.-]*(?:image|set))?", re.IGNORECASE
@@ -110,6 +112,12 @@ def find_split_column(
 
     Raises UserError when such a column holds anything else as well.
     """
+    flags = [name for i, name in enumerate(columns) if i not in taken and IS_PART.fullmatch(name)]
+    if len(flags) > 1:
+        raise UserError(
+            f"{source} has the columns {' and '.join(flags)}: write one column split in their place, with "
+            "train, val and test"
+        )
     for i, name in enumerate(columns):
         if i in taken:
             continue
@@ -125,6 +133,21 @@ def find_split_column(
         if of_parts:
             return i
     return None
+
+
+def numbered_parts(columns: Sequence[str], rows: Sequence[TableRow], taken: Collection[int]) -> list[str]:
+    """Return a warning of a column of a few numbers that may be parts of the data set; folds are not."""
+    for i, name in enumerate(columns):
+        if i in taken or name.casefold() not in SPLIT_COLUMNS - FOLDS:
+            continue
+        values = sorted({row.cells[i].strip() for row in rows})
+        few = 1 < len(values) <= MOST_PARTS and all(value.isdecimal() for value in values)
+        if few:
+            return [
+                f"the column {name} ({', '.join(values)}) is not used; if its numbers are parts of the "
+                "data set, write train, val and test in their place"
+            ]
+    return []
 
 
 def part_of_cell(column: str, cell: str) -> str:

@@ -6,6 +6,7 @@ Columns probability_CLASS, one for each class, are soft labels.
 
 import csv
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,14 @@ from train.data.layouts.label_candidates import (
     SHOWN,
     check_labels_are_classes,
     classes_of,
+    numbered_parts,
     part_of_cell,
 )
 from train.data.layouts.label_columns import LabelColumns, choose_columns, describe_columns
 from train.data.layouts.label_names import read_class_names
 from train.data.layouts.soft_labels import SOFT_COLUMN, read_probabilities
+
+SEVERAL = re.compile(r"""[\[{]\s*(['"\d-].*)?[\]}]""")  # ["a", "b"], ['a'], [0, 3], {"a": 1}, []
 
 
 @dataclass
@@ -91,8 +95,13 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
         [f"{collected.repeated} rows repeat an earlier one and count once"] if collected.repeated else []
     )
     labels, validation, lines = _parts(labels, collected.parts, flag)
+    warnings = (
+        []
+        if chosen.split is not None
+        else numbered_parts(table.columns, rows, (chosen.image, *chosen.labels))
+    )
     return LabelledPaths(
-        source.parent, labels, "; ".join(facts + lines), [], collected.probabilities, validation
+        source.parent, labels, "; ".join(facts + lines), warnings, collected.probabilities, validation
     )
 
 
@@ -114,7 +123,7 @@ def _collect(
             raise UserError(
                 f"{source} line {row.line}: path or label is empty: label the image, or remove the row"
             )
-        if label not in found.lines and label.startswith(('["', '{"')):
+        if label not in found.lines and SEVERAL.fullmatch(label):
             raise UserError(
                 f"{source} line {row.line}: {label!r} are several labels, each image needs exactly one: "
                 "write its class alone, or remove the row"

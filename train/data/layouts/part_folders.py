@@ -11,7 +11,7 @@ from train.data.labels import normal
 from train.data.layouts.flat import flat_images
 from train.data.layouts.listing import class_folders
 from train.data.layouts.parts import split_name
-from train.data.layouts.registry import find_labels
+from train.data.layouts.registry import contradicts, find_labels, label_files, unused_label_file
 from train.data.layouts.run_outputs import is_output
 
 
@@ -29,7 +29,7 @@ def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     found = _find_parts(root, config.data_format) if root and root.is_dir() else None
     if root is None or found is None:
         return config, []
-    train, parts, others = found
+    train, parts, others, warnings = found
     chosen = _validation_part(root, train, parts)
     flags = f"--data {shlex.quote(str(train.path))}"
     if config.val_data:
@@ -52,7 +52,7 @@ def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     how = f"{chosen.name!r} validates" if chosen else f"{val_data or 'a share of it'} validates"
     unused = ", ".join(repr(part.name) for part in parts if part is not chosen)
     note = f"{root}: {train.name!r} is trained on, {how}" + (f"; {unused} is not used" if unused else "")
-    notes = [note]
+    notes = [note, *(f"warning: {root}: {warning}" for warning in warnings)]
     if others:
         listed = ", ".join(map(repr, others[:6])) + (", ..." if others[6:] else "")
         notes.append(f"warning: {root}: {listed} beside the parts is not used")
@@ -67,10 +67,13 @@ class _Part(NamedTuple):
     """Empty: it cannot be read as labelled images."""
     problem: str
     """Why not."""
+    labels: dict[str, str]
+    """By paths relative to `path`."""
 
 
-def _find_parts(root: Path, data_format: str) -> tuple[_Part, list[_Part], list[str]] | None:
-    """Return (training part, other parts, names of other folders), or None where it holds no parts."""
+def _find_parts(root: Path, data_format: str) -> tuple[_Part, list[_Part], list[str], list[str]] | None:
+    """Return (training part, other parts, names of other folders, warnings); None where it holds no parts,
+    or a label file that gives their images other classes."""
     names = [name for name in class_folders(root)[0] if not is_output(root / name)]
     training = [name for name in names if split_name(name)[0] == "train"]
     if len(training) != 1:
@@ -83,7 +86,14 @@ def _find_parts(root: Path, data_format: str) -> tuple[_Part, list[_Part], list[
     parts = [_read_part(root, name, data_format, "--val-data") for name in same]
     others = [name for name in names if name not in (*same, *training)]
     certain = not others or any(len(part.classes & train.classes) > 1 for part in parts)
-    return (train, parts, others) if certain and len(train.classes) > 1 else None
+    if not certain or len(train.classes) < 2:
+        return None
+    usable, doubtful = label_files(root, "--data")
+    below = train.path.relative_to(root)
+    own = {str(below / path): label for path, label in train.labels.items()}
+    if any(contradicts(labels, own) for labels in usable.values()):
+        return None
+    return train, parts, others, unused_label_file(doubtful)
 
 
 def _read_part(root: Path, name: str, data_format: str, flag: str) -> _Part:
@@ -91,8 +101,8 @@ def _read_part(root: Path, name: str, data_format: str, flag: str) -> _Part:
     try:
         labels = find_labels(path, data_format, flag).labels
     except UserError as error:
-        return _Part(name, path, frozenset(), str(error))
-    return _Part(name, path, frozenset(map(normal, labels.values())), "")
+        return _Part(name, path, frozenset(), str(error), {})
+    return _Part(name, path, frozenset(map(normal, labels.values())), "", labels)
 
 
 def _unwrap(folder: Path) -> Path:

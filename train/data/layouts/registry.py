@@ -80,22 +80,26 @@ def _read_folder(source: Path, flag: str) -> LabelledPaths:
     usable: dict[Path, dict[str, str]] = {}
     doubtful = ""
     if name != "tar" and source.is_dir():
-        usable, doubtful = _label_files(source, flag)
+        usable, doubtful = label_files(source, flag)
     if problem and usable:
         raise UserError(f"{source} holds a label file: give {_flags(usable, flag)}. Without it: {problem}")
     if problem:
         raise UserError(f"{doubtful}. Without this label file: {problem}" if doubtful else problem)
-    if contrary := [file for file, labels in usable.items() if _contradicts(labels, found.labels)]:
+    if contrary := [file for file, labels in usable.items() if contradicts(labels, found.labels)]:
         raise UserError(
             f"{source} holds a label file that gives its images other classes than their "
             f"{'names' if name == 'flat' else 'folders'} do: give {_flags(contrary, flag)}, or "
             f"--data-format {name}"
         )
-    unused = [f"a label file in it is not used; to use it {doubtful}"] if doubtful else []
-    return replace(found, warnings=[*found.warnings, *unused])
+    return replace(found, warnings=[*found.warnings, *unused_label_file(doubtful)])
 
 
-def _label_files(folder: Path, flag: str) -> tuple[dict[Path, dict[str, str]], str]:
+def unused_label_file(doubtful: str) -> list[str]:
+    """Return a warning, if there is a label file that needs --columns: `doubtful` says why."""
+    return [f"a label file in it is not used; to use it {doubtful}"] if doubtful else []
+
+
+def label_files(folder: Path, flag: str) -> tuple[dict[Path, dict[str, str]], str]:
     """Return label files directly in the folder -> image -> label, and why one of them needs --columns."""
     usable: dict[Path, dict[str, str]] = {}
     doubtful = ""
@@ -113,7 +117,7 @@ def _label_files(folder: Path, flag: str) -> tuple[dict[Path, dict[str, str]], s
     return usable, doubtful
 
 
-def _contradicts(labels: dict[str, str], others: dict[str, str]) -> bool:
+def contradicts(labels: dict[str, str], others: dict[str, str]) -> bool:
     """Return whether images of one class in `others` have several labels."""
     pairs = {(others[path], label) for path, label in labels.items() if path in others}
     return len(pairs) > len({name for name, _ in pairs})

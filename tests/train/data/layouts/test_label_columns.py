@@ -156,6 +156,17 @@ def test_parts_have_the_names_that_folders_of_parts_have(tmp_path: Path, parts: 
     assert set(read(file).validation) == {path for i, path in enumerate(WANTED) if i % 4 == 3}
 
 
+def test_several_columns_of_parts_are_refused_and_numbered_parts_warned_of(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "id,label,is_valid,is_test", "{i},{pet},{is:d},0")
+    file.write_text(file.read_text().replace(",0,0", ",0,1", 1))
+    with pytest.raises(UserError, match=r"is_valid and is_test.* split"):
+        read(file)
+    file = label_file(tmp_path, "id,label,partition", "{i},{pet},{is:d}")
+    (warning,) = read(file).warnings
+    assert "partition (0, 1)" in warning
+    assert read(label_file(tmp_path, "id,label,fold", "{i},{pet},{is:d}")).warnings == []
+
+
 @pytest.mark.parametrize("name", ["subset", "set", "phase", "fold"])
 def test_a_part_of_an_unknown_name_is_an_error(tmp_path: Path, name: str) -> None:
     file = label_file(tmp_path, f"id,label,{name}", "{i},{pet},{part}")

@@ -57,6 +57,20 @@ def test_the_training_part_trains_and_the_other_one_validates(
     assert all(repr(Path(part).name) in note for part in (train_part, val_part))
 
 
+def test_a_label_file_that_gives_other_classes_comes_before_parts(tmp_path: Path) -> None:
+    for part, start in (("train", 0), ("val", 50)):
+        classes(tmp_path / part, names=("000", "001"), start=start)
+    images = sorted((tmp_path / "train").rglob("*.png"))
+    rows = [f"{path.relative_to(tmp_path)},{('cat', 'dog')[i % 2]}" for i, path in enumerate(images)]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
+    assert taken(tmp_path)[:2] == (str(tmp_path), "")
+    with pytest.raises(UserError, match=r"train\.csv"):
+        prepare_data(settings(tmp_path, data=str(tmp_path)))
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in images]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
+    assert taken(tmp_path)[:2] == ("train", "val")
+
+
 def test_parts_are_found_in_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classes(tmp_path / "train")
     classes(tmp_path / "val", start=50)
