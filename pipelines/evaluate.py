@@ -42,6 +42,7 @@ from pipelines.evaluation_report import (
 from pipelines.labelled_scores import Scored, read_labelled, score_labelled
 from serve.contract.command_line import CommandLine, Number
 from serve.contract.files import file_sha256
+from serve.contract.images import MAX_MEGAPIXELS, MOST_MEGAPIXELS
 from serve.contract.urls import is_remote, redact
 from serve.local_copy import OpenedModel, resolve_model
 from serve.outcome import report_error
@@ -84,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=TrainConfig.max_bad,
         help="share of unreadable images above which it is an error",
     )
+    add(
+        "--max-megapixels",
+        type=Number(float, 1, MOST_MEGAPIXELS),
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help="millions of pixels above which an image is unreadable, as in training",
+    )
     add = parser.add_argument_group("hardware").add_argument
     add("--provider", choices=("auto", *PROVIDERS), default="auto", help="of onnxruntime")
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="arithmetic of the provider")
@@ -120,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             predictor.metadata.class_names,
             args.ignore_unknown,
         )
-        scored = score_labelled(predictor, data, args.max_bad)
+        scored = score_labelled(predictor, data, args.max_bad, args.max_megapixels)
         summary = Summary.of(args, predictor, file_sha256(predictor.path), scored)
     write_evaluation(args.output, summary, scored)
     for line in evaluation_lines(summary, scored, args.output):

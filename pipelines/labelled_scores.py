@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serve.batch import default_batch_size, score
 from serve.changes import SetDigest, digesting
 from serve.contract.errors import UserError
-from serve.contract.images import read_image_file
+from serve.contract.images import MAX_MEGAPIXELS, read_image_file
 from serve.contract.urls import is_remote
 from serve.inputs.inventory import Entry
 from serve.predictor import Predictor
@@ -104,7 +104,9 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(map(repr, names[:MOST_NAMES])) + (", ..." if names[MOST_NAMES:] else "")
 
 
-def score_labelled(predictor: Predictor, data: LabelledData, max_bad: float) -> Scored:
+def score_labelled(
+    predictor: Predictor, data: LabelledData, max_bad: float, max_megapixels: float = MAX_MEGAPIXELS
+) -> Scored:
     """Score the images in the sorted order of their paths, as a scoring job does.
 
     Raises:
@@ -119,6 +121,7 @@ def score_labelled(predictor: Predictor, data: LabelledData, max_bad: float) -> 
         digesting(lambda entry: read_image_file(root / entry.name), contents),
         default_batch_size(predictor),
         image_timeout=IMAGE_TIMEOUT,
+        max_megapixels=max_megapixels,
     )
     paths, probabilities, bad = list[str](), list[NDArray[np.float32]](), dict[str, str]()
     with closing(rows):

@@ -185,6 +185,9 @@ def get_file(url: str, path: Path, size: int | None = None) -> None:
 
     def copy() -> None:
         filesystem(url).get_file(url, str(temporary))
+        if temporary.is_dir():  # a local file system's copy of a folder
+            temporary.rmdir()
+            raise FileNotFoundError("it is a folder")
         if size not in (None, arrived := temporary.stat().st_size):
             raise OSError(f"{redact(url)}: {arrived} bytes arrived of {size}")
 
@@ -271,7 +274,18 @@ def match(pattern: str) -> list[str]:
     """Return the URLs that a pattern with * ? [ ] stands for."""
     base = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
     root = _call("_strip_protocol", pattern, base)
-    return [base + name.removeprefix(root).lstrip("/") for name in _call("glob", pattern)]
+    try:
+        return [base + name.removeprefix(root).lstrip("/") for name in _call("glob", pattern)]
+    except ValueError as error:
+        raise UserError(f"{redact(pattern)}: {error}; as in **/*.jpg") from error
+
+
+def exists(url: str) -> bool:
+    """Return whether a URL that looks like a pattern is the name of a file or folder."""
+    with suppress(FileNotFoundError):
+        stat(url)
+        return True
+    return next(iter(list_files(url)), None) is not None
 
 
 def put_file(path: Path, url: str) -> None:

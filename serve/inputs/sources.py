@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from serve import storage
 from serve.contract.errors import UserError
 from serve.contract.formats import unread_pictures
 from serve.contract.images import ImageError
@@ -84,7 +85,7 @@ def _nothing_to_score(images: str, source: Source, problems: list[Entry]) -> Ite
 def find_inputs(images: str) -> Inputs:
     """Return the kind of inputs that a value of --images names. Raises UserError when there is none."""
     if is_remote(images):
-        if (WILDCARDS.search(images) and not is_http(images)) or "{" in images:
+        if _is_remote_pattern(images):
             return match_files(images)
         path = url_path(images)
         known = (*LIST_SUFFIXES, CSV_SUFFIX, TAR_SUFFIX, *SUFFIXES)
@@ -101,6 +102,13 @@ def find_inputs(images: str) -> Inputs:
     if WILDCARDS.search(images):
         return match_files(images)
     raise UserError(f"--images {images!r} does not exist or is neither a folder nor a regular file")
+
+
+def _is_remote_pattern(url: str) -> bool:
+    """Return whether a URL stands for several files. [ may be part of a name, and comes first as that."""
+    if is_http(url) or not WILDCARDS.search(url):
+        return "{" in url
+    return "[" not in url or not storage.exists(url)
 
 
 def _one_file(path: str, folder: str) -> Inputs:

@@ -74,7 +74,8 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
         )
     are_numbers = bool(shown) and all(map(NUMBER.fullmatch, shown))
     if are_numbers and not numeric and not shown <= set(names):
-        if count > 2 and min(map(int, shown)) > 0 and max(map(int, shown)) < count:
+        whole = [int(text) for text in shown if text.isdecimal()]  # 0.0 is a filler
+        if count > 2 and whole and min(whole) > 0 and max(whole) < count:
             raise UserError(
                 f"{described}, neither 0 nor {count}: the {count} classes may be counted from 0 or from 1; "
                 "write one of these two numbers into a row"

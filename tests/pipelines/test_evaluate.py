@@ -158,6 +158,15 @@ def test_unreadable_images_are_listed_and_in_no_metric(
     assert {Path(row["path"]).name for row in read_table(output / "bad_files.csv")} == set(broken_files())
 
 
+def test_the_limit_of_pixels_is_a_flag_as_in_training(model: Path, labelled: Path) -> None:
+    (labelled / "red" / "large.png").write_bytes(encode(solid((255, 0, 0)).resize((1100, 1000)), "PNG"))
+    counts = []
+    for flags in ((), ("--max-megapixels", 1, "--max-bad", 0.5)):
+        output = evaluate(model, labelled, *flags)
+        counts.append(json.loads((output / "evaluation.json").read_text())["num_errors"])
+    assert counts == [0, 1]
+
+
 def test_classes_that_the_model_does_not_know_are_named_or_ignored(
     model: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

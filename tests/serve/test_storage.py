@@ -18,6 +18,7 @@ from serve_model import build_model, colour_of, encode, probabilities_for, solid
 
 from serve import main as serve_main
 from serve import storage
+from serve.contract.errors import UserError
 from serve.contract.images import ImageError
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source, open_source
@@ -518,6 +519,26 @@ def test_a_short_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(OSError, match=r"5 bytes.* 7"):
         storage.get_file("s3://b/y", tmp_path / "y", 7)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_is_no_file_and_a_bad_pattern_an_error_with_the_way_out(
+    folder: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.get_file(f"{folder}/deep", tmp_path / "copy")
+    with pytest.raises(UserError, match=r"\*\*/\*\.jpg"):
+        storage.match(f"{folder}/**.jpg")
+
+
+def test_a_name_with_brackets_comes_before_what_it_would_match(folder: str, tmp_path: Path) -> None:
+    for name in ("img[1].png", "img1.png", "set [2024]/x.png"):
+        storage.put_file(tmp_path / "file", f"{folder}/{name}")
+    found = {
+        given: open_source(f"{folder}/{given}").inventory
+        for given in ("img[1].png", "set [2024]", "img[0-9].png")
+    }
+    names = {given: [entry.name for entry in inventory.entries()] for given, inventory in found.items()}
+    assert names == {"img[1].png": ["img[1].png"], "set [2024]": ["x.png"], "img[0-9].png": ["img1.png"]}
 
 
 def test_a_file_is_put_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
