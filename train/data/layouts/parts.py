@@ -56,19 +56,37 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
     for rule in RULES:
         if error := rule(classes, source):
             raise UserError(error)
-    facts: list[str] = []
-    warnings: list[str] = []
-    inside = _folders_inside(classes)
-    divided = [set(folders) for folders in inside.values() if part_names(folders)]
-    common = set.intersection(*map(set, inside.values())) if 1 < len(inside) == len(classes) else set()
-    if divided or len(common) > 1:
-        line = f"each class holds the folders {_quoted((divided or [common])[0])}"
-        (warnings if divided else facts).append(f"{line}: all of them are used, as one set")
+    facts, warnings = _describe_inside(classes, source)
     if names := part_names(classes):
         warnings.append(
             f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {source.flag}"
         )
     return facts, warnings
+
+
+def _describe_inside(classes: Folders, source: DataSource) -> tuple[list[str], list[str]]:
+    """Return (facts, warnings) about folders inside of classes, which may be the classes themselves."""
+    inside = _folders_inside(classes)
+    divided = [set(folders) for folders in inside.values() if part_names(folders)]
+    nested = 1 < len(inside) == len(classes)  # no class holds images itself
+    common = set.intersection(*map(set, inside.values())) if nested else set()
+    several = [name for name in classes if len(inside.get(name, ())) > 1]
+    if divided or len(common) > 1:
+        names = (divided or [common])[0]
+        line = f"each class holds the folders {_quoted(names)}: all of them are used, as one set"
+        if divided:
+            return [], [line]
+        if all(_consists_of(VARIANTS, name) for name in names):
+            return [line], []
+        return [], [f"{line}; if these are the classes, {_one_alone(classes, several[0], source)}"]
+    if nested and 2 * len(several) > len(classes):  # SUN397: a/abbey, b/basketball_court
+        few = ", ".join(repr(f"{name}/{min(inside[name])}") for name in several[:3])
+        cure = _one_alone(classes, several[0], source)
+        return [], [
+            f"the folders {_quoted(classes)} are taken for the classes, and hold no images but folders "
+            f"({few}, ...); if those are the classes, {cure}"
+        ]
+    return [], []
 
 
 def _parts(classes: Folders, source: DataSource) -> str:
@@ -152,11 +170,20 @@ def _looks_like_parts(classes: Folders, names: Sequence[str], source: DataSource
     )
 
 
+def _one_alone(classes: Folders, name: str, source: DataSource) -> str:
+    """Return how to train on the folders inside of a class as classes."""
+    flags = flags_for({name: classes[name]}, source)
+    return f"name the images in a label file for {source.flag}, or give one of the folders, as in {flags}"
+
+
 def flags_for(folders: Folders, source: DataSource) -> str:
     """Return the flags that name the parts among `folders`, or else the folder that holds the classes."""
-    if source.in_tars:
-        return f"{source.flag} tar files of it alone"
     prefix, parent = Folder(folders=dict(folders)).unwrap()
+    if source.in_tars:
+        folder = prefix or next(iter(folders))
+        name = PurePath(folder).name
+        command = shlex.join(["tar", "-C", folder, "-cf", f"{name}.tar", "."])
+        return f"{source.flag} {shlex.quote(f'{name}.tar')}, a tar file of it alone ({command})"
 
     def path(name: str) -> str:
         return source.quote(prefix, name, parent.folders[name].unwrap()[0])

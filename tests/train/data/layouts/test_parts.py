@@ -112,10 +112,37 @@ def test_classes_that_are_called_so_stay_classes_without_a_word(
 
 
 @pytest.mark.parametrize("names", [("cat", "dog"), ("bus", "train"), ("new", "old"), ("1", "2")])
-def test_folders_of_the_same_names_in_every_class_are_named_and_no_warning(names: Sequence[str]) -> None:
-    (fact,), warnings = checked(each(names, ["day/1.jpg", "night/1.jpg"]))
-    assert "'day', 'night'" in fact
+def test_variants_in_every_class_are_named_and_no_warning(names: Sequence[str]) -> None:
+    (fact,), warnings = checked(each(names, ["batch_1/1.jpg", "batch_2/1.jpg"]))
+    assert "'batch_1', 'batch_2'" in fact
     assert warnings == []
+
+
+@pytest.mark.parametrize("inner", [("dog", "horse"), ("day", "night"), ("0", "1")])
+def test_folders_of_the_same_names_in_every_class_may_be_the_classes(inner: Sequence[str]) -> None:
+    domains = each(("photo", "sketch"), [f"{name}/1.jpg" for name in inner])
+    facts, (warning,) = checked(domains)
+    assert facts == []
+    assert all(repr(name) in warning for name in inner)
+    assert "label file" in warning
+    assert warning.endswith("--data set/photo")
+    trees = {name: Folder.of(paths) for name, paths in domains.items()}
+    _, (warning,) = check_folders(trees, DataSource("set", in_tars=True))
+    assert "tar -C photo -cf photo.tar ." in warning
+
+
+def test_folders_of_other_names_in_most_classes_may_be_the_classes() -> None:
+    scenes = {
+        "a": ["abbey/1.jpg", "airport/1.jpg"],
+        "b": ["bar/1.jpg", "basketball_court/outdoor/1.jpg"],
+        "q": ["quarry/1.jpg"],
+    }
+    facts, (warning,) = checked(scenes)
+    assert facts == []
+    assert "'a/abbey', 'b/bar'" in warning
+    assert warning.endswith("--data set/a")
+    assert checked({**scenes, "q": ["1.jpg"]}) == ([], [])
+    assert checked({"cat": ["1/1.jpg", "2/1.jpg"], "dog": ["3/1.jpg"], "owl": ["4/1.jpg"]}) == ([], [])
 
 
 def test_a_folder_beside_parts_does_not_hide_them() -> None:
