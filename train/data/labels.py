@@ -31,6 +31,8 @@ ACCIDENTAL = {"nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#NA",
 ACCIDENTAL |= {"#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#N/A N/A"}  # as the name of a folder, too
 ACCIDENTAL |= {"\\N", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND"}  # MySQL's, Windows'
 MISSING = ACCIDENTAL | {"", "None", "NA", "NULL", "Null", "null", "(null)", "N/A", "n/a", "N.A.", "n.a."}
+# In words; such a class is rarely meant, and never an error
+UNLABELLED = re.compile(r"(?:no|without|missing) ?(?:a )?labels?|(?:un|not ?|non ?)(?:labell?ed|annotated)")
 PLACEHOLDER = re.compile(r"[?.\-\u2013\u2014]+")
 MOST_COUNTED = 12  # classes whose numbers of images are printed one by one
 DIFFER = "differ only by case, white space, separators, how a number is written or look-alike characters"
@@ -110,7 +112,7 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
                 f"{source}: the label {name!r} has lost characters (U+FFFD stands for them) when it was "
                 "converted: make it again from the original"
             )
-        if name in ACCIDENTAL:
+        if name in ACCIDENTAL or UNLABELLED.fullmatch(spelling(name)):
             notes.append(f"warning: {source}: the class {name!r} often stands for a missing label")
         if (meant := _decode_again(name)) != name:
             notes.append(f"warning: {source}: the class {name!r} is probably {meant!r}, decoded wrongly")

@@ -121,7 +121,18 @@ def test_a_name_that_is_no_text_is_no_class(label: str, reason: str) -> None:
         unified(label, "dog")
 
 
-@pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "#N/A"])
+WITHOUT = [
+    "no_label",
+    "No Label",
+    "unlabeled",
+    "Unlabelled",
+    "not labelled",
+    "not-labeled",
+    "missing_label",
+]
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "#N/A", *WITHOUT])
 def test_a_folder_called_as_missing_labels_are_is_warned_of(name: str) -> None:
     (warning,) = unified(name, "dog")[1]
     assert warning.startswith("warning: source: ")
