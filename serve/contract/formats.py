@@ -45,7 +45,8 @@ UNREAD_SUFFIX = re.compile(
     r"|dng|cr[23]|nef|arw|raf|orf|rw2)"
 )
 """Suffixes of pictures that must be converted first."""
-SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+NO_SUFFIX = "without a suffix"
 # photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
 NEARLY_A_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)([^a-z0-9.]\w*|\.\d+)$")
 
@@ -65,13 +66,13 @@ def unread_format(data: bytes) -> str:
 
 
 def kind_of_other(name: str) -> str:
-    """Return what a file without an image's suffix is counted as: its suffix in lower case, "" for hidden
-    files, those of the system and those without one."""
+    """Return what a file without an image's suffix is counted as: its suffix in lower case or
+    NO_SUFFIX, "" for hidden files and those of the system."""
     base = name.rpartition("/")[2]
     if base.startswith(".") or base.lower() in SYSTEM_FILES:
         return ""
     nearly = NEARLY_A_SUFFIX.search(base.lower())
-    return nearly[0] if nearly else os.path.splitext(base)[1].lower()
+    return nearly[0] if nearly else os.path.splitext(base)[1].lower() or NO_SUFFIX
 
 
 def unread_pictures(ignored: Counter[str]) -> str:

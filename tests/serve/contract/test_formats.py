@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.contract.formats import kind_of_other, unread_pictures
+from serve.contract.formats import NO_SUFFIX, kind_of_other, unread_pictures
 from serve.contract.images import ImageError, load_image
 from serve.inputs.sources import open_source
 
@@ -51,3 +51,8 @@ def test_what_looks_like_a_picture_is_not_left_out_without_a_word(tmp_path: Path
 )
 def test_what_lies_beside_pictures_is_no_warning(name: str) -> None:
     assert unread_pictures(Counter([kind_of_other(name)])) == ""
+
+
+def test_files_without_a_suffix_are_counted_and_hidden_ones_and_the_systems_are_not() -> None:
+    assert {kind_of_other(f"cat/{name}") for name in ("0001", "IMG 2", "README")} == {NO_SUFFIX}
+    assert {kind_of_other(f"cat/{name}") for name in (".jpg", ".DS_Store", "Thumbs.db", "Icon\r")} == {""}

@@ -23,7 +23,7 @@ def test_images_are_found_in_every_folder_sorted_whatever_the_case(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     listing = list_images(tmp_path)
     assert listing.paths == sorted(images)
-    assert listing.ignored == {".txt": 1, ".onnx": 1, ".part": 1, "": 2}
+    assert listing.ignored == {".txt": 1, ".onnx": 1, ".part": 1, "without a suffix": 1, "": 1}
     assert listing.problems == {}
     assert list_images(tmp_path, recursive=False).paths == ["10.jpg", "2.JPG", "Z.Png", "a-b.tiff"]
 

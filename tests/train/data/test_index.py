@@ -146,8 +146,8 @@ def test_files_that_are_no_images_by_their_suffix_are_counted(
     found = find_labels(root, "auto")
     assert any(name.endswith("cat.9.jfif") for name in found.labels)
     (warning,) = found.warnings
-    assert warning.startswith("3 files")
-    assert "(.jxl 2, .txt 1); convert .jxl" in warning
+    assert warning.startswith("4 files")
+    assert "(.jxl 2, without a suffix 1, .txt 1); convert .jxl" in warning
 
 
 def test_images_beside_folders_are_ambiguous_until_the_format_is_given(tmp_path: Path) -> None:

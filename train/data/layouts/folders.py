@@ -14,7 +14,15 @@ from serve.contract.errors import UserError
 from serve.contract.listing import Listing, list_images
 from train.data.labels import LabelledPaths
 from train.data.layouts.folder_tree import Folder
-from train.data.layouts.listing import class_folders, count_by_name, describe_ignored, describe_left_out
+from train.data.layouts.listing import (
+    class_folders,
+    count_by_name,
+    describe_hidden,
+    describe_ignored,
+    describe_left_out,
+    hidden_classes,
+    packed_beside,
+)
 from train.data.layouts.masks import find_derived
 from train.data.layouts.parts import DataSource, check_folders
 from train.data.layouts.run_outputs import is_output, without_outputs
@@ -53,6 +61,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
             lines = [*describe_ignored(listing.ignored), *_not_entered(name, listing)[:3], cure]
             raise UserError(f"class folder {str(source / name)!r} holds no images; {'; '.join(lines)}")
     facts += describe_left_out(outputs, system)
+    warnings += [*describe_hidden(hidden_classes(source)), *packed_beside(source, "class folders")]
     if left_out:
         counts = count_by_name(Counter({pattern: len(found) for pattern, found in derived.items()}))
         warnings.append(f"{len(left_out)} masks or thumbnails of other images are left out ({counts})")

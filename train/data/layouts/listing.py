@@ -2,21 +2,31 @@
 
 import os
 import re
+import shlex
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
-from serve.contract.formats import UNREAD_SUFFIX
-from serve.contract.listing import system_folder
-from serve.contract.packed import SUFFIXES
+from serve.contract.archive import SUFFIX
+from serve.contract.formats import NO_SUFFIX, UNREAD_SUFFIX
+from serve.contract.listing import system_folder, walk_images
+from serve.contract.packed import SUFFIXES, describe_packed, packed_by_name
+from train.data.labels import listed
 
 CURES = {
     "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
-    "unpack {}": re.compile("|".join(re.escape(suffix) for suffix in SUFFIXES if suffix != ".parquet")),
+    "unpack {}": re.compile("|".join(re.escape(s) for s in (*SUFFIXES, SUFFIX) if s != ".parquet")),
     "convert {} by python train/data/convert_parquet.py FOLDER --output SHARDS": re.compile(r"\.parquet"),
     "write the images in {} as files": re.compile(r"\.(?:arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
+    "rename images {}, as in NAME.jpg": re.compile(NO_SUFFIX),
     "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
 }
 """How to make images of files -> the suffixes of such files."""
+
+TOOL_FOLDERS = re.compile(
+    r"\.(?:cache|\w+_cache|config|local|venv|env|vscode|idea|dvc|tox|nox|npm|conda|tmp|temp)", re.IGNORECASE
+)
+"""Hidden folders of tools, whose images are none of the data set's."""
 
 
 def class_folders(root: Path) -> tuple[list[str], Counter[str]]:
@@ -31,6 +41,50 @@ def class_folders(root: Path) -> tuple[list[str], Counter[str]]:
         elif not name.startswith("."):
             folders.append(name)
     return folders, system
+
+
+def may_be_hidden_class(name: str) -> bool:
+    """Return whether a folder is hidden for its name, as .50 BMG is, and not for a system or a tool."""
+    known = system_folder(f"{name}/") or TOOL_FOLDERS.fullmatch(name)
+    return name.startswith(".") and not name.startswith("..") and not known
+
+
+def hidden_classes(root: Path) -> list[str]:
+    """Return the sorted names of hidden folders that hold images and may be classes."""
+    names = [n for n in sorted(os.listdir(root)) if may_be_hidden_class(n) and os.path.isdir(root / n)]
+    return [name for name in names if _holds_images(root / name)]
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(kind == "image" and not problem for _, kind, problem in walk_images(folder))
+    except OSError:  # not ours to list
+        return False
+
+
+def describe_hidden(names: Collection[str]) -> list[str]:
+    """Return a line about folders that may be classes and are left out for their names, if any."""
+    if not names:
+        return []
+    cure = "rename those that are classes, without the dot, or name the images in a label file"
+    return [f"hidden folders with images are left out ({listed(names)}): {cure}"]
+
+
+def packed_beside(folder: Path, read: str) -> list[str]:
+    """Return a line about archives in the folder, which are not read beside what is read, if any."""
+    tars = read != "tar files"
+    names = [
+        name
+        for name in sorted(os.listdir(folder))
+        if (packed_by_name(name) or (tars and name.lower().endswith(SUFFIX)))
+        and os.path.isfile(folder / name)
+    ]
+    if not names:
+        return []
+    path = str(folder / names[0])
+    packed = packed_by_name(names[0])
+    cure = describe_packed(packed, path) if packed else f"a tar file: tar -xf {shlex.quote(path)}"
+    return [f"{len(names)} files beside the {read} are not read; {names[0]!r} is {cure}"]
 
 
 def describe_left_out(outputs: list[str], system: Counter[str]) -> list[str]:

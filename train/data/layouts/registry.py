@@ -14,7 +14,13 @@ from serve.contract.packed import look_into
 from train.data.labels import LabelledPaths
 from train.data.layouts import flat, folders, label_file, tar_files
 from train.data.layouts.label_candidates import ColumnsError
-from train.data.layouts.listing import class_folders, describe_ignored, describe_left_out
+from train.data.layouts.listing import (
+    class_folders,
+    describe_hidden,
+    describe_ignored,
+    describe_left_out,
+    hidden_classes,
+)
 
 LABEL_FILES = (".csv", ".tsv", ".jsonl")
 MOST_LABEL_FILES = 20
@@ -141,4 +147,5 @@ def recognise(source: Path) -> str:
     outputs, system = class_folders(source)
     ignored = describe_ignored(flat.flat_images(source).ignored)
     lines = ["no images, no class folders and no tar files", *describe_left_out(outputs, system), *ignored]
+    lines += describe_hidden(hidden_classes(source))
     raise UserError(f"{source} holds {'; '.join(lines)}")

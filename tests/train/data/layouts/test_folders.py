@@ -175,6 +175,7 @@ def test_masks_beside_images_are_left_out_and_the_images_are_named(tmp_path: Pat
         ("all.zip", b"x", "unpack .zip"),
         ("1.mp4", b"x", "frames from .mp4"),
         ("1.xml", b"x", r"\(\.xml 1\).*move it"),
+        ("0001", b"x", r"\(without a suffix 1\).*NAME\.jpg"),
     ],
 )
 def test_a_class_of_another_format_names_it_and_the_way_out(
@@ -190,6 +191,50 @@ def test_a_class_of_another_format_names_it_and_the_way_out(
 def test_a_folder_of_one_archive_says_so(tmp_path: Path) -> None:
     write(tmp_path / "dogs.zip")
     assert re.search(r"\(\.zip 1\).*unpack \.zip", refusal(tmp_path))
+
+
+# images that are not read, in a line
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("owls.zip", "unzip .*owls.zip"),
+        ("owls.tar.gz", "gunzip"),
+        ("owls.TAR", "tar -xf .*owls.TAR"),
+        ("owls.7z", "7z x"),
+        ("owls.rar", "unrar x"),
+    ],
+)
+def test_archives_beside_class_folders_are_named(tmp_path: Path, name: str, command: str) -> None:
+    write(folder_set(tmp_path) / name)
+    write(tmp_path / "README.md")
+    (tmp_path / "cat.zip").mkdir()
+    draw(tmp_path / "cat.zip" / "1.png", 2)
+    (warning,) = find_labels(tmp_path, "auto").warnings
+    assert warning.startswith("1 ")
+    assert re.search(command, warning)
+
+
+def test_files_without_a_suffix_are_counted(tmp_path: Path) -> None:
+    folder_set(tmp_path)
+    for name in ("0001", "day/0002", ".hidden", "Thumbs.db"):
+        write(tmp_path / "cat" / name)
+    (warning,) = find_labels(tmp_path, "auto").warnings
+    assert warning.startswith("2 ")
+    assert "(without a suffix 2)" in warning
+
+
+def test_hidden_class_folders_are_named(tmp_path: Path) -> None:
+    folder_set(tmp_path, (".50 BMG", "9mm", ".22 LR", ".git", ".cache", ".Trash-1", ".ipynb_checkpoints"))
+    folder_set(tmp_path, (".mypy_cache", ".AppleDouble", "cat"))
+    (tmp_path / ".empty").mkdir()
+    found = find_labels(tmp_path, "auto")
+    assert set(found.labels.values()) == {"9mm", "cat"}
+    (warning,) = found.warnings
+    assert "('.22 LR', '.50 BMG')" in warning
+    draw(tmp_path / "rifles" / ".50 BMG" / "0.png")
+    assert "('.50 BMG')" in refusal(tmp_path / "rifles")
 
 
 # links
