@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from train.data.layouts.flat import label_of
+from train.data.layouts.flat import labels_of
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Folder:
         _, folder = self.unwrap()
         names = set(folder.folders)
         if folder.images:
-            labels = Counter(label_of(image) for image in folder.images)
+            labels = Counter(labels_of(folder.images)[0].values())
             names = {label for label in labels if label}
             if len(names) < len(labels) or min(labels.values()) < 2:
                 return set()
