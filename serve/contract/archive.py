@@ -98,12 +98,22 @@ def member_names(tar: str | os.PathLike[str]) -> list[str]:
     Raises:
         UserError: damaged; the message names the tar file.
     """
-    names: dict[str, None] = {}
+    return list_members(tar)[0]
+
+
+def list_members(tar: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Return `member_names`, and the names of members that are not read: links, sparse files.
+
+    Raises:
+        UserError: damaged; the message names the tar file.
+    """
+    names: dict[str, bool] = {}
     for name, location in _members(os.fspath(tar)):
         names.pop(name, None)
-        if location:
-            names[name] = None
-    return list(names)
+        names[name] = bool(location)
+    return [name for name, read in names.items() if read], [
+        name for name, read in names.items() if not read
+    ]
 
 
 def read_member(tar: str, name: str, most: int) -> bytes:

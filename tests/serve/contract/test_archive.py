@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tar_files import make_tar
 
-from serve.contract.archive import member_names, read_member, split_member
+from serve.contract.archive import list_members, member_names, read_member, split_member
 from serve.contract.errors import UserError
 from serve.contract.images import MAX_FILE_BYTES, ImageError, read_image_file
 
@@ -116,6 +116,7 @@ def test_a_later_link_of_the_same_name_is_what_counts(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "b.png"
         tar.addfile(link)
     assert member_names(path) == ["b.png"]
+    assert list_members(path) == (["b.png"], ["a.png"])
     with pytest.raises(FileNotFoundError):
         read_member(str(path), "a.png", 10)
 
