@@ -1,25 +1,31 @@
 """Layout "tar": labelled images in tar files, among them WebDataset's shards, read in place.
 
 The label of KEY.jpg is the text of KEY.cls, where KEY ends at the first dot (WebDataset). Without such
-members a tar file holds a folder for each class, or images with their labels in their names.
+members the tar files hold a folder for each class, or images with their labels in their names.
 """
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
-from serve.contract.archive import SUFFIX, list_tars, member_names, read_member
+from serve.contract.archive import SUFFIX, list_tars, read_member
 from serve.contract.errors import UserError
-from serve.contract.listing import has_image_suffix, system_folder
-from serve.contract.packed import describe_packed, packed_by_name
 from serve.contract.text_encoding import likely_encodings, reads_as
-from train.data.labels import LabelledPaths, check_none_missing
-from train.data.layouts.flat import label_of
-from train.data.layouts.folder_tree import Folder
-from train.data.layouts.parts import DataSource, check_folders, split_name
+from train.data.labels import LabelledPaths, check_none_missing, listed
+from train.data.layouts.flat import labels_of
+from train.data.layouts.folder_tree import Folder, words
+from train.data.layouts.listing import describe_hidden, packed_beside
+from train.data.layouts.parts import VARIANTS, DataSource, check_folders, split_name
+from train.data.layouts.tar_members import (
+    LABEL_SUFFIX,
+    TarMembers,
+    find_unread_label,
+    key_of,
+    read_shard,
+    without_extra,
+)
 
-LABEL_SUFFIX = ".cls"
 MAX_LABEL_BYTES = 1000
 
 
@@ -35,112 +41,73 @@ def read(source: Path, flag: str) -> LabelledPaths:
     Raises:
         UserError: a tar file is damaged, or an image has no label or two; the message names the tar file.
     """
-    tars = list_tars(source)
-    _check_one_part(tars)
-    shards = [(tar, *_members(tar)) for tar in tars]
-    extra = {kind for tar, images, label_files in shards if label_files for kind in _extra(tar, images)}
-    labels: dict[str, str] = {}
-    written: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    classes: defaultdict[str, list[str]] = defaultdict(list)  # folder -> images in it
-    for tar, images, label_files in shards:
-        for name in images:
-            if not label_files:
-                label = _label_of_path(tar, name)
-                classes[label].append(name.removeprefix(f"{label}/"))
-            elif (extension := _extension(name)) in extra:
-                left_out[extension] += 1
-                continue
-            else:
-                label = _written_label(tar, name, label_files)
-                written[label] += 1
-            labels[f"{tar.name}/{name}"] = label
-    check_none_missing(written, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
-    folders = {label: Folder.of(classes[label]) for label in sorted(classes)}
-    facts, warnings = check_folders(folders, DataSource(str(source), flag, in_tars=True))
+    shards, left_out = without_extra([read_shard(tar) for tar in list_tars(source)])
+    facts: list[str] = []
+    warnings: list[str] = []
+    if any(shard.label_files for shard in shards):
+        labels = _written_labels(shards, source)
+    else:
+        labels, facts, warnings = _labels_of_paths(shards, DataSource(str(source), flag, in_tars=True))
+    _check_one_part({s.tar: {labels[s.path(image)] for image in s.images} for s in shards})
     if source.is_dir():
-        warnings += _packed_beside(source)
+        warnings += packed_beside(source, "tar files")
     for kind, count in left_out.items():
         warnings.append(f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class")
+    warnings += describe_hidden(sorted({folder for shard in shards for folder in shard.hidden}))
+    if links := [shard.path(name) for shard in shards for name in shard.links]:
+        warnings.append(
+            f"{len(links)} links in tar files are not read ({listed(links, 3)}): if they are images, pack "
+            "the files themselves by tar --dereference --hard-dereference"
+        )
     root = source.parent if source.is_file() else source
     return LabelledPaths(root, labels, "; ".join(["images in tar files", *facts]), warnings)
 
 
-def _check_one_part(tars: Sequence[Path]) -> None:
-    """Raise UserError when shards of training and of validation are in one folder."""
-    parts: defaultdict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
-    for tar in tars:
+def _check_one_part(classes: Mapping[Path, set[str]]) -> None:
+    """Raise UserError when shards of several parts of a data set are in one folder.
+
+    These are shards whose names differ by the part (pets-train-0, pets-val-0), and shards of a part beside
+    others of its classes (pets-0, pets-val-0; pets-0, val-0).
+    """
+    groups: dict[tuple[str, tuple[str, ...]], tuple[Path, set[str]]] = {}
+    for tar, labels in classes.items():
         part, rest = split_name(tar.stem)
-        parts[rest].setdefault(part, tar)
-    for found in parts.values():
-        others = [tar for part, tar in found.items() if part not in ("", "train")]
-        if "train" in found and others:
+        rest = rest if part else tuple(w for w in words(tar.stem) if not VARIANTS.fullmatch(w))
+        groups.setdefault((part, rest), (tar, set()))[1].update(labels)
+    held_out = [name for name in groups if name[0] not in ("", "train")]
+    for (part, rest), (other_part, other_rest) in product(held_out, groups):
+        (tar, known), (other, others) = groups[part, rest], groups[other_part, other_rest]
+        alike = rest == other_rest
+        same_classes = (alike or not rest) and not known.isdisjoint(others)
+        if part != other_part and (same_classes or (alike and other_part)):
             raise UserError(
-                f"{found['train'].name} and {others[0].name} in {found['train'].parent} look like parts of "
-                "a data set: move the shards of each part into a folder of its own, train and val"
+                f"{other.name} and {tar.name} in {tar.parent} look like parts of a data set: move the "
+                "shards of each part into a folder of its own, train and val"
             )
 
 
-def _packed_beside(folder: Path) -> list[str]:
-    """Return a line about compressed tar files and archives in the folder, which are not read."""
-    names = sorted(name for name in os.listdir(folder) if packed_by_name(name))
-    if not names or not (packed := packed_by_name(names[0])):
-        return []
-    cure = describe_packed(packed, str(folder / names[0]))
-    return [f"{len(names)} files beside the tar files are not read; {names[0]!r} is {cure}"]
-
-
-def _members(tar: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the names of images, and key -> name of its label file."""
-    names = [name for name in member_names(tar) if not _is_hidden(name)]
-    label_files = _by_key(name for name in names if name.endswith(LABEL_SUFFIX))
-    images = [name for name in names if has_image_suffix(name)]
-    return images, {key: _main_member(tar, same) for key, same in label_files.items()}
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether it is ._cat.0.jpg, .thumbnails/cat.0.jpg, __MACOSX/cat.0.jpg or the like."""
-    hidden = (part.startswith(".") and part != ".." for part in name.split("/"))
-    return bool(system_folder(name)) or any(hidden)
-
-
-def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
-    by_key: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_key[_key(name)].append(name)
-    return by_key
-
-
-def _key(name: str) -> str:
-    folder, _, base = name.rpartition("/")
-    return f"{folder}/{base.partition('.')[0]}"
-
-
-def _extension(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def _extra(tar: Path, images: list[str]) -> set[str]:
-    """Return the extensions (seg.png) of images beside the main one of their key."""
-    several = [same for same in _by_key(images).values() if len(same) > 1]
-    return {_extension(name) for same in several for name in same if name != _main_member(tar, same)}
-
-
-def _main_member(tar: Path, names: list[str]) -> str:
-    """Return the one of a key's members that is called KEY.SUFFIX, or the only one."""
-    plain = [name for name in names if "." not in _extension(name)] if len(names) > 1 else names
-    if len(plain) != 1:
-        few = ", ".join(map(repr, names[:3])) + (", ..." if names[3:] else "")
-        wanted = _key(names[0]).lstrip("/") + os.path.splitext(names[0])[1]
-        raise UserError(
-            f"{tar}: {few} have one key, which ends at the first dot: call one of them {wanted} and the "
-            "others KEY.WORD.SUFFIX, or give each a key of its own"
-        )
-    return plain[0]
+def _written_labels(shards: Sequence[TarMembers], source: Path) -> dict[str, str]:
+    """Return path -> the text of its label file."""
+    first = next(shard.tar for shard in shards if shard.label_files)
+    for shard in shards:
+        if shard.images and not shard.label_files:
+            raise UserError(
+                f"{shard.tar}: no member ends in {LABEL_SUFFIX}, as those with the labels of {first.name} "
+                f"do: give each image a member KEY{LABEL_SUFFIX} with the name of its class, or move the "
+                "file elsewhere"
+            )
+    labels = {
+        shard.path(image): _written_label(shard.tar, image, shard.label_files)
+        for shard in shards
+        for image in shard.images
+    }
+    counts = Counter(labels.values())
+    check_none_missing(counts, f"the {LABEL_SUFFIX} files of {source}", "give it another name", ())
+    return labels
 
 
 def _written_label(tar: Path, image: str, label_files: dict[str, str]) -> str:
-    key = _key(image)
+    key = key_of(image)
     if key not in label_files:
         raise UserError(f"{tar}: {image!r} has no label: there is no {key.lstrip('/')}{LABEL_SUFFIX}")
     member = label_files[key]
@@ -157,12 +124,56 @@ def _written_label(tar: Path, image: str, label_files: dict[str, str]) -> str:
     return label
 
 
-def _label_of_path(tar: Path, image: str) -> str:
-    folder, in_folder, _ = image.partition("/")
-    label = folder if in_folder else label_of(image)
-    if not label:
-        raise UserError(
-            f"{tar}: no label for {image!r}: give it a member of the same name with {LABEL_SUFFIX}, a "
-            "folder for each class, or names as in cat.0.jpg"
-        )
-    return label
+def _labels_of_paths(
+    shards: Sequence[TarMembers], source: DataSource
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Return (path -> its folder or what is in its name, facts, warnings)."""
+    names = dict.fromkeys(name for shard in shards for name in shard.images)
+    around = _folder_around_classes(names)
+    cut = len(around) + 1 if around else 0
+    in_names, warnings = labels_of(name for name in names if "/" not in name)
+    labels: dict[str, str] = {}
+    classes: defaultdict[str, list[str]] = defaultdict(list)  # label -> images in its folder
+    for shard in shards:
+        for name in shard.images:
+            folder, _, rest = name[cut:].partition("/")
+            label = folder if rest else in_names[name]
+            labels[shard.path(name)] = label
+            classes[label].append(rest or name)
+    warnings += _check_unread_labels(shards, labels, source)
+    for shard in shards:
+        if unnamed := [name for name in shard.images if not labels[shard.path(name)]]:
+            raise UserError(
+                f"{shard.tar}: no label for {unnamed[0]!r}: give it a member of the same name with "
+                f"{LABEL_SUFFIX}, a folder for each class, or names as in cat.0.jpg"
+            )
+    folders = {label: Folder.of(classes[label]) for label in sorted(classes)}
+    facts, doubts = check_folders(folders, source)
+    return labels, [*([f"in the folder {around!r}"] if around else []), *facts], warnings + doubts
+
+
+def _folder_around_classes(names: Mapping[str, object]) -> str:
+    """Return the folder that holds the folders of all images, as in pets/cat/1.jpg; "" without one."""
+    folder, inside = Folder.of(names).unwrap()
+    return folder if len(inside.folders) > 1 and not inside.images else ""
+
+
+def _check_unread_labels(
+    shards: Sequence[TarMembers], labels: Mapping[str, str], source: DataSource
+) -> list[str]:
+    """Return a line about members that may hold other labels than the names of images and folders.
+
+    Raises UserError where they surely do, or where images are in no folders of classes.
+    """
+    unread = find_unread_label(shards, labels)
+    if not unread:
+        return []
+    line = (
+        f"{unread.tar}: {unread.member!r} beside {unread.image!r} may hold its label, and is not read: "
+        f"give each image a member KEY{LABEL_SUFFIX} with the name of its class, or name images and "
+        f"classes in a label file for {source.flag}"
+    )
+    one_class = source.flag == "--data" and len(set(labels.values())) == 1
+    if unread.surely or one_class or "/" not in unread.image:
+        raise UserError(line)
+    return [line]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tar_files import make_tar
 
 from train.data.layouts.registry import find_labels
 
@@ -15,6 +16,11 @@ def read(folder: Path, *names: str) -> tuple[list[str], list[str]]:
     for name in names:
         (folder / name).touch()
     found = find_labels(folder, "auto")
+    packed = find_labels(make_tar(folder.with_suffix(".tar"), dict.fromkeys(names, b"")), "auto")
+    assert [packed.labels[f"{folder.name}.tar/{name}"] for name in names] == [
+        found.labels[n] for n in names
+    ]
+    assert packed.warnings == found.warnings
     return [found.labels[name] for name in names], found.warnings
 
 

@@ -1,5 +1,6 @@
 """Images in tar files are labelled and trained as the same images in folders are."""
 
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -167,3 +168,147 @@ def test_shards_of_training_and_of_validation_in_one_folder_are_refused(tmp_path
         find_labels(tmp_path, "auto")
     (tmp_path / "pets-validation-0.tar").rename(tmp_path / "pets-train-2.tar")
     assert len(labels(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pets-0.tar", "pets-val-0.tar"),
+        ("pets-0.tar", "val-0.tar"),
+        ("0.tar", "test.tar"),
+        ("test-0.tar", "val-0.tar"),
+        ("pets-train-0.tar", "val-0.tar"),
+    ],
+)
+def test_shards_of_a_part_beside_others_of_its_classes_are_refused(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        make_tar(tmp_path / name, {"cat/1.jpg": b"", "dog/1.jpg": b""})
+    with pytest.raises(UserError, match=r"folder of its own") as raised:
+        find_labels(tmp_path, "auto")
+    assert all(name in str(raised.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    "names", [("control-0", "test-0"), ("crash-0", "crash-test-0"), ("val-0", "val-1"), ("a-test", "b-0")]
+)
+def test_shards_that_are_called_as_parts_and_are_none_are_read(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    same = names[0] == "val-0" or names[1] == "b-0"
+    for i, name in enumerate(names):
+        make_tar(tmp_path / f"{name}.tar", {f"{'owl' if same else i}/1.jpg": b"", f"cat{i}/1.jpg": b""})
+    assert len(labels(tmp_path)) == 4
+
+
+# labels that are not read
+
+UNREAD = [("json", b'{"label": 3}'), ("txt", b"a photo of a fox"), ("CLS", b"fox"), ("cls.txt", b"fox")]
+UNREAD += [("label", b"3"), ("JSON", b'{"label": "fox", "key": "a_1"}')]
+
+
+@pytest.mark.parametrize(("suffix", "text"), UNREAD)
+@pytest.mark.parametrize("stem", ["{}_{}", "0000{}{}", "a.{}.{}"])
+def test_labels_in_members_that_are_not_read_are_no_reason_to_invent_some(
+    tmp_path: Path, suffix: str, text: bytes, stem: str
+) -> None:
+    members = {}
+    for i in range(6):
+        name = stem.format(i % 2, i)
+        members |= {f"{name}.jpg": b"", f"{name}.{suffix}": text}
+    make_tar(tmp_path / "x.tar", members)
+    with pytest.raises(UserError, match=rf"x\.tar: '{stem.format(0, 0)}\.{suffix}' .*KEY\.cls.*label file"):
+        find_labels(tmp_path, "auto")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [("txt", b"Red Fox\n"), ("json", b'{"shapes": [{"label": "red_fox"}], "imagePath": "red_fox_1.jpg"}')],
+)
+def test_members_that_agree_with_the_names_are_no_error(tmp_path: Path, suffix: str, text: bytes) -> None:
+    names = {f"red_fox_{i}.jpg": b"" for i in range(3)} | {f"red_fox_{i}.{suffix}": text for i in range(3)}
+    make_tar(tmp_path / "x.tar", names)
+    assert set(labels(tmp_path).values()) == {"red_fox"}
+
+
+def test_members_beside_images_in_class_folders_are_warned_of_or_surely_labels(tmp_path: Path) -> None:
+    images = {f"{name}/{i}.jpg": b"" for name in ("cat", "dog") for i in range(2)}
+    make_tar(tmp_path / "x.tar", images | {"dog/0.json": b'{"width": 640}', "README.txt": b"x"})
+    found = find_labels(tmp_path, "auto")
+    assert set(found.labels.values()) == {"cat", "dog"}
+    (warning,) = found.warnings
+    assert "'dog/0.json'" in warning
+    make_tar(tmp_path / "x.tar", images | {"dog/0.CLS": b"wolf"})
+    with pytest.raises(UserError, match=r"'dog/0\.CLS'"):
+        find_labels(tmp_path, "auto")
+    make_tar(tmp_path / "x.tar", {"images/0.jpg": b"", "images/0.json": b'{"label": "cat"}'})
+    with pytest.raises(UserError, match=r"'images/0\.json'"):
+        find_labels(tmp_path, "auto")
+
+
+def test_a_shard_without_label_files_beside_others_is_named(tmp_path: Path) -> None:
+    make_tar(tmp_path / "0.tar", {"a.jpg": b"", "a.cls": b"1"})
+    make_tar(tmp_path / "1.tar", {"c.1.jpg": b"", "c.2.jpg": b""})
+    make_tar(tmp_path / "2.tar", {"README": b""})
+    with pytest.raises(UserError, match=r"/1\.tar: .*\.cls"):
+        find_labels(tmp_path, "auto")
+
+
+# what is left out of class folders, and around them
+
+
+def test_an_image_beside_the_photograph_of_its_key_is_left_out_of_class_folders(tmp_path: Path) -> None:
+    images = {f"{name}/{i}.jpg": b"" for name in ("cat", "dog") for i in range(3)}
+    masks = {image.replace(".jpg", ".seg.png"): b"" for image in images}
+    make_tar(tmp_path / "x.tar", images | masks)
+    found = find_labels(tmp_path, "auto")
+    assert set(found.labels) == {f"x.tar/{image}" for image in images}
+    (warning,) = found.warnings
+    assert warning.startswith("6 ")
+    assert "KEY.seg.png" in warning
+    names = {"cat/img.jpg": b"", "cat/img.1.jpg": b"", "dog/a.big.jpg": b"", "dog/b.big.jpg": b""}
+    make_tar(tmp_path / "x.tar", names | {"dog/c.big.jpg": b"", "dog/c.jpg": b""})
+    assert len(labels(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("flag", ["--data", "--val-data"])
+@pytest.mark.parametrize("around", ["pets", "./data/pets"])
+def test_a_folder_around_the_class_folders_is_no_class(tmp_path: Path, around: str, flag: str) -> None:
+    for shard in range(2):
+        images = {f"{around}/{name}/{shard}.jpg": b"" for name in ("cat", "dog")}
+        make_tar(tmp_path / f"{shard}.tar", images)
+    found = find_labels(tmp_path, "auto", flag)
+    assert sorted(found.labels.values()) == ["cat", "cat", "dog", "dog"]
+    assert "pets'" in found.layout
+
+
+def test_a_folder_around_named_images_is_refused_with_the_command(tmp_path: Path) -> None:
+    make_tar(tmp_path / "x.tar", {f"my pets/{name}.{i}.jpg": b"" for name in ("a", "b") for i in range(2)})
+    with pytest.raises(UserError, match=r"tar -C 'my pets' -cf 'my pets\.tar' \."):
+        find_labels(tmp_path, "auto")
+
+
+def test_hidden_class_folders_are_named(tmp_path: Path) -> None:
+    litter = {".cache/1.jpg": b"", ".git/1.jpg": b"", "9mm/._0.jpg": b""}
+    make_tar(tmp_path / "x.tar", {".50 BMG/0.jpg": b"", "9mm/0.jpg": b"", "45/0.jpg": b""} | litter)
+    found = find_labels(tmp_path, "auto")
+    assert set(found.labels.values()) == {"9mm", "45"}
+    (warning,) = found.warnings
+    assert "('.50 BMG')" in warning
+
+
+def test_links_are_counted(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "x.tar", {"cat/0.jpg": b"", "dog/0.jpg": b""})
+    links = [("cat/1.jpg", tarfile.LNKTYPE), ("owl", tarfile.SYMTYPE), ("a.txt", tarfile.SYMTYPE)]
+    with tarfile.open(tar, "a") as file:
+        for name, kind in links:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "cat/0.jpg"
+            file.addfile(link)
+    found = find_labels(tmp_path, "auto")
+    assert len(found.labels) == 2
+    (warning,) = found.warnings
+    assert warning.startswith("2 ")
+    assert "x.tar/cat/1.jpg" in warning
+    assert "x.tar/owl" in warning
