@@ -26,7 +26,7 @@ INTO_A_TAR = re.compile(r"\.tar/", re.IGNORECASE)
 MAX_HEADER_BYTES = 1 << 22
 """Of a member's name and attributes, in which macOS keeps small files; a damaged header claims anything."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
-PADDING = 1 << 20  # bytes after the last member that are looked at; tar writes up to 10 kB of zeros
+PADDING, AT_ONCE = 1 << 20, 1 << 16  # bytes behind the end that are looked at; tar writes some kB of zeros
 Identity = tuple[int, ...]  # of a local file, until somebody changes it
 
 
@@ -71,11 +71,11 @@ def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
                 yield member
         end = tar.offset
     file.seek(end)
-    rest = file.read(PADDING)
-    if not rest or rest[:BLOCK_BYTES].strip(b"\0"):
+    if not (block := file.read(BLOCK_BYTES)) or block.strip(b"\0"):
         # tarfile takes a damaged header, and the end of a file cut short, for the end
         raise UserError(f"no end mark at byte {end}: cut short or damaged, what follows is not read")
-    if rest.strip(b"\0"):  # tar reads no further either, without a word if there are two blocks of zeros
+    # tar reads no further either, without a word if there are two blocks of zeros
+    if any(file.read(AT_ONCE).strip(b"\0") for _ in range(PADDING // AT_ONCE)):
         raise UserError(
             f"data follow the end mark at byte {end}: if these are several tar files in one, unpack them "
             "with tar -i and pack them anew"

@@ -26,5 +26,5 @@ def to_eight_bits(data: bytes) -> bytes:
     highest = 65535 if deep else 255
     levels = np.minimum(np.rint(np.arange(1 << 8 * sample.itemsize) / maximum * highest), highest)
     table = (levels.astype(np.uint16) >> (8 if deep else 0)).astype(np.uint8)
-    pixels = table[np.frombuffer(data, sample, count, found.end())]
-    return b"P%s %d %d 255\n" % (kind, width, height) + pixels.tobytes()
+    pixels: bytes = table[np.frombuffer(data, sample, count, found.end())].tobytes()
+    return b"P%s %d %d 255\n" % (kind, width, height) + pixels

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 WAIT = WARM_UP = 2  # steps before those that are counted: allocation, kernel selection, the profiler's own

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from train.engine.profiler import PHASES, WAIT, WARM_UP, StepProfiler, phase, table
 
