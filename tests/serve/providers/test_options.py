@@ -34,7 +34,7 @@ def test_cuda_computes_in_float32_where_float32_is_asked_for(monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("file", "precision", "tf32", "nhwc"),
-    [("fp32", "fp32", "0", None), ("fp32", "tf32", "1", None), ("fp16", "fp32", "0", "1")],
+    [("fp32", "fp32", "0", None), ("fp32", "tf32", "1", None), ("fp16", "fp32", "1", "1")],
 )
 def test_tf32_and_the_layout_of_half_precision_are_pairings_of_their_own(
     file: str, precision: str, tf32: str, nhwc: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -165,7 +165,7 @@ def test_float32_is_tf32_on_a_gpu_unless_fp32_is_given(
         products: list[str] = []
         monkeypatch.setattr(torch, "set_float32_matmul_precision", products.append)
         for name in ("set_num_threads", "use_deterministic_algorithms"):
-            monkeypatch.setattr(torch, name, lambda value: None)
+            monkeypatch.setattr(torch, name, lambda value, **_: None)
         for name in ("allow_tf32", "benchmark"):
             monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
         configure(config, Ranks(), torch.device(device), 0)
