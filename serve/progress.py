@@ -88,8 +88,8 @@ def print_start(which: str, model: str, predictor: Predictor, source: Source) ->
     """`which` names the images, and the part of them that is scored."""
     names = predictor.metadata.class_names
     print(
-        f"scoring {redact(which)} with {redact(model)} "
-        f"({', '.join(names[:10])}{', ...' if names[10:] else ''})\n"
+        f"scoring {redact(which)} with {redact(model)}; "
+        f"classes: {', '.join(names[:10])}{', ...' if names[10:] else ''}\n"
         f"provider {predictor.provider} at {predictor.precision}, {predictor.share}"
         + (f" (auto: {predictor.reason})" if predictor.reason else ""),
         file=sys.stderr,

@@ -289,7 +289,7 @@ def split(
     labels = images.labels.tolist()
     files = len(set(images.sha256))
     if copies := len(images) - files:
-        notes.append(f"{copies} images are copies of others; copies stay on one side of the split")
+        notes.append(f"images that are copies of others: {copies}; copies stay on one side of the split")
     groups = groups_of(images, near)
     if alike := files - len(set(groups)):
         if labels_decide(groups, labels, near):
@@ -300,8 +300,8 @@ def split(
             groups = list(images.sha256)
         else:
             notes.append(
-                f"{alike} images are near duplicates of others (re-encoded, resized, a little brighter); "
-                "they too stay on one side"
+                "images that are near duplicates of others (re-encoded, resized, a little brighter): "
+                f"{alike}; they too stay on one side"
             )
     is_val = choose_images(labels, groups, images.class_names, config, notes)
     return images.take(np.flatnonzero(~is_val)), images.take(np.flatnonzero(is_val))

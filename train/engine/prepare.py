@@ -97,7 +97,7 @@ def notes_on(data: Data, folder: Path) -> list[str]:
         notes.append(f"warning: {len(data.bad)} unreadable files are left out, see {listed}")
     if duplicates:
         listed = folder / "duplicates.csv"
-        notes.append(f"{len(duplicates)} groups of duplicates, see {listed} and figures/duplicates.png")
+        notes.append(f"groups of duplicates: {len(duplicates)}, see {listed} and figures/duplicates.png")
     notes.append(f"train {len(data.train)} images: {describe_counts(data.train.counts())}")
     notes.append(f"val   {len(data.val)} images: {describe_counts(data.val.counts())}")
     return notes
