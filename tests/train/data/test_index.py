@@ -656,7 +656,7 @@ def test_copies_contradictions_and_classes_without_validation_are_reported() -> 
     images = image_set([0, 0, 0, 1, 1, 2, 0], 3, ["a", "a", "b", "c", "b", "d", "e"])
     notes: list[str] = []
     split(images, TrainConfig(val_fraction=0.2), {}, notes)
-    assert notes[0].startswith("2 images")
+    assert "copies of others: 2;" in notes[0]
     assert notes[1].startswith("warning: 1 pictures")
     assert any(note.startswith("warning: ") and "'class2'" in note for note in notes)
 
