@@ -1,4 +1,4 @@
-"""Files of unusual maxima come out as Pillow's own decoder makes them, in a thousandth of the time."""
+"""Files of unusual maxima come out as the decoder of Pillow makes them, pixel for pixel."""
 
 import numpy as np
 import pytest
