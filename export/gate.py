@@ -18,7 +18,7 @@ MAX_LOG_LOSS_ADDED = 0.02
 LARGE_CHANGE = 0.25
 """Of an image's probabilities."""
 MAX_ACCURACY_DROP = 0.3
-"""Points of accuracy, of which there are 100, unless --max-accuracy-drop is given."""
+"""Points (percent of the images), unless --max-accuracy-drop is given."""
 MAX_LARGELY_CHANGED = 0.005
 """Share of the validation images; of fewer than 200 none. Of 2,000 photographs in int8 it was 0 with an
 EfficientNet-Lite0, and 0.0015 with a MobileNetV3-Small that was hardly better than chance."""

@@ -34,20 +34,14 @@ USUAL = {"image", "images", "img", "imgs", "data", "photos", "pictures", "jpeg",
 """Words in the names of folders of images."""
 BESIDE = USUAL.union(*PARTS.values())
 """Words of which the names of folders consist that hold images for a table in a folder beside them."""
-DERIVED = {"mask", "masks", "trimap", "trimaps", "annotation", "annotations", "label", "labels", "gt"} | {
-    *(
-        "segmentation",
-        "segmentations",
-        "seg",
-        "overlay",
-        "overlays",
-        "thumbnail",
-        "thumbnails",
-        "thumbs",
-        "depth",
-    )
-}
-"""Words in the names of folders whose images are made of other images, which come first."""
+DERIVED_KINDS = (
+    "mask|annot(?:ation)?|label|trimap|segm?|segmentation|gt|ground_?truth|matte|overlay|bbox"
+    "|thumb(?:nail)?|preview|heatmap|depth|visuali[sz]ation"
+)
+DERIVED = re.compile(
+    f"(?:(?:{DERIVED_KINDS})(?:e?s)?|labelids|truth|annotated|segmented|segmentation(class|object))"
+)
+"""Words in the names of images that are made of other images, and of their folders."""
 
 
 class Naming(NamedTuple):
@@ -235,7 +229,7 @@ class ImageFiles:
             place = 6 if part != self.part else 1 if plain else 2
         else:
             place = 3 if plain else 4
-        place += 20 * any(DERIVED.intersection(_words(name)) for name in naming.folder.split("/"))
+        place += 20 * any(map(DERIVED.fullmatch, _words(naming.folder)))
         return naming.anywhere, place + 10 * naming.folder.startswith("../"), naming.suffix is None
 
 

@@ -39,7 +39,7 @@ class Submission:
 
     @property
     def form(self) -> Format:
-        """Whether a file is a submission cannot be seen: it may be another model's, or labels."""
+        # whose work a file of this form is cannot be seen: another model's, or labels
         return Format("submission", ".csv", lambda file, _: SubmissionWriter(file, self), lambda _: False)
 
 

@@ -13,17 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from serve.contract.image_files import DERIVED, DERIVED_KINDS
 from serve.contract.images import load_image, read_image_file
 from train.data.layouts.folder_tree import words
 
-KINDS = (
-    "mask|annot(?:ation)?|label|trimap|segm?|segmentation|gt|ground_?truth|matte|overlay|bbox"
-    "|thumb(?:nail)?|preview|heatmap|depth|visuali[sz]ation"
+ENDING = re.compile(
+    rf"(?<=.)(?:[\s._-]+(?:{DERIVED_KINDS})s?(?:[\s._-]*\d+)?)+$", re.IGNORECASE | re.DOTALL
 )
-DERIVED = re.compile(
-    f"(?:(?:{KINDS})(?:e?s)?|labelids|truth|annotated|segmented|segmentation(class|object))"
-)
-ENDING = re.compile(rf"(?<=.)(?:[\s._-]+(?:{KINDS})s?(?:[\s._-]*\d+)?)+$", re.IGNORECASE | re.DOTALL)
 SAMPLES = 6  # pairs compared for each pattern
 FEW_COLOURS = 8
 ALMOST_ALL = 0.95  # of the pixels

@@ -14,8 +14,9 @@ from itertools import product
 from pathlib import PurePath
 
 from serve.contract.errors import UserError
+from serve.contract.image_files import DERIVED
 from train.data.layouts.folder_tree import Folder, words
-from train.data.layouts.masks import DERIVED, ENDING, has_derived_word
+from train.data.layouts.masks import ENDING, has_derived_word
 
 PART = re.compile(
     "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
