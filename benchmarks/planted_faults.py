@@ -548,10 +548,10 @@ FAULTS = [
     ),
     Fault(
         "a stamp without a gate",
-        "export/main.py",
-        '        if not report.passed:\n            print(f"error: not published',
-        '        if False:\n            print(f"error: not published',
-        ("export_main",),
+        "export/record.py",
+        "    if report.passed:\n        unverified.replace(published)",
+        "    if True:\n        unverified.replace(published)",
+        ("record", "export_main"),
     ),
     Fault(
         "logits may differ by anything",
