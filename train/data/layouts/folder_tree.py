@@ -55,5 +55,6 @@ class Folder:
 
 
 def words(name: str) -> list[str]:
-    """Return the words of a folder's name in lower case: trainImages_2017 -> train, images."""
-    return [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+    """Return the words of a folder's name in lower case: trainImages_2017 -> train, images; 007 -> 007."""
+    found = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    return [word.lower() for word in found or [name]]

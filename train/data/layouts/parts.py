@@ -8,13 +8,14 @@ import os
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import PurePath
 
 from serve.contract.errors import UserError
 from serve.contract.image_files import DERIVED
+from train.data.labels import listed
 from train.data.layouts.folder_tree import Folder, words
 from train.data.layouts.masks import ENDING, has_derived_word
 
@@ -24,14 +25,14 @@ PART = re.compile(
     "|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed"
     "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
 )
-PICTURES = re.compile("(?:images?|imgs?|pictures|photos|jpegimages|rgb|inputs?)")
-SLICES = re.compile(rf"(?:k?folds?|cv|splits?|shards?|chunks?|{PICTURES.pattern})")
+SLICES = re.compile(
+    "(?:k?folds?|cv|splits?|shards?|chunks?|images?|imgs?|pictures|photos|jpegimages|rgb|inputs?)"
+)
 VARIANTS = re.compile(  # of one data set; most of these words may be a class too
     rf"(?:{SLICES.pattern}|{DERIVED.pattern}|parts?|partitions?|sections?|batch|group|(?:sub|data)?sets?|data"
     "|archive|disk|volume|folder|dir|copy|backup|raw|originals?|(?:pre)?processed|resized|cropped|augmented"
-    "|augmentation|aug|extra|samples?|colou?r|gr[ae]yscale)"
+    "|augmentation|aug|extra|samples?|colou?r|gr[ae]yscale|public|private)"
 )
-ORIGINALS = re.compile(rf"(?:{PICTURES.pattern}|colou?r|originals?)")
 Folders = Mapping[str, Folder]
 
 
@@ -60,7 +61,8 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
     facts, warnings = _describe_inside(classes, source)
     if names := part_names(classes):
         warnings.append(
-            f"{_quoted(names)} are taken for classes; if they are parts, give one of them to {source.flag}"
+            f"{listed(sorted(names))} are taken for classes; if they are parts, give one of them to "
+            f"{source.flag}"
         )
     return facts, warnings
 
@@ -74,60 +76,41 @@ def _describe_inside(classes: Folders, source: DataSource) -> tuple[list[str], l
     several = [name for name in classes if len(inside.get(name, ())) > 1]
     if divided or len(common) > 1:
         names = (divided or [common])[0]
-        line = f"each class holds the folders {_quoted(names)}: all of them are used, as one set"
+        line = f"each class holds the folders {listed(sorted(names))}: all are used, as one set"
         if divided:
             return [], [line]
-        if all(_consists_of(VARIANTS, name) for name in names):
+        if not any(split_name(name)[1] for name in names):
             return [line], []
         return [], [f"{line}; if these are the classes, {_one_alone(classes, several[0], source)}"]
     if nested and 2 * len(several) > len(classes):  # SUN397: a/abbey, b/basketball_court
         few = ", ".join(repr(f"{name}/{min(inside[name])}") for name in several[:3])
         cure = _one_alone(classes, several[0], source)
         return [], [
-            f"the folders {_quoted(classes)} are taken for the classes, and hold no images but folders "
-            f"({few}, ...); if those are the classes, {cure}"
+            f"the folders {listed(sorted(classes))} are taken for the classes, and hold no images but "
+            f"folders ({few}, ...); if those are the classes, {cure}"
         ]
     return [], []
 
 
 def _parts(classes: Folders, source: DataSource) -> str:
-    """train, val: beside nothing but parts, or with classes inside; pets, pets-test with the same ones."""
-    names = part_names(classes)
-    for name in () if names else classes:
-        part, rest_of_name = split_name(name)
-        rest = [other for other in classes if part and tuple(words(other)) == rest_of_name]
-        if rest and _hold_the_same(classes[name], classes[rest[0]]):
-            return _looks_like_parts(classes, rest, source)
-    alone = names and _others_are_parts(classes, names)
-    return _looks_like_parts(classes, names, source) if alone or _hold_classes(classes, names) else ""
+    """train, val; pets, pets-test; fold1, fold2; color, gray; images, masks.
 
-
-def _variants(classes: Folders, source: DataSource) -> str:
-    """fold1, fold2; set_images_1, set_images_2; and part_1, part_2; color, gray with the same classes."""
-    names = [name for name in classes if _consists_of(VARIANTS, name)]
-    alike = {tuple(words(name)) for name in classes}
-    if len(alike) == 1 < len(classes) and any(map(SLICES.fullmatch, *alike)):
-        return _looks_like_parts(classes, list(classes)[:1], source)
-    if len(names) < 2 or not _others_are_parts(classes, names):
-        return ""
-    slices = Counter(tuple(words(n)) for n in names if _consists_of(SLICES, n) and re.search(r"\d", n))
-    same_classes = all(_hold_the_same(classes[names[0]], classes[name]) for name in names[1:])
-    if not same_classes and max(slices.values(), default=0) < 2:
-        return ""
-    originals = [name for name in names if not _consists_of(DERIVED, name)]
-    return _looks_like_parts(classes, (originals or names)[:1], source)
-
-
-def _derived(classes: Folders, source: DataSource) -> str:
-    """rgb, depth_preview; images, masks: with images of the same names."""
-    pictures = [name for name in classes if _consists_of(ORIGINALS, name)]
-    derived = [name for name in classes if name not in pictures and has_derived_word(name)]
-    if not pictures or not derived or not _others_are_parts(classes, pictures + derived):
-        return ""
-    for name, other in product(pictures, derived):
-        stems = _stems(classes[other])
-        if 2 * len(stems & _stems(classes[name])) >= len(stems):
-            return _looks_like_parts(classes, [name], source)
+    Their names decide where no ordinary class is beside them, and what is in them elsewhere.
+    """
+    known = part_names(classes)
+    for names in _siblings(classes):
+        parts = [name for name in names if name in known]
+        alone = not any(_is_ordinary(name, classes[name]) for name in classes if name not in names)
+        slices = Counter(tuple(found) for found in map(words, names) if any(map(SLICES.fullmatch, found)))
+        named = alone and (parts or max(slices.values(), default=0) > 1)
+        if named or _hold_classes(classes, parts) or _share_classes(classes, names):
+            original = min(names, key=lambda name: (has_derived_word(name), bool(_part(name))))
+            return _looks_like_parts(classes, parts or [original], source)
+        derived = [name for name in names if alone and has_derived_word(name)]
+        for name, other in product(names, derived):
+            stems = _stems(classes[other])
+            if name not in derived and 2 * len(stems & _stems(classes[name])) >= len(stems):
+                return _looks_like_parts(classes, [name], source)
     return ""
 
 
@@ -141,8 +124,8 @@ def _data_set_beside_classes(classes: Folders, source: DataSource) -> str:
         copies = folders.keys() & classes.keys()
         if (parts and not alone) or (len(copies) > 1 and 2 * len(copies) >= len(folders)):
             return (
-                f"{name!r} in {source.path} holds {_quoted(folders)}: a data set, not a class. Give "
-                f"{flags_for({name: classes[name]}, source)}, or move {name!r} elsewhere{source.hint}"
+                f"{name!r} in {source.path} holds {listed(sorted(folders))}: a data set, not a class. "
+                f"Give {flags_for({name: classes[name]}, source)}, or move {name!r} elsewhere{source.hint}"
             )
     return ""
 
@@ -159,15 +142,15 @@ def _one_folder(classes: Folders, source: DataSource) -> str:
     )
 
 
-RULES = (_parts, _variants, _derived, _data_set_beside_classes, _one_folder)
+RULES = (_parts, _data_set_beside_classes, _one_folder)
 
 
 def _looks_like_parts(classes: Folders, names: Sequence[str], source: DataSource) -> str:
     flags = flags_for({name: classes[name] for name in names}, source)
     how = "in tar files of its own" if source.in_tars else f"as in {flags}"
     return (
-        f"the classes of {source.path} would be {_quoted(classes)}, which looks like parts of a data set: "
-        f"give one of them to {source.flag}, {how}{source.hint}"
+        f"the classes of {source.path} would be {listed(sorted(classes))}, which looks like parts of a "
+        f"data set: give one of them to {source.flag}, {how}{source.hint}"
     )
 
 
@@ -204,49 +187,43 @@ def flags_for(folders: Folders, source: DataSource) -> str:
 def part_names(folders: Folders) -> list[str]:
     """Return the names that differ only by the part: seg_train, seg_test; train2017, val2017.
 
-    Names of training parts alone count if no others are there: train1, train2. Where there are none: names
-    of parts that hold the classes of the training part: Training, PublicTest.
+    Names of training parts alone count if no others are there: train1, train2.
     """
-    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name in folders:
-        part, rest = split_name(name)
-        if part:
-            groups[rest].append(name)
     found = []
     bare = all(_part(name) and len(words(name)) == 1 for name in folders)
-    for group in groups.values():
-        kinds = {_part(name) for name in group}
+    for names in _siblings(folders):
+        kinds = {_part(name) for name in names} - {""}
         if "train" in kinds and (len(kinds) > 1 or bare):
-            found += group
-    named = [name for group in groups.values() for name in group]
-    if not found and len({_part(name) for name in named}) > 1 and _share_classes(folders, named):
-        return named
+            found += [name for name in names if _part(name)]
     return found
 
 
+def _siblings(folders: Folders) -> list[list[str]]:
+    """Return groups of names that differ only by words for parts and variants."""
+    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in folders:
+        groups[split_name(name)[1]].append(name)
+    return [names for rest, names in groups.items() if any(rest != tuple(words(name)) for name in names)]
+
+
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return (train, val, test or ""; the other words): train_cats -> train, (cats,)."""
-    for i, word in enumerate(found := words(name)):
-        if match := PART.fullmatch(word):
-            rest = found[:i] + found[i + 1 :]
-            return match.lastgroup or "", tuple(w for w in rest if not VARIANTS.fullmatch(w))
-    return "", ()
+    """Return (train, val, test or ""; the words for no part or variant): train_cats -> train, (cats,)."""
+    found = words(name)
+    parts = [match.lastgroup or "" for match in map(PART.fullmatch, found) if match]
+    rest = [word for word in found if not (PART.fullmatch(word) or VARIANTS.fullmatch(word))]
+    if not parts and len(rest) < len(found):  # Batch A, Batch B
+        rest = [word for word in rest if len(word) > 1]
+    return parts[0] if parts else "", tuple(rest)
 
 
 def _part(name: str) -> str:
     return split_name(name)[0]
 
 
-def _consists_of(kind: re.Pattern[str], name: str) -> bool:
-    """Return whether the name has no words but those of this kind: part_b of VARIANTS, masks of DERIVED."""
-    found = [word for word in words(name) if len(word) > 1]
-    return bool(found) and all(map(kind.fullmatch, found))
-
-
-def _others_are_parts(classes: Folders, names: Sequence[str]) -> bool:
-    """Return whether no other folder is an ordinary class, with images in it and not named as a part."""
-    others = (name for name in classes if name not in names)
-    return not any(classes[n].images and not _part(n) and not _consists_of(VARIANTS, n) for n in others)
+def _is_ordinary(name: str, folder: Folder) -> bool:
+    """Return whether it holds images itself, and has a name that is not only of a part or variant."""
+    part, rest = split_name(name)
+    return bool(folder.images and rest and not part)
 
 
 def _folders_inside(classes: Folders) -> dict[str, Folders]:
@@ -259,25 +236,13 @@ def _stems(folder: Folder) -> set[str]:
     return {ENDING.sub("", os.path.splitext(path)[0]) for path in folder.image_paths()}
 
 
-def _hold_the_same(one: Folder, other: Folder) -> bool:
-    """Return whether most classes of the two are the same."""
-    a, b = one.class_names(), other.class_names()
-    return len(a & b) > 1 and 2 * len(a & b) >= min(len(a), len(b))
-
-
-def _share_classes(folders: Folders, parts: Sequence[str]) -> bool:
-    """Return whether another part holds the classes of the training part."""
-    train = next((name for name in parts if _part(name) == "train"), "")
-    return any(_hold_the_same(folders[train], folders[name]) for name in parts if train and name != train)
+def _share_classes(folders: Folders, names: Sequence[str]) -> bool:
+    """Return whether most classes of two of the folders are the same."""
+    pairs = combinations([folders[name].class_names() for name in names], 2)
+    return any(len(a & b) > 1 and 2 * len(a & b) >= min(len(a), len(b)) for a, b in pairs)
 
 
 def _hold_classes(folders: Folders, parts: Sequence[str]) -> bool:
-    """Return whether the training part holds classes: those of another part, or folders and no images."""
-    training = [folders[name] for name in parts if _part(name) == "train"][:1]
-    alone = any(not folder.images and folder.class_names() for folder in training)
-    return alone or _share_classes(folders, parts)
-
-
-def _quoted(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(map(repr, listed[:6])) + (f", ... ({len(listed)})" if len(listed) > 6 else "")
+    """Return whether two parts hold the same classes, or the training part holds folders and no images."""
+    training = (folders[name] for name in parts if _part(name) == "train")
+    return _share_classes(folders, parts) or any(not f.images and f.class_names() for f in training)
