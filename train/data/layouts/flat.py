@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from serve.contract.errors import UserError
@@ -13,10 +12,8 @@ from train.data.layouts.listing import class_folders, describe_ignored, describe
 from train.data.layouts.run_outputs import is_report
 
 NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)
-# cat.0 (1), cat.0 2, cat.0 - Copy (2): what browsers, Macs and Windows call a copy of cat.0
-COPY_NUMBER = re.compile(r"\s\(?\d+\)?$")
-COPY_WORD = re.compile(r"\s+(?:-\s+)?(?:copy|kopie|copie|copia)$", re.IGNORECASE)
-MOST_COPIES = 3  # of one file; more are a class: Boeing 737 (1), ... beside Boeing (1)
+COPY = re.compile(r"(?:\s\(?\d+\)?|\s+(?:-\s+)?(?:copy|kopie|copie|copia)(?:\s\(?\d+\)?)?)$", re.IGNORECASE)
+"""cat.0 (1), cat.0 2, cat.0 - Copy (2): what browsers, Macs and Windows call a copy of cat.0."""
 SHORTEST_ID = 3  # digits
 
 
@@ -42,15 +39,15 @@ def read(source: Path, flag: str) -> LabelledPaths:
 def labels_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return file name -> label, "" without one, and warnings about labels that may be none.
 
-    Copies that a browser or a system has numbered (cat.0 (1).jpg) have the label of the original.
+    Copies of a file that a browser or a system has numbered (cat.0 (1).jpg) have the label of the original.
     """
-    labels = {name: label_of(name) for name in names}
-    by_label: defaultdict[str, list[str]] = defaultdict(list)
-    for name, label in labels.items():
-        by_label[label].append(name)
-    copied, doubtful = _numbered(by_label)
-    labels = {name: copied.get(label, label) for name, label in labels.items()}
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    known = {stem for stem in stems.values() if NAME.match(stem)}
+    originals = {name: _original(stem, known) for name, stem in stems.items()}
+    labels = {name: label_of(original) for name, original in originals.items()}
+    classes = set(labels.values())
     warnings = []
+    doubtful = {label: base for label in classes if (base := label_of(label)) in classes and base}
     if doubtful:
         label, base = min(doubtful.items())
         warnings.append(
@@ -58,49 +55,30 @@ def labels_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
             f"{base!r}: if they are one class, rename images as in {base}_1.jpg, or name images and "
             "classes in a label file"
         )
-    if copies := sorted(name for label in copied for name in by_label[label]):
+    if copies := sorted(name for name, stem in stems.items() if stem != originals[name]):
         warnings.append(
             f"{len(copies)} files are taken for copies of others by their names ({listed(copies, 3)}), and "
             "have the labels of those"
         )
-    ids = sorted(set(labels.values()))
-    if len(ids) > 1 and all(label.isdecimal() and len(label) >= SHORTEST_ID for label in ids):
+    if len(classes) > 1 and all(label.isdecimal() and len(label) >= SHORTEST_ID for label in classes):
         warnings.append(
-            f"all classes are numbers ({listed(ids, 3)}): if these are numbers of pictures or patients, "
-            "name images and classes in a label file"
+            f"all classes are numbers ({listed(sorted(classes), 3)}): if these are numbers of pictures or "
+            "patients, name images and classes in a label file"
         )
     return labels, warnings
 
 
-def _numbered(by_label: Mapping[str, list[str]]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return labels that are another one with a number -> that one: those of copies, and all others."""
-    bases = {label: base for label in by_label if (base := _label(COPY_WORD.sub("", label)))}
-    few = {
-        label: base
-        for label, base in bases.items()
-        if len(by_label[label]) <= MOST_COPIES and all(map(_is_numbered_copy, by_label[label]))
-    }
-    alone = Counter(base for label, base in few.items() if len(by_label[label]) == 1)
-    copied: dict[str, str] = {}
-    for label in sorted(few, key=len):  # a copy of a copy comes after it
-        if (base := few[label]) in by_label or alone[base] > 1:
-            copied[label] = copied.get(base, base)
-    doubtful = {label: base for label, base in bases.items() if label not in copied and base in by_label}
-    return copied, doubtful
+def _original(stem: str, known: Collection[str]) -> str:
+    """Return the name that a file is a copy of, or its own."""
+    while (original := COPY.sub("", stem)) != stem and original in known:
+        stem = original
+    return stem
 
 
-def label_of(name: str) -> str:
-    """Return what a file name has before its running number: big_dog_12.jpg -> big_dog; "" without one."""
-    return _label(os.path.splitext(name)[0])
-
-
-def _label(stem: str) -> str:
+def label_of(stem: str) -> str:
+    """Return what a name has before its running number: big_dog_12 -> big_dog; "" without one."""
     match = NAME.match(stem)
     return match["label"] if match else ""
-
-
-def _is_numbered_copy(name: str) -> bool:
-    return bool(COPY_NUMBER.search(os.path.splitext(name)[0]))
 
 
 def flat_images(source: Path) -> Listing:

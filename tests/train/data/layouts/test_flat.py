@@ -31,7 +31,7 @@ def read(folder: Path, *names: str) -> tuple[list[str], list[str]]:
         ["cat.3 2.jpg"],
         ["cat.0 (1).jpg", "cat.0 (2).jpg", "cat.0 (3).jpg"],
         ["cat.0 (1).jpg", "cat.0 (1) (1).jpg"],
-        ["cat.9 (1).jpg", "cat.8 (1).jpg"],
+        ["cat.0 - Copy.jpg"],
         ["cat.0 copy 2.jpg", "cat.1 - Copy (2).jpg"],
     ],
 )
@@ -42,9 +42,10 @@ def test_a_numbered_copy_has_the_label_of_the_original(tmp_path: Path, copies: l
     assert repr(copies[0]) in warning
 
 
-def test_copies_without_their_originals_are_no_classes(tmp_path: Path) -> None:
-    labels, (warning,) = read(tmp_path / "set", "cat.0 (1).jpg", "cat.1 (1).jpg", *PLAIN[4:])
-    assert set(labels) == {"cat", "dog"}
+def test_a_name_like_a_copys_without_the_original_is_a_class_and_warned_of(tmp_path: Path) -> None:
+    labels, (warning,) = read(tmp_path / "set", *PLAIN, "cat.9 (1).jpg", "cat.8 (1).jpg")
+    assert set(labels) == {"cat", "cat.8", "cat.9", "dog"}
+    assert "'cat.8'" in warning
     assert warning.startswith("2 ")
 
 
