@@ -1,6 +1,6 @@
 """Layout "folders": one folder for each class, with images in it and in the folders below.
 
-System folders, output of this program (run_outputs.py) and masks of other images (masks.py) are left out
+System folders, output of this program and masks of other images (masks.py) are left out
 and counted. Parts of a data set in place of classes are an error (parts.py).
 """
 
@@ -25,11 +25,10 @@ from train.data.layouts.listing import (
 )
 from train.data.layouts.masks import find_derived
 from train.data.layouts.parts import DataSource, check_folders
-from train.data.layouts.run_outputs import is_output, without_outputs
 
 
 def matches(source: Path) -> bool:
-    return source.is_dir() and not all(is_output(source / name) for name in class_folders(source)[0])
+    return source.is_dir() and bool(class_folders(source).names)
 
 
 def read(source: Path, flag: str) -> LabelledPaths:
@@ -37,14 +36,13 @@ def read(source: Path, flag: str) -> LabelledPaths:
 
     Raises UserError when there are no classes, a class has no images, or folders are no classes.
     """
-    names, system = class_folders(source)
+    names, outputs, system = class_folders(source)
     _check_links(source, names)
     listings = {name: list_images(source / name) for name in names}
-    visible = {  # without ._cat.0.jpg, .thumbnails/cat.0.jpg
+    images = {  # without ._cat.0.jpg, .thumbnails/cat.0.jpg
         name: [path for path in listing.paths if not path.startswith(".") and "/." not in path]
         for name, listing in listings.items()
     }
-    images, outputs = without_outputs(source, visible)
     derived = find_derived(source, [f"{name}/{path}" for name in names for path in images[name]])
     left_out = {path for found in derived.values() for path in found}
     paths = {name: [p for p in images[name] if f"{name}/{p}" not in left_out] for name in names}
@@ -56,7 +54,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
         if name in classes:
             warnings += _not_entered(name, listing)
             ignored += listing.ignored
-        elif not images[name] and name not in outputs:
+        elif not images[name]:
             cure = f"fill it, or move it out of {source} if it is no class"
             lines = [*describe_ignored(listing.ignored), *_not_entered(name, listing)[:3], cure]
             raise UserError(f"class folder {str(source / name)!r} holds no images; {'; '.join(lines)}")

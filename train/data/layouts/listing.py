@@ -6,12 +6,14 @@ import shlex
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from serve.contract.archive import SUFFIX
 from serve.contract.formats import NO_SUFFIX, UNREAD_SUFFIX
 from serve.contract.listing import system_folder, walk_images
 from serve.contract.packed import SUFFIXES, describe_packed, packed_by_name
 from train.data.labels import listed
+from train.data.layouts.run_outputs import is_output
 
 CURES = {
     "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
@@ -29,18 +31,27 @@ TOOL_FOLDERS = re.compile(
 """Hidden folders of tools, whose images are none of the data set's."""
 
 
-def class_folders(root: Path) -> tuple[list[str], Counter[str]]:
-    """Return the sorted names of folders that may be classes, and counts of system folders by name."""
-    folders: list[str] = []
-    system: Counter[str] = Counter()
+class ClassFolders(NamedTuple):
+    """Folders directly in a data set."""
+
+    names: list[str]
+    """Sorted, of those that may be classes."""
+    outputs: list[str]
+    """Of those that hold output of this program."""
+    system: Counter[str]
+    """How many system folders have which name."""
+
+
+def class_folders(root: Path) -> ClassFolders:
+    found = ClassFolders([], [], Counter())
     for name in sorted(os.listdir(root)):
         if not os.path.isdir(root / name):
             continue
         if system_folder(f"{name}/") or os.path.isfile(root / name / "pyvenv.cfg"):  # Python's environments
-            system[name] += 1
+            found.system[name] += 1
         elif not name.startswith("."):
-            folders.append(name)
-    return folders, system
+            (found.outputs if is_output(root / name) else found.names).append(name)
+    return found
 
 
 def may_be_hidden_class(name: str) -> bool:
@@ -89,7 +100,7 @@ def packed_beside(folder: Path, read: str) -> list[str]:
 
 def describe_left_out(outputs: list[str], system: Counter[str]) -> list[str]:
     """Return lines about folders that hold output of this program and about system folders, if any."""
-    lines = [f"output of this program left out ({', '.join(map(repr, outputs))})"] if outputs else []
+    lines = [f"output of this program left out ({listed(outputs)})"] if outputs else []
     if system:
         lines.append(f"{system.total()} system folders left out ({count_by_name(system)})")
     return lines

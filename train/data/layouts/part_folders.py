@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
-from train.data.labels import normal
+from train.data.labels import listed, normal
 from train.data.layouts.flat import flat_images
 from train.data.layouts.listing import class_folders
 from train.data.layouts.parts import split_name
 from train.data.layouts.registry import contradicts, find_labels, label_files, unused_label_file
-from train.data.layouts.run_outputs import is_output
 
 
 def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
@@ -50,12 +49,11 @@ def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
             f"validate on: give {flags}"
         )
     how = f"{chosen.name!r} validates" if chosen else f"{val_data or 'a share of it'} validates"
-    unused = ", ".join(repr(part.name) for part in parts if part is not chosen)
+    unused = listed([part.name for part in parts if part is not chosen])
     note = f"{root}: {train.name!r} is trained on, {how}" + (f"; {unused} is not used" if unused else "")
     notes = [note, *(f"warning: {root}: {warning}" for warning in warnings)]
     if others:
-        listed = ", ".join(map(repr, others[:6])) + (", ..." if others[6:] else "")
-        notes.append(f"warning: {root}: {listed} beside the parts is not used")
+        notes.append(f"warning: {root}: {listed(others)} beside the parts is not used")
     return config.replace(data=str(train.path), val_data=val_data), notes
 
 
@@ -74,7 +72,7 @@ class _Part(NamedTuple):
 def _find_parts(root: Path, data_format: str) -> tuple[_Part, list[_Part], list[str], list[str]] | None:
     """Return (training part, other parts, names of other folders, warnings); None where it holds no parts,
     or a label file that gives their images other classes."""
-    names = [name for name in class_folders(root)[0] if not is_output(root / name)]
+    names = class_folders(root).names
     training = [name for name in names if split_name(name)[0] == "train"]
     if len(training) != 1:
         return None
@@ -107,9 +105,9 @@ def _read_part(root: Path, name: str, data_format: str, flag: str) -> _Part:
 
 def _unwrap(folder: Path) -> Path:
     """Return the first folder that holds something else than one folder: seg_train/seg_train."""
-    while folder.is_dir() and len(names := class_folders(folder)[0]) == 1:
+    while folder.is_dir() and len(names := class_folders(folder).names) == 1:
         inside = folder / names[0]
-        if flat_images(folder).paths or not class_folders(inside)[0]:
+        if flat_images(folder).paths or not class_folders(inside).names:
             break
         folder = inside
     return folder
@@ -122,9 +120,9 @@ def _validation_part(root: Path, train: _Part, parts: Sequence[_Part]) -> _Part 
     candidates = validation or tests
     split = f"--data {shlex.quote(str(train.path))}"
     if len(candidates) > 1:
-        listed = ", ".join(repr(part.name) for part in candidates)
+        names = listed([part.name for part in candidates])
         raise UserError(
-            f"{root} holds several parts to validate on ({listed}): name one of them, as in {split} "
+            f"{root} holds several parts to validate on ({names}): name one of them, as in {split} "
             f"--val-data {shlex.quote(str(candidates[0].path))}"
         )
     if not candidates:
@@ -134,8 +132,7 @@ def _validation_part(root: Path, train: _Part, parts: Sequence[_Part]) -> _Part 
         return part
     unknown = sorted(part.classes - train.classes)
     reason = part.problem or (
-        f"it has the classes {', '.join(map(repr, unknown[:3]))}{', ...' if unknown[3:] else ''}, which "
-        f"{train.name!r} does not have"
+        f"it has the classes {listed(unknown, 3)}, which {train.name!r} does not have"
         if unknown
         else f"it has one of the {len(train.classes)} classes of {train.name!r} alone"
     )

@@ -137,14 +137,14 @@ def recognise(source: Path) -> str:
     """Return the name of the layout that matches. Raises UserError when none does, or two do."""
     found = [name for name, layout in LAYOUTS.items() if layout.matches(source)]
     if {"flat", "folders"} <= set(found):
-        image, folder = flat.flat_images(source).paths[0], class_folders(source)[0][0]
+        image, folder = flat.flat_images(source).paths[0], class_folders(source).names[0]
         raise UserError(
             f"{source} holds both images ({image!r}, ...) and folders ({folder!r}, ...): give "
             "--data-format flat or --data-format folders"
         )
     if found:
         return found[0]
-    outputs, system = class_folders(source)
+    _, outputs, system = class_folders(source)
     ignored = describe_ignored(flat.flat_images(source).ignored)
     lines = ["no images, no class folders and no tar files", *describe_left_out(outputs, system), *ignored]
     lines += describe_hidden(hidden_classes(source))
