@@ -6,7 +6,7 @@ members the tar files hold a folder for each class, or images with their labels 
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import permutations
 from pathlib import Path
 
 from serve.contract.archive import SUFFIX, list_tars, read_member
@@ -14,13 +14,15 @@ from serve.contract.errors import UserError
 from serve.contract.text_encoding import likely_encodings, reads_as
 from train.data.labels import LabelledPaths, check_none_missing, listed
 from train.data.layouts.flat import labels_of
-from train.data.layouts.folder_tree import Folder, words
+from train.data.layouts.folder_tree import Folder
 from train.data.layouts.listing import describe_hidden, packed_beside
-from train.data.layouts.parts import VARIANTS, DataSource, check_folders, split_name
+from train.data.layouts.parts import DataSource, check_folders, split_name
 from train.data.layouts.tar_members import (
     LABEL_SUFFIX,
+    MAYBE_LABEL,
     TarMembers,
-    find_unread_label,
+    by_key,
+    extension,
     key_of,
     read_shard,
     without_extra,
@@ -66,20 +68,14 @@ def read(source: Path, flag: str) -> LabelledPaths:
 def _check_one_part(classes: Mapping[Path, set[str]]) -> None:
     """Raise UserError when shards of several parts of a data set are in one folder.
 
-    These are shards whose names differ by the part (pets-train-0, pets-val-0), and shards of a part beside
-    others of its classes (pets-0, pets-val-0; pets-0, val-0).
+    These are shards with names of two parts (pets-train-0, val-0), and those of a part to validate on
+    beside others of its classes (pets-0, pets-val-0).
     """
-    groups: dict[tuple[str, tuple[str, ...]], tuple[Path, set[str]]] = {}
+    parts: dict[str, tuple[Path, set[str]]] = {}
     for tar, labels in classes.items():
-        part, rest = split_name(tar.stem)
-        rest = rest if part else tuple(w for w in words(tar.stem) if not VARIANTS.fullmatch(w))
-        groups.setdefault((part, rest), (tar, set()))[1].update(labels)
-    held_out = [name for name in groups if name[0] not in ("", "train")]
-    for (part, rest), (other_part, other_rest) in product(held_out, groups):
-        (tar, known), (other, others) = groups[part, rest], groups[other_part, other_rest]
-        alike = rest == other_rest
-        same_classes = (alike or not rest) and not known.isdisjoint(others)
-        if part != other_part and (same_classes or (alike and other_part)):
+        parts.setdefault(split_name(tar.stem)[0], (tar, set()))[1].update(labels)
+    for (part, (tar, known)), (other_part, (other, others)) in permutations(parts.items(), 2):
+        if part not in ("", "train") and (other_part or not known.isdisjoint(others)):
             raise UserError(
                 f"{other.name} and {tar.name} in {tar.parent} look like parts of a data set: move the "
                 "shards of each part into a folder of its own, train and val"
@@ -88,14 +84,6 @@ def _check_one_part(classes: Mapping[Path, set[str]]) -> None:
 
 def _written_labels(shards: Sequence[TarMembers], source: Path) -> dict[str, str]:
     """Return path -> the text of its label file."""
-    first = next(shard.tar for shard in shards if shard.label_files)
-    for shard in shards:
-        if shard.images and not shard.label_files:
-            raise UserError(
-                f"{shard.tar}: no member ends in {LABEL_SUFFIX}, as those with the labels of {first.name} "
-                f"do: give each image a member KEY{LABEL_SUFFIX} with the name of its class, or move the "
-                "file elsewhere"
-            )
     labels = {
         shard.path(image): _written_label(shard.tar, image, shard.label_files)
         for shard in shards
@@ -129,7 +117,9 @@ def _labels_of_paths(
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Return (path -> its folder or what is in its name, facts, warnings)."""
     names = dict.fromkeys(name for shard in shards for name in shard.images)
-    around = _folder_around_classes(names)
+    around, inside = Folder.of(names).unwrap()
+    if len(inside.folders) < 2 or inside.images:
+        around = ""  # it is not around the folders of classes, as pets/cat/1.jpg is
     cut = len(around) + 1 if around else 0
     in_names, warnings = labels_of(name for name in names if "/" not in name)
     labels: dict[str, str] = {}
@@ -140,7 +130,7 @@ def _labels_of_paths(
             label = folder if rest else in_names[name]
             labels[shard.path(name)] = label
             classes[label].append(rest or name)
-    warnings += _check_unread_labels(shards, labels, source)
+    warnings += _check_unread_labels(shards, labels, source.flag)
     for shard in shards:
         if unnamed := [name for name in shard.images if not labels[shard.path(name)]]:
             raise UserError(
@@ -152,28 +142,24 @@ def _labels_of_paths(
     return labels, [*([f"in the folder {around!r}"] if around else []), *facts], warnings + doubts
 
 
-def _folder_around_classes(names: Mapping[str, object]) -> str:
-    """Return the folder that holds the folders of all images, as in pets/cat/1.jpg; "" without one."""
-    folder, inside = Folder.of(names).unwrap()
-    return folder if len(inside.folders) > 1 and not inside.images else ""
-
-
-def _check_unread_labels(
-    shards: Sequence[TarMembers], labels: Mapping[str, str], source: DataSource
-) -> list[str]:
-    """Return a line about members that may hold other labels than the names of images and folders.
+def _check_unread_labels(shards: Sequence[TarMembers], labels: Mapping[str, str], flag: str) -> list[str]:
+    """Return a line about members that may hold the labels of the images beside them, if any.
 
     Raises UserError where they surely do, or where images are in no folders of classes.
     """
-    unread = find_unread_label(shards, labels)
-    if not unread:
-        return []
-    line = (
-        f"{unread.tar}: {unread.member!r} beside {unread.image!r} may hold its label, and is not read: "
-        f"give each image a member KEY{LABEL_SUFFIX} with the name of its class, or name images and "
-        f"classes in a label file for {source.flag}"
-    )
-    one_class = source.flag == "--data" and len(set(labels.values())) == 1
-    if unread.surely or one_class or "/" not in unread.image:
-        raise UserError(line)
-    return [line]
+    one_class = flag == "--data" and len(set(labels.values())) == 1
+    for shard in shards:
+        images = by_key(shard.images)
+        for member in shard.others:
+            found, beside = MAYBE_LABEL.search(extension(member)), images.get(key_of(member))
+            if not found or not beside:
+                continue
+            line = (
+                f"{shard.tar}: {member!r} beside {beside[0]!r} may hold its label, and is not read: give "
+                f"each image a member KEY{LABEL_SUFFIX} with the name of its class, or name images and "
+                f"classes in a label file for {flag}"
+            )
+            if found["surely"] or one_class or "/" not in member:
+                raise UserError(line)
+            return [line]
+    return []

@@ -1,17 +1,15 @@
-"""Members of tar files by their keys (WebDataset): images, label files, and what may be a label unread."""
+"""Members of tar files by their keys (WebDataset): images, label files and others."""
 
-import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from serve.contract.archive import list_members, read_member
+from serve.contract.archive import list_members
 from serve.contract.errors import UserError
 from serve.contract.listing import has_image_suffix, system_folder
-from train.data.labels import spelling
 from train.data.layouts.listing import may_be_hidden_class
 
 LABEL_SUFFIX = ".cls"
@@ -19,8 +17,6 @@ MAYBE_LABEL = re.compile(
     r"(?:^|\.)(?:(?P<surely>(?:cls|class|label|lbl)(?:\.txt|\.json)?)|json|txt)$", re.IGNORECASE
 )
 """Extensions of members that other tools write labels to, and that are not read."""
-MOST_COMPARED = 20  # members
-MAX_JSON_BYTES = 1 << 24  # annotations hold the picture, too
 
 
 class TarMembers(NamedTuple):
@@ -38,16 +34,6 @@ class TarMembers(NamedTuple):
 
     def path(self, image: str) -> str:
         return f"{self.tar.name}/{image}"
-
-
-class UnreadLabel(NamedTuple):
-    """A member that may hold the label of an image."""
-
-    tar: Path
-    member: str
-    image: str
-    surely: bool
-    """Its extension is used for labels alone."""
 
 
 def read_shard(tar: Path) -> TarMembers:
@@ -132,43 +118,3 @@ def main_member(tar: Path, names: list[str]) -> str:
 
 def _plain(names: Iterable[str]) -> list[str]:
     return [name for name in names if "." not in extension(name)]
-
-
-def find_unread_label(shards: Iterable[TarMembers], labels: Mapping[str, str]) -> UnreadLabel | None:
-    """Return the first member of an image's key that may hold another label than the one in `labels`.
-
-    The first MOST_COMPARED members are read: names are right where a text or a value of each JSON is the
-    label.
-    """
-    compared = 0
-    for shard in shards:
-        images = by_key(shard.images)
-        for member in shard.others:
-            same = images.get(key_of(member))
-            found = MAYBE_LABEL.search(extension(member))
-            if not same or not found or compared == MOST_COMPARED:
-                continue
-            stem = member[: -len(found[0])]
-            image = next((name for name in same if os.path.splitext(name)[0] == stem), same[0])
-            label = spelling(labels[shard.path(image)])
-            if label not in map(spelling, _texts(shard.tar, member)):
-                return UnreadLabel(shard.tar, member, image, bool(found["surely"]))
-            compared += 1
-    return None
-
-
-def _texts(tar: Path, member: str) -> Iterator[str]:
-    """Yield the text of a member, or the values in it if it is JSON."""
-    try:
-        text = read_member(str(tar), member, MAX_JSON_BYTES).decode("utf-8-sig")
-        yield from _values(json.loads(text)) if member.lower().endswith("json") else [text]
-    except (ValueError, RecursionError):  # damaged: no label that agrees
-        return
-
-
-def _values(content: Any) -> Iterator[str]:
-    if isinstance(content, dict | list):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _values(value)
-    else:
-        yield str(content)
