@@ -226,7 +226,7 @@ def _exclude(found: LabelledPaths, file: str, source: str, notes: list[str]) -> 
     if unknown := [path for path in excluded if path not in known]:
         raise UserError(
             f"--exclude {file} names {len(unknown)} images that are not in {source} "
-            f"({', '.join(map(repr, unknown[:3]))}): paths are relative to it"
+            f"({listed(unknown, 3)}): paths are relative to it"
         )
     left_out = set(excluded)
     labels = {path: label for path, label in found.labels.items() if path not in left_out}

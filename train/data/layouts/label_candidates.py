@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from serve.contract.errors import UserError
@@ -10,11 +9,10 @@ from serve.contract.image_column import GEOMETRY, NUMBERING
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow
 from serve.contract.urls import is_remote
+from train.data.labels import listed
 from train.data.layouts.parts import PART
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
-SPLIT_NAMES = {"unassigned": "train", "publictest": "val", "privatetest": "test"}
-"""Words of tables alone: unassigned is Google's Vertex AI, the others are FER2013's."""
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "usage", "fold", "kfold", "folds"}
 """Names of columns in which a number names a part."""
 FOLDS = {"fold", "kfold", "folds"}
@@ -49,43 +47,43 @@ def find_label_columns(
         return named[:1]
     others = [i for i in range(len(columns)) if i != image and not columns[i].startswith(SOFT_COLUMN)]
     distinct = {i: {row.cells[i].strip() for row in rows} for i in others}
-    signs = [i for i in others if {s.casefold() for s in distinct[i]} <= YES | NO]
-    signs = [i for i in signs if not _holds_parts(columns[i], distinct[i])]
     measures = [i for i in others if GEOMETRY.fullmatch(columns[i]) and _are_numbers(distinct[i])]
     if len(measures) == 1 and len(columns[measures[0]]) == 1:  # y without x is the target
         measures = []
-    signs = [i for i in signs if i not in measures]
+    signs = [
+        i
+        for i in others
+        if {text.casefold() for text in distinct[i]} <= YES | NO
+        and i not in measures
+        and not _holds_parts(columns[i], distinct[i])
+    ]
     varied = [i for i in signs if len(distinct[i]) > 1]
     reasons = {i: _reason(columns[i], distinct[i], len(rows)) for i in others if i not in varied}
     reasons |= {i: "measures pictures or boxes" for i in measures if len(distinct[i] - {""}) > 1}
     candidates = [[i] for i, reason in reasons.items() if not reason]
-    if len(varied) > 1:
-        faulty = next((row for row in rows if len(classes_of(row, signs)) != 1), None)
-        if faulty and not candidates:
-            raise UserError(_several_classes(source, columns, faulty, signs, (image, varied[0])))
-        candidates += [[i] for i in varied] if faulty else [signs]
+    if len(varied) > 1 and (not candidates or all(len(classes_of(row, signs)) == 1 for row in rows)):
+        candidates.append(signs)
     else:
         candidates += [[i] for i in varied]
-    numbers = [i for (i, *more) in candidates if not more and _are_numbers(distinct[i])]
-    names = [i for (i, *more) in candidates if not more and i not in numbers]
-    numbers_of = [i for i in numbers if any(_are_one_to_one(rows, i, j) for j in names)]
-    candidates = [found for found in candidates if found[0] not in numbers_of]
-    if (
-        candidates
-    ):  # classes of one or two images each, as of a small sample, would be passed over in silence
+    names = [i for (i, *more) in candidates if not more and not _are_numbers(distinct[i])]
+    candidates = [
+        found
+        for found in candidates
+        if len(found) > 1 or found[0] in names or not any(_are_one_to_one(rows, found[0], i) for i in names)
+    ]
+    if candidates:  # classes of one or two images each, as of a small sample, are doubtful, not nothing
         few = [i for i in others if reasons.get(i) == MANY and len(distinct[i]) <= FEW_IMAGES * len(rows)]
         candidates += [[i] for i in few if not _are_numbers(distinct[i])]
     if len(candidates) == 1:
         return candidates[0]
-    counts = Counter(columns[i] for found in candidates for i in found)
-    if twice := [name for name, count in counts.items() if count > 1]:
+    likely = [columns[i] for found in candidates for i in found]
+    if twice := [name for name in likely if likely.count(name) > 1]:
         raise UserError(f"{source} has the column {twice[0]} twice: remove one of them")
     if candidates:
-        more = ", ..." if len(counts) > SHOWN else ""
         flags = [column_flag(columns[image], *(columns[i] for i in found)) for found in candidates[:2]]
         raise ColumnsError(
-            f"{source}: the labels may be in the columns {', '.join(map(repr, [*counts][:SHOWN]))}{more}: "
-            f"name that of the images and that of the labels, as in {' or '.join(flags)}"
+            f"{source}: the labels may be in the columns {listed(likely, SHOWN)}: name that of the images "
+            f"and that of the labels, as in {' or '.join(flags)}"
         )
     raise UserError(_no_label(source, columns, rows, image, reasons))
 
@@ -121,11 +119,14 @@ def find_split_column(
     for i, name in enumerate(columns):
         if i in taken:
             continue
-        parts = {part_of_cell(name, cell) for cell in {row.cells[i] for row in rows} if cell.strip()}
+        values = {row.cells[i].strip() for row in rows}
+        parts = {part_of_cell(name, value) for value in values if value}
         of_parts = len(parts) > 1 and all(parts)
-        some_are = name.casefold() in SPLIT_COLUMNS and any(parts)
+        meant = name.casefold() == "split" or (name.casefold() in SPLIT_COLUMNS and any(parts))
+        if name.casefold() in SPLIT_COLUMNS - FOLDS and 1 < len(values) <= MOST_PARTS:
+            meant = meant or all(map(str.isdecimal, values))
         odd = next((row for row in rows if not part_of_cell(name, row.cells[i])), None)
-        if odd and (of_parts or some_are or name.casefold() == "split"):
+        if odd and (of_parts or meant):
             raise UserError(
                 f"{source} line {odd.line}: the column {name} holds {odd.cells[i]!r}, neither train, val "
                 "nor test: correct it, or give the column another name"
@@ -133,21 +134,6 @@ def find_split_column(
         if of_parts:
             return i
     return None
-
-
-def numbered_parts(columns: Sequence[str], rows: Sequence[TableRow], taken: Collection[int]) -> list[str]:
-    """Return a warning of a column of a few numbers that may be parts of the data set; folds are not."""
-    for i, name in enumerate(columns):
-        if i in taken or name.casefold() not in SPLIT_COLUMNS - FOLDS:
-            continue
-        values = sorted({row.cells[i].strip() for row in rows})
-        few = 1 < len(values) <= MOST_PARTS and all(value.isdecimal() for value in values)
-        if few:
-            return [
-                f"the column {name} ({', '.join(values)}) is not used; if its numbers are parts of the "
-                "data set, write train, val and test in their place"
-            ]
-    return []
 
 
 def part_of_cell(column: str, cell: str) -> str:
@@ -161,7 +147,7 @@ def part_of_cell(column: str, cell: str) -> str:
 
 def _part_of_word(text: str) -> str:
     found = PART.fullmatch(text)
-    return (found.lastgroup or "") if found else SPLIT_NAMES.get(text, "")
+    return (found.lastgroup or "") if found else ""
 
 
 def _holds_parts(name: str, values: Iterable[str]) -> bool:
@@ -208,41 +194,26 @@ def _are_one_to_one(rows: Sequence[TableRow], i: int, j: int) -> bool:
     return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
-def _several_classes(
-    source: str, columns: Sequence[str], row: TableRow, signs: Sequence[int], flag: Iterable[int]
-) -> str:
-    classes = [columns[i] for i in classes_of(row, signs)]
-    found = f"the classes {', '.join(map(repr, classes[:SHOWN]))}" if classes else "none of the classes"
-    return (
-        f"{source} line {row.line} has {found}, and each image needs exactly one: remove such rows, or "
-        f"train for one of the columns, as with {column_flag(*(columns[i] for i in flag))}"
-    )
-
-
 def _no_label(
     source: str, columns: Sequence[str], rows: Sequence[TableRow], image: int, reasons: dict[int, str]
 ) -> str:
-    listed = [f"{columns[i]!r} {reason}" for i, reason in list(reasons.items())[:SHOWN]]
-    more = f", ... ({len(reasons)} columns)" if len(reasons) > SHOWN else ""
     line = f"{source} has no column of labels beside {columns[image]!r}"
     if not reasons:
         return f"{line}: add the column label"
-    line += f": {', '.join(listed)}{more}"
+    known = [f"{columns[i]!r} {reason}" for i, reason in list(reasons.items())[:SHOWN]]
+    more = f", ... ({len(reasons)} columns)" if len(reasons) > SHOWN else ""
+    line += f": {', '.join(known)}{more}"
     for i in reasons:
         if all(BOXES.match(row.cells[i].strip()) for row in rows if row.cells[i].strip()):
             new = source.removesuffix(".csv") + ".new.csv"
             command = f"sed -E 's/ .*//' < {shlex.quote(source)} > {shlex.quote(new)}"
             return f"{line}. {columns[i]!r} lists boxes after the class; to keep the class, run: {command}"
-    likely = [i for i, reason in reasons.items() if reason == MANY]
-    return (
-        f"{line}. If it is the class, give {column_flag(columns[image], columns[likely[0]])}"
-        if likely
-        else line
-    )
+    likely = [columns[i] for i, reason in reasons.items() if reason == MANY]
+    flag = f". If it is the class, give {column_flag(columns[image], likely[0])}" if likely else ""
+    return line + flag
 
 
 def column_flag(*names: str) -> str:
     """Return --columns with these names as it is typed in a shell."""
-    cells = [f'"{name}"' if "," in name else name for name in names]
-    text = ",".join(cells)
+    text = ",".join(f'"{name}"' if "," in name else name for name in names)
     return f"--columns {text}" if re.fullmatch(r"[\w.,/+-]+", text) else f"--columns '{text}'"

@@ -10,11 +10,9 @@ from serve.contract.image_files import HALF, SAMPLE_ROWS, ImageFiles, Naming, cl
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, split_names
 from serve.contract.urls import is_remote, redact
-from train.data.labels import normal
+from train.data.labels import listed, normal
 from train.data.layouts.label_candidates import (
-    NO,
     SHOWN,
-    YES,
     ColumnsError,
     column_flag,
     find_label_columns,
@@ -22,7 +20,6 @@ from train.data.layouts.label_candidates import (
 )
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
-MANY_COLUMNS = 100
 LONGEST_SHOWN = 100  # letters of a cell
 FOLDER = "folder of the image"
 
@@ -68,15 +65,6 @@ def choose_columns(
             table, sample = _without_header(table, sample)
     if len(table.columns) == 1:
         table, sample = _with_folders(table, sample)
-    if len(table.columns) > MANY_COLUMNS:  # of features and measurements: most of them are of no use
-        kept = [
-            i for i in range(len(table.columns)) if i in (image, *labels) or _may_matter(table, sample, i)
-        ]
-        image, labels = kept.index(image), [kept.index(i) for i in labels]
-        columns = [table.columns[i] for i in kept]
-        rows = (row._replace(cells=[row.cells[i] for i in kept]) for row in chain(sample, table.rows))
-        table = replace(table, columns=columns, rows=rows)
-        sample = []
     whole = chain(sample, table.rows)
     # the text matters where labels are in quotes; without it rows take half the memory
     read = [row if '"' in row.text else TableRow(row.line, "", row.cells) for row in whole]
@@ -117,7 +105,7 @@ def _given_columns(source: Path, table: Table, given: str) -> list[int]:
         if len(indices) != 1:
             raise UserError(
                 f"--columns {given}: {source} has {len(indices) or 'no'} columns {name!r}; it has "
-                f"{', '.join(map(repr, table.columns[:SHOWN]))}{', ...' if table.columns[SHOWN:] else ''}"
+                f"{listed(table.columns, SHOWN)}"
             )
         found += indices
     if len(found) < 2:
@@ -142,7 +130,7 @@ def _image_column(source: Path, table: Table, sample: list[TableRow], files: Ima
     rest = [name for name in table.columns if name not in names]
     flags = [column_flag(name, *rest[:1]) for name in names[:2]]
     raise ColumnsError(
-        f"{source}: the columns {', '.join(map(repr, names))} all name images, and not the same: give the "
+        f"{source}: the columns {listed(names)} all name images, and not the same: give the "
         f"columns of the images and of the labels, as in {' or '.join(flags)}"
     )
 
@@ -167,14 +155,6 @@ def _is_row(source: Path, table: Table, sample: list[TableRow], image: int, file
     return True
 
 
-def _may_matter(table: Table, sample: list[TableRow], i: int) -> bool:
-    """Return whether one of very many columns may hold labels: text, 0 and 1, or by its name."""
-    name = table.columns[i].casefold()
-    values = {row.cells[i].strip().casefold() for row in sample}
-    numbers = all(value.lstrip("-").replace(".", "", 1).isdecimal() for value in values if value)
-    return name in ("label", "split") or name.startswith(SOFT_COLUMN) or not numbers or values <= YES | NO
-
-
 def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
     """Return why no column names images."""
     cells = sample[0].cells if sample else []
@@ -190,10 +170,6 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
         )
     if any(map(is_remote, cells)):
         return f"{line}: copy the images of URLs into a folder beside it, and name them relative to it"
-    if len(table.columns) > MANY_COLUMNS:
-        return (
-            f"{line}, ...: if its {len(table.columns)} columns are pixels, write each row as an image file"
-        )
     likely = next((cell for cell in cells if has_image_suffix(cell)), cells[0] if cells else "")
     return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {files.describe(likely)}"
 
@@ -201,12 +177,10 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
 def describe_columns(columns: list[str], chosen: LabelColumns, naming: Naming) -> list[str]:
     """Return what was inferred about columns and paths; [] for path and label as they are."""
     image, labels = columns[chosen.image], [columns[i] for i in chosen.labels]
-    facts = [f"images: column {image!r}{naming.describe()}"]
-    if len(labels) > 1:
-        more = f", ... ({len(labels)})" if labels[SHOWN:] else ""
-        facts.append(f"labels: columns {', '.join(map(repr, labels[:SHOWN]))}{more}")
-    else:
-        facts.append(f"labels: column {labels[0]!r}")
+    facts = [
+        f"images: column {image!r}{naming.describe()}",
+        f"labels: column{'s' if len(labels) > 1 else ''} {listed(labels, SHOWN)}",
+    ]
     if (image.casefold(), labels[0].casefold(), naming.describe()) == ("path", "label", ""):
         facts = []
     return facts + ([f"parts: column {columns[chosen.split]!r}"] if chosen.split is not None else [])

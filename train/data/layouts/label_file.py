@@ -24,12 +24,12 @@ from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow, read_table
 from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
 from serve.contract.urls import is_remote, redact
-from train.data.labels import LabelledPaths, check_none_missing, missing, normal
+from train.data.labels import LabelledPaths, check_none_missing, listed, missing, normal
 from train.data.layouts.label_candidates import (
     SHOWN,
     check_labels_are_classes,
     classes_of,
-    numbered_parts,
+    column_flag,
     part_of_cell,
 )
 from train.data.layouts.label_columns import LabelColumns, choose_columns, describe_columns
@@ -95,13 +95,12 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
         [f"{collected.repeated} rows repeat an earlier one and count once"] if collected.repeated else []
     )
     labels, validation, lines = _parts(labels, collected.parts, flag)
-    warnings = (
-        []
-        if chosen.split is not None
-        else numbered_parts(table.columns, rows, (chosen.image, *chosen.labels))
-    )
     return LabelledPaths(
-        source.parent, labels, "; ".join(facts + lines), warnings, collected.probabilities, validation
+        source.parent,
+        labels,
+        "; ".join(facts + lines),
+        probabilities=collected.probabilities,
+        validation=validation,
     )
 
 
@@ -168,8 +167,12 @@ def _label(source: Path, columns: list[str], row: TableRow, chosen: LabelColumns
         return row.cells[chosen.labels[0]]
     classes = classes_of(row, chosen.labels)
     if len(classes) != 1:
-        named = ", ".join(repr(columns[i]) for i in classes[:SHOWN]) or "none"
-        raise UserError(f"{source} line {row.line} has the classes {named}: each image needs exactly one")
+        named = f"the classes {listed([columns[i] for i in classes], SHOWN)}" if classes else "no class"
+        flag = column_flag(columns[chosen.image], columns[chosen.labels[0]])
+        raise UserError(
+            f"{source} line {row.line} has {named}, and each image needs exactly one: remove such rows, or "
+            f"train for one of the columns, as with {flag}"
+        )
     return columns[classes[0]]
 
 
