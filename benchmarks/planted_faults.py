@@ -90,8 +90,8 @@ FAULTS = [
     Fault(
         "an earlier scan's verdict holds under another limit of pixels",
         "train/data/scan.py",
-        'stamp += limit if stamp else ""',
-        'stamp += ""',
+        "{DECODER}{limit}",
+        "{DECODER}",
     ),
     Fault(
         "rows without a label become the last class",

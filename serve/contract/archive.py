@@ -160,17 +160,22 @@ def identity(file: IO[bytes]) -> Identity:
     return _identity(os.fstat(file.fileno()))
 
 
+def file_status(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Return the status of a file, or of the tar file that the path leads into; None for a missing one."""
+    try:
+        return os.stat(path)
+    except NotADirectoryError:
+        inside = split_member(path)
+        return file_status(inside[0]) if inside else None
+    except OSError:
+        return None
+
+
 def file_stamp(path: str | os.PathLike[str]) -> str:
     """Return a text that changes with the file, or with the tar file that the path leads into; "" for a
     missing one. No program sets ctime, so that a copy that keeps size and mtime has another stamp."""
-    try:
-        info = os.stat(path)
-    except NotADirectoryError:
-        inside = split_member(path)
-        return file_stamp(inside[0]) if inside else ""
-    except OSError:
-        return ""
-    return ":".join(map(str, _identity(info)[1:]))  # without the device: each machine numbers its own
+    info = file_status(path)
+    return ":".join(map(str, _identity(info)[1:])) if info else ""  # each machine numbers its own devices
 
 
 def _identity(info: os.stat_result) -> Identity:

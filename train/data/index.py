@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from train.data.layouts.label_file import read_excluded
 from train.data.layouts.registry import find_labels
 from train.data.layouts.soft_labels import soft_targets
 from train.data.scan import scan
-from train.data.split import choose_images
+from train.data.split import choose_fold, choose_validation
 from train.distributed import Ranks
 from train.shared_memory import Texts, share
 
@@ -303,7 +304,11 @@ def split(
                 "images that are near duplicates of others (re-encoded, resized, a little brighter): "
                 f"{alike}; they too stay on one side"
             )
-    is_val = choose_images(labels, groups, images.class_names, config, notes)
+    if config.folds:
+        strategy = partial(choose_fold, folds=config.folds, fold=config.fold)
+    else:
+        strategy = partial(choose_validation, fraction=config.val_fraction)
+    is_val = strategy(labels, groups, images.class_names, seed=config.seed, notes=notes)
     return images.take(np.flatnonzero(~is_val)), images.take(np.flatnonzero(is_val))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.contract.archive import split_member
+from serve.contract.archive import file_status
 from serve.contract.doubts import Doubts
 from serve.contract.files import atomic_write
 from serve.contract.images import MAX_MEGAPIXELS, load_image, read_image_file
@@ -72,12 +72,13 @@ def scan(
     limit = "" if max_megapixels == MAX_MEGAPIXELS else f":{max_megapixels:g}"
 
     def examine(path: str) -> tuple[str, ScanEntry]:
-        (stamp, changed), cached = _stamp(root / path), known.get(path)
-        stamp += limit if stamp else ""
-        if cached and stamp and cached.stamp == stamp:
-            return path, cached
-        if abs(time.time_ns() - changed) < TICK_NS:  # changed once more, it could have the same time
-            time.sleep(TICK_NS / 1e9)
+        info, cached, stamp = file_status(root / path), known.get(path), ""
+        if info:  # a member of a tar file changes with the whole
+            stamp = f"{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}:{DECODER}{limit}"
+            if cached and cached.stamp == stamp:
+                return path, cached
+            if abs(time.time_ns() - info.st_ctime_ns) < TICK_NS:  # the next change may have the same time
+                time.sleep(TICK_NS / 1e9)
         try:
             return path, _examine(root / path, stamp, max_megapixels)
         except OSError as error:
@@ -114,18 +115,6 @@ def _examine(path: Path, stamp: str, max_megapixels: float) -> ScanEntry:
     small = image.resize(THUMBNAIL, Image.Resampling.BILINEAR, reducing_gap=12.0).convert("L")
     thumbnail = base64.b64encode(small.tobytes()).decode()
     return ScanEntry(stamp, hashlib.sha256(data).hexdigest(), "", thumbnail, "".join(doubts))
-
-
-def _stamp(path: Path) -> tuple[str, int]:
-    """Return a text that changes with the file and its decoder, and the time of change in ns."""
-    try:
-        info = os.stat(path)
-    except NotADirectoryError:  # a member of a tar file changes with the whole
-        inside = split_member(path)
-        return _stamp(Path(inside[0])) if inside else ("", 0)
-    except OSError:
-        return "", 0
-    return f"{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}:{DECODER}", info.st_ctime_ns
 
 
 def _load_cache(path: Path) -> dict[str, ScanEntry]:

@@ -11,21 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from train.config import TrainConfig
 from train.data.labels import warn_of_classes
-
-
-def choose_images(
-    labels: Sequence[int],
-    groups: Sequence[str],
-    class_names: Sequence[str],
-    config: TrainConfig,
-    notes: list[str],
-) -> NDArray[np.bool_]:
-    """Return [N], true for the images to validate on, by the strategy that `config` names."""
-    if config.folds:
-        return choose_fold(labels, groups, class_names, config.folds, config.fold, config.seed, notes)
-    return choose_validation(labels, groups, class_names, config.val_fraction, config.seed, notes)
 
 
 def choose_validation(
