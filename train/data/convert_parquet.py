@@ -12,13 +12,13 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,6 @@ class ImageColumns:
     label: str
     class_names: tuple[str, ...] = ()
     """By number, as the file's schema has them; empty: the labels are the values."""
-
-    @property
-    def described(self) -> str:
-        return listed(self.class_names) or "that its values name"
 
     def label_of(self, value: Any, where: str) -> str:
         """Return a row's label. Raises UserError when it has none."""
@@ -177,8 +173,8 @@ def samples(path: Path, columns: ImageColumns) -> Iterator[tuple[bytes, str, str
     file = _read(path)
     if (own := find_columns(path, columns.image, columns.label)) != columns:
         raise UserError(
-            f"{path} has the classes {own.described}, the first file has {columns.described}: a number "
-            "would stand for two classes. Convert it alone"
+            f"{path} has other names of classes ({listed(own.class_names)}) than the first file "
+            f"({listed(columns.class_names)}): a number would stand for two classes. Convert it alone"
         )
     try:
         for batch in file.iter_batches(ROWS, columns=[columns.image, columns.label]):
@@ -205,9 +201,10 @@ def _suffix(name: str, data: bytes) -> str:
         return os.path.splitext(name)[1].lower()
     try:
         with open_image(data) as image:
-            return SUFFIXES.get(image.format or "", f".{(image.format or 'jpg').lower()}")
+            kind = image.format or "JPEG"
     except Exception:  # Pillow raises nearly anything on damaged bytes: training names the file
-        return ".jpg"
+        kind = "JPEG"
+    return SUFFIXES.get(kind, f".{kind.lower()}")
 
 
 def write_shards(
@@ -218,40 +215,29 @@ def write_shards(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {str(output)!r} exists and is not empty: name a new folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name[:50]}.", suffix=".tmp", dir=output.parent))
-    try:
-        unfinished.chmod(0o755)
-        counts = _write(paths, columns, unfinished, shard_bytes)
-        if output.is_dir():
-            output.rmdir()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name[:50]}.", dir=output.parent) as scratch:
+        shards = Path(scratch) / "shards"  # unlike scratch itself, readable by other users
+        shards.mkdir()
+        counts = _write(paths, columns, shards, shard_bytes)
+        shards.rename(output)
     return counts
 
 
 def _write(paths: Sequence[Path], columns: ImageColumns, folder: Path, shard_bytes: int) -> Counter[str]:
     counts: Counter[str] = Counter()
-    shard: tarfile.TarFile | None = None
-    number = 0
-    try:
-        for path in paths:
-            for data, suffix, label in samples(path, columns):
-                if shard is None or shard.offset >= shard_bytes:
-                    if shard is not None:
-                        shard.close()
-                    path_of_shard = folder / f"{number:05}.tar"
-                    shard = tarfile.open(path_of_shard, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
-                    number += 1
+    rows = (row for path in paths for row in samples(path, columns))
+    shards = (folder / f"{number:05}.tar" for number in count())
+    while (first := next(rows, None)) is not None:
+        with tarfile.open(next(shards), "w", format=tarfile.GNU_FORMAT) as shard:
+            for data, suffix, label in chain([first], rows):
                 key = f"{counts.total():09}"
                 for name, content in ((key + suffix, data), (f"{key}.cls", label.encode())):
                     member = tarfile.TarInfo(name)  # without time and owner
                     member.size = len(content)
                     shard.addfile(member, io.BytesIO(content))
                 counts[label] += 1
-    finally:
-        if shard is not None:
-            shard.close()
+                if shard.offset >= shard_bytes:
+                    break
     if not counts:
         raise UserError(f"{paths[0]} and the files beside it hold no rows")
     return counts
@@ -263,16 +249,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", metavar="SOURCE", help="folder, file or pattern of .parquet files")
     add("--output", type=Path, required=True, help="new folder for the tar shards")
     add("--split", default="", help="which part, where the file names hold several: train, validation, ...")
-    add(
-        "--image-column",
-        default="",
-        help="(default: the one that holds bytes of images)",
-    )
-    add(
-        "--label-column",
-        default="",
-        help="(default: the ClassLabel, `label`, or the only other column)",
-    )
+    add("--image-column", default="", help="(default: the one that holds bytes of images)")
+    add("--label-column", default="", help="(default: the ClassLabel, `label`, or the only other column)")
     add("--shard-mb", type=Number(int, 1), default=256, help="size of a shard")
     return parser
 
