@@ -23,17 +23,16 @@ NEARLY_ALL, HALF = 0.9, 0.5
 PROBES = 20
 MOST_NAMINGS = 40
 MOST_FILES = 3_000_000  # that are listed below the folder of a table
-WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
-PARTS = {
-    "train": {"train", "training", "trn"},
-    "val": {"val", "valid", "validation", "dev"},
-    "test": {"test", "testing", "submission"},
-}
+PART = re.compile(
+    "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
+    "|(?P<val>val|valid(?:at(?:e|ion))?|dev|validierung|validaci[oó]n|valida[cç][aã]o|검증|验证|驗證|検証)"
+    "|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed|submission"
+    "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
+)
+"""Words in the names of files and folders that stand for a part of a data set."""
 APART = "move what is not meant elsewhere, or the table into the folder of its images"
 USUAL = {"image", "images", "img", "imgs", "data", "photos", "pictures", "jpeg", "jpg", "jpegs", "input"}
 """Words in the names of folders of images."""
-BESIDE = USUAL.union(*PARTS.values())
-"""Words of which the names of folders consist that hold images for a table in a folder beside them."""
 DERIVED_KINDS = (
     "mask|annot(?:ation)?|label|trimap|segm?|segmentation|gt|ground_?truth|matte|overlay|bbox"
     "|thumb(?:nail)?|preview|heatmap|depth|visuali[sz]ation"
@@ -172,7 +171,7 @@ class ImageFiles:
             )
             if len(hits) > 1:
                 raise UserError(f"{self.table}: {value!r} may be {hits[0]!r} or {hits[1]!r}: {APART}")
-        if "submission" in _words(os.path.basename(self.table)) and _part_of(best[0].folder) == "train":
+        if "submission" in words(os.path.basename(self.table)) and _part_of(best[0].folder) == "train":
             raise UserError(
                 f"{self.table}: images of its names are in {best[0].folder!r} alone, which are those to "
                 "train on: unpack the test images beside it"
@@ -229,7 +228,7 @@ class ImageFiles:
             place = 6 if part != self.part else 1 if plain else 2
         else:
             place = 3 if plain else 4
-        place += 20 * any(map(DERIVED.fullmatch, _words(naming.folder)))
+        place += 20 * any(map(DERIVED.fullmatch, words(naming.folder)))
         return naming.anywhere, place + 10 * naming.folder.startswith("../"), naming.suffix is None
 
 
@@ -242,8 +241,7 @@ def clean(value: str) -> str:
 
 
 def _part(name: str) -> str:
-    words = set(_words(name))
-    return next((part for part, known in PARTS.items() if words & known), "")
+    return next((found.lastgroup or "" for found in map(PART.fullmatch, words(name)) if found), "")
 
 
 @cache
@@ -254,11 +252,13 @@ def _part_of(folder: str) -> str:
 
 def _is_plain(name: str) -> bool:
     """Return whether a folder's name has no words but those of folders of images: train, train_images."""
-    return bool(words := _words(name)) and BESIDE.issuperset(words)
+    return all(word in USUAL or PART.fullmatch(word) for word in words(name)) and not re.search(r"\d", name)
 
 
-def _words(name: str) -> list[str]:
-    return [word.casefold() for word in WORDS.findall(name)]
+def words(name: str) -> list[str]:
+    """Return the words of a name in lower case: trainImages_2017 -> train, images; 007 -> 007."""
+    found = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    return [word.lower() for word in found or [name]]
 
 
 def _key(path: str) -> str:

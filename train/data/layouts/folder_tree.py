@@ -1,6 +1,5 @@
 """Tree of folders and the images in them, built once from paths."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -52,9 +51,3 @@ class Folder:
             if len(names) < len(labels) or min(labels.values()) < 2:
                 return set()
         return names if len(names) > 1 else set()
-
-
-def words(name: str) -> list[str]:
-    """Return the words of a folder's name in lower case: trainImages_2017 -> train, images; 007 -> 007."""
-    found = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
-    return [word.lower() for word in found or [name]]

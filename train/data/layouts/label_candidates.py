@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from serve.contract.errors import UserError
 from serve.contract.image_column import GEOMETRY, NUMBERING
+from serve.contract.image_files import PART
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow
 from serve.contract.urls import is_remote
 from train.data.labels import listed
-from train.data.layouts.parts import PART
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "phase", "usage", "fold", "kfold", "folds"}

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from serve.contract.image_files import DERIVED, DERIVED_KINDS
+from serve.contract.image_files import DERIVED, DERIVED_KINDS, words
 from serve.contract.images import load_image, read_image_file
-from train.data.layouts.folder_tree import words
 
 ENDING = re.compile(
     rf"(?<=.)(?:[\s._-]+(?:{DERIVED_KINDS})s?(?:[\s._-]*\d+)?)+$", re.IGNORECASE | re.DOTALL

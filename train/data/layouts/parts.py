@@ -14,17 +14,11 @@ from itertools import combinations, product
 from pathlib import PurePath
 
 from serve.contract.errors import UserError
-from serve.contract.image_files import DERIVED
+from serve.contract.image_files import DERIVED, PART, words
 from train.data.labels import listed
-from train.data.layouts.folder_tree import Folder, words
+from train.data.layouts.folder_tree import Folder
 from train.data.layouts.masks import ENDING, has_derived_word
 
-PART = re.compile(
-    "(?:(?P<train>train(?:ing|val)?|trn|treino|entrenamiento|entra[iî]nement|훈련|학습|训练|訓練|学習)"
-    "|(?P<val>val|valid(?:at(?:e|ion))?|dev|validierung|validaci[oó]n|valida[cç][aã]o|검증|验证|驗證|検証)"
-    "|(?P<test>test(?:ing)?|tst|eval(?:uation)?|pred(?:ict(?:ion)?s?)?|holdout|unlabell?ed"
-    "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
-)
 SLICES = re.compile(
     "(?:k?folds?|cv|splits?|shards?|chunks?|images?|imgs?|pictures|photos|jpegimages|rgb|inputs?)"
 )
