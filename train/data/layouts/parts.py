@@ -64,26 +64,14 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
 def _describe_inside(classes: Folders, source: DataSource) -> tuple[list[str], list[str]]:
     """Return (facts, warnings) about folders inside of classes, which may be the classes themselves."""
     inside = _folders_inside(classes)
-    divided = [set(folders) for folders in inside.values() if part_names(folders)]
-    nested = 1 < len(inside) == len(classes)  # no class holds images itself
-    common = set.intersection(*map(set, inside.values())) if nested else set()
     several = [name for name in classes if len(inside.get(name, ())) > 1]
-    if divided or len(common) > 1:
-        names = (divided or [common])[0]
-        line = f"each class holds the folders {listed(sorted(names))}: all are used, as one set"
-        if divided:
-            return [], [line]
-        if not any(split_name(name)[1] for name in names):
-            return [line], []
-        return [], [f"{line}; if these are the classes, {_one_alone(classes, several[0], source)}"]
-    if nested and 2 * len(several) > len(classes):  # SUN397: a/abbey, b/basketball_court
-        few = ", ".join(repr(f"{name}/{min(inside[name])}") for name in several[:3])
-        cure = _one_alone(classes, several[0], source)
-        return [], [
-            f"the folders {listed(sorted(classes))} are taken for the classes, and hold no images but "
-            f"folders ({few}, ...); if those are the classes, {cure}"
-        ]
-    return [], []
+    if len(classes) == 1 or len(inside) < len(classes) or 2 * len(several) <= len(classes):
+        return [], []
+    few = listed([f"{name}/{min(inside[name])}" for name in several], 3)
+    line = f"the folders {listed(sorted(classes))} are the classes, and hold no images but folders ({few})"
+    if all(split_name(folder) == ("", ()) for name in several for folder in inside[name]):
+        return [line], []
+    return [], [f"{line}; if those are the classes, {_one_alone(classes, several[0], source)}"]
 
 
 def _parts(classes: Folders, source: DataSource) -> str:
