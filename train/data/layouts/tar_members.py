@@ -83,10 +83,9 @@ def extension(name: str) -> str:
 def without_extra(shards: Sequence[TarMembers]) -> tuple[list[TarMembers], Counter[str]]:
     """Return the shards without images beside the main one of their key, and counts of these by extension.
 
-    An extension (seg.png) is left out in all shards. Where no label files are, a number does not count
-    (img.1.jpg beside img.jpg is a name), and most images of the extension are beside KEY.SUFFIX.
+    An extension (seg.png) is left out in all shards if most of its images are beside KEY.SUFFIX. A number
+    is none: img.1.jpg beside img.jpg is a name.
     """
-    written = any(shard.label_files for shard in shards)
     beside: Counter[str] = Counter()
     for shard in shards:
         for same in by_key(shard.images).values():
@@ -97,7 +96,7 @@ def without_extra(shards: Sequence[TarMembers]) -> tuple[list[TarMembers], Count
     extra = {
         kind
         for kind, count in beside.items()
-        if written or (2 * count >= total[kind] and not kind.partition(".")[0].isdecimal())
+        if 2 * count >= total[kind] and not kind.partition(".")[0].isdecimal()
     }
     kept = [s._replace(images=[n for n in s.images if extension(n) not in extra]) for s in shards]
     return kept, Counter({kind: total[kind] for kind in total if kind in extra})
