@@ -31,7 +31,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
                 f"no label in the file name {path!r} in {source}: expected label.number.suffix as in "
                 "cat.0.jpg; use a folder for each class or a label file (CSV with the columns path,label)"
             )
-    facts = describe_left_out([], class_folders(source).system)
+    facts = describe_left_out(class_folders(source))
     layout = "; ".join(["labels in the file names (label.number.suffix)", *facts])
     return LabelledPaths(source, labels, layout, warnings + describe_ignored(listing.ignored))
 

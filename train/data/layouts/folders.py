@@ -17,10 +17,8 @@ from train.data.layouts.folder_tree import Folder
 from train.data.layouts.listing import (
     class_folders,
     count_by_name,
-    describe_hidden,
     describe_ignored,
     describe_left_out,
-    hidden_classes,
     packed_beside,
 )
 from train.data.layouts.masks import find_derived
@@ -36,7 +34,8 @@ def read(source: Path, flag: str) -> LabelledPaths:
 
     Raises UserError when there are no classes, a class has no images, or folders are no classes.
     """
-    names, outputs, system = class_folders(source)
+    folders = class_folders(source)
+    names = folders.names
     _check_links(source, names)
     listings = {name: list_images(source / name) for name in names}
     images = {  # without ._cat.0.jpg, .thumbnails/cat.0.jpg
@@ -50,7 +49,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
     facts, warnings = check_folders(classes, DataSource(str(source), flag))
     ignored: Counter[str] = Counter()
     for name, listing in listings.items():
-        system += listing.system
+        folders.system.update(listing.system)
         if name in classes:
             warnings += _not_entered(name, listing)
             ignored += listing.ignored
@@ -58,12 +57,12 @@ def read(source: Path, flag: str) -> LabelledPaths:
             cure = f"fill it, or move it out of {source} if it is no class"
             lines = [*describe_ignored(listing.ignored), *_not_entered(name, listing)[:3], cure]
             raise UserError(f"class folder {str(source / name)!r} holds no images; {'; '.join(lines)}")
-    facts += describe_left_out(outputs, system)
-    warnings += [*describe_hidden(hidden_classes(source)), *packed_beside(source, "class folders")]
+    facts += describe_left_out(folders)
+    warnings += packed_beside(source, "class folders")
     if left_out:
         counts = count_by_name(Counter({pattern: len(found) for pattern, found in derived.items()}))
         warnings.append(f"{len(left_out)} masks or thumbnails of other images are left out ({counts})")
-    if not classes or (len(classes) == 1 and (outputs or left_out) and flag == "--data"):
+    if not classes or (len(classes) == 1 and (folders.outputs or left_out) and flag == "--data"):
         only = "".join(f" but {name!r}" for name in classes)
         raise UserError("; ".join([f"no class folders in {source}{only}", *facts, *warnings]))
     labels = {f"{name}/{path}": name for name in classes for path in paths[name]}

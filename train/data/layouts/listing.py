@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from serve.contract.archive import SUFFIX
 from serve.contract.formats import NO_SUFFIX, UNREAD_SUFFIX
-from serve.contract.listing import system_folder, walk_images
+from serve.contract.listing import system_folder
 from serve.contract.packed import SUFFIXES, describe_packed, packed_by_name
 from train.data.labels import listed
 from train.data.layouts.run_outputs import is_output
@@ -25,11 +25,6 @@ CURES = {
 }
 """How to make images of files -> the suffixes of such files."""
 
-TOOL_FOLDERS = re.compile(
-    r"\.(?:cache|\w+_cache|config|local|venv|env|vscode|idea|dvc|tox|nox|npm|conda|tmp|temp)", re.IGNORECASE
-)
-"""Hidden folders of tools, whose images are none of the data set's."""
-
 
 class ClassFolders(NamedTuple):
     """Folders directly in a data set."""
@@ -38,47 +33,29 @@ class ClassFolders(NamedTuple):
     """Sorted, of those that may be classes."""
     outputs: list[str]
     """Of those that hold output of this program."""
+    hidden: list[str]
+    """Of those that may be classes, but for the dot before their names."""
     system: Counter[str]
     """How many system folders have which name."""
 
 
 def class_folders(root: Path) -> ClassFolders:
-    found = ClassFolders([], [], Counter())
+    found = ClassFolders([], [], [], Counter())
     for name in sorted(os.listdir(root)):
         if not os.path.isdir(root / name):
             continue
         if system_folder(f"{name}/") or os.path.isfile(root / name / "pyvenv.cfg"):  # Python's environments
             found.system[name] += 1
+        elif may_be_hidden_class(name):
+            found.hidden.append(name)
         elif not name.startswith("."):
             (found.outputs if is_output(root / name) else found.names).append(name)
     return found
 
 
 def may_be_hidden_class(name: str) -> bool:
-    """Return whether a folder is hidden for its name, as .50 BMG is, and not for a system or a tool."""
-    known = system_folder(f"{name}/") or TOOL_FOLDERS.fullmatch(name)
-    return name.startswith(".") and not name.startswith("..") and not known
-
-
-def hidden_classes(root: Path) -> list[str]:
-    """Return the sorted names of hidden folders that hold images and may be classes."""
-    names = [n for n in sorted(os.listdir(root)) if may_be_hidden_class(n) and os.path.isdir(root / n)]
-    return [name for name in names if _holds_images(root / name)]
-
-
-def _holds_images(folder: Path) -> bool:
-    try:
-        return any(kind == "image" and not problem for _, kind, problem in walk_images(folder))
-    except OSError:  # not ours to list
-        return False
-
-
-def describe_hidden(names: Collection[str]) -> list[str]:
-    """Return a line about folders that may be classes and are left out for their names, if any."""
-    if not names:
-        return []
-    cure = "rename those that are classes, without the dot, or name the images in a label file"
-    return [f"hidden folders with images are left out ({listed(names)}): {cure}"]
+    """Return whether a folder is hidden for its name, as .50 BMG is, and not for a system."""
+    return name.startswith(".") and not name.startswith("..") and not system_folder(f"{name}/")
 
 
 def packed_beside(folder: Path, read: str) -> list[str]:
@@ -98,12 +75,18 @@ def packed_beside(folder: Path, read: str) -> list[str]:
     return [f"{len(names)} files beside the {read} are not read; {names[0]!r} is {cure}"]
 
 
-def describe_left_out(outputs: list[str], system: Counter[str]) -> list[str]:
-    """Return lines about folders that hold output of this program and about system folders, if any."""
-    lines = [f"output of this program left out ({listed(outputs)})"] if outputs else []
-    if system:
-        lines.append(f"{system.total()} system folders left out ({count_by_name(system)})")
+def describe_left_out(found: ClassFolders) -> list[str]:
+    """Return lines about folders that are left out, if any."""
+    lines = [f"output of this program left out ({listed(found.outputs)})"] if found.outputs else []
+    lines += describe_hidden(found.hidden)
+    if found.system:
+        lines.append(f"{found.system.total()} system folders left out ({count_by_name(found.system)})")
     return lines
+
+
+def describe_hidden(names: Collection[str]) -> list[str]:
+    line = f"hidden folders left out ({listed(names)}): a class needs a name without a dot before it"
+    return [line] if names else []
 
 
 def describe_ignored(ignored: Counter[str]) -> list[str]:

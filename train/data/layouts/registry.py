@@ -16,10 +16,8 @@ from train.data.layouts import flat, folders, label_file, tar_files
 from train.data.layouts.label_candidates import ColumnsError
 from train.data.layouts.listing import (
     class_folders,
-    describe_hidden,
     describe_ignored,
     describe_left_out,
-    hidden_classes,
 )
 
 LABEL_FILES = (".csv", ".tsv", ".jsonl")
@@ -144,8 +142,7 @@ def recognise(source: Path) -> str:
         )
     if found:
         return found[0]
-    _, outputs, system = class_folders(source)
     ignored = describe_ignored(flat.flat_images(source).ignored)
-    lines = ["no images, no class folders and no tar files", *describe_left_out(outputs, system), *ignored]
-    lines += describe_hidden(hidden_classes(source))
+    left_out = describe_left_out(class_folders(source))
+    lines = ["no images, no class folders and no tar files", *left_out, *ignored]
     raise UserError(f"{source} holds {'; '.join(lines)}")

@@ -55,7 +55,7 @@ def read(source: Path, flag: str) -> LabelledPaths:
         warnings += packed_beside(source, "tar files")
     for kind, count in left_out.items():
         warnings.append(f"{count} images KEY.{kind} are left out: KEY.SUFFIX is the image of its class")
-    warnings += describe_hidden(sorted({folder for shard in shards for folder in shard.hidden}))
+    facts += describe_hidden(sorted({folder for shard in shards for folder in shard.hidden}))
     if links := [shard.path(name) for shard in shards for name in shard.links]:
         warnings.append(
             f"{len(links)} links in tar files are not read ({listed(links, 3)}): if they are images, pack "
