@@ -196,7 +196,7 @@ def _read(found: LabelledPaths, source: str, flag: str, config: TrainConfig, not
             f"--max-bad {config.max_bad:g} allows ({first}); repair or convert them, name them in a CSV "
             "file for --exclude, or raise --max-bad"
         )
-    notes.extend(f"warning: {source}: {line}" for line in result.doubts().lines())
+    notes.extend(f"warning: {source}: {line}" for line in result.doubts.lines())
     paths = list(result.sha256)
     if empty := set(class_names) - {labels[path] for path in paths}:
         name = min(empty, key=natural_key)

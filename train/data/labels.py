@@ -149,11 +149,11 @@ def spelling(name: str) -> str:
     return LEADING_ZEROS.sub("", SEPARATORS.sub(" ", text.casefold()))
 
 
-def spelling_hints(unknown: Iterable[str], known: Iterable[str], most: int = 3) -> list[str]:
+def spelling_hints(unknown: Iterable[str], known: Iterable[str]) -> list[str]:
     """Return ends of a message that pair unknown classes with known ones of the same spelling."""
     by_spelling = {spelling(name): name for name in known}
     pairs = [(name, by_spelling[spelling(name)]) for name in unknown if spelling(name) in by_spelling]
-    return [f"; {name!a} is probably {other!a}: give them one name" for name, other in pairs[:most]]
+    return [f"; {name!a} is probably {other!a}: give them one name" for name, other in pairs[:3]]
 
 
 def _decode_again(name: str) -> str:

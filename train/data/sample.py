@@ -24,7 +24,6 @@ if not __package__:  # started by path: the repository root, not train/data/, be
     sys.path[:] = [str(here.parents[1]), *(entry for entry in sys.path if entry != str(here))]
 
 from serve.contract.command_line import CommandLine, Number
-from serve.contract.errors import UserError
 
 LABELS = ("cat", "dog")
 TRAIN, TEST = 0, 1  # part of each image's seed
@@ -110,8 +109,6 @@ def draw_face(label: str, rng: np.random.Generator) -> Image.Image:
 
     Equal states of `rng` give equal images.
     """
-    if label not in LABELS:
-        raise UserError(f"label must be one of {LABELS}, got {label!r}")
     size = rng.integers(120, 261, size=2)
     image = draw_background(rng, size * SUPERSAMPLE)
     scale = min(image.size) * rng.uniform(0.2, 0.36)
@@ -238,10 +235,9 @@ def make_sample(root: Path, *, train_per_class: int = 600, num_test: int = 100, 
     `root/train` gets `train_per_class` images of each class, `root/test` `num_test` of both. Equal
     arguments give equal files (with equal numpy and Pillow); an image does not depend on the number of
     others. The set is drawn beside `root` and renamed when it is whole, so an interrupted run leaves no
-    `root`, and of several processes the first provides it. Raises FileExistsError if `root` holds others.
+    `root`. Raises FileExistsError if `root` holds others.
     """
-    whole = root / "test_labels.csv"
-    if whole.is_file():
+    if (root / "test_labels.csv").is_file():
         return
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not empty and is no finished sample; choose another")
@@ -249,11 +245,7 @@ def make_sample(root: Path, *, train_per_class: int = 600, num_test: int = 100, 
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         drawn = Path(scratch) / "drawn"  # unlike scratch itself, readable by other users
         draw_sample(drawn, train_per_class, num_test, seed)
-        try:
-            drawn.rename(root)
-        except OSError:
-            if not whole.is_file():  # else another process was faster
-                raise
+        drawn.rename(root)
 
 
 def draw_sample(root: Path, train_per_class: int, num_test: int, seed: int) -> None:

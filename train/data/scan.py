@@ -46,14 +46,8 @@ class ScanResult:
     """Unreadable file -> reason."""
     thumbnails: NDArray[np.uint8]
     """[N, 8, 8], grey, in the order of `sha256`; a picture of any shape is squashed."""
-    doubtful: dict[str, str]
-    """Readable file whose picture looks wrong -> why."""
-
-    def doubts(self) -> Doubts:
-        doubts = Doubts()
-        for path, doubt in self.doubtful.items():
-            doubts.add(path, doubt)
-        return doubts
+    doubts: Doubts
+    """Readable files whose picture looks wrong."""
 
 
 def scan(
@@ -95,12 +89,16 @@ def scan(
     if any(known.get(path) != entry for path, entry in entries.items()):
         _save_cache(cache_file, {**known, **entries})
     good = {path: entry for path, entry in entries.items() if not entry.error}
+    doubts = Doubts()
+    for path, entry in good.items():
+        if entry.doubt:
+            doubts.add(path, entry.doubt)
     pixels = b"".join(base64.b64decode(entry.thumbnail) for entry in good.values())
     return ScanResult(
         sha256={path: entry.sha256 for path, entry in good.items()},
         bad={path: entry.error for path, entry in entries.items() if entry.error},
         thumbnails=np.frombuffer(pixels, np.uint8).reshape(-1, *THUMBNAIL),
-        doubtful={path: entry.doubt for path, entry in good.items() if entry.doubt},
+        doubts=doubts,
     )
 
 

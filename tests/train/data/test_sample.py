@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from train.data import sample
-from train.data.sample import draw_face, draw_sample, make_sample
+from train.data.sample import draw_face, make_sample
 
 SCRIPT = Path(sample.__file__).resolve()
 
@@ -87,11 +87,6 @@ def test_a_cat_and_a_dog_of_the_same_seed_differ() -> None:
         assert cat.tobytes() != dog.tobytes()
 
 
-def test_an_unknown_label_is_refused() -> None:
-    with pytest.raises(ValueError, match="'cow'"):
-        draw_face("cow", np.random.default_rng(0))
-
-
 # A guess is right half the time, give or take 0.025 with 400 images.
 
 
@@ -153,21 +148,6 @@ def test_a_killed_make_leaves_no_sample_and_the_next_call_makes_it(tmp_path: Pat
     assert not root.exists()
     make_sample(root, train_per_class=1, num_test=1)
     assert len(contents(root)) == 4
-
-
-def test_a_process_that_loses_the_race_keeps_the_winners_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "sample"
-
-    def draw_while_another_finishes(drawn: Path, *args: int) -> None:
-        draw_sample(drawn, *args)
-        draw_sample(root, 1, 1, seed=5)
-
-    monkeypatch.setattr(sample, "draw_sample", draw_while_another_finishes)
-    make_sample(root, train_per_class=2, num_test=2)
-    assert len(contents(root)) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

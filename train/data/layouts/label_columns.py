@@ -52,10 +52,8 @@ def choose_columns(
     if len(table.first.cells) == 1 and not find_image_columns(table, sample, files):
         table, sample = table.separated_by_spaces(sample)
     names = split_names(given)
-    # of a first line that is a row, cells may be such numbers too
-    numbered = bool(names) and all(map(str.isdecimal, names))
-    numbered = numbered and any(len(table.find(name)) != 1 for name in names)
-    if numbered and not table.headless:
+    numbered = all(map(str.isdecimal, names)) and any(len(table.find(name)) != 1 for name in names)
+    if numbered and not table.headless:  # cells of a first line that is a row may be such numbers too
         table, sample = _without_header(table, sample)
     if given:
         image, *labels = _given_columns(source, table, given)
@@ -163,11 +161,6 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
         for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
     )
     line = f"no column of the label file (path,label) names images: {shown or repr(table.columns[:SHOWN])}"
-    if table.first.text.startswith("{") and len(sample) == 1:
-        return (
-            f"{line[:LONGEST_SHOWN]}...: it is one JSON object; write one for each image and line, as "
-            '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
-        )
     if any(map(is_remote, cells)):
         return f"{line}: copy the images of URLs into a folder beside it, and name them relative to it"
     likely = next((cell for cell in cells if has_image_suffix(cell)), cells[0] if cells else "")

@@ -162,7 +162,7 @@ def test_several_columns_of_parts_and_parts_that_are_numbers_are_refused(tmp_pat
     with pytest.raises(UserError, match=r"is_valid and is_test.* split"):
         read(file)
     file = label_file(tmp_path, "id,label,partition", "{i},{pet},{is:d}")
-    with pytest.raises(UserError, match="line 2: .*partition holds '0'"):
+    with pytest.raises(UserError, match=r"line 2: .*partition holds '0'"):
         read(file)
     assert read(label_file(tmp_path, "id,label,fold", "{i},{pet},{is:d}")).validation == {}
 
