@@ -2,12 +2,11 @@
 
     python train/data/convert_parquet.py FOLDER --split train --output shards/train
 
-FOLDER is a folder (searched recursively), a file or a pattern. Images are stored as their bytes are, beside
+FOLDER is a folder (searched recursively) or a file. Images are stored as their bytes are, beside
 their label: 000000000.jpg and 000000000.cls, in shards of a WebDataset.
 """
 
 import argparse
-import glob
 import io
 import json
 import os
@@ -75,14 +74,10 @@ class ImageColumns:
 
 def find_files(source: str) -> dict[str, list[Path]]:
     """Return split -> its Parquet files, sorted; "" for files whose names hold none."""
-    if os.path.isdir(source):
-        paths = sorted(Path(source).rglob(f"*{SUFFIX}"))
-    elif os.path.isfile(source):
-        paths = [Path(source)]
-    else:
-        paths = sorted(Path(name) for name in glob.glob(source, recursive=True) if os.path.isfile(name))
+    path = Path(source)
+    paths = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
     if not paths:
-        raise UserError(f"{source!r} names no {SUFFIX} file: give a folder, a file or a pattern in quotes")
+        raise UserError(f"{source!r} names no {SUFFIX} file: give a folder or a file")
     splits: defaultdict[str, list[Path]] = defaultdict(list)
     for path in paths:
         found = SPLIT.fullmatch(path.stem)
@@ -117,8 +112,6 @@ def find_columns(path: Path, image: str = "", label: str = "") -> ImageColumns:
         plain = ["label"]
     label = _choose("label", label, named or plain, path, schema)
     names = features.get(label, {}).get("names") or ()
-    if isinstance(names, dict):
-        names = [names[str(number)] for number in range(len(names))]
     return ImageColumns(image, label, tuple(map(str, names)))
 
 
@@ -246,7 +239,7 @@ def _write(paths: Sequence[Path], columns: ImageColumns, folder: Path, shard_byt
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandLine("train/data/convert_parquet.py", __doc__, "SOURCE --output FOLDER [options]")
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="folder, file or pattern of .parquet files")
+    add("source", metavar="SOURCE", help="folder of .parquet files, or one file")
     add("--output", type=Path, required=True, help="new folder for the tar shards")
     add("--split", default="", help="which part, where the file names hold several: train, validation, ...")
     add("--image-column", default="", help="(default: the one that holds bytes of images)")
