@@ -47,7 +47,7 @@ def find_label_columns(
         return named[:1]
     others = [i for i in range(len(columns)) if i != image and not columns[i].startswith(SOFT_COLUMN)]
     distinct = {i: {row.cells[i].strip() for row in rows} for i in others}
-    measures = [i for i in others if GEOMETRY.fullmatch(columns[i]) and _are_numbers(distinct[i])]
+    measures = [i for i in others if GEOMETRY.fullmatch(columns[i]) and _numbers(distinct[i])]
     if len(measures) == 1 and len(columns[measures[0]]) == 1:  # y without x is the target
         measures = []
     signs = [
@@ -65,7 +65,7 @@ def find_label_columns(
         candidates.append(signs)
     else:
         candidates += [[i] for i in varied]
-    names = [i for (i, *more) in candidates if not more and not _are_numbers(distinct[i])]
+    names = [i for (i, *more) in candidates if not more and not _numbers(distinct[i])]
     candidates = [
         found
         for found in candidates
@@ -73,7 +73,7 @@ def find_label_columns(
     ]
     if candidates:  # classes of one or two images each, as of a small sample, are doubtful, not nothing
         few = [i for i in others if reasons.get(i) == MANY and len(distinct[i]) <= FEW_IMAGES * len(rows)]
-        candidates += [[i] for i in few if not _are_numbers(distinct[i])]
+        candidates += [[i] for i in few if not _numbers(distinct[i])]
     if len(candidates) == 1:
         return candidates[0]
     likely = [columns[i] for found in candidates for i in found]
@@ -174,18 +174,16 @@ def _reason(name: str, values: set[str], rows: int) -> str:
     return ""
 
 
-def _are_numbers(values: Iterable[str]) -> bool:
+def _numbers(values: Iterable[str]) -> list[float]:
+    """Return the values but "" as numbers; [] if one is none."""
     try:
-        return bool([float(value.replace(",", ".")) for value in values if value])
+        return [float(value.replace(",", ".")) for value in values if value]
     except ValueError:
-        return False
+        return []
 
 
 def _is_measured(values: Iterable[str]) -> bool:
-    if not _are_numbers(values):
-        return False
-    numbers = [float(value.replace(",", ".")) for value in values if value]
-    return any(number != round(number) for number in numbers if abs(number) < 1e300)
+    return any(number != round(number) for number in _numbers(values) if abs(number) < 1e300)
 
 
 def _are_one_to_one(rows: Sequence[TableRow], i: int, j: int) -> bool:
@@ -216,4 +214,4 @@ def _no_label(
 def column_flag(*names: str) -> str:
     """Return --columns with these names as it is typed in a shell."""
     text = ",".join(f'"{name}"' if "," in name else name for name in names)
-    return f"--columns {text}" if re.fullmatch(r"[\w.,/+-]+", text) else f"--columns '{text}'"
+    return f"--columns {shlex.quote(text)}"

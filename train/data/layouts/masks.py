@@ -40,11 +40,10 @@ def find_derived(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
     if not patterns:
         return {}
     suspects = {path for images in patterns.values() for path in images}
-    wanted = {_stem(path) for path in suspects}
     originals = defaultdict(list)
     for path in paths:
-        if path not in suspects and (stem := _stem(path)) in wanted:
-            originals[stem].append(path)
+        if path not in suspects:
+            originals[_stem(path)].append(path)
     derived = {}
     for pattern, images in patterns.items():
         pairs = [

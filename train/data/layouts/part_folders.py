@@ -30,24 +30,15 @@ def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         return config, []
     train, parts, others, warnings = found
     chosen = _validation_part(root, train, parts)
-    flags = f"--data {shlex.quote(str(train.path))}"
-    if config.val_data:
-        given = Path(config.val_data).resolve()
-        if chosen and given not in (part.path.resolve() for part in parts):
-            raise UserError(
-                f"--data {config.data} holds a part to validate on, {chosen.name!r}, and --val-data is "
-                f"{config.val_data}: give {flags} --val-data {shlex.quote(config.val_data)}, or leave "
-                "--val-data out"
-            )
-        chosen = next((part for part in parts if part.path.resolve() == given), None)
-        val_data = config.val_data
-    else:
-        val_data = str(chosen.path) if chosen else ""
-    if config.folds and val_data:
-        raise UserError(
-            f"--folds validates on parts of --data, and {config.data} holds {chosen and chosen.name!r} to "
-            f"validate on: give {flags}"
+    if chosen and (config.val_data or config.folds):
+        flag = (
+            f"--val-data {shlex.quote(config.val_data)}" if config.val_data else f"--folds {config.folds}"
         )
+        raise UserError(
+            f"--data {config.data} holds a part to validate on, {chosen.name!r}: give "
+            f"--data {shlex.quote(str(train.path))} {flag}, or leave {flag} out"
+        )
+    val_data = str(chosen.path) if chosen else config.val_data
     how = f"{chosen.name!r} validates" if chosen else f"{val_data or 'a share of it'} validates"
     unused = listed([part.name for part in parts if part is not chosen])
     note = f"{root}: {train.name!r} is trained on, {how}" + (f"; {unused} is not used" if unused else "")
