@@ -3,7 +3,6 @@
 import csv
 import os
 import shlex
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -76,26 +75,25 @@ def _read_folder(source: Path, flag: str) -> LabelledPaths:
     Raises UserError when none does, or a label file in the folder gives its images other classes.
     """
     problem, name = "", ""
+    found: LabelledPaths | None = None
     try:
         name = recognise(source)
         found = LAYOUTS[name].read(source, flag)
     except UserError as error:
         problem = str(error)
-    usable: dict[Path, dict[str, str]] = {}
-    doubtful = ""
-    if name != "tar" and source.is_dir():
-        usable, doubtful = label_files(source, flag)
-    if problem and usable:
-        raise UserError(f"{source} holds a label file: give {_flags(usable, flag)}. Without it: {problem}")
-    if problem:
-        raise UserError(f"{doubtful}. Without this label file: {problem}" if doubtful else problem)
-    if contrary := [file for file, labels in usable.items() if contradicts(labels, found.labels)]:
+    usable, doubtful = label_files(source, flag) if name != "tar" and source.is_dir() else ({}, "")
+    files = [file for file, labels in usable.items() if not found or contradicts(labels, found.labels)]
+    flags = " or ".join(f"{flag} {shlex.quote(str(file))}" for file in files)
+    if found and not flags:
+        return replace(found, warnings=[*found.warnings, *unused_label_file(doubtful)])
+    if found:
         raise UserError(
             f"{source} holds a label file that gives its images other classes than their "
-            f"{'names' if name == 'flat' else 'folders'} do: give {_flags(contrary, flag)}, or "
-            f"--data-format {name}"
+            f"{'names' if name == 'flat' else 'folders'} do: give {flags}, or --data-format {name}"
         )
-    return replace(found, warnings=[*found.warnings, *unused_label_file(doubtful)])
+    if flags:
+        raise UserError(f"{source} holds a label file: give {flags}. Without it: {problem}")
+    raise UserError(f"{doubtful}. Without this label file: {problem}" if doubtful else problem)
 
 
 def unused_label_file(doubtful: str) -> list[str]:
@@ -125,10 +123,6 @@ def contradicts(labels: dict[str, str], others: dict[str, str]) -> bool:
     """Return whether images of one class in `others` have several labels."""
     pairs = {(others[path], label) for path, label in labels.items() if path in others}
     return len(pairs) > len({name for name, _ in pairs})
-
-
-def _flags(files: Iterable[Path], flag: str) -> str:
-    return " or ".join(f"{flag} {shlex.quote(str(file))}" for file in files)
 
 
 def recognise(source: Path) -> str:
