@@ -35,15 +35,11 @@ def find_derived(root: Path, paths: Sequence[str]) -> dict[str, list[str]]:
     """
     patterns = defaultdict(list)
     for path in paths:
-        if pattern := _pattern(path):
-            patterns[pattern].append(path)
-    if not patterns:
-        return {}
-    suspects = {path for images in patterns.values() for path in images}
+        patterns[_pattern(path)].append(path)
+    others = patterns.pop("", [])
     originals = defaultdict(list)
-    for path in paths:
-        if path not in suspects:
-            originals[_stem(path)].append(path)
+    for path in others if patterns else ():
+        originals[_stem(path)].append(path)
     derived = {}
     for pattern, images in patterns.items():
         pairs = [
