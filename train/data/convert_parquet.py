@@ -72,8 +72,11 @@ class ImageColumns:
         return label
 
 
-def find_files(source: str) -> dict[str, list[Path]]:
-    """Return split -> its Parquet files, sorted; "" for files whose names hold none."""
+def find_files(source: str, split: str) -> list[Path]:
+    """Return the Parquet files of a split, sorted; "" stands for the only one.
+
+    Raises UserError when there are no files, or the split is none of those in their names.
+    """
     path = Path(source)
     paths = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
     if not paths:
@@ -83,16 +86,9 @@ def find_files(source: str) -> dict[str, list[Path]]:
         found = SPLIT.fullmatch(path.stem)
         name = found["split"] if found else path.parent.name if path.stem.isdigit() else ""
         splits[name].append(path)
-    return dict(splits)
-
-
-def choose_split(splits: dict[str, list[Path]], split: str) -> list[Path]:
-    """Return the files of a split. Raises UserError when it is none of them, or several could be meant."""
-    names = ", ".join(repr(name) for name in sorted(splits))
-    if split and split not in splits:
-        raise UserError(f"--split {split!r} is none of those in the file names: {names}")
-    if not split and len(splits) > 1:
-        raise UserError(f"the files are of the splits {names}: give one of them by --split")
+    if split not in splits and (split or len(splits) > 1):
+        names = ", ".join(map(repr, sorted(splits)))
+        raise UserError(f"--split {split!r} must be one of those in the file names: {names}")
     return splits[split] if split else next(iter(splits.values()))
 
 
@@ -252,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 for unusable arguments or files."""
     args = build_parser().parse_args(argv)
     try:
-        paths = choose_split(find_files(args.source), args.split)
+        paths = find_files(args.source, args.split)
         columns = find_columns(paths[0], args.image_column, args.label_column)
         names = "the schema's names" if columns.class_names else "its values"
         print(f"{len(paths)} files; images: column {columns.image!r}; labels: {columns.label!r}, {names}")

@@ -16,7 +16,7 @@ from train_data import settings
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
 from train.data import convert_parquet
-from train.data.convert_parquet import choose_split, find_files, main
+from train.data.convert_parquet import find_files, main
 from train.data.index import prepare_data
 from train.data.layouts.registry import find_labels
 
@@ -147,14 +147,13 @@ def test_splits_are_in_the_names_and_never_mixed(
 ) -> None:
     for name in ("default/train/0000", "default/test/0000", "b/validation-00000-of-00001-0a1b2c"):
         write(tmp_path / f"{name}.parquet", {"image": images(cell(1)), "label": [0]}, NAMES)
-    splits = find_files(str(tmp_path))
-    assert sorted(splits) == ["test", "train", "validation"]
-    assert choose_split(splits, "validation")[0].parent.name == "b"
-    assert find_files(str(tmp_path / "default" / "train")).keys() == {"train"}
+    for split, folder in (("validation", "b"), ("train", "train"), ("test", "test")):
+        assert [path.parent.name for path in find_files(str(tmp_path), split)] == [folder]
+    assert len(find_files(str(tmp_path / "default" / "train"), "")) == 1
     assert "--split" in refused(capsys, tmp_path)
     assert "'valid'" in refused(capsys, tmp_path, "--split", "valid")
     with pytest.raises(UserError, match="nothing"):
-        find_files(str(tmp_path / "nothing"))
+        find_files(str(tmp_path / "nothing"), "")
 
 
 def test_files_whose_numbers_stand_for_other_classes_are_refused(
