@@ -121,12 +121,8 @@ def _validation_part(root: Path, train: _Part, parts: Sequence[_Part]) -> _Part 
     part = candidates[0]
     if len(part.classes) > 1 and part.classes <= train.classes:
         return part
-    unknown = sorted(part.classes - train.classes)
-    reason = part.problem or (
-        f"it has the classes {listed(unknown, 3)}, which {train.name!r} does not have"
-        if unknown
-        else f"it has one of the {len(train.classes)} classes of {train.name!r} alone"
-    )
+    names = listed(sorted(part.classes, key=lambda name: (name in train.classes, name)), 3)
+    reason = part.problem or f"its classes, {names}, must be two or more of those of {train.name!r}"
     raise UserError(
         f"{str(root / part.name)!r} cannot validate what is trained on {train.name!r}: {reason}. Sort its "
         "images into a folder for each class or name them in a label file for --val-data, or leave it out "

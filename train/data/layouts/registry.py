@@ -1,4 +1,9 @@
-"""Layouts of a labelled data set. A new one is a module with `matches` and `read`, named in LAYOUTS."""
+"""Layouts of a labelled data set. A new one is a module named in LAYOUTS.
+
+Its `matches` says whether a file or folder looks like it. Its `read` returns images and labels, and raises
+UserError when labels are missing or ambiguous, OSError when a file cannot be read; `flag`, --data or
+--val-data, is for messages.
+"""
 
 import csv
 import os
@@ -25,14 +30,8 @@ SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
 
 class DataLayout(Protocol):
-    def matches(self, source: Path) -> bool:
-        """Return whether `source`, a file or a folder, looks like a data set of this layout."""
-
-    def read(self, source: Path, flag: str) -> LabelledPaths:
-        """Return images and labels; `flag`, --data or --val-data, is for messages.
-
-        Raises UserError when labels are missing or ambiguous, OSError when a file cannot be read.
-        """
+    def matches(self, source: Path) -> bool: ...
+    def read(self, source: Path, flag: str) -> LabelledPaths: ...
 
 
 LAYOUTS: dict[str, DataLayout] = {"csv": label_file, "flat": flat, "folders": folders, "tar": tar_files}

@@ -30,7 +30,7 @@ class TarMembers(NamedTuple):
     links: list[str]
     """Links that are images by their suffix, or may lead to a folder."""
     hidden: set[str]
-    """Hidden folders that hold images and may be classes."""
+    """Hidden folders that may be classes."""
 
     def path(self, image: str) -> str:
         return f"{self.tar.name}/{image}"
@@ -41,20 +41,14 @@ def read_shard(tar: Path) -> TarMembers:
     members, irregular = list_members(tar)
     names = [name for name in members if not _is_hidden(name)]
     label_files = by_key(name for name in names if name.endswith(LABEL_SUFFIX))
-    hidden = {
-        folder
-        for name in members
-        if has_image_suffix(name) and not system_folder(name)
-        for folder in name.split("/")[:-1]
-        if may_be_hidden_class(folder)
-    }
+    folders = {folder for name in members for folder in name.split("/")[:-1]}
     return TarMembers(
         tar,
         [name for name in names if has_image_suffix(name)],
         {key: main_member(tar, same) for key, same in label_files.items()},
         [name for name in names if not has_image_suffix(name) and not name.endswith(LABEL_SUFFIX)],
         [n for n in irregular if not _is_hidden(n) and (has_image_suffix(n) or not os.path.splitext(n)[1])],
-        hidden,
+        set(filter(may_be_hidden_class, folders)),
     )
 
 
