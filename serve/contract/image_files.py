@@ -17,6 +17,7 @@ from typing import NamedTuple
 from serve.contract.archive import split_member
 from serve.contract.errors import UserError
 from serve.contract.listing import has_image_suffix, walk_images
+from serve.contract.urls import is_remote
 
 SAMPLE_ROWS = 200
 NEARLY_ALL, HALF = 0.9, 0.5
@@ -180,6 +181,8 @@ class ImageFiles:
 
     def describe(self, value: str) -> str:
         """Return where the image of a value was sought, and what was found instead."""
+        if is_remote(value):
+            return "a URL is no file: copy the images into a folder beside the table and name them there"
         folders = {path.rpartition("/")[0] for paths in self.below.values() for path in paths}
         where = f"it was sought in {self.folder!r} and {len(folders)} folders of images below or beside"
         if self._other_parts:

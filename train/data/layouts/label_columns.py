@@ -161,9 +161,8 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
         for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
     )
     line = f"no column of the label file (path,label) names images: {shown or repr(table.columns[:SHOWN])}"
-    if any(map(is_remote, cells)):
-        return f"{line}: copy the images of URLs into a folder beside it, and name them relative to it"
-    likely = next((cell for cell in cells if has_image_suffix(cell)), cells[0] if cells else "")
+    usual = (cell for cell in cells if has_image_suffix(cell) or is_remote(cell))
+    likely = next(usual, cells[0] if cells else "")
     return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {files.describe(likely)}"
 
 

@@ -23,7 +23,7 @@ from serve.contract.image_files import HALF, ImageFiles, Naming
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow, read_table
 from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
-from serve.contract.urls import is_remote, redact
+from serve.contract.urls import redact
 from train.data.labels import LabelledPaths, check_none_missing, listed, missing, normal
 from train.data.layouts.label_candidates import (
     SHOWN,
@@ -201,14 +201,9 @@ def _cure_for_encoding(source: Path, texts: list[bytes]) -> str:
 def _not_found(source: Path, values: list[str], files: ImageFiles, naming: Naming) -> str:
     """Return why most of the images are not found, and where they were sought."""
     first = next(value for value in values if not files.find(value, naming))
-    if is_remote(first):
-        return (
-            f"{redact(first)!r} is a URL: copy the images into a folder beside the label file, and name "
-            "them relative to it"
-        )
     if is_undecoded(first):
         return f"there is no image {first!r}; {_cure_for_encoding(source, [os.fsencode(first)])}"
-    return f"there is no image {first!r}; {files.describe(first)}"
+    return f"there is no image {redact(first)!r}; {files.describe(first)}"
 
 
 def _parts(
