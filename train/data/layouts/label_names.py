@@ -17,17 +17,14 @@ def read_class_names(
     A file is used if its numbers are the labels, or if they are among them, unless `exactly`. Raises
     UserError when two files name the classes differently.
     """
+    numbers = {label.strip() for label in labels}
     found: dict[str, dict[str, str]] = {}
-    if all(label.strip().isdecimal() for label in labels):
-        numbers = {label.strip() for label in labels}
-        for file in sorted(label_file.parent.glob("*.json")):
-            names = _names(file)
-            if names and (numbers == names.keys() or (not exactly and numbers <= names.keys())):
-                found[file.name] = names
-    if not found:
-        return {}, ""
-    (one, names), *others = found.items()
-    if other := next((other for other, different in others if different != names), ""):
+    for file in sorted(label_file.parent.glob("*.json")) if all(map(str.isdecimal, numbers)) else ():
+        names = _names(file)
+        if names and (numbers == names.keys() or (not exactly and numbers <= names.keys())):
+            found[file.name] = names
+    one, names = next(iter(found.items()), ("", {}))
+    if other := next((file for file in found if found[file] != names), ""):
         raise UserError(
             f"{label_file.parent / one} and {other} both name the classes of {label_file.name}, and "
             "differently: move one of them elsewhere"
@@ -38,16 +35,12 @@ def read_class_names(
 def _names(file: Path) -> dict[str, str]:
     """Return number -> name; {} if the file holds anything else."""
     try:
-        if file.stat().st_size > MOST_BYTES:
-            return {}
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_text("utf-8-sig")) if file.stat().st_size <= MOST_BYTES else None
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    pairs = list(content.items())
+    pairs = list(content.items()) if isinstance(content, dict) else []
     if all(isinstance(number, int) and not isinstance(number, bool) for _, number in pairs):
         pairs = [(str(number), name) for name, number in pairs]
     names = {number.strip(): name for number, name in pairs if isinstance(name, str) and name.strip()}
-    whole = len(names) == len(content) == len(set(names.values()))
+    whole = len(names) == len(pairs) == len(set(names.values()))
     return names if whole and all(map(str.isdecimal, names)) else {}
