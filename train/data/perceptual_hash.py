@@ -27,7 +27,9 @@ FREQUENCIES = sorted(((i, j) for i in range(8) for j in range(8) if i + j), key=
 def similar_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return pairs [P, 2], i < j, of grey uint8 [N, 8, 8] within MAX_DISTANCE, each image's closest."""
     distinct = np.flatnonzero(thumbnails.reshape(-1, 64).std(axis=1) >= MIN_CONTRAST)
-    vectors = normalise(thumbnails[distinct])
+    vectors = thumbnails[distinct].reshape(-1, 64).astype(np.float32)
+    vectors -= vectors.mean(axis=1, keepdims=True)  # neither brightness nor contrast counts
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = similar_hashes(perceptual_hash(vectors))
     distances = np.concatenate(
         [
@@ -44,15 +46,6 @@ def similar_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
         rank = np.arange(len(order)) - np.searchsorted(image, image)
         keep[order[rank < MAX_NEIGHBOURS]] = True
     return distinct[pairs[keep]]
-
-
-def normalise(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return [N, 64] of mean 0 and norm 1, which brightness and contrast do not change, of [N, 8, 8]."""
-    vectors = thumbnails.reshape(-1, 64).astype(np.float32)
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    result: NDArray[np.float32] = np.divide(vectors, norms, out=vectors, where=norms > 0)
-    return result
 
 
 def perceptual_hash(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
