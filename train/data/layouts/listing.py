@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from serve.contract.archive import SUFFIX
 from serve.contract.formats import NO_SUFFIX, UNREAD_SUFFIX
-from serve.contract.listing import system_folder
+from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.packed import SUFFIXES, describe_packed, packed_by_name
 from train.data.labels import listed
-from train.data.layouts.run_outputs import is_output
 
 CURES = {
     "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
@@ -24,6 +23,16 @@ CURES = {
     "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
 }
 """How to make images of files -> the suffixes of such files."""
+
+RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
+REPORTS = {
+    "curves.png": "comparison.csv",
+    "label_issues.png": "label_issues.csv",
+    "history.png": "study.csv",
+    "importance.png": "study.csv",
+}
+"""Figure of a command -> the table beside it."""
+MLFLOW_FOLDERS = ("mlruns", "mlartifacts")
 
 
 class ClassFolders(NamedTuple):
@@ -51,6 +60,29 @@ def class_folders(root: Path) -> ClassFolders:
         elif not name.startswith("."):
             (found.outputs if is_output(root / name) else found.names).append(name)
     return found
+
+
+def is_report(image: Path) -> bool:
+    return image.name in REPORTS and os.path.isfile(image.with_name(REPORTS[image.name]))
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether it is a run directory or one that MLflow writes to, or holds some or the drawn sample.
+
+    A folder with any other image directly in it is none.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:  # reading its images reports it
+        return False
+    if any(has_image_suffix(name) and not is_report(folder / name) for name in names):
+        return False
+    if folder.name in MLFLOW_FOLDERS or any(is_report(folder / name) for name in names):
+        return True
+    if (folder / "sample" / "test_labels.csv").is_file() or any((folder / ".cache").glob("scan-*.json")):
+        return True
+    configs = (config for pattern in ("", "*/", "*/*/") for config in folder.glob(f"{pattern}config.yaml"))
+    return any(os.path.exists(config.parent / name) for config in configs for name in RUN_FILES)
 
 
 def may_be_hidden_class(name: str) -> bool:

@@ -71,7 +71,11 @@ def _describe_inside(classes: Folders, source: DataSource) -> tuple[list[str], l
     line = f"the folders {listed(sorted(classes))} are the classes, and hold no images but folders ({few})"
     if all(split_name(folder) == ("", ()) for name in several for folder in inside[name]):
         return [line], []
-    return [], [f"{line}; if those are the classes, {_one_alone(classes, several[0], source)}"]
+    flags = flags_for({several[0]: classes[several[0]]}, source)
+    return [], [
+        f"{line}; if those are the classes, name the images in a label file for {source.flag}, or give one "
+        f"of the folders, as in {flags}"
+    ]
 
 
 def _parts(classes: Folders, source: DataSource) -> str:
@@ -82,7 +86,8 @@ def _parts(classes: Folders, source: DataSource) -> str:
     known = part_names(classes)
     for names in _siblings(classes):
         parts = [name for name in names if name in known]
-        alone = not any(_is_ordinary(name, classes[name]) for name in classes if name not in names)
+        others = {name: split_name(name) for name in classes.keys() - names if classes[name].images}
+        alone = all(part or not rest for part, rest in others.values())  # no ordinary class
         slices = Counter(tuple(found) for found in map(words, names) if any(map(SLICES.fullmatch, found)))
         named = alone and (parts or max(slices.values(), default=0) > 1)
         if named or _hold_classes(classes, parts) or _share_classes(classes, names):
@@ -134,12 +139,6 @@ def _looks_like_parts(classes: Folders, names: Sequence[str], source: DataSource
         f"the classes of {source.path} would be {listed(sorted(classes))}, which looks like parts of a "
         f"data set: give one of them to {source.flag}, {how}{source.hint}"
     )
-
-
-def _one_alone(classes: Folders, name: str, source: DataSource) -> str:
-    """Return how to train on the folders inside of a class as classes."""
-    flags = flags_for({name: classes[name]}, source)
-    return f"name the images in a label file for {source.flag}, or give one of the folders, as in {flags}"
 
 
 def flags_for(folders: Folders, source: DataSource) -> str:
@@ -200,12 +199,6 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
 
 def _part(name: str) -> str:
     return split_name(name)[0]
-
-
-def _is_ordinary(name: str, folder: Folder) -> bool:
-    """Return whether it holds images itself, and has a name that is not only of a part or variant."""
-    part, rest = split_name(name)
-    return bool(folder.images and rest and not part)
 
 
 def _folders_inside(classes: Folders) -> dict[str, Folders]:
