@@ -111,10 +111,9 @@ def train(
                 predictions = write_run_report(
                     folder, run.state.evaluated, history, data, config, tracker, location
                 )
-    if ranks.is_main:
-        log(training_summary(history, config, predictions, location))
-        if not history.complete(config):
-            log(stop.advice())
+                log(training_summary(history, config, predictions, location))
+    if ranks.is_main and not history.complete(config):
+        log(stop.advice())
 
 
 @exit_after_bug()

@@ -223,7 +223,8 @@ def _decode(
         with (building / "sizes.npy").open("wb") as index:
             np.save(index, sizes)
             os.fsync(index.fileno())
-    log(f"decoded in {time.perf_counter() - started:.0f} s")
+    if (seconds := time.perf_counter() - started) >= 1:
+        log(f"decoded in {seconds:.0f} s")
     return sizes
 
 
