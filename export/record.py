@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 
 from export.report import Verification
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY, ModelMetadata
@@ -121,8 +122,9 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     """
     file = run / "export" / MODEL_FILES[precision]
     if not file.is_file():
-        command = "main.py" if precision == "fp32" else f"quantize.py --to {precision}"
-        raise UserError(f"{file} does not exist; make it with python export/{command} --run {run}")
+        program = command(f"export/{'main' if precision == 'fp32' else 'quantize'}.py")
+        to = "" if precision == "fp32" else f" --to {precision}"
+        raise UserError(f"{file} does not exist; make it with {program}{to} --run {run}")
     if file_sha256(file) not in {report["model_sha256"] for report in reports_of(file)}:
         raise UserError(f"{file} is not the file that {RECORD} beside it describes: export the run again")
     metadata = read_metadata(file)

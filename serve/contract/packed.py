@@ -7,7 +7,9 @@ import os
 import shlex
 from typing import IO, NamedTuple
 
-PARQUET = "python train/data/convert_parquet.py {source} --output {folder}"
+from serve.contract.command_line import command
+
+PARQUET = f"{command('train/data/convert_parquet.py')} {{source}} --output {{folder}}"
 LONGEST_BEGINNING = 10  # bytes
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from train.checkpoint import best_checkpoint, load_checkpoint
@@ -118,7 +119,7 @@ def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     if CHALLENGER not in aliases:
         raise UserError(
             f"{model} has no version with the alias {CHALLENGER}: make one with "
-            f"export/main.py --run RUN --register {model}"
+            f"{command('export/main.py')} --run RUN --register {model}"
         )
     challenger = read_version(store, model, aliases[CHALLENGER])
     name = f"{model} version {challenger.version}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.contract.archive import SUFFIX
+from serve.contract.command_line import command
 from serve.contract.formats import NO_SUFFIX, UNREAD_SUFFIX
 from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.packed import SUFFIXES, describe_packed, packed_by_name
@@ -17,7 +18,9 @@ from train.data.labels import listed
 CURES = {
     "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
     "unpack {}": re.compile("|".join(re.escape(s) for s in (*SUFFIXES, SUFFIX) if s != ".parquet")),
-    "convert {} by python train/data/convert_parquet.py FOLDER --output SHARDS": re.compile(r"\.parquet"),
+    f"convert {{}} by {command('train/data/convert_parquet.py')} FOLDER --output SHARDS": re.compile(
+        r"\.parquet"
+    ),
     "write the images in {} as files": re.compile(r"\.(?:arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
     "rename images {}, as in NAME.jpg": re.compile(NO_SUFFIX),
     "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
