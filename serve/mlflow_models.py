@@ -80,7 +80,9 @@ def find_model(server: TrackingServer, name: str) -> LoggedModel:
     except AbsentError as error:
         raise UserError(f"MLflow at {server.uri} does not have {name}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:  # a field is missing, or of another type
-        raise UserError(f"{server.uri} does not answer as MLflow does: {error!r}") from error
+        raise UserError(
+            f"{server.uri} does not answer like MLflow ({error!r}): check MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def _find(server: TrackingServer, name: str) -> LoggedModel:

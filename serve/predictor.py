@@ -41,7 +41,7 @@ class Predictor:
             provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the fastest that is installed and
                 was verified with this file (`reason` says why).
             threads: inference threads; 0 means one for each processor this process may use.
-            precision: of the provider's arithmetic, "fp32", "bf16" or "fp16".
+            precision: of the provider's arithmetic, "fp32", "tf32", "bf16" or "fp16".
             device_id: which GPU.
             engine_cache: folder for TensorRT's engines.
             allow_unverified: take a provider and precision that this file was never verified with.

@@ -67,7 +67,7 @@ class Progress:
 
     def print_end(self, output: str, source: Source) -> None:
         seconds = time.perf_counter() - self.started
-        resumed = f", {self.resumed} of them from before" if self.resumed else ""
+        resumed = f", {self.resumed} rows from before" if self.resumed else ""
         with suppress(OSError):  # the rows are written, whoever still listens
             print(
                 f"{self.done} rows in {redact(output)}: {self.done - self.errors} scored, "

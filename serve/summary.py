@@ -230,7 +230,9 @@ def summary_of(manifest: Manifest) -> JobSummary:
     try:
         return JobSummary.from_dict(manifest.summary)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"a manifest has no whole summary ({error!r}): score its part again") from error
+        raise UserError(
+            f"a part's manifest has a damaged summary ({error!r}): score the part again"
+        ) from error
 
 
 def is_summary(data: bytes) -> bool:

@@ -91,7 +91,7 @@ def find_server(model: str) -> TrackingServer | None:
         )
         return None
     if ":***@" in uri:
-        raise UserError(f"--track: the password of {uri} is not recorded: set MLFLOW_TRACKING_URI")
+        raise UserError(f"--track: {uri} is recorded without its password: set MLFLOW_TRACKING_URI")
     server = TrackingServer(uri)
     server.check()
     return server
@@ -106,7 +106,9 @@ def log_scoring_run(server: TrackingServer, run: ScoringRun) -> str:
     try:
         return _log(server, run)
     except (KeyError, TypeError, AttributeError) as error:  # a field is missing, or of another type
-        raise UserError(f"{server.uri} does not answer as MLflow does: {error!r}") from error
+        raise UserError(
+            f"{server.uri} does not answer like MLflow ({error!r}): check MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def _log(server: TrackingServer, run: ScoringRun) -> str:

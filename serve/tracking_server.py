@@ -132,9 +132,13 @@ class TrackingServer:
         except OSError as error:
             raise OSError(f"MLflow at {self.uri} does not answer: {error}") from error
         except (ValueError, http.client.HTTPException) as error:
-            raise UserError(f"{self.uri} does not answer as MLflow does: {error!r}") from error
+            raise UserError(
+                f"{self.uri} does not answer like MLflow ({error!r}): check MLFLOW_TRACKING_URI"
+            ) from error
         if not isinstance(values, dict):
-            raise UserError(f"{self.uri} does not answer as MLflow does: {values!r:.200}")
+            raise UserError(
+                f"{self.uri} does not answer like MLflow ({values!r:.200}): check MLFLOW_TRACKING_URI"
+            )
         return values
 
     def check(self) -> None:

@@ -31,7 +31,7 @@ PART = re.compile(
     "|prueba|teste|시험|테스트|测试|測試|テスト))(?:sets?|data|images?|imgs?|용|셋|데이터|集|データ)?"
 )
 """Words in the names of files and folders that stand for a part of a data set."""
-APART = "move what is not meant elsewhere, or the table into the folder of its images"
+APART = "move the wrong one elsewhere, or put the table into the folder of its images"
 USUAL = {"image", "images", "img", "imgs", "data", "photos", "pictures", "jpeg", "jpg", "jpegs", "input"}
 """Words in the names of folders of images."""
 DERIVED_KINDS = (
@@ -174,7 +174,7 @@ class ImageFiles:
                 raise UserError(f"{self.table}: {value!r} may be {hits[0]!r} or {hits[1]!r}: {APART}")
         if "submission" in words(os.path.basename(self.table)) and _part_of(best[0].folder) == "train":
             raise UserError(
-                f"{self.table}: images of its names are in {best[0].folder!r} alone, which are those to "
+                f"{self.table}: only {best[0].folder!r} has images of these names, and they are those to "
                 "train on: unpack the test images beside it"
             )
         return best[0], most

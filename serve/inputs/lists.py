@@ -89,7 +89,7 @@ def _check_first(path: str, line: str) -> None:
     if found or (line.startswith("#") and not has_image_suffix(line)):
         hint = f", the path of a file is {found[0]!r}" if found else ""
         raise UserError(
-            f"{path}: line 1, {line!r}, is no path{hint}: write one path a line and nothing else, with /"
+            f"{path}: line 1, {line!r}, is no path{hint}: write a path on each line, with '/', alone"
         )
 
 
@@ -118,7 +118,7 @@ def _find_images(path: str, table: Table, sample: list[TableRow]) -> tuple[int, 
     """Return the column of the images, and the function that makes paths of its cells."""
     named = table.find("path")
     if len(named) > 1:
-        raise UserError(f"{path}: {len(named)} columns 'path' among {table.columns[:10]}; it needs one")
+        raise UserError(f"{path} has {len(named)} columns 'path' ({table.columns[:10]}): keep one")
     cells = [[row.cells[i] for row in sample] for i in range(len(table.columns))]
     urls = [i for i in range(len(cells)) if cells[i] and (is_remote(path) or all(map(is_remote, cells[i])))]
     urls = [i for i in urls if all(is_remote(cell) or has_image_suffix(cell) for cell in cells[i])]
@@ -128,8 +128,8 @@ def _find_images(path: str, table: Table, sample: list[TableRow]) -> tuple[int, 
     files = ImageFiles(path, "test")
     found = named or (urls if is_remote(path) else find_image_columns(table, sample, files))
     if len(found) != 1:
-        which = "several columns name images" if found else "no column 'path', nor another one of images,"
-        raise UserError(f"{path}: {which} among {table.columns[:10]}: call the column of the images path")
+        which = "several columns may name images" if found else "no column is called 'path' or names images"
+        raise UserError(f"{path}: {which} ({table.columns[:10]}): call that of the images 'path'")
     at = found[0]
     naming, count = files.locate([cell for cell in dict.fromkeys(cells[at]) if cell.strip()])
     if named and not count:

@@ -72,7 +72,7 @@ def read_sample(path: str) -> Sample:
 def _sample_of(table: Table, path: str, where: str, beginning: bytes) -> Sample:
     header = table.first.text
     if len(table.columns) < 2 or table.headless or header.startswith("{"):
-        raise UserError(f"{where}: its first line, {header[:80]!r}, has not the names of two columns")
+        raise UserError(f"{where}: its first line, {header[:80]!r}, must name two columns or more")
     ids: dict[str, None] = {}
     values: set[str] = set()
     first: TableRow | None = None

@@ -55,11 +55,11 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
     if not values and is_class and is_probability:
         raise UserError(f"{described}, which may be a probability or a class: {CHOOSE}")
     if values == "probability" and count != 2:
-        raise UserError(f"{sample}: one column {name!r} holds no probabilities of {count} classes")
+        raise UserError(f"{sample}: one column {name!r} cannot hold the probabilities of {count} classes")
     if not (values or is_class or is_probability):
         raise UserError(
-            f"{described}, and the model's {count} classes are {few(class_names)}; if that is a filler, "
-            "add --submission-values class"
+            f"{described}, and the model's {count} classes are {few(class_names)}: add "
+            "--submission-values class if the column holds placeholders"
         )
 
     at = positive(class_names, name)
@@ -77,7 +77,7 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
         whole = [int(text) for text in shown if text.isdecimal()]  # 0.0 is a filler
         if count > 2 and whole and min(whole) > 0 and max(whole) < count:
             raise UserError(
-                f"{described}, neither 0 nor {count}: the {count} classes may be counted from 0 or from 1; "
+                f"{described}, and neither 0 nor {count}: the classes may be counted from 0 or from 1; "
                 "write one of these two numbers into a row"
             )
         places = [int(i == at) for i in range(2)] if count == 2 else range(count)
@@ -116,7 +116,9 @@ def _column_of_each_class(sample: Sample, class_names: Sequence[str], values: Va
     shown = sample.values - {""}
     kind = values
     if not kind and shown <= {"0", "1"} and "1" in shown:
-        raise UserError(f"{sample}: its columns hold 0 and 1, probabilities or a class: {CHOOSE}")
+        raise UserError(
+            f"{sample}: its columns hold 0 and 1, which may be probabilities or a class: {CHOOSE}"
+        )
     if kind == "class":
         one_of = sorted(sample.first) == sorted(one_hot(0, len(order)))
         fallback = sample.first if one_of else one_hot(0, len(order))

@@ -54,9 +54,9 @@ def open_session(
             graph, or was never verified with this file (unless `allow_unverified`).
     """
     if runtime.provider not in ("auto", *PROVIDERS):
-        raise UserError(f"--provider {runtime.provider!r} is none of {', '.join(('auto', *PROVIDERS))}")
+        raise UserError(f"--provider {runtime.provider!r} must be one of {', '.join(('auto', *PROVIDERS))}")
     if runtime.precision not in ALL_PRECISIONS:
-        raise UserError(f"--precision {runtime.precision!r} is none of {', '.join(ALL_PRECISIONS)}")
+        raise UserError(f"--precision {runtime.precision!r} must be one of {', '.join(ALL_PRECISIONS)}")
     if runtime.provider == "auto":
         return _open_fastest(path, runtime, metadata, allow_unverified)
     _check_precision(runtime.provider, runtime.precision)
@@ -77,7 +77,7 @@ def check_verified(path: Path, metadata: ModelMetadata, provider: str, precision
     verify = f"{command('export/main.py')} --run RUN{of} --verify-provider {provider}:{precision}"
     raise UserError(
         f"{path} ({metadata.precision}) was verified on {known}, never on {provider}:{precision}; verify "
-        f"it on this machine ({verify}), or take its answers unproven with --allow-unverified"
+        f"it on this machine ({verify}), or score without proof with --allow-unverified"
     )
 
 
@@ -176,7 +176,7 @@ def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reas
     # The GPU build lists CUDA and TensorRT on any machine and falls back silently: ask the session.
     if (got := session.get_providers()[0]) != provider.full_name:
         raise UserError(
-            f"provider {name!r} was asked for and the session got {got!r}: {provider.requirements}; or use "
+            f"provider {name!r} cannot be used, the session got {got!r}: {provider.requirements}; or use "
             "--provider cpu"
         )
     nodes = Counter[str]()

@@ -143,7 +143,7 @@ def test_dying_before_any_of_its_renames_loses_one_piece_at_most(
         printed = run("serve/main.py", *arguments, cwd=tmp_path)
         kept = min(renames // 2, 3) * 20 if renames < 8 else 50
         kept = min(kept, 50)
-        expected = f", {kept} of them from before" if kept else "errors; "
+        expected = f", {kept} rows from before" if kept else "errors; "
         assert expected in printed, (renames, printed)
         assert digest(tmp_path / "out.csv") == digest(tmp_path / "whole.csv")
         assert not list(tmp_path.glob(".out.csv*"))
@@ -178,11 +178,11 @@ def test_what_is_finished_is_not_scored_again_and_other_settings_are(
         return capsys.readouterr().out
 
     assert "from before" not in run("--resume")
-    again = f"{NUM_IMAGES} scored, {len(broken_files())} errors, {total} of them from before"
+    again = f"{NUM_IMAGES} scored, {len(broken_files())} errors, {total} rows from before"
     assert again in run("--resume")
     for other in (("--batch-size", 5), ("--top-k", 1)):
         assert "from before" not in run("--resume", *other)
-    assert f" {total} of them" in run("--resume", "--top-k", 1)
+    assert f" {total} rows from before" in run("--resume", "--top-k", 1)
     output.write_bytes(output.read_bytes()[:-9])  # damaged, and still told to be ours
     assert "from before" not in run("--resume", "--top-k", 1)
     assert "from before" not in run("--top-k", 1)  # not asked to
@@ -198,7 +198,7 @@ def test_errors_from_before_heic_could_be_read_are_tried_again(
     for versions, kept in (({}, False), ({"pi-heif": "1.1"}, False), ({"pi-heif": "1.1"}, True)):
         monkeypatch.setattr(job, "heic_version", lambda versions=versions: versions)
         assert serve_main.main(arguments) == 0
-        assert ("2 of them from before" in capsys.readouterr().out) == kept
+        assert ("2 rows from before" in capsys.readouterr().out) == kept
 
 
 def test_a_job_is_resumed_with_the_provider_and_batches_that_auto_took_at_its_start(
@@ -222,7 +222,7 @@ def test_a_job_is_resumed_with_the_provider_and_batches_that_auto_took_at_its_st
     monkeypatch.setattr(serve_main, "Predictor", opens)
     assert serve_main.main(arguments) == 0
     assert asked == ["cpu"]
-    assert " 1 of them" in capsys.readouterr().out
+    assert " 1 rows from before" in capsys.readouterr().out
     assert serve_main.main([*arguments, "--precision", "bf16"]) == 0  # another job
     assert asked == ["cpu", "auto"]
 
@@ -287,11 +287,11 @@ def test_what_an_outage_made_unreadable_is_tried_again(
     assert (tmp_path / "out.csv").read_text().count("Input/output error") == 15
     assert serve_main.main(arguments) == 0
     assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
-    resumed = re.search(r"(\d+) of them from before", capsys.readouterr().out)
+    resumed = re.search(r"(\d+) rows from before", capsys.readouterr().out)
     assert resumed is not None, "pieces without such errors were scored again"
     assert total - 2 * 20 <= int(resumed[1]) < total
     assert serve_main.main(arguments) == 0
-    assert f" {total} of them" in capsys.readouterr().out
+    assert f" {total} rows from before" in capsys.readouterr().out
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

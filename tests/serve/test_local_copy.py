@@ -98,7 +98,7 @@ def test_shards_of_machines_that_are_killed_and_replaced(
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=True
     )
-    assert f"{4 * len(pieces)} of them" in done.stdout
+    assert f"{4 * len(pieces)} rows from before" in done.stdout
     assert serve_main.main(command(model, images, "--shard", "1/2", *settings)) == 0
     assert sorted(names(client, "parts/")) == [
         f"parts/part-0000{i}-of-00002.csv{suffix}" for i in (0, 1) for suffix in ("", ".json")
