@@ -48,8 +48,8 @@ def training_pixels(
             continue
     if len(taken) < MIN_IMAGES:
         raise UserError(
-            f"only {len(taken)} readable images in {str(source)!r} that are not validation images; "
-            f"calibration needs {MIN_IMAGES} or more"
+            f"{str(source)!r} has {len(taken)} readable images that are not validation images, and "
+            f"calibration needs {MIN_IMAGES} or more: give others with --training-images"
         )
     return np.stack(taken)
 

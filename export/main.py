@@ -179,7 +179,7 @@ def verify_provider(args: argparse.Namespace) -> int:
     provider, _, precision = args.verify_provider.partition(":")
     known = [f"{name}:{p}" for name, precisions in PRECISIONS.items() for p in precisions]
     if args.verify_provider not in known:
-        raise UserError(f"--verify-provider {args.verify_provider!r} is none of {', '.join(known)}")
+        raise UserError(f"--verify-provider {args.verify_provider!r} must be one of {', '.join(known)}")
     published, metadata, path = published_model(args.run, args.model_precision)
     check_before_export(args, training_run(args.run, metadata.run_id, metadata.checkpoint_sha256))
     # raises, before images are read, where the provider cannot be used

@@ -87,12 +87,12 @@ def write(run: Path, repository: Path, name: str, precision: str, max_batch_size
             a model of this name with other classes or another input.
     """
     if not MODEL_NAME.fullmatch(name):
-        raise UserError(f"--name {name!r} may hold letters, digits, '.', '_' and '-' only")
+        raise UserError(f"--name {name!r} must hold letters, digits, '.', '_' and '-' only")
     file, metadata, _ = verified_model(run, precision)
     if not any(metadata.is_verified(provider, "fp32") for provider in INSTANCE_KINDS):
-        raise UserError(f"{file} is verified neither on cuda nor on cpu at fp32, and Triton has no others")
+        raise UserError(f"{file} is verified neither for cuda:fp32 nor for cpu:fp32, which Triton needs")
     if broken := [label for label in metadata.class_names if "\n" in label or "\r" in label]:
-        raise UserError(f"class names hold line breaks, and labels.txt has one a line: {broken[:3]}")
+        raise UserError(f"class names hold line breaks, and labels.txt has one name a line: {broken[:3]}")
     model = repository / name
     texts = {
         "config.pbtxt": config(name, metadata, max_batch_size),

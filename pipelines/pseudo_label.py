@@ -154,7 +154,7 @@ def check_settings(file: Path, args: argparse.Namespace) -> None:
             before = json.loads(file.read_text())
             before = {name: before[name] for name in settings}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is none of this command: give the student another --name") from error
+            raise UserError(f"{file} is of another command: give the student another --name") from error
         pairs = [(name, before[name], value) for name, value in settings.items()]
         changed = ", ".join(f"--{name} {old} -> {new}" for name, old, new in pairs if old != new)
         if changed and any(file.parent.glob("train-*.csv")):

@@ -96,7 +96,7 @@ def test_images_that_are_not_there_or_too_few_say_so(
     assert len(training_pixels(checkpoint(Path("nowhere")), validation, 9, source=root)) == 9
     few = tmp_path / "few"
     draw(few / "cat.1.png", 0, 1000)
-    with pytest.raises(ValueError, match=r"only 1 .* 8 "):
+    with pytest.raises(ValueError, match=r" 1 readable .* 8 "):
         training_pixels(checkpoint(few), validation, 9)
 
 

@@ -232,8 +232,8 @@ def test_openvino_is_verified_where_there_is_one(published: Path) -> None:
     ("pairing", "message"),
     [
         ("cuda:fp32", "no NVIDIA driver"),
-        ("cuda:bf16", "--verify-provider 'cuda:bf16' is none of cpu:fp32, cuda:fp32, cuda:tf32"),
-        ("cuda", "--verify-provider 'cuda' is none of"),
+        ("cuda:bf16", "--verify-provider 'cuda:bf16' must be one of cpu:fp32, cuda:fp32, cuda:tf32"),
+        ("cuda", "--verify-provider 'cuda' must be one of"),
     ],
 )
 def test_a_provider_that_cannot_be_verified_changes_nothing(

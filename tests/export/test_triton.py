@@ -64,7 +64,7 @@ def test_a_model_that_was_struck_out_is_not_handed_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--name", "../pets"], "--name '../pets' may hold"),
+        (["--name", "../pets"], "--name '../pets' must hold"),
         (["--model-precision", "int8"], "model.int8.onnx does not exist"),
         (["--name", "other"], "config.pbtxt describes another model"),
         (["--repository", "s3://bucket/models"], "--repository s3://bucket/models is a URL"),
