@@ -33,7 +33,7 @@ class TrainConfig:
     )
     """Share of each class split off for validation."""
     folds: int = setting(0, "data", limits=(2, 1000), zero=True, searched=False)
-    """Cut --data into so many parts of which each validates once, in a run of its own, in place of
+    """Cut --data into this many parts, each of which validates in a run of its own, in place of
     --val-fraction; 0: off. Together the runs predict every image: see pipelines/label_issues.py."""
     fold: int = setting(0, "data", limits=(0, 1000), searched=False, needs="folds")
     """Which part validates in this run, 1 to --folds."""
@@ -267,8 +267,8 @@ class TrainConfig:
     snapshot_steps: int = setting(0, "fault tolerance", limits=(0, 1_000_000_000), resumable=True)
     """Optimizer steps between further snapshots within an epoch; 0: none."""
     hang_minutes: float = setting(10.0, "fault tolerance", limits=(0.05, 100_000), resumable=True)
-    """A process that does not take part in training for so long, or gets no batch, is given up, and the job
-    fails (torchrun restarts it with --max-restarts)."""
+    """Minutes until a process that takes no part in training, or gets no batch, is given up: the job fails
+    (torchrun restarts it with --max-restarts)."""
     max_skipped: int = setting(20, "fault tolerance", limits=(0, 1_000_000), resumable=True)
     """Steps in a row whose gradients are not finite, and which are skipped; one more ends the run."""
 
@@ -279,7 +279,7 @@ class TrainConfig:
         if 0 < self.patience < self.val_interval:
             raise UserError(
                 f"--patience {self.patience} is less than --val-interval {self.val_interval}: the run "
-                "would stop before it can get better"
+                "would stop before its second validation; raise --patience or lower --val-interval"
             )
         if self.folds and not 1 <= self.fold <= self.folds:
             raise UserError(f"--fold {self.fold} is outside 1..{self.folds} (--folds)")
@@ -291,7 +291,7 @@ class TrainConfig:
             raise UserError("--subject-crop detector needs --crop-detector, the detector's weights")
         if not re.fullmatch(r"(\d+(,\d+)*)?", self.crop_classes):
             raise UserError(
-                f"--crop-classes {self.crop_classes!r} must be numbers with commas, as in 17,18"
+                f"--crop-classes {self.crop_classes!r} must be numbers separated by commas, as in 17,18"
             )
         if "/" in self.name or self.name in (".", ".."):
             raise UserError(f"--name {self.name!r} must be a plain folder name, without '/'")
@@ -303,7 +303,7 @@ class TrainConfig:
             size = self.input_size(self.eval_size or self.image_size)
             if 0 < self.resize_size < size and self.resize_mode in (None, "crop"):
                 raise UserError(
-                    f"--resize-size {self.resize_size} is smaller than the input of {size} pixels"
+                    f"--resize-size {self.resize_size} is smaller than the input: give {size} or more"
                 )
             self.preprocess()
 

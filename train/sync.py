@@ -60,7 +60,7 @@ def sync(folder: Path) -> str:
     """
     record = read_record(folder / FILE)
     if record is None:
-        raise UserError(f"no readable {FILE}: it is no run directory, or one of --track false")
+        raise UserError(f"no readable {FILE}: this is no run directory, or its run had --track false")
     if is_locked(folder / LOCK):
         raise UserError("the run is being trained: that process sends what is missing")
     if record.complete and record.run_id:

@@ -114,7 +114,7 @@ def find_columns(path: Path, image: str = "", label: str = "") -> ImageColumns:
 def _choose(kind: str, given: str, found: list[str], path: Path, schema: pa.Schema) -> str:
     columns = ", ".join(f"{field.name!r} ({field.type})" for field in schema)
     if given and given not in schema.names:
-        raise UserError(f"--{kind}-column {given!r} is no column of {path}: {columns}")
+        raise UserError(f"--{kind}-column {given!r} is not a column of {path}, which has {columns}")
     if not given and len(found) != 1:
         what = f"several columns that may hold the {kind}" if found else f"no column that holds the {kind}"
         raise UserError(f"{path} has {what}: give --{kind}-column NAME, one of {columns}")

@@ -67,7 +67,7 @@ def choose_device_cache(
     there = sum(size for size, taken in zip(needed, chosen, strict=True) if taken)
     note = f"{there / 1e6:,.1f} MB of decoded images in the memory of {device}, cut and resized there"
     if there == sum(needed):
-        return chosen, f"{note} (--pixel-cache on: not)"
+        return chosen, f"{note} (--pixel-cache on leaves them on disk)"
     which = "training" if not chosen[0] and needed[0] else "validation"
     limit = f"{listed} are more than {SHARE:.0%} of the {free / 1e6:,.1f} MB free on {device}"
     left = f"{which} images are loaded by processes: {(which == 'training' and reason) or limit}"

@@ -117,9 +117,7 @@ def prepare_data(config: TrainConfig) -> Data:
     found = _find(config.data, "--data", config, notes)
     class_names = tuple(sorted(set(found.labels.values()), key=natural_key))
     if len(class_names) < 2:
-        raise UserError(
-            f"{config.data} has the one class {class_names[0]!r}; a classifier needs two or more"
-        )
+        raise UserError(f"{config.data} has one class, {class_names[0]!r}; a classifier needs two or more")
     if config.columns and not any(map(is_label_file, (Path(config.data), Path(config.val_data)))):
         raise UserError(f"--columns {config.columns} has no effect: {config.data} is no label file (CSV)")
     train = _read(found, config.data, "--data", config, notes)
@@ -175,7 +173,7 @@ def _held_out(found: LabelledPaths, config: TrainConfig, notes: list[str]) -> La
     if config.folds:
         raise UserError(
             f"--folds {config.folds} has no effect: {config.data} names {len(found.validation)} images to "
-            "validate on; remove the column that does"
+            "validate on; remove the column that names them"
         )
     notes.append(f"{len(found.validation)} of them validate, as {config.data} names them")
     return replace(found, labels=found.validation, validation=found.labels, probabilities={}, warnings=[])
@@ -227,7 +225,7 @@ def _exclude(found: LabelledPaths, file: str, source: str, notes: list[str]) -> 
     if unknown := [path for path in excluded if path not in known]:
         raise UserError(
             f"--exclude {file} names {len(unknown)} images that are not in {source} "
-            f"({listed(unknown, 3)}): paths are relative to it"
+            f"({listed(unknown, 3)}): write paths relative to {source}"
         )
     left_out = set(excluded)
     labels = {path: label for path, label in found.labels.items() if path not in left_out}
@@ -249,7 +247,7 @@ def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str, which
         if parent and Path(source, parent).is_dir() and folder.folders.keys() & set(class_names):
             hints.append(f"; its folder {parent!r} has them: give --val-data {Path(source, parent)}")
         raise UserError(
-            f"{which} has the classes {listed(unknown)}, which the training data do not have; these are "
+            f"{which} has the classes {listed(unknown)}, and the training data have only "
             f"{listed(class_names)}{''.join(hints)}"
         )
     positions = {name: i for i, name in enumerate(class_names)}

@@ -109,8 +109,8 @@ def unify(labels: dict[str, str], source: str, notes: list[str]) -> dict[str, st
     for name in dict.fromkeys(names.values()):
         if "\ufffd" in name:
             raise UserError(
-                f"{source}: the label {name!r} has lost characters (U+FFFD stands for them) when it was "
-                "converted: make it again from the original"
+                f"{source}: the label {name!r} holds U+FFFD in place of characters that a conversion lost: "
+                "take it from the original again"
             )
         if name in ACCIDENTAL or UNLABELLED.fullmatch(spelling(name)):
             notes.append(f"warning: {source}: the class {name!r} often stands for a missing label")

@@ -205,7 +205,7 @@ def _decode(
         if total > share * free:
             limit = f"{share:.0%} of the {free / 1e6:,.1f} MB free"
             raise OSError(errno.ENOSPC, f"{need}, more than {limit} (--pixel-cache on takes 95%)")
-        log(f"pixel cache in {building.parent}: {need}: decoding once")
+        log(f"pixel cache in {building.parent}: decoding once, {need}")
         building.mkdir()
         with (building / "pixels.u8").open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, total))

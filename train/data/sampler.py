@@ -35,7 +35,7 @@ class EpochPlan:
         if self.batch_size % parts:
             raise UserError(
                 f"--batch-size {self.batch_size} is not divisible by {parts} "
-                f"({self.world_size} processes x {self.accumulation} accumulation steps)"
+                f"({self.world_size} processes x {self.accumulation} accumulation steps): give a multiple"
             )
         assert self.num_samples > 0
         assert 0 <= self.rank < self.world_size

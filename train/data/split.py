@@ -52,7 +52,7 @@ def choose_validation(
     notes += warn_of_classes(absent, "no image to validate on")
     if not chosen:
         raise UserError(
-            "no class has two different images, one of them to validate on: add images, or give --val-data"
+            "no class has two different images, so none can be set aside: add images, or give --val-data"
         )
     is_val = np.zeros(len(labels), bool)
     is_val[chosen] = True

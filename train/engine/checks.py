@@ -80,8 +80,8 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
     if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
         parts = world_size * config.accumulation
         raise UserError(
-            f"--batch-size {config.batch_size} with mixup or cutmix must be a multiple of {2 * parts} "
-            f"({world_size} processes x {config.accumulation} accumulation steps), as pairs are mixed"
+            f"--batch-size {config.batch_size} must be a multiple of {2 * parts} ({world_size} "
+            f"processes x {config.accumulation} accumulation steps x 2): --mixup and --cutmix mix pairs"
         )
 
 
@@ -90,8 +90,8 @@ def check_clip(clip: float, num_classes: int) -> None:
     most = 0.5 / num_classes
     if clip > most:
         raise UserError(
-            f"--clip-probabilities {clip:g} is too much for {num_classes} classes: together they would get "
-            f"{clip * num_classes:g} for every image; at most {most:g}"
+            f"--clip-probabilities {clip:g} is too much for {num_classes} classes, which would get "
+            f"{clip * num_classes:g} together for every image: give {most:g} or less"
         )
 
 
@@ -100,9 +100,9 @@ def check_size(model: ImageClassifier, name: str) -> None:
     size = sum(tensor.numel() * 4 for tensor in (*model.parameters(), *model.buffers()))
     if size > LARGEST_EXPORT:
         raise UserError(
-            f"--model {name} has weights of {size / 1e9:.2f} GB in float32, and one ONNX file takes "
-            f"{LARGEST_EXPORT / 1e9:.2f} GB (protobuf's limit of 2 GiB, less the graph): it could not be "
-            "exported. Choose a smaller --model"
+            f"--model {name} has weights of {size / 1e9:.2f} GB in float32, and could not be exported: one "
+            f"ONNX file holds {LARGEST_EXPORT / 1e9:.2f} GB at most (protobuf's 2 GiB, less the graph). "
+            "Choose a smaller --model"
         )
 
 
@@ -128,8 +128,8 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
         if state.get("content_digest") == data.content_digest and state["data_digest"] != data.digest:
             other = state["config"]
             warnings.append(
-                f"warning: {flag} {getattr(config, flag[2:])} was trained on images that validate here: "
-                "validation flatters the model. Give the split of that run: "
+                f"warning: {flag} {getattr(config, flag[2:])} was trained on images that validate in "
+                "this run, which flatters the model. Give the split of that run: "
                 f"--seed {other['seed']} --val-fraction {other['val_fraction']} "
                 f"--folds {other['folds']} --fold {other['fold']}"
             )

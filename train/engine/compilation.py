@@ -58,7 +58,7 @@ def choose_compiled(
         reason = f" ({next(iter(str(error).splitlines()), type(error).__name__)})"
     first, compiled = map(max_over_ranks, mine)
     if compiled == math.inf:
-        why = f"{config.model} cannot be compiled here{reason}"
+        why = f"{config.model} cannot be compiled on this machine{reason}"
         if not automatic:
             raise UserError(f"--compile: {why}; leave it out")
         log(f"warning: not compiled (--compile auto): {why}")
@@ -66,7 +66,7 @@ def choose_compiled(
     taken = not automatic or pays(plain, compiled, first, steps)
     warning = "warning: --compile does not pay: " if taken and compiled >= plain else ""
     choice = "compiled" if taken else "not compiled, it does not pay"
-    log(f"{warning}{choice}: {compiled:.3f} s a step after {first:.0f} s, {plain:.3f} without")
+    log(f"{warning}{choice}: {compiled:.3f} s a step, {plain:.3f} s without; compiling took {first:.0f} s")
     return taken
 
 

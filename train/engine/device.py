@@ -37,7 +37,7 @@ def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
     if config.device != "cpu" and not available and (reason := why_unusable()):
         raise UserError(f"--device {config.device}: {reason}; or train on the CPU with --device cpu")
     if config.device == "cuda" and not available:
-        raise UserError("--device cuda, but torch sees no CUDA device; use --device cpu or fix the driver")
+        raise UserError("--device cuda: torch sees no CUDA device; fix the driver or use --device cpu")
     if config.device == "cpu" or not available:
         if config.precision in ("fp16", "tf32"):
             raise UserError(f"--precision {config.precision} is for CUDA; on the CPU use bf16 or fp32")
@@ -175,9 +175,9 @@ def explained_out_of_memory(config: TrainConfig, ranks: Ranks, device: torch.dev
             raise
         reason = str(error).splitlines()[0][:300]
         raise UserError(
-            f"{device} has too little memory for --batch-size {config.batch_size} in --accumulation "
-            f"{config.accumulation} passes on {ranks.world_size} ranks ({reason}): raise --accumulation "
-            "(the batch of a step and so the result stay), or lower --batch-size"
+            f"{device} has too little memory for --batch-size {config.batch_size} with --accumulation "
+            f"{config.accumulation} on {ranks.world_size} ranks ({reason}): raise --accumulation, which "
+            "keeps the batch and the result, or lower --batch-size"
         ) from error
 
 

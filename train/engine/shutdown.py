@@ -109,7 +109,8 @@ def while_in_contact(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
         else:
             reason = str(error).splitlines()[0][:200]
             print(
-                f"rank {ranks.rank} lost contact to another rank, which has the cause: {reason}", flush=True
+                f"rank {ranks.rank} lost contact to another rank, see its output: {reason}",
+                flush=True,
             )
             if ranks.is_main and not restarts_left():
                 print(stop.advice(), flush=True)
@@ -121,7 +122,7 @@ def report_stop(ranks: Ranks, stop: StopRequest) -> int:
     """Print why this process stops, once for the job, and return its exit code."""
     cause = signal.Signals(stop.received).name if stop.received else "a signal to another rank"
     if stop.lost_peer:
-        print(f"rank {ranks.rank} is ended because another rank ended, which has the cause", flush=True)
+        print(f"rank {ranks.rank} ends because another rank ended, see its output", flush=True)
     elif ranks.is_main:
         print(f"stopped by {cause}", file=sys.stderr)
     if ranks.is_main and not (stop.lost_peer and restarts_left()):

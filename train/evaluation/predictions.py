@@ -276,8 +276,8 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(f"{path} is damaged: {error}") from error
     if tuple(header) == SHORT:
         raise UserError(
-            f"{path} has {TOP} classes of each image only: {arrays_of(path).name}, which has all and was "
-            "written before it, must be beside it"
+            f"{path} has only the {TOP} likeliest classes of each image: {arrays_of(path).name}, which has "
+            "all of them, must be beside it"
         )
     names = tuple(column.removeprefix(SOFT_COLUMN) for column in header[len(COLUMNS) :])
     if header != [*COLUMNS, *(SOFT_COLUMN + name for name in names)] or len(names) < 2:

@@ -66,7 +66,7 @@ def load_pickle(path: Path) -> Any:
                 raise
             names = ", ".join(sorted(types))
             raise UserError(
-                f"holds objects that are not read, for they could run code: {names}; {WAY_OUT}"
+                f"holds objects that could run code, and is not read: {names}; {WAY_OUT}"
             ) from error
 
 

@@ -34,7 +34,7 @@ def create_run_folder(config: TrainConfig, data: Data) -> None:
     except FileExistsError as error:  # made since the run was chosen
         raise UserError(f"run {str(folder)!r} exists: choose another --name") from error
     except OSError as error:
-        raise UserError(f"--output: cannot make {str(folder)!r}: {error.strerror}") from error
+        raise UserError(f"--output: the folder {str(folder)!r} cannot be made: {error.strerror}") from error
     save_config(config.replace(resume=""), folder / "config.yaml")
     write_bad_files(folder, data.bad)
     if not (folder / "duplicates.csv").exists():  # a resumed run's may have been edited for --exclude

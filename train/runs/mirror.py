@@ -146,11 +146,11 @@ class Mirror:
             try:
                 self.publish()
                 if self.failed:
-                    self.log(f"{self.url} takes files again, and has what it missed")
+                    self.log(f"{self.url} can be written again, and has what it missed")
                 self.failed = ""
             except Exception as error:  # a thread that died would publish nothing, in silence
                 if not self.failed:
-                    self.log(f"warning: {self.url} takes nothing, later again: {error}")
+                    self.log(f"warning: {self.url} cannot be written, and is tried again: {error}")
                 self.failed = str(error) or type(error).__name__
             if last:
                 return

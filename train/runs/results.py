@@ -93,7 +93,7 @@ def check_metrics(
         if not np.isclose(value, recorded, rtol=0, atol=tolerance, equal_nan=True):
             raise UserError(
                 f"{predictions.source} gives {name} {value:.6f}, but {source} records {recorded:.6f}: they "
-                "are of two checkpoints. If the run was killed while saving, --resume makes it whole"
+                "are of two checkpoints. If the run was killed while saving, --resume mends it"
             )
 
 
@@ -109,8 +109,8 @@ def paired(run: Predictions, reference: Predictions) -> PairedTest | None:
         ours, theirs = run.class_names[run.labels[i]], reference.class_names[reference.labels[j]]
         if ours != theirs:
             raise UserError(
-                f"{run.source} and {reference.source} are not of the same images: {run.paths[i]!r} has the "
-                f"label {ours!r} in one and {theirs!r} in the other"
+                f"{run.source} and {reference.source} are of different images: {run.paths[i]!r} has the "
+                f"label {ours!r} in the first and {theirs!r} in the second"
             )
     if not pairs:
         return None
@@ -132,7 +132,7 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
             wrong = f"lacks {', '.join(lacks)}" if lacks else f"has epoch {row.get('epoch')}"
             raise UserError(f"{path} is damaged: epoch {epoch} {wrong}")
     if not rows:
-        raise UserError(f"{path} has no whole epoch: continue the run with --resume")
+        raise UserError(f"{path} has no whole epoch: resume the run with --resume")
     return rows
 
 

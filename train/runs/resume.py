@@ -69,7 +69,7 @@ def _named_run(config: TrainConfig) -> str:
     if changed := changed_settings(saved.to_dict(), config):
         raise UserError(
             f"run {str(folder)!r} exists with other settings ({changed}): choose another --name, or "
-            f"continue it by --resume {folder}"
+            f"resume it with --resume {folder}"
         )
     if not config.resume and is_finished(folder, config):
         raise UserError(

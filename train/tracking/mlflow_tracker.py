@@ -73,7 +73,7 @@ class MlflowTracker(MetricsFile):
         self.record.save(self.sender.path)
         self.thread.start()
         if not self.tried.wait(START_SECONDS):
-            print("warning: MLflow is slow; training begins meanwhile", flush=True)
+            print(f"warning: no answer of MLflow in {START_SECONDS:.0f} s; training begins", flush=True)
 
     def send(self) -> None:
         self.wake.set()
@@ -116,10 +116,10 @@ class MlflowTracker(MetricsFile):
             )
         elif is_http(self.record.uri):
             page = runs_page(self.record.uri, self.sender.run.info.experiment_id)
-            print(f"in MLflow, beside its other runs: {page}", flush=True)
+            print(f"compare runs in MLflow: {page}", flush=True)
         else:
             look = f"mlflow ui --backend-store-uri {shlex.quote(redact(self.record.uri))}"
-            print(f"in MLflow, beside its other runs: {look}", flush=True)
+            print(f"compare runs in MLflow: {look}", flush=True)
 
     def _send_all(self) -> None:
         behind, tries_left, reported = False, LAST_TRIES, 0
@@ -134,7 +134,7 @@ class MlflowTracker(MetricsFile):
                 break
             except Exception as error:  # a thread that died would send nothing, in silence
                 if not behind:
-                    print(f"warning: {redact(error)}; MLflow gets what it misses later", flush=True)
+                    print(f"warning: {redact(error)}; what MLflow misses is sent later", flush=True)
                 behind = True
             for refusal in self.sender.refusals[reported:]:
                 print(f"warning: MLflow refuses {refusal}", flush=True)

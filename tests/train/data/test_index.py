@@ -232,7 +232,7 @@ def broken_class(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (one_class, "images has the one class 'cat'"),
+        (one_class, "images has one class, 'cat'"),
         (empty_class, "class folder '.*bird' .*move it"),
         (empty, "images holds no images"),
         (missing, "--data '.*images' does not exist"),
@@ -265,7 +265,7 @@ def test_validation_data_that_are_missing_are_called_by_their_flag(tmp_path: Pat
         ([",cat"], "path,label", "line 2: .*empty"),
         (["a.png,cat", "a.png,dog"], "path,label", "line 3: 'a.png' .*twice"),
         ([], "path,label", "no images"),
-        ([], "", "path,label.*nothing"),
+        ([], "", "path,label.*empty"),
     ],
 )
 def test_a_faulty_label_file_is_an_error_that_names_the_line(

@@ -50,7 +50,7 @@ def labels_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     if doubtful:
         label, base = min(doubtful.items())
         warnings.append(
-            f"{len(doubtful)} classes are called as another class with a number, such as {label!r} beside "
+            f"{len(doubtful)} classes have the name of another class with a number, as {label!r} beside "
             f"{base!r}: if they are one class, rename images as in {base}_1.jpg, or name images and "
             "classes in a label file"
         )

@@ -86,8 +86,8 @@ def _check_links(root: Path, names: Sequence[str]) -> None:
     twice += [(a, b) for (target, a), (inside, b) in pairwise(targets) if inside.startswith(target)]
     if twice:
         raise UserError(
-            f"the folders {twice[0][0]!r} and {twice[0][1]!r} in {root} lead by a link to the same images, "
-            "which would have both classes: move the link elsewhere, or name the images in a label file"
+            f"the folders {twice[0][0]!r} and {twice[0][1]!r} in {root} hold the same images by a link, so "
+            "each would have two classes: move the link elsewhere, or name the images in a label file"
         )
 
 

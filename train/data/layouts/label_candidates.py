@@ -98,8 +98,8 @@ def check_labels_are_classes(source: str, column: str, labels: Iterable[str]) ->
     values = set(labels)
     if len(values) > MOST_MEASURED and _is_measured(values):
         raise UserError(
-            f"{source}: the column {column!r} holds {len(values)} different numbers with fractions, as "
-            f"{min(values)}: measurements, not classes; write a class for each range of them"
+            f"{source}: the column {column!r} holds {len(values)} different numbers with fractions, such "
+            f"as {min(values)}: measurements, not classes; write a class for each range of them"
         )
 
 
@@ -113,8 +113,8 @@ def find_split_column(
     flags = [name for i, name in enumerate(columns) if i not in taken and IS_PART.fullmatch(name)]
     if len(flags) > 1:
         raise UserError(
-            f"{source} has the columns {' and '.join(flags)}: write one column split in their place, with "
-            "train, val and test"
+            f"{source} has the columns {' and '.join(flags)}: replace them with one column 'split' "
+            "of train, val and test"
         )
     for i, name in enumerate(columns):
         if i in taken:

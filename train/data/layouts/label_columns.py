@@ -47,7 +47,7 @@ def choose_columns(
     sample = list(islice(table.rows, SAMPLE_ROWS))
     if not sample and not table.find("path"):
         raise UserError(
-            f"{source} is read as a label file (path,label), and has one line: {table.columns[:SHOWN]}"
+            f"{source} is read as a label file (path,label), and has one line only: {table.columns[:SHOWN]}"
         )
     if len(table.first.cells) == 1 and not find_image_columns(table, sample, files):
         table, sample = table.separated_by_spaces(sample)

@@ -72,7 +72,7 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
     with source.open("rb") as file:
         table = read_table(file, str(source))
         if not table.columns:
-            raise UserError(f"{source} is read as a label file (path,label), and has nothing in it")
+            raise UserError(f"{source} is read as a label file (path,label), and is empty")
         table, rows, chosen = choose_columns(source, table, files, columns)
     values = [value for value in dict.fromkeys(row.cells[chosen.image] for row in rows) if value.strip()]
     naming, found = files.locate(values)

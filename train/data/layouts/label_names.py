@@ -26,8 +26,8 @@ def read_class_names(
     one, names = next(iter(found.items()), ("", {}))
     if other := next((file for file in found if found[file] != names), ""):
         raise UserError(
-            f"{label_file.parent / one} and {other} both name the classes of {label_file.name}, and "
-            "differently: move one of them elsewhere"
+            f"{label_file.parent / one} and {other} give the classes of {label_file.name} different names: "
+            "move one of them elsewhere"
         )
     return names, one
 

@@ -45,13 +45,13 @@ def soft_targets(
             continue
         if set(soft) != set(class_names):
             raise UserError(
-                f"{source} has the columns {SOFT_COLUMN}CLASS for {sorted(soft)}, its labels are "
-                f"{sorted(class_names)}"
+                f"{source} has columns {SOFT_COLUMN}CLASS for {sorted(soft)}, and its labels are "
+                f"{sorted(class_names)}: give each class one column"
             )
         targets[i] = [soft[name] for name in class_names]
         if not (targets[i] >= 0).all() or abs(targets[i].sum() - 1) > 0.01:
             raise UserError(
-                f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, are not from 0 to 1 with "
-                "a sum of 1"
+                f"{source}: the probabilities of {path!r}, {targets[i].tolist()}, must be from 0 to 1 and "
+                "add up to 1"
             )
     return targets

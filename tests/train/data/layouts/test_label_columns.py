@@ -159,7 +159,7 @@ def test_parts_have_the_names_that_folders_of_parts_have(tmp_path: Path, parts: 
 def test_several_columns_of_parts_and_parts_that_are_numbers_are_refused(tmp_path: Path) -> None:
     file = label_file(tmp_path, "id,label,is_valid,is_test", "{i},{pet},{is:d},0")
     file.write_text(file.read_text().replace(",0,0", ",0,1", 1))
-    with pytest.raises(UserError, match=r"is_valid and is_test.* split"):
+    with pytest.raises(UserError, match=r"is_valid and is_test.* 'split'"):
         read(file)
     file = label_file(tmp_path, "id,label,partition", "{i},{pet},{is:d}")
     with pytest.raises(UserError, match=r"line 2: .*partition holds '0'"):

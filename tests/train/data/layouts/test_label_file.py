@@ -82,7 +82,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "path,label.*nothing"),
+        ("", "path,label.*empty"),
         ("path,label,split\na.jpg,cat,val\nb.jpg,dog,best\n", "line 3: .*column split.*'best'"),
         ("path,label\na.jpg,\"['cat', 'dog']\"\nb.jpg,['dog']\n", "line 2: .*several"),
         ('path,label\na.jpg,"[0, 3]"\nb.jpg,0\n', "line 2: .*several"),
