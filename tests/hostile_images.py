@@ -56,7 +56,7 @@ class Specimen:
         if isinstance(self.outcome, str):
             return self.outcome if self.outcome == IGNORED else f"error row: `{self.outcome}`"
         label = CLASS_NAMES[int(probabilities_for(self.outcome).argmax())]
-        return f"scored ({label}), as a viewer shows it"
+        return f"scored ({label})"
 
 
 def photograph(orientation: int) -> bytes:
@@ -252,17 +252,16 @@ python serve/main.py --model runs/NAME --images DIR --output predictions.csv --m
 
 An input that cannot be read is a row whose column `error` has the reason. Here, more than 1 % of them are exit code 4.
 
-In every line of the tables the command ends by itself with exit code 0, every other input keeps its own answer, and the order
-is the names'. `tests/test_hostile_images.py` scores each line with `serve/main.py` (tar files and servers: `test_tars.py`,
-`test_storage.py`), and fails when this page has something else. `python tests/hostile_images.py` writes the tables.
+In each line of the tables the command ends with exit code 0, every other input keeps its answer, and the order is the names'.
+`scored (red)` is the class of what a viewer shows. `tests/test_hostile_images.py` scores each line (tar files and servers:
+`test_tars.py`, `test_storage.py`); `python tests/hostile_images.py` writes the tables.
 
-- **A decoder or a read that hangs** for `--image-timeout` seconds (default 60) costs its image an error row. Its thread
-  cannot be ended from outside: it is left behind with its buffer, and what it delivers later is thrown away. Another
-  thread takes over the rest of its batch.
-- **33 reads that hang at the same time** end the run with exit code 3: the storage is gone, not an image. Decoders that
-  are left behind come to an end: when there are 32, scoring waits for one of them.
-- **A file name that is not UTF-8** is written with backslash escapes (`caf\\udce9.png`). A file whose name holds these very
-  characters looks the same.
+- **A decoder or a read that hangs** for `--image-timeout` seconds (default 60) costs its image an error row. Its thread is left
+  behind with its buffer, and another one takes over the rest of the batch.
+- **33 reads that hang at the same time** end the run with exit code 3: the storage is gone, not an image. With 32 decoders left
+  behind, scoring waits until one of them ends.
+- **A file name that is not UTF-8** is written with backslash escapes (`caf\\udce9.png`), and looks like a name that holds these
+  characters.
 """
 
 
