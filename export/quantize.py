@@ -95,8 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--target-error",
         type=Number(float),
         default=TARGET_ERROR,
-        help="int8: mean change of the likeliest class's probability, on training images, above which "
-        "layers are searched for to keep in float32",
+        help="int8: mean change of the likeliest class's probability on training images; above it, a "
+        "search finds layers to keep in float32",
     )
     add(
         "--search-seconds",

@@ -3,9 +3,9 @@
     python train/compare.py runs/baseline runs/other ... --output comparison
     python train/compare.py runs/baseline runs/other --promote MODEL
 
-The first run is the one that the others are tested against. Writes comparison.md, comparison.csv and
-curves.png. --promote moves the alias champion of a registered MLflow model to its challenger, if the
-challenger's run is one of those given and not worse than the champion: see train/runs/promotion.py.
+The other runs are tested against the first one. Writes comparison.md, comparison.csv and curves.png.
+--promote moves the alias champion of a registered MLflow model to its challenger, if the challenger's run
+is one of those given and not worse than the champion: see train/runs/promotion.py.
 
 Exit code: 0 compared, 2 an error, or a run that shares no validation image with the first; with --promote 0
 promoted, 1 not promoted, 2 an error.
