@@ -217,24 +217,11 @@ class TrainConfig:
     seed: int = setting(0, "run and tracking", limits=(0, 2**32 - 1), searched=False)
     """Order, augmentation, initial weights and split are functions of it."""
     output: str = setting(
-        "runs",
-        "run and tracking",
-        path=True,
-        location=True,
-        resumable=True,
-        searched=False,
-        compared=False,
-        usual=True,
+        "runs", "run and tracking", path=True, location=True, resumable=True, searched=False, usual=True
     )
     """Folder of the run directories. A URL needs a --name; the run is copied there as it grows."""
     name: str = setting(
-        "",
-        "run and tracking",
-        location=True,
-        resumable=True,
-        searched=False,
-        compared=False,
-        usual=True,
+        "", "run and tracking", location=True, resumable=True, searched=False, usual=True
     )
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = setting(
@@ -253,7 +240,6 @@ class TrainConfig:
         resumable=True,
         per_start=True,
         searched=False,
-        compared=False,
         usual=True,
     )
     """Run directory to resume; its settings hold unless given again. `auto`: the run of this --name, or

@@ -35,13 +35,11 @@ class Setting:
     path: bool = False
     """Names a file or folder, in which a leading ~ is the home folder."""
     location: bool = False
-    """Names the run directory: what a run is resumed by, not what it trains."""
+    """Names the run directory: what a run is resumed by, not what it trains or is compared in."""
     per_start: bool = False
     """Belongs to one start of a run, and is not taken over when the run is resumed."""
     searched: bool = True
     """May be searched: it decides neither which images validate, nor how a trial is judged or stored."""
-    compared: bool = True
-    """Is listed where compared runs differ in it."""
     needs: str = ""
     """Condition without which it has no effect; then giving it is an error."""
     overridden_by: tuple[str, ...] = ()
