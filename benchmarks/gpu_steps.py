@@ -27,7 +27,7 @@ from train.engine.build import build_run
 from train.engine.device import choose_workers
 from train.engine.launch import LaunchTimes, time_launch
 from train.engine.loaders import build_loaders
-from train.engine.loop import EpochProgress, TrainBatches, accumulate_gradients, train_one_epoch
+from train.engine.loop import EpochProgress, accumulate_gradients, train_batches, train_one_epoch
 from train.engine.loss import Criterion
 from train.engine.prepare import prepare
 from train.engine.run import TrainingRun
@@ -100,7 +100,7 @@ class Check:
 
 
 def backward(state: TrainState, images: Tensor, targets: Tensor) -> Tensor:
-    state.begin_step()
+    state.batch_norm.save()
     loss = Criterion(0.0)(state.forward(images), targets).mean()
     state.backward(loss)
     return loss.detach()
@@ -221,7 +221,7 @@ def sync(check: Check) -> str:
     for name, changes in options.items():
         run = make_run(check, check.scratch / "sample" / "train", batch_size=8, model="resnet18", **changes)
         run.state.begin_epoch(0, run.stage)
-        batches, progress = TrainBatches(run, 0), EpochProgress(run.ranks, run.device)
+        batches, progress = train_batches(run, 0), EpochProgress(run.ranks, run.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for step in range(23):

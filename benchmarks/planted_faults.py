@@ -148,15 +148,15 @@ FAULTS = [
     Fault(
         "gradients are averaged over ranks, not over images",
         "train/engine/loop.py",
-        "factor = run.ranks.world_size / run.plan.real_size(step)",
-        "factor = 1 / run.plan.real_size(step)",
+        "factor = run.ranks.world_size / plan.real_size(step)",
+        "factor = 1 / plan.real_size(step)",
         ("loop", "pipeline"),
     ),
     Fault(
         "dropout is the same on all ranks",
         "train/engine/loop.py",
-        'seed_of("dropout", run.config.seed, batches.epoch, step, micro_step, run.ranks.rank)',
-        'seed_of("dropout", run.config.seed, batches.epoch, step, micro_step)',
+        "key = (config.seed, run.history.epochs_done, step, micro_step, run.ranks.rank)",
+        "key = (config.seed, run.history.epochs_done, step, micro_step)",
     ),
     Fault(
         "training stays in evaluation mode",
@@ -168,8 +168,8 @@ FAULTS = [
     Fault(
         "each micro-batch's gradients are reduced, or none",
         "train/engine/loop.py",
-        "gradient_sync(run.state.wrapped, micro_step == run.plan.accumulation - 1)",
-        "gradient_sync(run.state.wrapped, micro_step == 0 and run.plan.accumulation > 1)",
+        "gradient_sync(state.wrapped, micro_step == plan.accumulation - 1)",
+        "gradient_sync(state.wrapped, micro_step == 0 and plan.accumulation > 1)",
         ("loop", "pipeline", "faults"),
     ),
     Fault(
@@ -305,8 +305,8 @@ FAULTS = [
     Fault(
         "batch-norm statistics of a skipped step stay",
         "train/engine/state.py",
-        "            self.batch_norm.restore_unless(finite)\n",
-        "            pass\n",
+        "        self.batch_norm.restore_unless(finite)\n",
+        "",
         ("state", "loop"),
     ),
     Fault(

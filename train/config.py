@@ -220,9 +220,7 @@ class TrainConfig:
         "runs", "run and tracking", path=True, location=True, resumable=True, searched=False, usual=True
     )
     """Folder of the run directories. A URL needs a --name; the run is copied there as it grows."""
-    name: str = setting(
-        "", "run and tracking", location=True, resumable=True, searched=False, usual=True
-    )
+    name: str = setting("", "run and tracking", location=True, resumable=True, searched=False, usual=True)
     """Run directory and MLflow run name; empty: time and model."""
     experiment: str = setting(
         "", "run and tracking", resumable=True, searched=False, overridden_by=("track=false",)

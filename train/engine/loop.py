@@ -1,7 +1,8 @@
 """The two passes that a run repeats: train_one_epoch and evaluate."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -68,23 +69,21 @@ class EpochProgress:
         return Position(self.step, sums, self.skipped.tolist(), retuning)
 
 
-class TrainBatches:
-    """This rank's micro batches of the present epoch, augmented and mixed on the device."""
-
-    def __init__(self, run: TrainingRun, first_step: int):
-        self.run, self.epoch = run, run.history.epochs_done
-        self.augment, self.mix = BatchAugment(run.stage), PairMix(run.stage, run.num_classes)
-        self.loaded = run.train_loader(run.plan.batches(self.epoch, first_step))
-
-    def next(self, step: int, micro_step: int) -> tuple[Batch, Tensor, Tensor]:
-        """Return the batch as it was loaded, the images to train on, and targets [N, num_classes]."""
-        run, key = self.run, (self.run.config.seed, self.epoch)
-        with phase("data"):
-            loaded = next(self.loaded)
-            batch = loaded.to(run.device)
-            pixels = self.augment(batch.images, loaded.indices, *key)
-        labels = batch.labels if run.soft_targets is None else run.soft_targets[batch.indices]
-        return batch, *self.mix(pixels, labels, run.plan.offset(step, micro_step), *key)
+def train_batches(run: TrainingRun, first_step: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """Yield this rank's micro-batches of the epoch: as loaded, the images to train on, augmented and mixed
+    on the device, and their targets [N, num_classes]."""
+    plan, key = run.plan, (run.config.seed, run.history.epochs_done)
+    augment, mix = BatchAugment(run.stage), PairMix(run.stage, run.num_classes)
+    loader = run.train_loader(plan.batches(run.history.epochs_done, first_step))
+    for step in range(first_step, plan.steps):
+        for micro_step in range(plan.accumulation):
+            with phase("data"):
+                loaded = next(loader)
+                batch = loaded.to(run.device)
+                images = augment(batch.images, loaded.indices, *key)
+            labels = batch.labels if run.soft_targets is None else run.soft_targets[batch.indices]
+            images, targets = mix(images, labels, plan.offset(step, micro_step), *key)
+            yield batch, images, targets
 
 
 def train_one_epoch(
@@ -103,68 +102,58 @@ def train_one_epoch(
     """
     plan, state, first, epoch = run.plan, run.state, progress.step, run.history.epochs_done
     state.begin_epoch(epoch, run.stage)
-    lr = state.rates(max(0, state.scheduler.last_epoch - 1))[0]  # of the last step, if none is left
     done = min(plan.num_samples, first * plan.batch_size)
     started, waited = time.perf_counter(), run.train_loader.waited
-    batches = TrainBatches(run, first)
-    with ProgressBar(f"epoch {epoch + 1}", plan.num_samples, run.ranks.is_main, done) as bar:
+    batches = train_batches(run, first)
+    with closing(ProgressBar(f"epoch {epoch + 1}", plan.num_samples, run.ranks.is_main, done)) as bar:
         for step in range(first, plan.steps):
             sums = accumulate_gradients(run, batches, step)
-            lr = state.optimizer.param_groups[0]["lr"]
             with phase("update"):
                 progress.count(sums, state.update(run.config.clip_grad), plan.real_size(step))
             if run.device.type == "cpu" or step % STEPS_BETWEEN_CHECKS == 0 or step == plan.steps - 1:
-                check_divergence(run, progress, lr)
+                check_divergence(run, progress)
             bar.advance(plan.real_size(step))
             after_step()
     state.average_statistics()
-    metrics = epoch_metrics(run, progress, lr)
+    metrics = epoch_metrics(run, progress)
     seconds = time.perf_counter() - started
-    speed = {
-        "images_per_second": (plan.num_samples - done) / seconds,
-        "data_share": (run.train_loader.waited - waited) / seconds,
-    }
-    return metrics | speed
+    metrics["images_per_second"] = (plan.num_samples - done) / seconds
+    metrics["data_share"] = (run.train_loader.waited - waited) / seconds
+    return metrics
 
 
-def accumulate_gradients(run: TrainingRun, batches: TrainBatches, step: int) -> Tensor:
+def accumulate_gradients(
+    run: TrainingRun, batches: Iterator[tuple[Batch, Tensor, Tensor]], step: int
+) -> Tensor:
     """Run the forward and backward passes of one optimizer step.
 
     Returns the sums over this rank's images, float64 [2]: loss, correct answers.
     """
+    config, plan, state = run.config, run.plan, run.state
+    # DDP averages gradients over ranks: the factor makes that the mean over the whole batch, however
+    # unevenly its real samples lie on the ranks
+    factor = run.ranks.world_size / plan.real_size(step)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
-    run.state.begin_step()
-    for micro_step in range(run.plan.accumulation):
-        batch, images, targets = batches.next(step, micro_step)
+    state.batch_norm.save()
+    for micro_step in range(plan.accumulation):
+        batch, images, targets = next(batches)
         # for dropout and drop-path: the same after a resume as without one
-        torch.manual_seed(
-            seed_of("dropout", run.config.seed, batches.epoch, step, micro_step, run.ranks.rank)
-        )
-        with gradient_sync(run.state.wrapped, micro_step == run.plan.accumulation - 1):
-            # DDP averages gradients over ranks: the factor makes that the mean over the whole batch,
-            # however unevenly its real samples lie on the ranks
-            factor = run.ranks.world_size / run.plan.real_size(step)
-            sums += forward_backward(run, batch, images, targets, factor)
+        key = (config.seed, run.history.epochs_done, step, micro_step, run.ranks.rank)
+        torch.manual_seed(seed_of("dropout", *key))
+        with gradient_sync(state.wrapped, micro_step == plan.accumulation - 1):
+            teacher_logits = None if run.teacher is None else state.teacher_logits(run.teacher, images)
+            with phase("forward"):
+                output = state.forward(images)
+                losses = run.criterion(output, targets, teacher_logits) * batch.weights
+            with phase("backward"):
+                state.backward(losses.sum() * factor)
+        logits = output.logits if isinstance(output, Outputs) else output
+        correct = (logits.argmax(1) == batch.labels) * batch.weights
+        sums += torch.stack([losses.detach().sum(), correct.sum()])
     return sums
 
 
-def forward_backward(
-    run: TrainingRun, batch: Batch, images: Tensor, targets: Tensor, factor: float
-) -> Tensor:
-    """Add the gradients of `factor` times the summed loss; return sums [2] of loss and correct answers."""
-    state, teacher = run.state, run.teacher
-    teacher_logits = None if teacher is None else state.teacher_logits(teacher, images)
-    with phase("forward"):
-        output = state.forward(images)
-        losses = run.criterion(output, targets, teacher_logits) * batch.weights
-    with phase("backward"):
-        state.backward(losses.sum() * factor)
-    logits = output.logits if isinstance(output, Outputs) else output
-    correct = (logits.argmax(1) == batch.labels) * batch.weights
-    return torch.stack([losses.detach().sum(), correct.sum()])
-
-
-def check_divergence(run: TrainingRun, progress: EpochProgress, lr: float) -> None:
+def check_divergence(run: TrainingRun, progress: EpochProgress) -> None:
     """Raise FloatingPointError when too many steps in a row were skipped; name the last one's images."""
     in_a_row = int(progress.skipped[2])
     if in_a_row <= run.config.max_skipped:
@@ -173,12 +162,12 @@ def check_divergence(run: TrainingRun, progress: EpochProgress, lr: float) -> No
     names = [images.paths[index] for index in run.plan.samples(epoch, progress.step - 1)]
     raise FloatingPointError(
         f"the gradients of {in_a_row} steps in a row are not finite, up to step {progress.step} of epoch "
-        f"{epoch + 1} (learning rate {lr:.3g}): {CURE}. Images of that step in {images.root}: "
-        + ", ".join(map(repr, names))
+        f"{epoch + 1} (learning rate {run.state.last_lr:.3g}): {CURE}. Images of that step in "
+        f"{images.root}: {', '.join(map(repr, names))}"
     )
 
 
-def epoch_metrics(run: TrainingRun, progress: EpochProgress, lr: float) -> dict[str, float]:
+def epoch_metrics(run: TrainingRun, progress: EpochProgress) -> dict[str, float]:
     """Return the epoch's metrics over all ranks; skipped steps are left out of the means."""
     loss, correct = sum_over_ranks(progress.sums.clone()).tolist()
     skipped, skipped_images = progress.skipped.tolist()[:2]
@@ -186,10 +175,13 @@ def epoch_metrics(run: TrainingRun, progress: EpochProgress, lr: float) -> dict[
     if not counted or not np.isfinite(loss):
         raise FloatingPointError(
             f"the training loss of epoch {run.history.epochs_done + 1} is not finite in {skipped} of "
-            f"{run.plan.steps} steps (learning rate {lr:.3g}): {CURE}"
+            f"{run.plan.steps} steps (learning rate {run.state.last_lr:.3g}): {CURE}"
         )
-    metrics = {"train/loss": loss / counted, "train/accuracy": correct / counted, "lr": lr}
-    return metrics | ({"train/skipped_steps": float(skipped)} if skipped else {})
+    metrics = {"train/loss": loss / counted, "train/accuracy": correct / counted}
+    metrics["lr"] = run.state.last_lr
+    if skipped:
+        metrics["train/skipped_steps"] = float(skipped)
+    return metrics
 
 
 @torch.inference_mode()
@@ -214,10 +206,8 @@ def evaluate(
         rows.append(evaluate_batch(run, batch))
         if number < common:
             after_batch()
-    order, gathered = (
-        gather_rows(torch.cat(indices).cpu(), ranks),
-        gather_rows(torch.cat(rows).cpu(), ranks),
-    )
+    order = gather_rows(torch.cat(indices).cpu(), ranks)
+    gathered = gather_rows(torch.cat(rows).cpu(), ranks)
     rows.clear()  # they are all logits once more
     evaluation: Evaluation | None = None
 

@@ -2,8 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -14,27 +12,24 @@ class ProgressBar:
     """Counts the images of an epoch, of which `count` are done. Disabled, it shows nothing."""
 
     def __init__(self, title: str, total: int, enabled: bool, count: int = 0):
-        self.title, self.total, self.enabled = title, total, enabled
+        self.title, self.total = title, total
         self.count = self.first = count
         self.started = self.reported = time.perf_counter()
-        terminal = enabled and sys.stderr.isatty()
+        on_terminal = sys.stderr.isatty()
+        self.prints = enabled and not on_terminal
+        shown = enabled and on_terminal
         self.bar = tqdm(
-            total=total, initial=count, desc=title, unit="image", leave=False, disable=not terminal
+            total=total, initial=count, desc=title, unit="image", leave=False, disable=not shown
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.bar.close()
 
     def advance(self, images: int) -> None:
-        self.count = min(self.total, self.count + images)
-        self.bar.update(self.count - self.bar.n)
+        self.count += images
+        self.bar.update(images)
         now = time.perf_counter()
-        if not self.enabled or not self.bar.disable or now - self.reported < SECONDS_BETWEEN_LINES:
+        if not self.prints or now - self.reported < SECONDS_BETWEEN_LINES:
             return
         self.reported = now
         rate = (self.count - self.first) / (now - self.started)

@@ -26,10 +26,11 @@ class BatchNormBackup:
 
     def __init__(self, model: nn.Module):
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        self.statistics = [b for m in layers for b in (m.running_mean, m.running_var) if b is not None]
-        counts = [m.num_batches_tracked for m in layers if m.num_batches_tracked is not None]
-        groups = [group for group in (self.statistics, counts) if group]
-        self.groups = [(group, [buffer.clone() for buffer in group]) for group in groups]
+        buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        statistics, counts = (
+            [b for b in buffers if b.is_floating_point() == floats] for floats in (True, False)
+        )
+        self.groups = [(group, [b.clone() for b in group]) for group in (statistics, counts) if group]
 
     def save(self) -> None:
         for buffers, copies in self.groups:
@@ -41,11 +42,8 @@ class BatchNormBackup:
 
     def restore_unless(self, finite: Tensor) -> None:
         """Restore where the bool [] is False, without waiting for a GPU to know it."""
-        if finite.device.type != "cpu":
-            for buffer, copy in (pair for group in self.groups for pair in zip(*group, strict=True)):
-                torch.where(finite, buffer, copy, out=buffer)
-        elif not finite:
-            self.restore()
+        for buffer, copy in (pair for group in self.groups for pair in zip(*group, strict=True)):
+            torch.where(finite, buffer, copy, out=buffer)
 
 
 @dataclass
@@ -77,10 +75,6 @@ class TrainState:
         for model in (self.model, self.evaluated):
             if model.subject is not None:
                 model.subject.active = config.crops_subject(epoch)
-
-    @torch.no_grad()
-    def begin_step(self) -> None:
-        self.batch_norm.save()
 
     def forward(self, images: Tensor) -> Any:
         """Return logits, or `Outputs` of a network with auxiliary heads."""
@@ -124,24 +118,17 @@ class TrainState:
             self.optimizer.step()
         elif finite:
             self.optimizer.step()
-        with torch.no_grad():
-            self.batch_norm.restore_unless(finite)
+        self.batch_norm.restore_unless(finite)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return finite
 
-    @torch.no_grad()
-    def abandon_step(self) -> None:
-        """Undo what the forward passes of a step that will not be finished have changed."""
-        self.batch_norm.restore()
-
     @property
     def _with_statistics(self) -> list[nn.Module]:
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
-    @torch.no_grad()
     def average_statistics(self) -> None:
         """Average the batch-norm statistics of the model and of its moving average over the ranks.
 
@@ -158,7 +145,6 @@ class TrainState:
             return None
         return gather_rows(flat_buffers(*self._with_statistics)[None].cpu(), ranks)
 
-    @torch.no_grad()
     def load_statistics(self, rows: Tensor, ranks: Ranks) -> None:
         """Load this rank's batch-norm statistics, or the mean of those of another number of ranks."""
         values = rows[ranks.rank] if len(rows) == ranks.world_size else rows.mean(0)
@@ -194,6 +180,11 @@ class TrainState:
         rates = self.rates(self.scheduler.last_epoch)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    @property
+    def last_lr(self) -> float:
+        """Learning rate of the last step that was done, of the head."""
+        return self.rates(self.scheduler.last_epoch - 1)[0]
 
     def rates(self, step: int) -> list[float]:
         """Return the learning rates of the parameter groups at an optimizer step of the run."""

@@ -181,7 +181,7 @@ class Trainer:
 
     def _while_training_waits(self) -> None:
         if self.stop.received and self.run.ranks.world_size == 1:
-            self.run.state.abandon_step()
+            self.run.state.batch_norm.restore()  # of a step that will not be finished
         self._while_waiting()
 
     def _while_waiting(self) -> None:

@@ -1,6 +1,7 @@
 """Progress: plain lines in a log, a bar on a terminal, silence on other ranks."""
 
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -9,7 +10,7 @@ from train.engine.progress import ProgressBar
 
 
 def run(enabled: bool = True, total: int = 100) -> None:
-    with ProgressBar("epoch 1", total, enabled) as bar:
+    with closing(ProgressBar("epoch 1", total, enabled)) as bar:
         for _ in range(5):
             bar.advance(20)
 
@@ -48,10 +49,3 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "epoch 1" in captured.err
-
-
-def test_the_count_never_passes_the_total() -> None:
-    bar = ProgressBar("epoch 1", 30, enabled=True)
-    bar.advance(20)
-    bar.advance(20)
-    assert bar.count == 30
