@@ -114,7 +114,7 @@ def init_worker(worker: int) -> None:
 def _end_worker(error: Exception, batch: object) -> None:
     """End the worker whose batch cannot be sent, which the training process notices at once. By default it
     would print the error, and training would wait for the batch for ever."""
-    print(f"loader process {os.getpid()}: {_first_line(error)}", file=sys.stderr, flush=True)
+    print(f"loader process {os.getpid()}: {first_line(error)}", file=sys.stderr, flush=True)
     os._exit(CANNOT_SEND)
 
 
@@ -153,12 +153,13 @@ def explain(error: Exception, exit_codes: Collection[int]) -> str | None:
         -signal.SIGKILL: "was killed, as the kernel does when memory runs out (dmesg): lower --num-workers "
         "or --batch-size, or add memory",
     }
-    unknown = f"died: {_first_line(error)}; --num-workers 0 loads without them"
+    unknown = f"died: {first_line(error)}; --num-workers 0 loads without them"
     cause = next((text for code, text in causes.items() if code in exit_codes), unknown)
     return f"a loader process {cause}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error is about, in one line of at most 300 characters."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 

@@ -5,6 +5,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
@@ -71,19 +72,16 @@ def choose_precision(
         log(f"precision {default}, as timed in seconds a step: {listed}")
         if seconds[default] == math.inf:
             raise torch.OutOfMemoryError("no number format and memory layout has enough memory")
-    kept: dict[bool, Step] = {}  # the last one: compiling takes long, and each holds a copy of the model
 
-    def kept_step(compiled: bool) -> Step:
-        if compiled not in kept:
-            kept.clear()
-            kept[compiled] = make_step(default, compiled)
-        return kept[compiled]
+    @lru_cache(1)  # compiling takes long, and each holds a copy of the model
+    def step_of(compiled: bool) -> Step:
+        return make_step(default, compiled)
 
-    compiled = choose_compiled(config, plan, kept_step, device, log)
-    default = replace(default, compiled=compiled)
+    compiled = choose_compiled(config, plan, step_of, device, log)
+    chosen = replace(default, compiled=compiled)
     if device.type != "cuda":
-        return default, math.nan
-    return default, check_launching(kept_step(compiled), config, ranks, device, log)
+        return chosen, math.nan
+    return chosen, check_launching(step_of(compiled), config, ranks, device, log)
 
 
 def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precision], Precision]:
@@ -127,12 +125,12 @@ def time_options(
     options: list[Precision], make_step: Callable[[Precision], Step], device: torch.device
 ) -> dict[Precision, float]:
     """Return the seconds of each option's fastest step, infinity where a rank was out of memory. One copy
-    of the model is in memory at a time. Steps must not communicate."""
+    of the model is in memory at a time."""
     seconds: dict[Precision, list[float]] = {option: [] for option in options}
     for option in options * ROUNDS:
         first = [taken[0] for taken in seconds.values() if taken]
         if not seconds[option] or seconds[option][0] < HOPELESS * min(first):
-            seconds[option] += time_step(make_step(option), device, catch=True)[1:]
+            seconds[option].append(time_step(make_step(option), device))
     return {option: max(taken) if math.inf in taken else min(taken) for option, taken in seconds.items()}
 
 
@@ -141,20 +139,14 @@ def choose_option(seconds: dict[Precision, float], default: Precision) -> Precis
     return fastest if seconds[fastest] < CLEARLY_FASTER * seconds[default] else default
 
 
-def time_step(step: Step, device: torch.device, catch: bool = False) -> tuple[float, float]:
-    """Return seconds of the first call, with allocation and compilation, and of the second.
-
-    They are those of the slowest rank: the ranks share processors and must agree. With `catch`, a call that
-    is out of memory takes infinitely long; the ranks must be independent within the step.
-    """
-
-    def once() -> float:
-        try:
-            seconds = seconds_of(step, device)
-        except RuntimeError as error:
-            if not (catch and is_out_of_memory(error)):
-                raise
-            seconds = math.inf
-        return max_over_ranks(seconds)
-
-    return once(), once()
+def time_step(step: Step, device: torch.device) -> float:
+    """Return the seconds of a step on the slowest rank, as the ranks share processors and must agree, after
+    one that allocates; infinity where a rank is out of memory. The step must not communicate."""
+    try:
+        seconds_of(step, device)
+        seconds = seconds_of(step, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        seconds = math.inf
+    return max_over_ranks(seconds)

@@ -10,6 +10,7 @@ import torch
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.sampler import EpochPlan
+from train.data.workers import first_line
 from train.distributed import Log, max_over_ranks
 from train.engine.device import is_out_of_memory
 from train.engine.launch import Step, seconds_of
@@ -39,14 +40,15 @@ def choose_compiled(
     """
     if not config.compile:
         return False
-    keep_compiled(Path(config.output) / ".cache" / "inductor")
+    # what is compiled is kept for later starts, unless the user has chosen a folder
+    os.environ.setdefault(CACHE_VARIABLE, str(Path(config.output, ".cache", "inductor").resolve()))
     automatic = config.compile == "auto"
     if automatic and config.deterministic:
         log("warning: --compile auto has no effect with --deterministic: a timing must not decide a result")
         return False
     steps = plan.steps * min(config.epochs, config.stop_after or config.epochs)
     plain = max_over_ranks(time_both(make_step(False), device)[1])
-    if automatic and not worth_trying(plain, steps):
+    if automatic and MOST_GAINED * plain * steps <= USUAL_SECONDS:
         log(f"not compiled (--compile auto): {steps} steps of {plain:.3f} s are too few for it to pay")
         return False
     reason, mine = "", (math.inf, math.inf)
@@ -55,7 +57,7 @@ def choose_compiled(
     except Exception as error:  # the compiler's and its backends' share no base
         if is_out_of_memory(error) and not automatic:
             raise
-        reason = f" ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        reason = f" ({first_line(error)})"
     first, compiled = map(max_over_ranks, mine)
     if compiled == math.inf:
         why = f"{config.model} cannot be compiled on this machine{reason}"
@@ -63,28 +65,13 @@ def choose_compiled(
             raise UserError(f"--compile: {why}; leave it out")
         log(f"warning: not compiled (--compile auto): {why}")
         return False
-    taken = not automatic or pays(plain, compiled, first, steps)
+    taken = not automatic or (plain - compiled) * steps > first
     warning = "warning: --compile does not pay: " if taken and compiled >= plain else ""
     choice = "compiled" if taken else "not compiled, it does not pay"
     log(f"{warning}{choice}: {compiled:.3f} s a step, {plain:.3f} s without; compiling took {first:.0f} s")
     return taken
 
 
-def worth_trying(plain: float, steps: int) -> bool:
-    """Return whether `steps` steps of so many seconds may gain what compiling takes."""
-    return MOST_GAINED * plain * steps > USUAL_SECONDS
-
-
-def pays(plain: float, compiled: float, first: float, steps: int) -> bool:
-    """Return whether the steps of a run gain more than the seconds that compiling takes."""
-    return (plain - compiled) * steps > first
-
-
 def time_both(step: Step, device: torch.device) -> tuple[float, float]:
     """Return this rank's seconds of a step's first call, with compilation, and of the second."""
     return seconds_of(step, device), seconds_of(step, device)
-
-
-def keep_compiled(folder: Path) -> None:
-    """Let torch keep what it compiles in a folder, for later starts, unless the user has chosen one."""
-    os.environ.setdefault(CACHE_VARIABLE, str(folder.resolve()))

@@ -15,7 +15,7 @@ from serve.contract.errors import UserError
 from serve.processors import available_processors
 from train.config import TrainConfig
 from train.data.index import Data
-from train.data.workers import fit_workers
+from train.data.workers import first_line, fit_workers
 from train.distributed import Ranks, may_share_gpus
 
 DRIVER = Path(
@@ -173,11 +173,10 @@ def explained_out_of_memory(config: TrainConfig, ranks: Ranks, device: torch.dev
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0][:300]
         raise UserError(
             f"{device} has too little memory for --batch-size {config.batch_size} with --accumulation "
-            f"{config.accumulation} on {ranks.world_size} ranks ({reason}): raise --accumulation, which "
-            "keeps the batch and the result, or lower --batch-size"
+            f"{config.accumulation} on {ranks.world_size} ranks ({first_line(error)}): raise "
+            "--accumulation, which keeps the batch and the result, or lower --batch-size"
         ) from error
 
 

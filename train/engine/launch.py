@@ -14,7 +14,6 @@ HOLD = 3.0  # times the seconds of launching a step, in which the device is kept
 CYCLES = 2e9  # a second, no fewer than any GPU's
 LAUNCH_BOUND = 1.1  # times the device's seconds that launching takes; less may be noise
 
-
 Step = Callable[[], None]
 
 
@@ -44,9 +43,9 @@ def time_launch(step: Step, device: torch.device) -> LaunchTimes:
     launched late would measure the host. Every rank must call it; the step must not communicate.
     """
     torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    started = time.perf_counter()
     step()
-    host = time.perf_counter() - began
+    host = time.perf_counter() - started
     torch.cuda.synchronize(device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     # nothing public keeps a device busy for a given time
@@ -89,17 +88,11 @@ def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:
             fewer -= 1
         return f"warning: {found} --accumulation {fewer} is faster with the same result"
     assert config.lr is not None
-    batch_size, lr = scaled(config, factor)
+    batch_size = config.batch_size * factor
+    lr = config.lr * (factor if config.optimizer == "sgd" else math.sqrt(factor))
     images = batch_size // ranks.world_size
     return (
         f"warning: {found} From about --batch-size {batch_size} ({images} images a device) the host is no "
         f"longer the limit: give --lr {lr:.2g} with it, which is another training. Fewer devices, or "
         "--compile auto, keep this one"
     )
-
-
-def scaled(config: TrainConfig, factor: int) -> tuple[int, float]:
-    """Return the batch size that is `factor` times as large, and its learning rate."""
-    assert config.lr is not None
-    growth = factor if config.optimizer == "sgd" else math.sqrt(factor)
-    return config.batch_size * factor, config.lr * growth

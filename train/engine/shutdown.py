@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from serve.contract.errors import UserError
 from serve.contract.urls import redact
-from train.data.workers import is_fetching, kill_workers
+from train.data.workers import first_line, is_fetching, kill_workers
 from train.distributed import Ranks, lost_contact
 from train.engine.run import TrainingRun
 from train.runs.directory import write_status
@@ -107,11 +107,8 @@ def while_in_contact(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
         if stop.requested:
             report_stop(ranks, stop)
         else:
-            reason = str(error).splitlines()[0][:200]
-            print(
-                f"rank {ranks.rank} lost contact to another rank, see its output: {reason}",
-                flush=True,
-            )
+            found = f"rank {ranks.rank} lost contact to another rank, see its output"
+            print(f"{found}: {first_line(error)}", flush=True)
             if ranks.is_main and not restarts_left():
                 print(stop.advice(), flush=True)
             time.sleep(CAUSE_FIRST_SECONDS)

@@ -6,7 +6,7 @@ from train_data import CPU
 import train.engine.launch as module
 from train.config import TrainConfig
 from train.distributed import Ranks
-from train.engine.launch import LaunchTimes, check_launching, launch_advice, scaled, seconds_of
+from train.engine.launch import LaunchTimes, check_launching, launch_advice, seconds_of
 
 FOUR = Ranks(world_size=4, local_world_size=4)
 
@@ -46,11 +46,6 @@ def test_fewer_accumulation_steps_come_first(accumulation: int, fewer: int) -> N
     found = advice(0.035, 0.010, accumulation=accumulation)
     assert f"--accumulation {fewer} " in found
     assert "--lr" not in found
-
-
-def test_rates_grow_with_the_batch() -> None:
-    assert scaled(TrainConfig(optimizer="sgd", lr=0.1), 4) == (512, pytest.approx(0.4))
-    assert scaled(TrainConfig(optimizer="adamw", lr=1e-3), 4) == (512, pytest.approx(2e-3))
 
 
 def test_a_step_is_timed_on_the_hosts_clock(monkeypatch: pytest.MonkeyPatch) -> None:
