@@ -27,7 +27,7 @@ from train.config import TrainConfig
 from train.data.augment import ImageAugment
 from train.data.index import Data, ImageSet
 from train.data.loader import Loader, PixelDataset
-from train.data.pixel_cache import PixelCache
+from train.data.pixel_cache import PixelCache, training_entries
 from train.data.sampler import EpochPlan
 from train.distributed import gather_list, on_main, process_group, ranks_from_environment
 from train.engine.device import keep_freed_memory
@@ -64,7 +64,8 @@ def child(count: int, folder: Path) -> None:
         cache = share_index(PixelCache(pixels, *entries), ranks, folder)
         del entries
         plan = EpochPlan(len(data.train), BATCH, 0, ranks.rank, ranks.world_size)
-        dataset = PixelDataset(data.train, 0, ImageAugment(config), cache)
+        load = training_entries(config).load
+        dataset = PixelDataset(data.train, 0, ImageAugment(config), load, cache)
         loader = Loader(dataset, 2, pin_memory=False)
         batches = loader(plan.batches(0))
         for _ in islice(batches, STEPS):

@@ -22,7 +22,7 @@ from detectors import detector
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_data import ONE, build, make_data, make_run
+from train_data import ONE, build, make_data, make_run, pixel_dataset
 
 from train.config import TrainConfig
 from train.data.augment import ImageAugment
@@ -156,7 +156,7 @@ def images_on_device(images: ImageSet, config: TrainConfig) -> DeviceLoader:
     cache: Any = MagicMock(offsets=np.arange(len(images)) * 50 * 40 * 3, sizes=sizes)
     cache.__len__.return_value = len(images)
     pixels = torch.empty(len(images) * 50 * 40, 3, dtype=torch.uint8, device=CUDA)
-    return DeviceLoader(images, cache, 0, ImageAugment(config), CUDA, pixels)
+    return DeviceLoader(pixel_dataset(images, config, ImageAugment(config), cache), CUDA, pixels)
 
 
 def train_pretended(

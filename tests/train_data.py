@@ -12,6 +12,8 @@ from train.config import TrainConfig
 from train.data.augment import ImageAugment
 from train.data.index import Data, ImageSet, prepare_data
 from train.data.loader import Loader, PixelDataset
+from train.data.pixel_cache import PixelCache, validation_entries
+from train.data.reading import Pixels, read_image
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
 from train.engine.loop import EpochProgress, train_one_epoch
@@ -80,6 +82,21 @@ def image_set(labels: list[int], num_classes: int = 2, sha256: list[str] | None 
     return ImageSet(Path("nowhere"), paths, np.array(labels, np.int64), names, hashes)
 
 
+def read_pixels(path: Path) -> Pixels:
+    return np.asarray(read_image(path))
+
+
+def pixel_dataset(
+    images: ImageSet,
+    config: TrainConfig,
+    augment: ImageAugment | None = None,
+    cache: PixelCache | None = None,
+) -> PixelDataset:
+    """Images as they are in their files, augmented, or else as they are validated."""
+    load = read_pixels if augment else validation_entries(config).load
+    return PixelDataset(images, config.seed, augment, load, cache, config.preprocess().size)
+
+
 class Linear(nn.Module):
     """No batch norm, no dropout: gradients of a batch are sums over its images."""
 
@@ -114,8 +131,6 @@ def make_run(
     plan = EpochPlan(
         len(data.train), config.batch_size, config.seed, ranks.rank, ranks.world_size, config.accumulation
     )
-    train = PixelDataset(data.train, config.seed, ImageAugment(stage or config))
-    val = PixelDataset(data.val, config.seed, config.preprocess())
     return TrainingRun(
         config,
         stage or config,
@@ -125,8 +140,8 @@ def make_run(
         plan,
         criterion or Criterion(config.label_smoothing),
         trained if isinstance(trained, TrainState) else make_state(config, trained, plan.steps),
-        Loader(train, 0, pin_memory=False),
-        Loader(val, 0, pin_memory=False),
+        Loader(pixel_dataset(data.train, config, ImageAugment(stage or config)), 0, pin_memory=False),
+        Loader(pixel_dataset(data.val, config), 0, pin_memory=False),
         **more,
     )
 

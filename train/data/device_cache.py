@@ -6,6 +6,7 @@ in an order of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor
 from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.augment import ImageAugment
-from train.data.index import ImageSet
-from train.data.loader import Batch, Loader
+from train.data.loader import Batch, Loader, PixelDataset
 from train.data.pixel_cache import PixelCache
 from train.data.sampler import Key
 from train.models.subject_crop.crop import in_float32, interpolation, triangle
@@ -84,70 +84,48 @@ def cubic(distance: Tensor) -> Tensor:
 KERNELS = {"bilinear": triangle, "bicubic": cubic}
 
 
-class DeviceLoader:
+class DeviceLoader(Loader):
     """Loader whose images are on the device from the beginning: no processes, and nothing to wait for.
 
     Args:
-        transform: None takes the cache's pixels as they are, which must have one size.
+        dataset: of a cache.
+        pixels: uint8 [pixels of all images, 3]; copied to the device if not given.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        cache: PixelCache,
-        seed: int,
-        transform: ImageAugment | None,
-        device: torch.device,
-        pixels: Tensor | None = None,
-    ):
-        assert len(cache) == len(images)
-        self.images, self.cache, self.seed, self.transform = images, cache, seed, transform
-        self.pixels = to_device(cache, device) if pixels is None else pixels
-        """uint8 [pixels of all images, 3]"""
-        self.waited = 0.0
-        self.lost: dict[str, str] = {}
-        self.while_waiting: Callable[[], None] = lambda: None
+    def __init__(self, dataset: PixelDataset, device: torch.device, pixels: Tensor | None = None):
+        super().__init__(dataset, 0, pin_memory=False)
+        assert dataset.cache is not None
+        self.cache = dataset.cache
+        self.pixels = to_device(self.cache, device) if pixels is None else pixels
 
     def __call__(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
         """Yield the batches of these keys, with images on the device and all else on the CPU."""
         for keys in batches:
-            epochs, indices, weights = zip(*keys, strict=True)
-            yield Batch(
-                self._load(epochs[0], indices),
-                torch.from_numpy(self.images.labels[list(indices)]),
-                torch.tensor(weights, dtype=torch.float32),
-                torch.tensor(indices),
-            )
+            epochs, indices, _ = zip(*keys, strict=True)
+            yield self.dataset.batch(keys, self._load(epochs[0], indices), {})
 
     def with_augment(self, augment: ImageAugment) -> "DeviceLoader":
         """Return a loader of the same images in the same memory, augmented in another way."""
-        device = self.pixels.device
-        return DeviceLoader(self.images, self.cache, self.seed, augment, device, self.pixels)
-
-    def exit_codes(self) -> list[int]:
-        return []
+        return DeviceLoader(replace(self.dataset, augment=augment), self.pixels.device, self.pixels)
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Tensor:
-        chosen = np.array(indices)
+        augment, chosen = self.dataset.augment, np.array(indices)
         firsts, sizes = self.cache.offsets[chosen] // 3, self.cache.sizes[chosen].astype(np.int64)
-        if self.transform is None:
+        if augment is None:
             width, height = sizes[0].tolist()
             rows = torch.from_numpy(firsts // (width * height)).to(self.pixels.device, non_blocking=True)
             return self.pixels.view(-1, height, width, 3)[rows]
-        size = self.transform.size(epoch)
-        windows, boxes, flips = views(self.transform, size, sizes, self.seed, epoch, indices)
+        size = augment.size(epoch)
+        windows, boxes, flips = views(augment, size, sizes, self.dataset.seed, epoch, indices)
         starts = firsts + windows[:, 1] * sizes[:, 0] + windows[:, 0]
         cut = np.column_stack([starts, sizes[:, 0], windows[:, 2:], flips])
         most = max(1, CUT // int(windows[:, 2:].max(0).prod()))
-        kernel = KERNELS[self.transform.preprocess.interpolation]
+        kernel = KERNELS[augment.preprocess.interpolation]
         parts = [
             cut_and_resize(self.pixels, cut[i : i + most], boxes[i : i + most], size, kernel)
             for i in range(0, len(cut), most)
         ]
         return torch.cat(parts)
-
-
-AnyLoader = Loader | DeviceLoader
 
 
 def to_device(cache: PixelCache, device: torch.device) -> Tensor:

@@ -1,29 +1,26 @@
 """Loader: batches of pixels and labels, read by worker processes, or by threads of this process."""
 
 import atexit
-import copy
 import errno
 import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from serve.contract.errors import UserError
-from serve.contract.preprocess import Preprocess
 from train.data.augment import ImageAugment
 from train.data.index import ImageSet
 from train.data.pixel_cache import PixelCache
-from train.data.reading import Pixels, read_image
+from train.data.reading import Pixels
 from train.data.sampler import Key
 from train.data.workers import PREFETCH, fetch_in_thread, init_worker, kill_workers, map_in_threads
 
@@ -49,46 +46,40 @@ class Batch:
         return Batch(images, labels, weights, indices, self.lost)
 
 
-def read_pixels(path: Path) -> Pixels:
-    return np.asarray(read_image(path))
-
-
+@dataclass(eq=False)
 class PixelDataset(Dataset[Batch]):
-    """Data set whose items are whole batches: keys [(epoch, index, weight)] -> Batch.
+    """Data set whose items are whole batches: keys [(epoch, index, weight)] -> Batch."""
 
-    Args:
-        transform: None takes the pixels of the cache, or of `load`, as they are.
-        cache: of these images; without one, files are decoded.
-        load: decodes a file to the pixels that a cache holds: a cache must not change what is learnt.
-        side: of the grey square in place of an image that cannot be read, in pixels.
-    """
+    images: ImageSet
+    seed: int
+    augment: ImageAugment | None
+    """None takes the pixels of `load` or the cache as they are, all of one size."""
+    load: Callable[[Path], Pixels]
+    """Decodes a file to the pixels that a cache holds: a cache must not change what is learnt."""
+    cache: PixelCache | None = None
+    """Of these images; without one, files are decoded."""
+    side: int = 64
+    """Of the grey square in place of an image that cannot be read, in pixels."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        seed: int,
-        transform: ImageAugment | Preprocess | None,
-        cache: PixelCache | None = None,
-        load: Callable[[Path], Pixels] = read_pixels,
-        side: int = 64,
-    ):
-        assert cache is None or len(cache) == len(images)
-        self.images, self.seed, self.transform = images, seed, transform
-        self.cache, self.load, self.side = cache, load, side
+    def __post_init__(self) -> None:
+        assert self.cache is None or len(self.cache) == len(self.images)
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch:
-        epochs, indices, weights = zip(*keys, strict=True)
+        epochs, indices, _ = zip(*keys, strict=True)
         originals, lost = self._read(indices)
-        weights = tuple(0.0 if i in lost else w for i, w in zip(indices, weights, strict=True))
-        if isinstance(self.transform, ImageAugment):
-            assert len(set(epochs)) == 1
-            pixels = self.transform(originals, self.seed, epochs[0], indices)
-        elif self.transform is not None:
-            pixels = np.stack(map_in_threads(self.transform, map(Image.fromarray, originals)))
-        else:
+        if self.augment is None:
             pixels = np.stack(originals)
+        else:
+            assert len(set(epochs)) == 1
+            pixels = self.augment(originals, self.seed, epochs[0], indices)
+        return self.batch(keys, torch.from_numpy(pixels), lost)
+
+    def batch(self, keys: Sequence[Key], images: Tensor, lost: Mapping[int, tuple[str, str]]) -> Batch:
+        """Return the batch of these images; `lost` are files that cannot be read, with the reasons."""
+        _, indices, weights = zip(*keys, strict=True)
+        weights = tuple(0.0 if i in lost else w for i, w in zip(indices, weights, strict=True))
         return Batch(
-            torch.from_numpy(pixels),
+            images,
             torch.from_numpy(self.images.labels[list(indices)]),
             torch.tensor(weights, dtype=torch.float32),
             torch.tensor(indices),
@@ -128,8 +119,7 @@ class Loader:
     def __init__(
         self, dataset: PixelDataset, num_workers: int, pin_memory: bool, hang_seconds: float = math.inf
     ):
-        self.images, self.cache, self.hang_seconds = dataset.images, dataset.cache, hang_seconds
-        self.dataset, self.num_workers = dataset, num_workers
+        self.dataset, self.num_workers, self.hang_seconds = dataset, num_workers, hang_seconds
         self.while_waiting: Callable[[], None] = lambda: None
         """Called once a second while a batch does not come; may raise."""
         self.waited = 0.0
@@ -161,7 +151,13 @@ class Loader:
         loaded: Iterator[Batch] = iter(self.loader)
         if self.loader.pin_memory:
             loaded = _on_device(loaded, torch.cuda.current_device())
-        for batch in self._timed(fetch_in_thread(loaded, self._wait)):
+        fetched = fetch_in_thread(loaded, self._wait)
+        while True:
+            started = time.perf_counter()
+            batch = next(fetched, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
             self.sampler.awaited.popleft()
             for path, why in batch.lost:
                 if path not in self.lost:
@@ -171,9 +167,7 @@ class Loader:
 
     def with_augment(self, augment: ImageAugment) -> "Loader":
         """Return a loader of the same images and cache, augmented in another way."""
-        dataset = copy.copy(self.dataset)
-        dataset.transform = augment
-        return self._replaced(dataset, self.num_workers)
+        return self._replaced(replace(self.dataset, augment=augment), self.num_workers)
 
     def with_workers(self, num_workers: int) -> "Loader":
         """Return the same loader with another number of processes."""
@@ -184,15 +178,6 @@ class Loader:
         new.lost = self.lost
         return new
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
-
     def exit_codes(self) -> list[int]:
         """Return the exit codes of worker processes that have failed; -N if signal N ended one."""
         iterator = getattr(self.loader, "_iterator", None)  # torch offers no other way
@@ -202,10 +187,11 @@ class Loader:
         self.while_waiting()
         if seconds < self.hang_seconds:
             return
-        source = str(self.images.root if self.cache is None else self.cache.file)
-        if self.cache is None and self.sampler.awaited:
+        images, cache = self.dataset.images, self.dataset.cache
+        source = str(images.root if cache is None else cache.file)
+        if cache is None and self.sampler.awaited:
             _, index, _ = self.sampler.awaited[0][0]
-            source += f" ({self.images.paths[index]!r}, or another image of its batch)"
+            source += f" ({images.paths[index]!r}, or another image of its batch)"
         raise HangError(
             f"no batch came for {self.hang_seconds / 60:g} minutes (--hang-minutes): reading from {source} "
             "hangs. Check that this storage answers; if it is only slow, raise --hang-minutes"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,8 +106,12 @@ def training_entries(config: TrainConfig) -> Entries:
 def validation_entries(config: TrainConfig) -> Entries:
     """Return the recipe of validation images: the very pixels that are validated."""
     preprocess = config.preprocess()
-    side = (preprocess.size, preprocess.size)
-    return Entries({"preprocess": preprocess.to_dict()}, lambda _: side, preprocess, preprocess.decode)
+    size = partial(_fixed_size, preprocess.size)
+    return Entries({"preprocess": preprocess.to_dict()}, size, preprocess, preprocess.decode)
+
+
+def _fixed_size(side: int, original: Size) -> Size:  # no lambda: processes that are spawned get a copy
+    return side, side
 
 
 def open_cache(folder: Path, images: ImageSet, entries: Entries, mode: str, log: Log) -> PixelCache | None:

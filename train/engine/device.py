@@ -18,9 +18,7 @@ from train.data.index import Data
 from train.data.workers import first_line, fit_workers
 from train.distributed import Ranks, may_share_gpus
 
-DRIVER = Path(
-    "/proc/driver/nvidia/version"
-)  # of the loaded driver, also in a container without its devices
+DRIVER = Path("/proc/driver/nvidia/version")  # also in a container without its devices
 CONTROL_DEVICE = Path("/dev/nvidiactl")
 OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|_STATUS_ALLOC_FAILED")
 MOST_WORKERS = 16  # loader processes of a rank that trains on a GPU
@@ -99,7 +97,7 @@ def why_unusable() -> str:
 
 
 def driver_version() -> str:
-    """Return the version of the loaded NVIDIA driver, also in a container without its devices."""
+    """Return the version of the loaded NVIDIA driver."""
     found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text() if DRIVER.exists() else "")
     return found[0] if found else "(version unknown)"
 

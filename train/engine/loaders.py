@@ -8,7 +8,7 @@ import torch
 
 from train.config import TrainConfig
 from train.data.augment import ImageAugment
-from train.data.device_cache import AnyLoader, DeviceLoader, choose_device_cache
+from train.data.device_cache import DeviceLoader, choose_device_cache
 from train.data.index import Data, ImageSet
 from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import Entries, PixelCache, open_cache, training_entries, validation_entries
@@ -30,41 +30,37 @@ def build_loaders(
     device: torch.device,
     num_workers: int,
     log: Log,
-) -> tuple[AnyLoader, AnyLoader]:
+) -> tuple[Loader, Loader]:
     """Return the loaders of training images, in the stage's view, and of validation images."""
     cache, val_cache = caches = open_caches(config, data, ranks, log)
     needed = [0 if each is None else each.bytes.size for each in caches]
     free = -max_over_ranks(-free_memory(device))
-    (train_there, val_there), note = choose_device_cache(config, device, needed, free)
+    on_device, note = choose_device_cache(config, device, needed, free)
     if note:
         log(note)
-    pin, hang_seconds = device.type == "cuda", 60 * config.hang_minutes
-    augment = ImageAugment(stage)
-    if cache is not None and train_there:
-        train: AnyLoader = DeviceLoader(data.train, cache, config.seed, augment, device)
-    else:
-        load = training_entries(config).load
-        dataset = PixelDataset(data.train, config.seed, augment, cache, load)
-        train = Loader(dataset, num_workers, pin, hang_seconds)
-    if val_cache is not None and val_there:
-        return train, DeviceLoader(data.val, val_cache, config.seed, None, device)
-    if val_cache is None:
-        load, side = validation_entries(config).load, config.preprocess().size
-        dataset = PixelDataset(data.val, config.seed, None, load=load, side=side)
-        return train, Loader(dataset, num_workers, pin, hang_seconds)
-    dataset = PixelDataset(data.val, config.seed, None, val_cache)
-    return train, Loader(dataset, min(num_workers, VAL_WORKERS), pin, hang_seconds)
+    augment, load = ImageAugment(stage), training_entries(config).load
+    train = PixelDataset(data.train, config.seed, augment, load, cache)
+    load, side = validation_entries(config).load, config.preprocess().size
+    val = PixelDataset(data.val, config.seed, None, load, val_cache, side)
+    val_workers = num_workers if val_cache is None else min(num_workers, VAL_WORKERS)
+
+    def build(dataset: PixelDataset, resident: bool, workers: int) -> Loader:
+        if resident:
+            return DeviceLoader(dataset, device)
+        return Loader(dataset, workers, device.type == "cuda", 60 * config.hang_minutes)
+
+    return build(train, on_device[0], num_workers), build(val, on_device[1], val_workers)
 
 
 def fit_to_step(
-    loader: AnyLoader, config: TrainConfig, plan: EpochPlan, step_seconds: float, log: Log
-) -> AnyLoader:
+    loader: Loader, config: TrainConfig, plan: EpochPlan, step_seconds: float, log: Log
+) -> Loader:
     """Return a loader with as many processes as a forward pass needs, of at most those that it has.
 
     One batch is loaded by this process alone, after another one that is not counted. A number that is given
     stays; after a resume, steps are not timed (NaN), and there are at most USUAL_WORKERS.
     """
-    if not isinstance(loader, Loader) or config.num_workers >= 0 or loader.num_workers <= 1:
+    if config.num_workers >= 0 or loader.num_workers <= 1:
         return loader
     if math.isnan(step_seconds):
         return loader.with_workers(min(loader.num_workers, USUAL_WORKERS))
@@ -94,11 +90,8 @@ def open_caches(
         built = on_main(ranks, lambda: opened() is not None)
         return share_index(opened() if built else None, ranks, folder)
 
-    train, val = (
-        open_one(data.train, training_entries(config)),
-        open_one(data.val, validation_entries(config)),
-    )
-    return train, val
+    train = open_one(data.train, training_entries(config))
+    return train, open_one(data.val, validation_entries(config))
 
 
 def share_index(cache: PixelCache | None, ranks: Ranks, folder: Path) -> PixelCache | None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig
-from train.data.device_cache import AnyLoader, DeviceLoader
+from train.data.device_cache import DeviceLoader
 from train.data.index import Data
+from train.data.loader import Loader
 from train.data.pixel_cache import training_entries
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
@@ -34,8 +35,8 @@ class TrainingRun:
     plan: EpochPlan
     criterion: Criterion
     state: TrainState
-    train_loader: AnyLoader
-    val_loader: AnyLoader
+    train_loader: Loader
+    val_loader: Loader
     history: History = field(default_factory=History)
     position: Position = field(default_factory=Position)
     """Position in the first epoch; later ones begin at their start."""
@@ -73,7 +74,7 @@ class TrainingRun:
     def used_settings(self) -> dict[str, Any]:
         """Return values of the settings that leave a choice to the start of a run, as it was made."""
         config, precision, loader = self.config, self.state.precision, self.train_loader
-        stored = isinstance(loader, DeviceLoader) or loader.dataset.cache is not None
+        stored = loader.dataset.cache is not None
         entries = training_entries(config).settings if stored else {}
         network = self.state.model.network
         return {
@@ -84,7 +85,7 @@ class TrainingRun:
             "precision": precision.name,
             "channels_last": precision.channels_last,
             "compile": precision.compiled if config.compile == "auto" else config.compile,
-            "num_workers": 0 if isinstance(loader, DeviceLoader) else loader.num_workers,
+            "num_workers": loader.num_workers,
             "pixel_cache": "device" if isinstance(loader, DeviceLoader) else "on" if stored else "off",
             "cache_size": entries.get("short_side", 0),
         }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from forked import train
 from test_cuda_pretended import CUDA, pretended_cuda
-from train_data import CPU, ONE, draw, flat_set, make_data, settings, train_epochs
+from train_data import CPU, ONE, draw, flat_set, make_data, pixel_dataset, settings, train_epochs
 
 import train.data.device_cache as module
 from benchmarks.jobs import weights_sha256
@@ -16,7 +16,7 @@ from train.config import TrainConfig
 from train.data.augment import ImageAugment
 from train.data.device_cache import DeviceLoader, choose_device_cache, why_on_cpu
 from train.data.index import Data, prepare_data
-from train.data.loader import Loader, PixelDataset
+from train.data.loader import Loader
 from train.data.pixel_cache import open_cache, training_entries, validation_entries
 from train.data.sampler import EpochPlan
 from train.engine.build import build_run
@@ -34,9 +34,8 @@ def both(tmp_path: Path, config: TrainConfig, data: Data) -> tuple[Loader, Devic
     """Return the loaders of training images by the CPU and by the device."""
     cache = open_cache(tmp_path / "cache", data.train, training_entries(config), "on", silent)
     assert cache is not None
-    dataset = PixelDataset(data.train, config.seed, ImageAugment(config), cache)
-    there = DeviceLoader(data.train, cache, config.seed, ImageAugment(config), CPU)
-    return Loader(dataset, 0, pin_memory=False), there
+    dataset = pixel_dataset(data.train, config, ImageAugment(config), cache)
+    return Loader(dataset, 0, pin_memory=False), DeviceLoader(dataset, CPU)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -79,8 +78,9 @@ def test_validation_images_are_the_very_pixels(tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "cache", data.val, validation_entries(config), "on", silent)
     assert cache is not None
     keys = [[(0, i, 1.0) for i in reversed(range(len(data.val)))]]
-    (expected,) = Loader(PixelDataset(data.val, 0, None, cache), 0, pin_memory=False)(keys)
-    (batch,) = DeviceLoader(data.val, cache, 0, None, CPU)(keys)
+    dataset = pixel_dataset(data.val, config, None, cache)
+    (expected,) = Loader(dataset, 0, pin_memory=False)(keys)
+    (batch,) = DeviceLoader(dataset, CPU)(keys)
     assert torch.equal(batch.images, expected.images)
     assert torch.equal(batch.labels, expected.labels)
 
@@ -107,7 +107,7 @@ def test_a_pretended_gpu_makes_the_images_and_is_not_waited_for(tmp_path: Path) 
     with pretended_cuda() as audit:
         for images, cache, augment in ((data.train, train, ImageAugment(config)), (data.val, val, None)):
             pixels = torch.empty(cache.bytes.size // 3, 3, dtype=torch.uint8, device=CUDA)
-            loader = DeviceLoader(images, cache, 0, augment, CUDA, pixels)
+            loader = DeviceLoader(pixel_dataset(images, config, augment, cache), CUDA, pixels)
             for batch in loader([[(0, i, 1.0) for i in range(len(images))]]):
                 assert batch.to(CUDA).images.device == CUDA
                 assert batch.images.shape == (len(images), 16, 16, 3)

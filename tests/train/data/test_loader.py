@@ -15,13 +15,13 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from forked import execute, fork
-from train_data import make_data
+from train_data import make_data, pixel_dataset, read_pixels
 
 from serve.contract.images import load_image
 from train.data import loader as loader_module
 from train.data import reading, workers
 from train.data.augment import ImageAugment
-from train.data.loader import Batch, HangError, Loader, PixelDataset, read_pixels
+from train.data.loader import Batch, HangError, Loader, PixelDataset
 from train.data.pixel_cache import PixelCache, open_cache, training_entries
 from train.data.sampler import EpochPlan
 
@@ -35,7 +35,7 @@ def load_epochs(dataset: PixelDataset, plan: EpochPlan, num_workers: int) -> lis
 
 def test_the_number_of_workers_cannot_change_a_batch(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, **AUGMENTED)
-    dataset = PixelDataset(data.train, config.seed, ImageAugment(config))
+    dataset = pixel_dataset(data.train, config, ImageAugment(config))
     plan = EpochPlan(len(data.train), 4, config.seed)
     runs = [load_epochs(dataset, plan, num_workers) for num_workers in (0, 1, 2)]
     assert len(runs[0]) == 2 * plan.steps
@@ -51,7 +51,7 @@ def test_the_number_of_workers_cannot_change_a_batch(tmp_path: Path) -> None:
 def test_workers_share_the_index_of_the_training_process(tmp_path: Path) -> None:
     """Python 3.14's forkserver would give each a copy."""
     config, data = make_data(tmp_path)
-    dataset = PixelDataset(data.train, config.seed, ImageAugment(config))
+    dataset = pixel_dataset(data.train, config, ImageAugment(config))
     context = Loader(dataset, 1, pin_memory=False).loader.multiprocessing_context
     assert context is not None
     assert context.get_start_method() == "fork"
@@ -61,7 +61,7 @@ def test_only_the_time_until_a_batch_comes_counts_as_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, data = make_data(tmp_path)
-    loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
+    loader = Loader(pixel_dataset(data.train, config), 0, pin_memory=False)
     now, load = [0.0], PixelDataset.__getitem__
 
     def slowly(dataset: PixelDataset, keys: Any) -> Batch:
@@ -77,7 +77,7 @@ def test_only_the_time_until_a_batch_comes_counts_as_waiting(
 
 def test_a_batch_holds_pixels_labels_weights_and_indices_of_its_images(tmp_path: Path) -> None:
     config, data = make_data(tmp_path)
-    loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
+    loader = Loader(pixel_dataset(data.train, config), 0, pin_memory=False)
     (batch,) = loader([[(0, 3, 1.0), (0, 0, 0.0)]])
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (2, 16, 16, 3)
@@ -92,7 +92,7 @@ def test_an_images_view_is_that_of_its_seed_and_epoch_wherever_in_a_batch_it_is(
     config, data = make_data(tmp_path, **AUGMENTED)
 
     def views(*indices: int, seed: int = 3, epoch: int = 0) -> torch.Tensor:
-        dataset = PixelDataset(data.train, seed, ImageAugment(config))
+        dataset = pixel_dataset(data.train, config.replace(seed=seed), ImageAugment(config))
         return dataset[[(epoch, index, 1.0) for index in indices]].images
 
     first = views(2, 5)
@@ -117,7 +117,7 @@ def test_a_file_that_vanished_or_was_damaged_counts_for_nothing_and_is_named(
     config, data = make_data(tmp_path)
     gone = data.train.root / data.train.paths[2]
     harm(gone)
-    loader = Loader(PixelDataset(data.train, 0, config.preprocess()), num_workers, pin_memory=False)
+    loader = Loader(pixel_dataset(data.train, config), num_workers, pin_memory=False)
     for _ in range(2):
         (batch,) = loader([[(0, 2, 1.0), (0, 3, 1.0)]])
         assert batch.weights.tolist() == [0, 1]
@@ -138,7 +138,7 @@ def test_a_batch_that_does_not_come_is_an_error_that_names_what_was_to_be_read(
         stuck.wait(60)
         raise OSError
 
-    dataset = PixelDataset(data.train, 0, config.preprocess(), cache, read)
+    dataset = PixelDataset(data.train, 0, None, read, cache)
     if cached:
         monkeypatch.setattr(PixelCache, "__getitem__", lambda self, index: read(Path()))
     loader = Loader(dataset, 0, pin_memory=False, hang_seconds=0.05)
@@ -153,26 +153,26 @@ def test_a_slow_batch_is_waited_for_and_who_waits_can_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.01)
-    config, data = make_data(tmp_path)
+    _, data = make_data(tmp_path)
     waiting = Event()
 
     def read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
         assert waiting.wait(60)
         return read_pixels(path)
 
-    loader = Loader(PixelDataset(data.train, 0, config.preprocess(), None, read), 0, False, 60.0)
+    loader = Loader(PixelDataset(data.train, 0, None, read), 0, False, 60.0)
     loader.while_waiting = waiting.set
     (batch,) = loader([[(0, 2, 1.0)]])
     assert batch.weights.tolist() == [1]
 
 
 def test_a_process_that_may_open_no_more_files_does_not_call_images_unreadable(tmp_path: Path) -> None:
-    config, data = make_data(tmp_path)
+    _, data = make_data(tmp_path)
 
     def read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
         raise OSError(errno.EMFILE, "Too many open files")
 
-    loader = Loader(PixelDataset(data.train, 0, config.preprocess(), None, read), 0, False)
+    loader = Loader(PixelDataset(data.train, 0, None, read), 0, False)
     with pytest.raises(OSError, match="open files"):
         next(loader([[(0, 2, 1.0)]]))
     assert not loader.lost
@@ -184,10 +184,10 @@ def test_a_process_ends_with_its_loader_processes(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
-        "from train_data import make_data\n"
-        "from train.data.loader import Loader, PixelDataset\n"
+        "from train_data import make_data, pixel_dataset\n"
+        "from train.data.loader import Loader\n"
         "config, data = make_data(Path(sys.argv[1]))\n"
-        "loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 2, False)\n"
+        "loader = Loader(pixel_dataset(data.train, config), 2, False)\n"
         "next(loader([[(0, 0, 1.0)], [(0, 1, 1.0)]]))\n"
         "sys.modules['kept'] = loader\n"
     )
@@ -200,7 +200,7 @@ def test_loader_processes_outlive_the_signals_that_stop_a_job(tmp_path: Path) ->
     """The batches that are under way are still needed."""
     config, data = make_data(tmp_path)
     others = set(psutil.Process().children())  # such as multiprocessing's resource tracker
-    loader = Loader(PixelDataset(data.train, 0, config.preprocess()), 1, pin_memory=False)
+    loader = Loader(pixel_dataset(data.train, config), 1, pin_memory=False)
     batches = loader([[(0, i % 4, 1.0)] for i in range(12)])
     next(batches)
     (worker,) = set(psutil.Process().children()) - others

@@ -23,7 +23,7 @@ from serve.contract.orientation import ORIENTATION
 from train.config import TrainConfig
 from train.data.augment import ImageAugment
 from train.data.index import ImageSet, prepare_data
-from train.data.loader import Loader, PixelDataset, read_pixels
+from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import PixelCache, open_cache, training_entries, validation_entries
 from train.data.sampler import EpochPlan
 
@@ -58,16 +58,14 @@ def test_batches_are_the_same_with_and_without_the_cache(tmp_path: Path) -> None
     config, data = make_data(tmp_path, image_size=8, crop_scale=0.5, epochs=2)
     cache = open_training(tmp_path / "cache", data.train, config)
     assert cache.sizes.min() == 12
-    shrunk = training_entries(config).load
     val = open_cache(tmp_path / "cache", data.val, validation_entries(config), "on", silent)
     plan = EpochPlan(len(data.train), 4, 0)
-    for images, transform, stored, theirs in (
-        (data.train, ImageAugment(config), cache, ImageAugment(config)),
-        (data.val, config.preprocess(), val, None),
+    for images, augment, stored, load in (
+        (data.train, ImageAugment(config), cache, training_entries(config).load),
+        (data.val, None, val, validation_entries(config).load),
     ):
-        load = shrunk if images is data.train else read_pixels
-        decoded = Loader(PixelDataset(images, 0, transform, None, load), 0, False)
-        cached = Loader(PixelDataset(images, 0, theirs, stored), 0, False)
+        decoded = Loader(PixelDataset(images, 0, augment, load), 0, False)
+        cached = Loader(PixelDataset(images, 0, augment, load, stored), 0, False)
         batches = (
             list(plan.batches(1)) if images is data.train else [[(0, i, 1.0) for i in range(len(images))]]
         )

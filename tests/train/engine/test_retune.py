@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, Module
-from train_data import CPU, ONE, make_data, make_run, train_epochs
+from train_data import CPU, ONE, make_data, make_run, pixel_dataset, train_epochs
 
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.augment import BatchAugment, PairMix
-from train.data.loader import Loader, PixelDataset
+from train.data.loader import Loader
 from train.engine.checkpointing import checkpoint_state, restore
 from train.engine.retune import begin_retuning, head_state, refresh_statistics, retuning_settings
 from train.engine.run import TrainingRun
@@ -45,7 +45,7 @@ def test_the_stage_trains_on_the_view_and_size_of_validation(tmp_path: Path, tri
     stage = retuning_settings(config)
     run = make_run(config, data, classifier(), stage=stage)
     batch = next(run.train_loader(run.plan.batches(1)))
-    seen = Loader(PixelDataset(data.train, 0, config.preprocess()), 0, pin_memory=False)
+    seen = Loader(pixel_dataset(data.train, config), 0, pin_memory=False)
     expected = next(seen([[(0, int(i), 1.0) for i in batch.indices]]))
     assert torch.equal(batch.images, expected.images)
     coloured = BatchAugment(stage)(batch.images.clone(), batch.indices, 0, 1)
