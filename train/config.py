@@ -201,8 +201,7 @@ class TrainConfig:
         -1, "hardware", limits=(-1, 256), resumable=True, overridden_by=("pixel_cache=device",)
     )
     """Loader processes of each rank, fewer if shared memory is too small for their batches; -1: from the
-    processors, and on a GPU as many as its steps need, as timed at the start; 0: load in the training
-    process. Validation of stored pixels has two at most."""
+    processors; 0: load in the training process. Validation of stored pixels has two at most."""
     pixel_cache: Literal["auto", "on", "device", "off"] = setting("auto", "hardware", resumable=True)
     """Decode images once, into a file below --output; auto: if it takes no more than a quarter of the free
     disk and the run has more than one epoch. device: copy it into the device's memory too, and cut and

@@ -167,14 +167,8 @@ class Loader:
 
     def with_augment(self, augment: ImageAugment) -> "Loader":
         """Return a loader of the same images and cache, augmented in another way."""
-        return self._replaced(replace(self.dataset, augment=augment), self.num_workers)
-
-    def with_workers(self, num_workers: int) -> "Loader":
-        """Return the same loader with another number of processes."""
-        return self._replaced(self.dataset, num_workers)
-
-    def _replaced(self, dataset: PixelDataset, num_workers: int) -> "Loader":
-        new = Loader(dataset, num_workers, self.loader.pin_memory, self.hang_seconds)
+        dataset = replace(self.dataset, augment=augment)
+        new = Loader(dataset, self.num_workers, self.loader.pin_memory, self.hang_seconds)
         new.lost = self.lost
         return new
 

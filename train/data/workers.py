@@ -1,7 +1,6 @@
 """Workers: processes and threads that load images, how many have room, and what their end means."""
 
 import errno
-import math
 import multiprocessing.queues
 import os
 import re
@@ -27,7 +26,6 @@ from train.signals import ignore_stops
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
 USABLE = 0.9  # share of the free shared memory that batches may take
-SPARE = 1.5  # times the processes that load as fast as steps are: they compete, and files differ
 PREFETCH = 2  # batches that each worker is ahead by, torch's own default
 HELD = 2  # by the training process: the batch it works on and the one that has just come
 SMALL_TENSORS = 3 * 4096  # bytes of shared memory: a page for each of a batch's labels, weights and indices
@@ -62,25 +60,6 @@ def fit_workers(
         f"free: {fitting} are used, which may be slower. Enlarge it (docker run --shm-size=2g; in "
         f"Kubernetes an emptyDir of medium Memory mounted at {SHARED_MEMORY}) or lower --batch-size"
     )
-
-
-def workers_needed(load_seconds: float, step_seconds: float, most: int) -> int:
-    """Return how many processes load a batch in the seconds of a step, with some to spare, 1 to `most`."""
-    return max(1, min(most, math.ceil(SPARE * load_seconds / step_seconds)))
-
-
-def time_loading(load: Callable[[Any], object], batches: Iterable[Any]) -> float:
-    """Return how long this process alone takes for the last of these batches, as one worker does."""
-    threads, seconds = torch.get_num_threads(), math.nan
-    torch.set_num_threads(1)
-    try:
-        for batch in batches:
-            started = time.perf_counter()
-            load(batch)
-            seconds = time.perf_counter() - started
-    finally:
-        torch.set_num_threads(threads)
-    return seconds
 
 
 def bytes_in_flight(config: TrainConfig, ranks: Ranks, workers: int, num_train: int, num_val: int) -> int:

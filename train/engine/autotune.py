@@ -34,9 +34,9 @@ def choose_precision(
     ranks: Ranks,
     device: torch.device,
     log: Log,
-) -> tuple[Precision, float]:
+) -> Precision:
     """Time whole training steps on copies of the model, and return the default or a clearly faster option;
-    print whether a GPU waits for the host in each step. Return a GPU's seconds of a step, too; else NaN.
+    print whether a GPU waits for the host in each step.
 
     Raises:
         UserError: the network cannot be compiled.
@@ -78,10 +78,9 @@ def choose_precision(
         return make_step(default, compiled)
 
     compiled = choose_compiled(config, plan, step_of, device, log)
-    chosen = replace(default, compiled=compiled)
-    if device.type != "cuda":
-        return chosen, math.nan
-    return chosen, check_launching(step_of(compiled), config, ranks, device, log)
+    if device.type == "cuda":
+        check_launching(step_of(compiled), config, ranks, device, log)
+    return replace(default, compiled=compiled)
 
 
 def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precision], Precision]:

@@ -1,6 +1,5 @@
 """Build a TrainingRun: a new one, or as a checkpoint has it."""
 
-import math
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from train.engine.checks import (
     trained_on_validation,
 )
 from train.engine.device import uses_tf32
-from train.engine.loaders import build_loaders, fit_to_step
+from train.engine.loaders import build_loaders
 from train.engine.loss import Criterion
 from train.engine.retune import head_state, retuning_settings
 from train.engine.run import TrainingRun
@@ -63,11 +62,8 @@ def build_run(
     if plan.micro_batch_size == 1:
         check_single_image(model, config)
     if checkpoint is None:
-        precision, step_seconds = choose_precision(
-            config, model, criterion, plan, len(classes), ranks, device, log
-        )
+        precision = choose_precision(config, model, criterion, plan, len(classes), ranks, device, log)
     else:
-        step_seconds = math.nan
         precision = Precision(**checkpoint["precision"] | {"tf32": uses_tf32(config, device)})
     state = build_state(config, model, plan.steps, precision, ranks, device)
     if teacher is not None:
@@ -79,13 +75,12 @@ def build_run(
             stage = retuning_settings(config)
             state = head_state(state, stage, plan, ranks, device)
         history = restore(checkpoint, state, data, config)
-        position = Position(**checkpoint.get("position", {}))
+        position = Position(**checkpoint["position"])
         if "statistics_of_ranks" in checkpoint:  # written in the middle of an epoch
             state.load_statistics(checkpoint["statistics_of_ranks"], ranks)
         if note := schedule_change(checkpoint, state, config, plan.steps):
             log(note)
-    train, val = build_loaders(config, stage, data, ranks, device, num_workers, log)
-    loaders = fit_to_step(train, config, plan, step_seconds, log), val
+    loaders = build_loaders(config, stage, data, ranks, device, num_workers, log)
     run = TrainingRun(
         config, stage, data, ranks, device, plan, criterion, state, *loaders, history, position, teacher
     )

@@ -128,7 +128,7 @@ def choose_workers(config: TrainConfig, ranks: Ranks, device: torch.device) -> i
         return config.num_workers
     share = available_processors() // ranks.local_world_size
     if device.type == "cuda":
-        return max(1, min(MOST_WORKERS, share - 1))  # `fit_to_step` lowers it where fewer do
+        return max(1, min(MOST_WORKERS, share - 1))
     return 0 if share <= 2 else min(8, share // 4)
 
 

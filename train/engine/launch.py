@@ -57,13 +57,11 @@ def time_launch(step: Step, device: torch.device) -> LaunchTimes:
     return LaunchTimes(max_over_ranks(host), max_over_ranks(start.elapsed_time(end) / 1000))
 
 
-def check_launching(step: Step, config: TrainConfig, ranks: Ranks, device: torch.device, log: Log) -> float:
-    """Print what to do where launching is the limit; return a step's seconds. As `time_launch`."""
+def check_launching(step: Step, config: TrainConfig, ranks: Ranks, device: torch.device, log: Log) -> None:
+    """Print what to do where launching is the limit. As `time_launch`."""
     step()
-    times = time_launch(step, device)
-    if advice := launch_advice(times, config, ranks):
+    if advice := launch_advice(time_launch(step, device), config, ranks):
         log(advice)
-    return max(times.host, times.device)
 
 
 def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:

@@ -1,7 +1,5 @@
-"""Loaders of a run: from the device's memory or by processes, as many as its steps need."""
+"""Loaders of a run: from the device's memory, or by processes."""
 
-import math
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,13 +10,10 @@ from train.data.device_cache import DeviceLoader, choose_device_cache
 from train.data.index import Data, ImageSet
 from train.data.loader import Loader, PixelDataset
 from train.data.pixel_cache import Entries, PixelCache, open_cache, training_entries, validation_entries
-from train.data.sampler import EpochPlan
-from train.data.workers import time_loading, workers_needed
 from train.distributed import Log, Ranks, max_over_ranks, on_main
 from train.engine.device import free_memory
 from train.shared_memory import share
 
-USUAL_WORKERS = 8
 VAL_WORKERS = 2  # loader processes that copy pixels as they are
 
 
@@ -50,25 +45,6 @@ def build_loaders(
         return Loader(dataset, workers, device.type == "cuda", 60 * config.hang_minutes)
 
     return build(train, on_device[0], num_workers), build(val, on_device[1], val_workers)
-
-
-def fit_to_step(
-    loader: Loader, config: TrainConfig, plan: EpochPlan, step_seconds: float, log: Log
-) -> Loader:
-    """Return a loader with as many processes as a forward pass needs, of at most those that it has.
-
-    One batch is loaded by this process alone, after another one that is not counted. A number that is given
-    stays; after a resume, steps are not timed (NaN), and there are at most USUAL_WORKERS.
-    """
-    if config.num_workers >= 0 or loader.num_workers <= 1:
-        return loader
-    if math.isnan(step_seconds):
-        return loader.with_workers(min(loader.num_workers, USUAL_WORKERS))
-    seconds = time_loading(loader.dataset.__getitem__, islice(plan.batches(0), 2))
-    workers = workers_needed(seconds, step_seconds, loader.num_workers)
-    found = f"a batch takes one {seconds:.3f} s, a step {step_seconds:.3f} s"
-    log(f"loader processes: {workers} on each rank ({found})")
-    return loader.with_workers(workers)
 
 
 def open_caches(

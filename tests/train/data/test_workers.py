@@ -25,8 +25,6 @@ from train.data.workers import (
     fit_workers,
     init_worker,
     map_in_threads,
-    time_loading,
-    workers_needed,
 )
 from train.distributed import Ranks
 
@@ -226,31 +224,3 @@ def test_as_many_work_at_once_as_torch_has_threads(threads: int) -> None:
 def test_an_error_of_a_thread_arrives(threads: int) -> None:
     with pytest.raises(ZeroDivisionError):
         map_in_threads(lambda x: 1 // x, [1, 0, 2])
-
-
-@pytest.mark.parametrize(
-    ("load", "step", "workers"),
-    [(1.0, 1.0, 2), (2.0, 1.0, 3), (0.1, 1.0, 1), (0.0, 1.0, 1), (50.0, 1.0, 8)],
-)
-def test_half_as_many_processes_more_than_load_as_fast_as_steps_are(
-    load: float, step: float, workers: int
-) -> None:
-    assert workers_needed(load, step, 8) == workers
-
-
-def test_loading_is_timed_with_one_thread_after_a_batch_that_is_not_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, threads = 0.0, []
-
-    def load(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-        threads.append(torch.get_num_threads())
-
-    monkeypatch.setattr("train.data.workers.time.perf_counter", lambda: now)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    assert time_loading(load, [9.0, 4.0]) == 4.0
-    assert (threads, torch.get_num_threads()) == ([1, 1], 2)
-    torch.set_num_threads(before)

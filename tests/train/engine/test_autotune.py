@@ -171,7 +171,7 @@ def chosen(tmp_path: Path, ranks: Ranks = ONE, **changes: Any) -> tuple[str, str
     """Return the precision of a small model, and what was logged."""
     config, lines = settings(tmp_path, **changes), []
     model, criterion, plan = linear_model(), Criterion(0.0), EpochPlan(8, 4, 0)
-    precision, _ = choose_precision(config, model, criterion, plan, 2, ranks, CPU, lines.append)
+    precision = choose_precision(config, model, criterion, plan, 2, ranks, CPU, lines.append)
     return str(precision), "\n".join(lines)
 
 

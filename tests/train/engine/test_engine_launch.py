@@ -57,13 +57,13 @@ def test_a_step_is_timed_on_the_hosts_clock(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("host", "device"), [(0.03, 0.01), (0.01, 0.03)])
-def test_the_slower_side_is_a_steps_time_and_launching_is_printed_where_it_is_the_limit(
+def test_advice_is_printed_where_launching_is_the_limit(
     host: float, device: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
     monkeypatch.setattr(module, "time_launch", lambda step, device_: LaunchTimes(host, device))
     lines: list[str] = []
     config = TrainConfig(optimizer="sgd", lr=0.1)
-    assert check_launching(lambda: steps.append(1), config, FOUR, CPU, lines.append) == 0.03
+    check_launching(lambda: steps.append(1), config, FOUR, CPU, lines.append)
     assert steps == [1], "the first step allocates, and is not timed"
     assert bool(lines) == (host > device)
