@@ -39,17 +39,11 @@ from train.checkpoint import checkpoint_folder
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data.download import fetch
-from train.data.workers import allow_open_files
+from train.data.workers import allow_open_files, fit_workers
 from train.distributed import Ranks, limit_waiting, main_log, on_main, process_group, ranks_from_environment
 from train.engine.build import build_run
 from train.engine.checks import check_batch_size
-from train.engine.device import (
-    choose_device,
-    choose_workers,
-    configure,
-    explained_out_of_memory,
-    limit_workers,
-)
+from train.engine.device import choose_device, choose_workers, configure, explained_out_of_memory
 from train.engine.prepare import prepare
 from train.engine.shutdown import exit_after_bug, exit_with_code, recorded_status, while_in_contact
 from train.engine.trainer import Trainer
@@ -76,7 +70,10 @@ def train(
     stop.advice = partial(how_to_resume, given, config)
     for note in data.notes:
         log(note)
-    num_workers = limit_workers(config, ranks, device, num_workers, data)
+    fitting = fit_workers(config, ranks, num_workers, len(data.train), len(data.val))
+    if fitting < num_workers:  # training gets the threads of the others
+        num_workers = fitting
+        configure(config, ranks, device, num_workers)
 
     with ExitStack() as stack:
 

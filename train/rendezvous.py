@@ -7,23 +7,14 @@ gives every attempt a store or a prefix of its own; `_create_c10d_store` of torc
 
 import time
 import uuid
-from typing import Protocol
+
+from torch.distributed import Store
 
 POLL_SECONDS = 0.02
 WAIT_SECONDS = 900.0  # for ranks that are still to be started, on whatever node
 
 
-class KeyValueStore(Protocol):
-    """What is used of torch.distributed.Store."""
-
-    def set(self, key: str, value: str, /) -> None: ...
-    def get(self, key: str, /) -> bytes: ...
-    def check(self, keys: list[str], /) -> bool: ...
-
-
-def agree_on_attempt(
-    store: KeyValueStore, rank: int, world_size: int, seconds: float = WAIT_SECONDS
-) -> str:
+def agree_on_attempt(store: Store, rank: int, world_size: int, seconds: float = WAIT_SECONDS) -> str:
     """Return a name that exactly the living processes of this attempt share.
 
     Each rank announces itself by a new name. Rank 0 answers the latest name of each rank, and ends the wait
@@ -64,7 +55,7 @@ def agree_on_attempt(
         _wait(deadline, "rank 0 did not answer")
 
 
-def _read(store: KeyValueStore, key: str) -> str:
+def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 

@@ -19,7 +19,6 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torchvision.transforms import v2
 
-from serve.contract.errors import UserError
 from serve.contract.preprocess import RESAMPLING, Preprocess
 from train.config import TrainConfig
 from train.data.random_numbers import seed_of, uniforms
@@ -197,19 +196,12 @@ class PairMix:
             images: uint8 or float32 [N, H, W, 3].
             labels: int64 [N], or probabilities float32 [N, num_classes].
             first: position of images[0] in the epoch; with `key` it decides the random numbers.
-
-        Raises:
-            UserError: a pair would be divided over processes or accumulation steps.
         """
         if labels.ndim == 1:
             labels = F.one_hot(labels, self.num_classes).float()
         if not (self.mixup or self.cutmix):
             return images, labels
-        if len(images) % 2 or first % 2:
-            raise UserError(
-                f"--mixup and --cutmix need an even number of images in each forward pass, not "
-                f"{len(images)}: choose another --batch-size, --accumulation or number of processes"
-            )
+        assert len(images) % 2 == first % 2 == 0, "`check_batch_size` refuses batches that divide a pair"
         pairs = np.arange(first // 2, (first + len(images)) // 2)
         choice, share, x, y = uniforms(seed_of("mix", *key), pairs, 4).T
         cuts = choice < (0.5 if self.mixup else 1.0) if self.cutmix else np.zeros(len(pairs), bool)

@@ -56,9 +56,8 @@ def choose_device_cache(
                 "lower --cache-size, or use --pixel-cache on"
             )
         return [size > 0 for size in needed], f"{listed} in the memory of {device}, cut and resized there"
-    if mode != "auto" or device.type != "cuda" or not any(needed):
-        return [False for _ in needed], ""
-    if config.deterministic:  # free memory must not decide a result
+    # in deterministic mode free memory must not decide a result
+    if mode != "auto" or device.type != "cuda" or config.deterministic or not any(needed):
         return [False for _ in needed], ""
     reason, rest, chosen = why_on_cpu(config), SHARE * free, []
     for number, size in enumerate(needed):

@@ -117,14 +117,12 @@ def _fixed_size(side: int, original: Size) -> Size:  # no lambda: processes that
 def open_cache(folder: Path, images: ImageSet, entries: Entries, mode: str, log: Log) -> PixelCache | None:
     """Return the cache of these images, built first if need be.
 
-    It is None when `mode` is off, when an image cannot be read any more, and with auto also when the disk
-    is too full or cannot be written. Processes that need the same cache at the same time build it once.
+    It is None when an image cannot be read any more, and with auto also when the disk is too full or cannot
+    be written. Processes that need the same cache at the same time build it once.
 
     Raises:
         UserError: mode is on and the cache cannot be written, or an image has changed since the scan.
     """
-    if mode == "off":
-        return None
     sha256s, first = np.unique(np.array(images.sha256), return_index=True)
     settings = json.dumps({"format": FORMAT, "decoder": DECODER, **entries.settings}, sort_keys=True)
     key = hashlib.sha256("\n".join([settings, *sha256s]).encode()).hexdigest()[:16]

@@ -36,13 +36,11 @@ CANNOT_SEND = 76  # exit code of a worker whose batch cannot be sent
 _fetches: WeakSet[Future[Any]] = WeakSet()
 
 
-def fit_workers(
-    config: TrainConfig, ranks: Ranks, num_workers: int, num_train: int, num_val: int
-) -> tuple[int, str]:
-    """Return how many of each rank's workers have room for their batches in shared memory, and a warning if
-    these are fewer. Call on all ranks of a machine, before any of them loads."""
+def fit_workers(config: TrainConfig, ranks: Ranks, num_workers: int, num_train: int, num_val: int) -> int:
+    """Return how many of each rank's workers have room for their batches in shared memory; warn once a
+    machine if these are fewer. Call on all ranks of a machine, before any of them loads."""
     if num_workers == 0 or sys.platform != "linux":
-        return num_workers, ""
+        return num_workers
     usable = os.access(SHARED_MEMORY, os.W_OK | os.X_OK)
     free = shutil.disk_usage(SHARED_MEMORY).free if usable else 0
 
@@ -52,14 +50,16 @@ def fit_workers(
     fitting = num_workers
     while fitting and need(fitting) > USABLE * free:
         fitting -= 1
-    if fitting == num_workers:
-        return num_workers, ""
-    return fitting, (
-        f"warning: --num-workers {num_workers} on {ranks.local_world_size} ranks needs "
-        f"{need(num_workers) / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has {free / 1e6:,.0f} MB "
-        f"free: {fitting} are used, which may be slower. Enlarge it (docker run --shm-size=2g; in "
-        f"Kubernetes an emptyDir of medium Memory mounted at {SHARED_MEMORY}) or lower --batch-size"
-    )
+    if fitting < num_workers and ranks.local_rank == 0:
+        print(
+            f"warning: --num-workers {num_workers} on {ranks.local_world_size} ranks needs "
+            f"{need(num_workers) / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has "
+            f"{free / 1e6:,.0f} MB free: {fitting} are used, which may be slower. Enlarge it (docker run "
+            f"--shm-size=2g; in Kubernetes an emptyDir of medium Memory mounted at {SHARED_MEMORY}) or "
+            "lower --batch-size",
+            flush=True,
+        )
+    return fitting
 
 
 def bytes_in_flight(config: TrainConfig, ranks: Ranks, workers: int, num_train: int, num_val: int) -> int:

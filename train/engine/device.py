@@ -14,8 +14,7 @@ import torch
 from serve.contract.errors import UserError
 from serve.processors import available_processors
 from train.config import TrainConfig
-from train.data.index import Data
-from train.data.workers import first_line, fit_workers
+from train.data.workers import first_line
 from train.distributed import Ranks, may_share_gpus
 
 DRIVER = Path("/proc/driver/nvidia/version")  # also in a container without its devices
@@ -176,18 +175,6 @@ def explained_out_of_memory(config: TrainConfig, ranks: Ranks, device: torch.dev
             f"{config.accumulation} on {ranks.world_size} ranks ({first_line(error)}): raise "
             "--accumulation, which keeps the batch and the result, or lower --batch-size"
         ) from error
-
-
-def limit_workers(
-    config: TrainConfig, ranks: Ranks, device: torch.device, num_workers: int, data: Data
-) -> int:
-    """Return the loader processes that fit into shared memory; training gets the threads of the others."""
-    fitting, warning = fit_workers(config, ranks, num_workers, len(data.train), len(data.val))
-    if warning and ranks.local_rank == 0:
-        print(warning, flush=True)
-    if fitting != num_workers:
-        configure(config, ranks, device, fitting)
-    return fitting
 
 
 def keep_freed_memory() -> None:

@@ -38,13 +38,8 @@ class Muon(muon.Muon):
         """`dtype` is that of the orthogonalisation, which the ranks share; `settings` are timm's."""
         super().__init__(groups, **settings)
         self.dtype, self.ranks = dtype, ranks or Ranks()
-        self._complete_state()
-
-    def _complete_state(self) -> None:
-        """Make the state of parameters that have none: a skipped first step must find it."""
+        # made now, as a skipped first step must find it
         for parameter in (p for group in self.param_groups for p in group["params"]):
-            if self.state[parameter]:
-                continue
             is_matrix = muon._is_suitable_for_muon(parameter)  # no public function decides it
             names = ("momentum_buffer",) if is_matrix else ("exp_avg", "exp_avg_sq")
             state: dict[str, Any] = {name: torch.zeros_like(parameter) for name in names}
@@ -53,7 +48,7 @@ class Muon(muon.Muon):
             self.state[parameter] = {"use_muon": is_matrix, **state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Load a state, also timm's, whose counters are on the CPU and which is made in the first step."""
+        """Load a state, also timm's, whose counters are on the CPU."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for parameter, values in self.state.items():
             for name, value in values.items():
@@ -61,7 +56,6 @@ class Muon(muon.Muon):
                     values[name] = value.to(parameter.device)
                 elif name != "use_muon":  # fused kernels read all memory in the order of the parameter's
                     values[name] = torch.empty_like(parameter).copy_(value)
-        self._complete_state()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

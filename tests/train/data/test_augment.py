@@ -221,13 +221,6 @@ def test_without_mixing_images_are_untouched_and_targets_one_hot() -> None:
     assert targets.sum().item() == 5
 
 
-@pytest.mark.parametrize(("n", "first"), [(3, 0), (2, 1), (1, 4)])
-def test_a_pair_that_would_be_divided_is_an_error_that_names_the_way_out(n: int, first: int) -> None:
-    images, labels = batch(n)
-    with pytest.raises(ValueError, match=rf"\b{n}\b.*--batch-size"):
-        PairMix(TrainConfig(mixup=0.4), 3)(images, labels, first, 0, 0)
-
-
 @pytest.mark.parametrize("crop_scale", [0.5, 1.0])
 def test_the_size_is_the_epochs(crop_scale: float) -> None:
     config = TrainConfig(image_size=48, start_size=24, eval_size=64, epochs=4, crop_scale=crop_scale)

@@ -33,7 +33,7 @@ ONE, MANY = Ranks(), 10**6
 CONFIG = TrainConfig(image_size=224, batch_size=128)
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, megabytes: float, *arguments: Any) -> tuple[int, str]:
+def fit(monkeypatch: pytest.MonkeyPatch, megabytes: float, *arguments: Any) -> int:
     free = int(megabytes * 1e6)
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Usage(free, 0, free))
     monkeypatch.setattr(workers.os, "access", lambda path, mode: True)
@@ -60,12 +60,16 @@ def test_there_are_no_more_batches_than_images() -> None:
     [(10_000, 1, 4), (430, 1, 4), (420, 1, 3), (64, 1, 0), (200, 1, 1), (430, 4, 4)],
 )
 def test_what_does_not_fit_into_shared_memory_is_not_started(
-    monkeypatch: pytest.MonkeyPatch, megabytes: float, ranks: int, expected: int
+    monkeypatch: pytest.MonkeyPatch,
+    megabytes: float,
+    ranks: int,
+    expected: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """64 MB is what containers have; a batch of 128 images of 224 pixels is 19 MB, of validation 39 MB."""
     arguments = (CONFIG, Ranks(0, 0, ranks, ranks), 4, MANY, MANY)
-    fitting, warning = fit(monkeypatch, megabytes, *arguments)
-    assert fitting == expected
+    assert fit(monkeypatch, megabytes, *arguments) == expected
+    warning = capsys.readouterr().out
     assert bool(warning) == (expected < 4)
     if warning:
         assert f"{megabytes:,.0f} MB" in warning
@@ -74,15 +78,15 @@ def test_what_does_not_fit_into_shared_memory_is_not_started(
 
 def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines of one rank each need half of what one of two needs."""
-    together = fit(monkeypatch, 250, CONFIG, Ranks(0, 0, 2, 2), 4, MANY, MANY)[0]
-    apart = fit(monkeypatch, 250, CONFIG, Ranks(0, 0, 2, 1), 4, MANY, MANY)[0]
+    together = fit(monkeypatch, 250, CONFIG, Ranks(0, 0, 2, 2), 4, MANY, MANY)
+    apart = fit(monkeypatch, 250, CONFIG, Ranks(0, 0, 2, 1), 4, MANY, MANY)
     assert (together, apart) == (1, 4)
 
 
 def test_without_shared_memory_images_are_loaded_in_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.os, "access", lambda path, mode: False)
-    assert fit_workers(CONFIG, ONE, 2, MANY, MANY)[0] == 0
-    assert fit_workers(CONFIG, ONE, 0, MANY, MANY) == (0, "")
+    assert fit_workers(CONFIG, ONE, 2, MANY, MANY) == 0
+    assert fit_workers(CONFIG, ONE, 0, MANY, MANY) == 0
 
 
 @pytest.mark.parametrize(

@@ -120,17 +120,6 @@ def test_steps_are_those_of_timm(
     )
 
 
-def test_a_state_of_timms_from_before_its_first_step_is_loaded() -> None:
-    """As a run's that was stopped at once."""
-    network, other = Network(), Network()
-    optimizer = Muon(groups(network), dtype=torch.float32, **SETTINGS)
-    start = parts(optimizer, network)
-    optimizer.load_state_dict(muon.Muon(groups(other), **SETTINGS).state_dict())
-    assert_close(parts(optimizer, network), start, bound=0.0)
-    set_gradients(network, 0)
-    optimizer.step()
-
-
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_skipped_step_leaves_every_bit_as_it_was(bad: float) -> None:
     network = Network().to(memory_format=torch.channels_last)
