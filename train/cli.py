@@ -138,9 +138,10 @@ def given_values(argv: Sequence[str]) -> dict[str, Any]:
         if name != "config":
             values[name] = value
             continue
-        for key, entry in read_yaml(Path(value), "--config", "lr: 0.01").items():
-            _check_name(key.replace("-", "_"), f"--config {value}: {key}")
-            values[key.replace("-", "_")] = _expanded(key.replace("-", "_"), entry)
+        for typed, entry in read_yaml(Path(value), "--config", "lr: 0.01").items():
+            key = typed.replace("-", "_")
+            _check_name(key, f"--config {value}: {typed}")
+            values[key] = _expanded(key, entry)
     return values
 
 
@@ -195,7 +196,6 @@ def _started_by_torchrun() -> str:
 
 
 def _check_value(parser: ArgumentParser, name: str, value: Any) -> None:
-    """Raises UserError when the parser does not take this value."""
     try:
         parser.parse_object({name: value})
     except ArgumentError as error:
