@@ -14,7 +14,7 @@ from train.distributed import Ranks, gather_list
 
 
 class Texts(Sequence[str]):
-    """Strings (no slices of them), packed into one array; `ends` [N] is where each one ends in `data`."""
+    """Strings (no slices, no negative indices), packed into one array; `ends` [N]: where each one ends."""
 
     def __init__(self, data: NDArray[np.uint8], ends: NDArray[np.int64]):
         self.data, self.ends = data, ends
@@ -22,8 +22,6 @@ class Texts(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
         """Pack strings; file names that are no valid UTF-8 are kept as they are."""
-        if isinstance(texts, Texts):
-            return texts
         encoded = [os.fsencode(text) for text in texts]
         ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
@@ -32,19 +30,10 @@ class Texts(Sequence[str]):
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        if index < 0:
-            index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
         start = int(self.ends[index - 1]) if index else 0
         return os.fsdecode(self.data[start : int(self.ends[index])].tobytes())
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # as a list has none
 
 
 def share(arrays: Sequence[NDArray[Any]], ranks: Ranks, folder: Path) -> list[NDArray[Any]]:

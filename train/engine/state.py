@@ -89,8 +89,8 @@ class TrainState:
         return logits
 
     def _autocast(self, images: Tensor) -> torch.autocast:
-        autocast = self.precision.autocast
-        return torch.autocast(images.device.type, self.precision.dtype, enabled=bool(autocast))
+        enabled = bool(self.precision.autocast)
+        return torch.autocast(images.device.type, self.precision.dtype, enabled=enabled)
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -112,11 +112,9 @@ class TrainState:
         if self.scaler.is_enabled():  # it checks the gradients itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        else:
             fused: Any = self.optimizer  # fused optimizers skip a step by this mark, on the device
             fused.grad_scale, fused.found_inf = None, (~finite).float()
-            self.optimizer.step()
-        elif finite:
             self.optimizer.step()
         self.batch_norm.restore_unless(finite)
         self.optimizer.zero_grad(set_to_none=True)
