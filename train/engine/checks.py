@@ -125,7 +125,7 @@ def trained_on_validation(config: TrainConfig, data: Data) -> list[str]:
         if not path.is_file() or not has_checksum(path):
             continue
         state = load_checkpoint(path, "meta")
-        if state.get("content_digest") == data.content_digest and state["data_digest"] != data.digest:
+        if state["content_digest"] == data.content_digest and state["data_digest"] != data.digest:
             other = state["config"]
             warnings.append(
                 f"warning: {flag} {getattr(config, flag[2:])} was trained on images that validate in "
