@@ -79,7 +79,7 @@ def choose_precision(
 
     compiled = choose_compiled(config, plan, step_of, device, log)
     if device.type == "cuda":
-        check_launching(step_of(compiled), config, ranks, device, log)
+        check_launching(step_of(compiled), device, log)
     return replace(default, compiled=compiled)
 
 

@@ -1,14 +1,12 @@
-"""Launch time: whether a GPU waits for the host in every step, and from which batch size on it does not."""
+"""Launch time: whether a GPU waits for the host in every step."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from train.config import TrainConfig
-from train.distributed import Log, Ranks, max_over_ranks
+from train.distributed import Log, max_over_ranks
 
 HOLD = 3.0  # times the seconds of launching a step, in which the device is kept busy before it
 CYCLES = 2e9  # a second, no fewer than any GPU's
@@ -57,40 +55,20 @@ def time_launch(step: Step, device: torch.device) -> LaunchTimes:
     return LaunchTimes(max_over_ranks(host), max_over_ranks(start.elapsed_time(end) / 1000))
 
 
-def check_launching(step: Step, config: TrainConfig, ranks: Ranks, device: torch.device, log: Log) -> None:
+def check_launching(step: Step, device: torch.device, log: Log) -> None:
     """Print what to do where launching is the limit. As `time_launch`."""
     step()
-    if advice := launch_advice(time_launch(step, device), config, ranks):
+    if advice := launch_advice(time_launch(step, device)):
         log(advice)
 
 
-def launch_advice(times: LaunchTimes, config: TrainConfig, ranks: Ranks) -> str:
-    """Return a line for the user where launching is the limit; "" where the device is.
-
-    It names fewer accumulation steps where there are several, which keeps the result, or else a batch that
-    gives the device enough to do, as its work grows with the batch no faster than in proportion, and the
-    learning rate that goes with that: in proportion for sgd (arXiv 1706.02677), with the square root for
-    the optimizers whose steps have the size of Adam's (arXiv 2205.10287).
-    """
+def launch_advice(times: LaunchTimes) -> str:
+    """Return a line for the user where launching is the limit; "" where the device is."""
     if times.host <= LAUNCH_BOUND * times.device:
         return ""
-    share = times.device / times.host
-    factor = 2 ** math.ceil(math.log2(times.host / times.device))
-    found = (
-        f"launching a step takes the host {1000 * times.host:.1f} ms and the device does it in "
-        f"{1000 * times.device:.1f} ms: it is busy {share:.0%} of the time."
-    )
-    if config.accumulation > 1:
-        fewer = max(1, config.accumulation // factor)
-        while config.accumulation % fewer:
-            fewer -= 1
-        return f"warning: {found} --accumulation {fewer} is faster with the same result"
-    assert config.lr is not None
-    batch_size = config.batch_size * factor
-    lr = config.lr * (factor if config.optimizer == "sgd" else math.sqrt(factor))
-    images = batch_size // ranks.world_size
     return (
-        f"warning: {found} From about --batch-size {batch_size} ({images} images a device) the host is no "
-        f"longer the limit: give --lr {lr:.2g} with it, which is another training. Fewer devices, or "
-        "--compile auto, keep this one"
+        f"warning: launching a step takes the host {1000 * times.host:.1f} ms and the device does it in "
+        f"{1000 * times.device:.1f} ms: it is busy {times.device / times.host:.0%} of the time. Fewer "
+        "--accumulation steps, fewer devices or --compile auto keep the result; a larger --batch-size and "
+        "a higher --lr are another training"
     )
