@@ -191,8 +191,8 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """Return the model in DistributedDataParallel, or the model itself in a single process.
 
     Each rank gathers batch-norm statistics of its own in an epoch, which no gradient depends on; at its end
-    they are averaged (`average_buffers`). A model that finds its subject uses them in training too: then
-    rank 0's are broadcast before each forward pass.
+    they are averaged. A model that finds its subject uses them in training too: then rank 0's are broadcast
+    before each forward pass.
     """
     if ranks.world_size == 1:
         return model
@@ -215,37 +215,17 @@ def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
             yield
 
 
-def average_buffers(*models: nn.Module) -> None:
-    """Replace the models' buffers of floats by their mean over the ranks. All ranks must call it.
-
-    Buffers that are equal on all ranks keep their bits: float64 sums of equal float32 numbers are exact.
-    """
-    if dist.is_initialized():
-        set_buffers(sum_over_ranks(flat_buffers(*models)) / dist.get_world_size(), *models)
-
-
-def flat_buffers(*models: nn.Module) -> Tensor:
-    """Return the models' buffers of floats, float64 [total number of elements]."""
-    return torch.cat([buffer.detach().flatten().double() for buffer in float_buffers(*models)])
-
-
-def set_buffers(values: Tensor, *models: nn.Module) -> None:
-    """Copy what `flat_buffers` returned into the buffers."""
-    buffers = float_buffers(*models)
-    for buffer, part in zip(buffers, torch.split(values, [b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
-
-
-def float_buffers(*models: nn.Module) -> list[Tensor]:
-    """Return the buffers that can differ between ranks: statistics of floats, among constants."""
-    return [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum a tensor over the ranks, in place; return it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Return the mean of a tensor over the ranks. In float64, float32 numbers that are equal on all ranks
+    keep their bits, as their sum is exact."""
+    return sum_over_ranks(values) / dist.get_world_size() if dist.is_initialized() else values
 
 
 def max_over_ranks(value: float) -> float:

@@ -14,7 +14,6 @@ from serve.contract.errors import UserError
 from train.distributed import (
     AsyncSum,
     Ranks,
-    average_buffers,
     check_own_gpus,
     gather_list,
     gather_rows,
@@ -22,6 +21,7 @@ from train.distributed import (
     gradient_sync,
     lost_contact,
     max_over_ranks,
+    mean_over_ranks,
     on_main,
     process_group,
     ranks_from_environment,
@@ -172,20 +172,17 @@ def test_gradients_are_reduced_with_the_last_micro_batch_only(tmp_path: Path) ->
 
 
 def averaged(ranks: Ranks) -> list[torch.Tensor]:
-    """Buffers that differ between ranks, and some that do not, which have no exact sum in float32."""
-    model = torch.nn.BatchNorm1d(1000)
-    generator = torch.Generator().manual_seed(0)
-    model.running_var.copy_(torch.rand(1000, generator=generator))
-    model.running_mean.fill_(ranks.rank)
-    average_buffers(model)
-    return [model.running_mean, model.running_var]
+    """Numbers that differ between ranks, and some that do not, which have no exact sum in float32."""
+    same = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    different = torch.full((1000,), ranks.rank, dtype=torch.float64)
+    return [mean_over_ranks(different), mean_over_ranks(same.double()).float()]
 
 
-def test_buffers_are_averaged_and_equal_ones_keep_their_bits(tmp_path: Path) -> None:
-    var = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+def test_the_mean_of_equal_numbers_keeps_their_bits(tmp_path: Path) -> None:
+    numbers = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     for mean, same in on_ranks(averaged, WORLD, tmp_path):
         assert mean.tolist() == [1.0] * 1000
-        assert torch.equal(same, var)
+        assert torch.equal(same, numbers)
 
 
 def contact(ranks: Ranks) -> list[bool]:

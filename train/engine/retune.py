@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # the one base of all batch n
 from train.config import SETTINGS, TrainConfig
 from train.data.augment import ImageAugment
 from train.data.sampler import EpochPlan
-from train.distributed import Ranks, sum_over_ranks
+from train.distributed import Ranks, mean_over_ranks
 from train.engine.run import TrainingRun
 from train.engine.state import TrainState, build_state
 from train.optim.optimizers import resolve_optimizer
@@ -78,8 +78,7 @@ def refresh_statistics(run: TrainingRun) -> None:
         mean, var = layer.running_mean, layer.running_var
         assert mean is not None
         assert var is not None
-        sums = torch.stack([mean, var + mean**2])
-        averages = sum_over_ranks(sums) / run.ranks.world_size
+        averages = mean_over_ranks(torch.stack([mean, var + mean**2]))
         mean.copy_(averages[0])
         var.copy_(averages[1] - averages[0] ** 2)
     model.train()

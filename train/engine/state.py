@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
-from train.distributed import Ranks, average_buffers, flat_buffers, gather_rows, set_buffers, wrap
+from train.distributed import Ranks, gather_rows, mean_over_ranks, wrap
 from train.models.classifier import ImageClassifier
 from train.optim.ema import MovingAverage, build_ema
 from train.optim.optimizers import build_optimizer
@@ -123,30 +123,38 @@ class TrainState:
             self.ema.update_parameters(self.model)
         return finite
 
-    @property
-    def _with_statistics(self) -> list[nn.Module]:
-        return [self.model] if self.ema is None else [self.model, self.ema.module]
+    def _buffers(self) -> list[Tensor]:
+        """Return the buffers that can differ between ranks: statistics of floats, among constants."""
+        models = [self.model] if self.ema is None else [self.model, self.ema.module]
+        return [b for model in models for b in model.buffers() if b.is_floating_point()]
+
+    def statistics(self) -> Tensor:
+        """Return the batch-norm statistics of the model and of its moving average, float64 [n]."""
+        return torch.cat([buffer.flatten().double() for buffer in self._buffers()])
+
+    def set_statistics(self, values: Tensor) -> None:
+        buffers = self._buffers()
+        for buffer, part in zip(buffers, torch.split(values, [b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
     def average_statistics(self) -> None:
-        """Average the batch-norm statistics of the model and of its moving average over the ranks.
+        """Average the batch-norm statistics over the ranks. Every rank must call it.
 
         The mean of running means is that of the whole batches. The mean of running variances is without
         the variance between the ranks' means, as is each rank's normalisation in training: with n images a
         rank it is lower by about 1 / n at most.
         """
-        average_buffers(*self._with_statistics)
+        self.set_statistics(mean_over_ranks(self.statistics()))
 
     def statistics_of_ranks(self, ranks: Ranks) -> Tensor | None:
         """Return what `load_statistics` needs within an epoch, float64 [world_size, n], on rank 0;
         None on the others, and where a single process has no other's. Every rank must call it."""
-        if ranks.world_size == 1:
-            return None
-        return gather_rows(flat_buffers(*self._with_statistics)[None].cpu(), ranks)
+        return None if ranks.world_size == 1 else gather_rows(self.statistics()[None].cpu(), ranks)
 
     def load_statistics(self, rows: Tensor, ranks: Ranks) -> None:
         """Load this rank's batch-norm statistics, or the mean of those of another number of ranks."""
         values = rows[ranks.rank] if len(rows) == ranks.world_size else rows.mean(0)
-        set_buffers(values.to(self.model.mean.device), *self._with_statistics)
+        self.set_statistics(values.to(self.model.mean.device))
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, under names without the prefixes of wrappers."""
