@@ -28,8 +28,6 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from serve.contract.errors import UserError
-
 PAUSE_SECONDS = 3.0  # in which the agents of the other nodes notice, too
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -37,20 +35,19 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main(argv: Sequence[str] | None = None) -> int:
     """Return torchrun's exit code, in the process that watches and in each that it starts."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        restarts = allowed_restarts()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    restarts = os.environ.get("RESTARTS") or "0"
+    if not restarts.isdecimal():
+        print(f"error: RESTARTS {restarts!r} must be a whole number of 0 or more", file=sys.stderr)
         return 2
-    watcher = Watcher()
-    for restart in range(restarts + 1):
+    watcher, allowed = Watcher(), int(restarts)
+    for restart in range(allowed + 1):
         if watcher.start() == 0:
             return torchrun(arguments)
         code = watcher.wait()
-        if code in (0, 2) or watcher.stopped or watcher.killed or restart == restarts:
+        if code in (0, 2) or watcher.stopped or watcher.killed or restart == allowed:
             break
         print(
-            f"torchrun ended with exit code {code}: restart {restart + 1} of {restarts}",
+            f"torchrun ended with exit code {code}: restart {restart + 1} of {allowed}",
             file=sys.stderr,
             flush=True,
         )
@@ -58,14 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if watcher.stopped:
             break
     return code
-
-
-def allowed_restarts() -> int:
-    """Return RESTARTS; UserError where it is no number of restarts."""
-    text = os.environ.get("RESTARTS") or "0"
-    if not text.isdecimal():
-        raise UserError(f"RESTARTS {text!r} must be a whole number of 0 or more")
-    return int(text)
 
 
 class Watcher:
