@@ -7,7 +7,6 @@ its own purpose, so that those of the others stay as they are.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -31,14 +30,6 @@ ASPECT = (3 / 4, 4 / 3)  # of random resized crops (arXiv 1409.4842)
 ERASED_AREA, ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)  # arXiv 1708.04896
 
 
-@contextmanager
-def randomness(purpose: str, *key: int) -> Iterator[None]:
-    """Make torch's CPU generator a function of the key for as long as the context lasts."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(purpose, *key))
-        yield
-
-
 class ImageAugment:
     """Random resized crop, flip and TrivialAugment of single images, at the epoch's size."""
 
@@ -57,7 +48,8 @@ class ImageAugment:
             if flip:
                 pixels = pixels.flip(1)  # numpy's is ten times slower
             if self.trivial is not None:
-                with randomness("trivial", seed, epoch, index):
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed_of("trivial", seed, epoch, index))
                     pixels = self.trivial(pixels.permute(2, 0, 1)).permute(1, 2, 0)
             out[...] = pixels.numpy()
         return augmented
