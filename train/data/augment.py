@@ -6,7 +6,7 @@ its own purpose, so that those of the others stay as they are.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,17 +41,23 @@ class ImageAugment:
     def __call__(self, images: Sequence[Pixels], seed: int, epoch: int, indices: Sequence[int]) -> Pixels:
         """Return uint8 [N, size, size, 3] from uint8 [H, W, 3] of any sizes."""
         size = self.size(epoch)
-        augmented = np.empty((len(images), size, size, 3), np.uint8)
-        views = self.views([image.shape[1::-1] for image in images], seed, epoch, indices)
-        for out, image, index, (box, flip) in zip(augmented, images, indices, views, strict=True):
-            pixels = torch.from_numpy(np.require(self._cut(image, size, box), requirements="W"))
-            if flip:
+        whole, augmented = self.whole_view(size), np.empty((len(images), size, size, 3), np.uint8)
+        cuts, flips = self.views([image.shape[1::-1] for image in images], seed, epoch, indices)
+        for i, (image, index) in enumerate(zip(images, indices, strict=True)):
+            if cuts is None:
+                seen = whole(Image.fromarray(image))
+            else:
+                left, upper, width, height = cuts[i]
+                crop = image[upper : upper + height, left : left + width]
+                seen = resize(crop, size, self.preprocess.interpolation)
+            pixels = torch.from_numpy(np.require(seen, requirements="W"))
+            if flips[i]:
                 pixels = pixels.flip(1)  # numpy's is ten times slower
             if self.trivial is not None:
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(seed_of("trivial", seed, epoch, index))
                     pixels = self.trivial(pixels.permute(2, 0, 1)).permute(1, 2, 0)
-            out[...] = pixels.numpy()
+            augmented[i] = pixels.numpy()
         return augmented
 
     def size(self, epoch: int) -> int:
@@ -59,30 +65,24 @@ class ImageAugment:
         return self.config.input_size(self.config.train_size(epoch))
 
     def views(
-        self, sizes: Sequence[tuple[int, ...]], seed: int, epoch: int, indices: Sequence[int]
-    ) -> Iterator[tuple[tuple[int, int, int, int] | None, bool]]:
-        """Yield the random crop (left, upper, width, height) of each image of these (width, height), None
-        without random crops, and whether it is flipped: in every second epoch at --flip 0.5, so that each
-        two show both sides of each image (alternating flip, arXiv 2404.00498)."""
+        self, sizes: Sequence[Sequence[int]], seed: int, epoch: int, indices: Sequence[int]
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_]]:
+        """Return the random crops [N, 4] (left, upper, width, height) of images of these (width, height),
+        None without random crops, and which are flipped [N]: each in every second epoch at --flip 0.5, so
+        that each two show both sides of each image (alternating flip, arXiv 2404.00498)."""
         share, area = self.config.flip, (self.config.crop_scale, 1.0)
         starts = uniforms(seed_of("flip", seed), indices, 1)[:, 0]
         flips = (starts + epoch * share) % 1 < share
+        if area[0] == 1:
+            return None, flips
         random = uniforms(seed_of("view", seed, epoch), indices, 4 * TRIES)
-        for (width, height), numbers, flip in zip(sizes, random, flips.tolist(), strict=True):
-            cut = random_box(width, height, area, ASPECT, numbers) if area[0] < 1 else None
-            yield cut, flip
+        pairs = zip(sizes, random, strict=True)
+        return np.array([random_box(w, h, area, ASPECT, numbers) for (w, h), numbers in pairs]), flips
 
     def whole_view(self, size: int) -> Preprocess:
         """Return validation's preprocessing for images of this side: what is seen without random crops."""
         resize_size = round(self.preprocess.resize_size * size / self.preprocess.size)
         return replace(self.preprocess, size=size, resize_size=resize_size)
-
-    def _cut(self, image: Pixels, size: int, box: tuple[int, int, int, int] | None) -> Pixels:
-        if box is None:
-            return self.whole_view(size)(Image.fromarray(image))
-        left, upper, width, height = box
-        crop = image[upper : upper + height, left : left + width]
-        return resize(crop, size, self.preprocess.interpolation)
 
 
 def random_box(

@@ -87,7 +87,7 @@ class DeviceLoader(Loader):
     """Loader whose images are on the device from the beginning: no processes, and nothing to wait for.
 
     Args:
-        dataset: of a cache.
+        dataset: with a cache.
         pixels: uint8 [pixels of all images, 3]; copied to the device if not given.
     """
 
@@ -115,7 +115,13 @@ class DeviceLoader(Loader):
             rows = torch.from_numpy(firsts // (width * height)).to(self.pixels.device, non_blocking=True)
             return self.pixels.view(-1, height, width, 3)[rows]
         size = augment.size(epoch)
-        windows, boxes, flips = views(augment, size, sizes, self.dataset.seed, epoch, indices)
+        cuts, flips = augment.views(sizes.tolist(), self.dataset.seed, epoch, indices)
+        corners, whole = np.zeros_like(sizes), augment.whole_view(size)
+        # of each image the window that may be read, and the box in it that is resized
+        windows = np.hstack([corners, sizes]) if cuts is None else cuts
+        boxes = np.hstack([corners, windows[:, 2:]]).astype(np.float32)
+        if cuts is None and whole.mode == "crop":
+            boxes = np.array([whole.crop_box(*each) for each in sizes.tolist()], np.float32)
         starts = firsts + windows[:, 1] * sizes[:, 0] + windows[:, 0]
         cut = np.column_stack([starts, sizes[:, 0], windows[:, 2:], flips])
         most = max(1, CUT // int(windows[:, 2:].max(0).prod()))
@@ -134,35 +140,6 @@ def to_device(cache: PixelCache, device: torch.device) -> Tensor:
         part = cache.bytes[first : first + COPIED]
         flat[first : first + COPIED].copy_(torch.from_numpy(part.copy()))  # torch warns of read-only memory
     return flat[: len(flat) // 3 * 3].view(-1, 3)
-
-
-def views(
-    augment: ImageAugment,
-    size: int,
-    sizes: NDArray[np.int64],
-    seed: int,
-    epoch: int,
-    indices: Sequence[int],
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Return what is seen of images of these sizes [N, 2] (width, height).
-
-    Returns the window that may be read, [N, 4] (left, upper, width, height), the box in it that is resized,
-    [N, 4] (left, upper, right, lower), and whether it is flipped, [N].
-    """
-    whole = augment.whole_view(size)
-    windows, boxes, flips = [], [], []
-    listed = [(int(width), int(height)) for width, height in sizes]
-    for (width, height), (cut, flip) in zip(
-        listed, augment.views(listed, seed, epoch, indices), strict=True
-    ):
-        window = (0, 0, width, height) if cut is None else cut
-        box = (0.0, 0.0, float(window[2]), float(window[3]))
-        if cut is None and whole.mode == "crop":
-            box = whole.crop_box(width, height)
-        windows.append(window)
-        boxes.append(box)
-        flips.append(flip)
-    return np.array(windows), np.array(boxes, np.float32), np.array(flips)
 
 
 def cut_and_resize(

@@ -68,7 +68,7 @@ def test_each_of_seed_epoch_and_sample_changes_the_pixels() -> None:
 
 def test_an_image_is_cut_differently_in_each_epoch() -> None:
     augment, images = ImageAugment(TrainConfig(crop_scale=0.3)), range(20)
-    cuts = {tuple(cut for cut, _ in augment.views([(50, 37)] * 20, 1, e, images)) for e in range(4)}
+    cuts = {str(augment.views([(50, 37)] * 20, 1, e, images)[0]) for e in range(4)}
     assert len(cuts) == 4
 
 
@@ -120,7 +120,7 @@ def test_a_certain_flip_mirrors_the_picture() -> None:
 def test_an_image_is_mirrored_in_its_share_of_any_epochs_in_a_row(flip: float, every: int) -> None:
     """And about that share of all images in each epoch."""
     augment, images = ImageAugment(TrainConfig(flip=flip)), range(400)
-    epochs = [[flipped for _, flipped in augment.views([(50, 37)] * 400, 1, e, images)] for e in range(8)]
+    epochs = [augment.views([(50, 37)] * 400, 1, e, images)[1].tolist() for e in range(8)]
     counts = np.array(epochs).astype(int)
     for first in range(5):
         assert (counts[first : first + 4].sum(0) == (4 // every if every else 0)).all()
