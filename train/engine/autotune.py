@@ -1,18 +1,21 @@
-"""Choice of number format and memory layout: the fastest one, where the settings leave it open."""
+"""Choice of number format, memory layout and compilation by timing steps, as far as settings leave it."""
 
 import copy
 import math
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
+from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.data.sampler import EpochPlan
+from train.data.workers import first_line
 from train.distributed import Log, Ranks, max_over_ranks, on_main
-from train.engine.compilation import choose_compiled
 from train.engine.device import is_out_of_memory, uses_tf32
 from train.engine.launch import Step, check_launching, seconds_of
 from train.engine.loss import Criterion
@@ -23,6 +26,9 @@ from train.precision import Precision
 ROUNDS = 3  # in which the options take turns, so that other work on the machine meets all of them
 HOPELESS = 4.0  # times the fastest seconds, which no other work explains: such an option is timed once
 CLEARLY_FASTER = 0.9  # of the default's seconds; less may be noise
+USUAL_SECONDS = 60.0  # of compiling a network
+MOST_GAINED = 0.3  # of a step's time, by compiling it
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_precision(
@@ -149,3 +155,56 @@ def time_step(step: Step, device: torch.device) -> float:
             raise
         seconds = math.inf
     return max_over_ranks(seconds)
+
+
+def choose_compiled(
+    config: TrainConfig,
+    plan: EpochPlan,
+    make_step: Callable[[bool], Step],
+    device: torch.device,
+    log: Log,
+) -> bool:
+    """Return whether the network is compiled in the run; every rank must call it.
+
+    `--compile auto` tries it where the steps of the run are enough to gain what compiling usually takes.
+
+    Args:
+        make_step: compiled or not -> a training step, which must not communicate.
+
+    Raises:
+        UserError: --compile, and the network cannot be compiled.
+        torch.OutOfMemoryError: --compile, and there is too little memory.
+    """
+    if not config.compile:
+        return False
+    # what is compiled is kept for later starts, unless the user has chosen a folder
+    os.environ.setdefault(CACHE_VARIABLE, str(Path(config.output, ".cache", "inductor").resolve()))
+    automatic = config.compile == "auto"
+    if automatic and config.deterministic:
+        log("warning: --compile auto has no effect with --deterministic: a timing must not decide a result")
+        return False
+    steps = plan.steps * min(config.epochs, config.stop_after or config.epochs)
+    plain = time_step(make_step(False), device)
+    if automatic and MOST_GAINED * plain * steps <= USUAL_SECONDS:
+        log(f"not compiled (--compile auto): {steps} steps of {plain:.3f} s are too few for it to pay")
+        return False
+    reason, mine = "", (math.inf, math.inf)
+    try:
+        step = make_step(True)
+        mine = seconds_of(step, device), seconds_of(step, device)  # the first with compilation
+    except Exception as error:  # the compiler's and its backends' share no base
+        if is_out_of_memory(error) and not automatic:
+            raise
+        reason = f" ({first_line(error)})"
+    first, compiled = map(max_over_ranks, mine)
+    if compiled == math.inf:
+        why = f"{config.model} cannot be compiled on this machine{reason}"
+        if not automatic:
+            raise UserError(f"--compile: {why}; leave it out")
+        log(f"warning: not compiled (--compile auto): {why}")
+        return False
+    taken = not automatic or (plain - compiled) * steps > first
+    warning = "warning: --compile does not pay: " if taken and compiled >= plain else ""
+    choice = "compiled" if taken else "not compiled, it does not pay"
+    log(f"{warning}{choice}: {compiled:.3f} s a step, {plain:.3f} s without; compiling took {first:.0f} s")
+    return taken
