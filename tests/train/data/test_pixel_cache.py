@@ -285,3 +285,12 @@ def test_loader_processes_get_the_index_and_not_the_pixels(tmp_path: Path) -> No
     assert np.array_equal(pickle.loads(sent)[2], cache[2])
     with pytest.raises(ValueError, match="read-only"):
         cache[0][0, 0, 0] = 1
+
+
+def test_loader_processes_that_are_spawned_get_what_decodes(tmp_path: Path) -> None:
+    """As they are where forking is not safe."""
+    config, data = make_data(tmp_path)
+    for augment, entries in ((ImageAugment(config), training_entries), (None, validation_entries)):
+        dataset, keys = PixelDataset(data.val, 0, augment, entries(config).load), [(0, 0, 1.0)]
+        sent = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(sent[keys].images, dataset[keys].images)
