@@ -247,7 +247,7 @@ def gather_list(values: list[T], ranks: Ranks) -> list[list[T]]:
 
 
 def gather_parts(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Return the tensors [sizes[rank]] of all ranks, on every rank; on whatever device they are."""
+    """Return the tensors [sizes[rank]] of all ranks, on every rank and on their device."""
     padded = torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)

@@ -8,10 +8,10 @@ gives every attempt a store or a prefix of its own; `_create_c10d_store` of torc
 import time
 import uuid
 
-from torch.distributed import Store
+from torch.distributed.distributed_c10d import Store
 
 POLL_SECONDS = 0.02
-WAIT_SECONDS = 900.0  # for ranks that are still to be started, on whatever node
+WAIT_SECONDS = 900.0  # for ranks that are still to be started, on any node
 
 
 def agree_on_attempt(store: Store, rank: int, world_size: int, seconds: float = WAIT_SECONDS) -> str:
@@ -46,7 +46,7 @@ def agree_on_attempt(store: Store, rank: int, world_size: int, seconds: float = 
     store.set(f"{prefix}/joined/{rank}", me)
     attempt = ""
     while True:
-        answer = _read(store, f"{prefix}/answer/{me}")  # a rank 0 that was restarted meanwhile answers anew
+        answer = _read(store, f"{prefix}/answer/{me}")  # a restarted rank 0 answers anew
         if answer and answer != attempt:
             attempt = answer
             store.set(f"{prefix}/{attempt}/{me}", "1")

@@ -89,8 +89,8 @@ def training_entries(config: TrainConfig) -> Entries:
     """Return the recipe of training images: with a shorter side of at most `cache_size`, or else so large
     that the smallest random crop is not enlarged (to at most twice the input).
 
-    Lanczos' filter makes them smaller, whatever the preprocessing's: each crop is resized once more, and
-    two passes of a softer one would train on blurred images and validate on sharp ones.
+    Lanczos' filter makes them smaller, for any preprocessing: each crop is resized once more, and two
+    passes of a softer one would train on blurred images and validate on sharp ones.
     """
     preprocess = config.preprocess()
     needed = max(preprocess.resize_size, preprocess.size)

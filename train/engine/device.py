@@ -144,7 +144,7 @@ def configure(config: TrainConfig, ranks: Ranks, device: torch.device, num_worke
         tf32 = uses_tf32(config, device)
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32  # of convolutions
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic cuBLAS
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # of AlexNet's pooling
 
@@ -156,7 +156,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether torch had no memory for a tensor, as torch, cuBLAS, cuDNN or nccl say it."""
+    """Return whether torch had no memory for a tensor, by the message of torch, cuBLAS, cuDNN or nccl."""
     return isinstance(error, RuntimeError) and bool(
         isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error))
     )

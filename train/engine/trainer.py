@@ -105,7 +105,7 @@ class Trainer:
             self.tracker.log_best(run.history.best_epoch, run.history.best)
         checkpoint, best = self._checkpoint(), None
         if run.ranks.is_main:
-            checkpoint = copy_to_cpu(checkpoint)  # the next epoch begins meanwhile
+            checkpoint = copy_to_cpu(checkpoint)  # the next epoch begins while it is written
         if improved and evaluation is not None:
             best = partial(save_best, self.folder, checkpoint, run.data, evaluation, run.config)
         # MLflow gets an epoch once its snapshot is written: then it is not trained again
