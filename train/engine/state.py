@@ -144,7 +144,8 @@ class TrainState:
         the variance between the ranks' means, as is each rank's normalisation in training: with n images a
         rank it is lower by about 1 / n at most.
         """
-        self.set_statistics(mean_over_ranks(self.statistics()))
+        if self.wrapped is not self.model:  # of several ranks
+            self.set_statistics(mean_over_ranks(self.statistics()))
 
     def statistics_of_ranks(self, ranks: Ranks) -> Tensor | None:
         """Return what `load_statistics` needs within an epoch, float64 [world_size, n], on rank 0;
