@@ -32,9 +32,11 @@ class SettingsHelp(DefaultHelpFormatter):
 
 def build_parser() -> ArgumentParser:
     """Return the command line of TrainConfig; `--config FILE` reads the same names from YAML."""
+    script = command(PROGRAM).removeprefix("python ")
+    torchrun = f"torchrun --nproc_per_node=4 {'' if script == PROGRAM else '--no-python '}{script}"
     parser = ArgumentParser(
         prog=command(PROGRAM),
-        usage=f"{command(PROGRAM)} --data DIR [--SETTING VALUE ...]\n       {_started_by_torchrun()} ...",
+        usage=f"{command(PROGRAM)} --data DIR [--SETTING VALUE ...]\n       {torchrun} ...",
         description="Train an image classifier on all devices of a machine, or of many.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -187,12 +189,6 @@ def _hint(typed: str) -> str:
     """Return a semicolon and what to give in place of a flag that is not one; "" if nothing comes close."""
     hint = suggestion(typed, ["--config", *map(flag, SETTINGS)], values=True)
     return f"; {hint}" if hint else ""
-
-
-def _started_by_torchrun() -> str:
-    script = command(PROGRAM).removeprefix("python ")
-    launched = script if script == PROGRAM else f"--no-python {script}"
-    return f"torchrun --nproc_per_node=4 {launched}"
 
 
 def _check_value(parser: ArgumentParser, name: str, value: Any) -> None:

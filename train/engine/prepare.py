@@ -34,13 +34,15 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Data]:
     config, notes = choose_data(config)
     config, part_notes = take_parts(config)
     notes += part_notes
-    warnings = overridden_settings(config)
     if config.resume in ("", "auto"):  # a run that is given by its directory has all settings
-        notes += warnings
+        notes += overridden_settings(config)
         config, input_notes = resolve_defaults(config)
         notes += input_notes
         config = choose_run(config if config.resume else with_name(config))
-    config = with_name(of_run_folder(config))
+    if config.resume:  # the directory may have been moved
+        folder = Path(config.resume).resolve()
+        config = config.replace(name=folder.name, output=str(folder.parent))
+    config = with_name(config)
     check_start(config)
     if note := memory_note(config.max_megapixels, available_processors()):
         notes.append(note)
@@ -73,14 +75,6 @@ def resolve_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         UserError: unknown model, or missing weights.
     """
     return resolve_input(resolve_optimizer(config))
-
-
-def of_run_folder(config: TrainConfig) -> TrainConfig:
-    """Take name and output from the run directory that is resumed, wherever it was moved to."""
-    if not config.resume:
-        return config
-    folder = Path(config.resume).resolve()
-    return config.replace(name=folder.name, output=str(folder.parent))
 
 
 def with_name(config: TrainConfig) -> TrainConfig:

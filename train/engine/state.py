@@ -13,7 +13,7 @@ from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_rows, mean_over_ranks, wrap
 from train.models.classifier import ImageClassifier
-from train.optim.ema import MovingAverage, build_ema
+from train.optim.ema import MovingAverage
 from train.optim.optimizers import build_optimizer
 from train.optim.schedule import build_scheduler
 from train.precision import Precision
@@ -222,7 +222,7 @@ def build_state(
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer, steps_per_epoch),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.autocast == "float16"),
-        ema=build_ema(config, model),
+        ema=MovingAverage(model, config.ema) if config.ema else None,
         precision=precision,
     )
 

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from train.config import TrainConfig
-
 
 class MovingAverage(AveragedModel):
     """A moving average whose decay grows with the steps taken, as in TensorFlow's
@@ -34,8 +32,3 @@ class MovingAverage(AveragedModel):
         if mixed:
             torch._foreach_lerp_([ours[i] for i in mixed], [theirs[i] for i in mixed], 1 - decay)
         self.n_averaged += 1
-
-
-def build_ema(config: TrainConfig, model: nn.Module) -> MovingAverage | None:
-    """Return the moving average of `model`, or None when --ema is 0."""
-    return MovingAverage(model, config.ema) if config.ema else None

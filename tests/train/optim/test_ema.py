@@ -5,15 +5,13 @@ import torch
 from torch import nn
 from train_data import build
 
-from train.config import TrainConfig
-from train.optim.ema import build_ema
+from train.optim.ema import MovingAverage
 
 
 def averaged(decay: float, values: list[float]) -> float:
     """Average of a weight that has these values at successive steps."""
     net = nn.Linear(1, 1)
-    ema = build_ema(TrainConfig(ema=decay), net)
-    assert ema is not None
+    ema = MovingAverage(net, decay)
     for value in values:
         nn.init.constant_(net.weight, value)
         ema.update_parameters(net)
@@ -32,8 +30,7 @@ def test_the_averages_decay_grows_to_its_setting() -> None:
 
 def test_the_average_includes_batch_norm_statistics() -> None:
     net = build().train()
-    ema = build_ema(TrainConfig(ema=0.9), net)
-    assert ema is not None
+    ema = MovingAverage(net, 0.9)
     for _ in range(2):
         net(torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8))
         ema.update_parameters(net)
@@ -42,7 +39,3 @@ def test_the_average_includes_batch_norm_statistics() -> None:
     name = "network.features.1.running_var"
     assert not torch.equal(averages[name], ours[name])
     assert not torch.equal(averages[name], torch.ones_like(averages[name]))
-
-
-def test_the_average_can_be_off() -> None:
-    assert build_ema(TrainConfig(ema=0.0), build()) is None
