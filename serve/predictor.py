@@ -31,19 +31,17 @@ class Predictor:
         precision: str = "fp32",
         *,
         device_id: int = 0,
-        engine_cache: Path | None = None,
         allow_unverified: bool = False,
         workers: int = 1,
     ):
         """
         Args:
             model: an ONNX file written by export/main.py.
-            provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the fastest that is installed and
-                was verified with this file (`reason` says why).
+            provider: "cpu", "cuda", "openvino", or "auto": the fastest that is installed and was verified
+                with this file (`reason` says why).
             threads: inference threads; 0 means one for each processor this process may use.
-            precision: of the provider's arithmetic, "fp32", "tf32", "bf16" or "fp16".
+            precision: of the provider's arithmetic, "fp32", "tf32" or "bf16".
             device_id: which GPU.
-            engine_cache: folder for TensorRT's engines.
             allow_unverified: take a provider and precision that this file was never verified with.
             workers: threads that will call `run` at the same time. With `threads` 0, the cpu provider's
                 calls share the processors.
@@ -53,7 +51,7 @@ class Predictor:
                 precision, or was never verified with this file.
         """
         self.path = Path(model)
-        runtime = Runtime(provider, precision, threads, device_id, engine_cache, workers)
+        runtime = Runtime(provider, precision, threads, device_id, workers)
         if not self.path.is_file():
             raise UserError(f"model {str(self.path)!r} does not exist or is not a file")
         self.metadata = read_metadata(self.path)

@@ -2,13 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from serve.contract.errors import UserError
-from serve.contract.metadata import ModelMetadata
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,6 @@ class Runtime:
     """Inference threads on the processor; 0: one for each processor this process may use."""
     device_id: int = 0
     """Which GPU."""
-    engine_cache: Path | None = None
-    """Folder for TensorRT's engines; unset: in the user's cache folder."""
     workers: int = 1
     """Threads that call the session at the same time."""
 
@@ -43,7 +39,6 @@ class Provider(ABC):
     """onnxruntime's."""
     precisions: tuple[str, ...] = ("fp32",)
     """What it can compute a float32 model's layers in."""
-    chosen_by_auto = True
     on_gpu = False
     """It needs hardly any of the host's threads, and pixels of a call can travel while another one runs."""
     requirements = ""
@@ -56,9 +51,11 @@ class Provider(ABC):
 
     @abstractmethod
     def configure(
-        self, options: ort.SessionOptions, path: Path, runtime: Runtime, metadata: ModelMetadata
+        self, options: ort.SessionOptions, runtime: Runtime, model_precision: str
     ) -> list[Any] | None:
         """Return onnxruntime's list of providers; None when `options` name the provider.
+
+        `model_precision` is that of the file's own layers.
 
         Raises:
             UserError: it cannot be used with this runtime.

@@ -3,13 +3,11 @@
 import functools
 import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from serve.contract.errors import UserError
-from serve.contract.metadata import ModelMetadata
 from serve.processors import processor_flags
 from serve.providers.base import Provider, Runtime
 
@@ -25,7 +23,7 @@ class OpenVino(Provider):
         return "" if importlib.util.find_spec("onnxruntime_ep_openvino") else "not installed"
 
     def configure(
-        self, options: ort.SessionOptions, path: Path, runtime: Runtime, metadata: ModelMetadata
+        self, options: ort.SessionOptions, runtime: Runtime, model_precision: str
     ) -> list[Any] | None:
         try:
             devices = openvino_devices()

@@ -93,9 +93,7 @@ def _check_precision(provider: str, precision: str) -> None:
 
 def _open_fastest(path: Path, runtime: Runtime, metadata: ModelMetadata, allow_unverified: bool) -> Opened:
     precision, notes, speeds = runtime.precision, dict[str, str](), dict[str, float]()
-    for name, provider in PROVIDERS.items():
-        if not provider.chosen_by_auto:
-            continue
+    for name in PROVIDERS:
         obstacle = _obstacle(name, precision, metadata)
         if not obstacle:
             speeds[name] = _expected_speed(name, precision, metadata)
@@ -167,13 +165,13 @@ def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reas
     if name == DEFAULT:  # whose callers run at the same time
         threads = max(1, (threads or available_processors()) // runtime.workers)
     options = _session_options(threads)
-    providers = provider.configure(options, path, runtime, metadata)
+    providers = provider.configure(options, runtime, metadata.precision)
     try:
         session = _create(path, options, providers)
     except ValueError as error:
         hint = f"; provider {name!r}: {provider.requirements}" if provider.requirements else ""
         raise UserError(f"{str(error).strip()}{hint}") from error
-    # The GPU build lists CUDA and TensorRT on any machine and falls back silently: ask the session.
+    # The GPU build lists CUDA on any machine and falls back silently: ask the session.
     if (got := session.get_providers()[0]) != provider.full_name:
         raise UserError(
             f"provider {name!r} cannot be used, the session got {got!r}: {provider.requirements}; or use "
