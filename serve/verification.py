@@ -68,7 +68,7 @@ def _says_more(entry: dict[str, Any], known: dict[tuple[str, str], Pairing]) -> 
 
 def pairing_of(entry: Mapping[str, Any]) -> Pairing:
     """Return what serving needs to know of a report."""
-    rates = entry.get("images_per_second") or {}  # none in records of earlier versions
+    rates = entry["images_per_second"]  # empty where nothing was timed
     own = rates.get(timed_as(entry["file"], f"{entry['provider']}:{entry['precision']}"), 0.0)
     default = rates.get(timed_as(entry["file"], DEFAULT_PAIRING), 0.0)
     return Pairing(

@@ -3,7 +3,6 @@
 onnxruntime by itself falls back to the CPU without a warning, and OpenVINO defaults to bfloat16.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,12 +92,21 @@ def _check_precision(provider: str, precision: str) -> None:
 
 def _open_fastest(path: Path, runtime: Runtime, metadata: ModelMetadata, allow_unverified: bool) -> Opened:
     precision, notes, speeds = runtime.precision, dict[str, str](), dict[str, float]()
+    verified = {
+        pairing.provider: pairing for pairing in metadata.verified if pairing.precision == precision
+    }
     for name in PROVIDERS:
-        obstacle = _obstacle(name, precision, metadata)
-        if not obstacle:
-            speeds[name] = _expected_speed(name, precision, metadata)
-        if name != DEFAULT:
-            notes[name] = obstacle or _describe_speed(name, precision, metadata)
+        if reason := why_absent(name):
+            notes[name] = reason
+        elif precision not in PRECISIONS[name]:
+            notes[name] = f"has no {precision}"
+        elif name not in verified:
+            notes[name] = f"never verified with this model at {precision}"
+        else:
+            speed = verified[name].speed
+            notes[name] = _describe_speed(speed)
+            speeds[name] = 1.0 if name == DEFAULT else speed if speed >= CLEARLY_FASTER else 0.0
+    notes.pop(DEFAULT, None)
     for name in sorted(speeds, key=lambda name: speeds[name], reverse=True):
         try:
             reason = _joined(notes) + _faster_precision(precision, metadata)
@@ -118,32 +126,8 @@ def _joined(notes: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {note}" for name, note in notes.items())
 
 
-def _obstacle(provider: str, precision: str, metadata: ModelMetadata) -> str:
-    """Return why auto passes a provider over without loading it; "" when it does not."""
-    if reason := why_absent(provider):
-        return reason
-    if precision not in PRECISIONS[provider]:
-        return f"has no {precision}"
-    if not metadata.is_verified(provider, precision):
-        return f"never verified with this model at {precision}"
-    return ""
-
-
-def _expected_speed(provider: str, precision: str, metadata: ModelMetadata) -> float:
-    """Return images a second as a multiple of the default provider's, to choose by."""
-    pairing = metadata.pairing(provider, precision)
-    if provider == DEFAULT or pairing is None:
-        return 1.0
-    if not pairing.speed:  # an earlier version verified it: a GPU may be taken to be faster
-        return math.inf if provider == "cuda" else 0.0
-    return pairing.speed if pairing.speed >= CLEARLY_FASTER else 0.0
-
-
-def _describe_speed(provider: str, precision: str, metadata: ModelMetadata) -> str:
-    pairing = metadata.pairing(provider, precision)
-    if pairing is None or not pairing.speed:
-        return "verified, but not timed; --verify-provider times it"
-    return f"{pairing.speed:.2f} times as fast as {DEFAULT} where it was verified"
+def _describe_speed(speed: float) -> str:
+    return f"{speed:.2f} times as fast as {DEFAULT} where it was verified"
 
 
 def _faster_precision(precision: str, metadata: ModelMetadata) -> str:
@@ -153,8 +137,7 @@ def _faster_precision(precision: str, metadata: ModelMetadata) -> str:
     best = max(others, key=lambda p: p.speed, default=None)
     if best is None or best.speed <= CLEARLY_FASTER * max(own, 1.0):
         return ""
-    speed = _describe_speed(best.provider, best.precision, metadata)
-    return f"; {best.provider} with --precision {best.precision}: {speed}"
+    return f"; {best.provider} with --precision {best.precision}: {_describe_speed(best.speed)}"
 
 
 def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reason: str) -> Opened:

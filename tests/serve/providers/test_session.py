@@ -164,7 +164,7 @@ def test_a_model_that_names_a_file_beside_it_as_its_weights_is_refused(tmp_path:
     [
         ("cpu", "bf16", "cpu .*bf16.*--precision fp32.*--provider"),
         ("cuda", "bf16", "cuda .*bf16"),
-        ("openvino", "fp16", "openvino .*fp16.*--precision fp32 or bf16"),
+        ("openvino", "tf32", "openvino .*tf32.*--precision fp32 or bf16"),
         ("cpu", "fp8", "--precision 'fp8'.*fp32, tf32, bf16"),
         ("tpu", "fp32", "--provider 'tpu'.*auto, cpu, cuda, openvino"),
     ],
@@ -225,6 +225,7 @@ def test_the_silent_fallback_of_onnxruntime_is_caught(
     model = model_verified_on(tmp_path, "cpu:fp32", "cuda:fp32")
     with pytest.raises(ValueError, match=r"CPUExecutionProvider.*NVIDIA GPU"):
         Predictor(model, "cuda")
+    record_verification(model, ("cuda:fp32", True, 9.0))
     predictor = Predictor(model, "auto", threads=1)
     assert predictor.provider == "cpu"
     assert "CPUExecutionProvider" in predictor.reason
