@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import UserError
-from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG, CHECKPOINT_TAG, EXPERIMENT_TAGS, PRECISION_TAG
+from serve.contract.mlflow_tags import CHECKPOINT_TAG, EXPERIMENT_TAGS, PRECISION_TAG
 from serve.contract.urls import is_http, redact
 from serve.mlflow_models import DEFAULT_URI
 from serve.tracking_server import AbsentError, TrackingServer
 
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run the server does not have
 RECORD = "tracking.json"  # in the run directory, written by training
-MAX_EXPERIMENTS = 1000  # in one answer
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class ScoringRun:
     name: str
     training_run_id: str
     checkpoint_sha256: str
-    """With the training run, finds the logged model and its registered version."""
+    """With the training run, it finds the logged model and its registered version."""
     parameters: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
@@ -52,8 +51,8 @@ class RecordedRun:
 class ModelOrigin:
     """Origin of a model; empty where the server does not know it."""
 
-    training_run_id: str = ""
     experiment_id: str = ""
+    """Of the run that trained it."""
     model_id: str = ""
     versions: tuple[str, ...] = ()
     """Registered ones, as in pets/3."""
@@ -113,7 +112,7 @@ def log_scoring_run(server: TrackingServer, run: ScoringRun) -> str:
 
 def _log(server: TrackingServer, run: ScoringRun) -> str:
     source = _find_source(server, run)
-    if run.training_run_id and not source.training_run_id:
+    if run.training_run_id and not source.experiment_id:
         print(
             f"warning: MLflow at {server.uri} does not have run {run.training_run_id}, which trained this "
             "model: the scoring run is not linked to it. Set MLFLOW_TRACKING_URI to the store of training",
@@ -121,14 +120,14 @@ def _log(server: TrackingServer, run: ScoringRun) -> str:
         )
     tags = {
         **run.tags,
-        "purebred.training_run_id": source.training_run_id or run.training_run_id,
+        "purebred.training_run_id": run.training_run_id,
         "purebred.model_id": source.model_id,
         "purebred.model_version": run.model_version or ", ".join(source.versions),
         CHECKPOINT_TAG: run.checkpoint_sha256,
     }
     experiment_id = _find_experiment(server, source)
     if experiment_id == source.experiment_id:  # MLflow's table folds it below that run
-        tags["mlflow.parentRunId"] = source.training_run_id
+        tags["mlflow.parentRunId"] = run.training_run_id
     created = server.call(
         "runs/create",
         body={
@@ -152,41 +151,23 @@ def _log(server: TrackingServer, run: ScoringRun) -> str:
 
 
 def _find_source(server: TrackingServer, run: ScoringRun) -> ModelOrigin:
-    trained: dict[str, Any] = {}
-    if run.training_run_id:
-        trained = _find(server, "runs/get", {"run_id": run.training_run_id}).get("run", {})
-    trained = trained or _find_by_checkpoint(server, run.checkpoint_sha256)
-    if not trained:
+    found = _find(server, "runs/get", {"run_id": run.training_run_id}) if run.training_run_id else {}
+    if not found:
         return ModelOrigin()
-    training_run_id = trained["info"]["run_id"]
-    model_id = ""
+    trained, model_id = found["run"], ""
     for output in trained.get("outputs", {}).get("model_outputs", []):
         info = _find(server, f"logged-models/{output['model_id']}").get("model", {}).get("info", {})
         tags = {tag["key"]: tag["value"] for tag in info.get("tags", [])}
         wanted = run.checkpoint_sha256, run.parameters.get("model_precision", "fp32")
         if (tags.get(CHECKPOINT_TAG), tags.get(PRECISION_TAG, "fp32")) == wanted:
             model_id = output["model_id"]
-    found = server.call("model-versions/search", {"filter": f"run_id = '{training_run_id}'"})
+    found = server.call("model-versions/search", {"filter": f"run_id = '{run.training_run_id}'"})
     versions = [
         f"{version['name']}/{version['version']}"
         for version in found.get("model_versions", [])
         if model_id and version.get("source") == f"models:/{model_id}"
     ]
-    return ModelOrigin(training_run_id, trained["info"]["experiment_id"], model_id, tuple(sorted(versions)))
-
-
-def _find_by_checkpoint(server: TrackingServer, checkpoint_sha256: str) -> dict[str, Any]:
-    """Return the run with this best checkpoint, or {}: MLflow may have got the run after the export."""
-    experiments = server.call("experiments/search", {"max_results": MAX_EXPERIMENTS}).get("experiments", [])
-    if not checkpoint_sha256 or not experiments:
-        return {}
-    body = {
-        "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
-        "filter": f"tags.`{BEST_CHECKPOINT_TAG}` = '{checkpoint_sha256}'",
-        "max_results": 1,
-    }
-    runs: list[dict[str, Any]] = server.call("runs/search", body=body).get("runs", [])
-    return runs[0] if runs else {}
+    return ModelOrigin(trained["info"]["experiment_id"], model_id, tuple(sorted(versions)))
 
 
 def _find_experiment(server: TrackingServer, source: ModelOrigin) -> str:

@@ -92,9 +92,7 @@ def _check_precision(provider: str, precision: str) -> None:
 
 def _open_fastest(path: Path, runtime: Runtime, metadata: ModelMetadata, allow_unverified: bool) -> Opened:
     precision, notes, speeds = runtime.precision, dict[str, str](), dict[str, float]()
-    verified = {
-        pairing.provider: pairing for pairing in metadata.verified if pairing.precision == precision
-    }
+    verified = {p.provider: p for p in metadata.verified if p.precision == precision}
     for name in PROVIDERS:
         if reason := why_absent(name):
             notes[name] = reason

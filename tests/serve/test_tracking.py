@@ -238,22 +238,6 @@ LOGGING: dict[str, Any] = {
 }
 
 
-def test_a_model_that_was_exported_before_mlflow_had_its_run_is_found_by_its_checkpoint() -> None:
-    known = {
-        "experiments/search": {"experiments": [{"experiment_id": "1"}, {"experiment_id": "2"}]},
-        "runs/search": {"runs": [{"info": {"run_id": "trained", "experiment_id": "2"}}]},
-        "model-versions/search": {},
-    }
-    scored = ScoringRun("score x", "", "abc", {}, {"rows": 3.0}, {}, 1000, 2000)
-    with answering(LOGGING | known) as (server, requests):
-        assert log_scoring_run(server, scored) == "scored"
-    bodies = {path: json.loads(body) for path, body in requests if body}
-    assert bodies["runs/search"]["experiment_ids"] == ["1", "2"]
-    assert "= 'abc'" in bodies["runs/search"]["filter"]
-    assert bodies["runs/create"]["experiment_id"] == "2"
-    assert {"key": "purebred.training_run_id", "value": "trained"} in bodies["runs/create"]["tags"]
-
-
 @pytest.mark.parametrize(("trained_by", "warned"), [("0" * 32, True), ("", False)])
 def test_a_model_of_an_unknown_run_is_tracked_without_a_source(
     trained_by: str, warned: bool, capsys: pytest.CaptureFixture[str]
