@@ -79,11 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--to", choices=[p for p in MODEL_FILES if p != "fp32"], required=True, help="which file to make")
     add("--calibration-images", type=Number(int, 1), default=256, help="int8: training images")
     add("--training-images", type=Path, help="int8: where they are (default: where training read them)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace a model file of other origin",
-    )
+    add("--overwrite", action="store_true", help="replace a model file of other origin")
     add("--images", type=Path, help="folder of the validation images (default: where training read them)")
     add(
         "--max-accuracy-drop",

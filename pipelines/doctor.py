@@ -140,10 +140,9 @@ def check_devices(config: TrainConfig, processes: int) -> Iterator[Finding]:
     count = torch.cuda.device_count()
     yield Finding("ok", "driver", f"NVIDIA {driver_version()}, {built}, {count} GPUs visible")
     if processes != count:
-        level = "error" if processes > count > 1 else "warning"
         wanted = f"torchrun --nproc_per_node={count}"
         text = f"{processes} processes for {count} GPUs: start one for each, {wanted}"
-        yield Finding("error" if level == "error" else "warning", "processes", text)
+        yield Finding("error" if processes > count > 1 else "warning", "processes", text)
     for number in range(count):
         yield attempt(f"GPU {number}", partial(check_gpu, torch.device("cuda", number)))
 
@@ -209,12 +208,10 @@ def describe_settings(config: TrainConfig) -> str:
 
 def check_data(config: TrainConfig) -> Iterator[Finding]:
     """Check labels and a few images of training and validation data; a URL is left to training."""
-    if not config.data:
-        made = str(DEFAULT_DATA) if DEFAULT_DATA.exists() else ""
-        if not made:
-            yield Finding("ok", "data", "no --data: training would draw the sample set")
-            return
-        config = config.replace(data=made)
+    if not config.data and not DEFAULT_DATA.exists():
+        yield Finding("ok", "data", "no --data: training would draw the sample set")
+        return
+    config = config.replace(data=config.data or str(DEFAULT_DATA))
     if is_remote(config.data) or is_remote(config.val_data):
         yield Finding("ok", "data", "remote, not tried: training copies it first")
         return
@@ -246,9 +243,9 @@ def check_labelled(flag: str, source: Path, config: TrainConfig) -> Finding:
     counts = describe_counts(Counter(found.labels.values()))
     text = f"{len(paths)} images: {counts}; {speed} to read and decode"
     if bad:
-        level = "error" if len(bad) > max(1, config.max_bad * len(tried)) else "warning"
+        too_many = len(bad) > max(1, config.max_bad * len(tried))
         text = f"{len(bad)} of {len(tried)} images cannot be read ({bad[0]}): {text}"
-        return Finding("error" if level == "error" else "warning", about, text)
+        return Finding("error" if too_many else "warning", about, text)
     return Finding("ok", about, text)
 
 

@@ -60,11 +60,7 @@ BELOW = 4  # exit code
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandLine("pipelines/evaluate.py", __doc__, "--model MODEL --data LABELLED [options]")
     add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help="as --model of serve/main.py: a file, a run, a URL",
-    )
+    add("--model", required=True, help="as --model of serve/main.py: a file, a run, a URL")
     add("--data", required=True, help="labelled images, as --data of train/main.py")
     add("--output", type=Path, default=Path("evaluation"), help="folder of the results")
     add("--min-accuracy", type=Number(float, 0, 1), default=0.0, help=f"exit code {BELOW} if it is less")

@@ -56,12 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--teacher", type=Path, required=True, help="run directory of the first teacher")
     add("--unlabelled", type=Path, required=True, help="folder of images without labels")
-    add(
-        "--rounds",
-        type=Number(int, 1, 1000),
-        default=1,
-        help="students, each the next one's teacher",
-    )
+    add("--rounds", type=Number(int, 1, 1000), default=1, help="students, each the next one's teacher")
     add("--threshold", type=Number(float, 0, 1), default=0.9, help="least probability of a label")
     add("--labels", choices=("hard", "soft"), default="soft", help="the class, or all probabilities")
     add("--balance", action="store_true", help="take equally many of each class, the most confident ones")

@@ -84,18 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", default="", help="--data of train/main.py")
     add("--space", type=Path, help="YAML of the space: NAME: {low, high, log} or {choices}")
     add("--storage", default="", help="Optuna's (default: sqlite:///runs/STUDY/study.db)")
-    add(
-        "--nproc_per_node",
-        type=Number(int, 1),
-        default=1,
-        help="processes of each trial",
-    )
-    add(
-        "--startup",
-        type=Number(int, 1),
-        default=5,
-        help="random trials before any is ended early",
-    )
+    add("--nproc_per_node", type=Number(int, 1), default=1, help="processes of each trial")
+    add("--startup", type=Number(int, 1), default=5, help="random trials before any is ended early")
     add("--overwrite", action="store_true", help="replace reports of other origin in the study's folder")
     add(
         "--prune-after",

@@ -29,12 +29,15 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Literal
 
+import onnxruntime as ort
+
 from serve.contract.command_line import CommandLine, Number
 from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import is_http, is_remote, redact
 from serve.local_copy import resolve_model
 from serve.mlflow_models import is_mlflow_model
+from serve.predictor import Predictor
 from serve.processors import available_processors, cpu_quota
 from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking_server import TrackingServer
@@ -64,13 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--write", action="append", default=[], metavar="DIR", help="the job writes here")
     add("--read", action="append", default=[], metavar="PATH", help="the job reads this folder or file")
-    add(
-        "--free",
-        type=Number(float),
-        default=1.0,
-        metavar="GIB",
-        help="free disk below --write",
-    )
+    add("--free", type=Number(float), default=1.0, metavar="GIB", help="free disk below --write")
     add("--shm", type=Number(float), default=0.0, metavar="MIB", help="shared memory that the job needs")
     add(
         "--threads",
@@ -85,12 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of torchrun: they meet under the machine's own name",
     )
-    add(
-        "--provider",
-        choices=("auto", *PROVIDERS),
-        default="auto",
-        help="onnxruntime's",
-    )
+    add("--provider", choices=("auto", *PROVIDERS), default="auto", help="onnxruntime's")
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="of the provider")
     add("--model", help="open this model, as --model of serve/main.py; not tried when it is a URL")
     add("--mlflow", default="", metavar="URI", help="tracking server that should answer")
@@ -139,8 +131,7 @@ def shared_memory(wanted: float, path: Path = Path("/dev/shm")) -> Finding:
     try:
         size = shutil.disk_usage(path).total / 2**20
     except OSError as error:
-        level: Literal["warning", "error"] = "error" if wanted else "warning"
-        return Finding(level, "shared memory", f"{path}: {error.strerror}")
+        return Finding("error" if wanted else "warning", "shared memory", f"{path}: {error.strerror}")
     if size < wanted:
         way_out = "mount an emptyDir with medium: Memory there, or docker run --shm-size"
         return Finding(
@@ -160,21 +151,13 @@ def processors(threads: int, processes: int, root: Path = Path("/")) -> Finding:
         threads = int(variable) if variable.isdecimal() and int(variable) else 1
     running = threads * processes
     if running > available:
-        text = (
-            f"{available} available{limit}, and {processes} processes x {threads} threads: they will wait"
-        )
-        return Finding("warning", "processors", text)
+        started = f"{processes} processes x {threads} threads"
+        return Finding("warning", "processors", f"{available} available{limit}, {started}: they will wait")
     return Finding("ok", "processors", f"{available} available{limit}")
 
 
 def onnxruntime_provider(provider: str, precision: str, model: str | None) -> Finding:
     """Open the model, if one is given: onnxruntime lists what it was built for, not what it can use."""
-    try:
-        import onnxruntime as ort
-
-        from serve.predictor import Predictor
-    except ImportError as error:
-        return Finding("error", "onnxruntime", f"cannot be imported: {error}")
     listed = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
     if model is None or is_remote(model):
         why = "no --model" if model is None else f"{model} is remote"
@@ -213,9 +196,8 @@ def writable(output: str | Path, free: float) -> Finding:
         return Finding("error", about, text, error.errno in LASTING)
     if gib < free:
         return Finding("error", about, f"{gib:.1f} GiB free, {free:g} are needed")
-    return Finding(
-        "ok", about, f"{gib:.1f} GiB free" + ("" if nearest == folder.absolute() else f" in {nearest}")
-    )
+    where = "" if nearest == folder.absolute() else f" in {nearest}"
+    return Finding("ok", about, f"{gib:.1f} GiB free{where}")
 
 
 def readable(path: str) -> Finding:
@@ -232,9 +214,9 @@ def readable(path: str) -> Finding:
                 empty = not file.read(1)
     except OSError as error:
         return Finding("error", about, f"{error.strerror} (user {os.getuid()})", error.errno in LASTING)
-    return (
-        Finding("error", about, "it is empty", lasting=True) if empty else Finding("ok", about, "readable")
-    )
+    if empty:
+        return Finding("error", about, "it is empty", lasting=True)
+    return Finding("ok", about, "readable")
 
 
 def resolves(host: str, deadline: float) -> Finding:
