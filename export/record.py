@@ -8,7 +8,7 @@ identifies it, to scoring jobs and in MLflow.
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY, ModelMetadata
-from serve.verification import RECORD, pairing_of, read_metadata
+from serve.verification import RECORD, pairing_of, read_metadata, read_reports
 from train.checkpoint import checkpoint_folder
 
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.fp16.onnx"}
@@ -72,7 +72,7 @@ def publish_verified(unverified: Path, published: Path, report: Verification) ->
 def add_report(folder: Path, report: Verification) -> None:
     """Add a report, or replace that of the same file, provider and precision."""
     new = report.to_dict()
-    entries = list(_read(folder))
+    entries = _read(folder)
     known = [i for i, entry in enumerate(entries) if _key(entry) == _key(new)]
     if known:
         entries[known[0]] = new
@@ -93,7 +93,7 @@ def check_models_replaceable(folder: Path, names: Iterable[str], overwrite: bool
 
 def _is_published(file: Path) -> bool:
     try:
-        entries = list(_read(file.parent))
+        entries = _read(file.parent)
     except ValueError:  # the record is lost or damaged
         with suppress(ValueError):
             return bool(ModelMetadata.read(file).checkpoint_sha256)
@@ -157,20 +157,12 @@ def reports_of(file: Path) -> list[dict[str, Any]]:
     return [entry for entry in _read(file.parent) if entry["file"] == file.name]
 
 
-def _read(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every report, that of model.onnx on the CPU first."""
-    path = folder / RECORD
+def _read(folder: Path) -> list[dict[str, Any]]:
+    """Return every report, that of model.onnx on the CPU first."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        pairings = list(values.pop("pairings"))
-        for entry in (values, *pairings):
-            for key in ("file", "provider", "precision", "model_sha256"):
-                if not isinstance(entry[key], str):
-                    raise TypeError(f"{key} is {entry[key]!r}")
+        return read_reports(folder)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): export the run again") from error
-    yield values
-    yield from pairings
+        raise UserError(f"{folder / RECORD} cannot be read ({error!r}): export the run again") from error
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> None:

@@ -5,7 +5,8 @@ without its record is served with what it says of itself: the cpu provider at fp
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,26 @@ def timed_as(file: str, pairing: str) -> str:
     return f"{file} {pairing}"
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
+def read_reports(folder: Path) -> list[dict[str, Any]]:
+    """Return the reports of the record in a folder, that of model.onnx on the CPU first.
+
+    Raises:
+        OSError: there is no record. ValueError, KeyError, TypeError, AttributeError: it is damaged.
+    """
+    first = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    reports = [first, *first.pop("pairings")]
+    for report in reports:
+        pairing_of(report)
+        if not isinstance(report["model_sha256"], str) or "passed" not in report:
+            raise TypeError(f"no report: {report}")
+    return reports
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
     for folder in dict.fromkeys((path.parent, path.resolve().parent)):  # a link stands for its file
-        try:
-            first = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            entries = [first, *first["pairings"]]
-            for entry in entries:
-                pairing_of(entry)
-                if not isinstance(entry["model_sha256"], str) or "passed" not in entry:
-                    raise TypeError(f"no report: {entry}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        yield from entries
-        return
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return read_reports(folder)
+    return []
 
 
 def _says_more(entry: dict[str, Any], known: dict[tuple[str, str], Pairing]) -> bool:
