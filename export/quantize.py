@@ -28,7 +28,7 @@ require("train", "torch", "onnx")
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,6 @@ from train.models.build import rebuild
 # 0.004 with all of them in int8.
 TARGET_ERROR = 0.01
 SEARCH_IMAGES = 64
-
-
-@dataclass(frozen=True)
-class Conversion:
-    model: onnx.ModelProto
-    notes: dict[str, Any]
-    """Goes to verification.json."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,14 +116,14 @@ def run(args: argparse.Namespace) -> int:
     images = ValidationImages.of_run(args.run, checkpoint, args.images)
     check_folder_writable(folder, "--run")
     if args.to == "int8":
-        conversion = _to_int8(args, source, checkpoint, images)
+        model, notes = _to_int8(args, source, checkpoint, images)
     else:
-        conversion = Conversion(to_fp16(optimise(source)), {})
+        model, notes = to_fp16(optimise(source)), {}
     try:
-        save(conversion.model, replace(metadata, precision=args.to, verified=()), unverified)
+        save(model, replace(metadata, precision=args.to, verified=()), unverified)
         limits = limits_for(args.to, "fp32", args.max_accuracy_drop)
         report = verify(rebuild(checkpoint), checkpoint, unverified, images, "cpu", "fp32", limits)
-        report.checkpoint_sha256, report.conversion = metadata.checkpoint_sha256, conversion.notes
+        report.checkpoint_sha256, report.conversion = metadata.checkpoint_sha256, notes
         if not publish_verified(unverified, published, report):
             if args.to == "int8":
                 print("a lower --target-error keeps more layers in float32", file=sys.stderr)
@@ -148,7 +141,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _to_int8(
     args: argparse.Namespace, source: Path, checkpoint: dict[str, Any], images: ValidationImages
-) -> Conversion:
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Return the int8 graph, and how it was made, for verification.json."""
     pixels = training_pixels(checkpoint, images, args.calibration_images, args.training_images)
     quantizer = Quantizer(optimise(source), pixels)
     probe = pixels[:SEARCH_IMAGES]
@@ -170,7 +164,7 @@ def _to_int8(
         "pixels_stay_bytes": quantizer.fused,
         "search": asdict(search),
     }
-    return Conversion(quantizer.quantize(search.float_layers), notes)
+    return quantizer.quantize(search.float_layers), notes
 
 
 def mean_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serve.batch import default_batch_size
 from serve.predictor import Predictor
 from serve.processors import available_processors
-from serve.verification import DEFAULT_PAIRING, timed_as
+from serve.verification import DEFAULT_PAIRING
 
 TURNS = 5
 TURN_SECONDS = 0.5
@@ -31,7 +31,7 @@ def time_pairing(file: Path, pairing: str, *others: Path) -> dict[str, float]:
     )
     if len(wanted) == 1:
         return {}
-    predictors = {timed_as(path.name, name): _open(path, name) for path, name in wanted}
+    predictors = {f"{path.name} {name}": _open(path, name) for path, name in wanted}
     rates: dict[str, list[float]] = {name: [] for name in predictors}
     for turn in range(TURNS + 1):  # the first one warms up
         for name, predictor in predictors.items():

@@ -27,7 +27,7 @@ from serve.contract.images import (
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import is_remote
 from serve.inputs.inventory import Entry
-from serve.local_copy import open_model
+from serve.local_copy import resolve_model
 from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.processors import available_processors
@@ -88,9 +88,9 @@ class Classifier:
             UserError: not an exported model, a value outside its limits, or the provider cannot be used or
                 was never verified with this file.
         """
-        with open_model(os.fspath(path)) as file:
+        with resolve_model(os.fspath(path)) as model:
             self._predictor = Predictor(
-                file,
+                model.path,
                 provider,
                 threads,
                 precision,

@@ -124,13 +124,6 @@ class OpenedModel:
 
 
 @contextmanager
-def open_model(model: str) -> Iterator[Path]:
-    """Yield the local file of `resolve_model`."""
-    with resolve_model(model) as opened:
-        yield opened.path
-
-
-@contextmanager
 def resolve_model(model: str) -> Iterator[OpenedModel]:
     """Yield the model's file, or a copy of it and of the record of verification beside it.
 

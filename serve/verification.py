@@ -40,11 +40,6 @@ def read_metadata(path: Path) -> ModelMetadata:
     return replace(metadata, verified=tuple(pairings.values()))
 
 
-def timed_as(file: str, pairing: str) -> str:
-    """Return the key of a report's `images_per_second`, as in "model.onnx openvino:bf16"."""
-    return f"{file} {pairing}"
-
-
 def read_reports(folder: Path) -> list[dict[str, Any]]:
     """Return the reports of the record in a folder, that of model.onnx on the CPU first.
 
@@ -77,8 +72,8 @@ def _says_more(entry: dict[str, Any], known: dict[tuple[str, str], Pairing]) -> 
 def pairing_of(entry: Mapping[str, Any]) -> Pairing:
     """Return what serving needs to know of a report."""
     rates = entry["images_per_second"]  # empty where nothing was timed
-    own = rates.get(timed_as(entry["file"], f"{entry['provider']}:{entry['precision']}"), 0.0)
-    default = rates.get(timed_as(entry["file"], DEFAULT_PAIRING), 0.0)
+    own = rates.get(f"{entry['file']} {entry['provider']}:{entry['precision']}", 0.0)
+    default = rates.get(f"{entry['file']} {DEFAULT_PAIRING}", 0.0)
     return Pairing(
         provider=entry["provider"],
         precision=entry["precision"],

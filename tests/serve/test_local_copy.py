@@ -17,7 +17,7 @@ from serve_model import broken_files, build_model, colour_of, encode, record_ver
 
 from serve import main as serve_main
 from serve import storage
-from serve.local_copy import LocalCopy, open_model
+from serve.local_copy import LocalCopy, resolve_model
 from serve.merge import main as merge_main
 from serve.verification import read_metadata
 
@@ -168,11 +168,11 @@ def test_a_model_in_a_store_has_the_record_beside_it_and_errors_name_it(
     record_verification(model, ("cpu:fp32", True, 0.0), ("openvino:bf16", True, 2.0))
     url = "s3://bucket/verified/pets.onnx"
     client.upload_file(str(model), "bucket", "verified/pets.onnx")
-    with open_model(url) as copy:
-        assert not read_metadata(copy).is_verified("openvino", "bf16")
+    with resolve_model(url) as opened:
+        assert not read_metadata(opened.path).is_verified("openvino", "bf16")
     client.upload_file(str(model.with_name("verification.json")), "bucket", "verified/verification.json")
-    with open_model(url) as copy:
-        assert read_metadata(copy).is_verified("openvino", "bf16")
+    with resolve_model(url) as opened:
+        assert read_metadata(opened.path).is_verified("openvino", "bf16")
     output = str(tmp_path / "a.csv")
     assert serve_main.main([*command(url, images, "--output", output), "--provider", "cuda"]) == 2
     broken = "s3://bucket/verified/verification.json"
