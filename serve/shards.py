@@ -117,15 +117,13 @@ class Manifest:
                     f"{path} has format_version {values['format_version']}, this version reads "
                     f"{MANIFEST_VERSION}"
                 )
-            manifest = cls(**{**values, "job": Job(**values["job"])})
-            m = manifest
+            m = cls(**{**values, "job": Job(**values["job"])})
             numbers = (m.first, m.rows, m.errors, m.transient, m.job.total)
             if not all(type(n) is int and n >= 0 for n in numbers) or not m.transient <= m.errors <= m.rows:
                 raise TypeError(f"first, rows, errors, transient, total are {numbers}")
-            for name, kept in (("settings", manifest.job.settings), ("summary", manifest.summary)):
-                if not isinstance(kept, dict):
-                    raise TypeError(f"{name} are {kept!r}")
-            return manifest
+            if not (isinstance(m.job.settings, dict) and isinstance(m.summary, dict)):
+                raise TypeError(f"settings and summary are {m.job.settings!r} and {m.summary!r}")
+            return m
         except OSError as error:
             raise UserError(f"{path} cannot be read, so {part.name} is unfinished: {error}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -55,7 +55,7 @@ class JobSummary:
 
     class_names: Sequence[str] = ()
     profile: ValidationProfile | None = None
-    """Of the model's validation images; None: the model file is of an earlier version."""
+    """Of the model's validation images; None: the model file has none."""
     facts: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
     errors: int = 0
@@ -68,7 +68,7 @@ class JobSummary:
     predicted: Counter[str] = field(default_factory=Counter)
     looks: Looks = field(default_factory=Looks)
     is_whole: bool = True
-    """False with rows of an earlier version, which counted errors alone."""
+    """False when some of the rows were scored on a provider without a threshold."""
 
     def add(self, row: Row) -> None:
         self.rows += 1
@@ -91,7 +91,7 @@ class JobSummary:
     def join(self, other: "JobSummary") -> None:
         """Add the rows of another part of the same job."""
         if self.scored and other.scored and (self.threshold is None) != (other.threshold is None):
-            self.is_whole = False  # one was scored on a provider that was not verified
+            self.is_whole = False
         self.profile = self.profile or other.profile
         self.facts = self.facts or other.facts
         for name in ("rows", "errors", "transient", "seconds", "above"):
