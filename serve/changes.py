@@ -8,6 +8,7 @@ again and their contents compared, which costs less than scoring them. URLs of a
 import hashlib
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 
@@ -51,8 +52,6 @@ def digesting(read: Read, contents: SetDigest) -> Read:
 
 
 def digest_stamps(source: Source, rows: range) -> str:
-    from concurrent.futures import ThreadPoolExecutor  # milliseconds that other calls do without
-
     total = SetDigest()
 
     def add(entries: list[Entry]) -> None:
@@ -83,8 +82,6 @@ def unchanged(source: Source, manifest: Manifest) -> bool:
 
 
 def _digest_contents(source: Source, rows: range) -> str:
-    from concurrent.futures import ThreadPoolExecutor
-
     contents = SetDigest()
     read = digesting(source.read, contents)
 

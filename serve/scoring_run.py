@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 import sys
 import time
 from pathlib import Path
@@ -66,8 +67,6 @@ def describe_run(
     output: str,
     started: float,
 ) -> ScoringRun:
-    import socket  # which a run that is not tracked does without
-
     predictor, ended = scoring.predictor, time.time()
     metadata = predictor.metadata
     return ScoringRun(
