@@ -61,27 +61,24 @@ class Predictor:
         self._check_interface()
 
     def _check_interface(self) -> None:
-        size = self.metadata.preprocess.size
-        image = self.session.get_inputs()[0]
-        if (
-            image.name != INPUT_NAME
-            or image.type != "tensor(uint8)"
-            or image.shape[1:] != [size, size, 3]
-            or isinstance(image.shape[0], int)  # exported for one batch size only
-        ):
-            raise UserError(
-                f"{self.path}: input {image.name} {image.type} {image.shape} is not "
-                f"{INPUT_NAME} tensor(uint8) [N, {size}, {size}, 3] as its metadata say"
-            )
-        for output in self.session.get_outputs():
-            if output.name in (LOGITS_NAME, PROBABILITIES_NAME) and output.shape[1:] != [self.num_classes]:
+        """Raise UserError where the graph is not what its metadata say, or is of one batch size only."""
+        size, floats = self.metadata.preprocess.size, ("tensor(float)", [self.num_classes])
+        expected = {
+            INPUT_NAME: ("tensor(uint8)", [size, size, 3]),
+            LOGITS_NAME: floats,
+            PROBABILITIES_NAME: floats,
+        }
+        found = {value.name: value for value in (*self.session.get_inputs(), *self.session.get_outputs())}
+        for name, (kind, shape) in expected.items():
+            if name not in found:
+                raise UserError(f"{self.path} has no {name}, only {', '.join(found)}")
+            value = found[name]
+            if (value.type, value.shape[1:]) != (kind, shape) or isinstance(value.shape[0], int):
+                sizes = ", ".join(map(str, ["N", *shape]))
                 raise UserError(
-                    f"{self.path}: output {output.name} {output.shape} is not [N, {self.num_classes}], "
-                    "the number of class names in its metadata"
+                    f"{self.path}: {name} {value.type} {value.shape} is not {kind} [{sizes}], as its "
+                    "metadata say"
                 )
-        missing = {LOGITS_NAME, PROBABILITIES_NAME} - {o.name for o in self.session.get_outputs()}
-        if missing:
-            raise UserError(f"{self.path}: outputs {sorted(missing)} are missing")
 
     @property
     def num_classes(self) -> int:
