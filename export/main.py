@@ -132,11 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_before_export(args: argparse.Namespace, run_id: str) -> None:
-    """Find what would fail after minutes of work.
-
-    Raises:
-        UserError: the run's export folder cannot be written, or nothing can be registered.
-    """
+    """Raise UserError where the export folder cannot be written, or nothing can be registered."""
     if args.model_precision != "fp32" and not (args.verify_provider or args.register):
         raise UserError(
             f"--model-precision {args.model_precision} has no effect without --verify-provider or "

@@ -38,11 +38,8 @@ def training_run(run: Path, run_id: str, checkpoint_sha256: str) -> str:
 
 
 def check_register(run: Path, run_id: str, name: str) -> None:
-    """
-    Raises:
-        UserError: nothing of this run can be registered under this name.
-        ConnectionError: MLflow does not answer.
-    """
+    """Raise UserError when nothing of this run can be registered under this name, ConnectionError when
+    MLflow does not answer."""
     recorded = recorded_run(run)
     if not run_id and recorded.tracked:
         raise UserError(

@@ -43,11 +43,7 @@ class ValidationImages:
         return cls.read(run / TABLE, root or Path(checkpoint["val_root"]), limit)
 
     def load(self, path: str, decode: Decode = load_whole) -> Image.Image:
-        """Return an image; `decode` as in `load_image`.
-
-        Raises:
-            UserError: the image is gone or unreadable, so that nothing can be verified.
-        """
+        """Return an image; `decode` as in `load_image`. Raises UserError when it is gone or unreadable."""
         try:
             return load_accepted(self.root / path, decode)
         except (OSError, ValueError) as error:

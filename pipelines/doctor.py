@@ -145,11 +145,7 @@ def check_devices(config: TrainConfig, processes: int) -> Iterator[Finding]:
 
 
 def check_gpu(device: torch.device) -> str:
-    """Return what a GPU is, after a product in each arithmetic that it has.
-
-    Raises:
-        UserError: torch has no kernels for it, or it cannot compute.
-    """
+    """Return what a GPU is, after a product in each arithmetic; UserError when it cannot compute."""
     check_kernels(device)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     try:

@@ -111,11 +111,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def check_arguments(args: argparse.Namespace, flags: Sequence[str]) -> TrainConfig:
-    """Return the student's settings.
-
-    Raises:
-        UserError: a setting conflicts with what students get.
-    """
+    """Return the student's settings. Raises UserError when one conflicts with what students get."""
     student, own = parse_config(flags), data_flags(Path("train.csv"), Path("val.csv"))
     refuse_given(student, given_values(own), "pipelines/pseudo_label.py")
     parse_config([*flags, *own])

@@ -80,11 +80,7 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
 
 
 def open_study(plan: Plan) -> optuna.Study:
-    """Create the study, or load it.
-
-    Raises:
-        UserError: unusable storage, or a study of this name that was created with other settings.
-    """
+    """Create or load the study. Raises UserError for unusable storage, or a study of other settings."""
     try:
         study = optuna.create_study(
             study_name=plan.study,

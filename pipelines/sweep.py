@@ -132,11 +132,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
 
 
 def check_batches(config: TrainConfig, space: Space, argv: Sequence[str], processes: int) -> None:
-    """Check that every batch can be divided among processes, and into pairs if it may be mixed.
-
-    Raises:
-        UserError: one cannot; the message has its --batch-size.
-    """
+    """Raise UserError when a batch cannot be divided among processes, or into the pairs of mixing."""
     augmented = AUGMENTATION in space and "mixup" not in given_values(argv)
     mixes = augmented or config.mixup + config.cutmix > 0 or bool({"mixup", "cutmix"} & space.keys())
     names = ("batch_size", "accumulation")
@@ -147,11 +143,7 @@ def check_batches(config: TrainConfig, space: Space, argv: Sequence[str], proces
 
 
 def check_models(config: TrainConfig, space: Space, is_default: bool) -> None:
-    """Check that every model that may be tried can be built with these settings.
-
-    Raises:
-        UserError: one cannot.
-    """
+    """Raise UserError when a model that may be tried cannot be built with these settings."""
     models = values(space["model"]) if "model" in space else [config.model]
     for model in models:
         try:

@@ -183,11 +183,7 @@ def _proxied(server: TrackingServer, location: str) -> str:
 
 
 def onnx_file(names: Iterable[str], name: str) -> str:
-    """Return which of a model's files is the ONNX file.
-
-    Raises:
-        UserError: none is, or several are.
-    """
+    """Return which of a model's files is the ONNX file. Raises UserError when none is, or several are."""
     found = sorted(file for file in names if file.endswith(".onnx"))
     if MODEL_FILE in found:
         return MODEL_FILE

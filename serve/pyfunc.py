@@ -64,11 +64,7 @@ class ImageModel:
 
 
 def file_bytes(content: object) -> bytes:
-    """Return the bytes of an image file: as they are, or of base64 text, which may come as bytes.
-
-    Raises:
-        ImageError: neither.
-    """
+    """Return the bytes of an image file, also of base64 text, which may come as bytes; else ImageError."""
     if isinstance(content, str):
         try:
             data = binascii.a2b_base64(content)

@@ -64,11 +64,7 @@ class RemoteFile(NamedTuple):
 
 
 def filesystem(url: str) -> Any:
-    """Return fsspec's file system for a URL.
-
-    Raises:
-        UserError: the scheme is unknown, or its packages are not installed.
-    """
+    """Return fsspec's file system for a URL; UserError when its scheme is unknown or not installed."""
     scheme, _, path = url.partition("://")
     local, ssh = scheme in ("file", "local"), scheme in ("sftp", "ssh")
     options = {"auto_mkdir": True} if local else {} if ssh else {"use_listings_cache": False}
