@@ -36,7 +36,6 @@ from export.record import (
     MODEL_FILES,
     add_report,
     check_models_replaceable,
-    lost_by_exporting,
     publish_verified,
     published_model,
     verified_model,
@@ -118,8 +117,6 @@ def run(args: argparse.Namespace) -> int:
         convert(model, metadata, unverified, args.embeddings)
         report = verify(model, checkpoint, unverified, images)
         report.checkpoint_sha256 = metadata.checkpoint_sha256
-        if lost := lost_by_exporting(folder):
-            print(f"the earlier export's {', '.join(lost)} are gone: make them again where they are needed")
         if not publish_verified(unverified, published, report):
             return 1
     finally:

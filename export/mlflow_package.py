@@ -17,7 +17,6 @@ from train.tracking.registry import PyfuncPackage
 
 SOURCE = Path(serve.__path__[0])
 IMPORT = re.compile(r"^(\s*(?:from|import)\s+)serve(?=[.\s])", re.MULTILINE)
-ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 PINNED = ("mlflow", "onnx", "pandas", "numpy", "pillow")
 DECODERS = ("numpy", "pillow", PACKAGE)
 CPU = "CPUExecutionProvider"
@@ -75,26 +74,16 @@ def pinned_requirements(metadata: ModelMetadata) -> list[str]:
     """Return requirements with the versions that the model was verified with, where its file names them."""
     verified = {name: metadata.versions[name] for name in DECODERS if name in metadata.versions}
     versions = {name: importlib.metadata.version(name) for name in PINNED} | verified
-    runtime = next(filter(_is_installed, ONNXRUNTIMES), ONNXRUNTIMES[-1])  # or a build of another name
+    runtime = importlib.metadata.packages_distributions()["onnxruntime"][0]  # builds differ in name
     verified_with = [pairing.onnxruntime for pairing in metadata.verified]
     versions[runtime] = verified_with[0] if verified_with else importlib.metadata.version(runtime)
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
-def _is_installed(distribution: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
 def example_image() -> bytes:
     """Return a JPEG file of a drawn picture."""
     image = Image.new("RGB", (96, 72), (120, 160, 200))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((24, 14, 72, 62), (200, 150, 90))
-    for x in (36, 54):
-        draw.ellipse((x, 30, x + 6, 36), (40, 30, 20))
+    ImageDraw.Draw(image).ellipse((24, 14, 72, 62), (200, 150, 90))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

@@ -131,7 +131,6 @@ class Quantizer:
                 nodes_to_exclude=[*self._head, *float_layers],
                 calibrate_method=CalibrationMethod.MinMax,
                 calibration_cache_path=Path(self._folder.name) / "ranges.json",
-                extra_options={"CalibStridedMinMax": 1},
             )
         quantised = onnx.load(target)
         correct_biases(self.model, quantised, self._means)
@@ -216,23 +215,12 @@ def _batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Gives batch after batch; with `set_range` the calibrator digests each before the next."""
-
     def __init__(self, pixels: NDArray[np.uint8]):
-        self.batches = list(_batches(pixels))
-        self.position, self.end = 0, len(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self.position, self.end = start_index, end_index
+        self.batches = _batches(pixels)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        if self.position >= self.end:
-            return None
-        self.position += 1
-        return {INPUT_NAME: self.batches[self.position - 1]}
+        batch = next(self.batches, None)
+        return None if batch is None else {INPUT_NAME: batch}
 
 
 def _after_last_layer(model: onnx.ModelProto, and_the_layer: bool = False) -> list[onnx.NodeProto]:

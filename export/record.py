@@ -58,6 +58,8 @@ def publish_verified(unverified: Path, published: Path, report: Verification) ->
     if report.passed:
         stamp(unverified, report)
     for name in MODEL_FILES.values() if is_first else (published.name,):
+        if name != published.name and (folder / name).exists():
+            print(f"{name} of the earlier export is gone: make it again where it is needed")
         (folder / name).unlink(missing_ok=True)
     kept = [] if is_first else [entry for entry in _read(folder) if entry["file"] != published.name]
     _write(folder, [*kept, report.to_dict()])
@@ -99,19 +101,6 @@ def _is_published(file: Path) -> bool:
             return bool(ModelMetadata.read(file).checkpoint_sha256)
         return False
     return file_sha256(file) in {entry["model_sha256"] for entry in entries}
-
-
-def lost_by_exporting(folder: Path) -> list[str]:
-    """Return what a new export discards: files made of the old model, and providers that it was verified
-    on, as in ["model.int8.onnx", "openvino:bf16"]."""
-    first, *derived = MODEL_FILES.values()
-    lost = [name for name in derived if (folder / name).exists()]
-    try:
-        _, *others = _read(folder)
-    except ValueError:  # there is none, or it cannot be read and nothing is known
-        return lost
-    passed = [entry for entry in others if entry["file"] == first and entry.get("passed") is True]
-    return lost + [f"{entry['provider']}:{entry['precision']}" for entry in passed]
 
 
 def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path]:

@@ -11,7 +11,6 @@ from export import quantize
 from export.record import (
     add_report,
     check_models_replaceable,
-    lost_by_exporting,
     publish_verified,
     published_model,
     verified_model,
@@ -136,17 +135,6 @@ def test_a_file_that_fails_takes_its_predecessor_and_that_ones_record_with_it(ru
         (derived.name, False)
     ]
     published_model(run, "fp32")
-
-
-def test_what_a_new_export_takes_away_is_known(run: Path) -> None:
-    folder = run / "export"
-    assert lost_by_exporting(folder) == []
-    later(run, passed=True, provider="openvino", precision="bf16")
-    later(run, passed=False, provider="cuda")
-    (folder / "model.int8.onnx").write_bytes(b"quantised")
-    assert lost_by_exporting(folder) == ["model.int8.onnx", "openvino:bf16"]
-    (folder / "verification.json").unlink()
-    assert lost_by_exporting(folder) == ["model.int8.onnx"]
 
 
 def test_a_model_of_another_origin_is_not_replaced(run: Path) -> None:
