@@ -34,6 +34,7 @@ from pipelines.evaluation_report import (
     Summary,
     check_evaluation_folder,
     evaluation_lines,
+    evaluation_page,
     write_evaluation,
 )
 from pipelines.labelled_scores import Scored, read_labelled, score_labelled
@@ -123,8 +124,9 @@ def run(args: argparse.Namespace) -> int:
         )
         scored = score_labelled(predictor, data, args.max_bad, args.max_megapixels)
         summary = Summary.of(args, predictor, file_sha256(predictor.path), scored)
-    write_evaluation(args.output, summary, scored)
-    for line in evaluation_lines(summary, scored, args.output):
+    page = evaluation_page(summary, scored)
+    write_evaluation(args.output, summary, scored, page)
+    for line in evaluation_lines(page, args.output):
         print(line, flush=True)
     if args.track:
         track_evaluation(args, model, predictor, summary, scored, started)

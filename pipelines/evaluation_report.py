@@ -201,7 +201,7 @@ def check_evaluation_folder(folder: Path, overwrite: bool) -> None:
     check_reports_replaceable({folder / name: starts[name] for name in FILES}, overwrite)
 
 
-def write_evaluation(folder: Path, summary: Summary, scored: Scored) -> None:
+def write_evaluation(folder: Path, summary: Summary, scored: Scored, page: Report) -> None:
     """Write FILES; evaluation.json is last, so that it is there when all are."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
@@ -210,23 +210,14 @@ def write_evaluation(folder: Path, summary: Summary, scored: Scored) -> None:
     evaluation = Evaluation(log_served(scored), scored.labels, {})
     write_predictions(folder / "predictions.csv", images, evaluation)
     write_bad_files(folder, scored.bad)
-    write_report(folder / REPORT, evaluation_page(summary, scored))
+    write_report(folder / REPORT, page)
     with atomic_write(folder / "evaluation.json", "w") as file:
         file.write(summary.to_json())
 
 
 def evaluation_page(summary: Summary, scored: Scored) -> Report:
-    """Return what report.html shows of an evaluation."""
+    """Return what report.html shows of an evaluation, and the terminal in short."""
     own = {"accuracy": "val/accuracy", "top5_accuracy": "val/top5_accuracy", "f1_macro": "val/f1_macro"}
-    warnings = []
-    if summary.num_errors:
-        warnings.append(
-            f"Images that could not be read: {summary.num_errors} of {summary.num_images} (bad_files.csv). "
-            "They are in no metric; counted as wrong, the accuracy is "
-            f"{summary.accuracy_errors_wrong:.4f}"
-        )
-    if summary.num_ignored:
-        warnings.append(f"Images of classes that the model does not know, left out: {summary.num_ignored}")
     measures = [
         Measure(MEASURE_NAMES[name], interval, summary.validation.get(own.get(name, "")))
         for name, interval in summary.metrics.items()
@@ -247,39 +238,39 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
         root=scored.data.found.root,
         classes=summary.per_class,
         threshold=summary.threshold.probability if summary.threshold else None,
-        warnings=warnings,
+        warnings=_warnings(summary, scored),
     )
 
 
-def evaluation_lines(summary: Summary, scored: Scored, folder: Path) -> list[str]:
-    """Return what to print: each metric with its interval, the worst classes, and what was left out."""
-    lines = [f"{summary.num_scored} images scored on the {summary.provider} provider"]
-    for name, (value, low, high) in summary.metrics.items():
-        known = math.isfinite(low)
-        lines.append(f"{name} {value:.4f}" + (f" (95 % interval {low:.4f} to {high:.4f})" if known else ""))
-    if found := summary.estimated_accuracy:
-        lines.append(
-            f"accuracy as scoring estimates it, without labels: {found.accuracy:.4f} (95 % interval "
-            f"{found.low:.4f} to {found.high:.4f})"
+def _warnings(summary: Summary, scored: Scored) -> list[str]:
+    found = []
+    if absent := sum(not row["images"] for row in summary.per_class):
+        found.append(f"{absent} classes of the model have no image here: no ROC AUC")
+    if summary.num_ignored:
+        names = ", ".join(map(repr, scored.data.ignored))
+        found.append(f"{summary.num_ignored} images of unknown classes are left out ({names})")
+    if summary.num_errors:
+        found.append(
+            f"{summary.num_errors} of {summary.num_images} images could not be read (bad_files.csv); they "
+            f"are in no metric; counted as wrong, the accuracy is {summary.accuracy_errors_wrong:.4f}"
         )
-    if "val/accuracy" in summary.validation:
-        lines.append(f"on its own validation set: accuracy {summary.validation['val/accuracy']:.4f}")
-    there = [row for row in summary.per_class if row["images"]]
-    for row in there[:WORST]:
+    return found
+
+
+def evaluation_lines(page: Report, folder: Path) -> list[str]:
+    """Return what to print: each metric with its interval, the worst classes, and what was left out."""
+    facts = dict(page.facts)
+    lines = [f"{page.title} on the {facts['provider']} provider: {facts['images']}"]
+    for name, (value, low, high), other in page.measures:
+        interval = f" (95 % interval {low:.4f} to {high:.4f})" if math.isfinite(low) else ""
+        before = "" if other is None else f"; {page.other} {other:.4f}"
+        lines.append(f"{name} {value:.4f}{interval}{before}")
+    for row in [row for row in page.classes if row["images"]][:WORST]:
         taken = f", mostly taken for {row['taken_for']!r}" if row["taken_for"] else ""
         lines.append(
             f"  {row['class']!r}: F1 {row['f1']:.4f}, recall {row['recall']:.4f} of {row['images']} "
             f"images{taken}"
         )
-    if absent := len(summary.per_class) - len(there):
-        lines.append(f"warning: {absent} classes of the model have no image here: no ROC AUC")
-    if summary.num_ignored:
-        names = ", ".join(map(repr, scored.data.ignored))
-        lines.append(f"warning: {summary.num_ignored} images of unknown classes are left out ({names})")
-    if summary.num_errors:
-        lines.append(
-            f"warning: {summary.num_errors} images could not be read (bad_files.csv) and are in no metric; "
-            f"counted as wrong, the accuracy is {summary.accuracy_errors_wrong:.4f}"
-        )
+    lines += [f"warning: {warning}" for warning in page.warnings]
     lines.append(f"written: {folder}/{', '.join(FILES)}")
     return lines
