@@ -62,8 +62,7 @@ def optimise(path: Path) -> onnx.ModelProto:
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float16 graph; its input, the last layer's output and what follows stay float32."""
-    body = onnx.ModelProto()
-    body.CopyFrom(model)
+    body = copy.deepcopy(model)
     names = {node.name for node in _after_last_layer(body)}
     head = [node for node in body.graph.node if node.name in names]
     for node in head:
@@ -98,8 +97,7 @@ class Quantizer:
 
     def __init__(self, model: onnx.ModelProto, pixels: NDArray[np.uint8]):
         """`model` is from `optimise`; `pixels` are training images, uint8 [N, size, size, 3]."""
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model = copy.deepcopy(model)
         self.fused = fuse_normalisation(self.model)
         if self.fused:
             self.model = onnx.shape_inference.infer_shapes(self.model)
@@ -139,8 +137,7 @@ class Quantizer:
 
     def _input_means(self) -> dict[str, NDArray[np.float64]]:
         """Return names of convolutions' inputs -> their channels' means over the calibration images."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = copy.deepcopy(self.model)
         images = {i.name for i in model.graph.initializer if len(i.dims) == 4}  # of two-dimensional ones
         convolutions = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in images]
         names = sorted({node.input[0] for node in convolutions})

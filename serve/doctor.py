@@ -22,15 +22,14 @@ import shutil
 import socket
 import tempfile
 import time
-import urllib.error
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Literal
 
 import onnxruntime as ort
 
 from serve.contract.command_line import CommandLine, Number
+from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from serve.contract.interrupts import end_on_signal
 from serve.contract.urls import is_http, is_remote, redact
@@ -44,10 +43,7 @@ from serve.tracking_server import TrackingServer
 # a path or a right that is missing; a store that is away has other errors
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 CONTAINER_DEFAULT_SHM = 64  # MiB, what container runtimes mount by default
-HTTP_SECONDS = 5.0
 RETRY_SECONDS = 1.0
-# The server answers /health whatever the Host header, other paths only to hosts of its --allowed-hosts.
-MLFLOW_PATHS = ("/health", "/api/2.0/mlflow/experiments/search?max_results=1")
 
 
 @dataclass(frozen=True)
@@ -253,21 +249,10 @@ def mlflow_server(uri: str, deadline: float) -> Finding:
     """Warn at most: training continues without the server and sends later what was missed."""
 
     def attempt() -> Finding:
-        for path in MLFLOW_PATHS:
-            try:
-                with TrackingServer(uri).open(path, HTTP_SECONDS):
-                    continue
-            except urllib.error.HTTPError as error:
-                way_out = {
-                    401: "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
-                    403: "start the server with --allowed-hosts that name this one",
-                }.get(error.code, "see the server's log")
-                return Finding("warning", f"MLflow {uri}", f"{path} answers {error.code}: {way_out}")
-            except (OSError, ValueError, HTTPException) as error:
-                reason = getattr(error, "reason", error)
-                return Finding(
-                    "warning", f"MLflow {uri}", f"no answer: {reason}; what it misses is sent later"
-                )
+        try:
+            TrackingServer(uri).check()
+        except (UserError, OSError) as error:
+            return Finding("warning", f"MLflow {uri}", f"{error}; what it misses is sent later")
         return Finding("ok", f"MLflow {uri}", "answers")
 
     if not is_http(uri):

@@ -20,6 +20,10 @@ CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 REQUEST_SECONDS = 20.0
 MAX_ANSWER_BYTES = 1 << 24
+WAYS_OUT = {
+    401: ": set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    403: ": start the server with --allowed-hosts that name this one, or take a user who may do this",
+}
 
 
 class UntrustedError(UserError):
@@ -125,7 +129,8 @@ class TrackingServer:
             raise
         except urllib.error.HTTPError as error:
             text = error.read(500).decode(errors="replace")
-            refusal = f"MLflow at {self.uri} refused {endpoint} with {error.code}: {text}"
+            way_out = WAYS_OUT.get(error.code, "")
+            refusal = f"MLflow at {self.uri} refused {endpoint} with {error.code}: {text}{way_out}"
             if error.code >= 500:
                 raise OSError(refusal) from error
             raise (AbsentError if error.code == 404 else UserError)(refusal) from error
@@ -142,7 +147,8 @@ class TrackingServer:
         return values
 
     def check(self) -> None:
-        """Raise what `call` raises if the server is not usable now."""
+        """Raise what `call` raises if the server is not usable now. Unlike /health, this is answered to the
+        hosts of its --allowed-hosts alone."""
         self.call("experiments/search", {"max_results": 1})
 
 
