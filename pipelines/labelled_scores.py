@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serve.batch import default_batch_size, score
 from serve.changes import SetDigest, digesting
 from serve.contract.errors import UserError
-from serve.contract.images import MAX_MEGAPIXELS, read_image_file
+from serve.contract.images import read_image_file
 from serve.contract.urls import is_remote
 from serve.inputs.inventory import Entry
 from serve.predictor import Predictor
@@ -105,7 +105,7 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def score_labelled(
-    predictor: Predictor, data: LabelledData, max_bad: float, max_megapixels: float = MAX_MEGAPIXELS
+    predictor: Predictor, data: LabelledData, max_bad: float, max_megapixels: float
 ) -> Scored:
     """Score the images in the sorted order of their paths, as a scoring job does.
 

@@ -70,18 +70,8 @@ def score_folder(
         if not is_exported(teacher):
             run_program("export/main.py", "--run", teacher)
         # Ended by an outage, it leaves scores with gaps, which the next call fills.
-        limit = ["--max-megapixels", max_megapixels] if max_megapixels != MAX_MEGAPIXELS else []
-        run_program(
-            "serve/main.py",
-            "--model",
-            model,
-            "--images",
-            images,
-            "--output",
-            unfinished,
-            "--resume",
-            *limit,
-        )
+        flags = ["--images", images, "--output", unfinished, "--max-megapixels", max_megapixels]
+        run_program("serve/main.py", "--model", model, *flags, "--resume")
         unfinished.replace(output)
         unfinished.with_name(f"{unfinished.name}.json").unlink(missing_ok=True)
     return read_scores(output, images)
