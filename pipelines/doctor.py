@@ -23,6 +23,7 @@ from serve.contract.installation import require
 
 require("train", "torch", "timm", "mlflow")
 
+import argparse
 import os
 import platform
 import time
@@ -34,7 +35,7 @@ from importlib.metadata import version
 import psutil
 import torch
 
-from serve.contract.command_line import command
+from serve.contract.command_line import Number, command
 from serve.contract.images import load_image, load_whole, read_image_file
 from serve.contract.urls import is_remote, redact
 from serve.doctor import Finding, mlflow_server, onnxruntime_provider, processors, shared_memory, writable
@@ -55,7 +56,6 @@ PACKAGES = ("torch", "torchvision", "timm", "onnx", "mlflow")
 FREE = 2.0  # GiB: pixel cache, snapshots and figures of a small run
 DECODED = 32  # images that are read and decoded, from all over the data set
 SERVER_SECONDS = 5.0
-PROCESSES = "nproc_per_node"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,15 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, int]:
     """Return the settings, and how many processes are to train; raises UserError for an unusable flag."""
-    own = [i for i, text in enumerate(argv) if text.partition("=")[0].replace("-", "_") == f"__{PROCESSES}"]
-    rest, processes = list(argv), "1"
-    for i in reversed(own):
-        _, equals, value = rest.pop(i).partition("=")
-        processes = value if equals else rest.pop(i) if i < len(rest) else ""
-    if not processes.isdecimal() or not int(processes):
-        raise UserError(f"--{PROCESSES} {processes!r} must be 1 or more")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--nproc_per_node", "--nproc-per-node", type=Number(int, 1), default=1)
+    try:
+        own, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
     read_flags(rest)
-    return parse_config(rest), int(processes)
+    return parse_config(rest), own.nproc_per_node
 
 
 def diagnose(config: TrainConfig, processes: int) -> Iterator[Finding]:
