@@ -94,13 +94,9 @@ def check_models_replaceable(folder: Path, names: Iterable[str], overwrite: bool
 
 
 def _is_published(file: Path) -> bool:
-    try:
-        entries = _read(file.parent)
-    except ValueError:  # the record is lost or damaged
-        with suppress(ValueError):
-            return bool(ModelMetadata.read(file).checkpoint_sha256)
-        return False
-    return file_sha256(file) in {entry["model_sha256"] for entry in entries}
+    with suppress(UserError):  # without a record it is another's
+        return file_sha256(file) in {entry["model_sha256"] for entry in _read(file.parent)}
+    return False
 
 
 def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Path]:
@@ -111,8 +107,8 @@ def published_model(run: Path, precision: str) -> tuple[Path, ModelMetadata, Pat
     """
     file = run / "export" / MODEL_FILES[precision]
     if not file.is_file():
-        program = command(f"export/{'main' if precision == 'fp32' else 'quantize'}.py")
         to = "" if precision == "fp32" else f" --to {precision}"
+        program = command("export/quantize.py" if to else "export/main.py")
         raise UserError(f"{file} does not exist; make it with {program}{to} --run {run}")
     if file_sha256(file) not in {report["model_sha256"] for report in reports_of(file)}:
         raise UserError(f"{file} is not the file that {RECORD} beside it describes: export the run again")

@@ -88,6 +88,7 @@ class Classifier:
             UserError: not an exported model, a value outside its limits, or the provider cannot be used or
                 was never verified with this file.
         """
+        self._workers = threads or available_processors()
         with resolve_model(os.fspath(path)) as model:
             self._predictor = Predictor(
                 model.path,
@@ -95,9 +96,8 @@ class Classifier:
                 threads,
                 precision,
                 allow_unverified=allow_unverified,
-                workers=threads or available_processors(),
+                workers=self._workers,
             )
-        self._workers = threads or available_processors()
         self._batch_size = batch_size or default_batch_size(self._predictor)
         check_megapixels(max_megapixels)
         self._image_timeout, self._max_megapixels = image_timeout, max_megapixels

@@ -26,8 +26,6 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise UserError(f"--threads {self.threads} must be 0 (one a processor) or more")
-        if self.device_id < 0:
-            raise UserError(f"--device-id {self.device_id} must be 0 or more")
 
 
 class Provider(ABC):

@@ -140,10 +140,7 @@ def test_a_file_that_fails_takes_its_predecessor_and_that_ones_record_with_it(ru
 def test_a_model_of_another_origin_is_not_replaced(run: Path) -> None:
     folder, name = run / "export", "model.onnx"
     check_models_replaceable(folder, [name, "model.int8.onnx"], overwrite=False)
-    (folder / "verification.json").write_text("damaged")  # the file itself says whence it is
-    check_models_replaceable(folder, [name], overwrite=False)
     (folder / "verification.json").unlink()
-    (folder / name).write_bytes(b"my own")
     with pytest.raises(ValueError, match="--overwrite"):
         check_models_replaceable(folder, [name], overwrite=False)
     check_models_replaceable(folder, [name], overwrite=True)
