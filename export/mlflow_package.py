@@ -1,6 +1,5 @@
 """What a logged model needs beside its ONNX file: serving's code, requirements, providers, an example."""
 
-import ast
 import hashlib
 import importlib.metadata
 import io
@@ -39,9 +38,8 @@ def package_model(metadata: ModelMetadata, folder: Path) -> PyfuncPackage:
 
 
 def copy_serving_code(folder: Path, source: Path) -> str:
-    """Copy what the package `serve` answers with under a name made of its content, and return the name."""
-    files = sorted(_imported(source))
-    texts = {path.relative_to(source): path.read_text("utf-8") for path in files}
+    """Copy the package `serve` under a name made of its content, and return the name."""
+    texts = {path.relative_to(source): path.read_text("utf-8") for path in sorted(source.rglob("*.py"))}
     digest = hashlib.sha256(repr([(path.as_posix(), text) for path, text in texts.items()]).encode())
     name = f"purebred_serve_{digest.hexdigest()[:12]}"
     for path, text in texts.items():
@@ -49,25 +47,6 @@ def copy_serving_code(folder: Path, source: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(IMPORT.sub(rf"\g<1>{name}", text), encoding="utf-8")
     return name
-
-
-def _imported(source: Path) -> set[Path]:
-    """Return the files of the package that its module pyfunc imports, sooner or later."""
-    found, ahead = set[Path](), ["serve", "serve.pyfunc"]
-    while ahead:
-        module = ahead.pop()
-        path = source.joinpath(*module.split(".")[1:])
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if (
-            not module or file in found or not file.is_file()
-        ):  # a name that is imported from a module is no file
-            continue
-        found.add(file)
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "serve":
-                package = node.module.rpartition(".")[0]  # whose __init__.py is imported as well
-                ahead += [package, node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
 
 
 def pinned_requirements(metadata: ModelMetadata) -> list[str]:

@@ -147,7 +147,6 @@ def test_the_code_is_named_by_its_content_and_imports_nothing_else_of_ours(tmp_p
     assert copy_serving_code(tmp_path / "b", REPOSITORY / "serve") == name
     files = {path.relative_to(tmp_path / "a" / name).as_posix() for path in (tmp_path / "a").rglob("*.py")}
     assert {"__init__.py", "contract/__init__.py", "providers/openvino.py"} < files
-    assert not files & {"main.py", "job.py", "merge.py", "doctor.py"}
     build_model(tmp_path / "model.onnx")
     program = (
         "import sys\n"
