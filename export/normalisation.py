@@ -10,6 +10,7 @@ image, and like every channel 0 in the padding:
 A uint8 convolution's kernels take the channels in groups of four anyway.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -51,46 +52,27 @@ def fuse_normalisation(model: onnx.ModelProto) -> bool:
             conv.input.append(f"{name}_bias")
             new[f"{name}_bias"] = np.zeros(len(weight), np.float32)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in new.items())
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == nodes[-1].output[0]:
-                node.input[i] = PIXELS
-    for node in nodes:
-        graph.node.remove(node)
-    begin = [
-        helper.make_node("Pad", [INPUT_NAME, "mask_pads", "mask_value"], [PADDED], name="add_mask"),
-        helper.make_node("Transpose", [PADDED], [TURNED], name="to_nchw", perm=[0, 3, 1, 2]),
+    _bypass(graph, nodes, [nodes[-1].output[0]], PIXELS)
+    for node in (
         helper.make_node("Cast", [TURNED], [PIXELS], name="to_float", to=onnx.TensorProto.FLOAT),
-    ]
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*begin, *rest])
+        helper.make_node("Transpose", [PADDED], [TURNED], name="to_nchw", perm=[0, 3, 1, 2]),
+        helper.make_node("Pad", [INPUT_NAME, "mask_pads", "mask_value"], [PADDED], name="add_mask"),
+    ):
+        graph.node.insert(0, node)
     del graph.value_info[:]  # knows three channels
     _drop_unused(graph)
     return True
 
 
-def feed_bytes(model: onnx.ModelProto) -> bool:
-    """Leave pixels as they are where they become floats only to be quantised with scale 1 and zero point 0.
-
-    False, and no change, when they do not.
-    """
+def feed_bytes(model: onnx.ModelProto) -> None:
+    """Leave pixels bytes where they become floats only to be quantised with scale 1 and zero point 0."""
     graph = model.graph
     arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    for cast in [n for n in graph.node if n.op_type == "Cast" and n.output[0] == PIXELS]:
-        readers = [n for n in graph.node if PIXELS in n.input]
-        if not readers or not all(_is_identity(n, arrays) for n in readers):
-            return False
-        quantised = {n.output[0] for n in readers}
-        for node in graph.node:
-            for i, name in enumerate(node.input):
-                if name in quantised:
-                    node.input[i] = cast.input[0]
-        for node in [cast, *readers]:
-            graph.node.remove(node)
+    cast = [n for n in graph.node if n.op_type == "Cast" and n.output[0] == PIXELS]
+    readers = _readers(graph, PIXELS)
+    if cast and readers and all(_is_identity(node, arrays) for node in readers):
+        _bypass(graph, cast + readers, [node.output[0] for node in readers], cast[0].input[0])
         _drop_unused(graph)
-        return True
-    return False
 
 
 def _is_identity(node: NodeProto, arrays: dict[str, NDArray[Any]]) -> bool:
@@ -100,6 +82,18 @@ def _is_identity(node: NodeProto, arrays: dict[str, NDArray[Any]]) -> bool:
     return scale.item() == 1.0 and zero.item() == 0 and zero.dtype == np.uint8
 
 
+def _readers(graph: onnx.GraphProto, name: str) -> list[NodeProto]:
+    return [node for node in graph.node if name in node.input]
+
+
+def _bypass(graph: onnx.GraphProto, nodes: list[NodeProto], outputs: Collection[str], instead: str) -> None:
+    """Remove nodes; what read their `outputs` reads another tensor."""
+    for node in nodes:
+        graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [instead if name in outputs else name for name in node.input]
+
+
 def _normalisation(
     graph: onnx.GraphProto, arrays: dict[str, NDArray[Any]]
 ) -> tuple[list[NodeProto], NDArray[np.float64], NDArray[np.float64]] | None:
@@ -107,7 +101,7 @@ def _normalisation(
     nodes: list[NodeProto] = []
     name = INPUT_NAME
     for kind in ("Transpose", "Cast", "Sub", "Div"):
-        readers = [n for n in graph.node if name in n.input]
+        readers = _readers(graph, name)
         if len(readers) != 1 or readers[0].op_type != kind or readers[0].input[0] != name:
             return None
         nodes.append(readers[0])
@@ -128,9 +122,7 @@ def _convolutions(
     names = [start]
     while names:
         name = names.pop()
-        for node in graph.node:
-            if name not in node.input:
-                continue
+        for node in _readers(graph, name):
             if node.op_type == "Conv" and node.input[0] == name:
                 weight = arrays.get(node.input[1])
                 if weight is None or weight.ndim != 4 or weight.shape[1] != channels:

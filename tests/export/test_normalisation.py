@@ -128,6 +128,6 @@ def test_bytes_go_straight_in_only_at_scale_1_and_zero_point_0(tmp_path: Path) -
             node = onnx.helper.make_node(f"{kind}Linear", [source, "scale", "zero"], [target], name=kind)
             graph.node.insert(conv, node)
         expected = logits(model)
-        assert feed_bytes(model) == fed
+        feed_bytes(model)
         assert ("Cast" in {node.op_type for node in graph.node}) != fed
         np.testing.assert_array_equal(logits(model), expected)
