@@ -21,7 +21,6 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -149,11 +148,8 @@ class Quantizer:
             model.graph.output.append(helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, None))
         wanted = [f"input_mean_{i}" for i in range(len(names))]
         batches = list(_batches(self.pixels))
-        sums: dict[str, Any] = dict.fromkeys(names, 0.0)
-        for batch, values in zip(batches, run(model, wanted, batches), strict=True):
-            for name, value in zip(names, values, strict=True):
-                sums[name] = sums[name] + value.astype(np.float64) * len(batch)
-        return {name: total / len(self.pixels) for name, total in sums.items()}
+        sizes, means = [len(batch) for batch in batches], zip(*run(model, wanted, batches), strict=True)
+        return {n: np.average(mean, axis=0, weights=sizes) for n, mean in zip(names, means, strict=True)}
 
 
 def correct_biases(
