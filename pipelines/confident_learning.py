@@ -19,7 +19,7 @@ from cleanlab.rank import get_label_quality_scores
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
-from pipelines.out_of_fold import OutOfFold
+from pipelines.folds import OutOfFold
 from serve.contract.errors import UserError
 from train.evaluation.significance import CONFIDENCE, Bools, better_than_largest
 

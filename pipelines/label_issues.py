@@ -36,9 +36,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
-from pipelines.folds import train_folds
+from pipelines.folds import OutOfFold, read_folds, train_folds
 from pipelines.launch import exit_code_of, split_flags
-from pipelines.out_of_fold import OutOfFold, read_folds
 from serve.contract.files import atomic_path
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_reports_replaceable

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.confident_learning import find_issues
+from pipelines.folds import OutOfFold
 from pipelines.label_issues import issue_summary
-from pipelines.out_of_fold import OutOfFold
 
 
 def predictions(

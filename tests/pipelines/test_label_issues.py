@@ -14,9 +14,8 @@ from mlflow_store import runs
 from PIL import Image
 from train_data import draw, flat_set
 
-from pipelines.folds import train_folds
+from pipelines.folds import OutOfFold, train_folds
 from pipelines.label_issues import find_issues, main, report
-from pipelines.out_of_fold import OutOfFold
 from train.tracking.run_record import RUN_TAGS, Record
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.out_of_fold import read_folds
+from pipelines.folds import read_folds
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import ImageSet
 from train.evaluation.metrics import evaluate_logits
