@@ -37,14 +37,8 @@ class Predictor:
         """
         Args:
             model: an ONNX file written by export/main.py.
-            provider: "cpu", "cuda", "openvino", or "auto": the fastest that is installed and was verified
-                with this file (`reason` says why).
-            threads: inference threads; 0 means one for each processor this process may use.
-            precision: of the provider's arithmetic, "fp32", "tf32" or "bf16".
-            device_id: which GPU.
+            provider, threads, precision, device_id, workers: those of `Runtime`.
             allow_unverified: take a provider and precision that this file was never verified with.
-            workers: threads that will call `run` at the same time. With `threads` 0, the cpu provider's
-                calls share the processors.
 
         Raises:
             UserError: not an exported model; or the provider asked for cannot be used, has no such

@@ -14,14 +14,17 @@ class Runtime:
     """Provider, precision and resources that a model runs with."""
 
     provider: str = "auto"
+    """auto: the fastest that is installed and was verified with the file."""
     precision: str = "fp32"
-    """Of the provider's arithmetic; that of the file's own weights is `ModelMetadata.precision`."""
+    """Of the provider's arithmetic: fp32, tf32 or bf16; that of the file's own weights is
+    `ModelMetadata.precision`."""
     threads: int = 0
     """Inference threads on the processor; 0: one for each processor this process may use."""
     device_id: int = 0
     """Which GPU."""
     workers: int = 1
-    """Threads that call the session at the same time."""
+    """Threads that call the session at the same time. With 0 `threads`, those of the cpu provider share the
+    processors."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
