@@ -21,6 +21,7 @@ from scipy.stats import fisher_exact
 
 from pipelines.folds import OutOfFold
 from serve.contract.errors import UserError
+from train.data.labels import listed
 from train.evaluation.significance import CONFIDENCE, Bools, better_than_largest
 
 FILTER = "prune_by_noise_rate"  # takes as many images of each class as the counts say are wrong
@@ -63,36 +64,31 @@ def find_issues(data: OutOfFold) -> LabelIssues:
             f"the folds' models are not surely better than always naming the largest class (accuracy "
             f"{data.accuracy:.4f} on {len(labels)} images), so they cannot judge labels: {CURE}"
         )
-    listed, scores = np.zeros(len(labels), bool), np.full(len(labels), np.nan)
+    suspect, scores = np.zeros(len(labels), bool), np.full(len(labels), np.nan)
     scores[judged] = get_label_quality_scores(
         labels[judged], probabilities[judged], method="normalized_margin"
     )
-    listed[judged] = find_label_issues(labels[judged], probabilities[judged], filter_by=FILTER, n_jobs=1)
-    share = listed.sum() / judged.sum()
+    suspect[judged] = find_label_issues(labels[judged], probabilities[judged], filter_by=FILTER, n_jobs=1)
+    share = suspect.sum() / judged.sum()
     if share > MOST_LISTED:
         raise UserError(
             f"{share:.0%} of the labels would be listed, more than {MOST_LISTED:.0%}: the models (accuracy "
             f"{data.accuracy:.4f} on {len(labels)} images) cannot judge labels; {CURE}"
         )
-    unknown = _unknown_classes(labels, probabilities, listed, judged)
+    unknown = _unknown_classes(labels, probabilities, suspect, judged)
     judged &= ~np.isin(labels, unknown)
     if len(np.unique(labels[judged])) < 2:
+        names = listed([data.class_names[label] for label in unknown])
         raise UserError(
-            f"more than {MOST_LISTED:.0%} of the labels of {names_of(data, unknown)} would be listed: the "
-            f"models do not know these classes, and no two others are left; {CURE}"
+            f"more than {MOST_LISTED:.0%} of the labels of {names} would be listed: the models do not know "
+            f"these classes, and no two others are left; {CURE}"
         )
-    found = np.flatnonzero(listed & judged & ~np.isin(probabilities.argmax(axis=1), unknown))
+    found = np.flatnonzero(suspect & judged & ~np.isin(probabilities.argmax(axis=1), unknown))
     estimate = num_label_issues(
         labels[judged], probabilities[judged], estimation_method="off_diagonal_calibrated"
     )
     order = np.argsort(scores[found], kind="stable")
     return LabelIssues(found[order], scores, int(estimate), judged, at_chance, unknown)
-
-
-def names_of(data: OutOfFold, classes: list[int]) -> str:
-    """Return the names of at most ten classes, for a message."""
-    names = ", ".join(repr(data.class_names[label]) for label in classes[:10])
-    return f"{names}, ... ({len(classes)} classes)" if len(classes) > 10 else names
 
 
 def _folds_at_chance(data: OutOfFold) -> list[int]:
@@ -112,15 +108,15 @@ def _folds_at_chance(data: OutOfFold) -> list[int]:
 
 
 def _unknown_classes(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], listed: Bools, judged: Bools
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], suspect: Bools, judged: Bools
 ) -> list[int]:
     """Return the classes that do not fulfil the third condition; one label of each may always be listed."""
     unknown = []
-    for label in np.unique(labels[listed]).tolist():
+    for label in np.unique(labels[suspect]).tolist():
         mine = labels == label
-        count, size = (mine & listed).sum(), (mine & judged).sum()
+        count, size = (mine & suspect).sum(), (mine & judged).sum()
         if count > max(1, MOST_LISTED * size):
-            other = np.bincount(probabilities[mine & listed].argmax(axis=1)).argmax()
+            other = np.bincount(probabilities[mine & suspect].argmax(axis=1)).argmax()
             both = judged & (mine | (labels == other))
             named = np.where(probabilities[both, label] > probabilities[both, other], label, other)
             if count > size / 2 or not better_than_largest(named == labels[both], labels[both]):

@@ -35,10 +35,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues, names_of
+from pipelines.confident_learning import CURE, MOST_LISTED, LabelIssues, find_issues
 from pipelines.folds import OutOfFold, read_folds, train_folds
 from pipelines.launch import exit_code_of, split_flags
 from serve.contract.files import atomic_path
+from train.data.labels import listed
 from train.evaluation.figures import Picture, contact_sheet, save_figure
 from train.evaluation.tables import check_reports_replaceable
 
@@ -146,7 +147,7 @@ def issue_summary(data: OutOfFold, issues: LabelIssues) -> str:
             f"warning: no run of fold {', '.join(map(str, data.missing))}: its images are not judged"
         )
     if issues.unknown_classes:
-        names = names_of(data, issues.unknown_classes)
+        names = listed([data.class_names[label] for label in issues.unknown_classes])
         lines.append(
             f"warning: more than {MOST_LISTED:.0%} of the labels of {names} would be listed: the models do "
             f"not know these classes, which are not judged; {CURE}"

@@ -23,11 +23,10 @@ from serve.progress import Progress
 from train.config import TrainConfig
 from train.data.download import copy
 from train.data.index import natural_key
-from train.data.labels import LabelledPaths, spelling_hints, unify
+from train.data.labels import LabelledPaths, listed, spelling_hints, unify
 from train.data.layouts.registry import find_labels
 
 IMAGE_TIMEOUT = 60.0  # seconds, as in serve/main.py
-MOST_NAMES = 20  # of classes, in a message
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def read_labelled(
     labels = {path: label for path, label in found.labels.items() if label not in unknown}
     if not labels:
         raise UserError(
-            f"--data {source} has no image of a class that the model knows: {_some(class_names)}"
+            f"--data {source} has no image of a class that the model knows: {listed(class_names)}"
         )
     return LabelledData(replace(found, labels=labels), class_names, unknown)
 
@@ -94,14 +93,10 @@ def read_labelled(
 def _unknown_classes(source: str, unknown: Mapping[str, int], class_names: tuple[str, ...]) -> str:
     hints = "".join(spelling_hints(unknown, class_names))
     return (
-        f"--data {source} has classes that the model does not know, {_some(tuple(unknown))} "
-        f"({sum(unknown.values())} images); it knows {_some(class_names)}{hints}; --ignore-unknown leaves "
+        f"--data {source} has classes that the model does not know, {listed(unknown)} "
+        f"({sum(unknown.values())} images); it knows {listed(class_names)}{hints}; --ignore-unknown leaves "
         "their images out"
     )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names[:MOST_NAMES])) + (", ..." if names[MOST_NAMES:] else "")
 
 
 def score_labelled(

@@ -17,6 +17,7 @@ from train.checkpoint import best_checkpoint
 from train.config import TrainConfig
 from train.data.duplicates import NearDuplicate, labels_decide, near_duplicates
 from train.data.index import Data, groups_of
+from train.data.labels import listed
 from train.data.layouts.soft_labels import SOFT_COLUMN
 from train.data.scan import scan
 from train.evaluation.predictions import read_predictions
@@ -153,8 +154,7 @@ def select(found: PseudoLabels, threshold: float, balance: bool) -> PseudoLabels
         by_class.append(members[np.argsort(-confidence[members], kind="stable")])
     absent = [name for name, members in zip(found.class_names, by_class, strict=True) if not len(members)]
     if absent:
-        named = ", ".join(absent[:10]) + (", ..." if absent[10:] else "")
-        missing = f"no unlabelled image is {named} with a probability of --threshold {threshold:g}"
+        missing = f"no unlabelled image is {listed(absent)} with a probability of --threshold {threshold:g}"
         if balance or len(absent) == len(by_class):
             raise UserError(
                 f"{missing}: lower it, add such images to --unlabelled or train the teacher better"
