@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     checkpoint = load_checkpoint(args.run / "checkpoints" / "best.pt")
-    images = ValidationImages.read(args.run / "val_predictions.csv", Path(checkpoint["val_root"]))
+    images = ValidationImages.of_run(args.run, checkpoint)
     names = list(checkpoint["class_names"])
     labels = np.array([names.index(label) for label in images.labels])
     rows = np.arange(len(labels))

@@ -22,25 +22,26 @@ class ValidationImages:
     is_whole_set: bool
 
     @classmethod
-    def read(cls, predictions: Path, root: Path, limit: int = 0) -> Self:
-        """Read those of a run's val_predictions; `limit` takes that many, evenly spaced; 0 takes all.
+    def of_run(
+        cls, run: Path, checkpoint: dict[str, Any], root: Path | None = None, limit: int = 0
+    ) -> Self:
+        """Read those of a run directory.
+
+        Args:
+            root: where the images are now, if not where training read them.
+            limit: how many to take, evenly spaced; 0: all.
 
         Raises:
-            UserError: it holds no images, or the first one is gone, so that minutes of work would fail.
+            UserError: there are none, or the first one is gone, so that minutes of work would fail.
         """
-        paths, labels = read_labels(predictions)
+        paths, labels = read_labels(run / TABLE)
         total = len(paths)
         if limit and limit < total:
             chosen = np.linspace(0, total - 1, limit).round().astype(int)
             paths, labels = [paths[i] for i in chosen], [labels[i] for i in chosen]
-        images = cls(root, paths, labels, len(paths) == total)
+        images = cls(root or Path(checkpoint["val_root"]), paths, labels, len(paths) == total)
         images.load(images.paths[0])
         return images
-
-    @classmethod
-    def of_run(cls, run: Path, checkpoint: dict[str, Any], root: Path | None, limit: int = 0) -> Self:
-        """`read` those of a run directory; `root`: where they are now, if not where training read them."""
-        return cls.read(run / TABLE, root or Path(checkpoint["val_root"]), limit)
 
     def load(self, path: str, decode: Decode = load_whole) -> Image.Image:
         """Return an image; `decode` as in `load_image`. Raises UserError when it is gone or unreadable."""

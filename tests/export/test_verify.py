@@ -15,7 +15,6 @@ from export.gate import check_accuracy
 from export.report import Verification
 from export.validation_images import ValidationImages
 from export.verify import _noise, verify
-from serve.contract.images import load_image
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from serve.predictor import Predictor
 from train.checkpoint import load_checkpoint
@@ -31,8 +30,7 @@ def check(trained: TrainedRun, onnx_file: Path, limit: int = 0, accuracy_added: 
     """`accuracy_added` to that recorded in training."""
     checkpoint = load_checkpoint(trained.folder / "checkpoints" / "best.pt")
     checkpoint["history"]["best"]["val/accuracy"] += accuracy_added
-    root = Path(checkpoint["val_root"])
-    images = ValidationImages.read(trained.folder / "val_predictions.csv", root, limit)
+    images = ValidationImages.of_run(trained.folder, checkpoint, limit=limit)
     return verify(rebuild(checkpoint), checkpoint, onnx_file, images)
 
 
@@ -136,11 +134,8 @@ def test_swapped_class_names_fail(trained: TrainedRun, good: Path, tmp_path: Pat
 
 def validation_pixels(onnx_file: Path, root: Path) -> np.ndarray:
     predictor = Predictor(onnx_file, "cpu")
-    sample = Path(load_checkpoint(root / "checkpoints" / "best.pt")["val_root"])
-    paths = ValidationImages.read(root / "val_predictions.csv", sample).paths
-    return np.stack(
-        [predictor.preprocess(load_image((sample / path).read_bytes(), predictor.decode)) for path in paths]
-    )
+    images = ValidationImages.of_run(root, load_checkpoint(root / "checkpoints" / "best.pt"))
+    return np.stack([predictor.preprocess(images.load(path, predictor.decode)) for path in images.paths])
 
 
 def largest(onnx_file: Path, tensor: str, pixels: np.ndarray) -> float:
