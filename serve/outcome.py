@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from serve.contract.command_line import Number
 from serve.contract.errors import LASTING, UserError
@@ -60,12 +59,8 @@ def open_summary(summary: str, output: str, shard: Shard | None, overwrite: bool
         for file in (output, f"{output}.json"):  # the second is its manifest
             if copy.url_of(path) == file or (not copy.url and path.resolve() == Path(file).resolve()):
                 raise UserError(f"--summary {redact(summary)} is a file of --output: choose another name")
-        check_output_replaceable(copy, path, overwrite, flag="--summary", is_ours=_is_summary_file)
+        check_output_replaceable(copy, path, overwrite, flag="--summary", is_ours=is_summary)
         yield lambda found: _write(found, path, copy)
-
-
-def _is_summary_file(file: Any) -> bool:
-    return is_summary(file.read())
 
 
 def _write(summary: JobSummary, path: Path, copy: LocalCopy) -> None:

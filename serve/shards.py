@@ -140,8 +140,14 @@ def manifest_path(part: Path) -> Path:
 
 def is_manifest(file: IO[bytes]) -> bool:
     """Return whether a file is one, of any version, whole or damaged."""
+    return is_json_of(file, "job", "sha256", "format_version")
+
+
+def is_json_of(file: IO[bytes], *keys: str) -> bool:
+    """Return whether a file is empty, or a JSON object with these keys."""
+    data = file.read()
     try:
-        return not (data := file.read()) or {"job", "sha256", "format_version"} <= set(json.loads(data))
+        return not data.strip() or set(keys) <= set(json.loads(data))
     except (ValueError, TypeError, RecursionError):
         return False
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from serve.contract.confidence import Estimate, Threshold, estimate_accuracy
 from serve.contract.errors import UserError
@@ -16,7 +16,7 @@ from serve.contract.looks import Looks, distance, quantiles
 from serve.contract.profile import ValidationProfile
 from serve.contract.urls import redact
 from serve.outputs.layout import Row
-from serve.shards import Manifest
+from serve.shards import Manifest, is_json_of
 
 SUMMARY_VERSION = 1
 TOP_KINDS = 5  # printed
@@ -235,9 +235,6 @@ def summary_of(manifest: Manifest) -> JobSummary:
         ) from error
 
 
-def is_summary(data: bytes) -> bool:
+def is_summary(file: IO[bytes]) -> bool:
     """Return whether a file is a summary, or empty: such a one may be replaced."""
-    try:
-        return not data.strip() or {"errors_by_kind", "predicted", "is_whole"} <= set(json.loads(data))
-    except (ValueError, TypeError, RecursionError):
-        return False
+    return is_json_of(file, "errors_by_kind", "predicted", "is_whole")

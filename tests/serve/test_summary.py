@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_parts_on_a_provider_without_a_threshold_leave_no_estimate() -> None:
 
 
 def test_a_summary_may_replace_a_summary_alone() -> None:
-    assert is_summary(summary_of_rows([]).to_json())
-    assert is_summary(b"")
+    assert is_summary(BytesIO(summary_of_rows([]).to_json()))
+    assert is_summary(BytesIO(b""))
     for other in (b"{}", b"path,label", b"[1]", b"\x89PNG"):
-        assert not is_summary(other)
+        assert not is_summary(BytesIO(other))
