@@ -109,15 +109,9 @@ def score(
         StorageHangsError: more than MAX_STUCK threads hang.
     """
     check_score(predictor, batch_size, workers, image_timeout, embeddings)
+    turns = turns or Turns(predictor)
     pipeline = _Pipeline(
-        predictor,
-        entries,
-        read,
-        batch_size,
-        image_timeout,
-        embeddings,
-        turns or Turns(predictor),
-        max_megapixels,
+        predictor, iter(entries), read, batch_size, image_timeout, embeddings, turns, max_megapixels
     )
     return pipeline.run(workers)
 
@@ -158,29 +152,26 @@ class Turns:
         self.decoding = threading.Semaphore(processors)  # an image may take half a gigabyte
 
 
+@dataclass(eq=False)
 class _Pipeline:
-    def __init__(
-        self,
-        predictor: Predictor,
-        entries: Iterable[Entry],
-        read: Read,
-        batch_size: int,
-        image_timeout: float,
-        embeddings: bool,
-        turns: Turns,
-        max_megapixels: float,
-    ):
-        self.predictor, self.read, self.batch_size = predictor, read, batch_size
-        self.image_timeout, self.embeddings = image_timeout, embeddings
-        self.turns, self.max_megapixels = turns, max_megapixels
-        self.changed = threading.Condition()  # guards everything below
-        self.entries = iter(entries)
-        self.taken = self.wanted = 0  # batches handed out; number of the batch whose rows come next
-        self.exhausted = self.closed = False
-        self.finished: dict[int, _Batch] = {}
-        self.workers: list[_Worker] = []
-        self.stuck: list[_Worker] = []
-        self.seconds = 0.0  # that the consumer has waited for rows, however long the process was stopped
+    predictor: Predictor
+    entries: Iterator[Entry]
+    read: Read
+    batch_size: int
+    image_timeout: float
+    embeddings: bool
+    turns: Turns
+    max_megapixels: float
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    """Guards the entries and everything below."""
+    taken: int = 0  # batches handed out
+    wanted: int = 0  # number of the batch whose rows come next
+    exhausted: bool = False
+    closed: bool = False
+    finished: dict[int, _Batch] = field(default_factory=dict)
+    workers: "list[_Worker]" = field(default_factory=list)
+    stuck: "list[_Worker]" = field(default_factory=list)
+    seconds: float = 0.0  # that the consumer has waited for rows, however long the process was stopped
 
     def run(self, workers: int) -> Generator[Row, None, None]:
         adaptive = not workers

@@ -215,7 +215,7 @@ def test_pairings_have_thresholds_of_their_own(model: Path) -> None:
         **{"file": "model.onnx", "provider": "openvino", "precision": "bf16", "passed": True},
         **{"num_images": 9, "accuracy_served": 1.0, "validation_agreement": 1.0},
         **{"max_difference_probabilities": 0.0, "onnxruntime": "1", "model_sha256": file_sha256(model)},
-            "images_per_second": {},
+        "images_per_second": {},
     }
     record = model.with_name(RECORD)
     try:
