@@ -1,6 +1,7 @@
 """Command line of serve/main.py: its options, and which of them go together."""
 
 import argparse
+from pathlib import Path
 
 from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
@@ -80,6 +81,12 @@ def _add_hardware_options(group: argparse._ArgumentGroup) -> None:
     add("--precision", choices=ALL_PRECISIONS, default="fp32", help="arithmetic of the provider")
     add("--allow-unverified", action="store_true", help="use a provider that the model was not verified on")
     add("--device-id", type=Number(int), default=0, metavar="N", help="number of the GPU")
+    add(
+        "--engine-cache",
+        type=Path,
+        metavar="DIR",
+        help="TensorRT's engines (default: ~/.cache/purebred/tensorrt)",
+    )
     add(
         "--batch-size",
         type=int,

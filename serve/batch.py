@@ -118,8 +118,9 @@ def score(
 
 def default_batch_size(predictor: Predictor) -> int:
     if predictor.provider != "cpu":
-        half_on_gpu = PROVIDERS[predictor.provider].on_gpu and predictor.metadata.precision == "fp16"
-        return BATCH_SIZE_OF_16_BITS if half_on_gpu else BATCH_SIZE_ON_A_DEVICE
+        small = bool({predictor.precision, predictor.metadata.precision} & {"fp16", "bf16"})
+        on_gpu = PROVIDERS[predictor.provider].on_gpu
+        return BATCH_SIZE_OF_16_BITS if small and on_gpu else BATCH_SIZE_ON_A_DEVICE
     return min(32, max(1, BATCH_PIXELS // predictor.metadata.preprocess.size**2))
 
 

@@ -74,11 +74,11 @@ class Classifier:
         """
         Args:
             path: whatever --model of serve/main.py takes.
-            provider: "cpu", "cuda", "openvino", or "auto": the fastest that is installed and was verified
-                with this file.
+            provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": the fastest that is installed and
+                was verified with this file.
             threads: how many images are read, decoded and classified at the same time, over all calls; 0:
                 one for each processor that this process may use. Workers of Spark or Ray give 1.
-            precision: of the provider's arithmetic, "fp32", "tf32" or "bf16".
+            precision: of the provider's arithmetic, "fp32", "tf32", "bf16" or "fp16".
             batch_size: images in a call of the model; 0: as serve/main.py chooses.
             image_timeout: seconds for reading and decoding one image, then it gets an error; 0: none.
             max_megapixels: millions of pixels above which an image gets an error.

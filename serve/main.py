@@ -186,6 +186,7 @@ def open_scoring(
         args.threads,
         args.precision,
         device_id=args.device_id,
+        engine_cache=args.engine_cache,
         allow_unverified=args.allow_unverified,
         workers=args.workers or available_processors(),
     )

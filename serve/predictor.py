@@ -31,13 +31,14 @@ class Predictor:
         precision: str = "fp32",
         *,
         device_id: int = 0,
+        engine_cache: Path | None = None,
         allow_unverified: bool = False,
         workers: int = 1,
     ):
         """
         Args:
             model: an ONNX file written by export/main.py.
-            provider, threads, precision, device_id, workers: those of `Runtime`.
+            provider, threads, precision, device_id, engine_cache, workers: those of `Runtime`.
             allow_unverified: take a provider and precision that this file was never verified with.
 
         Raises:
@@ -45,7 +46,7 @@ class Predictor:
                 precision, or was never verified with this file.
         """
         self.path = Path(model)
-        runtime = Runtime(provider, precision, threads, device_id, workers)
+        runtime = Runtime(provider, precision, threads, device_id, engine_cache, workers)
         if not self.path.is_file():
             raise UserError(f"model {str(self.path)!r} does not exist or is not a file")
         self.metadata = read_metadata(self.path)

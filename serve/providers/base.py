@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from serve.contract.errors import UserError
+from serve.contract.metadata import ModelMetadata
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,14 @@ class Runtime:
     provider: str = "auto"
     """auto: the fastest that is installed and was verified with the file."""
     precision: str = "fp32"
-    """Of the provider's arithmetic: fp32, tf32 or bf16; that of the file's own weights is
+    """Of the provider's arithmetic: fp32, tf32, fp16 or bf16; that of the file's own weights is
     `ModelMetadata.precision`."""
     threads: int = 0
     """Inference threads on the processor; 0: one for each processor this process may use."""
     device_id: int = 0
     """Which GPU."""
+    engine_cache: Path | None = None
+    """Folder for TensorRT's engines; unset: in the user's cache folder."""
     workers: int = 1
     """Threads that call the session at the same time. With 0 `threads`, those of the cpu provider share the
     processors."""
@@ -40,6 +44,7 @@ class Provider(ABC):
     """onnxruntime's."""
     precisions: tuple[str, ...] = ("fp32",)
     """What it can compute a float32 model's layers in."""
+    chosen_by_auto = True
     on_gpu = False
     """It needs hardly any of the host's threads, and pixels of a call can travel while another one runs."""
     requirements = ""
@@ -52,11 +57,9 @@ class Provider(ABC):
 
     @abstractmethod
     def configure(
-        self, options: ort.SessionOptions, runtime: Runtime, model_precision: str
+        self, options: ort.SessionOptions, path: Path, runtime: Runtime, metadata: ModelMetadata
     ) -> list[Any] | None:
         """Return onnxruntime's list of providers; None when `options` name the provider.
-
-        `model_precision` is that of the file's own layers.
 
         Raises:
             UserError: it cannot be used with this runtime.

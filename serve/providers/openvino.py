@@ -3,11 +3,13 @@
 import functools
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from serve.contract.errors import UserError
+from serve.contract.metadata import ModelMetadata
 from serve.processors import processor_flags
 from serve.providers.base import Provider, Runtime
 
@@ -23,7 +25,7 @@ class OpenVino(Provider):
         return "" if importlib.util.find_spec("onnxruntime_ep_openvino") else "not installed"
 
     def configure(
-        self, options: ort.SessionOptions, runtime: Runtime, model_precision: str
+        self, options: ort.SessionOptions, path: Path, runtime: Runtime, metadata: ModelMetadata
     ) -> list[Any] | None:
         try:
             devices = openvino_devices()

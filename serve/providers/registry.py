@@ -4,8 +4,11 @@ from serve.providers.base import Provider
 from serve.providers.cpu import Cpu
 from serve.providers.cuda import Cuda
 from serve.providers.openvino import OpenVino
+from serve.providers.tensorrt import TensorRT
 
-PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in (Cpu(), Cuda(), OpenVino())}
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider for provider in (Cpu(), Cuda(), TensorRT(), OpenVino())
+}
 PRECISIONS = {name: provider.precisions for name, provider in PROVIDERS.items()}
 ALL_PRECISIONS = tuple(dict.fromkeys(p for precisions in PRECISIONS.values() for p in precisions))
 

@@ -93,7 +93,9 @@ def _check_precision(provider: str, precision: str) -> None:
 def _open_fastest(path: Path, runtime: Runtime, metadata: ModelMetadata, allow_unverified: bool) -> Opened:
     precision, notes, speeds = runtime.precision, dict[str, str](), dict[str, float]()
     verified = {p.provider: p for p in metadata.verified if p.precision == precision}
-    for name in PROVIDERS:
+    for name, provider in PROVIDERS.items():
+        if not provider.chosen_by_auto:
+            continue
         if reason := why_absent(name):
             notes[name] = reason
         elif precision not in PRECISIONS[name]:
@@ -146,13 +148,13 @@ def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reas
     if name == DEFAULT:  # whose callers run at the same time
         threads = max(1, (threads or available_processors()) // runtime.workers)
     options = _session_options(threads)
-    providers = provider.configure(options, runtime, metadata.precision)
+    providers = provider.configure(options, path, runtime, metadata)
     try:
         session = _create(path, options, providers)
     except ValueError as error:
         hint = f"; provider {name!r}: {provider.requirements}" if provider.requirements else ""
         raise UserError(f"{str(error).strip()}{hint}") from error
-    # The GPU build lists CUDA on any machine and falls back silently: ask the session.
+    # The GPU build lists CUDA and TensorRT on any machine and falls back silently: ask the session.
     if (got := session.get_providers()[0]) != provider.full_name:
         raise UserError(
             f"provider {name!r} cannot be used, the session got {got!r}: {provider.requirements}; or use "

@@ -8,7 +8,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,19 +194,21 @@ def test_a_batch_is_what_stays_in_the_cache_but_never_empty(
 
 
 @pytest.mark.parametrize(
-    ("provider", "file", "runs", "size"),
+    ("provider", "precision", "runs", "size"),
     [
         ("cuda", "fp32", 2, 64),
-        ("cuda", "fp16", 2, 128),
-        ("openvino", "fp16", 1, 64),
+        ("cuda", "tf32", 2, 64),
+        ("tensorrt", "fp16", 2, 128),
+        ("tensorrt", "bf16", 2, 128),
+        ("openvino", "bf16", 1, 64),
         ("cpu", "fp32", 3, 32),
     ],
 )
 def test_a_gpu_has_two_runs_in_flight_and_larger_batches_of_16_bits(
-    predictor: Predictor, provider: str, file: str, runs: int, size: int
+    predictor: Predictor, provider: str, precision: str, runs: int, size: int
 ) -> None:
     there = copy.copy(predictor)
-    there.provider, there.metadata = provider, replace(predictor.metadata, precision=file)
+    there.provider, there.precision = provider, precision
     device = Turns(there, 3).device
     assert [device.acquire(blocking=False) for _ in range(runs + 1)] == [True] * runs + [False]
     assert default_batch_size(there) == size

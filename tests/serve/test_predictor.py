@@ -114,7 +114,7 @@ def test_auto_without_a_gpu_is_the_cpu_and_prints_no_alarm(
 
 
 def test_an_unknown_provider_is_refused_with_the_known_ones(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"'tpu'.*auto, cpu, cuda, openvino"):
+    with pytest.raises(ValueError, match=r"'tpu'.*auto, cpu, cuda, tensorrt, openvino"):
         Predictor(model, "tpu")
 
 

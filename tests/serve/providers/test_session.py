@@ -164,9 +164,9 @@ def test_a_model_that_names_a_file_beside_it_as_its_weights_is_refused(tmp_path:
     [
         ("cpu", "bf16", "cpu .*bf16.*--precision fp32.*--provider"),
         ("cuda", "bf16", "cuda .*bf16"),
-        ("openvino", "tf32", "openvino .*tf32.*--precision fp32 or bf16"),
-        ("cpu", "fp8", "--precision 'fp8'.*fp32, tf32, bf16"),
-        ("tpu", "fp32", "--provider 'tpu'.*auto, cpu, cuda, openvino"),
+        ("openvino", "fp16", "openvino .*fp16.*--precision fp32 or bf16"),
+        ("cpu", "fp8", "--precision 'fp8'.*fp32, tf32, fp16, bf16"),
+        ("tpu", "fp32", "--provider 'tpu'.*auto, cpu, cuda, tensorrt, openvino"),
     ],
 )
 def test_a_precision_that_a_provider_has_not_is_an_error(
@@ -216,19 +216,24 @@ def test_openvino_that_takes_no_processor_of_this_machine_is_an_error(
 
 @no_gpu
 @needs_gpu_build
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [("cuda", "CPUExecutionProvider.*NVIDIA GPU"), ("tensorrt", "pip install tensorrt")],
+)
 def test_the_silent_fallback_of_onnxruntime_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, reason: str
 ) -> None:
     """A driver without the libraries: onnxruntime lists the provider and makes a session of the CPU's."""
     monkeypatch.setattr(cuda, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    model = model_verified_on(tmp_path, "cpu:fp32", "cuda:fp32")
-    with pytest.raises(ValueError, match=r"CPUExecutionProvider.*NVIDIA GPU"):
-        Predictor(model, "cuda")
-    record_verification(model, ("cuda:fp32", True, 9.0))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = model_verified_on(tmp_path, "cpu:fp32", f"{provider}:fp32")
+    with pytest.raises(ValueError, match=reason):
+        Predictor(model, provider)
+    record_verification(model, (f"{provider}:fp32", True, 9.0))
     predictor = Predictor(model, "auto", threads=1)
     assert predictor.provider == "cpu"
-    assert "CPUExecutionProvider" in predictor.reason
+    assert ("CPUExecutionProvider" in predictor.reason) == (provider == "cuda")
 
 
 def test_a_session_that_gives_the_provider_no_node_is_refused(
