@@ -20,8 +20,7 @@ import sys
 from pathlib import Path
 
 if not __package__:  # started by path: the repository root, not k8s/, belongs on sys.path
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from k8s.runner.checks import check
 from k8s.runner.cluster import Cluster, KubectlError, PipelineError, say

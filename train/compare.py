@@ -14,11 +14,8 @@ promoted, 1 not promoted, 2 an error.
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
-
 if __name__ == "__main__":  # before the imports that take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository root, not train/
     from serve.contract.interrupts import end_on_signal
 
     end_on_signal(importing=True)

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 if not __package__:  # started by path: the repository root, not train/, belongs on sys.path
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from serve.contract.installation import require
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # started by path: the repository root, not train/data/, belongs on sys.path
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parents[1]), *(entry for entry in sys.path if entry != str(here))]
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from serve.contract.installation import require
 

@@ -20,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 if not __package__:  # started by path: the repository root, not train/data/, belongs on sys.path
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parents[1]), *(entry for entry in sys.path if entry != str(here))]
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from serve.contract.command_line import CommandLine, Number
 
