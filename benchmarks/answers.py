@@ -23,7 +23,7 @@ from serve.contract.images import load_image, read_image_file
 from serve.contract.preprocess import Preprocess
 from train.checkpoint import load_checkpoint
 from train.engine.device import keep_freed_memory
-from train.evaluation.calibration import expected_calibration_error, fit_temperature, log_probabilities
+from train.evaluation.calibration import calibration_error, fit_temperature, log_probabilities
 from train.evaluation.significance import accuracy_interval, mean_interval, paired_test
 from train.models.build import rebuild
 from train.models.classifier import ImageClassifier
@@ -101,7 +101,7 @@ def main() -> None:
         print(
             f"| {name} | {a.value:.4f} [{a.low:.4f}, {a.high:.4f}] "
             f"| {m.value:.4f} [{m.low:.4f}, {m.high:.4f}] "
-            f"| {expected_calibration_error(values, labels):.4f} "
+            f"| {calibration_error(values.max(1), correct):.4f} "
             f"| {test.accuracy.value:+.4f} (p {test.p:.2g}) "
             f"| {test.log_loss.value:+.4f} [{test.log_loss.low:+.4f}, {test.log_loss.high:+.4f}] |",
             flush=True,

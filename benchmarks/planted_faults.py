@@ -429,14 +429,14 @@ FAULTS = [
     Fault(
         "ROC AUC of the first class",
         "train/evaluation/metrics.py",
-        "first = 1 if rows.num_classes == 2 else 0",
+        "first = 1 if num_classes == 2 else 0",
         "first = 0",
     ),
     Fault(
         "top-5 accuracy with equal logits in favour of the label",
         "train/evaluation/metrics.py",
-        "rank = np.count_nonzero(~(values <= own) | ((values == own) & (classes < label)), axis=1)",
-        "rank = np.count_nonzero(~(values <= own), axis=1)",
+        "rank = np.count_nonzero(~(logits <= own) | ((logits == own) & (classes < label)), axis=1)",
+        "rank = np.count_nonzero(~(logits <= own), axis=1)",
     ),
     Fault(
         "confusion pairs on their side",
@@ -465,8 +465,8 @@ FAULTS = [
     Fault(
         "equal scores count as won in ROC AUC",
         "train/evaluation/metrics.py",
-        "wins = sum(np.count_nonzero(near < score) + np.count_nonzero(near <= score) for score in own) / 2",
-        "wins = sum(np.count_nonzero(near <= score) for score in own)",
+        'np.searchsorted(ordered, own, side).sum() for side in ("left", "right")',
+        'np.searchsorted(ordered, own, side).sum() for side in ("right", "right")',
     ),
     Fault(
         "the table of an earlier stop stays beside better arrays",
@@ -483,8 +483,8 @@ FAULTS = [
     Fault(
         "predictions without the temperature that is served",
         "train/evaluation/predictions.py",
-        "yield part, log_probabilities(self.logits[part], self.temperature, self.clip)",
-        "yield part, log_probabilities(self.logits[part], 1.0, self.clip)",
+        "return log_probability_blocks(self.logits, self.temperature, self.clip)",
+        "return log_probability_blocks(self.logits, 1.0, self.clip)",
     ),
     # what is kept
     Fault(

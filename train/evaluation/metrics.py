@@ -1,17 +1,23 @@
 """Validation metrics from the logits of every validation image: exact with any number of processes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from train.evaluation.calibration import Floats, Labels, SoftmaxRows, calibration_error, in_threads
+from train.evaluation.calibration import (
+    Floats,
+    Labels,
+    calibration_error,
+    fit_temperature,
+    log_confidences,
+)
 
 TOP, TOP_FROM = 5, 10  # top-5 accuracy is of ten classes or more
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read
-CLASSES_AT_ONCE, ROWS_AT_ONCE = 64, 256
-FEW = 200  # images of a class; beyond, sorting all scores takes less time than comparing each with all
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,10 @@ def top_accuracy(logits: NDArray[Any], labels: Labels, k: int = TOP) -> float:
 
     `logits`: [N, num_classes], `labels`: [N]. With k = 1 it is the accuracy of argmax. NaN is never right.
     """
-    classes, right = np.arange(logits.shape[1]), np.zeros(len(labels), bool)
-
-    def block(start: int) -> None:
-        part = slice(start, start + ROWS_AT_ONCE)
-        values, label = logits[part], labels[part][:, None]
-        own = np.take_along_axis(values, label, axis=1)
-        rank = np.count_nonzero(~(values <= own) | ((values == own) & (classes < label)), axis=1)
-        right[part] = rank < k
-
-    in_threads(block, range(0, len(labels), ROWS_AT_ONCE))
-    return float(right.mean())
+    own, label = np.take_along_axis(logits, labels[:, None], axis=1), labels[:, None]
+    classes = np.arange(logits.shape[1])
+    rank = np.count_nonzero(~(logits <= own) | ((logits == own) & (classes < label)), axis=1)
+    return float((rank < k).mean())
 
 
 def evaluate_logits(
@@ -55,26 +54,25 @@ def evaluate_logits(
     --calibrate, none of them below `clip`; log_loss and ece are without temperature and clip. ROC AUC is of
     the second of two classes, or the mean over one-against-rest; it is left out when a class has no image.
     """
-    rows = SoftmaxRows(logits, labels)
-    plain = rows.sums(1.0)
-    fitted = rows.fit(plain)
-    own, top = rows.log_probabilities(plain)
-    own_fitted, top_fitted = rows.log_probabilities(fitted, clip)
-    correct = rows.predicted == labels
+    predicted = logits.argmax(axis=1)
+    temperature = fit_temperature(logits, labels)
+    own, top = log_confidences(logits, labels)
+    own_fitted, top_fitted = log_confidences(logits, labels, temperature, clip)
+    correct = predicted == labels
     num_classes = len(class_names)
-    counted, f1 = f1_of_classes(labels, rows.predicted, num_classes)
+    counted, f1 = f1_of_classes(labels, predicted, num_classes)
     values = {
         "accuracy": float(correct.mean()),
         **({"top5_accuracy": top_accuracy(logits, labels)} if num_classes >= TOP_FROM else {}),
         "log_loss": float(-own.mean()),
         "ece": calibration_error(top, correct),
-        "temperature": 1 / fitted.inverse,
+        "temperature": temperature,
         "log_loss_calibrated": float(-own_fitted.mean()),
         "ece_calibrated": calibration_error(top_fitted, correct),
         "f1_macro": float(f1[counted].mean()),
     }
-    if rows.finite and np.bincount(labels, minlength=num_classes).all():
-        values["roc_auc"] = mean_roc_auc(rows, plain.log_sum, labels)
+    if np.isfinite(logits).all() and np.bincount(labels, minlength=num_classes).all():
+        values["roc_auc"] = mean_roc_auc(logits, logits.max(axis=1) - top, labels)
     return Evaluation(logits, labels, values)
 
 
@@ -88,45 +86,34 @@ def f1_of_classes(labels: Labels, predicted: Labels, num_classes: int) -> tuple[
     return actual + guessed > 0, 2 * right / np.maximum(actual + guessed, 1)
 
 
-def mean_roc_auc(rows: SoftmaxRows, log_sum: Floats, labels: Labels) -> float:
+def mean_roc_auc(logits: NDArray[Any], log_sums: Floats, labels: Labels) -> float:
     """Return ROC AUC of the second of two classes, or the mean over one-against-rest.
 
-    Each class has images, and logits are finite.
+    Args:
+        logits: [N, num_classes], finite.
+        log_sums: [N], the logarithm of the sum of their powers.
+        labels: [N]; each class occurs.
     """
-    order = np.argsort(labels, kind="stable")
-    images = np.split(order, np.searchsorted(labels[order], np.arange(1, rows.num_classes)))
-    first = 1 if rows.num_classes == 2 else 0
-    values = np.zeros(rows.num_classes)
+    num_classes = logits.shape[1]
+    columns = np.ascontiguousarray(logits.T)
 
-    def block(start: int) -> None:
-        stop = min(start + CLASSES_AT_ONCE, rows.num_classes)
-        columns = np.empty((stop - start, len(labels)), rows.logits.dtype)
-        for row in range(0, len(labels), ROWS_AT_ONCE):  # so many fit a processor's cache
-            columns[:, row : row + ROWS_AT_ONCE] = rows.logits[row : row + ROWS_AT_ONCE, start:stop].T
-        for label, column in enumerate(columns, start):
-            values[label] = area_under_roc(np.exp(column - rows.top - log_sum), images[label])
+    def of_class(label: int) -> float:
+        return area_under_roc(np.exp(columns[label] - log_sums), labels == label)
 
-    in_threads(block, range(first, rows.num_classes, CLASSES_AT_ONCE))
-    return float(values[first:].mean())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy releases Python's lock
+        first = 1 if num_classes == 2 else 0
+        return float(np.mean(list(pool.map(of_class, range(first, num_classes)))))
 
 
-def area_under_roc(scores: Floats, positive: Labels) -> float:
+def area_under_roc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     """Return the share of pairs of a positive and another image in which the positive one has the higher
     score; equal scores count half.
 
     Args:
         scores: [N], finite.
-        positive: indices of the positive images, neither none nor all.
+        positive: [N], both values occur.
     """
-    own = scores[positive]
-    if len(own) <= FEW:
-        low, high = own.min(), own.max()
-        near = scores[(scores >= low) & (scores <= high)]
-        # each positive image against those of `near`, itself among them; all of them beat the lower ones
-        wins = sum(np.count_nonzero(near < score) + np.count_nonzero(near <= score) for score in own) / 2
-        wins += len(own) * np.count_nonzero(scores < low)
-    else:
-        ordered = np.sort(scores)
-        wins = sum(np.searchsorted(ordered, own, side).sum() for side in ("left", "right")) / 2
+    own, ordered = scores[positive], np.sort(scores)
+    wins = sum(np.searchsorted(ordered, own, side).sum() for side in ("left", "right")) / 2
     among_themselves = len(own) ** 2 / 2
     return float((wins - among_themselves) / (len(own) * (len(scores) - len(own))))

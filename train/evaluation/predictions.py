@@ -21,7 +21,7 @@ from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from train.data.index import ImageSet
 from train.data.layouts.soft_labels import SOFT_COLUMN
-from train.evaluation.calibration import log_probabilities
+from train.evaluation.calibration import log_probability_blocks
 from train.evaluation.metrics import TOP, Evaluation
 
 TABLE = "val_predictions.csv"
@@ -29,7 +29,6 @@ COLUMNS = ("path", "label", "prediction", "correct", "loss")  # then probability
 MOST_COLUMNS = 100  # classes; a table of 50,000 images and 1,000 classes would have 0.7 GB
 RANKED = tuple(f"{name}_{k}" for k in range(1, TOP + 1) for name in ("top", "top_probability"))
 SHORT = (*COLUMNS, "label_probability", *RANKED)
-NUMBERS_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,7 @@ class StoredAnswers:
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Yield log probabilities [rows, num_classes] for some rows at a time."""
-        size = max(1, NUMBERS_AT_ONCE // len(self.class_names))
-        for start in range(0, len(self.paths), size):
-            part = slice(start, start + size)
-            yield part, log_probabilities(self.logits[part], self.temperature, self.clip)
+        return log_probability_blocks(self.logits, self.temperature, self.clip)
 
     def predictions(self, source: str) -> Predictions:
         log_probs = np.concatenate([values for _, values in self.blocks()])

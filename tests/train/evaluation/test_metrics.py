@@ -14,7 +14,6 @@ from sklearn.metrics import (
 )
 
 from train.evaluation.metrics import (
-    FEW,
     Evaluation,
     area_under_roc,
     evaluate_logits,
@@ -63,15 +62,13 @@ def test_values_are_scikit_learns(num_classes: int, n: int, dtype: type) -> None
     assert values["roc_auc"] == close(auc)
 
 
-@pytest.mark.parametrize("positives", [1, 30, FEW, FEW + 1, 800, 999])
+@pytest.mark.parametrize("positives", [1, 30, 800, 999])
 @pytest.mark.parametrize("decimals", [0, 1, 9], ids=["most scores equal", "some", "none"])
 def test_roc_auc_is_scikit_learns_with_equal_scores(positives: int, decimals: int) -> None:
     rng = np.random.default_rng(positives)
     truth = rng.permutation(np.arange(1000) < positives)
     scores = (rng.random(1000) + 0.2 * truth).round(decimals)
-    assert area_under_roc(scores, np.flatnonzero(truth)) == pytest.approx(
-        roc_auc_score(truth, scores), abs=1e-9
-    )
+    assert area_under_roc(scores, truth) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
 
 
 @pytest.mark.parametrize("num_classes", [9, 10, 300])

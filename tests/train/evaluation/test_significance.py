@@ -9,7 +9,7 @@ from scipy.stats import multinomial, norm
 from sklearn.metrics import f1_score, roc_auc_score
 
 from train.evaluation import significance
-from train.evaluation.calibration import expected_calibration_error
+from train.evaluation.calibration import calibration_error
 from train.evaluation.significance import (
     Interval,
     accuracy_interval,
@@ -221,7 +221,7 @@ def test_intervals_of_auc_f1_and_calibration_error_hold_the_truth_as_often_as_th
     truth = (
         float(np.mean([auc_interval(labels == c, log_probs[:, c]).value for c in range(3)])),
         f1_score(labels, log_probs.argmax(axis=1), average="macro"),
-        expected_calibration_error(log_probs, labels),
+        calibration_error(log_probs.max(axis=1), log_probs.argmax(axis=1) == labels),
     )
     tries, held = 100, np.zeros(3)
     for seed in range(tries):
