@@ -2,8 +2,7 @@
 
     python benchmarks/epoch_end.py [--images 50000] [--classes 1000] [--skill 8] [--root TREE]
 
-Prints seconds and the peak of memory. `--root` measures another checkout, whose versions before the arrays
-wrote the table after every best epoch.
+Prints seconds and the peak of memory. `--root` measures another checkout.
 """
 
 import argparse
@@ -39,9 +38,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
     args = parser.parse_args()
     sys.path.insert(0, str(args.root))
-    from train.data.index import ImageSet
-    from train.evaluation import predictions
     from train.evaluation.metrics import evaluate_logits
+    from train.evaluation.predictions import StoredAnswers, finish_predictions
 
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
@@ -50,19 +48,12 @@ def main() -> None:
     logits[np.arange(args.images), labels] += args.skill
     names = tuple(f"class{i}" for i in range(args.classes))
     paths = [f"{names[label]}/{i}.jpg" for i, label in enumerate(labels)]
-    images = ImageSet(Path("nowhere"), paths, labels, names, [""] * args.images)
-    stored = getattr(predictions, "StoredAnswers", None)
-    given = logits if stored else logits.astype(np.float64)  # as the loop of that version gathers them
-    evaluate_logits(given[:500], labels[:500] % 2, names)  # imports
-    evaluation = timed("metrics", lambda: evaluate_logits(given, labels, names))
+    answers = StoredAnswers(paths, labels, names, logits, 1.5)
+    evaluate_logits(logits[:500], labels[:500] % 2, names)  # imports
+    timed("metrics", lambda: evaluate_logits(logits, labels, names))
     with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "val_predictions.csv"
-        if stored:
-            arrays = table.with_suffix(".npz")
-            timed("arrays, in the background", lambda: stored.of(images, evaluation, 1.5, 0.0).save(arrays))
-            timed("table, once at the end", lambda: predictions.finish_predictions(table))
-        else:
-            timed("table", lambda: predictions.write_predictions(table, images, evaluation, 1.5, 0.0))
+        timed("arrays, in the background", lambda: answers.save(Path(folder)))
+        timed("table, once at the end", lambda: finish_predictions(Path(folder)))
         sizes = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in Path(folder).iterdir()}
         print(sizes)
 

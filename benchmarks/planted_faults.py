@@ -471,7 +471,7 @@ FAULTS = [
     Fault(
         "the table of an earlier stop stays beside better arrays",
         "train/evaluation/predictions.py",
-        '        path.with_suffix(".csv").unlink(missing_ok=True)\n',
+        "        (run / TABLE).unlink(missing_ok=True)\n",
         "",
     ),
     Fault(

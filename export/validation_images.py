@@ -10,7 +10,7 @@ from PIL import Image
 
 from serve.contract.errors import UserError
 from serve.contract.images import Decode, load_accepted, load_whole
-from train.evaluation.predictions import TABLE, read_labels
+from train.evaluation.predictions import read_labels
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ValidationImages:
         Raises:
             UserError: there are none, or the first one is gone, so that minutes of work would fail.
         """
-        paths, labels = read_labels(run / TABLE)
+        paths, labels = read_labels(run)
         total = len(paths)
         if limit and limit < total:
             chosen = np.linspace(0, total - 1, limit).round().astype(int)

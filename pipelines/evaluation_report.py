@@ -17,11 +17,10 @@ from serve.contract.confidence import Estimate, Threshold, estimate_accuracy
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.predictor import Predictor
-from train.data.index import ImageSet
 from train.evaluation.classes import class_intervals
 from train.evaluation.html_report import REPORT, REPORT_START, Measure, Report, write_report
-from train.evaluation.metrics import Evaluation, evaluate_logits
-from train.evaluation.predictions import COLUMNS, Predictions, write_predictions
+from train.evaluation.metrics import evaluate_logits
+from train.evaluation.predictions import COLUMNS, Predictions, StoredAnswers, write_answers
 from train.evaluation.significance import (
     Interval,
     accuracy_interval,
@@ -206,9 +205,8 @@ def write_evaluation(folder: Path, summary: Summary, scored: Scored, page: Repor
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
     write_table(folder / "per_class.csv", summary.per_class)
-    images = ImageSet(scored.data.found.root, scored.paths, scored.labels, scored.data.class_names, [])
-    evaluation = Evaluation(log_served(scored), scored.labels, {})
-    write_predictions(folder / "predictions.csv", images, evaluation)
+    answers = StoredAnswers(scored.paths, scored.labels, scored.data.class_names, log_served(scored))
+    write_answers(folder / "predictions.csv", answers)
     write_bad_files(folder, scored.bad)
     write_report(folder / REPORT, page)
     with atomic_write(folder / "evaluation.json", "w") as file:

@@ -95,7 +95,7 @@ def _read_fold(run: Path) -> tuple[Predictions, dict[str, Any]]:
     state = load_checkpoint(best_checkpoint(run))
     if not state["config"].get("folds"):
         raise UserError(f"{run} is no fold: it was trained without --folds")
-    predictions = read_predictions(run / "val_predictions.csv")
+    predictions = read_predictions(run)
     if predictions.class_names != tuple(state["class_names"]):
         raise UserError(f"{predictions.source} is not of {best_checkpoint(run)}: other classes")
     return predictions, state

@@ -53,7 +53,7 @@ class PseudoLabels:
 
 def check_skill(run: Path) -> None:
     """Raise UserError when a run is not surely better than always naming the largest class."""
-    predictions = read_predictions(run / "val_predictions.csv")
+    predictions = read_predictions(run)
     if not better_than_largest(predictions.correct, predictions.labels):
         raise UserError(
             f"the teacher {run} is not surely better than always naming the largest class: accuracy "

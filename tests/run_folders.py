@@ -8,9 +8,8 @@ import numpy as np
 
 from train.cli import save_config
 from train.config import TrainConfig
-from train.data.index import ImageSet
 from train.evaluation.metrics import evaluate_logits
-from train.evaluation.predictions import write_predictions
+from train.evaluation.predictions import StoredAnswers, finish_predictions
 
 
 def make_run(
@@ -33,14 +32,12 @@ def make_run(
     logits = shared + np.random.default_rng([seed, 1]).normal(size=(10_000, len(names)))[numbers]
     logits[np.arange(n), labels] += skill
     evaluation = evaluate_logits(logits, labels, names)
-    images = ImageSet(
-        Path("nowhere"), [f"{i}.png" for i in numbers], labels, names, [str(i) for i in numbers]
-    )
     config = TrainConfig(name=folder.name, **{"lr": 1e-3, **settings})
     save_config(config, folder / "config.yaml")
     temperature = evaluation.values["temperature"] if config.calibrate else 1.0
-    predictions = folder / "val_predictions.csv"
-    write_predictions(predictions, images, evaluation, temperature, config.clip_probabilities)
+    paths = [f"{i}.png" for i in numbers]
+    StoredAnswers(paths, labels, names, logits, temperature, config.clip_probabilities).save(folder)
+    finish_predictions(folder)
     best = {f"val/{name}": value for name, value in evaluation.values.items()}
     worse = best | {"val/accuracy": best["val/accuracy"] / 2, "val/log_loss": best["val/log_loss"] * 2}
     worse["val/log_loss_calibrated"] *= 2

@@ -46,7 +46,7 @@ from train.engine.device import choose_device, choose_workers, configure, explai
 from train.engine.prepare import prepare
 from train.engine.shutdown import exit_after_bug, exit_with_code, recorded_status, while_in_contact
 from train.engine.trainer import Trainer
-from train.evaluation.predictions import TABLE, predictions_at_a_stop
+from train.evaluation.predictions import predictions_at_a_stop
 from train.runs.directory import create_run_folder, run_folder
 from train.runs.mirror import Mirror, localise
 from train.runs.report import training_summary, write_run_report
@@ -99,7 +99,7 @@ def train(
         tracker.start(run.parameters(), sources[0], data.digest, sources[1], val_digest)
         remote = f"{store}/{config.name}" if store and ranks.is_main else ""
         publish = stack.enter_context(Mirror(folder, remote, log)) if remote else lambda: None
-        stack.enter_context(predictions_at_a_stop(folder / TABLE, ranks.is_main))
+        stack.enter_context(predictions_at_a_stop(folder, ranks.is_main))
         with recorded_status(run, folder, tracker, stop):
             Trainer(run, folder, tracker, stop, log, publish).fit()
             if ranks.is_main:

@@ -111,7 +111,8 @@ def test_a_failed_verification_leaves_no_model_not_even_an_older_one(
     [
         (lambda run: (run / "checkpoints" / "best.pt").write_bytes(b"x" * 999), "best.pt"),
         (lambda run: (run / "checkpoints" / "best.pt").unlink(), "best.pt"),
-        (lambda run: (run / "val_predictions.csv").unlink(), "val_predictions.csv"),
+        (lambda run: (run / "val_predictions.npz").unlink(), "val_predictions.npz"),
+        (lambda run: (run / "val_predictions.npz").write_bytes(b"x" * 999), "val_predictions.npz"),
     ],
 )
 def test_a_damaged_run_directory_is_one_clear_line(
@@ -257,15 +258,6 @@ def test_a_gate_has_a_limit(run: Path, drop: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         export.main.main(["--run", str(run), "--max-accuracy-drop", drop])
     assert f"--max-accuracy-drop {drop}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", ["path,label\n", "", "a,b\n1,2\n"])
-def test_predictions_without_rows_are_named(
-    run: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run / "val_predictions.csv").write_text(text)
-    assert export.main.main(["--run", str(run)]) == 2
-    assert "val_predictions.csv" in capsys.readouterr().err
 
 
 def test_validation_images_may_have_moved(published: Path, sample: Path, tmp_path: Path) -> None:

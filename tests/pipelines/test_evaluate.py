@@ -18,7 +18,6 @@ from pipelines.evaluation_report import FILES
 from serve.contract import confidence
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
-from train.evaluation.predictions import read_predictions
 
 
 @pytest.fixture
@@ -50,22 +49,28 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def check_against_sklearn(output: Path) -> None:
     """Compare evaluation.json and per_class.csv with what predictions.csv gives."""
-    p = read_predictions(output / "predictions.csv")
+    table = read_table(output / "predictions.csv")
     metrics = json.loads((output / "evaluation.json").read_text())["metrics"]
-    names, sure = list(p.class_names), p.probabilities.max(axis=1)
+    columns = [column for column in table[0] if column.startswith("probability_")]
+    names = [column.removeprefix("probability_") for column in columns]
+    probabilities = np.array([[float(row[column]) for column in columns] for row in table])
+    labels, predicted = (
+        np.array([names.index(row[column]) for row in table]) for column in ("label", "prediction")
+    )
+    sure = probabilities.max(axis=1)
     precision, recall, f1, images = sklearn.metrics.precision_recall_fscore_support(
-        p.labels, p.predicted, labels=range(len(names)), zero_division=0.0
+        labels, predicted, labels=range(len(names)), zero_division=0.0
     )
     expected = {
-        "accuracy": sklearn.metrics.accuracy_score(p.labels, p.predicted),
-        "log_loss": sklearn.metrics.log_loss(p.labels, p.probabilities, labels=range(len(names))),
-        "f1_macro": sklearn.metrics.f1_score(p.labels, p.predicted, average="macro"),
+        "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
+        "log_loss": sklearn.metrics.log_loss(labels, probabilities, labels=range(len(names))),
+        "f1_macro": sklearn.metrics.f1_score(labels, predicted, average="macro"),
     }
-    if len(set(p.labels)) == len(names):
-        scores = p.probabilities[:, 1] if len(names) == 2 else p.probabilities
-        expected["roc_auc"] = sklearn.metrics.roc_auc_score(p.labels, scores, multi_class="ovr")
+    if len(set(labels)) == len(names):
+        scores = probabilities[:, 1] if len(names) == 2 else probabilities
+        expected["roc_auc"] = sklearn.metrics.roc_auc_score(labels, scores, multi_class="ovr")
     bins = np.minimum((sure * 15).astype(int), 14)
-    gaps = [abs((p.correct - sure)[bins == b].sum()) for b in range(15)]
+    gaps = [abs(((labels == predicted) - sure)[bins == b].sum()) for b in range(15)]
     expected["ece"] = sum(gaps) / len(sure)
     assert {name: interval["value"] for name, interval in metrics.items()} == pytest.approx(
         expected, abs=1e-6

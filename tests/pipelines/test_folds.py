@@ -8,9 +8,7 @@ import pytest
 
 from pipelines.folds import read_folds
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.data.index import ImageSet
-from train.evaluation.metrics import evaluate_logits
-from train.evaluation.predictions import write_predictions
+from train.evaluation.predictions import StoredAnswers
 
 NAMES = ("cat", "dog")
 
@@ -20,9 +18,8 @@ def fold_run(root: Path, fold: int, paths: list[str], logits: list[list[float]] 
     run = root / f"fold{fold}"
     labels = np.array([NAMES.index(path.split(".")[0]) for path in paths])
     values = np.array(logits) if logits else 2.0 * np.eye(2)[labels]
-    images = ImageSet(root, paths, labels, NAMES, [""] * len(paths))
     (run / "checkpoints").mkdir(parents=True)
-    write_predictions(run / "val_predictions.csv", images, evaluate_logits(values, labels, NAMES))
+    StoredAnswers(paths, labels, NAMES, values).save(run)
     state = {
         "config": {"folds": 3, "fold": fold, "seed": 0},
         "content_digest": "a" * 64,
@@ -64,7 +61,7 @@ def test_missing_folds_are_known(tmp_path: Path) -> None:
         ({"seed": 1}, r"fold2 .*fold1 .*--seed 1 .*0"),
         ({"folds": 5}, r"fold2 .*fold1 .*--folds 5 .*3"),
         ({"content_digest": "b" * 64}, r"fold2 .*fold1 .*'bbbbbbbbbbbb' .*'aaaaaaaaaaaa'"),
-        ({"class_names": ["cat", "wolf"]}, r"fold2/val_predictions.csv .*best.pt"),
+        ({"class_names": ["cat", "wolf"]}, r"fold2/val_predictions.npz .*best.pt"),
         ({"fold": 1}, r"fold1 .*fold2 .*fold 1"),
         ({"fold": 0, "folds": 0}, r"fold2 .*--folds"),
     ],
@@ -86,8 +83,8 @@ def test_an_image_in_two_folds_is_an_error_that_names_it(tmp_path: Path) -> None
 
 def test_a_run_without_its_files_is_an_error_that_names_them(tmp_path: Path) -> None:
     runs = three(tmp_path)
-    (runs[2] / "val_predictions.csv").unlink()
-    with pytest.raises(ValueError, match=r"fold3/val_predictions.csv"):
+    (runs[2] / "val_predictions.npz").unlink()
+    with pytest.raises(ValueError, match=r"fold3/val_predictions.npz"):
         read_folds(runs)
     with pytest.raises(ValueError, match=r"nowhere/checkpoints/best.pt"):
         read_folds([tmp_path / "nowhere"])

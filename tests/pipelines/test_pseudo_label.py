@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -21,6 +22,7 @@ from pipelines.teacher import PseudoLabels, check_skill, read_scores, score_fold
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import prepare_data
 from train.data.layouts.label_file import read
+from train.evaluation.predictions import StoredAnswers
 
 
 def found(rows: list[list[float]]) -> PseudoLabels:
@@ -124,13 +126,8 @@ def test_settings_can_change_until_a_round_is_labelled(tmp_path: Path) -> None:
 
 def make_right(run: Path) -> None:
     """Let a run of an epoch or two pass for one that learnt something, which a teacher has to be."""
-    path = run / "val_predictions.csv"
-    with path.open(newline="") as file:
-        rows = [row | {"prediction": row["label"], "correct": "1"} for row in csv.DictReader(file)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    answers = StoredAnswers.load(run)
+    replace(answers, logits=np.eye(len(answers.class_names))[answers.labels]).save(run)
 
 
 @pytest.mark.parametrize(("skill", "taken"), [(0.0, False), (3.0, True)])
@@ -145,9 +142,9 @@ def test_a_teacher_at_chance_is_refused(tmp_path: Path, skill: float, taken: boo
 
 def test_a_teacher_that_always_names_the_largest_class_is_refused(tmp_path: Path) -> None:
     """It would be sure of all unlabelled images."""
-    rows = [f"{i}.png,{'dog' if i % 20 else 'cat'},dog,{int(i % 20 > 0)},0.1,0.05,0.95" for i in range(400)]
-    header = "path,label,prediction,correct,loss,probability_cat,probability_dog"
-    (tmp_path / "val_predictions.csv").write_text("\n".join([header, *rows]) + "\n")
+    labels = (np.arange(400) % 20 > 0).astype(int)
+    paths = [f"{i}.png" for i in range(400)]
+    StoredAnswers(paths, labels, ("cat", "dog"), np.tile([0.0, 3.0], (400, 1))).save(tmp_path)
     with pytest.raises(ValueError, match=r"0\.9500 .*400"):
         check_skill(tmp_path)
 

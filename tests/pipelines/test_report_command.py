@@ -23,7 +23,7 @@ def test_a_report_written_anew_has_the_runs_numbers(
     again = (run / "report.html").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["val/accuracy"], -row["val/log_loss_calibrated"]))
-    p = read_predictions(run / "val_predictions.csv")
+    p = read_predictions(run)
     threshold = fit_threshold(p.probabilities.max(axis=1), p.correct).probability
     for page, location in ((first, "runs/small"), (again, f"'{run}'")):
         numbers = (

@@ -15,7 +15,7 @@ from train.cli import save_config
 from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.metrics import Evaluation
-from train.evaluation.predictions import TABLE, StoredAnswers, arrays_of
+from train.evaluation.predictions import StoredAnswers
 from train.runs.duplicate_report import list_duplicates, save_duplicates
 
 TRAINING_KEYS = ("optimizer", "scheduler", "scaler")  # of a checkpoint, which inference needs not
@@ -78,8 +78,14 @@ def save_best(
     The checkpoint has the temperature that its predictions were made with; training continues without.
     """
     temperature = evaluation.values["temperature"] if config.calibrate else 1.0
-    clip = config.clip_probabilities
-    StoredAnswers.of(data.val, evaluation, temperature, clip).save(arrays_of(folder / TABLE))
+    StoredAnswers(
+        list(data.val.paths),
+        evaluation.labels,
+        data.val.class_names,
+        evaluation.logits,
+        temperature,
+        config.clip_probabilities,
+    ).save(folder)
     best = {key: value for key, value in state.items() if key not in TRAINING_KEYS}
     for weights in ("model", "ema"):
         if best[weights] is not None:

@@ -19,13 +19,12 @@ from serve.contract.urls import is_remote, redact
 from train.checkpoint import CHECKPOINTS, checkpoint_folder
 from train.config import TrainConfig
 from train.distributed import Log, Ranks, gather_list
-from train.evaluation.predictions import TABLE, arrays_of
+from train.evaluation.predictions import TABLE
 from train.runs.resume import LOCK, only_writer
 from train.runs.snapshots import list_snapshots
 
 UNPUBLISHED = ".unpublished"
 SNAPSHOT = f"{CHECKPOINTS}/epoch-"
-PREDICTIONS = (TABLE, arrays_of(Path(TABLE)).name)  # of which one replaces the other
 RETRY_SECONDS = 15.0
 
 
@@ -113,7 +112,7 @@ class Mirror:
 
     def publish(self) -> None:
         """Copy everything that is new; then delete older snapshots than the local ones at the URL, and
-        predictions that others replaced."""
+        the table of older predictions."""
         (self.folder / UNPUBLISHED).touch()
         files = self._local()
         by_inode: dict[int, str] = {}
@@ -133,7 +132,7 @@ class Mirror:
                 if path.exists():  # it is the bucket that is missing
                     raise
         for name, file in self._remote().items():
-            replaced = name in PREDICTIONS or SNAPSHOT < name < f"{CHECKPOINTS}/{self._newest()}"
+            replaced = name == TABLE or SNAPSHOT < name < f"{CHECKPOINTS}/{self._newest()}"
             if name not in files and replaced:
                 storage.remove(file.url)
         (self.folder / UNPUBLISHED).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from train.checkpoint import best_checkpoint, load_checkpoint
-from train.evaluation.predictions import TABLE, Predictions, arrays_of, is_short, read_predictions
+from train.evaluation.predictions import ARRAYS, Predictions, StoredAnswers
 from train.evaluation.significance import (
     CONFIDENCE,
     PairedTest,
@@ -178,14 +178,13 @@ def predictions_of(store: TrackingStore, version: ModelVersion, found: dict[str,
         return run.predictions
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = fetch_run_file(store, version.run_id, TABLE, Path(folder))
-            if is_short(path):
-                fetch_run_file(store, version.run_id, arrays_of(path).name, Path(folder))
+            fetch_run_file(store, version.run_id, ARRAYS, Path(folder))
         except UserError as error:
             raise UserError(
-                f"{name} is of run {metadata.run_name} ({version.run_id}), whose val_predictions.csv is "
-                f"not in MLflow ({error}): give its run directory"
+                f"{name} is of run {metadata.run_name} ({version.run_id}), whose {ARRAYS} is not in MLflow "
+                f"({error}): give its run directory"
             ) from error
-        predictions = read_predictions(path)
-    check_metrics(predictions, metadata.metrics, metadata.temperature, metadata.clip_probabilities, name)
-    return predictions
+        answers = StoredAnswers.load(Path(folder))
+    source = f"{ARRAYS} of run {version.run_id}"
+    check_metrics(answers, source, metadata.metrics, name)
+    return answers.predictions(source)

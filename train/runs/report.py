@@ -8,7 +8,7 @@ from train.checkpoint import best_checkpoint, load_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.classes import write_class_tables
-from train.evaluation.predictions import TABLE, Predictions, finish_predictions, read_predictions
+from train.evaluation.predictions import Predictions, finish_predictions, read_predictions
 from train.models.classifier import ImageClassifier
 from train.runs.history import History
 from train.runs.note import export_command, run_note
@@ -48,8 +48,8 @@ def write_run_report(
 
     if config.subject_crop != "none":
         draw_subject_crops(folder, model, data, config)
-    finish_predictions(folder / TABLE)
-    predictions = read_predictions(folder / TABLE)
+    finish_predictions(folder)
+    predictions = read_predictions(folder)
     assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
     save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
     for line in write_class_tables(folder, predictions):

@@ -1,4 +1,4 @@
-"""Finished runs, read back strictly from val_predictions.csv, metrics.jsonl and config.yaml.
+"""Finished runs, read back strictly from val_predictions.npz, metrics.jsonl and config.yaml.
 
 A file that is missing, damaged or of another run is a UserError that names it.
 """
@@ -12,16 +12,15 @@ import numpy as np
 
 from serve.contract.errors import UserError
 from train.config import TrainConfig
-from train.evaluation.calibration import log_probabilities
-from train.evaluation.predictions import Predictions, read_predictions
+from train.evaluation.calibration import log_confidences
+from train.evaluation.predictions import ARRAYS, Predictions, StoredAnswers
 from train.evaluation.significance import Interval, PairedTest, paired_test, roc_auc_interval
 from train.runs.history import History
 from train.settings import read_yaml
 from train.tracking.base import read_metrics
 
 MOST_AUC_CLASSES = 100  # whose ROC AUC gets an interval: 50,000 images take some 10 ms for each class
-LOSS_TOLERANCE = 1e-5  # the table's numbers are rounded
-SMALLEST_PROBABILITY = 1e-40  # below, the table's numbers are not exact
+LOSS_TOLERANCE = 1e-6  # of another machine's arithmetic
 
 
 @dataclass(frozen=True)
@@ -57,43 +56,31 @@ def read_run(folder: Path, name: str = "") -> RunResult:
     config = _read_config(folder / "config.yaml")
     calibrate = bool(config["calibrate"])
     rows = _read_rows(folder / "metrics.jsonl", calibrate)
-    predictions = read_predictions(folder / "val_predictions.csv")
+    answers = StoredAnswers.load(folder)
+    predictions = answers.predictions(str(folder / ARRAYS))
     history, ranking = History(), TrainConfig(best_by=config["best_by"], calibrate=calibrate)
     for row in rows:
         history.update(row, ranking)
     result = RunResult(name or folder.resolve().name, folder, config, rows, history.best_epoch, predictions)
-    check_metrics(
-        predictions,
-        result.best,
-        float(result.best["val/temperature"]) if calibrate else 1.0,
-        float(config["clip_probabilities"]),
-        f"{folder / 'metrics.jsonl'}, epoch {result.best_epoch},",
-    )
+    source = f"{folder / 'metrics.jsonl'}, epoch {result.best_epoch},"
+    check_metrics(answers, predictions.source, result.best, source)
     return result
 
 
-def check_metrics(
-    predictions: Predictions, metrics: dict[str, Any], temperature: float, clip: float, source: str
-) -> None:
-    """Check that predictions and recorded metrics are of one checkpoint.
-
-    The recorded log loss is without `temperature` and `clip`, the predictions have both. With a clip only
-    accuracy is compared: the clip cannot be undone.
+def check_metrics(answers: StoredAnswers, name: str, metrics: dict[str, Any], source: str) -> None:
+    """Check that answers, called `name`, and the metrics that `source` records are of one checkpoint.
 
     Raises:
         UserError: they differ by more than rounding.
     """
-    checks = [("val/accuracy", predictions.accuracy, 1e-9)]
-    if not clip and not (predictions.probabilities < SMALLEST_PROBABILITY).any():
-        uncalibrated = log_probabilities(temperature * np.log(predictions.probabilities))
-        log_loss = float(-uncalibrated[np.arange(len(uncalibrated)), predictions.labels].mean())
-        checks.append(("val/log_loss", log_loss, LOSS_TOLERANCE * max(1.0, temperature)))
-    for name, value, tolerance in checks:
-        recorded = float(metrics[name])
-        if not np.isclose(value, recorded, rtol=0, atol=tolerance, equal_nan=True):
+    own, _ = log_confidences(answers.logits, answers.labels)
+    correct = answers.logits.argmax(axis=1) == answers.labels
+    for metric, value in (("val/accuracy", correct.mean()), ("val/log_loss", -own.mean())):
+        recorded = float(metrics[metric])
+        if not np.isclose(value, recorded, rtol=0, atol=LOSS_TOLERANCE, equal_nan=True):
             raise UserError(
-                f"{predictions.source} gives {name} {value:.6f}, but {source} records {recorded:.6f}: they "
-                "are of two checkpoints. If the run was killed while saving, --resume mends it"
+                f"{name} gives {metric} {value:.6f}, but {source} records {recorded:.6f}: they are of two "
+                "checkpoints. If the run was killed while saving, --resume mends it"
             )
 
 
@@ -138,7 +125,7 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_yaml(path, "the run's settings", "lr: 0.01")
-    if lacks := [name for name in ("calibrate", "best_by", "clip_probabilities") if name not in config]:
+    if lacks := [name for name in ("calibrate", "best_by") if name not in config]:
         raise UserError(f"{path} is damaged: it lacks {', '.join(lacks)}")
     if (best_by := config["best_by"]) not in ("accuracy", "log_loss"):
         raise UserError(f"{path} is damaged: best_by is {best_by!r}, not accuracy or log_loss")

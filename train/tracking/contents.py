@@ -34,7 +34,7 @@ FILES = (
     "metrics.jsonl",
     "bad_files.csv",
     "val_predictions.csv",
-    "val_predictions.npz",  # with many classes, of which the table has some
+    "val_predictions.npz",
     "report.html",
     "figures",
     "duplicates.csv",

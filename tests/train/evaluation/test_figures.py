@@ -13,8 +13,7 @@ from train_data import draw
 from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
 from train.evaluation.figures import caption, drawable, save_figures, training_curves
-from train.evaluation.metrics import evaluate_logits
-from train.evaluation.predictions import Predictions, read_predictions, write_predictions
+from train.evaluation.predictions import Predictions, StoredAnswers
 
 PREPROCESS = Preprocess(size=16, resize_size=18)
 ROWS: list[dict[str, Any]] = [
@@ -30,16 +29,15 @@ def images(root: Path, class_names: tuple[str, ...], names: list[str]) -> ImageS
     return ImageSet(root, names, labels, class_names, [""] * len(names))
 
 
-def answers(folder: Path, data: ImageSet, wrong: int) -> Predictions:
+def answers(data: ImageSet, wrong: int) -> Predictions:
     """The first `wrong` images are taken for the next class."""
     predicted = (data.labels + (np.arange(len(data)) < wrong)) % len(data.class_names)
     logits = 3 * np.eye(len(data.class_names))[predicted]
-    write_predictions(folder / "p.csv", data, evaluate_logits(logits, data.labels, data.class_names))
-    return read_predictions(folder / "p.csv")
+    return StoredAnswers(list(data.paths), data.labels, data.class_names, logits).predictions("")
 
 
 def figures(root: Path, data: ImageSet, wrong: int, rows: list[dict[str, Any]] = ROWS) -> dict[str, Path]:
-    paths = save_figures(root / "figures", rows, answers(root, data, wrong), data, PREPROCESS)
+    paths = save_figures(root / "figures", rows, answers(data, wrong), data, PREPROCESS)
     for path in paths:
         with Image.open(path) as image:
             image.load()

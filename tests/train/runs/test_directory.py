@@ -153,7 +153,7 @@ def test_the_best_epoch_leaves_its_checkpoint_and_predictions(tmp_path: Path) ->
     best = load_checkpoint(folder / "checkpoints" / "best.pt")
     assert best["epoch"] == 1
     assert "optimizer" not in best
-    assert read_predictions(folder / "val_predictions.csv").accuracy == 1.0
+    assert read_predictions(folder).accuracy == 1.0
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
@@ -170,7 +170,7 @@ def test_predictions_and_best_checkpoint_have_the_same_temperature(tmp_path: Pat
     assert temperature == float(best["model"]["temperature"])
     assert (temperature < 0.5) if calibrate else (temperature == 1.0)
     assert float(state["ema"]["temperature"]) == 1.0, "training continues without"
-    written = read_predictions(folder / "val_predictions.csv").probabilities
+    written = read_predictions(folder).probabilities
     expected = np.exp(log_probabilities(logits, temperature, 0.01))
     np.testing.assert_allclose(written, expected, atol=1e-6)
 

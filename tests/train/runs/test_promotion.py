@@ -1,6 +1,7 @@
 """A challenger becomes champion when it is not worse, and not when that is only not known."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,6 +17,7 @@ from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train import compare
 from train.checkpoint import save_checkpoint
+from train.evaluation.predictions import StoredAnswers
 from train.evaluation.significance import PairedTest, paired_test
 from train.runs import promotion
 from train.runs.promotion import decide
@@ -83,7 +85,7 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
     folder = make_run(Path("runs") / name, seed=seed, n=n, skill=skill)
     client = mlflow.MlflowClient()
     run_id = client.create_run("0", run_name=name).info.run_id
-    client.log_artifact(run_id, str(folder / "val_predictions.csv"))
+    client.log_artifact(run_id, str(folder / "val_predictions.npz"))
     save_checkpoint({"run_id": run_id}, folder / "checkpoints" / "best.pt")
     metrics = {k: v for k, v in read_run(folder).best.items() if k.startswith("val/")}
     metadata = ModelMetadata(
@@ -179,7 +181,7 @@ def test_predictions_of_another_checkpoint_than_was_registered_are_refused(
     second = registered_run("second", seed=1)
     client = mlflow.MlflowClient()
     run_id = client.get_model_version("pets", "1").run_id
-    client.log_artifact(run_id, str(second / "val_predictions.csv"))  # as a resumed run would
+    client.log_artifact(run_id, str(second / "val_predictions.npz"))  # as a resumed run would
     assert compare.main([str(second), "--promote", "pets"]) == 2
     assert "version 1 " in capsys.readouterr().err
     save_checkpoint(
@@ -196,10 +198,10 @@ def test_a_champion_without_predictions_is_asked_for(capsys: pytest.CaptureFixtu
     compare.main([str(first), "--promote", "pets"])
     client = mlflow.MlflowClient()
     artifacts = client.get_run(client.get_model_version("pets", "1").run_id).info.artifact_uri
-    (Path(artifacts.removeprefix("file://")) / "val_predictions.csv").unlink()
+    (Path(artifacts.removeprefix("file://")) / "val_predictions.npz").unlink()
     second = registered_run("second", seed=1)
     assert compare.main([str(second), "--promote", "pets"]) == 2
-    assert re.search(r"run first .*val_predictions\.csv", capsys.readouterr().err)
+    assert re.search(r"run first .*val_predictions\.npz", capsys.readouterr().err)
     assert compare.main([str(first), str(second), "--promote", "pets"]) in (0, 1)
 
 
@@ -207,8 +209,8 @@ def test_no_shared_images_no_promotion(capsys: pytest.CaptureFixture[str]) -> No
     first = registered_run("first", seed=0, n=100, skill=2.5)
     compare.main([str(first), "--promote", "pets"])
     second = registered_run("second", seed=1, n=50)
-    text = (second / "val_predictions.csv").read_text()
-    (second / "val_predictions.csv").write_text(text.replace(".png", ".jpg"))
+    answers = StoredAnswers.load(second)
+    replace(answers, paths=[f"{path}.jpg" for path in answers.paths]).save(second)
     assert compare.main([str(first), str(second), "--promote", "pets"]) == 2
     assert "--val-data" in capsys.readouterr().err
 

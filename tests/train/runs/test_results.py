@@ -1,8 +1,8 @@
 """Runs are read back as they were written, and a file that is not whole is named."""
 
-import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from run_folders import make_run
 
 from train.evaluation.figures import comparison_curves
-from train.evaluation.predictions import read_predictions
+from train.evaluation.predictions import StoredAnswers
 from train.runs.results import check_metrics, paired, read_run
 
 
@@ -78,7 +78,7 @@ def drop(folder: Path, name: str) -> None:
     (folder / name).unlink()
 
 
-@pytest.mark.parametrize("name", ["val_predictions.csv", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("name", ["val_predictions.npz", "metrics.jsonl", "config.yaml"])
 def test_a_file_that_is_missing_empty_or_binary_is_named(tmp_path: Path, name: str) -> None:
     for i, content in enumerate([None, b"", bytes(range(256)) * 9]):
         file = make_run(tmp_path / f"a{i}") / name
@@ -92,10 +92,6 @@ def test_a_file_that_is_missing_empty_or_binary_is_named(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("val_predictions.csv", '"loss"', '"lost"', "'lost'"),
-        ("val_predictions.csv", '"4.png","class', '"3.png","class', "'3.png'"),
-        ("val_predictions.csv", '"4.png",', "", "row 5"),
-        ("val_predictions.csv", '"4.png"', '"4.png', ""),
         ("metrics.jsonl", '{"epoch": 2', '{"epoch": 7', "epoch 2"),
         ("metrics.jsonl", '{"epoch": 2', '{"epoch" 2', "epoch 2"),
         ("metrics.jsonl", '"val/temperature"', '"val/heat"', "val/temperature"),
@@ -115,43 +111,19 @@ def test_a_damaged_file_is_named_with_the_place(
     assert message in str(raised.value)
 
 
-def rewrite(folder: Path, column: str, value: str) -> None:
-    """Of the first image."""
-    path = folder / "val_predictions.csv"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows[0][column] = value
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        ("correct", "2", "'correct'"),
-        ("loss", "much", "float"),
-        ("label", "class2", "'class2'"),
-        ("probability_class1", "1e-9", "val/log_loss"),
-        ("probability_class1", "x", "float"),
-    ],
-)
-def test_a_row_that_contradicts_itself_or_the_metrics_is_found(
-    tmp_path: Path, column: str, value: str, message: str
-) -> None:
+def test_predictions_of_another_checkpoint_than_the_metrics_are_found(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
-    rewrite(folder, column, value)
-    with pytest.raises(ValueError, match=r"val_predictions\.csv") as raised:
+    answers = StoredAnswers.load(folder)
+    replace(answers, logits=answers.logits + [0.0, 0.001]).save(folder)
+    with pytest.raises(ValueError, match=r"val_predictions\.npz.*val/log_loss"):
         read_run(folder)
-    assert message in str(raised.value)
 
 
-def test_predictions_cut_off_at_a_row_are_not_those_of_the_metrics(tmp_path: Path) -> None:
+def test_fewer_predictions_are_not_those_of_the_metrics(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", n=40)
-    lines = (folder / "val_predictions.csv").read_text().splitlines(keepends=True)
-    (folder / "val_predictions.csv").write_text("".join(lines[:20]))
-    with pytest.raises(ValueError, match=r"val_predictions\.csv.*val/accuracy"):
+    one = StoredAnswers.load(folder)
+    replace(one, paths=one.paths[:20], labels=one.labels[:20], logits=one.logits[:20]).save(folder)
+    with pytest.raises(ValueError, match=r"val_predictions\.npz.*val/accuracy"):
         read_run(folder)
 
 
@@ -161,22 +133,22 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_metrics_that_are_not_numbers_match_themselves(tmp_path: Path) -> None:
-    predictions = read_predictions(make_run(tmp_path / "a") / "val_predictions.csv")
-    predictions.probabilities[0] = math.nan
-    check_metrics(
-        predictions, {"val/accuracy": predictions.accuracy, "val/log_loss": math.nan}, 1.0, 0.0, "here"
-    )
+    answers = StoredAnswers.load(make_run(tmp_path / "a"))
+    accuracy = answers.predictions("a").accuracy
+    wrong = int(np.flatnonzero(answers.logits.argmax(axis=1) != answers.labels)[0])
+    answers.logits[wrong, answers.labels[wrong] - 1] = math.nan  # argmax takes it, as before
+    check_metrics(answers, "a", {"val/accuracy": accuracy, "val/log_loss": math.nan}, "b")
 
 
 def test_runs_are_paired_by_path_whatever_the_order(tmp_path: Path) -> None:
     one = read_run(make_run(tmp_path / "a", seed=1, n=40)).predictions
-    folder = make_run(tmp_path / "b", seed=2, n=40)
-    other = read_run(folder).predictions
+    answers = StoredAnswers.load(make_run(tmp_path / "b", seed=2, n=40))
+    other = answers.predictions("b")
     expected = paired(other, one)
-    path = folder / "val_predictions.csv"
-    header, *lines = path.read_text().splitlines(keepends=True)
-    path.write_text(header + "".join(reversed(lines)))
-    again = paired(read_predictions(path), one)
+    turned = replace(
+        answers, paths=answers.paths[::-1], labels=answers.labels[::-1], logits=answers.logits[::-1]
+    )
+    again = paired(turned.predictions("b"), one)
     assert expected is not None
     assert again is not None
     assert again[:5] == expected[:5]
