@@ -146,17 +146,15 @@ def track_evaluation(
 ) -> None:
     """Log the evaluation to MLflow. It is written by now: what fails costs a warning."""
     from train.tracking.client import TrackingStore  # a second that --no-track saves
-    from train.tracking.evaluation_run import EvaluatedModel, LoggedEvaluation, log_evaluation
+    from train.tracking.evaluation_run import LoggedEvaluation, log_evaluation
 
     recorded, metadata = run_of_model(model.location), predictor.metadata
     run_id = recorded.run_id or model.run_id or metadata.run_id
     evaluation = LoggedEvaluation(
-        EvaluatedModel(
-            summary.model_sha256,
-            metadata.checkpoint_sha256,
-            metadata.run_name or predictor.path.stem,
-            run_id,
-        ),
+        summary.model_sha256,
+        metadata.checkpoint_sha256,
+        metadata.run_name or predictor.path.stem,
+        run_id,
         redact(args.data) if is_remote(args.data) else str(Path(args.data).resolve()),
         scored.digest,
         started,

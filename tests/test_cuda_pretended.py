@@ -32,7 +32,7 @@ from train.data.loader import Batch
 from train.engine.loop import EpochProgress, train_one_epoch
 from train.engine.loss import Criterion
 from train.engine.state import TrainState, build_state
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.optim.optimizers import OPTIMIZERS
 from train.precision import Precision
 
@@ -172,7 +172,7 @@ def train_pretended(
     """Train an epoch of two steps as `train_one_epoch` does."""
     config, data = make_data(tmp_path, image_size=32, val_fraction=0.5, **settings)
     model = build(name, 2, 32)
-    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
     model.freeze(config.freeze) if config.freeze else None
     weights = [0.5, 1.5] if config.class_weights == "balanced" else None
     loss = Criterion(config.label_smoothing, weights, 0.5 if teacher else 0.0)

@@ -52,7 +52,7 @@ from train.runs.mirror import Mirror, localise
 from train.runs.report import training_summary, write_run_report
 from train.runs.resume import how_to_resume, only_writer
 from train.runs.snapshots import load_newest
-from train.tracking.build import build_tracker
+from train.tracking.base import build_tracker
 from train.tracking.contents import sources_of
 
 

@@ -17,7 +17,7 @@ from train.config import TrainConfig
 from train.evaluation.calibration import log_probabilities
 from train.models.build import build_model, rebuild
 from train.models.classifier import ImageClassifier
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 
 
 def metadata(size: int, class_names: tuple[str, ...] = ("cat", "dog")) -> ModelMetadata:
@@ -189,7 +189,7 @@ def cropping_model(kind: str, name: str, size: int, tmp_path: Path) -> tuple[Ima
         crop_detector=str(detector) if kind == "detector" else "",
         crop_min_score=0.0,
     )
-    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
     for module in model.network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # statistics of one batch, or untrained maps are flat

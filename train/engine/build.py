@@ -26,7 +26,7 @@ from train.engine.run import TrainingRun
 from train.engine.state import build_state
 from train.models.build import build_model, load_teacher, try_forward
 from train.models.classifier import ImageClassifier
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.precision import Precision
 from train.runs.history import History, is_retuning
 from train.runs.snapshots import Position
@@ -105,8 +105,8 @@ def build_on_all_ranks(
         model, notes = build_model(
             config.model, *sizes, weights, config.dropout, config.drop_path, class_names
         )
-        crop, size = SubjectCropSettings.of(config.to_dict()), config.preprocess().size
-        notes += add_subject_crop(model, crop, size, checkpoint and checkpoint["model"])
+        size = config.preprocess().size
+        notes += add_subject_crop(model, config.to_dict(), size, checkpoint and checkpoint["model"])
         for size in config.input_sizes():
             if size != config.image_size:  # of which the network was built
                 try_forward(model, config.model, len(class_names), size)

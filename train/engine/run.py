@@ -19,7 +19,6 @@ from train.models.classifier import ImageClassifier
 from train.models.zoo import drop_path_of, dropout_of
 from train.runs.history import History
 from train.runs.snapshots import Position
-from train.tracking.contents import parameters
 
 
 @dataclass
@@ -67,9 +66,17 @@ class TrainingRun:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters that MLflow gets."""
-        used = self.used_settings()
-        return parameters(self.config, self.data, used, self.ranks.world_size, self.num_parameters)
+        """Return the parameters that MLflow gets: settings, and what this run is of."""
+        return {
+            **self.config.to_dict(),
+            **self.used_settings(),
+            "world_size": self.ranks.world_size,
+            "num_parameters": self.num_parameters,
+            "num_classes": self.num_classes,
+            "num_train": len(self.data.train),
+            "num_val": len(self.data.val),
+            "data_digest": self.data.digest,
+        }
 
     def used_settings(self) -> dict[str, Any]:
         """Return values of the settings that leave a choice to the start of a run, as it was made."""

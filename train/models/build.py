@@ -13,7 +13,7 @@ from train.checkpoint import best_checkpoint, load_checkpoint
 from train.models.classifier import ImageClassifier
 from train.models.input_settings import input_settings
 from train.models.pretrained import download_weights, read_weights
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.models.transfer import transfer
 from train.models.zoo import create, set_drop_path, set_dropout
 
@@ -64,10 +64,8 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
     )
     model.flip_tta = config["flip_tta"]
     weights = checkpoint["ema"] or checkpoint["model"]
-    if config.get("subject_crop", "none") != "none":
-        settings = SubjectCropSettings.of(config)
-        add_subject_crop(model, settings, checkpoint["preprocess"]["size"], weights)
-        assert model.subject is not None
+    add_subject_crop(model, config, checkpoint["preprocess"]["size"], weights)
+    if model.subject is not None:
         model.subject.active = checkpoint["crops_subject"]
     model.load_state_dict(weights)
     return model.eval()

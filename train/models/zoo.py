@@ -165,33 +165,32 @@ def _from_timm(
             return network
 
 
+def _dropouts(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return modules and their attributes that are a probability of dropout, also of functional ones."""
+    modules = list(network.modules())
+    found = [(module, "p") for module in modules if isinstance(module, nn.Dropout)]
+    rates = [module for module in modules if isinstance(getattr(module, "drop_rate", None), float | int)]
+    return found + [(module, "drop_rate") for module in rates]
+
+
 def set_dropout(network: nn.Module, dropout: float) -> int:
-    """Set the probability of all dropout layers, also of functional ones; return their number."""
-    count = 0
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
-            count += 1
-        elif isinstance(getattr(module, "drop_rate", None), float | int):
-            vars(module)["drop_rate"] = dropout
-            count += 1
-    return count
+    """Set the probability of all dropout layers; return their number."""
+    found = _dropouts(network)
+    for module, name in found:
+        setattr(module, name, dropout)
+    return len(found)
 
 
 def dropout_of(network: nn.Module) -> float:
-    """Return the probability of the dropout layers, functional ones too: the highest, 0 without any."""
-    modules = list(network.modules())
-    found = [float(module.p) for module in modules if isinstance(module, nn.Dropout)]
-    rates = (getattr(module, "drop_rate", None) for module in modules)
-    return max([*found, *(float(rate) for rate in rates if isinstance(rate, float | int))], default=0.0)
+    """Return the probability of the dropout layers: the highest, 0 without any."""
+    return max((float(getattr(*each)) for each in _dropouts(network)), default=0.0)
 
 
 def drop_path_of(network: nn.Module) -> float:
     """Return the probability of leaving out a residual block: the highest, 0 where none can be."""
-    modules = list(network.modules())
-    found = [float(module.p) for module in modules if isinstance(module, StochasticDepth)]
-    found += [float(module.drop_prob or 0) for module in modules if isinstance(module, timm_drop.DropPath)]
-    return max(found, default=0.0)
+    names = {StochasticDepth: "p", timm_drop.DropPath: "drop_prob"}
+    found = [(m, name) for m in network.modules() for kind, name in names.items() if isinstance(m, kind)]
+    return max((float(getattr(*each) or 0) for each in found), default=0.0)
 
 
 def set_drop_path(network: nn.Module, rate: float) -> int:

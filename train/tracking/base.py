@@ -1,4 +1,4 @@
-"""Trackers: the interface, one that does nothing, and one that writes metrics.jsonl."""
+"""Trackers: the interface, one that does nothing, one that writes metrics.jsonl, and the choice of one."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.files import atomic_write
+from train.config import TrainConfig
 
 
 class NullTracker:
@@ -63,6 +64,19 @@ class MetricsFile(NullTracker):
         except OSError as error:
             self.whole = False
             print(f"WARNING: {self.path} was not written: {error}; the next epoch tries again", flush=True)
+
+
+def build_tracker(
+    config: TrainConfig, is_main: bool, path: Path, epochs_done: int, run_id: str
+) -> NullTracker:
+    """Return the tracker of a rank: only rank 0 has one that does anything, and imports mlflow."""
+    if not is_main:
+        return NullTracker()
+    if not config.track:
+        return MetricsFile(path, epochs_done)
+    from train.tracking.mlflow_tracker import MlflowTracker  # seconds
+
+    return MlflowTracker(config, path, epochs_done, run_id)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

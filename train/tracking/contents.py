@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.contract.files import file_sha256
 from serve.contract.mlflow_tags import (
-    BEST_CHECKPOINT_TAG,
     CLASSES_TAG,
     DATA_TAG,
     HOST_TAG,
@@ -19,11 +17,8 @@ from serve.contract.mlflow_tags import (
 from serve.contract.urls import is_remote, last_part
 from train.checkpoint import best_checkpoint
 from train.config import SETTINGS, TrainConfig
-from train.data.index import Data
-from train.tracking.run_record import Record
 
 KEY_TAG = "purebred.key"
-RESUMED_TAG = "purebred.resumed"
 NOTE_TAG = "mlflow.note.content"  # Markdown at the head of a run's page
 # they differ when an epoch is repeated; the first ones stay
 OF_ITS_EXECUTION = ("images_per_second", "data_share")
@@ -43,22 +38,6 @@ FILES = (
 )
 
 
-def parameters(
-    config: TrainConfig, data: Data, used: Mapping[str, Any], world_size: int, num_parameters: int
-) -> dict[str, Any]:
-    """Return the settings with the values that were `used` in place of "auto" and the like."""
-    return {
-        **config.to_dict(),
-        **used,
-        "world_size": world_size,
-        "num_parameters": num_parameters,
-        "num_classes": len(data.train.class_names),
-        "num_train": len(data.train),
-        "num_val": len(data.val),
-        "data_digest": data.digest,
-    }
-
-
 def sources_of(given: TrainConfig, config: TrainConfig) -> tuple[str, str]:
     """Return where training and validation images are from, as the user gave it: `config` has the copies of
     URLs, and of a folder of parts those parts."""
@@ -66,14 +45,14 @@ def sources_of(given: TrainConfig, config: TrainConfig) -> tuple[str, str]:
     return data, given.val_data or (data if is_remote(data) else config.val_data or data)
 
 
-def changed_parameters(known: Mapping[str, str], values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return parameters of a resumed run that MLflow has otherwise, as last changed: name -> (old, new)."""
+def changed_parameters(known: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a resumed run's parameters that MLflow has otherwise, as last changed."""
     last = dict(known)
     resumed = [(match, value) for key, value in known.items() if (match := RESUMED.fullmatch(key))]
     for match, value in sorted(resumed, key=lambda item: (int(item[0][1]), int(item[0][2] or 1))):
         last[match[3]] = value
     return {
-        key: (last[key], value)
+        key: value
         for key, value in values.items()
         if last.get(key, value) != value and not (key in SETTINGS and SETTINGS[key].location)
     }
@@ -99,17 +78,6 @@ def metric_name(name: str) -> str:
     return f"{usable}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def metrics_of_row(row: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of an epoch, a row of metrics.jsonl."""
-    return {name: value for name, value in row.items() if name not in ("epoch", "time")}
-
-
-def best_metrics(record: Record) -> dict[str, float]:
-    """Metrics of the best epoch so far, logged once more because MLflow sorts runs by last values."""
-    best = {f"best/{name}": value for name, value in record.best.items()}
-    return {"best/epoch": float(record.best_epoch), **best}
-
-
 def kind_tags(config: TrainConfig, parameters: Mapping[str, Any], data_source: str) -> dict[str, str]:
     """Return tags by which runs are told apart in a table; a trial of a sweep gets its kind from there."""
     tags = {
@@ -120,25 +88,6 @@ def kind_tags(config: TrainConfig, parameters: Mapping[str, Any], data_source: s
         HOST_TAG: socket.gethostname(),
     }
     return {name: value for name, value in tags.items() if value}
-
-
-def run_tags(record: Record) -> dict[str, str]:
-    return {**record.tags, KEY_TAG: record.key}
-
-
-def resumed_tag(before: str, epoch: int, changed: Mapping[str, tuple[str, str]]) -> str:
-    """Return the history of changed parameters, `before` with those that changed after this epoch."""
-    text = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-    text = f"after epoch {epoch}: {text}"
-    if before.endswith(text):  # of an attempt that failed further on
-        return before
-    return f"{before}; {text}" if before else text
-
-
-def final_tags(folder: Path) -> dict[str, str]:
-    """Tags of a run that ended; by its checkpoint, what was exported while MLflow was away is linked."""
-    path = best_checkpoint(folder)
-    return {BEST_CHECKPOINT_TAG: file_sha256(path)} if path.is_file() else {}
 
 
 def artifacts(folder: Path) -> list[Path]:

@@ -14,21 +14,14 @@ PREFIX = "evaluation/"  # of metrics: those of training are val/ and served/
 
 
 @dataclass(frozen=True)
-class EvaluatedModel:
-    """A model file, and what finds the run that trained it."""
+class LoggedEvaluation:
+    """What MLflow gets of the evaluation of a model file."""
 
-    sha256: str
+    model_sha256: str
     checkpoint_sha256: str
     run_name: str
-    run_id: str = ""
-    """Empty: found by the checkpoint."""
-
-
-@dataclass(frozen=True)
-class LoggedEvaluation:
-    """What MLflow gets of an evaluation."""
-
-    model: EvaluatedModel
+    run_id: str
+    """Of the run that trained the model; empty: found by the checkpoint."""
     data_source: str
     """Absolute path or URL."""
     data_digest: str
@@ -48,15 +41,14 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
     Raises:
         RefusedError, ConnectionError: the store refuses or does not answer.
     """
-    model = evaluation.model
-    run_id = model.run_id
-    if not run_id and model.checkpoint_sha256:
-        run_id = find_by_checkpoint(store, model.checkpoint_sha256)
+    run_id, checkpoint = evaluation.run_id, evaluation.checkpoint_sha256
+    if not run_id and checkpoint:
+        run_id = find_by_checkpoint(store, checkpoint)
     with store.errors():
         client, entities = store.client, mlflow.entities
         trained = store.find_run(run_id) if run_id else None
-        model_id = find_logged_model(client, trained, model.sha256) if trained else ""
-        tags = {KIND_TAG: "evaluation", CHECKPOINT_TAG: model.checkpoint_sha256}
+        model_id = find_logged_model(client, trained, evaluation.model_sha256) if trained else ""
+        tags = {KIND_TAG: "evaluation", CHECKPOINT_TAG: checkpoint}
         if trained:
             experiment_id = trained.info.experiment_id
             tags |= {"mlflow.parentRunId": run_id, "purebred.training_run_id": run_id}
@@ -69,7 +61,7 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
             experiment_id,
             start_time=int(evaluation.started * 1000),
             tags=mlflow.tracking.context.registry.resolve_tags(tags),
-            run_name=f"evaluate {model.run_name} on {dataset.name}",
+            run_name=f"evaluate {evaluation.run_name} on {dataset.name}",
         )
         made = run.info.run_id
         store.check_artifact_folder(run.info.artifact_uri)
@@ -88,7 +80,7 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
             )
             for name, value in evaluation.metrics.items()
         ]
-        store.client.log_batch(made, metrics)
+        client.log_batch(made, metrics)
         for file in evaluation.files:
             client.log_artifact(made, str(file))
         client.set_terminated(made, "FINISHED")

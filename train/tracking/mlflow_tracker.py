@@ -41,7 +41,6 @@ class MlflowTracker(MetricsFile):
             name, experiment_id = choose_experiment(config.experiment)
             record = Record(config.name, name, run_id=run_id, experiment_id=experiment_id)
             record.dataset_logged = bool(run_id)
-            record.started = int(1000 * time.time())
         self.config, self.record = config, record
         self.record.status, self.record.complete, self.record.ended = "RUNNING", False, 0
         self.sender = Sender(self.record, file, self.rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.tracking.client import DEFAULT_EXPERIMENT, TrackingStore, mlflow
-from train.tracking.contents import KEY_TAG, run_tags
+from train.tracking.contents import KEY_TAG
 from train.tracking.errors import RefusedError
 from train.tracking.run_record import Record
 
@@ -31,7 +31,7 @@ def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[A
             by_key = f"tags.`{KEY_TAG}` = '{record.key}'"
             found = client.search_runs([experiment], by_key, max_results=1)
             record.run_id = found[0].info.run_id if found else ""
-    tags, had = run_tags(record), bool(record.run_id)
+    tags, had = {**record.tags, KEY_TAG: record.key}, bool(record.run_id)
     if had:
         client.update_run(record.run_id, status="RUNNING")
         client.log_batch(record.run_id, tags=[mlflow.entities.RunTag(*tag) for tag in tags.items()])
@@ -40,8 +40,8 @@ def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[A
         record.save(path)
         # those of the user, the command and the commit come from MLflow
         tags = mlflow.tracking.context.registry.resolve_tags(tags)
-        started = record.started or None  # a run that is sent later began when it was trained
-        record.run_id = client.create_run(experiment, started, tags, record.name).info.run_id
+        run = client.create_run(experiment, record.started, tags, record.name)
+        record.run_id = run.info.run_id
     record.uri = store.uri
     record.save(path)
     return client.get_run(record.run_id), had

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -35,7 +36,6 @@ class Record:
     data_digest: str = ""
     val_source: str = ""
     val_digest: str = ""
-    """Empty in a record of an earlier version: no input for validation."""
     dataset_logged: bool = False
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
@@ -46,8 +46,8 @@ class Record:
     """A note that MLflow has otherwise is somebody's own, and stays."""
     files: list[str] = field(default_factory=list)
     """Files and folders that are still to be logged, relative to the run directory."""
-    started: int = 0
-    """Milliseconds since 1970; 0 in a record of an earlier version."""
+    started: int = field(default_factory=lambda: int(1000 * time.time()))
+    """Milliseconds since 1970."""
     ended: int = 0
     """0 while it is trained, and when its processes were lost."""
     status: str = "RUNNING"

@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from train.tracking import contents
+from serve.contract.files import file_sha256
+from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG
+from train.checkpoint import best_checkpoint
 from train.tracking.client import TrackingStore, dataset_input, mlflow
-from train.tracking.contents import metric_name
+from train.tracking.contents import (
+    NOTE_TAG,
+    OF_ITS_EXECUTION,
+    changed_parameters,
+    metric_name,
+    resumed_name,
+)
 from train.tracking.errors import RefusedError
 from train.tracking.opening import open_mlflow_run
 from train.tracking.run_record import Record
@@ -122,16 +130,13 @@ class Sender:
                 self.monitor.start()
 
     def _send_parameters(self) -> None:
-        """Log parameters; a resumed run logs what changed as resume.EPOCH.NAME, and in a tag."""
+        """Log parameters; a resumed run logs what changed as resume.EPOCH.NAME."""
         values = dict(self.record.parameters)
         if self.resumed:
-            data, epoch = self._client.get_run(self.record.run_id).data, len(self.rows)
-            changed = contents.changed_parameters(data.params, values)
-            values = {k: v for k, v in values.items() if k not in data.params}
-            values |= {contents.resumed_name(data.params, epoch, k): new for k, (_, new) in changed.items()}
-            if changed:
-                tag = contents.resumed_tag(data.tags.get(contents.RESUMED_TAG, ""), epoch, changed)
-                self._client.set_tag(self.record.run_id, contents.RESUMED_TAG, tag)
+            had, epoch = self._client.get_run(self.record.run_id).data.params, len(self.rows)
+            changed = changed_parameters(had, values)
+            values = {k: v for k, v in values.items() if k not in had}
+            values |= {resumed_name(had, epoch, k): value for k, value in changed.items()}
         params = [Param(key, value) for key, value in values.items()]
         log = partial(self._client.log_batch, self.record.run_id)
         self._send_each("parameters", params, lambda some: log(params=some))
@@ -147,14 +152,18 @@ class Sender:
 
     def _send_rows(self) -> None:
         rows = self.rows[self.rows_sent :]
-        self._send_metrics([(row, contents.metrics_of_row(row)) for row in rows])
+        self._send_metrics(
+            [(row, {k: v for k, v in row.items() if k not in ("epoch", "time")}) for row in rows]
+        )
         self.rows_sent += len(rows)
 
     def _send_best(self) -> None:
+        """Log metrics of the best epoch so far once more: MLflow sorts runs by last values."""
         epoch = self.record.best_epoch
         rows = [row for row in self.rows if row["epoch"] == epoch]
         if rows and self.best_sent != epoch:
-            self._send_metrics([(rows[0], contents.best_metrics(self.record))])
+            best = {f"best/{name}": value for name, value in self.record.best.items()}
+            self._send_metrics([(rows[0], {"best/epoch": float(epoch), **best})])
             self.best_sent = epoch
 
     def _send_metrics(self, measured: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> None:
@@ -177,22 +186,22 @@ class Sender:
             self.known[key] = {metric.step: metric.value for metric in history}
         if epoch not in self.known[key]:
             return False
-        return name in contents.OF_ITS_EXECUTION or np.array_equal(
-            self.known[key][epoch], value, equal_nan=True
-        )
+        return name in OF_ITS_EXECUTION or np.array_equal(self.known[key][epoch], value, equal_nan=True)
 
     def _last_seen(self) -> int | None:
         """Return when the last epoch of a run ended whose processes were lost, in milliseconds."""
         return int(1000 * self.rows[-1]["time"]) if self.rows else None
 
     def _send_final_tags(self) -> None:
-        record, tags = self.record, contents.final_tags(self.path.parent)
+        record, tags = self.record, dict[str, str]()
+        if (path := best_checkpoint(self.path.parent)).is_file():
+            tags[BEST_CHECKPOINT_TAG] = file_sha256(path)  # links what was exported without MLflow
         if record.note:
-            had = self._client.get_run(record.run_id).data.tags.get(contents.NOTE_TAG, "")
+            had = self._client.get_run(record.run_id).data.tags.get(NOTE_TAG, "")
             if had in ("", record.note_sent):
-                tags[contents.NOTE_TAG] = record.note
+                tags[NOTE_TAG] = record.note
         self._client.log_batch(record.run_id, tags=[RunTag(*tag) for tag in tags.items()])
-        record.note_sent = tags.get(contents.NOTE_TAG, record.note_sent)
+        record.note_sent = tags.get(NOTE_TAG, record.note_sent)
 
     def _send_file(self, name: str) -> None:
         self.store.check_artifact_folder(self.run.info.artifact_uri)

@@ -29,7 +29,7 @@ from train.engine.loop import EpochProgress, train_one_epoch
 from train.engine.run import TrainingRun
 from train.engine.state import TrainState, build_state
 from train.models.build import build_model, load_teacher, rebuild
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.optim.schedule import lr_factor
 from train.runs.history import History
 from train.runs.snapshots import Position
@@ -263,7 +263,7 @@ def test_the_average_is_evaluated_unless_it_is_off(tmp_path: Path) -> None:
 def subject_run(config: TrainConfig, data: Data, seed: int = 0) -> TrainingRun:
     torch.manual_seed(seed)
     model, _ = build_model("simple_cnn", 2, config.image_size)
-    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
     return make_run(config, data, model)
 
 

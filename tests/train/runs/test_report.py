@@ -15,7 +15,7 @@ from train.config import TrainConfig
 from train.evaluation.metrics import evaluate_logits
 from train.evaluation.predictions import Predictions
 from train.models.build import build_model
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.runs.directory import create_run_folder, run_folder, save_best
 from train.runs.history import History
 from train.runs.report import draw_subject_crops, epoch_line, training_summary, write_run_report
@@ -103,7 +103,7 @@ def test_the_report_logs_all_files_of_the_run_with_their_figures(tmp_path: Path)
 def test_the_squares_that_the_best_epoch_cuts_out_are_drawn(tmp_path: Path) -> None:
     config, data = make_data(tmp_path, name="a", image_size=32, subject_crop="cam")
     model, _ = build_model("simple_cnn", 2, 32)
-    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
     best = {"model": build_model("simple_cnn", 2, 32)[0].state_dict(), "ema": None, "crops_subject": True}
     save_checkpoint(best, run_folder(config) / "checkpoints" / "best.pt")
     draw_subject_crops(run_folder(config), model, data, config)

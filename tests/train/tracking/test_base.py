@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from train.config import TrainConfig
-from train.tracking.base import MetricsFile, NullTracker, read_metrics
-from train.tracking.build import build_tracker
+from train.tracking.base import MetricsFile, NullTracker, build_tracker, read_metrics
 
 METRICS = [{"train/loss": 0.9, "val/accuracy": 0.5}, {"train/loss": 0.4, "val/accuracy": 0.75}]
 

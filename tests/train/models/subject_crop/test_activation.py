@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
 from train.models.subject_crop.activation import ActivationMap, box_of_map, find_activation_map, on_grid
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ PLACES = [(8, 8, 32), (56, 8, 32), (40, 48, 24), (0, 64, 32), (16, 24, 56)]
 def test_the_square_is_on_the_subject(colour: int, x: int, y: int, side: int) -> None:
     model = ImageClassifier(Redness(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     config = CAM.replace(subject_zoom=3.0, subject_margin=0.15, cam_zoom=3.0)
-    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), 96)
+    add_subject_crop(model, config.to_dict(), 96)
     left, upper, right, lower = (model.eval().locate(scene(colour, x, y, side)[None])[0] * 96).tolist()
     slack = 4  # half a cell
     assert left <= x + slack

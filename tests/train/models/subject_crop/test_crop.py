@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from train.config import TrainConfig
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.models.subject_crop.crop import CropClassifier, SubjectCrop, crop_and_resize, square, whole
 
 CAM = TrainConfig(model="simple_cnn", image_size=64, subject_crop="cam", batch_size=4)
@@ -22,7 +22,7 @@ CAM = TrainConfig(model="simple_cnn", image_size=64, subject_crop="cam", batch_s
 def cam_model(config: TrainConfig = CAM, name: str = "simple_cnn") -> ImageClassifier:
     torch.manual_seed(0)
     model, _ = build_model(name, 3, config.image_size)
-    add_subject_crop(model, SubjectCropSettings.of(config.to_dict()), config.preprocess().size)
+    add_subject_crop(model, config.to_dict(), config.preprocess().size)
     return model
 
 

@@ -15,7 +15,7 @@ from torchvision.models import detection
 from train.config import TrainConfig
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
-from train.models.subject_crop.build import SubjectCropSettings, add_subject_crop
+from train.models.subject_crop.build import add_subject_crop
 from train.models.subject_crop.detector import DetectedSubject, best_box, build_detector
 from train.optim.optimizers import build_optimizer
 
@@ -158,14 +158,14 @@ def test_other_files_are_refused_and_those_that_work_are_named(name: str, reason
 def model_with(path: Path, network: Any, **changes: Any) -> tuple[ImageClassifier, list[str]]:
     torch.save(network.state_dict(), path)
     model, _ = build_model("simple_cnn", 2, 32)
-    settings = SubjectCropSettings.of(SETTINGS.replace(crop_detector=str(path), **changes).to_dict())
+    settings = SETTINGS.replace(crop_detector=str(path), **changes).to_dict()
     return model, add_subject_crop(model, settings, 48)
 
 
 def test_a_missing_file_is_named() -> None:
     model, _ = build_model("simple_cnn", 2, 32)
     with pytest.raises(ValueError, match=r"--crop-detector 'detector.pt'"):
-        add_subject_crop(model, SubjectCropSettings.of(SETTINGS.to_dict()), 48)
+        add_subject_crop(model, SETTINGS.to_dict(), 48)
 
 
 def test_a_class_that_the_detector_lacks_is_refused(tmp_path: Path, ssdlite: Any) -> None:
@@ -194,7 +194,7 @@ def test_it_is_frozen_and_travels_with_the_weights(tmp_path: Path, ssdlite: Any)
     (tmp_path / "d.pt").unlink()
     again, _ = build_model("simple_cnn", 2, 32)
     config = SETTINGS.replace(crop_detector="gone", crop_classes="1", crop_min_score=0.0)
-    add_subject_crop(again, SubjectCropSettings.of(config.to_dict()), 48, after)
+    add_subject_crop(again, config.to_dict(), 48, after)
     again.load_state_dict(after)
     with torch.no_grad():
         assert torch.equal(model.eval()(pixels(48)), again.eval()(pixels(48)))
