@@ -46,9 +46,17 @@ def _begins(path: Path, start: str) -> bool:
     return False
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> None:
-    """Write a CSV file with these or the first row's columns, and replace an older one whole."""
-    with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
+def write_table(
+    path: Path,
+    rows: Sequence[Mapping[str, object]],
+    columns: Sequence[str] = (),
+    errors: str = "backslashreplace",
+) -> None:
+    """Write a CSV file with these or the first row's columns, and replace an older one whole.
+
+    `errors` is that of `open`.
+    """
+    with atomic_write(path, "w", newline="", errors=errors) as file:
         writer = csv.DictWriter(
             file, columns or list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
         )

@@ -1,7 +1,6 @@
 """Run directories: runs/NAME/{config.yaml, status.json, metrics.jsonl, bad_files.csv, duplicates.csv,
 val_predictions.{npz,csv}, checkpoints/{last,best,epoch-...-step-...}.pt, figures/, report.html}."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from train.config import TrainConfig
 from train.data.index import Data
 from train.evaluation.metrics import Evaluation
 from train.evaluation.predictions import StoredAnswers
+from train.evaluation.tables import write_table
 from train.runs.duplicate_report import list_duplicates, save_duplicates
 
 TRAINING_KEYS = ("optimizer", "scheduler", "scaler")  # of a checkpoint, which inference needs not
@@ -42,12 +42,9 @@ def create_run_folder(config: TrainConfig, data: Data) -> None:
 
 
 def write_bad_files(folder: Path, bad: dict[str, str]) -> None:
-    with open(
-        folder / "bad_files.csv", "w", newline="", encoding="utf-8", errors="backslashreplace"
-    ) as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["path", "reason"])
-        writer.writerows(bad.items())
+    columns = ("path", "reason")
+    rows = [dict(zip(columns, item, strict=True)) for item in bad.items()]
+    write_table(folder / "bad_files.csv", rows, columns)
 
 
 def write_status(folder: Path, status: str) -> None:
@@ -57,13 +54,11 @@ def write_status(folder: Path, status: str) -> None:
 
 
 def read_status(folder: Path) -> str:
-    """Return the status of a run; "" for a run of an earlier version, which has none."""
+    """Return the status of a run; "" if there is none, or none that can be read."""
     try:
         return str(json.loads((folder / STATUS).read_text(encoding="utf-8"))["status"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""
-    except (ValueError, KeyError, TypeError):
-        return "FAILED"  # somebody edited it: the run is resumed
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -1,12 +1,12 @@
 """Report of the images that a data set holds more than once: a table, and a figure of pairs."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from train.data.index import Data, groups_of
+from train.evaluation.tables import write_table
 
 MOST_PAIRS = 24
 
@@ -39,7 +39,7 @@ def list_duplicates(data: Data) -> list[list[Duplicate]]:
                     images.class_names[images.labels[i]],
                     side,
                     "identical" if files[sha256] > 1 else "near",
-                    data.near[sha256].similarity if sha256 in data.near else 1.0,
+                    round(data.near[sha256].similarity, 3) if sha256 in data.near else 1.0,
                 )
             )
     return sorted(
@@ -58,15 +58,17 @@ def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None
     """
     if not groups:
         return
-    table = folder / "duplicates.csv"
-    with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["group", "path", "label", "side", "kind", "similarity", "contradiction"])
-        for number, rows in enumerate(groups, 1):
-            for row in rows:
-                similarity = float(f"{row.similarity:.3f}")
-                cells = [row.path, row.label, row.side, row.kind, similarity, int(contradictory(rows))]
-                writer.writerow([number, *cells])
+    table = [
+        {
+            "group": number,
+            **{name: value for name, value in vars(row).items() if name != "file"},
+            "contradiction": int(contradictory(rows)),
+        }
+        for number, rows in enumerate(groups, 1)
+        for row in rows
+    ]
+    # --exclude reads it again, with names that are not UTF-8
+    write_table(folder / "duplicates.csv", table, errors="surrogateescape")
     _draw(groups, folder / "figures" / "duplicates.png")
 
 

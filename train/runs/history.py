@@ -71,4 +71,4 @@ def changed_settings(saved: dict[str, Any], config: TrainConfig) -> str:
 
 def is_retuning(state: dict[str, Any]) -> bool:
     """Return whether a checkpoint is of the last stage, whose optimizer has the head's parameters alone."""
-    return bool(state["history"]["retuned"] or state.get("position", {}).get("retuning"))
+    return bool(state["history"]["retuned"] or state["position"]["retuning"])

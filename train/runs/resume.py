@@ -92,9 +92,7 @@ def read_settings(folder: Path) -> TrainConfig | None:
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
     """Return whether the run ended well, and its newest whole checkpoint has all epochs of `config`."""
-    status = read_status(folder)
-    drawn = (folder / "figures" / "worst_mistakes.png").exists()  # last, by versions without a status
-    if not (status == "FINISHED" or (not status and drawn)):
+    if read_status(folder) != "FINISHED":
         return False
     for path in [*list_snapshots(checkpoint_folder(folder)), last_checkpoint(folder)]:
         try:

@@ -202,7 +202,7 @@ def load_newest(folder: Path, ranks: Ranks, log: Log) -> dict[str, Any] | None:
     if path is None:
         return None
     checkpoint = load_checkpoint(path)
-    step = checkpoint.get("position", {}).get("step", 0)
+    step = checkpoint["position"]["step"]
     log(f"resuming from {path}: {checkpoint['epoch']} epochs and {step} steps are done")
     return checkpoint
 

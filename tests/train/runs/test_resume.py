@@ -19,7 +19,7 @@ from serve.contract.locks import is_locked
 from train.cli import parse_config, save_config
 from train.config import TrainConfig
 from train.runs import resume
-from train.runs.directory import STATUS, write_status
+from train.runs.directory import write_status
 from train.runs.resume import choose_run, how_to_resume, only_writer, started_at, started_by
 from train.runs.snapshots import Snapshots, list_snapshots
 
@@ -75,16 +75,6 @@ def test_a_run_that_did_not_end_well_after_its_last_epoch_continues(status: str,
     config = make_run(tmp_path, "a", 3)
     write_status(tmp_path / "runs" / "a", status)
     assert choose_run(config).resume == str(tmp_path / "runs" / "a")
-
-
-def test_a_run_of_a_version_without_status_is_finished_when_its_report_is_drawn(tmp_path: Path) -> None:
-    config, folder = make_run(tmp_path, "a", 3), tmp_path / "runs" / "a"
-    (folder / STATUS).unlink()
-    assert choose_run(config).resume == str(folder)
-    (folder / "figures").mkdir()
-    (folder / "figures" / "worst_mistakes.png").touch()
-    with pytest.raises(ValueError, match=r"runs/a'.*finished"):
-        choose_run(config)
 
 
 def test_a_run_of_other_settings_is_not_touched(tmp_path: Path) -> None:
