@@ -48,7 +48,6 @@ HEADER = (
     *("rank", "path", "label", "suggestion", "probability_of_label", "probability_of_suggestion"),
     *("score", "fold"),
 )
-COLUMNS = 6
 MOST_KINDS = 20  # pairs of classes that are printed
 MOST_PICTURES = 42
 
@@ -124,7 +123,7 @@ def draw_issues(data: OutOfFold, issues: LabelIssues) -> Figure:
         pictures.append(Picture(data.root / data.paths[i], caption, False))
     shown = f", {MOST_PICTURES} shown" if len(issues.found) > MOST_PICTURES else ""
     title = f"{len(issues.found)} likely wrong labels of {len(data.paths)}{shown}: given label? prediction"
-    return contact_sheet(title, pictures, COLUMNS)
+    return contact_sheet(title, pictures)
 
 
 def issue_summary(data: OutOfFold, issues: LabelIssues) -> str:

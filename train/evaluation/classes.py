@@ -99,6 +99,6 @@ def write_class_tables(folder: Path, predictions: Predictions) -> list[str]:
     write_table(folder / CONFUSION_PAIRS, [pair._asdict() for pair in pairs], Confusion._fields)
     most = ", ".join(f"{p.label!r} taken for {p.prediction!r} {p.images} times" for p in pairs[:3])
     return [
-        f"{len(names)} classes: {CONFUSION_PAIRS} and figures/confusion_pairs.png replace the confusion "
-        f"matrix; most frequent confusions: {most or 'none'}"
+        f"{len(names)} classes: {CONFUSION_PAIRS} replaces the confusion matrix; most frequent confusions: "
+        f"{most or 'none'}"
     ]

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from serve.contract.images import load_accepted
 from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
-from train.evaluation.classes import confusions
 from train.evaluation.metrics import MOST_CLASSES
 from train.evaluation.predictions import Predictions
 from train.models.classifier import ImageClassifier
 
-MOST_PAIRS = 24  # bars of a figure
-GRID = (3, 6)
+COLUMNS = 6  # of images
+MOST_IMAGES = 3 * COLUMNS
+WHOLE = Preprocess(mode="pad", size=192)
 WIDEST = 26  # characters of a caption; East Asian ones count twice
 # Okabe and Ito's colours, which the colour-blind can distinguish; without yellow, too pale for a line
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -70,8 +70,6 @@ def save_figures(
     figures = {"curves": training_curves(rows)}
     if len(images.class_names) <= MOST_CLASSES:
         figures["confusion_matrix"] = _confusion_matrix(predictions)
-    else:
-        figures["confusion_pairs"] = _confusion_pairs(predictions)
     figures["worst_mistakes"] = _worst_mistakes(predictions, images, preprocess)
     paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in paths.items():
@@ -84,7 +82,7 @@ def save_subject_crops(
     path: Path, model: ImageClassifier, images: ImageSet, preprocess: Preprocess
 ) -> None:
     """Draw validation images, evenly spaced, each with the square that the network sees."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), GRID[0] * GRID[1])).round().astype(int)
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).round().astype(int)
     pixels = np.stack([_read_pixels(images.root / images.paths[i], preprocess) for i in chosen])
     boxes = model.eval().locate(torch.from_numpy(pixels).to(model.mean.device)).cpu().numpy()
     figure, cells = _grid(len(chosen))
@@ -158,48 +156,25 @@ def _confusion_matrix(predictions: Predictions) -> Figure:
     return figure
 
 
-def _confusion_pairs(predictions: Predictions) -> Figure:
-    """Draw a bar for each of the most frequent confusions."""
-    pairs = confusions(predictions)
-    shown = pairs[:MOST_PAIRS]
-    figure = Figure(figsize=(9, max(2.6, 1.6 + 0.26 * len(shown))), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(shown)), [pair.images for pair in shown], color=COLORS[0])
-    names = [f"{caption(p.label)}, taken for {caption(p.prediction)}".replace("\n", " ") for p in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=8)
-    axes.invert_yaxis()
-    count_along(axes, "validation images")
-    wrong = int((~predictions.correct).sum())
-    axes.set_title(
-        f"{len(shown)} most frequent of {len(pairs)} confusions\n"
-        f"({wrong} mistakes on {len(predictions.labels)} validation images)"
-    )
-    return figure
-
-
 def _worst_mistakes(predictions: Predictions, images: ImageSet, preprocess: Preprocess) -> Figure:
     """Draw the images with the highest loss, as the network sees them."""
     own = predictions.probabilities[np.arange(len(images)), predictions.labels]
-    worst = np.argsort(own)[: GRID[0] * GRID[1]]
-    figure, cells = _grid(len(worst))
+    pictures = []
+    for i in np.argsort(own)[:MOST_IMAGES].tolist():
+        true, guess = (images.class_names[c[i]] for c in (predictions.labels, predictions.predicted))
+        verdict = "" if true == guess else f"{true}, not\n"
+        text = f"{images.paths[i].rpartition('/')[2]}\n{verdict}{predictions.confidence[i]:.2f} {guess}"
+        pictures.append(Picture(images.root / images.paths[i], text, true != guess))
     mistakes = int((~predictions.correct).sum())
-    figure.suptitle(f"highest loss of {len(images)} validation images ({mistakes} mistakes)")
-    for axes, i in zip(cells, worst, strict=False):
-        axes.imshow(_read_pixels(images.root / images.paths[i], preprocess))
-        guessed = predictions.predicted[i]
-        true, guess = images.class_names[predictions.labels[i]], images.class_names[guessed]
-        verdict = true if true == guess else f"{true},\nnot {guess}"
-        title = caption(f"{images.paths[i].rpartition('/')[2]}\n{verdict}")
-        color = "black" if true == guess else "tab:red"
-        axes.set_title(f"{title} ({predictions.probabilities[i, guessed]:.2f})", fontsize=7, color=color)
-    return figure
+    title = f"highest loss of {len(images)} validation images ({mistakes} mistakes)"
+    return contact_sheet(title, pictures, preprocess)
 
 
-def _grid(count: int, columns: int = GRID[1]) -> tuple[Figure, list[Axes]]:
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
     """Return a figure with at least `count` cells for images."""
-    rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), layout="constrained")
-    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    rows = max(1, -(-count // COLUMNS))
+    figure = Figure(figsize=(2 * COLUMNS, 2.35 * rows + 0.5), layout="constrained")
+    cells = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axes in cells:
         axes.axis("off")
     return figure, cells
@@ -232,12 +207,11 @@ class Picture:
     """Caption in red."""
 
 
-def contact_sheet(title: str, pictures: Sequence[Picture], columns: int) -> Figure:
-    """Draw whole images in rows, unlike the crops that the network sees."""
-    whole = Preprocess(mode="pad", size=192)
-    figure, cells = _grid(len(pictures), columns)
+def contact_sheet(title: str, pictures: Sequence[Picture], preprocess: Preprocess = WHOLE) -> Figure:
+    """Draw images in rows: whole, or as a network sees them."""
+    figure, cells = _grid(len(pictures))
     figure.suptitle(drawable(title))
     for axes, picture in zip(cells, pictures, strict=False):
-        axes.imshow(_read_pixels(picture.file, whole))
+        axes.imshow(_read_pixels(picture.file, preprocess))
         axes.set_title(caption(picture.caption), fontsize=7, color="tab:red" if picture.marked else "black")
     return figure

@@ -39,7 +39,7 @@ def list_duplicates(data: Data) -> list[list[Duplicate]]:
                     images.class_names[images.labels[i]],
                     side,
                     "identical" if files[sha256] > 1 else "near",
-                    round(data.near[sha256].similarity, 3) if sha256 in data.near else 1.0,
+                    round(float(data.near[sha256].similarity), 3) if sha256 in data.near else 1.0,
                 )
             )
     return sorted(
@@ -92,4 +92,4 @@ def _draw(groups: Sequence[Sequence[Duplicate]], path: Path) -> None:
     title = f"{len(groups)} groups of duplicates, {contradictions} with more than one label (red)"
     if len(groups) > MOST_PAIRS:
         title += f"; {MOST_PAIRS} are shown"
-    save_figure(contact_sheet(title, pictures, columns=6), path)
+    save_figure(contact_sheet(title, pictures), path)
