@@ -637,9 +637,9 @@ FAULTS = [
     ),
     Fault(
         "MLflow decodes base64, and refuses a request for one malformed text",
-        "train/tracking/registry.py",
-        'types.ColSpec("string", column)',
-        'types.ColSpec("binary", column)',
+        "export/mlflow_package.py",
+        'types.ColSpec("string", COLUMN)',
+        'types.ColSpec("binary", COLUMN)',
         near=("mlflow_package",),
     ),
     Fault(

@@ -4,15 +4,20 @@ import hashlib
 import importlib.metadata
 import io
 import re
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import onnx
+import pandas as pd
 from PIL import Image, ImageDraw
 
 import serve
 from serve.contract.heic import PACKAGE
 from serve.contract.metadata import ModelMetadata
 from serve.pyfunc import COLUMN, DEFAULTS
-from train.tracking.registry import PyfuncPackage
+from train.tracking.client import mlflow
 
 SOURCE = Path(serve.__path__[0])
 IMPORT = re.compile(r"^(\s*(?:from|import)\s+)serve(?=[.\s])", re.MULTILINE)
@@ -22,19 +27,51 @@ CPU = "CPUExecutionProvider"
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 
 
-def package_model(metadata: ModelMetadata, folder: Path) -> PyfuncPackage:
-    """Write the code into a folder, and return what mlflow is given."""
-    name = copy_serving_code(folder, SOURCE)
-    verified_on_cuda = metadata.is_verified("cuda", "fp32")
-    return PyfuncPackage(
-        code=folder / name,
-        loader_module=f"{name}.pyfunc",
-        column=COLUMN,
-        config=dict(DEFAULTS),
-        providers=[CUDA, CPU] if verified_on_cuda else [CPU],
-        requirements=pinned_requirements(metadata),
-        example=example_image(),
-    )
+class ServedModel:
+    """A flavor of MLflow: the ONNX file for mlflow.onnx, and for mlflow.pyfunc the code that takes image
+    bytes to it."""
+
+    __name__ = "purebred"
+
+    def __init__(self, file: Path, metadata: ModelMetadata):
+        self.file, self.metadata = file, metadata
+
+    def save_model(self, path: str, mlflow_model: Any, **_: Any) -> None:
+        """Write the folder of a logged model; mlflow.models.Model.log calls this of a flavor."""
+        with TemporaryDirectory(prefix="purebred-") as folder:
+            name = copy_serving_code(Path(folder), SOURCE)
+            mlflow.onnx.save_model(
+                onnx.load(self.file),
+                path,
+                mlflow_model=mlflow_model,
+                code_paths=[str(Path(folder, name))],
+                signature=_signature(),
+                input_example=pd.DataFrame({COLUMN: [example_image()]}),
+                pip_requirements=pinned_requirements(self.metadata),
+                onnx_execution_providers=[CUDA, CPU]
+                if self.metadata.is_verified("cuda", "fp32")
+                else [CPU],
+                metadata={"class_names": list(self.metadata.class_names)},
+                save_as_external_data=False,
+            )
+        served = mlflow_model.flavors["python_function"]
+        shutil.copyfile(self.file, Path(path, served["data"]))  # the very bytes that were verified
+        served |= {"loader_module": f"{name}.pyfunc", "config": dict(DEFAULTS)}
+        mlflow_model.save(str(Path(path, "MLmodel")))
+
+
+def _signature() -> Any:
+    types = mlflow.types
+    answers = [
+        types.ColSpec("string", "label"),
+        types.ColSpec("double", "probability", required=False),
+        types.ColSpec(types.schema.Array("double"), "probabilities", required=False),
+        types.ColSpec("string", "error"),
+    ]
+    # bytes pass as they are; of a binary column MLflow would decode the base64 text of JSON itself, and
+    # refuse the whole request for one text that is malformed or null
+    images = types.Schema([types.ColSpec("string", COLUMN)])
+    return mlflow.models.ModelSignature(inputs=images, outputs=types.Schema(answers))
 
 
 def copy_serving_code(folder: Path, source: Path) -> str:

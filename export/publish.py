@@ -95,14 +95,15 @@ def _open_store(recorded: RecordedRun, run_id: str = "") -> "TrackingStore":
 def _publish(
     store: "TrackingStore", run_id: str, file: Path, metadata: ModelMetadata, register: str
 ) -> None:
-    from export.mlflow_package import package_model
+    from export.mlflow_package import ServedModel
     from train.tracking.registry import publish_model
 
     prefix = "served" if metadata.precision == "fp32" else f"served_{metadata.precision}"
     report = reports_of(file)[0]
     metrics = {f"{prefix}/{name}": report[key] for name, key in METRICS.items()}
+    flavor = ServedModel(file, metadata)
     model_id = publish_model(
-        store, run_id, file, metadata, file.with_name(RECORD), metrics, package_model, register
+        store, run_id, file, metadata, file.with_name(RECORD), metrics, flavor, register
     )
     if model_id:
         registered = f", registered as {register}@challenger" if register else ""

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from onnx import TensorProto, helper
 from serve_model import METADATA
 
-from export.mlflow_package import package_model
+from export.mlflow_package import ServedModel
 from serve.contract.metadata import METADATA_KEY, ModelMetadata
 from train.config import TrainConfig
 from train.tracking.client import TrackingStore
@@ -67,5 +67,5 @@ def log_to_mlflow(file: Path, metadata: ModelMetadata = METADATA, register: str 
     record.write_text("{}")
     run_id = whole_run().run_id
     return "models:/" + publish_model(
-        TrackingStore(), run_id, file, metadata, record, {}, package_model, register
+        TrackingStore(), run_id, file, metadata, record, {}, ServedModel(file, metadata), register
     )

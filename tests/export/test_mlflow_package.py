@@ -33,10 +33,9 @@ from serve_model import (
 from servers import mlflow_process
 
 import serve.main
-from export.mlflow_package import copy_serving_code, package_model, pinned_requirements
+from export.mlflow_package import ServedModel, copy_serving_code, pinned_requirements
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
-from train.tracking.registry import _BothFlavors
 
 
 @pytest.fixture
@@ -208,9 +207,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     """A saved model, and the base64 text of an image."""
     folder = tmp_path_factory.mktemp("saved")
     file = build_model(folder / "model.onnx", metadata=METADATA.to_json())
-    _BothFlavors(file, METADATA, package_model(METADATA, folder / "code")).save_model(
-        str(folder / "model"), mlflow.models.Model()
-    )
+    ServedModel(file, METADATA).save_model(str(folder / "model"), mlflow.models.Model())
     image = base64.b64encode(encode(solid((250, 0, 0)), "PNG")).decode()
     return mlflow.pyfunc.load_model(str(folder / "model")), image
 

@@ -85,64 +85,35 @@ def mean_interval(values: Floats) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def auc_interval(positive: Bools, scores: Floats) -> Interval:
-    """Return ROC AUC with DeLong's variance (10.2307/2531595), its interval on the logit scale.
-
-    Classes that are separated completely leave no variance to estimate, hence no interval.
-
-    Args:
-        positive: [N], both values occur.
-        scores: [N], higher for the positive class; equal scores count half.
-    """
-    wins, losses = _placements(positive, scores)
-    auc = float(wins.mean())
-    if min(len(wins), len(losses)) < 2 or not 0 < auc < 1:
-        return Interval(auc, nan, nan)
-    return _on_logit_scale(auc, sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses)))
-
-
-def _placements(positive: Bools, scores: Floats) -> tuple[Floats, Floats]:
-    """Return the share of negative images below each positive one, and of positive ones above each negative
-    one."""
-    above, below, ranks = scores[positive], scores[~positive], rankdata(scores)
-    wins = (ranks[positive] - rankdata(above)) / len(below)
-    return wins, (ranks[~positive] - rankdata(below)) / len(above)
-
-
-def _on_logit_scale(value: float, deviation: float) -> Interval:
-    half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (value * (1 - value))
-    return Interval(value, *expit(logit(value) + half * np.array([-1, 1])).tolist())
-
-
 def roc_auc_interval(labels: Integers, scores: Floats) -> Interval:
-    """Return `auc_interval` of the second of two classes, or `macro_auc_interval` of more."""
-    if scores.shape[1] == 2:
-        return auc_interval(labels == 1, scores[:, 1])
-    return macro_auc_interval(labels, scores)
+    """Return ROC AUC of the second of two classes, or the mean over one-against-rest of more, with DeLong's
+    variance (10.2307/2531595) and the interval on the logit scale.
 
-
-def macro_auc_interval(labels: Integers, scores: Floats) -> Interval:
-    """Return the mean over the classes of one-against-rest ROC AUC, with an interval as `auc_interval`'s.
-
-    Each image's influence on the mean is DeLong's on each class; their variance takes into account that
-    the classes share their images. With two classes the value is that of `auc_interval`.
+    Each image's influence on a mean is the sum of its influences on each class. Classes that are separated
+    completely leave no variance to estimate, hence no interval.
 
     Args:
-        labels: [N], each class occurs, and N is greater than the number of classes.
-        scores: [N, num_classes].
+        labels: [N], each class occurs.
+        scores: [N, num_classes]; equal scores count half.
     """
-    n, num_classes = scores.shape
-    aucs, influence = np.empty(num_classes), np.zeros(n)
-    for c in range(num_classes):
+    num_classes = scores.shape[1]
+    classes = [1] if num_classes == 2 else range(num_classes)
+    aucs, influence = [], np.zeros(len(labels))
+    for c in classes:
         positive = labels == c
-        wins, losses = _placements(positive, scores[:, c])
-        aucs[c] = wins.mean()
-        influence[positive] += (wins - aucs[c]) * n / len(wins)
-        influence[~positive] += (losses.mean() - losses) * n / len(losses)
-    auc = float(aucs.mean())
+        above, below, ranks = scores[positive, c], scores[~positive, c], rankdata(scores[:, c])
+        wins = (ranks[positive] - rankdata(above)) / len(below)  # of each against the other images
+        losses = 1 - (ranks[~positive] - rankdata(below)) / len(above)
+        aucs.append(wins.mean())
+        for images, shares in ((positive, wins), (~positive, losses)):
+            n = len(shares)
+            influence[images] += (shares - shares.mean()) / sqrt(n * max(1, n - 1))
+    auc = float(np.mean(aucs))
     if np.bincount(labels, minlength=num_classes).min() < 2 or not 0 < auc < 1:
         return Interval(auc, nan, nan)
-    return _on_logit_scale(auc, float(influence.std(ddof=1)) / num_classes / sqrt(n))
+    deviation = sqrt(float((influence**2).sum())) / len(aucs)
+    half = norm.ppf((1 + CONFIDENCE) / 2) * deviation / (auc * (1 - auc))
+    return Interval(auc, *expit(logit(auc) + half * np.array([-1, 1])).tolist())
 
 
 def f1_intervals(labels: Integers, predicted: Integers, num_classes: int) -> list[Interval]:

@@ -2,9 +2,8 @@
 
 import base64
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from train.data.reading import Shrink
 
 THUMBNAIL = (120, 96)  # pixels; whole images, not what the network sees of them
 QUALITY = 60  # of JPEG: 2 to 4 kB an image
-SAMPLED_BYTES = 128 * 2**20  # of files that are read for their looks alone
 FEW_PIXELS = Shrink(THUMBNAIL[1])  # JPEGs need not be decoded whole
 
 
@@ -48,18 +46,6 @@ def see_image(data: bytes, shown: bool) -> Seen:
     if shown:
         Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=QUALITY)  # without metadata
     return Seen(width, height, float(np.asarray(image.convert("L")).mean()), file.getvalue())
-
-
-def within_bytes(files: Sequence[Path]) -> int:
-    """Return how many of these files, from the first, have SAMPLED_BYTES at most; what is no file of its
-    own, as in tar files, counts as empty."""
-    left = SAMPLED_BYTES
-    for count, file in enumerate(files):
-        with suppress(OSError, ValueError):
-            left -= file.stat().st_size
-        if left < 0:
-            return count
-    return len(files)
 
 
 def see_images(files: Mapping[int, Path], shown: Collection[int]) -> dict[int, Seen]:

@@ -2,12 +2,10 @@
 
 import math
 import re
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from serve.contract.errors import UserError
@@ -29,29 +27,6 @@ class ModelVersion:
     run_id: str
     metadata: ModelMetadata
     """That of the registered ONNX file."""
-
-
-@dataclass(frozen=True)
-class PyfuncPackage:
-    """What mlflow.pyfunc needs to take image bytes: code, and how it is called."""
-
-    code: Path
-    """Folder of a Python package."""
-    loader_module: str
-    """In it; has the function `_load_pyfunc`."""
-    column: str
-    """Of the images' bytes."""
-    config: dict[str, Any]
-    """Settings that model_config may change, with their defaults."""
-    providers: list[Any]
-    """Of onnxruntime, for the onnx flavor."""
-    requirements: list[str]
-    example: bytes
-    """An image file."""
-
-
-Packager = Callable[[ModelMetadata, Path], PyfuncPackage]
-"""Writes the code into a folder."""
 
 
 def read_aliases(store: TrackingStore, model: str) -> dict[str, str]:
@@ -125,13 +100,14 @@ def publish_model(
     metadata: ModelMetadata,
     verification: Path,
     metrics: dict[str, float],
-    package: Packager,
+    flavor: Any,
     register: str = "",
 ) -> str:
     """Log the ONNX file to the run that trained it, unless it is there, with the present record of its
     verification; returns the model's ID, "" for a file that is not verified any more.
 
-    With `register`, the model has a version of this registered model, with the alias challenger.
+    `flavor` has the function `save_model` that mlflow.models.Model.log calls. With `register`, the model
+    has a version of this registered model, with the alias challenger.
     """
     with store.errors():
         client, sha256 = store.client, file_sha256(file)
@@ -143,7 +119,7 @@ def publish_model(
             return ""
         client.log_artifact(run_id, str(verification), "export")
         if not model_id:
-            model_id = _log_model(client, run, file, metadata, metrics, package)
+            model_id = _log_model(client, run, metadata, metrics, flavor)
             tags = {CHECKPOINT_TAG: metadata.checkpoint_sha256, PRECISION_TAG: metadata.precision}
             client.set_logged_model_tags(model_id, {**tags, MODEL_TAG: sha256})
         client.log_model_artifact(model_id, str(verification))
@@ -206,26 +182,14 @@ def logged_name(metadata: ModelMetadata) -> str:
 
 
 def _log_model(
-    client: Any,
-    run: Any,
-    file: Path,
-    metadata: ModelMetadata,
-    metrics: dict[str, float],
-    package: Packager,
+    client: Any, run: Any, metadata: ModelMetadata, metrics: dict[str, float], flavor: Any
 ) -> str:
     run_id = run.info.run_id
     name = logged_name(metadata)
     made = client.create_logged_model(run.info.experiment_id, name, run_id, params=run.data.params)
-    with TemporaryDirectory(prefix="purebred-") as folder:
-        flavor = _BothFlavors(file, metadata, package(metadata, Path(folder)))
-        mlflow.models.Model.log(
-            None,
-            flavor,
-            model_id=made.model_id,
-            run_id=run_id,
-            validate_serving_input=False,
-            step=NO_STEP,
-        )
+    mlflow.models.Model.log(
+        None, flavor, model_id=made.model_id, run_id=run_id, validate_serving_input=False, step=NO_STEP
+    )
     now = int(time.time() * 1000)
     values = [
         mlflow.entities.Metric(key, value, now, 0, model_id=made.model_id, run_id=run_id)
@@ -233,49 +197,3 @@ def _log_model(
     ]
     client.log_batch(run_id, values)
     return str(made.model_id)
-
-
-class _BothFlavors:
-    """The ONNX file for mlflow.onnx, and for mlflow.pyfunc the code that takes image bytes to it."""
-
-    __name__ = "purebred"
-
-    def __init__(self, file: Path, metadata: ModelMetadata, package: PyfuncPackage):
-        self.file, self.metadata, self.package = file, metadata, package
-
-    def save_model(self, path: str, mlflow_model: Any, **_: Any) -> None:
-        """Write the folder of a logged model; mlflow.models.Model.log calls this of a flavor."""
-        import onnx  # seconds that a promotion does without
-        import pandas as pd
-
-        package = self.package
-        mlflow.onnx.save_model(
-            onnx.load(self.file),
-            path,
-            mlflow_model=mlflow_model,
-            code_paths=[str(package.code)],
-            signature=_signature(package.column),
-            input_example=pd.DataFrame({package.column: [package.example]}),
-            pip_requirements=package.requirements,
-            onnx_execution_providers=package.providers,
-            metadata={"class_names": list(self.metadata.class_names)},
-            save_as_external_data=False,
-        )
-        served = mlflow_model.flavors["python_function"]
-        shutil.copyfile(self.file, Path(path, served["data"]))  # the very bytes that were verified
-        served |= {"loader_module": package.loader_module, "config": package.config}
-        mlflow_model.save(str(Path(path, "MLmodel")))
-
-
-def _signature(column: str) -> Any:
-    types = mlflow.types
-    answers = [
-        types.ColSpec("string", "label"),
-        types.ColSpec("double", "probability", required=False),
-        types.ColSpec(types.schema.Array("double"), "probabilities", required=False),
-        types.ColSpec("string", "error"),
-    ]
-    # bytes pass as they are; of a binary column MLflow would decode the base64 text of JSON itself, and
-    # refuse the whole request for one text that is malformed or null
-    images = types.Schema([types.ColSpec("string", column)])
-    return mlflow.models.ModelSignature(inputs=images, outputs=types.Schema(answers))

@@ -11,7 +11,7 @@ from mlflow_store import onnx_file, use
 from run_folders import make_run
 from serve_model import ON_CPU
 
-from export.mlflow_package import package_model
+from export.mlflow_package import ServedModel
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
@@ -99,7 +99,8 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
         checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"),
     )
     file = onnx_file(folder / "model.onnx", metadata)
-    publish_model(TrackingStore(), run_id, file, metadata, folder / "config.yaml", {}, package_model, model)
+    flavor = ServedModel(file, metadata)
+    publish_model(TrackingStore(), run_id, file, metadata, folder / "config.yaml", {}, flavor, model)
     return folder
 
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow_store import DIGEST, PARAMETERS, REFUSES, onnx_file, runs, tracker, use, whole_run
 from serve_model import ON_CPU
 
-from export.mlflow_package import package_model
+from export.mlflow_package import ServedModel
 from export.publish import check_register, training_run
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
@@ -38,8 +38,9 @@ def published(
 ) -> str:
     model, verification = onnx_file(Path(f"{metadata.precision}.onnx"), metadata), Path("verification.json")
     verification.touch()
+    flavor = ServedModel(model, metadata)
     return publish_model(
-        TrackingStore(), run_id, model, metadata, verification, metrics or {}, package_model, register
+        TrackingStore(), run_id, model, metadata, verification, metrics or {}, flavor, register
     )
 
 
