@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluation.calibration import BINS
+from train.evaluation.calibration import BINS, confidence_bins
 from train.evaluation.classes import Confusion, confusions
 from train.evaluation.metrics import MOST_CLASSES
 from train.evaluation.predictions import Predictions
@@ -20,7 +20,6 @@ MOST_WORST = 60
 MOST_SUSPICIOUS = 24
 MOST_PAIRS_SHOWN, IMAGES_OF_PAIR = 12, 4
 MOST_FOLDERS = 20
-SAMPLE = 300  # images whose size and brightness is looked at
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 SIDES = (128, 256, 512, 1024)  # of slices by the short side, in pixels
 ASPECTS = (0.8, 1.25)
@@ -137,7 +136,7 @@ def _by_pair(p: Predictions, confidence: NDArray[np.float64]) -> dict[tuple[str,
 
 def reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> list[Bin]:
     """Return the bins that hold images. `confidence` and `correct`: [N]."""
-    numbers = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    numbers = confidence_bins(confidence)
     return [
         Bin(
             b / BINS,
@@ -182,12 +181,6 @@ def _folders(p: Predictions) -> list[Slice]:
         Slice(name or ".", len(own), accuracy_interval(p.correct[own])) for name, own in groups.items()
     ]
     return sorted(found, key=lambda each: each.accuracy.high)
-
-
-def sample_of(num_images: int) -> list[int]:
-    """Return SAMPLE images in random order, always the same."""
-    drawn: list[int] = np.random.default_rng(0).permutation(num_images)[:SAMPLE].tolist()
-    return drawn
 
 
 def slices(

@@ -7,10 +7,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from serve.contract.files import atomic_write
-from train.evaluation.answers import ReportedAnswers, look_at, sample_of, slices
+from train.evaluation.answers import ReportedAnswers, look_at, slices
 from train.evaluation.charts import HEIGHT, WIDTH, Chart, draw_chart
 from train.evaluation.predictions import Predictions
 from train.evaluation.significance import Interval
@@ -21,6 +22,7 @@ REPORT_START = "<!doctype html>\n<!-- purebred report -->"
 MOST_BYTES = 1_000_000
 THUMBNAIL_BYTES = (600_000, 300_000, 0)  # base64 of a page; less if the page is too large
 MOST_ROWS = 100  # of the table of classes
+SAMPLE = 300  # images whose size and brightness is looked at
 LONGEST = 60  # characters of a name
 # Control characters, bytes that are not UTF-8, and marks that turn the direction of text: names are data
 HIDDEN = re.compile(
@@ -71,13 +73,23 @@ def write_report(path: Path, report: Report) -> None:
 
 def render_report(report: Report) -> str:
     answers, p = look_at(report.predictions), report.predictions
-    sample = sample_of(len(p.paths))
+    sample = np.random.default_rng(0).permutation(len(p.paths))[:SAMPLE].tolist()
     wanted = dict.fromkeys([*answers.shown, *sample])
     seen = see_images({i: report.root / p.paths[i] for i in wanted}, set(answers.shown))
     charts = {
         "training": training_charts(report.rows, report.best_epoch),
-        "reliability": _reliability_chart(answers),
-        "coverage": _coverage_chart(answers),
+        "reliability": draw_chart(
+            "Accuracy by probability of the likeliest class",
+            "mean probability",
+            {"perfectly calibrated": [(0, 0), (1, 1)]},
+            bars=[(b.confidence, *b.accuracy) for b in answers.bins],
+        ),
+        "coverage": draw_chart(
+            "Accuracy of the images that are answered",
+            "share that is answered",
+            {"surest first": answers.curve},
+            x_limits=(0, 1),
+        ),
     }
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -168,20 +180,6 @@ def training_charts(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> list[
             mark = (best_epoch, f"best epoch {best_epoch}")
             charts.append(draw_chart(title, "epoch", lines, mark=mark, whole_x=True))
     return charts
-
-
-def _reliability_chart(answers: ReportedAnswers) -> Chart:
-    return draw_chart(
-        "Accuracy by probability of the likeliest class",
-        "mean probability",
-        {"perfectly calibrated": [(0, 0), (1, 1)]},
-        bars=[(b.confidence, b.accuracy.value, b.accuracy.low, b.accuracy.high) for b in answers.bins],
-    )
-
-
-def _coverage_chart(answers: ReportedAnswers) -> Chart:
-    title = "Accuracy of the images that are answered"
-    return draw_chart(title, "share that is answered", {"surest first": answers.curve}, x_limits=(0, 1))
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

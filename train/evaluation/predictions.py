@@ -58,10 +58,6 @@ class Predictions:
         return float(self.correct.mean())
 
     @property
-    def label_names(self) -> list[str]:
-        return [self.class_names[label] for label in self.labels]
-
-    @property
     def confusion(self) -> NDArray[np.int64]:
         """[num_classes, num_classes], number of images by true class and predicted class."""
         counts = np.zeros((len(self.class_names),) * 2, np.int64)
