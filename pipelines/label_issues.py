@@ -40,7 +40,8 @@ from pipelines.folds import OutOfFold, read_folds, train_folds
 from pipelines.launch import exit_code_of, split_flags
 from serve.contract.files import atomic_path
 from train.data.labels import listed
-from train.evaluation.figures import Picture, contact_sheet, save_figure
+from train.evaluation.charts import save_figure
+from train.evaluation.figures import Picture, contact_sheet
 from train.evaluation.tables import check_reports_replaceable
 
 TABLE, FIGURE = "label_issues.csv", "label_issues.png"

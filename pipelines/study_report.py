@@ -9,7 +9,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.study import Plan, ended_trials
-from train.evaluation.figures import COLORS, count_along, save_figure
+from train.evaluation.charts import COLORS, count_along, save_figure
 from train.evaluation.tables import check_reports_replaceable, markdown_table, write_table
 
 ENOUGH_FOR_IMPORTANCE = 10  # complete trials; with fewer, chance decides

@@ -32,7 +32,7 @@ from typing import Any
 from serve.contract.command_line import CommandLine, Number
 from serve.contract.urls import redact
 from train.config import SETTINGS
-from train.evaluation.figures import comparison_curves, save_figure
+from train.evaluation.charts import comparison_curves, save_figure
 from train.evaluation.significance import (
     Interval,
     PairedTest,

@@ -1,25 +1,22 @@
-"""Figures of runs, and sheets of images with captions."""
+"""Figures of a run, and sheets of images with captions."""
 
 import unicodedata
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from serve.contract.images import load_accepted
 from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
+from train.evaluation.charts import drawable, save_figure, training_curves
 from train.evaluation.metrics import MOST_CLASSES
 from train.evaluation.predictions import Predictions
 from train.models.classifier import ImageClassifier
@@ -28,46 +25,18 @@ COLUMNS = 6  # of images
 MOST_IMAGES = 3 * COLUMNS
 WHOLE = Preprocess(mode="pad", size=192)
 WIDEST = 26  # characters of a caption; East Asian ones count twice
-# Okabe and Ito's colours, which the colour-blind can distinguish; without yellow, too pale for a line
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", ":", "-.")  # each set of colours again, dashed
-# for class names that matplotlib's own font cannot draw
-EAST_ASIAN_FONTS = (
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "NanumGothic"),
-    *("Droid Sans Fallback", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
-    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
-)
-
-mpl.use("Agg")  # no display in a training job
-mpl.rcParams["text.parse_math"] = False  # a name with two $ is no formula
-mpl.rcParams["font.family"] = [
-    "sans-serif",
-    *(font for font in EAST_ASIAN_FONTS if font in fontManager.get_font_names()),
-]
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG file. A character that no installed font has is drawn as a box, without a warning."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
-def drawable(text: str) -> str:
-    """Return text that matplotlib can draw: composed, as fonts have it, and with odd bytes escaped."""
-    return unicodedata.normalize("NFC", text.encode("utf-8", "backslashreplace").decode())
 
 
 def save_figures(
     folder: Path,
     rows: Sequence[dict[str, Any]],
+    best_epoch: int,
     predictions: Predictions,
     images: ImageSet,
     preprocess: Preprocess,
 ) -> list[Path]:
     """Draw a finished run; `rows` are those of metrics.jsonl, `predictions` those of `images`."""
-    figures = {"curves": training_curves(rows)}
+    figures = {"curves": training_curves(rows, best_epoch)}
     if len(images.class_names) <= MOST_CLASSES:
         figures["confusion_matrix"] = _confusion_matrix(predictions)
     figures["worst_mistakes"] = _worst_mistakes(predictions, images, preprocess)
@@ -95,53 +64,6 @@ def save_subject_crops(
         )
         axes.set_title(caption(images.paths[i].rpartition("/")[2]), fontsize=7)
     save_figure(figure, path)
-
-
-def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs: Sequence[int]) -> Figure:
-    """Draw curves of several runs (name -> rows of metrics.jsonl) with a dot at each best epoch."""
-    columns = max(1, min(4, len(runs), 140 // max(map(len, runs))))  # of the legend
-    figure = Figure(figsize=(13, 4.2 + 0.25 * (len(runs) // columns)), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, quantity in zip(panels, ("train/loss", "val/accuracy", "val/log_loss"), strict=True):
-        for i, ((name, rows), best) in enumerate(zip(runs.items(), best_epochs, strict=True)):
-            epochs, values = _points(rows, quantity)
-            axes.plot(
-                epochs,
-                values,
-                color=COLORS[i % len(COLORS)],
-                linestyle=DASHES[i // len(COLORS) % len(DASHES)],
-                marker="o",
-                markevery=[epochs.index(best)],
-                label=drawable(name),
-            )
-        axes.set(title=quantity)
-        count_along(axes, "epoch")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
-    return figure
-
-
-def training_curves(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draw loss and accuracy of training and validation; `rows` are those of metrics.jsonl."""
-    figure = Figure(figsize=(10, 3.6))
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for side, color in (("train", "tab:gray"), ("val", "tab:blue")):
-            axes.plot(*_points(rows, f"{side}/{quantity}"), color=color, marker=".", label=side)
-        axes.set(ylabel=quantity, title=quantity)
-        count_along(axes, "epoch")
-        axes.legend()
-    return figure
-
-
-def _points(rows: Sequence[dict[str, Any]], quantity: str) -> tuple[list[int], list[float]]:
-    measured = [row for row in rows if quantity in row]  # not every epoch ends with a validation
-    return [row["epoch"] for row in measured], [row[quantity] for row in measured]
-
-
-def count_along(axes: Axes, unit: str) -> None:
-    """Label the horizontal axis with whole numbers, as of epochs or images."""
-    axes.set_xlabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
 
 
 def _confusion_matrix(predictions: Predictions) -> Figure:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from serve.contract.files import atomic_write
 from train.evaluation.answers import ReportedAnswers, look_at, slices
-from train.evaluation.charts import HEIGHT, WIDTH, Chart, draw_chart
+from train.evaluation.charts import coverage_chart, reliability_chart, svg_uri, training_curves
 from train.evaluation.predictions import Predictions
 from train.evaluation.significance import Interval
 from train.evaluation.thumbnails import Seen, see_images
@@ -76,21 +76,9 @@ def render_report(report: Report) -> str:
     sample = np.random.default_rng(0).permutation(len(p.paths))[:SAMPLE].tolist()
     wanted = dict.fromkeys([*answers.shown, *sample])
     seen = see_images({i: report.root / p.paths[i] for i in wanted}, set(answers.shown))
-    charts = {
-        "training": training_charts(report.rows, report.best_epoch),
-        "reliability": draw_chart(
-            "Accuracy by probability of the likeliest class",
-            "mean probability",
-            {"perfectly calibrated": [(0, 0), (1, 1)]},
-            bars=[(b.confidence, *b.accuracy) for b in answers.bins],
-        ),
-        "coverage": draw_chart(
-            "Accuracy of the images that are answered",
-            "share that is answered",
-            {"surest first": answers.curve},
-            x_limits=(0, 1),
-        ),
-    }
+    figures = {"reliability": reliability_chart(answers.bins), "coverage": coverage_chart(answers.curve)}
+    if report.rows:
+        figures["training"] = training_curves(report.rows, report.best_epoch)
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,8 +100,7 @@ def render_report(report: Report) -> str:
             unread=[i for i in answers.shown if i not in seen],
             slices=slices(p, seen, sample),
             sampled=sum(i in seen for i in sample),
-            charts=charts,
-            size=(WIDTH, HEIGHT),
+            charts={name: svg_uri(figure) for name, figure in figures.items()},
             classes=[row for row in report.classes if row["images"]],
             most_rows=MOST_ROWS,
         )
@@ -162,24 +149,6 @@ def _affordable(answers: ReportedAnswers, seen: Mapping[int, Seen], most_bytes: 
                 break
             uris[i] = seen[i].uri
     return uris
-
-
-def training_charts(rows: Sequence[Mapping[str, Any]], best_epoch: int) -> list[Chart]:
-    """Draw loss, accuracy and learning rate by epoch, those that `rows` of metrics.jsonl hold."""
-    charts = []
-    for title, names in (
-        ("Loss (cross-entropy)", {"training": "train/loss", "validation": "val/loss"}),
-        ("Accuracy (share)", {"training": "train/accuracy", "validation": "val/accuracy"}),
-        ("Learning rate at the end of the epoch", {"learning rate": "lr"}),
-    ):
-        lines = {
-            line: [(float(row["epoch"]), float(row[name])) for row in rows if row.get(name) is not None]
-            for line, name in names.items()
-        }
-        if any(lines.values()):
-            mark = (best_epoch, f"best epoch {best_epoch}")
-            charts.append(draw_chart(title, "epoch", lines, mark=mark, whole_x=True))
-    return charts
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -75,7 +75,8 @@ def save_duplicates(folder: Path, groups: Sequence[Sequence[Duplicate]]) -> None
 def _draw(groups: Sequence[Sequence[Duplicate]], path: Path) -> None:
     """Draw each group's centre beside the image that differs most, in its label if there is one."""
     # imported here: it takes half a second, which other data sets need not spend
-    from train.evaluation.figures import Picture, contact_sheet, save_figure
+    from train.evaluation.charts import save_figure
+    from train.evaluation.figures import Picture, contact_sheet
 
     pictures = []
     for number, rows in enumerate(groups[:MOST_PAIRS], 1):

@@ -51,7 +51,9 @@ def write_run_report(
     finish_predictions(folder)
     predictions = read_predictions(folder)
     assert predictions.paths == list(data.val.paths), f"{predictions.source} is of other images"
-    save_figures(folder / "figures", tracker.rows, predictions, data.val, config.preprocess())
+    save_figures(
+        folder / "figures", tracker.rows, history.best_epoch, predictions, data.val, config.preprocess()
+    )
     for line in write_class_tables(folder, predictions):
         print(line, flush=True)
     result = RunResult(

@@ -12,7 +12,8 @@ from train_data import draw
 
 from serve.contract.preprocess import Preprocess
 from train.data.index import ImageSet
-from train.evaluation.figures import caption, drawable, save_figures, training_curves
+from train.evaluation.charts import drawable, training_curves
+from train.evaluation.figures import caption, save_figures
 from train.evaluation.predictions import Predictions, StoredAnswers
 
 PREPROCESS = Preprocess(size=16, resize_size=18)
@@ -37,7 +38,7 @@ def answers(data: ImageSet, wrong: int) -> Predictions:
 
 
 def figures(root: Path, data: ImageSet, wrong: int, rows: list[dict[str, Any]] = ROWS) -> dict[str, Path]:
-    paths = save_figures(root / "figures", rows, answers(data, wrong), data, PREPROCESS)
+    paths = save_figures(root / "figures", rows, 2, answers(data, wrong), data, PREPROCESS)
     for path in paths:
         with Image.open(path) as image:
             image.load()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_folders import make_run
 
-from train.evaluation.figures import comparison_curves
+from train.evaluation.charts import comparison_curves
 from train.evaluation.predictions import StoredAnswers
 from train.runs.results import check_metrics, paired, read_run
 
