@@ -29,7 +29,7 @@ from train.checkpoint import best_checkpoint, load_checkpoint
 from train.evaluation.html_report import REPORT, REPORT_START
 from train.evaluation.tables import check_reports_replaceable
 from train.runs.results import read_run
-from train.runs.run_page import RunData, write_run_page
+from train.runs.run_page import write_run_page
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
     check_reports_replaceable({path: REPORT_START}, args.overwrite)
     result = read_run(args.run)
     best = load_checkpoint(best_checkpoint(args.run))
-    data = RunData(args.images or Path(best["val_root"]), best["data_digest"])
-    write_run_page(path, result, data, str(args.run))
+    root = args.images or Path(best["val_root"])
+    write_run_page(path, result, str(args.run), root, best["data_digest"], {})
     print(f"written: {path}")
 
 

@@ -43,7 +43,7 @@ def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
 
 def whole_run(status: str = "FINISHED") -> MlflowTracker:
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     for epoch, values in enumerate(METRICS, 1):
         t.log_metrics(epoch, values)
     t.end(status)

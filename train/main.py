@@ -94,9 +94,9 @@ def train(
         tracker = build_tracker(config, ranks.is_main, metrics, history.epochs_done, run_id)
         if history.best:
             tracker.log_best(history.best_epoch, history.best)
-        val_digest = data.val.digest() if ranks.is_main else ""
+        digests = data.digest, data.val.digest() if ranks.is_main else ""
         sources = [redact(source, hidden="") for source in sources_of(given, config)]
-        tracker.start(run.parameters(), sources[0], data.digest, sources[1], val_digest)
+        tracker.start(run.parameters(), *zip(sources, digests, strict=True))
         remote = f"{store}/{config.name}" if store and ranks.is_main else ""
         publish = stack.enter_context(Mirror(folder, remote, log)) if remote else lambda: None
         stack.enter_context(predictions_at_a_stop(folder, ranks.is_main))

@@ -21,7 +21,7 @@ def test_sync_sends_all_that_was_missed_once(
     Path("config.yaml").write_text("lr: 0.1")
     use(monkeypatch, REFUSES)
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     for epoch, values in enumerate(METRICS, 1):
         t.log_metrics(epoch, values)
     t.log_files([Path("config.yaml")])
@@ -50,7 +50,7 @@ def test_sync_sends_all_that_was_missed_once(
 
 def test_sync_ends_the_run_of_a_process_that_was_killed(store: str) -> None:
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     assert runs(store)[0].info.status == "RUNNING"
     assert sync.main(["."]) == 0  # that thread never ends the run
@@ -73,7 +73,7 @@ def test_sync_works_from_anywhere_and_passes_over_what_is_gone(
     Path("bad_files.csv").write_text("path,reason")
     use(monkeypatch, REFUSES)
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     t.log_files([Path("config.yaml"), Path("bad_files.csv")])
     t.end("FINISHED")
@@ -106,7 +106,7 @@ def test_sync_leaves_a_run_alone_that_is_being_trained(
 ) -> None:
     """It would end the run in MLflow, as KILLED."""
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     command = [sys.executable, "-c", HOLDS, str(Path.cwd())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY) as other:
         assert other.stdout is not None

@@ -52,11 +52,8 @@ def fit_temperature(logits: NDArray[Any], labels: Labels) -> float:
 
     Targets leave 1 / (N + 2) to the other classes, as in Platt's scaling: else the best temperature of
     images that are all classified correctly would be 0. The loss is convex in the inverse temperature, and
-    the root of its derivative is found in float32, whose error is below TOLERANCE.
-
-    Args:
-        logits: [N, num_classes].
-        labels: [N].
+    the root of its derivative is found in float32, whose error is below TOLERANCE. `logits`:
+    [N, num_classes], `labels`: [N].
     """
     x = torch.from_numpy(logits)
     x = (x - x.amax(dim=1, keepdim=True)).float()

@@ -89,10 +89,7 @@ def f1_of_classes(labels: Labels, predicted: Labels, num_classes: int) -> tuple[
 def mean_roc_auc(logits: NDArray[Any], log_sums: Floats, labels: Labels) -> float:
     """Return ROC AUC of the second of two classes, or the mean over one-against-rest.
 
-    Args:
-        logits: [N, num_classes], finite.
-        log_sums: [N], the logarithm of the sum of their powers.
-        labels: [N]; each class occurs.
+    `logits`: [N, num_classes], finite; `log_sums`: [N], of their powers; `labels`: [N], each class occurs.
     """
     num_classes = logits.shape[1]
     columns = np.ascontiguousarray(logits.T)
@@ -107,12 +104,7 @@ def mean_roc_auc(logits: NDArray[Any], log_sums: Floats, labels: Labels) -> floa
 
 def area_under_roc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     """Return the share of pairs of a positive and another image in which the positive one has the higher
-    score; equal scores count half.
-
-    Args:
-        scores: [N], finite.
-        positive: [N], both values occur.
-    """
+    score; equal scores count half. `scores`: [N], finite; `positive`: [N], both values occur."""
     own, ordered = scores[positive], np.sort(scores)
     wins = sum(np.searchsorted(ordered, own, side).sum() for side in ("left", "right")) / 2
     among_themselves = len(own) ** 2 / 2

@@ -106,11 +106,8 @@ class StoredAnswers:
 
     @classmethod
     def load(cls, run: Path) -> "StoredAnswers":
-        """Read the arrays of a run directory.
-
-        Raises:
-            UserError: they are missing or damaged; the message names the file.
-        """
+        """Read the arrays of a run directory. Raises UserError, which names the file, if it is missing or
+        damaged."""
         with _open_arrays(run / ARRAYS) as arrays:
             return cls(
                 *_labelled(arrays), arrays["logits"], float(arrays["temperature"]), float(arrays["clip"])
@@ -123,11 +120,7 @@ def read_predictions(run: Path) -> Predictions:
 
 
 def read_labels(run: Path) -> tuple[list[str], list[str]]:
-    """Return paths and class names of the validation images of a run directory, without the logits.
-
-    Raises:
-        UserError: as `StoredAnswers.load` does.
-    """
+    """Return paths and class names of a run's validation images. Raises as `StoredAnswers.load` does."""
     with _open_arrays(run / ARRAYS) as arrays:
         paths, labels, names = _labelled(arrays)
     return paths, [names[label] for label in labels]
@@ -187,11 +180,8 @@ def _rounded(probability: float) -> float:
 
 
 def finish_predictions(run: Path) -> None:
-    """Write the table of the arrays in a run directory, if there are any.
-
-    Raises:
-        UserError: the arrays are damaged, or the table cannot be written.
-    """
+    """Write the table of the arrays in a run directory, if there are any. Raises UserError if they are
+    damaged, or the table cannot be written."""
     if not (run / ARRAYS).exists():
         return
     answers = StoredAnswers.load(run)

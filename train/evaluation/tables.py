@@ -52,10 +52,8 @@ def write_table(
     columns: Sequence[str] = (),
     errors: str = "backslashreplace",
 ) -> None:
-    """Write a CSV file with these or the first row's columns, and replace an older one whole.
-
-    `errors` is that of `open`.
-    """
+    """Write a CSV file with these or the first row's columns, and replace an older one whole. `errors` is
+    that of `open`."""
     with atomic_write(path, "w", newline="", errors=errors) as file:
         writer = csv.DictWriter(
             file, columns or list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC

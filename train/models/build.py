@@ -72,11 +72,8 @@ def rebuild(checkpoint: dict[str, Any]) -> ImageClassifier:
 
 
 def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> ImageClassifier | None:
-    """Return the best checkpoint of another run, or None without a name. `zoom` is the student's.
-
-    Raises:
-        UserError: no such run, other classes, or images of another size.
-    """
+    """Return the best checkpoint of another run, or None without a name. `zoom` is the student's. Raises
+    UserError if there is no such run, or its classes or the size of its images differ."""
     if not run:
         return None
     checkpoint = load_checkpoint(best_checkpoint(run))
@@ -96,11 +93,7 @@ def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> I
 
 @torch.no_grad()
 def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
-    """Check that the model takes images of `image_size` pixels; leave it in training mode.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise UserError if the model cannot take images of `image_size` pixels; leave it in training mode."""
     model.eval()
     images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:

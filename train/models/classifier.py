@@ -93,10 +93,7 @@ class ImageClassifier(nn.Module):
 
     def freeze(self, groups: int) -> str:
         """Fix the first layer groups (-1: all but the head) and their batch-norm statistics; return a note.
-
-        Raises:
-            UserError: nothing would be left to train.
-        """
+        Raises UserError if nothing would be left to train."""
         self.frozen, last = freeze(self.network, groups)
         self.train(self.training)
         total = sum(p.numel() for p in self.parameters())

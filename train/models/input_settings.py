@@ -104,11 +104,7 @@ def _of_timm(name: str) -> InputSettings:
 
 def resolve_input(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """Return the settings with those of the weights' input, or else the defaults, where none are given; and
-    notes of what was taken.
-
-    Raises:
-        UserError: unknown model, or missing weights.
-    """
+    notes of what was taken. Raises UserError for an unknown model or missing weights."""
     own = input_settings(config.model, config.weights, read_weights(config.model, config.weights))
     image_size = config.image_size or own.image_size
     served = config.input_size(config.eval_size or image_size)

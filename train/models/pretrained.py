@@ -32,11 +32,8 @@ PACKAGES = {
 
 
 def read_weights(name: str, weights: str) -> dict[str, Any]:
-    """Return what a file or a package holds; nothing without weights, and for a library's download.
-
-    Raises:
-        UserError: they are missing, or not tensors with names.
-    """
+    """Return what a file or a package holds; nothing without weights, and for a library's download. Raises
+    UserError if they are missing, or not tensors with names."""
     if weights in NOT_FILES and library_of(name) == "own":
         raise UserError(f"{name} has no pretrained weights; leave out --weights {weights}, or give a file")
     if weights in ("", "default"):
@@ -105,10 +102,7 @@ def download_weights(
     name: str, num_classes: int, image_size: int, drop_path: float | None
 ) -> tuple[nn.Module, str]:
     """Return a network with its library's weights, from the library's cache or downloaded; and a note.
-
-    Raises:
-        UserError: there are none, or the download fails.
-    """
+    Raises UserError if there are none, or the download fails."""
     try:
         if library_of(name) == "timm":
             _go_offline_if_unreachable()

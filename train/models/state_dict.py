@@ -95,10 +95,7 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def find_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Return the prefix below which most tensors have a name (and then a shape) of the network's `own`.
-
-    Raises:
-        UserError: two prefixes have as many; the message names them.
-    """
+    Raises UserError, which names them, if two prefixes have as many."""
     named: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
     for key, tensor in tensors.items():

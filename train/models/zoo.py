@@ -85,11 +85,7 @@ def _torchvision_names() -> list[str]:
 
 
 def library_of(name: str) -> str:
-    """Return own, torchvision or timm.
-
-    Raises:
-        UserError: none of them has this name; the message suggests others.
-    """
+    """Return own, torchvision or timm. Raises UserError, which suggests others, for an unknown name."""
     if name in OWN:
         return "own"
     if name in _torchvision_names():

@@ -24,10 +24,7 @@ STATUS = "status.json"
 
 def create_run_folder(config: TrainConfig, data: Data) -> None:
     """Make the run directory with what is known before training; call it once all settings proved usable.
-
-    Raises:
-        UserError: the directory exists and is not resumed, or it cannot be made.
-    """
+    Raises UserError if it exists and is not resumed, or cannot be made."""
     folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=bool(config.resume))

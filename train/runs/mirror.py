@@ -30,11 +30,8 @@ RETRY_SECONDS = 15.0
 
 def localise(config: TrainConfig, ranks: Ranks, log: Log) -> tuple[TrainConfig, str]:
     """Return settings whose `output` is local, with the run directory as it is at the URL, and the URL that
-    `output` was, "" if it is local anyway. All ranks must call it.
-
-    Raises:
-        UserError: the URL cannot be used; the message names it.
-    """
+    `output` was, "" if it is local anyway. All ranks must call it. Raises UserError if the
+    URL cannot be used."""
     url = config.output.rstrip("/")
     if not is_remote(url):
         return config, ""

@@ -44,7 +44,7 @@ def write_run_report(
     from train.evaluation.figures import save_figures  # half a second, which the start need not spend
     from train.evaluation.html_report import REPORT
     from train.runs.results import RunResult
-    from train.runs.run_page import RunData, write_run_page
+    from train.runs.run_page import write_run_page
 
     if config.subject_crop != "none":
         draw_subject_crops(folder, model, data, config)
@@ -59,8 +59,8 @@ def write_run_report(
     result = RunResult(
         config.name, folder, config.to_dict(), list(tracker.rows), history.best_epoch, predictions
     )
-    shown = RunData(data.val.root, data.digest, data.train.counts())
-    write_run_page(folder / REPORT, result, shown, location)
+    counts = data.train.counts()
+    write_run_page(folder / REPORT, result, location, data.val.root, data.digest, counts)
     tracker.log_best(history.best_epoch, history.best)
     tracker.log_note(run_note(predictions, history, location))
     tracker.log_files(artifacts(folder))

@@ -68,11 +68,8 @@ def read_run(folder: Path, name: str = "") -> RunResult:
 
 
 def check_metrics(answers: StoredAnswers, name: str, metrics: dict[str, Any], source: str) -> None:
-    """Check that answers, called `name`, and the metrics that `source` records are of one checkpoint.
-
-    Raises:
-        UserError: they differ by more than rounding.
-    """
+    """Raise UserError if answers, called `name`, and the metrics that `source` records differ by more than
+    rounding: they are of two checkpoints."""
     own, _ = log_confidences(answers.logits, answers.labels)
     correct = answers.logits.argmax(axis=1) == answers.labels
     for metric, value in (("val/accuracy", correct.mean()), ("val/log_loss", -own.mean())):
@@ -85,11 +82,8 @@ def check_metrics(answers: StoredAnswers, name: str, metrics: dict[str, Any], so
 
 
 def paired(run: Predictions, reference: Predictions) -> PairedTest | None:
-    """Test on the images that both have, joined by path; None when they share none.
-
-    Raises:
-        UserError: a path has two labels, so it does not name the same image in both.
-    """
+    """Test on the images that both have, joined by path; None when they share none. Raises UserError if a
+    path has two labels, so that it does not name the same image in both."""
     positions = {path: i for i, path in enumerate(reference.paths)}
     pairs = [(i, positions[path]) for i, path in enumerate(run.paths) if path in positions]
     for i, j in pairs:

@@ -104,11 +104,8 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 
 @contextmanager
 def only_writer(folder: Path, log: Log) -> Iterator[None]:
-    """Hold the run directory's lock, waiting a minute for a process that is about to end.
-
-    Raises:
-        UserError: another process has the lock, or nothing can be written in the folder.
-    """
+    """Hold the run directory's lock, waiting a minute for a process that is about to end. Raises UserError
+    if another process keeps it, or nothing can be written in the folder."""
     risk = "two trainings of this run at once are not noticed, and spoil it"
     with ExitStack() as stack:
         try:

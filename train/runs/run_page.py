@@ -3,7 +3,6 @@
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,6 @@ from train.settings import flag
 ALWAYS_SHOWN = ("model", "weights", "image_size", "optimizer", "lr", "batch_size", "epochs", "seed")
 
 
-@dataclass(frozen=True)
-class RunData:
-    """What the run directory's tables do not hold of a run's data."""
-
-    root: Path
-    """Folder of the validation images."""
-    digest: str
-    train_counts: Mapping[str, int] = field(default_factory=dict)
-    """Class name -> number of training images; empty: not known."""
-
-
 def commands_of(location: str) -> list[tuple[str, str]]:
     """Return (what for, command) of a finished run at a path or URL."""
     return [
@@ -53,21 +41,27 @@ def commands_of(location: str) -> list[tuple[str, str]]:
     ]
 
 
-def write_run_page(path: Path, run: RunResult, data: RunData, location: str) -> None:
-    """Write the page of a run whose directory is at `location`, a path or URL."""
+def write_run_page(
+    path: Path, run: RunResult, location: str, root: Path, digest: str, train_counts: Mapping[str, int]
+) -> None:
+    """Write the page of a run.
+
+    `location` is its directory, a path or URL; `root` is the folder of the validation images, `digest` that
+    of the data; `train_counts` are the training images of each class, empty if not known.
+    """
     classes, f1_macro = class_intervals(run.predictions)
     calibrated = bool(run.config.get("calibrate", False))
     report = Report(
         title=f"Run {run.name}",
-        facts=run_facts(run, data),
+        facts=run_facts(run, digest, train_counts),
         commands=commands_of(location),
         measures=run_measures(run, calibrated, f1_macro),
         other="before calibration" if calibrated else "if it were calibrated",
         predictions=run.predictions,
-        root=data.root,
+        root=root,
         classes=classes,
         settings=changed_from_defaults(run.config),
-        train_counts=data.train_counts,
+        train_counts=train_counts,
         rows=run.rows,
         best_epoch=run.best_epoch,
         threshold=_threshold(run.predictions),
@@ -99,22 +93,22 @@ def run_measures(run: RunResult, calibrated: bool, f1_macro: Interval) -> list[M
         Measure("expected calibration error", ece_interval(p.confidence, p.correct), other("ece")),
         Measure("macro F1", f1_macro),
     ]
-    if run.roc_auc:
-        measures.append(Measure("ROC AUC", run.roc_auc))
+    if roc_auc := run.roc_auc:
+        measures.append(Measure("ROC AUC", roc_auc))
     return measures
 
 
-def run_facts(run: RunResult, data: RunData) -> list[tuple[str, str]]:
+def run_facts(run: RunResult, digest: str, train_counts: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return (name, text) of what was trained, on what, and when."""
     config, p = run.config, run.predictions
     facts = [
         ("model", f"{config.get('model')}, weights: {redact(config.get('weights') or 'random')}"),
         ("training data", redact(config.get("data", ""))),
         ("validation data", redact(config.get("val_data") or "split off the training data")),
-        ("data digest (sha256)", data.digest),
+        ("data digest (sha256)", digest),
     ]
-    if data.train_counts:
-        facts.append(("training images", _counts(data.train_counts)))
+    if train_counts:
+        facts.append(("training images", _counts(train_counts)))
     counts = np.bincount(p.labels, minlength=len(p.class_names)).tolist()
     facts.append(("validation images", _counts(dict(zip(p.class_names, counts, strict=True)))))
     facts.append(("epochs", f"{len(run.rows)}, the best by {config.get('best_by')}: {run.best_epoch}"))

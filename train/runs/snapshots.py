@@ -109,11 +109,7 @@ class Snapshots(NullSnapshots):
         return writing is None or writing.result()
 
     def write_pending(self) -> None:
-        """Write the best checkpoint if no later snapshot has done so.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Write the best checkpoint, or raise UserError, if no later snapshot has done so."""
         if self.pending is None:
             return
         try:
@@ -171,10 +167,8 @@ def snapshot_position(snapshot: Path) -> tuple[int, int]:
 def newest_whole(folder: Path, log: Log) -> Path | None:
     """Return the newest snapshot whose checksum is right, or None if there never was any.
 
-    A damaged one is renamed to NAME.damaged, with a warning, and the one before is taken.
-
-    Raises:
-        CheckpointError: all are damaged.
+    A damaged one is renamed to NAME.damaged, with a warning, and the one before is taken. Raises
+    CheckpointError if all are damaged.
     """
     candidates = [*list_snapshots(folder), *(p for p in [folder / LAST] if p.exists())]
     for path in candidates:

@@ -107,12 +107,8 @@ class TrackingStore:
         return str(known.experiment_id)
 
     def check_artifact_folder(self, artifact_uri: str) -> None:
-        """Check that files of a run do not end in a folder that MLflow would make here, for nobody to find:
-        a server that takes no files names one of its own machine.
-
-        Raises:
-            RefusedError: the store is on another machine, and the folder is not on this one.
-        """
+        """Raise RefusedError if a run's files would end in a folder that MLflow makes here, for nobody to
+        find: a server that takes no files names one of its own machine."""
         server, folder = urlsplit(self.uri), urlsplit(artifact_uri)
         if server.hostname in LOOPBACK or folder.scheme not in ("", "file"):
             return

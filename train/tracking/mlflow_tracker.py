@@ -52,22 +52,15 @@ class MlflowTracker(MetricsFile):
     def run_id(self) -> str:  # type: ignore[override]
         return self.record.run_id
 
-    def start(
-        self,
-        parameters: dict[str, Any],
-        data_source: str,
-        data_digest: str,
-        val_source: str = "",
-        val_digest: str = "",
-    ) -> None:
+    def start(self, parameters: dict[str, Any], *datasets: tuple[str, str]) -> None:
         """Wait START_SECONDS at most for the run to be opened.
 
-        Sources are paths or URLs. `data_digest` is of training and validation images together.
+        `datasets` are (path or URL, digest) of the data for training and of those for validation; the first
+        digest is of both together.
         """
         self.record.parameters = {key: str(value) for key, value in parameters.items()}
-        self.record.data_source, self.record.data_digest = _absolute(data_source), data_digest
-        self.record.val_source, self.record.val_digest = _absolute(val_source or data_source), val_digest
-        tags = kind_tags(self.config, parameters, self.record.data_source)
+        self.record.datasets = [(_absolute(source), digest) for source, digest in datasets]
+        tags = kind_tags(self.config, parameters, datasets[0][0])
         self.record.tags = tags | self.record.tags | json.loads(os.environ.get(RUN_TAGS, "{}"))
         self.record.save(self.sender.path)
         self.thread.start()

@@ -32,10 +32,8 @@ class Record:
     asked: bool = False
     """A request to make the run was sent, and may have been fulfilled."""
     parameters: dict[str, str] = field(default_factory=dict)
-    data_source: str = ""
-    data_digest: str = ""
-    val_source: str = ""
-    val_digest: str = ""
+    datasets: list[tuple[str, str]] = field(default_factory=list)
+    """(absolute path or URL, digest) for training and for validation."""
     dataset_logged: bool = False
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)

@@ -143,11 +143,9 @@ class Sender:
         self.parameters_sent = True
 
     def _send_dataset(self) -> None:
-        record = self.record
-        datasets = [dataset_input(record.data_source, record.data_digest, "training")]
-        if record.val_digest:
-            datasets.append(dataset_input(record.val_source, record.val_digest, "validation"))
-        self._client.log_inputs(record.run_id, datasets)
+        datasets = zip(self.record.datasets, ("training", "validation"), strict=False)
+        inputs = [dataset_input(*dataset, context) for dataset, context in datasets]
+        self._client.log_inputs(self.record.run_id, inputs)
         self.record.dataset_logged = True
 
     def _send_rows(self) -> None:

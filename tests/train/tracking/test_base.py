@@ -23,7 +23,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_ranks_touch_nothing() -> None:
     t = build_tracker(TrainConfig(), False, Path("metrics.jsonl"), 0, "")
     assert type(t) is NullTracker
-    t.start({}, "data", "digest")
+    t.start({}, ("data", "digest"))
     t.log_metrics(1, METRICS[0])
     t.log_files([Path()])
     t.end("FINISHED")
@@ -33,7 +33,7 @@ def test_other_ranks_touch_nothing() -> None:
 
 def test_without_tracking_metrics_are_in_the_file_alone() -> None:
     t = build_tracker(TrainConfig(track=False), True, Path("metrics.jsonl"), 0, "")
-    t.start({}, "data", "digest")
+    t.start({}, ("data", "digest"))
     t.log_metrics(1, METRICS[0])
     t.end("FINISHED")
     assert os.listdir() == ["metrics.jsonl"]

@@ -20,7 +20,7 @@ PATHS = ["..", "a/", "a//b", "/a"]  # labels of a label file can be anything
 def test_class_names_of_any_kind_are_metric_names(store: str, classes: list[str]) -> None:
     names = [f"f1/{name}" for name in classes]
     t = tracker()
-    t.start({}, "data", DIGEST)
+    t.start({}, ("data", DIGEST))
     t.log_metrics(1, {**dict.fromkeys(names, 0.5), "val/accuracy": 0.9})
     t.end("FINISHED")
     (run,) = runs(store)

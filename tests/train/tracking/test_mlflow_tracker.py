@@ -28,7 +28,7 @@ def test_a_training_run_is_one_mlflow_run_with_everything(store: str) -> None:
     (figures / "curves.png").write_bytes(b"png")
     Path("config.yaml").write_text("lr: 0.1")
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST, "data/val", DIGEST[::-1])
+    t.start(PARAMETERS, ("data/train", DIGEST), ("data/val", DIGEST[::-1]))
     for epoch, values in enumerate(METRICS, 1):
         t.log_metrics(epoch, values)
     t.log_best(1, {"val/accuracy": 0.5})
@@ -77,7 +77,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
     assert first.record.complete
     t = tracker(1, first.run_id)  # the second epoch is done again
     assert not t.record.complete
-    t.start({**PARAMETERS, "lr": 0.5}, "data/train", DIGEST)
+    t.start({**PARAMETERS, "lr": 0.5}, ("data/train", DIGEST))
     again = {"train/loss": 0.4, "val/accuracy": 0.75, "val/log_loss": float("nan")}
     t.log_metrics(2, {**again, "images_per_second": 9.0})
     t.log_metrics(3, {"train/loss": 0.2, "val/accuracy": 0.9})
@@ -101,7 +101,7 @@ def test_a_data_set_that_mlflow_never_heard_of_is_logged_by_the_resumed_run(
     (run,) = runs(store)
     assert not run.inputs.dataset_inputs
     t = tracker(1, first.run_id)
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.end("FINISHED")
     (run,) = runs(store)
     assert [item.dataset.digest for item in run.inputs.dataset_inputs] == [DIGEST[:36]]
@@ -140,7 +140,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 def test_what_a_server_missed_is_sent_when_it_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     t = tracker()
     use(monkeypatch, REFUSES)
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     assert t.run_id == ""
     use(monkeypatch, store)
@@ -182,7 +182,7 @@ def test_a_file_that_could_not_be_sent_is_sent_again_and_one_that_is_gone_holds_
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", away)
     Path("best.pt").write_bytes(b"weights")
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_files([Path("deleted.png"), Path("best.pt")])
     t.end("FINISHED")
     assert t.record.complete
@@ -192,7 +192,7 @@ def test_a_file_that_could_not_be_sent_is_sent_again_and_one_that_is_gone_holds_
 
 def test_more_parameters_and_classes_than_mlflow_takes_in_one_call_are_all_there(store: str) -> None:
     t = tracker()
-    t.start({f"setting{i}": i for i in range(101)}, "data/train", DIGEST)
+    t.start({f"setting{i}": i for i in range(101)}, ("data/train", DIGEST))
     t.log_metrics(1, {f"f1/class{i}": 0.5 for i in range(1001)})
     t.end("FINISHED")
     (run,) = runs(store)
@@ -232,7 +232,7 @@ def test_a_server_that_hangs_holds_nobody_up(
 
     monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", hangs)
     t, slowest = tracker(), 0.0
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     for epoch in range(1, 101):
         started = time.perf_counter()
         t.log_metrics(epoch, METRICS[0])
@@ -264,7 +264,7 @@ def test_large_files_are_waited_for_when_nothing_presses(
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", slow)
     Path("best.pt").write_bytes(b"weights")
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_files([Path("best.pt")])
     t.end(status)
     assert t.record.complete == whole
@@ -274,7 +274,7 @@ def test_large_files_are_waited_for_when_nothing_presses(
 
 def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) -> None:
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
         other.execute("begin exclusive")
         t.log_metrics(1, METRICS[0])
@@ -290,7 +290,7 @@ def test_a_database_that_is_locked_for_a_while_gets_everything_once(store: str) 
 
 def test_metrics_that_are_not_finite_are_logged(store: str) -> None:
     t = tracker()
-    t.start({}, "data", DIGEST)
+    t.start({}, ("data", DIGEST))
     t.log_metrics(1, {"val/log_loss": float("nan"), "val/accuracy": 0.5})
     t.end("FINISHED")
     assert runs(store)[0].data.metrics["val/accuracy"] == 0.5
@@ -311,7 +311,7 @@ def test_an_end_that_mlflow_missed_is_sent_again(store: str, monkeypatch: pytest
 
 def test_a_running_run_and_a_killed_one_have_their_best_metrics(store: str) -> None:
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     t.log_best(1, {"val/accuracy": 0.5})
     t.send()
@@ -327,12 +327,12 @@ def test_a_running_run_and_a_killed_one_have_their_best_metrics(store: str) -> N
 
 def test_the_best_metrics_of_a_resumed_run_are_logged_once(store: str) -> None:
     first = tracker()
-    first.start(PARAMETERS, "data/train", DIGEST)
+    first.start(PARAMETERS, ("data/train", DIGEST))
     first.log_metrics(1, METRICS[0])
     first.log_best(1, {"val/accuracy": 0.5})
     first.end("KILLED")
     t = tracker(0, first.run_id)
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])  # done again
     t.log_best(1, {"val/accuracy": 0.5})
     t.end("FINISHED")

@@ -37,7 +37,7 @@ def test_a_run_id_of_the_environment_that_does_not_suit_is_refused_and_stays_as_
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     experiment = "mine" if state == "of another experiment" else ""
     t = MlflowTracker(TrainConfig(name="small", experiment=experiment), Path("metrics.jsonl"), 0, "")
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     t.end("FINISHED")
     printed = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_experiment_is_the_one_given_or_that_of_the_environment(
     for name, value in variables.items():
         monkeypatch.setenv(name, client.create_experiment(value) if name.endswith("ID") else value)
     t = MlflowTracker(TrainConfig(name="small", experiment=given), Path("metrics.jsonl"), 0, "")
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.end("FINISHED")
     (run,) = runs(store)
     assert client.get_experiment(run.info.experiment_id).name == expected
@@ -100,7 +100,7 @@ def test_a_run_that_was_deleted_is_not_resumed_and_the_way_back_is_named(
         with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as database:
             database.execute("delete from runs")
     t = tracker(2, first.run_id)
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.end("FINISHED")
     ways = {"run": "mlflow runs restore", "experiment": "mlflow experiments restore", "for good": "run_id"}
     printed = capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_another_folder_finds_the_store_of_the_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setattr(tracking, "DEFAULT_URI", store)
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -156,12 +156,12 @@ def test_changed_parameters_are_logged_each_time(store: str) -> None:
     run_id = whole_run("KILLED").run_id
     for lr in (0.5, 0.7, 0.7):
         t = tracker(2, run_id)
-        t.start({**PARAMETERS, "lr": lr}, "data/train", DIGEST)
+        t.start({**PARAMETERS, "lr": lr}, ("data/train", DIGEST))
         t.end("FINISHED")
         assert t.record.complete
     t = tracker(2, run_id)
     t.log_metrics(3, METRICS[1])
-    t.start({**PARAMETERS, "lr": 0.7}, "data/train", DIGEST)
+    t.start({**PARAMETERS, "lr": 0.7}, ("data/train", DIGEST))
     t.end("FINISHED")
     (run,) = runs(store)
     changed = {name: value for name, value in run.data.params.items() if name not in PARAMETERS}

@@ -21,7 +21,7 @@ def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
     done = whole_run()
     Path("tracking.json").unlink()  # another run directory
     lost = tracker()
-    lost.start({}, "data/train", DIGEST)
+    lost.start({}, ("data/train", DIGEST))
     end_children(parent)
     by_id = {run.info.run_id: run for run in runs(store)}
     for run_id, status in ((done.run_id, "FINISHED"), (lost.run_id, "KILLED")):

@@ -48,7 +48,7 @@ def test_a_model_that_cannot_be_uploaded_leaves_the_run_as_it_ended(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.end("FINISHED")
     (before,) = runs(store)
 
@@ -122,7 +122,7 @@ def test_a_run_that_began_in_an_outage_is_linked_to_what_is_exported(
     use(monkeypatch, REFUSES)
     monkeypatch.setattr(mlflow_tracker, "LAST_TRIES", 1)
     t = MlflowTracker(TrainConfig(name="small"), run / "metrics.jsonl", 0, "")
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.end("FINISHED")
     use(monkeypatch, store)
     assert training_run(run, "", digest) == ""

@@ -66,7 +66,7 @@ def test_a_server_that_refuses_is_asked_once_and_named_whole(
     with refusing(status, text) as (uri, handler):
         use(monkeypatch, uri)
         t = tracker()
-        t.start(PARAMETERS, "data/train", DIGEST)
+        t.start(PARAMETERS, ("data/train", DIGEST))
         asked = handler.asked
         t.log_metrics(1, METRICS[0])
         t.send()
@@ -95,7 +95,7 @@ def test_an_artifact_store_without_its_client_library_leaves_no_run_running(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_artifact", missing)
         t = tracker()
-        t.start(PARAMETERS, "data/train", DIGEST)
+        t.start(PARAMETERS, ("data/train", DIGEST))
         t.log_metrics(1, METRICS[0])
         t.record.status = "FINISHED"
         t.log_files([Path("config.yaml"), Path("best.pt")])
@@ -130,7 +130,7 @@ def test_one_value_that_mlflow_refuses_costs_no_other(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", older)
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     for epoch in (1, 2):
         t.log_metrics(epoch, {"f1/a": 0.1, "f1/b": 0.2, "val/accuracy": epoch / 10})
         t.log_best(epoch, {"f1/b": 0.2, "val/accuracy": epoch / 10})
@@ -171,7 +171,7 @@ def test_a_value_that_is_refused_is_found_in_few_requests(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", refusing)
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, {f"f1/{label}": 0.5 for label in range(128)})
     t.end("FINISHED")
     assert len(runs(store)[0].data.metrics) == 127
@@ -182,7 +182,7 @@ def test_an_unexpected_error_does_not_end_the_thread(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     t = tracker()
-    t.start(PARAMETERS, "data/train", DIGEST)
+    t.start(PARAMETERS, ("data/train", DIGEST))
     update, left = t.sender.update, [KeyError("answer")]
 
     def fails_once() -> None:
@@ -201,7 +201,7 @@ def test_an_unexpected_error_does_not_end_the_thread(
 def test_a_note_is_sent_at_the_end_unless_somebody_wrote_another(store: str) -> None:
     def ended(run_id: str, note: str) -> str:
         t = tracker(0, run_id)
-        t.start(PARAMETERS, "data/train", DIGEST)
+        t.start(PARAMETERS, ("data/train", DIGEST))
         t.log_note(note)
         t.end("FINISHED")
         return str(runs(store)[0].data.tags.get("mlflow.note.content"))

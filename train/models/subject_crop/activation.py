@@ -102,11 +102,8 @@ def find_activation_map(
     network: nn.Module, name: str, size: int, threshold: float, scale: float
 ) -> ActivationMap:
     """Return the locator by the network's last feature map for images of `size` pixels, and by the linear
-    layer that reads it where global average pooling alone is between them.
-
-    Raises:
-        UserError: there is no such map, or it has too few cells.
-    """
+    layer that reads it where global average pooling alone is between them. Raises UserError if there is no
+    such map, or it has too few cells."""
     probe = copy.deepcopy(network).double().eval()  # `equal` needs its precision
     generator = torch.Generator().manual_seed(0)
     for module in probe.modules():

@@ -44,12 +44,8 @@ class DetectedSubject(nn.Module):
     std: Tensor
 
     def __init__(self, detector: Any, classes: Sequence[int], min_score: float):
-        """
-        Args:
-            detector: a torchvision detector of one of the architectures in ONE_STAGE.
-            classes: numbers of the classes that count, as in the detector's labels; empty: all.
-            min_score: between 0 and 1.
-        """
+        """`detector` is of an architecture in ONE_STAGE; `classes` are the numbers in its labels of those that
+        count (empty: all); `min_score` is between 0 and 1."""
         super().__init__()
         transform = detector.transform
         self.size = int((transform.fixed_size or transform.min_size)[-1])
@@ -129,10 +125,7 @@ def best_box(scores: Tensor, boxes: Tensor, min_score: float) -> Tensor:
 
 def build_detector(state: Mapping[str, Tensor], source: str) -> tuple[nn.Module, str]:
     """Return the detector with these weights, and its architecture's name, which follows from their names.
-
-    Raises:
-        UserError: weights of a two-stage detector or of something else.
-    """
+    Raises UserError for weights of a two-stage detector or of something else."""
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     for name in ONE_STAGE:
         create = partial(getattr(detection, name), weights=None, weights_backbone=None)
