@@ -68,7 +68,6 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
         models = [entities.LoggedModelInput(model_id)] if model_id else None
         client.log_inputs(made, [given], models)
         parameters = [entities.Param(key, value) for key, value in evaluation.parameters.items()]
-        client.log_batch(made, params=parameters)
         now = int(time.time() * 1000)
         metrics = [
             entities.Metric(
@@ -80,7 +79,7 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
             )
             for name, value in evaluation.metrics.items()
         ]
-        client.log_batch(made, metrics)
+        client.log_batch(made, metrics, parameters)
         for file in evaluation.files:
             client.log_artifact(made, str(file))
         client.set_terminated(made, "FINISHED")

@@ -79,7 +79,8 @@ class Sender:
         self._attempt("metrics", self._send_best)
         if status != "RUNNING" and not self.ended:  # before the files, which may be many, large or refused
             self._attempt("tags", self._send_final_tags)
-            ended = self.record.ended or self._last_seen()
+            lost = int(1000 * self.rows[-1]["time"]) if self.rows else None  # when its processes were lost
+            ended = self.record.ended or lost
             self._attempt(
                 "the status", lambda: self._client.set_terminated(self.record.run_id, status, ended)
             )
@@ -185,10 +186,6 @@ class Sender:
         if epoch not in self.known[key]:
             return False
         return name in OF_ITS_EXECUTION or np.array_equal(self.known[key][epoch], value, equal_nan=True)
-
-    def _last_seen(self) -> int | None:
-        """Return when the last epoch of a run ended whose processes were lost, in milliseconds."""
-        return int(1000 * self.rows[-1]["time"]) if self.rows else None
 
     def _send_final_tags(self) -> None:
         record, tags = self.record, dict[str, str]()

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serve.contract.errors import UserError
-from train.models.subject_crop.crop import CropClassifier, crop_and_resize, in_float32, whole
+from train.models.classifier import ImageClassifier
+from train.models.subject_crop.crop import crop_and_resize, in_float32, whole
 
 TAIL = 0.1  # share of the evidence that may lie outside the box, on each of its four sides
 BACKGROUND = 0.01  # share of the evidence spread evenly: a map without any gives the whole image
@@ -43,7 +44,7 @@ class ActivationMap(nn.Module):
         self.kept_head: nn.Linear | None = None
         """The linear layer of a network that ends before it."""
 
-    def forward(self, pixels: Tensor, classifier: CropClassifier) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor, classifier: ImageClassifier) -> tuple[Tensor, Tensor]:
         """Return boxes [N, 4] around the evidence in float32 [N, 3, P, P] of 0..255, and logits."""
         view = on_grid(self.scale * pixels.shape[-1], *self.grid)
         network, found = classifier.network, list[Tensor]()

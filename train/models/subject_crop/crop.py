@@ -6,20 +6,14 @@ PyTorch and onnxruntime, which round differently, give different answers.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class CropClassifier(Protocol):
-    """What the crop uses of train.models.classifier.ImageClassifier."""
-
-    network: nn.Module
-
-    def score(self, pixels: Tensor) -> Tensor:
-        """float32 [N, 3, H, W] of 0..255 -> logits."""
+if TYPE_CHECKING:  # it imports this module
+    from train.models.classifier import ImageClassifier
 
 
 class SubjectCrop(nn.Module):
@@ -51,7 +45,7 @@ class SubjectCrop(nn.Module):
         """Return height and width of the network's input for these images."""
         return round(pixels.shape[-1] / self.zoom)
 
-    def locate(self, pixels: Tensor, classifier: CropClassifier) -> tuple[Tensor, Tensor | None]:
+    def locate(self, pixels: Tensor, classifier: "ImageClassifier") -> tuple[Tensor, Tensor | None]:
         """Return the squares [N, 4] (left, upper, right, lower, in shares of the side) of float32
         [N, 3, P, P] of 0..255, and the locator's logits of the whole images, if any."""
         if not self.active:
@@ -59,7 +53,7 @@ class SubjectCrop(nn.Module):
         boxes, logits = self.locator(pixels, classifier)
         return square(boxes, self.margin, 1 / self.zoom), logits
 
-    def evaluate(self, pixels: Tensor, classifier: CropClassifier) -> Tensor:
+    def evaluate(self, pixels: Tensor, classifier: "ImageClassifier") -> Tensor:
         """Return the logits in evaluation mode of float32 [N, 3, P, P] of 0..255."""
         boxes, seen = self.locate(pixels, classifier)
         logits = classifier.score(crop_and_resize(pixels, boxes, self.size(pixels)))
@@ -69,7 +63,7 @@ class SubjectCrop(nn.Module):
             seen = classifier.score(crop_and_resize(pixels, whole(pixels), self.size(pixels)))
         return (logits + seen) / 2
 
-    def forward(self, pixels: Tensor, classifier: CropClassifier) -> Tensor:
+    def forward(self, pixels: Tensor, classifier: "ImageClassifier") -> Tensor:
         """Return the images to train on, [N, 3, P / zoom, P / zoom], of float32 [N, 3, P, P] of 0..255."""
         boxes = whole(pixels).clone()
         if self.active:

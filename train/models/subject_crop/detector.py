@@ -17,7 +17,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
 from serve.contract.errors import UserError
-from train.models.subject_crop.crop import CropClassifier, in_float32, whole
+from train.models.classifier import ImageClassifier
+from train.models.subject_crop.crop import in_float32, whole
 
 ONE_STAGE = (
     "ssdlite320_mobilenet_v3_large",
@@ -44,8 +45,8 @@ class DetectedSubject(nn.Module):
     std: Tensor
 
     def __init__(self, detector: Any, classes: Sequence[int], min_score: float):
-        """`detector` is of an architecture in ONE_STAGE; `classes` are the numbers in its labels of those that
-        count (empty: all); `min_score` is between 0 and 1."""
+        """`detector` is of an architecture in ONE_STAGE, `classes` are the numbers of its classes that
+        count (empty: all), and `min_score` is between 0 and 1."""
         super().__init__()
         transform = detector.transform
         self.size = int((transform.fixed_size or transform.min_size)[-1])
@@ -68,7 +69,7 @@ class DetectedSubject(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, pixels: Tensor, classifier: CropClassifier) -> tuple[Tensor, None]:
+    def forward(self, pixels: Tensor, classifier: ImageClassifier) -> tuple[Tensor, None]:
         """Return boxes [N, 4] in shares of the side of float32 [N, 3, P, P] of 0..255."""
         with in_float32(pixels):
             return best_box(*self.detect(pixels), self.min_score), None

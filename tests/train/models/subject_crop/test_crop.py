@@ -14,7 +14,7 @@ from train.config import TrainConfig
 from train.models.build import build_model
 from train.models.classifier import ImageClassifier
 from train.models.subject_crop.build import add_subject_crop
-from train.models.subject_crop.crop import CropClassifier, SubjectCrop, crop_and_resize, square, whole
+from train.models.subject_crop.crop import SubjectCrop, crop_and_resize, square, whole
 
 CAM = TrainConfig(model="simple_cnn", image_size=64, subject_crop="cam", batch_size=4)
 
@@ -98,7 +98,7 @@ def test_squares_hold_the_box_and_lie_in_the_image(
 class Corner(nn.Module):
     """A locator whose subject is always in the lower right."""
 
-    def forward(self, images: Tensor, classifier: CropClassifier) -> tuple[Tensor, None]:
+    def forward(self, images: Tensor, classifier: ImageClassifier) -> tuple[Tensor, None]:
         return images.new_tensor([[0.6, 0.7, 0.9, 0.9]]).expand(len(images), 4), None
 
 
