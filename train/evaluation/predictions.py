@@ -159,7 +159,6 @@ def write_answers(path: Path, answers: StoredAnswers) -> None:
         # texts in quotes: without them a carriage return in a file name would end the row
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(SHORT if short else [*COLUMNS, *(SOFT_COLUMN + name for name in names)])
-        rows = csv.writer(file, lineterminator="", quoting=csv.QUOTE_NONNUMERIC)
         for part, log_probs in answers.blocks():
             label_of, predicted = labels[part], log_probs.argmax(axis=1)
             losses = -log_probs[np.arange(len(label_of)), label_of]
@@ -168,11 +167,11 @@ def write_answers(path: Path, answers: StoredAnswers) -> None:
                 label, guess, values = label_of[i], predicted[i], np.exp(log_probs[i])
                 row = [image, names[label], names[guess], int(label == guess), float(f"{losses[i]:.6f}")]
                 if top is None:
-                    rows.writerow(row)
-                    file.write("".join([f",{p:.8g}" for p in values.tolist()]) + "\n")
+                    row += map(_rounded, values)
                 else:
-                    ranked = [field for k in top[i] for field in (names[k], _rounded(values[k]))]
-                    writer.writerow([*row, _rounded(values[label]), *ranked])
+                    row.append(_rounded(values[label]))
+                    row += [field for k in top[i] for field in (names[k], _rounded(values[k]))]
+                writer.writerow(row)
 
 
 def _rounded(probability: float) -> float:
