@@ -51,8 +51,13 @@ log loss. p is McNemar's exact test; p (Holm) is corrected for the number of run
 run minus reference. Each run's best epoch and temperature were chosen on these very images, which
 flatters all of them a little; what another seed would give is not in the intervals."""
 
-HEADINGS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "log_loss": "log loss"}
-HEADINGS |= {"roc_auc": "ROC AUC", "f1_macro": "F1 macro"}
+HEADINGS = {
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "log_loss": "log loss",
+    "roc_auc": "ROC AUC",
+    "f1_macro": "F1 macro",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -171,9 +176,8 @@ def markdown(
     differences: Mapping[str, Sequence[str]],
 ) -> str:
     """Return the tables, which also read well on a terminal, and notes."""
-    measured = ["accuracy", "log_loss", "roc_auc", "f1_macro"]
-    if any(row["top5_accuracy"] is not None for row in rows):  # ten classes or more
-        measured.insert(1, "top5_accuracy")
+    # top-5 accuracy is of ten classes or more
+    measured = [name for name in HEADINGS if any(row[name] is not None for row in rows)]
     header = ["run", "best epoch", "val images", *(HEADINGS[name] for name in measured)]
     cells = [
         [
