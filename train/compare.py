@@ -164,9 +164,8 @@ def columns(name: str, interval: Interval | None) -> dict[str, Any]:
 
 def differing_settings(runs: Sequence[RunResult]) -> dict[str, list[str]]:
     """Return setting -> its value in each run, for those that differ."""
-    names = dict.fromkeys(name for run in runs for name in run.config)
-    settings = [name for name in names if name not in SETTINGS or not SETTINGS[name].location]
-    values = {name: [str(run.config.get(name, "-")) for run in runs] for name in settings}
+    settings = [name for name, setting in SETTINGS.items() if not setting.location]
+    values = {name: [str(getattr(run.config, name)) for run in runs] for name in settings}
     return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
 
 

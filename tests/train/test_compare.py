@@ -144,16 +144,11 @@ def test_a_name_that_is_markup_stays_a_name() -> None:
     assert "| a\\|b $x$ |" in Path("comparison/comparison.md").read_text()
 
 
-def test_a_setting_that_a_run_of_another_version_lacks_is_shown_as_missing() -> None:
-    make_run(Path("a"))
-    config = make_run(Path("b"), seed=1) / "config.yaml"
-    lines = [line for line in config.read_text().splitlines(keepends=True) if not line.startswith("ema:")]
-    config.write_text("".join(lines) + "new_one: 3\n")
-    compare.main(["a", "b"])
-    first, second = rows()
-    assert (first["setting_ema"], second["setting_ema"]) == ("0.999", "-")
-    assert (first["setting_new_one"], second["setting_new_one"]) == ("-", "3")
-    assert "setting_name" not in first
+def test_a_run_of_settings_that_are_not_known_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with (make_run(Path("a")) / "config.yaml").open("a") as file:
+        file.write("new_one: 3\n")
+    assert compare.main(["a"]) == 2
+    assert re.search(r"a/config\.yaml .*new", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,7 @@ def write_run_report(
     )
     for line in write_class_tables(folder, predictions):
         print(line, flush=True)
-    result = RunResult(
-        config.name, folder, config.to_dict(), list(tracker.rows), history.best_epoch, predictions
-    )
+    result = RunResult(config.name, folder, config, list(tracker.rows), history.best_epoch, predictions)
     counts = data.train.counts()
     write_run_page(folder / REPORT, result, location, data.val.root, data.digest, counts)
     tracker.log_best(history.best_epoch, history.best)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from serve.contract.errors import UserError
+from train.cli import parse_unchecked
 from train.config import TrainConfig
 from train.evaluation.calibration import log_confidences
 from train.evaluation.predictions import ARRAYS, Predictions, StoredAnswers
 from train.evaluation.significance import Interval, PairedTest, paired_test, roc_auc_interval
 from train.runs.history import History
-from train.settings import read_yaml
 from train.tracking.base import read_metrics
 
 MOST_AUC_CLASSES = 100  # whose ROC AUC gets an interval: 50,000 images take some 10 ms for each class
@@ -27,8 +27,7 @@ LOSS_TOLERANCE = 1e-6  # of another machine's arithmetic
 class RunResult:
     name: str
     folder: Path
-    config: dict[str, Any]
-    """As in config.yaml."""
+    config: TrainConfig
     rows: list[dict[str, Any]]
     """Those of metrics.jsonl."""
     best_epoch: int
@@ -54,13 +53,12 @@ def read_run(folder: Path, name: str = "") -> RunResult:
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is not a run directory: there is no such folder")
     config = _read_config(folder / "config.yaml")
-    calibrate = bool(config["calibrate"])
-    rows = _read_rows(folder / "metrics.jsonl", calibrate)
+    rows = _read_rows(folder / "metrics.jsonl", config.calibrate)
     answers = StoredAnswers.load(folder)
     predictions = answers.predictions(str(folder / ARRAYS))
-    history, ranking = History(), TrainConfig(best_by=config["best_by"], calibrate=calibrate)
+    history = History()
     for row in rows:
-        history.update(row, ranking)
+        history.update(row, config)
     result = RunResult(name or folder.resolve().name, folder, config, rows, history.best_epoch, predictions)
     source = f"{folder / 'metrics.jsonl'}, epoch {result.best_epoch},"
     check_metrics(answers, predictions.source, result.best, source)
@@ -117,10 +115,8 @@ def _read_rows(path: Path, calibrate: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_yaml(path, "the run's settings", "lr: 0.01")
-    if lacks := [name for name in ("calibrate", "best_by") if name not in config]:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(lacks)}")
-    if (best_by := config["best_by"]) not in ("accuracy", "log_loss"):
-        raise UserError(f"{path} is damaged: best_by is {best_by!r}, not accuracy or log_loss")
-    return config
+def _read_config(path: Path) -> TrainConfig:
+    try:
+        return parse_unchecked(["--config", str(path)])
+    except UserError as error:
+        raise UserError(f"{path} is damaged, or of another version: {error}") from error

@@ -4,14 +4,13 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from serve.contract.command_line import command
 from serve.contract.confidence import fit_threshold
 from serve.contract.urls import redact
-from train.config import SETTINGS
+from train.config import SETTINGS, TrainConfig
 from train.evaluation.classes import class_intervals
 from train.evaluation.html_report import Measure, Report, write_report
 from train.evaluation.predictions import Predictions
@@ -50,13 +49,12 @@ def write_run_page(
     of the data; `train_counts` are the training images of each class, empty if not known.
     """
     classes, f1_macro = class_intervals(run.predictions)
-    calibrated = bool(run.config.get("calibrate", False))
     report = Report(
         title=f"Run {run.name}",
         facts=run_facts(run, digest, train_counts),
         commands=commands_of(location),
-        measures=run_measures(run, calibrated, f1_macro),
-        other="before calibration" if calibrated else "if it were calibrated",
+        measures=run_measures(run, f1_macro),
+        other="before calibration" if run.config.calibrate else "if it were calibrated",
         predictions=run.predictions,
         root=root,
         classes=classes,
@@ -75,13 +73,13 @@ def _threshold(p: Predictions) -> float:
     return fit_threshold(p.confidence.astype(np.float32), p.correct).probability
 
 
-def run_measures(run: RunResult, calibrated: bool, f1_macro: Interval) -> list[Measure]:
+def run_measures(run: RunResult, f1_macro: Interval) -> list[Measure]:
     """Return the metrics of the answers as they are served; those of calibration, before it (or after it,
     of a run that is not calibrated) too."""
     p, best, n = run.predictions, run.best, len(run.predictions.paths)
 
     def other(name: str) -> float | None:
-        value = best.get(f"val/{name}" if calibrated else f"val/{name}_calibrated")
+        value = best.get(f"val/{name}" if run.config.calibrate else f"val/{name}_calibrated")
         return None if value is None else float(value)
 
     measures = [Measure("accuracy", accuracy_interval(p.correct))]
@@ -102,21 +100,19 @@ def run_facts(run: RunResult, digest: str, train_counts: Mapping[str, int]) -> l
     """Return (name, text) of what was trained, on what, and when."""
     config, p = run.config, run.predictions
     facts = [
-        ("model", f"{config.get('model')}, weights: {redact(config.get('weights') or 'random')}"),
-        ("training data", redact(config.get("data", ""))),
-        ("validation data", redact(config.get("val_data") or "split off the training data")),
+        ("model", f"{config.model}, weights: {redact(config.weights or 'random')}"),
+        ("training data", redact(config.data)),
+        ("validation data", redact(config.val_data or "split off the training data")),
         ("data digest (sha256)", digest),
     ]
     if train_counts:
         facts.append(("training images", _counts(train_counts)))
     counts = np.bincount(p.labels, minlength=len(p.class_names)).tolist()
     facts.append(("validation images", _counts(dict(zip(p.class_names, counts, strict=True)))))
-    facts.append(("epochs", f"{len(run.rows)}, the best by {config.get('best_by')}: {run.best_epoch}"))
+    facts.append(("epochs", f"{len(run.rows)}, the best by {config.best_by}: {run.best_epoch}"))
     if ended := run.rows[-1].get("time"):
         facts.append(("last epoch ended", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(float(ended)))))
-    shown = (
-        f"{flag(name)} {config.get(name)}" for name in ALWAYS_SHOWN if config.get(name) not in (None, "")
-    )
+    shown = (f"{flag(k)} {v}" for k in ALWAYS_SHOWN if (v := getattr(config, k)) not in (None, ""))
     return [*facts, ("settings", redact(", ".join(shown)))]
 
 
@@ -126,10 +122,10 @@ def _counts(counts: Mapping[str, int]) -> str:
     return f"{sum(counts.values())} of {len(counts)} classes ({each})"
 
 
-def changed_from_defaults(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def changed_from_defaults(config: TrainConfig) -> list[tuple[str, str]]:
     """Return (flag, value) of settings that are not at their default, without secrets of URLs."""
     return [
         (flag(name), redact(value))
-        for name, value in config.items()
-        if name not in SETTINGS or not (SETTINGS[name].location or SETTINGS[name].default == value)
+        for name, value in config.to_dict().items()
+        if not (SETTINGS[name].location or SETTINGS[name].default == value)
     ]

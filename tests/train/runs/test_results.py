@@ -18,7 +18,7 @@ from train.runs.results import check_metrics, paired, read_run
 def test_a_run_is_read_back(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", seed=0, n=30))
     assert run.name == "a"
-    assert run.config["lr"] == 1e-3
+    assert run.config.lr == 1e-3
     assert run.best_epoch == 2
     assert run.best["val/accuracy"] == run.predictions.accuracy
     assert run.predictions.paths[:2] == ["0.png", "1.png"]
