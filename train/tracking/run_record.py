@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from serve.contract.files import atomic_write
@@ -61,10 +61,8 @@ class Record:
 def read_record(path: Path) -> Record | None:
     """Return None if there is no file, or none that can be read."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Record)}  # a later version may have added some
-        return Record(**{name: value for name, value in values.items() if name in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
 
 
