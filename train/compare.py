@@ -33,13 +33,7 @@ from serve.contract.command_line import CommandLine, Number
 from serve.contract.urls import redact
 from train.config import SETTINGS
 from train.evaluation.charts import comparison_curves, save_figure
-from train.evaluation.significance import (
-    Interval,
-    PairedTest,
-    accuracy_interval,
-    holm,
-    mean_interval,
-)
+from train.evaluation.significance import Interval, PairedTest, accuracy_interval, holm, mean_interval
 from train.evaluation.tables import check_reports_replaceable, markdown_table, write_table
 from train.runs.results import RunResult, paired, read_run
 

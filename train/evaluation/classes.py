@@ -45,11 +45,7 @@ def class_rows(predictions: Predictions) -> list[dict[str, Any]]:
     names = predictions.class_names
     images, predicted, correct = (
         np.bincount(labels, minlength=len(names))
-        for labels in (
-            predictions.labels,
-            predictions.predicted,
-            predictions.labels[predictions.correct],
-        )
+        for labels in (predictions.labels, predictions.predicted, predictions.labels[predictions.correct])
     )
     _, f1 = f1_of_classes(predictions.labels, predictions.predicted, len(names))
     return [

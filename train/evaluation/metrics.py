@@ -8,13 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.evaluation.calibration import (
-    Floats,
-    Labels,
-    calibration_error,
-    fit_temperature,
-    log_confidences,
-)
+from train.evaluation.calibration import Floats, Labels, calibration_error, fit_temperature, log_confidences
 
 TOP, TOP_FROM = 5, 10  # top-5 accuracy is of ten classes or more
 MOST_CLASSES = 40  # a larger confusion matrix cannot be read

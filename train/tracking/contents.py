@@ -7,13 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.contract.mlflow_tags import (
-    CLASSES_TAG,
-    DATA_TAG,
-    HOST_TAG,
-    KIND_TAG,
-    MODEL_NAME_TAG,
-)
+from serve.contract.mlflow_tags import CLASSES_TAG, DATA_TAG, HOST_TAG, KIND_TAG, MODEL_NAME_TAG
 from serve.contract.urls import is_remote, last_part
 from train.checkpoint import best_checkpoint
 from train.config import SETTINGS, TrainConfig
