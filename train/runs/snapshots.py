@@ -128,9 +128,10 @@ class Snapshots(NullSnapshots):
             if self.pending is not None:
                 self.pending()
                 self.pending = None
-            path = self.folder / snapshot_name(state)
+            step = state["position"]["step"]
+            path = self.folder / f"epoch-{state['epoch']:06d}-step-{step:08d}.pt"
             save_checkpoint(state, path)
-            if state["position"]["step"] == 0:
+            if step == 0:
                 _link(path, self.folder / LAST)
             for old in list_snapshots(self.folder)[KEPT:]:
                 old.unlink()
@@ -144,10 +145,6 @@ class Snapshots(NullSnapshots):
         finally:
             after()
         return True
-
-
-def snapshot_name(state: dict[str, Any]) -> str:
-    return f"epoch-{state['epoch']:06d}-step-{state['position']['step']:08d}.pt"
 
 
 def list_snapshots(folder: Path) -> list[Path]:

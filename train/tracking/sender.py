@@ -93,15 +93,11 @@ class Sender:
         finally:
             self.uploading = False
         if self.done:
-            self.close()
+            if self.monitor is not None:
+                self.monitor.finish()
+                self.monitor = None
             self.record.complete = not self.refused
         self.record.save(self.path)
-
-    def close(self) -> None:
-        """End the measurements of the system."""
-        if self.monitor is not None:
-            self.monitor.finish()
-            self.monitor = None
 
     @property
     def _client(self) -> Any:
