@@ -90,11 +90,8 @@ def roc_auc_interval(labels: Integers, scores: Floats) -> Interval:
     variance (10.2307/2531595) and the interval on the logit scale.
 
     Each image's influence on a mean is the sum of its influences on each class. Classes that are separated
-    completely leave no variance to estimate, hence no interval.
-
-    Args:
-        labels: [N], each class occurs.
-        scores: [N, num_classes]; equal scores count half.
+    completely leave no variance to estimate, hence no interval. `labels`: [N], each class occurs; `scores`:
+    [N, num_classes], equal ones count half.
     """
     num_classes = scores.shape[1]
     classes = [1] if num_classes == 2 else range(num_classes)

@@ -22,13 +22,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def check_reports_replaceable(reports: Mapping[Path, str], overwrite: bool) -> None:
-    """Check that no file of other origin would be replaced.
+    """Raise UserError if a file of other origin would be replaced, unless `overwrite` is given.
 
     `reports` are the files that one command writes together, texts with their first characters, and figures
     with "", which are replaced if one of the texts is.
-
-    Raises:
-        UserError: one of them exists and is no such report, and `overwrite` is not given.
     """
     existing = [] if overwrite else [path for path in reports if path.exists()]
     ours = {path for path in existing if reports[path] and _begins(path, reports[path])}

@@ -29,9 +29,8 @@ def build_model(
 ) -> tuple[ImageClassifier, list[str]]:
     """Return a classifier with the normalisation of its weights, and notes on what was loaded.
 
-    Raises:
-        UserError: unknown name, weights that do not fit or cannot be read, or a network that cannot take
-            images of this size.
+    Raises UserError for an unknown name, weights that do not fit or cannot be read, and a network that
+    cannot take images of this size.
     """
     content = read_weights(name, weights)
     settings = input_settings(name, weights, content)

@@ -33,10 +33,8 @@ class InputSettings:
 def input_settings(name: str, weights: str, content: Mapping[str, Any]) -> InputSettings:
     """Return the input that `weights` were trained with; `content` is what `read_weights` returned.
 
-    Without weights: the normalisation of the network's library, and the defaults of this project.
-
-    Raises:
-        UserError: unknown name, or a checkpoint of another network.
+    Without weights: the normalisation of the network's library, and the defaults of this project. Raises
+    UserError for an unknown name, or a checkpoint of another network.
     """
     library = library_of(name)
     if "preprocess" in content and "config" in content:

@@ -56,13 +56,9 @@ def head_names(network: nn.Module) -> list[str]:
 
 
 def freeze(network: nn.Module, count: int) -> tuple[tuple[str, ...], str]:
-    """Turn off gradients of the first `count` groups (-1: of all but the head).
-
-    Returns the paths of the modules that are frozen whole, and the name of the last frozen parameter.
-
-    Raises:
-        UserError: there are not so many groups besides the head.
-    """
+    """Turn off gradients of the first `count` groups (-1: of all but the head); return the paths of the
+    modules that are frozen whole, and the name of the last frozen parameter. Raises UserError if there are
+    not so many groups besides the head."""
     groups = layer_groups(network)
     if count >= len(groups):
         raise UserError(

@@ -49,11 +49,7 @@ class _Ignored:
 
 def load_pickle(path: Path) -> Any:
     """Return what a file of torch.save holds: tensors and plain values; those of IGNORED_TYPES are empty.
-
-    Raises:
-        UserError: it holds something of another type.
-        Exception: any of torch.load's, for a damaged file.
-    """
+    Raises UserError for something of another type, and any error of torch.load for a damaged file."""
     with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED_TYPES]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)

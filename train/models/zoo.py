@@ -119,12 +119,8 @@ def closest_names(name: str) -> list[str]:
 def create(
     name: str, num_classes: int, image_size: int, pretrained: bool = False, drop_path: float | None = None
 ) -> nn.Module:
-    """Return a network with random weights, or with `pretrained` (timm's alone) with adapted ones.
-
-    Raises:
-        UserError: unknown name.
-        OSError, RuntimeError: the weights cannot be downloaded.
-    """
+    """Return a network with random weights, or with `pretrained` (timm's alone) with adapted ones. Raises
+    UserError for an unknown name, OSError or RuntimeError if the weights cannot be downloaded."""
     library = library_of(name)
     if library == "own":
         return OWN[name](num_classes)

@@ -107,9 +107,8 @@ def decide_first(predictions: Predictions) -> Decision:
 def promote(model: str, runs: list[RunResult], margin: float) -> bool:
     """Print the decision, and move the alias if it is to promote; True when champion is challenger.
 
-    Raises:
-        UserError: no such model or challenger, predictions that are not of the registered version, no
-            shared images, MLflow does not answer, or another promotion moved an alias meanwhile.
+    Raises UserError without such a model or challenger, for predictions that are not of the registered
+    version, without shared images, and if another promotion moved an alias meanwhile.
     """
     if not 0 < margin < 1:
         raise UserError(f"--margin {margin} is outside 0..1: it is a difference of accuracy")

@@ -37,11 +37,8 @@ def choose_run(config: TrainConfig) -> TrainConfig:
     """Return the settings with `resume` set to the run directory to continue, "" for a new run.
 
     `config` has a name unless `resume` is auto. An unfinished run of the same name and settings is
-    continued: what a job that was killed needs is the same command.
-
-    Raises:
-        UserError: the name is taken by a finished run (unless `resume` is auto), by a run of other
-            settings, or by something else.
+    continued: what a job that was killed needs is the same command. Raises UserError if the name is taken
+    by a finished run (unless `resume` is auto), by a run of other settings, or by something else.
     """
     if config.resume not in ("", "auto"):
         return config

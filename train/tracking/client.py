@@ -35,11 +35,8 @@ class TrackingStore:
     """A tracking store: MLFLOW_TRACKING_URI, else the `recorded` one of a run directory, else the default.
 
     While training there are no `retries` below ours: a request to make a run that was answered too late
-    would be made twice.
-
-    Raises:
-        RefusedError: the recorded store is a file that does not exist, or needs a password, or this is no
-            store. ConnectionError: it does not answer.
+    would be made twice. Raises RefusedError if the recorded store is a file that does not exist or needs a
+    password, or this is no store; ConnectionError if it does not answer.
     """
 
     def __init__(self, recorded: str = "", run_id: str = "", retries: int = 0, seconds: int = 10):

@@ -36,10 +36,8 @@ def log_evaluation(store: TrackingStore, evaluation: LoggedEvaluation) -> str:
     """Return the ID of the new, finished MLflow run.
 
     It is below the run that trained the model, in its experiment, if the store has that run; and the logged
-    model of the same bytes, if there is one, gets the metrics with their data set.
-
-    Raises:
-        RefusedError, ConnectionError: the store refuses or does not answer.
+    model of the same bytes, if there is one, gets the metrics with their data set. Raises RefusedError or
+    ConnectionError.
     """
     run_id, checkpoint = evaluation.run_id, evaluation.checkpoint_sha256
     if not run_id and checkpoint:

@@ -12,11 +12,8 @@ from train.tracking.run_record import Record
 
 def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[Any, bool]:
     """Return MLflow's run, and whether MLflow had it before; the record at `path` gets what finds it again.
-
-    Raises:
-        RefusedError: the run is deleted or not there, or MLFLOW_RUN_ID names one that does not suit.
-        Exception: what mlflow, requests and SQLAlchemy raise.
-    """
+    Raises RefusedError if the run is deleted or not there, or MLFLOW_RUN_ID names one that does not suit,
+    and what mlflow, requests and SQLAlchemy raise."""
     client = store.client
     if not record.run_id and record.uri != store.uri:
         record.uri = store.uri

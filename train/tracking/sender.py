@@ -63,11 +63,8 @@ class Sender:
         ]
 
     def update(self) -> None:
-        """
-        Raises:
-            RefusedError: the run cannot be opened, now or later.
-            ConnectionError: MLflow does not answer; the next call sends again what failed.
-        """
+        """Send what is missing. Raises RefusedError if the run cannot be opened, now or later, and
+        ConnectionError if MLflow does not answer: the next call sends again what failed."""
         status = self.record.status  # read before the rows: the last of them comes before the end
         if self.run is None:
             self._open()

@@ -25,13 +25,9 @@ class SubjectCrop(nn.Module):
     """
 
     def __init__(self, locator: nn.Module, zoom: float, margin: float, average: bool):
-        """
-        Args:
-            locator: (images float32 [N, 3, P, P] of 0..255, classifier) -> boxes [N, 4], and the logits of
-                the whole images if it computes them, else None.
-            average: average the logits of crop and whole image in evaluation; crop every second image in
-                training.
-        """
+        """`locator`: (images float32 [N, 3, P, P] of 0..255, classifier) -> boxes [N, 4], and the logits of
+        the whole images if it computes them, else None. `average`: average the logits of crop and whole
+        image in evaluation; crop every second image in training."""
         super().__init__()
         self.locator, self.zoom, self.margin, self.average = locator, zoom, margin, average
         self.active = True
