@@ -146,25 +146,24 @@ def track_evaluation(
 ) -> None:
     """Log the evaluation to MLflow. It is written by now: what fails costs a warning."""
     from train.tracking.client import TrackingStore  # a second that --no-track saves
-    from train.tracking.evaluation_run import LoggedEvaluation, log_evaluation
+    from train.tracking.evaluation_run import log_evaluation
 
     recorded, metadata = run_of_model(model.location), predictor.metadata
-    run_id = recorded.run_id or model.run_id or metadata.run_id
-    evaluation = LoggedEvaluation(
-        summary.model_sha256,
-        metadata.checkpoint_sha256,
-        metadata.run_name or predictor.path.stem,
-        run_id,
-        redact(args.data) if is_remote(args.data) else str(Path(args.data).resolve()),
-        scored.digest,
-        started,
-        summary.flat_metrics(),
-        summary.parameters(),
-        [args.output / name for name in FILES],
-    )
+    source = redact(args.data) if is_remote(args.data) else str(Path(args.data).resolve())
     try:
-        store = TrackingStore(recorded.uri, recorded.run_id, retries=3, seconds=120)
-        print(f"in MLflow: evaluation run {log_evaluation(store, evaluation)}")
+        evaluation_id = log_evaluation(
+            TrackingStore(recorded.uri, recorded.run_id, retries=3, seconds=120),
+            model_sha256=summary.model_sha256,
+            checkpoint_sha256=metadata.checkpoint_sha256,
+            run_name=metadata.run_name or predictor.path.stem,
+            run_id=recorded.run_id or model.run_id or metadata.run_id,
+            dataset=(source, scored.digest),
+            started=started,
+            metrics=summary.flat_metrics(),
+            parameters=summary.parameters(),
+            files=[args.output / name for name in FILES],
+        )
+        print(f"in MLflow: evaluation run {evaluation_id}")
     except (UserError, OSError) as error:
         print(f"warning: the evaluation is not in MLflow: {redact(error)}", file=sys.stderr)
 
