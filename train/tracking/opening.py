@@ -18,13 +18,13 @@ def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[A
     if not record.run_id and record.uri != store.uri:
         record.uri = store.uri
         record.save(path)  # also if a request below fails
-    if not record.run_id and not record.asked:
+    if not record.run_id and not record.requested:
         record.run_id = _given_run(store, record)
     if record.run_id:
         _check_own_run(store, record)
     else:
         experiment = store.experiment_id(record.experiment, record.experiment_id)
-        if record.asked:
+        if record.requested:
             by_key = f"tags.`{KEY_TAG}` = '{record.key}'"
             found = client.search_runs([experiment], by_key, max_results=1)
             record.run_id = found[0].info.run_id if found else ""
@@ -33,7 +33,7 @@ def open_mlflow_run(store: TrackingStore, record: Record, path: Path) -> tuple[A
         client.update_run(record.run_id, status="RUNNING")
         client.log_batch(record.run_id, tags=[mlflow.entities.RunTag(*tag) for tag in tags.items()])
     else:
-        record.asked, record.dataset_logged = True, False
+        record.requested, record.dataset_logged = True, False
         record.save(path)
         # those of the user, the command and the commit come from MLflow
         tags = mlflow.tracking.context.registry.resolve_tags(tags)

@@ -29,7 +29,7 @@ class Record:
     """In place of a name, where MLFLOW_EXPERIMENT_ID is all that is given."""
     tags: dict[str, str] = field(default_factory=dict)
     run_id: str = ""
-    asked: bool = False
+    requested: bool = False
     """A request to make the run was sent, and may have been fulfilled."""
     parameters: dict[str, str] = field(default_factory=dict)
     datasets: list[tuple[str, str]] = field(default_factory=list)

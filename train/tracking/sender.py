@@ -37,7 +37,7 @@ class Sender:
     def __init__(self, record: Record, path: Path, rows: list[dict[str, Any]], system_metrics: bool = True):
         """`rows` are those of metrics.jsonl, which may grow; `path` is that of tracking.json."""
         self.record, self.path, self.rows, self.system_metrics = record, path, rows, system_metrics
-        self.resumed = record.asked or bool(record.run_id)
+        self.resumed = record.requested or bool(record.run_id)
         self.store: TrackingStore
         """Since the run is open."""
         self.run: Any = None

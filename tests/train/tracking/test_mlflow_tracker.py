@@ -214,7 +214,7 @@ def test_a_run_that_was_made_while_nobody_listened_is_found_again(
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", too_late)
     t = whole_run()
-    assert [(record.asked, record.key) for record in known] == [(True, t.record.key)]
+    assert [(record.requested, record.key) for record in known] == [(True, t.record.key)]
     assert [run.info.status for run in runs(store)] == ["FINISHED"]
 
 
