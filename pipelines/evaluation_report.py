@@ -85,9 +85,10 @@ class Summary:
 
     @classmethod
     def of(cls, args: argparse.Namespace, predictor: Predictor, sha256: str, scored: Scored) -> "Summary":
-        predictions, images = served_predictions(scored), len(scored.paths)
+        answers, images = served_answers(scored), len(scored.paths)
+        predictions = answers.predictions("predictions.csv")
         per_class, f1_macro = class_intervals(predictions)
-        metrics = _metrics(predictions, log_served(scored), f1_macro)
+        metrics = _metrics(predictions, answers.logits, f1_macro)
         metadata = predictor.metadata
         profile = metadata.validation_on(predictor.provider, predictor.precision)
         threshold, estimate = profile.threshold if profile else None, None
@@ -147,23 +148,10 @@ class Summary:
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
 
-def served_predictions(scored: Scored) -> Predictions:
-    """Return the answers as a run's val_predictions.csv holds them."""
-    log_probs = log_served(scored)
-    return Predictions(
-        "predictions.csv",
-        scored.paths,
-        scored.labels,
-        scored.probabilities.argmax(axis=1),
-        -log_probs[np.arange(len(log_probs)), scored.labels],
-        scored.probabilities.astype(np.float64),
-        scored.data.class_names,
-    )
-
-
-def log_served(scored: Scored) -> NDArray[np.float64]:
-    """Return logarithms [N, num_classes] of the served probabilities."""
-    return np.log(np.maximum(scored.probabilities.astype(np.float64), LEAST))
+def served_answers(scored: Scored) -> StoredAnswers:
+    """Return the answers as those of a run; logits are the logarithms of the served probabilities."""
+    logits = np.log(np.maximum(scored.probabilities.astype(np.float64), LEAST))
+    return StoredAnswers(scored.paths, scored.labels, scored.data.class_names, logits)
 
 
 def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro: Interval) -> Metrics:
@@ -205,8 +193,7 @@ def write_evaluation(folder: Path, summary: Summary, scored: Scored, page: Repor
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
     write_table(folder / "per_class.csv", summary.per_class)
-    answers = StoredAnswers(scored.paths, scored.labels, scored.data.class_names, log_served(scored))
-    write_answers(folder / "predictions.csv", answers)
+    write_answers(folder / "predictions.csv", served_answers(scored))
     write_bad_files(folder, scored.bad)
     write_report(folder / REPORT, page)
     with atomic_write(folder / "evaluation.json", "w") as file:
@@ -232,7 +219,7 @@ def evaluation_page(summary: Summary, scored: Scored) -> Report:
         commands=[("score images with this model (DIR is their folder)", scoring_command(summary.model))],
         measures=measures,
         other="in validation" if summary.validation else "",
-        predictions=served_predictions(scored),
+        predictions=served_answers(scored).predictions("predictions.csv"),
         root=scored.data.found.root,
         classes=summary.per_class,
         threshold=summary.threshold.probability if summary.threshold else None,
