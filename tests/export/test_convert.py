@@ -113,6 +113,7 @@ def test_the_moving_average_is_what_is_exported() -> None:
     checkpoint = {
         "config": TrainConfig(model="simple_cnn", image_size=32).to_dict(),
         "class_names": ["cat", "dog"],
+        "preprocess": {"size": 32},
         "model": model.state_dict(),
         "ema": average,
     }

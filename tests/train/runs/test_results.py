@@ -114,7 +114,7 @@ def test_a_damaged_file_is_named_with_the_place(
 def test_predictions_of_another_checkpoint_than_the_metrics_are_found(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     answers = StoredAnswers.load(folder)
-    replace(answers, logits=answers.logits + [0.0, 0.001]).save(folder)
+    replace(answers, logits=answers.logits * 1.01).save(folder)
     with pytest.raises(ValueError, match=r"val_predictions\.npz.*val/log_loss"):
         read_run(folder)
 

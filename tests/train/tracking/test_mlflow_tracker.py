@@ -118,7 +118,7 @@ def test_a_server_that_refuses_costs_seconds_and_no_metrics(
         function(*arguments)
         seconds[name] = time.perf_counter() - started
 
-    timed("start", t.start, PARAMETERS, "data/train", DIGEST)
+    timed("start", t.start, PARAMETERS, ("data/train", DIGEST))
     t.log_metrics(1, METRICS[0])
     timed("send", t.send)
     timed("log_files", t.log_files, [Path("metrics.jsonl")])
