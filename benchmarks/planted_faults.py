@@ -81,13 +81,6 @@ FAULTS = [
         ("profiles",),
     ),
     Fault(
-        "a model of before colour profiles is scored with them",
-        "serve/contract/preprocess.py",
-        '{"profiles": "ignored", "decode_ratio": 0, **values}',
-        '{"profiles": "srgb", "decode_ratio": 0, **values}',
-        ("profiles",),
-    ),
-    Fault(
         "an earlier scan's verdict holds under another limit of pixels",
         "train/data/scan.py",
         "{DECODER}{limit}",

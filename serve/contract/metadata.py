@@ -19,7 +19,6 @@ VALIDATION_KEY = "purebred.validation"  # appended with it: a profile of the val
 VERIFIED_KEY = "purebred.verified"  # appended to the file once it has passed: a list of pairings
 METADATA_PROPS = 14  # its number in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
 FORMAT_VERSION = 4  # raised with the fields: a file is understood wholly or not at all
-READABLE_VERSIONS = (2, 3, 4)  # 2: colour profiles are ignored; 3: JPEGs are decoded in full
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
 LOGITS_NAME = "logits"  # float32 [N, num_classes]
 PROBABILITIES_NAME = "probabilities"  # float32 [N, num_classes], rows sum to 1
@@ -44,7 +43,7 @@ class Pairing:
     onnxruntime: str
     """Its version."""
     threshold: Threshold | None = None
-    """By which scoring estimates its accuracy; None: of an earlier version."""
+    """By which scoring estimates its accuracy; None: it does not."""
     speed: float = 0.0
     """Images a second as a multiple of those on the cpu provider at fp32, timed in turn by verification; 0:
     not timed. Only in the record beside the file (serve/verification.py)."""
@@ -86,7 +85,7 @@ class ModelMetadata:
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""
     validation: ValidationProfile | None = None
-    """In metadata of its own (VALIDATION_KEY); None: of an earlier version."""
+    """In metadata of its own (VALIDATION_KEY); None: of a file that was not verified."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(name, str) for name in self.class_names):
@@ -123,7 +122,7 @@ class ModelMetadata:
             version = values.pop("format_version")
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"model metadata is not readable: {error!r}") from error
-        if version not in READABLE_VERSIONS:
+        if version != FORMAT_VERSION:
             older = isinstance(version, int) and version < FORMAT_VERSION
             raise UserError(
                 f"model metadata has format_version {version}, this version reads {FORMAT_VERSION}: "
@@ -164,20 +163,18 @@ class ModelMetadata:
                 f"no {METADATA_KEY!r} metadata in this ONNX file: it was not made by export/main.py"
             )
         metadata = cls.from_json(props[METADATA_KEY])
-        if VERIFIED_KEY not in props:
-            return metadata
         try:
-            verified = tuple(Pairing(**p) for p in json.loads(props[VERIFIED_KEY]))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"model metadata {VERIFIED_KEY!r} is not readable: {error}") from error
-        if VALIDATION_KEY not in props:
-            return replace(metadata, verified=verified)
-        try:
-            profile = ValidationProfile.from_dict(json.loads(props[VALIDATION_KEY]))
+            if VERIFIED_KEY in props:
+                verified = tuple(Pairing(**pairing) for pairing in json.loads(props[VERIFIED_KEY]))
+                metadata = replace(metadata, verified=verified)
+            if VALIDATION_KEY in props:
+                profile = ValidationProfile.from_dict(json.loads(props[VALIDATION_KEY]))
+                verified = tuple(replace(p, threshold=profile.threshold) for p in metadata.verified)
+                metadata = replace(metadata, verified=verified, validation=profile)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise UserError(f"model metadata {VALIDATION_KEY!r} is not readable: {error!r}") from error
-        verified = tuple(replace(pairing, threshold=profile.threshold) for pairing in verified)
-        return replace(metadata, verified=verified, validation=profile)
+            known = f"{VERIFIED_KEY!r} or {VALIDATION_KEY!r}"
+            raise UserError(f"model metadata {known} is not readable: {error!r}") from error
+        return metadata
 
 
 def read_props(path: Path) -> dict[str, str]:

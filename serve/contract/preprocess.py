@@ -42,10 +42,10 @@ class Preprocess:
     """bilinear, bicubic or lanczos; always antialiased."""
     profiles: str = "srgb"
     """srgb: colours are converted from the embedded profile (ICC) to sRGB, once the image has its size;
-    ignored: they are taken as they are, as models of older versions were trained."""
+    ignored: they are taken as they are."""
     decode_ratio: int = LEAST_RATIO
     """A JPEG is decoded at a half, a quarter or an eighth of its size where this leaves so many pixels for
-    each one of the resized image, on both sides. 0: in full, as models of older versions were trained."""
+    each one of the resized image, on both sides. 0: in full."""
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or type(self.resize_size) is not int:
@@ -126,12 +126,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values. Raises UserError on an unknown or missing field.
-
-        Without `profiles` they are of a version that ignored colour profiles, and without `decode_ratio` of
-        one that decoded in full.
-        """
-        values = {"profiles": "ignored", "decode_ratio": 0, **values}
+        """Build from plain values. Raises UserError on an unknown or missing field."""
         fields = set(cls.__dataclass_fields__)
         if set(values) != fields:
             raise UserError(f"preprocess fields {sorted(values)} are not {sorted(fields)}")

@@ -100,7 +100,7 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     ("version", "remedy"),
     [
         (FORMAT_VERSION + 1, "update purebred"),
-        (1, "export the model again"),
+        (FORMAT_VERSION - 1, "export the model again"),
         (None, "update purebred"),
         (str(FORMAT_VERSION), "update purebred"),
     ],

@@ -14,7 +14,6 @@ from PIL import Image, ImageCms
 from train_data import settings
 
 from serve.contract.images import load_image
-from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from train.data.index import prepare_data
 from train.distributed import Ranks
@@ -127,18 +126,6 @@ def test_transparent_and_turned_pictures_keep_their_profile() -> None:
     exif[0x0112] = 6
     Image.new("RGB", (SIDE, SIDE), (200, 120, 90)).save(buffer, "PNG", icc_profile=PROPHOTO, exif=exif)
     assert pixel(buffer.getvalue()).tolist() == expected.tolist()
-
-
-def test_a_model_of_before_is_scored_as_it_was_trained() -> None:
-    values = Preprocess("squash", 8).to_dict()
-    assert (values.pop("profiles"), values.pop("decode_ratio")) == ("srgb", 3)
-    before = Preprocess.from_dict(values)
-    assert pixel(encode((200, 120, 90), PROPHOTO), before).tolist() == [200, 120, 90]
-    text = ModelMetadata(("a", "b"), before).to_json().replace('"format_version": 4', '"format_version": 2')
-    text = text.replace('"profiles": "ignored", ', "")
-    text = text.replace('"decode_ratio": 0, ', "")
-    assert '"profiles"' not in text
-    assert ModelMetadata.from_json(text).preprocess == before
 
 
 def test_threads_share_a_transform() -> None:

@@ -14,7 +14,6 @@ from train_data import settings
 
 from export.validation_images import ValidationImages
 from serve.contract.images import ImageError, load_image
-from serve.contract.metadata import ModelMetadata
 from serve.contract.orientation import ORIENTATION
 from serve.contract.preprocess import MODES, Preprocess
 from serve.contract.scaling import EXTENT, extent_of
@@ -95,11 +94,11 @@ def test_the_smallest_scale_that_leaves_enough_pixels_is_taken(mode: str, scales
 
 
 def test_what_a_model_needs_in_full_is_decoded_in_full() -> None:
-    """An older model's, other formats, and what is too small for it: bit for bit."""
+    """A model of ratio 0, other formats, and what is too small for it: bit for bit."""
     large, small = picture(1600, 1200), picture(400, 300)
-    older = Preprocess("crop", 32, 37, decode_ratio=0)
+    in_full = Preprocess("crop", 32, 37, decode_ratio=0)
     new = Preprocess("crop", 32, 37)
-    whole = [(jpeg(large), older), (jpeg(small), Preprocess("crop", 64, 73))]
+    whole = [(jpeg(large), in_full), (jpeg(small), Preprocess("crop", 64, 73))]
     whole += [(encode(large, kind), new) for kind in ("PNG", "WEBP", "BMP")]
     for data, preprocess in whole:
         decoded = load_image(data, preprocess.decode)
@@ -145,17 +144,6 @@ def test_errors_are_those_of_full_decoding() -> None:
             except ImageError as error:
                 outcomes.append((str(error), doubts))
         assert outcomes[0] == outcomes[1]
-
-
-def test_a_model_of_before_is_scored_as_it_was_trained() -> None:
-    values = Preprocess("squash", 8).to_dict()
-    assert values.pop("decode_ratio") == 3
-    before = Preprocess.from_dict(values)
-    assert before == Preprocess("squash", 8, decode_ratio=0)
-    text = ModelMetadata(("a", "b"), before).to_json().replace('"format_version": 4', '"format_version": 3')
-    text = text.replace('"decode_ratio": 0, ', "")
-    assert '"decode_ratio"' not in text
-    assert ModelMetadata.from_json(text).preprocess == before
 
 
 @pytest.mark.parametrize("ratio", [-1, 65, 2.5, True, "3"])
