@@ -13,7 +13,6 @@ from serve.contract.errors import UserError
 from serve.contract.formats import unread_format
 from serve.contract.heic import is_heic, open_heic
 from serve.contract.jpeg import scans_and_end, without_metadata
-from serve.contract.netpbm import to_eight_bits
 from serve.contract.orientation import orientation, pass_over_metadata
 from serve.contract.png import has_all_rows
 from serve.contract.profiles import ICC_PROFILE
@@ -109,7 +108,7 @@ def open_image(data: bytes) -> Image.Image:
     if is_heic(data):
         return open_heic(data)
     try:
-        image = Image.open(io.BytesIO(to_eight_bits(data)), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.format == "WEBP" and image.mode == "RGB" and getattr(image, "n_frames", 1) > 1:
             # libwebp clears what the first frame leaves out, which would be black without its alpha
             image._mode = image.rawmode = "RGBA"  # type: ignore[attr-defined]
@@ -196,7 +195,7 @@ def _decode(
         decoded = decode(image)
         if image.format == "HEIF":  # its header may say another size than its pixels have
             _check_size(image, data, max_megapixels)
-        if image.format == "PNG" and _ends_black(decoded) and not has_all_rows(data):
+        if image.format == "PNG" and not has_all_rows(data, decoded):
             raise ImageError("truncated: its data end before its last row")
         rgb, doubt = to_rgb(decoded, image, data, bits)
         if frame:  # outside, viewers show their background
@@ -220,11 +219,6 @@ def _first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
         return None
     box: tuple[int, int, int, int] = image.tile[0][1]  # type: ignore[attr-defined]
     return None if box == (0, 0, *image.size) else box
-
-
-def _ends_black(image: Image.Image) -> bool:
-    last = image.crop((0, image.height - 1, image.width, image.height))
-    return last.getbbox(alpha_only=False) is None
 
 
 def _check_tiff(image: Image.Image, max_megapixels: float) -> None:

@@ -201,7 +201,8 @@ def test_one_shade_of_16_bits_is_one_shade_without_a_word() -> None:
 
 def test_a_pgm_that_states_its_white_is_dark_only_if_the_picture_is() -> None:
     dark = np.linspace(0, 60, 48 * 40).astype(">u2")
-    assert load(b"P5\n48 40\n1023\n" + dark.tobytes())[1] == []
+    pixels, doubts = load(b"P5\n48 40\n1023\n" + dark.tobytes())
+    assert (pixels.min(), pixels.max(), doubts) == (0, 15, [])
 
 
 def tiff_of_12_bits(levels: Sequence[Sequence[int]], **changes: int) -> bytes:

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from serve.contract.images import ImageError, load_image
-from serve.contract.png import CHANNELS, PASSES
+
+# of an interlaced picture: first column and row, and the distances to the next ones
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 
 
 def png(
