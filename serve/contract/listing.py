@@ -84,7 +84,7 @@ def walk_images(
                         continue
                     elif system_folder(entry.name + "/"):
                         yield name, "system", ""
-                    elif linked and not _is_of_config_map(entry.path):
+                    elif linked:
                         yield name, "folder", "linked folder, not followed"
                     else:
                         waiting.append(name + "/")
@@ -102,17 +102,6 @@ def system_folder(path: str) -> str:
 
 def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _is_of_config_map(link: str) -> bool:
-    """Return whether a link is of a mounted ConfigMap's folder: NAME -> ..data/NAME, ..data -> ..TIME."""
-    data = os.path.join(os.path.dirname(link), "..data")
-    target = os.readlink(link)
-    if not (target.startswith("..data/") and os.path.islink(data)):
-        return False
-    time = os.readlink(data)
-    inside = os.path.join(os.path.realpath(data), target.removeprefix("..data/"))
-    return time.startswith("..20") and "/" not in time and os.path.realpath(link) == inside
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
