@@ -1,26 +1,13 @@
-"""Encoding of a text file: UTF-8 or UTF-16 by its first bytes, others guessed from the words they give."""
+"""Encoding of a text file: UTF-8 or UTF-16 by its first bytes, others by the letters that they give."""
 
 import codecs
 import re
-import unicodedata
+from contextlib import suppress
 
-# Encoding -> scripts of the texts it is used for, the likeliest first
-ENCODINGS = {
-    "cp949": ("HANGUL",),
-    "cp932": ("HIRAGANA", "KATAKANA", "CJK"),
-    "gb18030": ("CJK",),
-    "big5": ("CJK",),
-    "cp1252": ("LATIN",),
-    "cp1250": ("LATIN",),
-    "cp850": ("LATIN",),
-    "macintosh": ("LATIN",),
-    "cp1251": ("CYRILLIC",),
-    "cp1253": ("GREEK",),
-    "cp1255": ("HEBREW",),
-    "cp1256": ("ARABIC",),
-    "cp874": ("THAI",),
-}
-MIXED_WITH_LATIN = {"HANGUL", "HIRAGANA", "KATAKANA", "CJK", "LATIN"}
+# cp949 comes twice: EUC-KR lacks its syllables that hardly occur, which texts of other encodings give
+OTHERS = ("euc_kr", "cp932", "gb18030", "big5", "cp949", "cp1251")
+LATIN = ("cp1252", "cp1250", "cp850")
+MOST_NAMED = 4
 
 
 def text_encoding(head: bytes) -> str:
@@ -40,16 +27,17 @@ def is_undecoded(text: str) -> bool:
 
 
 def likely_encodings(texts: list[bytes]) -> dict[str, str]:
-    """Return up to four encodings in which all texts are words of one script -> the first text in it."""
-    latin = any(re.search(rb"[A-Za-z]", text) for text in texts)
+    """Return up to four encodings in which all texts are letters -> the first text in it, the likeliest
+    first."""
+    has_latin = any(re.search(rb"[A-Za-z]", text) for text in texts)
     found: dict[str, str] = {}
-    for name in sorted(ENCODINGS, key=lambda name: latin != (ENCODINGS[name] == ("LATIN",))):
-        text = _decode(texts, name)
-        if text is not None and text not in found.values():
-            found[name] = text
-    if "cp949" in found and _decode(texts, "cp949", "euc_kr") is None:  # syllables that hardly occur
-        found["cp949"] = found.pop("cp949")
-    return dict(list(found.items())[:4])
+    for codec in (*LATIN, *OTHERS) if has_latin else (*OTHERS, *LATIN):
+        with suppress(UnicodeDecodeError):
+            decoded = [text.decode(codec) for text in texts]
+            letters = all(character.isascii() or character.isalpha() for character in "".join(decoded))
+            if letters and decoded[0] not in found.values():
+                found.setdefault("cp949" if codec == "euc_kr" else codec, decoded[0])
+    return dict(list(found.items())[:MOST_NAMED])
 
 
 def reads_as(likely: dict[str, str]) -> str:
@@ -57,21 +45,3 @@ def reads_as(likely: dict[str, str]) -> str:
     names = {"cp1252": "cp1252 (latin-1)"}
     read = [f"{text!r} in {names.get(name, name)}" for name, text in likely.items()]
     return f"reads as {', or as '.join(read)}" if read else "is in no known encoding"
-
-
-def _decode(texts: list[bytes], name: str, codec: str = "") -> str | None:
-    """Return the first text, or None if any text is no word of the encoding's scripts."""
-    scripts = ENCODINGS[name]
-    try:
-        decoded = [text.decode(codec or name) for text in texts]
-    except UnicodeDecodeError:
-        return None
-    for text in decoded:
-        odd = [c for c in text if not c.isascii()]
-        if not all(unicodedata.name(c, "").startswith(scripts) for c in odd):
-            return None
-        if odd and not MIXED_WITH_LATIN & set(scripts) and re.search("[A-Za-z]", text):
-            return None
-        if not all(word in (word.lower(), word.upper(), word.title()) for word in re.findall(r"\w+", text)):
-            return None
-    return decoded[0]
