@@ -17,7 +17,6 @@ from typing import IO, TextIO
 from serve import storage
 from serve.contract.command_line import command
 from serve.contract.errors import UserError
-from serve.contract.files import expand_home
 from serve.contract.urls import is_http, is_remote, redact
 from serve.mlflow_models import (
     MODEL_FILE,
@@ -133,7 +132,7 @@ def resolve_model(model: str) -> Iterator[OpenedModel]:
         UserError: there is no such model; the message names the command that exports a run.
         OSError: it cannot be read now.
     """
-    model = expand_home(model)
+    model = os.path.expanduser(model)
     if is_mlflow_model(model):
         with _open_logged_model(model) as opened:
             yield opened

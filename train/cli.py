@@ -1,6 +1,7 @@
 """The settings as flags and as YAML: read from a command line or file, written to a run's folder."""
 
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Sequence
 from itertools import chain
@@ -12,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from serve.contract.command_line import command
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_write, expand_home
+from serve.contract.files import atomic_write
 from serve.contract.flag_names import suggestion
 from train.config import SETTINGS, TrainConfig
 from train.settings import check_needs, flag, read_yaml
@@ -159,7 +160,7 @@ def find_config(typed: str) -> str:
     Raises:
         UserError: there is neither.
     """
-    path, known = Path(expand_home(typed)), recipes()
+    path, known = Path(os.path.expanduser(typed)), recipes()
     if not path.exists() and path.stem in known and str(path.parent) in (".", "train/recipes"):
         return str(known[path.stem])
     if not path.exists():
@@ -177,7 +178,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def _expanded(name: str, value: Any) -> Any:
     """Return a setting's value, of a path with the home folder in place of ~."""
-    return expand_home(value) if isinstance(value, str) and SETTINGS[name].path else value
+    return os.path.expanduser(value) if isinstance(value, str) and SETTINGS[name].path else value
 
 
 def _check_name(name: str, typed: str) -> None:

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import re
 import secrets
 import sys
 import tempfile
@@ -19,22 +18,14 @@ TRANSIENT = (*FULL, errno.EIO, errno.ESTALE)
 """What may be over when the same command is started again."""
 
 
-def expand_home(name: str) -> str:
-    """Return the path with the home folder in place of a leading ~ or ~USER; any other name as it is.
-
-    Shells expand ~ only where a word begins: not in --data=~/photos, and not in a YAML file.
-    """
-    return os.path.expanduser(name)
-
-
 def expand_arguments(argv: Sequence[str] | None = None) -> list[str]:
-    """Return a command line, by default this process's, with each value expanded, also in --flag=VALUE."""
-    given = sys.argv[1:] if argv is None else argv
-    return [re.sub(r"^(--[\w-]+=)?(~.*)", _expand, text, flags=re.DOTALL) for text in given]
-
-
-def _expand(found: re.Match[str]) -> str:
-    return (found[1] or "") + expand_home(found[2])
+    """Return a command line, by default this process's, with the home folder in place of a leading ~ or
+    ~USER of a value, also in --flag=~/photos, which shells leave as it is."""
+    expanded = []
+    for text in sys.argv[1:] if argv is None else argv:
+        flag, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
+        expanded.append(flag + equals + os.path.expanduser(value))
+    return expanded
 
 
 @contextmanager

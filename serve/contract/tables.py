@@ -1,7 +1,6 @@
 """Tables in text files (CSV): encoding, separator, first line and rows, as people and programs write."""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from serve.contract.errors import UserError
 from serve.contract.listing import has_image_suffix
-from serve.contract.text_encoding import text_encoding
+from serve.contract.text_encoding import open_text
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
 SAMPLE_LINES, SAMPLE_OBJECTS = 50, 1000
@@ -88,10 +87,7 @@ def read_table(file: IO[bytes], name: str) -> Table:
         UserError: a row has too many cells, repeats the first line or holds NUL characters. OSError,
         csv.Error, UnicodeDecodeError: it cannot be read.
     """
-    encoding = text_encoding(file.read(4))
-    file.seek(0)
-    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
-    text = io.TextIOWrapper(file, encoding, errors, newline="")
+    text = open_text(file, newline="")
     sample = list(islice(text, SAMPLE_LINES))
     if sample and JSON_START.match(sample[0]):
         return _json_table(chain(sample, text), name)

@@ -1,8 +1,10 @@
 """Encoding of a text file: UTF-8 or UTF-16 by its first bytes, others by the letters that they give."""
 
 import codecs
+import io
 import re
 from contextlib import suppress
+from typing import IO
 
 # cp949 comes twice: EUC-KR lacks its syllables that hardly occur, which texts of other encodings give
 OTHERS = ("euc_kr", "cp932", "gb18030", "big5", "cp949", "cp1251")
@@ -19,6 +21,14 @@ def text_encoding(head: bytes) -> str:
     if len(head) >= 2 and (head[0] == 0) != (head[1] == 0):
         return "utf-16-be" if head[0] == 0 else "utf-16-le"
     return "utf-8-sig"
+
+
+def open_text(file: IO[bytes], newline: str) -> io.TextIOWrapper:
+    """Return a seekable file as text in its encoding; bytes that are not UTF-8 become surrogates."""
+    encoding = text_encoding(file.read(4))
+    file.seek(0)
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    return io.TextIOWrapper(file, encoding, errors, newline=newline)
 
 
 def is_undecoded(text: str) -> bool:

@@ -37,17 +37,12 @@ def printable(name: str) -> str:
 Same = Callable[[Entry, Entry], bool]
 
 
-class NamesDigest:
-    """sha256 over names in their order, as a reader of the output can compute it again."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, name: str) -> None:
-        self._hash.update(name.encode("utf-8", "backslashreplace") + b"\0")
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+def digest_names(names: Iterable[str]) -> str:
+    """Return the sha256 over names in their order, as a reader of the output can compute it again."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(printable(name).encode() + b"\0")
+    return digest.hexdigest()
 
 
 class Inventory:
@@ -96,10 +91,7 @@ class Inventory:
                 yield _decode(record)
 
     def digest(self) -> str:
-        names = NamesDigest()
-        for entry in self.entries():
-            names.add(entry.name)
-        return names.hexdigest()
+        return digest_names(entry.name for entry in self.entries())
 
 
 def _encode(entry: Entry) -> bytes:

@@ -1,7 +1,6 @@
 """Images whose paths and URLs a text file or a CSV file lists."""
 
 import csv
-import io
 import os
 import sys
 import unicodedata
@@ -12,13 +11,12 @@ from typing import IO
 from serve import storage
 from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
-from serve.contract.files import expand_home
 from serve.contract.image_column import find_image_columns
 from serve.contract.image_files import SAMPLE_ROWS, ImageFiles
 from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, read_table
-from serve.contract.text_encoding import text_encoding
+from serve.contract.text_encoding import open_text
 from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs
 from serve.inputs.files import CSV_SUFFIX, absolute, is_same_file
@@ -42,7 +40,7 @@ class ListedFiles(Inputs):
 
     def _entry(self, name: str) -> Entry:
         if name.startswith("~/") and not is_remote(self.folder):
-            name = expand_home(name)
+            name = os.path.expanduser(name)
         if is_remote(name) or is_remote(self.folder):
             url = name if is_remote(name) else join_url(self.folder, name)
             return Entry(redact(name, hidden=""), url, redact(url, hidden="").removeprefix(self.prefix))
@@ -65,7 +63,7 @@ def listed_lines(path: str) -> Iterator[str]:
     """Yield the lines of a text file, without their ends. Empty lines are passed over."""
     number = 0
     try:
-        with _open_text(path) as file:
+        with open_text(_open(path), newline="\n") as file:  # a name may hold a carriage return
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES or "\0" in line:
@@ -149,13 +147,3 @@ def _are_files(path: str, cells: list[str]) -> bool:
 
 def _open(path: str) -> IO[bytes]:
     return storage.download(path) if is_remote(path) else open(path, "rb")
-
-
-def _open_text(path: str) -> IO[str]:
-    """UTF-8, with what is none of it kept as it is, or UTF-16. Lines end with a newline alone: a name may
-    hold a carriage return."""
-    file = _open(path)
-    encoding = text_encoding(file.read(4))
-    file.seek(0)
-    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
-    return io.TextIOWrapper(file, encoding, errors, newline="\n")
