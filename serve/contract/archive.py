@@ -92,28 +92,19 @@ def _open_tar(file: IO[bytes]) -> Any:  # typeshed has no TarFile.members
         raise
 
 
-def member_names(tar: str | os.PathLike[str]) -> list[str]:
-    """Return the names of the regular members, in their order; of two of one name, the last one counts.
-
-    Raises:
-        UserError: damaged; the message names the tar file.
-    """
-    return list_members(tar)[0]
-
-
 def list_members(tar: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Return `member_names`, and the names of members that are not read: links, sparse files.
+    """Return the names of the regular members, and of those that are not read: links, sparse files.
+
+    They are in their order; of two of one name, the last one counts.
 
     Raises:
         UserError: damaged; the message names the tar file.
     """
-    names: dict[str, bool] = {}
+    is_read: dict[str, bool] = {}
     for name, location in _members(os.fspath(tar)):
-        names.pop(name, None)
-        names[name] = bool(location)
-    return [name for name, read in names.items() if read], [
-        name for name, read in names.items() if not read
-    ]
+        is_read.pop(name, None)
+        is_read[name] = bool(location)
+    return [name for name in is_read if is_read[name]], [name for name in is_read if not is_read[name]]
 
 
 def read_member(tar: str, name: str, most: int) -> bytes:

@@ -48,7 +48,7 @@ UNREAD_SUFFIX = re.compile(
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 NO_SUFFIX = "without a suffix"
 # photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
-NEARLY_A_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)([^a-z0-9.]\w*|\.\d+)$")
+NEARLY_A_SUFFIX = re.compile(rf"\.({'|'.join(s[1:] for s in IMAGE_SUFFIXES)})([^a-z0-9.]\w*|\.\d+)$")
 
 
 def unread_format(data: bytes) -> str:

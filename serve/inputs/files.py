@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from serve import storage
+from serve.contract.archive import SUFFIX as TAR_SUFFIX
 from serve.contract.archive import file_stamp, plain
 from serve.contract.errors import UserError
 from serve.contract.images import read_image_file
@@ -16,7 +17,6 @@ from serve.inputs.base import Inputs
 from serve.inputs.inventory import Entry
 from serve.inputs.tars import Tars
 
-TAR_SUFFIX = ".tar"
 LIST_SUFFIXES = (".txt", ".lst")
 CSV_SUFFIX = ".csv"
 WILDCARDS = re.compile(r"[*?\[{]")

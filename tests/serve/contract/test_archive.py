@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tar_files import make_tar
 
-from serve.contract.archive import list_members, member_names, read_member, split_member
+from serve.contract.archive import list_members, read_member, split_member
 from serve.contract.errors import UserError
 from serve.contract.images import MAX_FILE_BYTES, ImageError, read_image_file
 
@@ -19,7 +19,7 @@ def test_members_are_read_by_their_path_whatever_the_name(tmp_path: Path) -> Non
     for name, data in contents.items():
         assert read_image_file(tmp_path / "x.tar" / name) == data, name
         assert read_image_file(f"{tar}/{name}") == data, name
-    assert member_names(tar) == ["a.jpg", "b.jpg", "c/d.jpg", "e/f.jpg", "ü \n.jpg", "../up.jpg"]
+    assert list_members(tar)[0] == ["a.jpg", "b.jpg", "c/d.jpg", "e/f.jpg", "ü \n.jpg", "../up.jpg"]
 
 
 def test_a_folder_or_a_member_that_is_called_tar_is_no_tar_file(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_damaged_tar_file_is_named(tmp_path: Path) -> None:
     for damaged in (whole[:2000], whole[:3584] + b"?" * 512 + whole[4096:], b"", b"no tar file" * 100):
         tar.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"x\.tar"):
-            member_names(tar)
+            list_members(tar)
         with pytest.raises(ImageError, match=r"x\.tar"):
             read_image_file(tar / "0.jpg")
 
@@ -83,7 +83,7 @@ def test_members_behind_an_end_mark_are_not_lost_without_a_word(tmp_path: Path) 
     lone.write_bytes(one.read_bytes()[:3584] + bytes(512) + two.read_bytes())
     for tar in (joined, lone):
         with pytest.raises(UserError, match=r"end mark at byte 3584.* tar -i"):
-            member_names(tar)
+            list_members(tar)
 
 
 def test_a_tar_file_that_is_replaced_is_listed_anew(tmp_path: Path) -> None:
@@ -115,7 +115,6 @@ def test_a_later_link_of_the_same_name_is_what_counts(tmp_path: Path) -> None:
         link = tarfile.TarInfo("a.png")
         link.type, link.linkname = tarfile.SYMTYPE, "b.png"
         tar.addfile(link)
-    assert member_names(path) == ["b.png"]
     assert list_members(path) == (["b.png"], ["a.png"])
     with pytest.raises(FileNotFoundError):
         read_member(str(path), "a.png", 10)
