@@ -121,23 +121,7 @@ class CommandLine(argparse.ArgumentParser):
         return self.error("; ".join(filter(None, (f"{flag} is not a flag", hint, after))))
 
     def error(self, message: str) -> NoReturn:
-        """Print one line, and exit with code 2."""
-        print(f"error: {_subject_first(message)} ({self.typed} --help lists the flags)", file=sys.stderr)
+        """Print argparse's message in one line, and exit with code 2."""
+        message = re.sub(r"^argument (\S+): ", r"\1 ", message)
+        print(f"error: {message} ({self.typed} --help lists the flags)", file=sys.stderr)
         self.exit(2)
-
-
-def _subject_first(message: str) -> str:
-    """Return argparse's message with the flag first, its value, and the limit."""
-    for pattern, form in (
-        (r"argument (\S+): invalid choice: (.*?) \(choose from (.*)\)", r"\1 \2 must be one of \3"),
-        (r"argument (\S+): invalid (\w+) value: (.*)", r"\1 \3 must be of type \2"),
-        (r"argument (\S+): expected .*", r"\1 needs a value"),
-        (r"argument (\S+): ignored explicit argument (.*)", r"\1 takes no value, and \2 was given"),
-        (r"argument (\S+): (.*)", r"\1 \2"),
-        (r"the following arguments are required: (.*)", r"\1 must be given"),
-        (r"unrecognized arguments: (.*)", r"\1: no flag that takes a value precedes it"),
-    ):
-        if found := re.fullmatch(pattern, message, re.DOTALL):
-            text = found.expand(form)
-            return text.replace("'", "") if "must be one of" in text else text
-    return message

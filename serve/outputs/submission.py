@@ -34,8 +34,8 @@ class Submission:
     def print_start(self) -> None:
         print(f"submission as {redact(self.sample.path)}: {self.column.meaning}", file=sys.stderr)
         if self.left_out:
-            few = ", ".join(self.left_out[:5]) + (", ..." if self.left_out[5:] else "")
-            print(f"{len(self.left_out)} inputs are not in it and get no row: {few}", file=sys.stderr)
+            names = ", ".join(self.left_out[:5]) + (", ..." if self.left_out[5:] else "")
+            print(f"{len(self.left_out)} inputs are not in it and get no row: {names}", file=sys.stderr)
 
     @property
     def form(self) -> Format:

@@ -66,7 +66,7 @@ def test_an_unknown_flag_is_an_error_before_a_missing_one(
         (["--top_k", "many"], ["--top-k", "'many'", "integer"]),
         (["--max-errors", "1.5"], ["--max-errors", "1.5", "0..1"]),
         (["--max-errors", "nan"], ["--max-errors", "nan", "0..1"]),
-        (["--format", "xml"], ["--format", "xml", "csv, jsonl, parquet"]),
+        (["--format", "xml"], ["--format", "xml", "csv", "jsonl", "parquet"]),
         (["--images"], ["--images"]),
         ([], ["--model, --images"]),
         (["--resume=yes", "--model", "m", "--images", "i"], ["--resume", "yes"]),
