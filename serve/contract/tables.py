@@ -102,17 +102,13 @@ def read_table(file: IO[bytes], name: str) -> Table:
     return table.without_header() if headless else table
 
 
-def _json_table(lines: Iterator[str], name: str) -> Table:
-    """Return the table of JSON Lines, or of a list of objects, with the keys of the first ones as columns:
-    keys of objects inside are joined by dots, as pandas.json_normalize does."""
+def _json_table(lines: Iterable[str], name: str) -> Table:
+    """Return the table of JSON Lines, with the keys of the first objects as columns."""
 
     def objects() -> Iterator[tuple[TableRow, dict[str, Any]]]:
-        for number, line in enumerate(_json_lines(lines, name), 1):
+        for number, line in enumerate(lines, 1):
             if line.strip():
-                try:
-                    yield TableRow(number, line, []), dict(_flat(dict(json.loads(line)), ""))
-                except (ValueError, TypeError) as error:
-                    raise UserError(f"{name} line {number} is no object of JSON: {error}") from error
+                yield TableRow(number, line, []), _json_object(line, f"{name} line {number}")
 
     def row(place: TableRow, values: dict[str, Any]) -> TableRow:
         if new := sorted(values.keys() - known):
@@ -120,9 +116,7 @@ def _json_table(lines: Iterator[str], name: str) -> Table:
                 f"{name} line {place.line} has the key {new[0]!r}, which none of the first "
                 f"{SAMPLE_OBJECTS} objects has: give it to the first one, too (null is no value)"
             )
-        cells = [values.get(key) for key in keys]
-        texts = ["" if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
-        return place._replace(cells=texts)
+        return place._replace(cells=[_json_cell(values.get(key)) for key in keys])
 
     rows = objects()
     sample = list(islice(rows, SAMPLE_OBJECTS))
@@ -131,33 +125,26 @@ def _json_table(lines: Iterator[str], name: str) -> Table:
     return Table(keys, starmap(row, chain(sample, rows)), ",", sample[0][0])
 
 
-def _json_lines(lines: Iterator[str], name: str) -> Iterator[str]:
-    """Yield the lines, or those of the objects in a list. Raises UserError for other JSON."""
-    first = next(lines)
-    if first.startswith("{") and first.rstrip().endswith("}"):
-        yield from chain([first], lines)
-        return
+def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        records = json.loads(first + "".join(lines))
-    except ValueError as error:
-        raise UserError(f"{name} is neither JSON Lines nor a list of objects: {error}") from error
-    if not isinstance(records, list) or not all(isinstance(each, dict) for each in records) or not records:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
         raise UserError(
-            f"{name} is no list of JSON objects: write an object for each image, as "
+            f"{where} is no JSON object: write one on each line, as "
             '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
         )
-    yield from map(json.dumps, records)
+    return values
 
 
-def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield (keys joined by dots, value), of lists of one entry that entry."""
+def _json_cell(value: Any) -> str:
+    """Return the text of a value; of a list of one, that of its entry."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, dict):
-        for name, each in value.items():
-            yield from _flat(each, f"{key}.{name}" if key else name)
-    else:
-        yield key, None if value == [] else value
+    if value is None or value == []:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _rows(lines: Iterable[str], delimiter: str, skipped: int) -> Iterator[TableRow]:
