@@ -1,7 +1,6 @@
 """Tables as spreadsheets, pandas and scripts write them."""
 
 import io
-import json
 
 import pytest
 
