@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,8 +47,8 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
     numeric = all(map(NUMBER.fullmatch, class_names))
     names = names_shown(shown, class_names)
     ranked = ranked_names(shown, names)
-    base = first_number(shown, count)
-    is_number = base is not None and not numeric
+    first = int("2" in shown and shown <= {"1", "2"})
+    is_number = count == 2 and not numeric and shown <= {str(first), str(first + 1)}
     is_class = shown <= set(names) or is_number or bool(ranked)
     is_probability = count == 2 and all(map(is_share, shown))
     described = f"{sample}: the column {name!r} holds {few(sorted(shown)) or 'nothing'}"
@@ -59,7 +59,8 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
     if not (values or is_class or is_probability):
         raise UserError(
             f"{described}, and the model's {count} classes are {few(class_names)}: add "
-            "--submission-values class if the column holds placeholders"
+            "--submission-values class if the column holds placeholders; if these are numbers of classes, "
+            "train on them as labels"
         )
 
     at = positive(class_names, name)
@@ -73,17 +74,9 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
             f"{name!r} is the names of the {ranked} likeliest classes",
         )
     are_numbers = bool(shown) and all(map(NUMBER.fullmatch, shown))
-    if are_numbers and not numeric and not shown <= set(names):
-        whole = [int(text) for text in shown if text.isdecimal()]  # 0.0 is a filler
-        if count > 2 and whole and min(whole) > 0 and max(whole) < count:
-            raise UserError(
-                f"{described}, and neither 0 nor {count}: the classes may be counted from 0 or from 1; "
-                "write one of these two numbers into a row"
-            )
-        places = [int(i == at) for i in range(2)] if count == 2 else range(count)
-        texts = [str(place + (base or 0)) for place in places]
-        pairs = [f"{text} for {c!r}" for text, c in zip(texts, class_names, strict=True)]
-        what = f"the class's number: {', '.join(pairs[:10])}{', ...' if pairs[10:] else ''}"
+    if count == 2 and are_numbers and not numeric and not shown <= set(names):
+        texts = [str(first + int(i == at)) for i in range(2)]
+        what = f"the class's number: {texts[0]} for {class_names[0]!r}, {texts[1]} for {class_names[1]!r}"
     else:
         written = {names[text]: text for text in shown if text in names}
         texts, what = [written.get(c, c) for c in class_names], "the class's name"
@@ -98,16 +91,6 @@ def names_shown(shown: Iterable[str], class_names: Sequence[str]) -> dict[str, s
     spelled = spellings(class_names)
     names = {text: class_names[spelled[folded(text)]] for text in shown if folded(text) in spelled}
     return names | {name: name for name in class_names}
-
-
-def first_number(shown: Collection[str], count: int) -> int | None:
-    """Return what classes that are numbers are counted from, 0 or 1; None when these are no numbers of
-    classes."""
-    if not shown or not all(re.fullmatch(r"\d+", text, re.ASCII) for text in shown):
-        return None
-    numbers = [int(text) for text in shown]
-    first = int(min(numbers) > 0 and max(numbers) == count)
-    return first if max(numbers) < first + count else None
 
 
 def _column_of_each_class(sample: Sample, class_names: Sequence[str], values: Values) -> Column:

@@ -76,9 +76,6 @@ def test_the_header_names_the_class_whose_probability_it_is(tmp_path: Path) -> N
         (STAGES, ("", ""), "normal"),  # paddy
         (STAGES, ("normal",), "normal"),
         (STAGES, ("Hispa", "Leaf_Blast", "Normal"), "Normal"),
-        (STAGES, ("0",), "2"),
-        (STAGES, ("0", "2"), "2"),
-        (STAGES, ("1", "2", "3"), "3"),
         (STAGES, ("hispa normal", "normal hispa"), "normal leaf blast"),
         (("a", "b", "c"), ("a b c",), "c b a"),
     ],
@@ -91,9 +88,16 @@ def test_of_more_classes_it_is_a_name_or_a_number(
     assert column.unreadable[0]
 
 
-def test_the_numbers_of_classes_are_printed(tmp_path: Path) -> None:
-    meaning = find_column(one_column(tmp_path, ("0",)), STAGES, "").meaning
-    assert all(pair in meaning for pair in ("0 for 'hispa'", "1 for 'leaf blast'", "2 for 'normal'"))
+def test_the_numbers_of_two_classes_are_printed(tmp_path: Path) -> None:
+    meaning = find_column(one_column(tmp_path, ("0",)), PETS, "class").meaning
+    assert all(pair in meaning for pair in ("0 for 'cat'", "1 for 'dog'"))
+
+
+def test_no_number_is_guessed_for_one_of_more_names(tmp_path: Path) -> None:
+    for shown in (("0",), ("0", "2"), ("1", "2", "3")):
+        with pytest.raises(UserError, match="'label'"):
+            find_column(one_column(tmp_path, shown), STAGES, "")
+    assert find_column(one_column(tmp_path, ("0",)), STAGES, "class").cells(P3) == ["normal"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,6 @@ def test_the_numbers_of_classes_are_printed(tmp_path: Path) -> None:
         (STAGES, ("tiger",), ""),
         (STAGES, ("0.25",), ""),
         (STAGES, ("4",), ""),
-        (STAGES, ("1",), "class"),  # of 3, from 0 or from 1
         (STAGES, ("1", "2"), ""),
         (STAGES, ("0",), "probability"),
         (("1", "2", "3"), ("0",), ""),
