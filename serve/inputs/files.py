@@ -102,12 +102,13 @@ def match_files(pattern: str) -> Files:
         elif is_remote(expanded):
             paths += storage.match(expanded)
         else:
-            links = Links(os.path.dirname(expanded[: wildcard.start()]))
-            paths += (
-                path
-                for path in glob.iglob(expanded, recursive=True)
-                if not os.path.isdir(path) and not ("**" in expanded and links.lead_to(path))
-            )
+            base, linked = os.path.dirname(expanded[: wildcard.start()]), dict[str, bool]()
+            for path in glob.iglob(expanded, recursive=True):
+                folder = os.path.dirname(path)
+                if folder not in linked:
+                    linked[folder] = "**" in expanded and _is_below_link(folder, base)
+                if not linked[folder] and not os.path.isdir(path):
+                    paths.append(path)
     if not any(is_remote(path) or os.path.exists(path) for path in paths):
         raise UserError(f"--images {pattern!r} matches no file")
     found = WILDCARDS.search(pattern)
@@ -119,18 +120,10 @@ def match_files(pattern: str) -> Files:
     return Files(sorted(unique.values()), base, pattern)
 
 
-class Links:
-    """Folders below `base` that are links: they are not followed, as in a folder that is searched."""
-
-    def __init__(self, base: str):
-        self.known: dict[str, bool] = {base: False, "": False, "/": False}
-
-    def lead_to(self, path: str) -> bool:
-        """Return whether one is on the way to this file."""
-        folder = os.path.dirname(path)
-        if folder not in self.known:
-            self.known[folder] = os.path.islink(folder) or self.lead_to(folder)
-        return self.known[folder]
+def _is_below_link(folder: str, base: str) -> bool:
+    """Return whether a link leads from `base` to a folder: as in a folder's search, none is followed."""
+    way = os.path.relpath(folder or ".", base or ".")
+    return os.path.realpath(folder) != os.path.normpath(os.path.join(os.path.realpath(base), way))
 
 
 def expand_braces(pattern: str) -> list[str]:
