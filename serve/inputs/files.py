@@ -7,13 +7,11 @@ from collections.abc import Iterator
 
 from serve import storage
 from serve.contract.archive import SUFFIX as TAR_SUFFIX
-from serve.contract.archive import file_stamp, plain
 from serve.contract.errors import UserError
-from serve.contract.images import read_image_file
 from serve.contract.listing import system_folder
 from serve.contract.packed import describe_packed, packed_by_name
-from serve.contract.urls import is_remote, redact, unsigned, url_path
-from serve.inputs.base import Inputs
+from serve.contract.urls import is_remote, redact, url_path
+from serve.inputs.base import Inputs, absolute
 from serve.inputs.inventory import Entry
 from serve.inputs.tars import Tars
 
@@ -28,7 +26,7 @@ class Files(Inputs):
 
     def __init__(self, paths: list[str], base: str, pattern: str = ""):
         """Names are relative to `base`. System folders are left out, but for those that `pattern` names."""
-        super().__init__()
+        super().__init__(base)
         self.paths, self.pattern = paths, pattern
         self.prefix = base.rstrip("/") + "/" if base else ""
         self.tars = Tars(self.left_out)
@@ -52,44 +50,14 @@ class Files(Inputs):
         return path.removeprefix(self.prefix).lstrip("/")  # a doubled slash, which is part of a key
 
     def read(self, entry: Entry) -> bytes:
-        if is_remote(entry.location):
-            return storage.read_object(entry.location)
-        return self.tars.read(entry) if entry.location else read_image_file(self.prefix + entry.name)
+        return self.tars.read(entry) if _is_member(entry) else super().read(entry)
 
     def stamp(self, entry: Entry) -> str:
-        if is_remote(entry.location):
-            return ""
-        return self.tars.stamp(entry) if entry.location else file_stamp(self.prefix + entry.name)
-
-    def is_same(self, one: Entry, other: Entry) -> bool:
-        return is_same_file(self.prefix, one, other)
+        return self.tars.stamp(entry) if _is_member(entry) else super().stamp(entry)
 
 
-def absolute(path: str) -> str:
-    """Return an absolute path without ./ and //, but with .., which may follow a link."""
-    return "/" + plain(os.path.join(os.getcwd(), path))
-
-
-def is_same_file(base: str, one: Entry, other: Entry) -> bool:
-    """Return whether two entries of one key, with names relative to `base`, are one file or object.
-
-    Raises:
-        UserError: they are URLs, and nothing that a row may show distinguishes them.
-    """
-    if is_remote(one.location) and is_remote(other.location):
-        if unsigned(one.location) != unsigned(other.location):
-            raise UserError(
-                f"two URLs differ in a secret only, so that their rows would have one name, {one.name!r}: "
-                "score them in two calls"
-            )
-        return True
-    paths = [os.path.join(base, entry.name) for entry in (one, other)]
-    if absolute(paths[0]) == absolute(paths[1]):
-        return True
-    try:  # an accent in one code point or in two: some file systems make no difference
-        return os.path.samefile(*paths)
-    except OSError:
-        return False
+def _is_member(entry: Entry) -> bool:
+    return bool(entry.location) and not is_remote(entry.location)
 
 
 def match_files(pattern: str) -> Files:

@@ -9,17 +9,15 @@ from itertools import chain, islice
 from typing import IO
 
 from serve import storage
-from serve.contract.archive import file_stamp
 from serve.contract.errors import UserError
 from serve.contract.image_column import find_image_columns
 from serve.contract.image_files import SAMPLE_ROWS, ImageFiles
-from serve.contract.images import read_image_file
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import Table, TableRow, read_table
 from serve.contract.text_encoding import open_text
 from serve.contract.urls import is_remote, join_url, redact, url_path
-from serve.inputs.base import Inputs
-from serve.inputs.files import CSV_SUFFIX, absolute, is_same_file
+from serve.inputs.base import Inputs, absolute
+from serve.inputs.files import CSV_SUFFIX
 from serve.inputs.inventory import Entry
 
 MAX_LINE_BYTES = 1 << 16
@@ -29,8 +27,8 @@ class ListedFiles(Inputs):
     """Relative paths are relative to the list's own folder."""
 
     def __init__(self, path: str, folder: str):
-        super().__init__()
-        self.path, self.folder = path, folder
+        super().__init__(folder)
+        self.path = path
         base = redact(folder, hidden="") if is_remote(folder) else absolute(folder).rstrip("/")
         self.prefix = f"{base}/"
 
@@ -39,24 +37,13 @@ class ListedFiles(Inputs):
         return map(self._entry, (listed_in_csv if is_csv else listed_lines)(self.path))
 
     def _entry(self, name: str) -> Entry:
-        if name.startswith("~/") and not is_remote(self.folder):
+        if name.startswith("~/") and not is_remote(self.base):
             name = os.path.expanduser(name)
-        if is_remote(name) or is_remote(self.folder):
-            url = name if is_remote(name) else join_url(self.folder, name)
+        if is_remote(name) or is_remote(self.base):
+            url = name if is_remote(name) else join_url(self.base, name)
             return Entry(redact(name, hidden=""), url, redact(url, hidden="").removeprefix(self.prefix))
-        key = absolute(os.path.join(self.folder, name)).removeprefix(self.prefix)
+        key = absolute(os.path.join(self.base, name)).removeprefix(self.prefix)
         return Entry(name, key=unicodedata.normalize("NFC", key))
-
-    def read(self, entry: Entry) -> bytes:
-        if entry.location:
-            return storage.read_object(entry.location)
-        return read_image_file(os.path.join(self.folder, entry.name))
-
-    def stamp(self, entry: Entry) -> str:
-        return "" if entry.location else file_stamp(os.path.join(self.folder, entry.name))
-
-    def is_same(self, one: Entry, other: Entry) -> bool:
-        return is_same_file(self.folder, one, other)
 
 
 def listed_lines(path: str) -> Iterator[str]:
