@@ -1,7 +1,6 @@
 """Rows as CSV: path, label, probability, then probability_CLASS or label_2, probability_2, ..., error."""
 
 import csv
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,42 +14,38 @@ MAX_HEADER_LINES = 100_000  # a class's name may hold line ends
 
 
 class CsvLines:
-    """Records of CSV, in UTF-8, that end with a plain newline.
+    """What a csv.writer writes to: lines in UTF-8 that end with a plain newline.
 
     Before Python 3.13, a csv.writer with that line end does not quote a name with a carriage return, and
     a reader would see two rows.
     """
 
     def __init__(self, file: IO[bytes]):
-        self.text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        self.writerow = csv.writer(self, lineterminator="\r\n").writerow
+        self.file = file
 
     def write(self, line: str) -> None:
-        self.text.write(line.removesuffix("\r\n") + "\n")
-
-    def close(self) -> None:
-        self.text.flush()
-        self.text.detach()
+        self.file.write((line.removesuffix("\r\n") + "\n").encode("utf-8", "backslashreplace"))
 
 
 class CsvWriter:
     def __init__(self, file: IO[bytes], layout: Layout):
-        self.layout, self.lines = layout, CsvLines(file)
-        self.lines.writerow(["path", "label", "probability", *layout.columns, "error"])
+        self.layout = layout
+        self.writerow = csv.writer(CsvLines(file), lineterminator="\r\n").writerow
+        self.writerow(["path", "label", "probability", *layout.columns, "error"])
 
     def write(self, row: Row) -> None:
         if row.probabilities is None:
-            self.lines.writerow([row.path, "", "", *("" for _ in self.layout.columns), row.error])
+            self.writerow([row.path, "", "", *("" for _ in self.layout.columns), row.error])
             return
         likeliest = self.layout.likeliest(row.probabilities)
         # str of a float32 is the shortest text that reads back as the same number
         ranked = [(self.layout.class_names[i], str(row.probabilities[i])) for i in likeliest]
         others = [cell for pair in ranked[1:] for cell in pair]
         values = others if self.layout.top_k else [str(p) for p in row.probabilities]
-        self.lines.writerow([row.path, *ranked[0], *values, ""])
+        self.writerow([row.path, *ranked[0], *values, ""])
 
     def close(self) -> None:
-        self.lines.close()
+        pass
 
 
 class CsvJoiner:
