@@ -86,12 +86,11 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, program: str, doc: str | None, usage: str = ""):
         """`program` is a path like serve/main.py, `doc` its module's docstring, `usage` the usual flags."""
-        typed = command(program)
-        self.typed = typed
+        self.typed = command(program)
         super().__init__(
-            prog=typed,
-            usage=f"{typed} {usage}" if usage else None,
-            description=(doc or "").replace(f"python {program}", typed),
+            prog=self.typed,
+            usage=f"{self.typed} {usage}" if usage else None,
+            description=(doc or "").replace(f"python {program}", self.typed),
             formatter_class=Help,
             allow_abbrev=False,
         )

@@ -15,6 +15,7 @@ GEOMETRY = re.compile(  # of boxes and pictures, as detectors' exports have it
     r"|b?box(?:es)?|bndbox|segmentation|polygons?|points)",
     re.IGNORECASE,
 )
+UNLIKELY = re.compile(f"{NUMBERING.pattern}|{GEOMETRY.pattern}", re.IGNORECASE)
 
 
 class _Found(NamedTuple):
@@ -48,12 +49,7 @@ def find_image_columns(table: Table, rows: Sequence[TableRow], files: ImageFiles
     if ambiguous and not found:
         raise UserError(ambiguous)
     most = max((column.distinct for column in found), default=0)
-    names = {column.column: table.columns[column.column] for column in found}
-    kept = [
-        c
-        for c in found
-        if not (NUMBERING.fullmatch(names[c.column]) or GEOMETRY.fullmatch(names[c.column]))
-    ]
+    kept = [c for c in found if not UNLIKELY.fullmatch(table.columns[c.column])]
     kept = [column for column in kept or found if 2 * column.distinct > most]
     kept.sort(key=lambda column: (not column.naming.listed, column.naming.suffix != ""))
     return [c.column for i, c in enumerate(kept) if not any(c.images == k.images for k in kept[:i])]

@@ -39,6 +39,7 @@ def file_lock(
     """
     deadline, notified = time.monotonic() + seconds, False
     with open(path, "a+", encoding="utf-8") as file:
+        held: IO[str] | None = file
         try:
             while not _lock(file, inherited):
                 if time.monotonic() > deadline:
@@ -50,8 +51,6 @@ def file_lock(
         except OSError as error:
             _warn(path.parent, error, risk, notify)
             held = None
-        else:
-            held = file
         yield held
 
 
