@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from serve.contract.errors import UserError
-from serve.outputs.layout import Format, Layout, Row, are_columns
+from serve.outputs.layout import Format, Joiner, Layout, Row, Writer, are_columns
 
 MAX_CELL = 1 << 24  # characters; a name may be longer than the csv module's own limit
 MAX_HEADER_LINES = 100_000  # a class's name may hold line ends
@@ -27,7 +27,7 @@ class CsvLines:
         self.file.write((line.removesuffix("\r\n") + "\n").encode("utf-8", "backslashreplace"))
 
 
-class CsvWriter:
+class CsvWriter(Writer):
     def __init__(self, file: IO[bytes], layout: Layout):
         self.layout = layout
         self.writerow = csv.writer(CsvLines(file), lineterminator="\r\n").writerow
@@ -44,11 +44,8 @@ class CsvWriter:
         values = others if self.layout.top_k else [str(p) for p in row.probabilities]
         self.writerow([row.path, *ranked[0], *values, ""])
 
-    def close(self) -> None:
-        pass
 
-
-class CsvJoiner:
+class CsvJoiner(Joiner):
     def __init__(self, file: IO[bytes]):
         self.file = file
         self.header = b""
@@ -64,9 +61,6 @@ class CsvJoiner:
                     self.file.write(raw)
                 elif raw != self.header:
                     raise UserError(f"{part} has other columns than the parts before it")
-
-    def close(self) -> None:
-        pass
 
 
 def begins_as_csv(file: IO[bytes]) -> bool:

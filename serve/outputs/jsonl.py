@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import IO
 
 from serve.inputs.inventory import printable
-from serve.outputs.layout import Format, Layout, Row, are_columns
+from serve.outputs.layout import Format, Joiner, Layout, Row, Writer, are_columns
 
 MAX_LINE = 1 << 24  # bytes of a first line that is looked at
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     def __init__(self, file: IO[bytes], layout: Layout):
         self.layout, self.file = layout, file
         self.names = [json.dumps(printable(name)) for name in layout.class_names]
@@ -39,11 +39,8 @@ class JsonlWriter:
         line = ",".join(f'"{key}":{value}' for key, value in cells.items())
         self.file.write(f"{{{line}}}\n".encode())
 
-    def close(self) -> None:
-        pass
 
-
-class JsonlJoiner:
+class JsonlJoiner(Joiner):
     def __init__(self, file: IO[bytes]):
         self.file = file
 
@@ -52,9 +49,6 @@ class JsonlJoiner:
             for line in file:
                 self.file.write(line)
                 yield json.loads(line)["path"]
-
-    def close(self) -> None:
-        pass
 
 
 def begins_as_jsonl(file: IO[bytes]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,22 +73,27 @@ class Layout:
         return [int(i) for i in np.argsort(-probabilities, kind="stable")[: self.top_k]]
 
 
-class Writer(Protocol):
-    def write(self, row: Row) -> None: ...
+class Writer:
+    """Writes rows to a file, which stays open."""
+
+    def write(self, row: Row) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Write what is held back. The file stays open."""
+        """Write what is held back."""
 
 
-class Joiner(Protocol):
+class Joiner:
     def add(self, part: Path) -> Iterator[str]:
         """Copy the rows of a part, and yield their names. Memory is one row or row group.
 
         Raises:
             UserError: its columns are not those of the parts before it.
         """
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is held back."""
 
 
 @dataclass(frozen=True)

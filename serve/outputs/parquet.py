@@ -10,7 +10,7 @@ from typing import IO, Any
 from serve.contract.errors import UserError
 from serve.contract.installation import how_to_install
 from serve.inputs.inventory import printable
-from serve.outputs.layout import Format, Layout, Row, are_columns
+from serve.outputs.layout import Format, Joiner, Layout, Row, Writer, are_columns
 
 ROW_GROUP_BYTES = 4 << 20  # of cells held in memory
 MAX_ROW_GROUP = 20_000
@@ -27,7 +27,7 @@ def import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-class ParquetWriter:
+class ParquetWriter(Writer):
     """Writes row groups of a few megabytes."""
 
     def __init__(self, file: IO[bytes], layout: Layout):
@@ -80,7 +80,7 @@ class ParquetWriter:
         self.parquet.close()
 
 
-class ParquetJoiner:
+class ParquetJoiner(Joiner):
     def __init__(self, file: IO[bytes]):
         self.file = file
         self.writer: Any = None

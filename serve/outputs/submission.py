@@ -11,7 +11,7 @@ from serve.contract.errors import UserError
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import redact
 from serve.inputs.inventory import Entry, Inventory
-from serve.outputs.layout import Format, Row
+from serve.outputs.layout import Format, Row, Writer
 from serve.outputs.sample import Sample, few
 from serve.outputs.submission_columns import Column, Values, find_column
 
@@ -43,7 +43,7 @@ class Submission:
         return Format("submission", ".csv", lambda file, _: SubmissionWriter(file, self), lambda _: False)
 
 
-class SubmissionWriter:
+class SubmissionWriter(Writer):
     def __init__(self, file: IO[bytes], submission: Submission):
         self.submission, self.unreadable = submission, 0
         self.text = io.TextIOWrapper(file, submission.sample.encoding, "surrogateescape", newline="")
