@@ -114,7 +114,7 @@ def read_member(tar: str, name: str, most: int) -> bytes:
         FileNotFoundError: no such member. ValueError: the tar file is damaged. OSError: it cannot be read.
     """
     info = os.stat(tar)
-    index = _index(tar, _identity(info))
+    index = _index(tar, identity(info))
     key = _hash(plain(name))
     i = int(np.searchsorted(index.names, key))
     if i == len(index.names) or index.names[i] != key:
@@ -130,25 +130,18 @@ def read_member(tar: str, name: str, most: int) -> bytes:
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a regular file, never blocking on a FIFO or a device, for which UserError is raised."""
-    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115  closed by the caller
+    # opening a FIFO without a writer then returns at once; what was opened is examined
+    nonblocking = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise UserError("not a regular file")
     return file
 
 
-def _open_nonblocking(path: str, flags: int) -> int:
-    # Opening a FIFO without a writer returns at once; what was opened is then examined.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def plain(name: str) -> str:
     """Return the name as pathlib has it: without the empty parts of ./a//b."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
-
-
-def identity(file: IO[bytes]) -> Identity:
-    return _identity(os.fstat(file.fileno()))
 
 
 def file_status(path: str | os.PathLike[str]) -> os.stat_result | None:
@@ -166,10 +159,10 @@ def file_stamp(path: str | os.PathLike[str]) -> str:
     """Return a text that changes with the file, or with the tar file that the path leads into; "" for a
     missing one. No program sets ctime, so that a copy that keeps size and mtime has another stamp."""
     info = file_status(path)
-    return ":".join(map(str, _identity(info)[1:])) if info else ""  # each machine numbers its own devices
+    return ":".join(map(str, identity(info)[1:])) if info else ""  # each machine numbers its own devices
 
 
-def _identity(info: os.stat_result) -> Identity:
+def identity(info: os.stat_result) -> Identity:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
@@ -193,13 +186,13 @@ def _members(tar: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
 _building: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
-def _index(tar: str, identity: Identity) -> Index:
+def _index(tar: str, version: Identity) -> Index:
     with _building[tar]:  # threads that need the same one would each read it through
-        return _cached_index(tar, identity)
+        return _cached_index(tar, version)
 
 
 @lru_cache(maxsize=100_000)
-def _cached_index(tar: str, identity: Identity) -> Index:
+def _cached_index(tar: str, version: Identity) -> Index:
     last = {_hash(name): location for name, location in _members(tar)}
     found = {name: location for name, location in last.items() if location}
     names = np.array(list(found), np.uint64)

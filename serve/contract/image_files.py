@@ -216,7 +216,7 @@ class ImageFiles:
             return []
         suffixes = Counter((naming.dropped, naming.folder) for naming in namings)
         namings += [Naming(False, *place, None) for place, count in suffixes.items() if count > 1]
-        tops = {_top(naming.folder) for naming in namings}
+        tops = {naming.folder.removeprefix("../").partition("/")[0] for naming in namings}
         mine = [f"{top}/" for top in tops if _part_of(top) == self.part]
         added = "" if all(has_image_suffix(clean(value)) for value in values[:PROBES]) else None
         return namings + [Naming(folder=top, suffix=added, anywhere=True) for top in (*mine, "")]
@@ -306,8 +306,3 @@ def _images_below(folder: str, prefix: str) -> Iterator[str]:
                 for below, kind_below, _ in walk_images(os.path.join(folder, path)):
                     if kind_below == "image":
                         yield f"{prefix}{path}/{below}"
-
-
-def _top(folder: str) -> str:
-    """Return the first folder of a path: train of train/a/ and of ../train/a/."""
-    return folder.removeprefix("../").partition("/")[0] if "/" in folder else ""

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from serve.contract.errors import UserError
@@ -67,7 +66,7 @@ class Inventory:
         Raises UserError for a name that no file can have, OSError when there is no room on disk.
         """
         database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        with _no_room_is_an_oserror():
+        try:
             database.execute("PRAGMA journal_mode = OFF")  # nobody reads it after a crash
             database.execute("CREATE TABLE found (record BLOB)")
             database.execute("CREATE TABLE inputs (record BLOB)")
@@ -80,6 +79,9 @@ class Inventory:
             ).rowcount
             database.execute("COMMIT")
             database.execute("DROP TABLE found")
+        except sqlite3.OperationalError as error:
+            reason = f"the list of inputs cannot be sorted in the temporary folder: {error}"
+            raise OSError(errno.ENOSPC, reason) from error
         return cls(database, kept, found - kept)
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
@@ -120,13 +122,3 @@ def _last_of_each_input(records: Iterable[tuple[bytes]], same: Same) -> Iterator
         else:
             kept = [other for other in kept if not same(_decode(other), _decode(record))] + [record]
     yield from ((other,) for other in kept)
-
-
-@contextmanager
-def _no_room_is_an_oserror() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OSError(
-            errno.ENOSPC, f"the list of inputs cannot be sorted in the temporary folder: {error}"
-        ) from error

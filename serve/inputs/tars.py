@@ -3,6 +3,7 @@
 So a member named ../../etc/passwd.jpg is a row of that name and nothing else.
 """
 
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -92,12 +93,12 @@ def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:
     if is_remote(path):
         return storage.open_seekable(path), ()
     file = open_regular(path)
-    return file, identity(file)
+    return file, identity(os.fstat(file.fileno()))
 
 
 def _read(tar: _Tar, offset: int, size: int) -> bytes:
     with open_regular(tar.path) as file:
-        if identity(file) != tar.identity:  # the place may hold another image now
+        if identity(os.fstat(file.fileno())) != tar.identity:  # the place may hold another image now
             raise ImageError("the tar file has changed since it was listed")
         file.seek(offset)
         return file.read(size)
