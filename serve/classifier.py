@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from serve import storage
 from serve.batch import Turns, check_score, default_batch_size, score
+from serve.contract.errors import UserError
 from serve.contract.images import (
     MAX_MEGAPIXELS,
-    ImageError,
     check_file_size,
     check_megapixels,
     read_image_file,
@@ -172,4 +172,4 @@ def _read(image: ImageSource) -> bytes:
         return storage.read_object(image)
     if isinstance(image, str | os.PathLike):
         return read_image_file(image)
-    raise ImageError(f"the bytes or the path of an image are expected, not {type(image).__name__}")
+    raise UserError(f"the bytes or the path of an image are expected, not {type(image).__name__}")

@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from serve.classifier import Classifier
-from serve.contract.images import ImageError, check_file_size
+from serve.contract.errors import UserError
+from serve.contract.images import check_file_size
 
 COLUMN = "content"
 DEFAULTS = {"provider": "auto", "precision": "fp32", "threads": 0}
@@ -64,18 +65,18 @@ class ImageModel:
 
 
 def file_bytes(content: object) -> bytes:
-    """Return the bytes of an image file, also of base64 text, which may come as bytes; else ImageError."""
+    """Return the bytes of an image file, also of base64 text, which may come as bytes; else UserError."""
     if isinstance(content, str):
         try:
             data = binascii.a2b_base64(content)
         except ValueError as error:
-            raise ImageError(f"text that is not base64: {error}") from error
+            raise UserError(f"text that is not base64: {error}") from error
     elif isinstance(content, bytes | bytearray | memoryview):
         data = bytes(content)
         if BASE64.fullmatch(data) and not PLAIN_PPM.match(data):
             with suppress(binascii.Error):
                 data = binascii.a2b_base64(data)
     else:
-        raise ImageError(f"the bytes of an image or base64 text are expected, not {type(content).__name__}")
+        raise UserError(f"the bytes of an image or base64 text are expected, not {type(content).__name__}")
     check_file_size(len(data))
     return data

@@ -122,7 +122,7 @@ def _call(method: str, url: str, *arguments: Any, **options: Any) -> Any:
 
 
 def read_object(url: str) -> bytes:
-    """Raises ImageError when it is empty or above MAX_FILE_BYTES, OSError when it cannot be read."""
+    """Raises UserError when it is empty or above MAX_FILE_BYTES, OSError when it cannot be read."""
     from serve.contract.images import MAX_FILE_BYTES, check_file_size  # Pillow, which merging does without
 
     data = read_range(url, 0, MAX_FILE_BYTES + 1)

@@ -51,15 +51,11 @@ def memory_note(max_megapixels: float, at_once: int) -> str:
     )
 
 
-class ImageError(UserError):
-    """This file is not an image that can be classified; the message says why."""
-
-
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """Read a regular file, never blocking on a FIFO or a device, or a member of a tar file.
 
     Raises:
-        ImageError: not a regular file, empty, or above MAX_FILE_BYTES.
+        UserError: not a regular file, empty, or above MAX_FILE_BYTES.
         OSError: it cannot be opened or read.
     """
     try:
@@ -68,22 +64,13 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         inside = split_member(path)
         if inside is None:
             raise
-        return _read_member(*inside)
-    except UserError as error:
-        raise ImageError(str(error)) from error
+        data = read_member(*inside, MAX_FILE_BYTES)
+        check_file_size(len(data))
+        return data
     with file:
         size = os.fstat(file.fileno()).st_size
         check_file_size(size)
         return file.read(size)
-
-
-def _read_member(tar: str, name: str) -> bytes:
-    try:
-        data = read_member(tar, name, MAX_FILE_BYTES)
-    except ValueError as error:
-        raise ImageError(str(error)) from error
-    check_file_size(len(data))
-    return data
 
 
 def size_problem(size: int) -> str:
@@ -94,9 +81,9 @@ def size_problem(size: int) -> str:
 
 
 def check_file_size(size: int) -> None:
-    """Raise ImageError when a file has no bytes, or more than MAX_FILE_BYTES."""
+    """Raise UserError when a file has no bytes, or more than MAX_FILE_BYTES."""
     if problem := size_problem(size):
-        raise ImageError(problem)
+        raise UserError(problem)
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -155,7 +142,7 @@ def load_image(
         max_megapixels: the limit, of a million pixels each.
 
     Raises:
-        ImageError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
+        UserError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
             proper end mark cannot be told), above the limit, or of a kind without a defined white.
     """
     try:
@@ -163,22 +150,22 @@ def load_image(
         if doubts is not None and doubt:
             doubts.append(doubt)
         return turn(image, way)
-    except ImageError:
+    except UserError:
         raise
     except MemoryError as error:
-        raise ImageError("out of memory while decoding") from error
+        raise UserError("out of memory while decoding") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         message = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in message:
             message = f"not an image file of a known format{unread_format(data)}"
-        raise ImageError(message) from error
+        raise UserError(message) from error
 
 
 def load_accepted(path: str | os.PathLike[str], decode: Decode = load_whole) -> Image.Image:
     """Return the image of a file that was accepted earlier, at any limit; `decode` as in `load_image`.
 
     Raises:
-        ImageError, OSError: as `read_image_file` and `load_image` do.
+        UserError, OSError: as `read_image_file` and `load_image` do.
     """
     return load_image(read_image_file(path), decode, max_megapixels=MOST_MEGAPIXELS)
 
@@ -196,7 +183,7 @@ def _decode(
         if image.format == "HEIF":  # its header may say another size than its pixels have
             _check_size(image, data, max_megapixels)
         if image.format == "PNG" and not has_all_rows(data, decoded):
-            raise ImageError("truncated: its data end before its last row")
+            raise UserError("truncated: its data end before its last row")
         rgb, doubt = to_rgb(decoded, image, data, bits)
         if frame:  # outside, viewers show their background
             background = Image.new("RGB", rgb.size, "white")
@@ -225,15 +212,15 @@ def _check_tiff(image: Image.Image, max_megapixels: float) -> None:
     tags = image.tag_v2  # type: ignore[attr-defined]
     tile = tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0)
     if tile > max_megapixels * 1e6:
-        raise ImageError(f"tiles of {tile} pixels are over the limit of {max_megapixels:g} megapixels")
+        raise UserError(f"tiles of {tile} pixels are over the limit of {max_megapixels:g} megapixels")
     if tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION) == 1 and tags.get(SUBSAMPLING) != (1, 1):
-        raise ImageError("subsampled YCbCr without compression, which Pillow misreads: save it as RGB")
+        raise UserError("subsampled YCbCr without compression, which Pillow misreads: save it as RGB")
 
 
 def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise ImageError(
+        raise UserError(
             f"{width}x{height} pixels are over the limit of {max_megapixels:g} megapixels: scale it down "
             "or raise --max-megapixels"
         )
@@ -241,12 +228,12 @@ def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:
         _check_tiff(image, max_megapixels)
     if image.format in ("JPEG", "MPO"):  # MPO: with a second picture behind it, as telephones write them
         if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
-            raise ImageError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
+            raise UserError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
         # zeros, as an interrupted copy leaves them, are valid codes of pixels
         if data.endswith(bytes(ZEROS)) and scans_and_end(data)[1] == len(data):
-            raise ImageError("truncated: zeros in place of its end")
+            raise UserError("truncated: zeros in place of its end")
         # Counting marks is quick, and counts those of thumbnails and videos too.
         if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
             scans, _ = scans_and_end(data)
             if scans > MAX_JPEG_SCANS:
-                raise ImageError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}; save it anew")
+                raise UserError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}; save it anew")

@@ -45,7 +45,7 @@ class Inputs(ABC):
         """Return the bytes of an entry without a problem; called from several threads.
 
         Raises:
-            ImageError, OSError
+            UserError, OSError
         """
         if is_remote(entry.location):
             return storage.read_object(entry.location)

@@ -9,7 +9,6 @@ from itertools import islice
 from serve import storage
 from serve.contract.errors import UserError
 from serve.contract.formats import unread_pictures
-from serve.contract.images import ImageError
 from serve.contract.listing import has_image_suffix
 from serve.contract.packed import SUFFIXES, look_into
 from serve.contract.urls import is_http, is_remote, redact, url_path
@@ -40,9 +39,9 @@ class Source:
         return Counter(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def read(self, entry: Entry) -> bytes:
-        """Return the bytes of an entry; called from several threads. Raises ImageError or OSError."""
+        """Return the bytes of an entry; called from several threads. Raises UserError or OSError."""
         if entry.problem:
-            raise ImageError(entry.problem)
+            raise UserError(entry.problem)
         return self.inputs.read(entry)
 
     def stamp(self, entry: Entry) -> str:

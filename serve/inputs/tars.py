@@ -12,7 +12,8 @@ from typing import IO
 
 from serve import storage
 from serve.contract.archive import file_stamp, identity, members, open_regular, plain
-from serve.contract.images import ImageError, size_problem
+from serve.contract.errors import UserError
+from serve.contract.images import size_problem
 from serve.contract.listing import has_image_suffix, system_folder
 from serve.contract.urls import is_remote, redact
 from serve.inputs.base import LeftOut
@@ -71,13 +72,13 @@ class Tars:
         return self._tars[int(entry.location.partition(":")[0])].stamp
 
     def read(self, entry: Entry) -> bytes:
-        """Raises ImageError or OSError."""
+        """Raises UserError or OSError."""
         number, _, offset, size = map(int, entry.location.split(":"))
         tar = self._tars[number]
         remote = is_remote(tar.path)
         data = storage.read_range(tar.path, offset, size) if remote else _read(tar, offset, size)
         if len(data) != size:
-            raise ImageError(f"truncated: the tar file has {len(data)} of its {size} bytes")
+            raise UserError(f"truncated: the tar file has {len(data)} of its {size} bytes")
         return data
 
 
@@ -99,7 +100,7 @@ def _open(path: str) -> tuple[IO[bytes], tuple[int, ...]]:
 def _read(tar: _Tar, offset: int, size: int) -> bytes:
     with open_regular(tar.path) as file:
         if identity(os.fstat(file.fileno())) != tar.identity:  # the place may hold another image now
-            raise ImageError("the tar file has changed since it was listed")
+            raise UserError("the tar file has changed since it was listed")
         file.seek(offset)
         return file.read(size)
 

@@ -19,7 +19,6 @@ from serve_model import build_model, colour_of, encode, probabilities_for, solid
 from serve import main as serve_main
 from serve import storage
 from serve.contract.errors import UserError
-from serve.contract.images import ImageError
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source, open_source
 from serve.merge import main as merge_main
@@ -75,7 +74,7 @@ def test_a_folder_of_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert source.ignored == 1
     assert source.read(Entry("3.png")) == PNG["3.png"]
     assert source.read(Entry("고양이 1%.png")) == PNG["1.png"]
-    with pytest.raises((ImageError, OSError)):
+    with pytest.raises((UserError, OSError)):
         source.read(Entry("empty.png"))
     with pytest.raises(FileNotFoundError):
         source.read(Entry("gone.png"))
@@ -406,7 +405,7 @@ def test_a_connection_that_breaks_off_is_an_error_not_half_an_image(server: str)
 def test_an_endless_answer_is_cut_at_the_limit(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.contract.images.MAX_FILE_BYTES", 5_000_000)
     Handler.answers["a.png"] = endless
-    with pytest.raises(ImageError, match="5000000"):
+    with pytest.raises(UserError, match="5000000"):
         storage.read_object(f"{server}/odd/a.png")
 
 

@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
 
 def see_image(data: bytes, shown: bool) -> Seen:
-    """Raises ImageError for a file that cannot be decoded."""
+    """Raises UserError for a file that cannot be decoded."""
     image = load_image(data, FEW_PIXELS.decode, max_megapixels=MOST_MEGAPIXELS)
     width, height = extent_of(image).size
     image.thumbnail(THUMBNAIL)

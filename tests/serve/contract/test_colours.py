@@ -11,7 +11,8 @@ from PIL import Image
 from serve_model import encode, noise
 
 from serve.contract.doubts import CLEAR, FADED, NARROW
-from serve.contract.images import ImageError, load_image
+from serve.contract.errors import UserError
+from serve.contract.images import load_image
 
 
 def load(data: bytes) -> tuple[NDArray[np.uint8], list[str]]:
@@ -56,7 +57,7 @@ def test_the_transparent_shade_of_grey_is_white_and_no_other(depth: int) -> None
 
 
 def test_the_transparent_colour_of_16_bits_is_refused() -> None:
-    with pytest.raises(ImageError, match="16-bit RGB"):
+    with pytest.raises(UserError, match="16-bit RGB"):
         load(png(16, 2, [7000, 9000, 50_000], struct.pack(">3H", 7000, 9000, 50_000)))
 
 
@@ -222,5 +223,5 @@ def test_a_tiff_that_says_12_bits_has_12() -> None:
 
 
 def test_12_bits_whose_white_is_zero_are_refused_not_shown_as_a_negative() -> None:
-    with pytest.raises(ImageError):
+    with pytest.raises(UserError):
         load_image(tiff_of_12_bits([[0, 16, 2048]], **{"262": 0}))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from serve.contract.errors import UserError
 from serve.contract.formats import NO_SUFFIX, kind_of_other, unread_pictures
-from serve.contract.images import ImageError, load_image
+from serve.contract.images import load_image
 from serve.inputs.sources import open_source
 
 BEGINNINGS = {
@@ -26,7 +27,7 @@ BEGINNINGS = {
 @pytest.mark.parametrize(("name", "beginnings"), BEGINNINGS.items())
 def test_the_error_names_what_the_file_is(name: str, beginnings: list[bytes]) -> None:
     for beginning in beginnings:
-        with pytest.raises(ImageError, match=name):
+        with pytest.raises(UserError, match=name):
             load_image(beginning + b"\0" * 200)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serve.contract.errors import UserError
 from serve.contract.heic import heic_version, is_heic
-from serve.contract.images import ImageError, load_image
+from serve.contract.images import load_image
 from serve.contract.listing import list_images
 from serve.inputs.sources import open_source
 from train.data.pixel_cache import _upright_size
@@ -59,13 +60,13 @@ def test_threads_decode_the_same_pixels() -> None:
 def test_a_file_that_is_cut_or_damaged_is_an_error_of_one_line(share: float) -> None:
     data = heic_files.UPRIGHT
     for damaged in (data[: int(share * len(data))], data[:36] + b"\0" * 36 + data[72:]):
-        with pytest.raises(ImageError) as raised:
+        with pytest.raises(UserError) as raised:
             load_image(damaged)
         assert "\n" not in str(raised.value)
 
 
 def test_the_limit_of_pixels_is_read_from_the_header() -> None:
-    with pytest.raises(ImageError, match=r"48x32.*--max-megapixels"):
+    with pytest.raises(UserError, match=r"48x32.*--max-megapixels"):
         load_image(heic_files.UPRIGHT, max_megapixels=0.001)
 
 
@@ -85,7 +86,7 @@ def test_without_the_package_each_file_has_a_row_that_names_the_extra(
     (tmp_path / name).write_bytes(heic_files.UPRIGHT)
     assert list_images(tmp_path).paths == [name]
     assert len(open_source(str(tmp_path)).inventory) == 1
-    with pytest.raises(ImageError, match=r"HEIC.*\[heic\]"):
+    with pytest.raises(UserError, match=r"HEIC.*\[heic\]"):
         load_image(heic_files.UPRIGHT)
     assert "[heic]" in scan(tmp_path, [name], tmp_path / "cache").bad[name]
 

@@ -30,10 +30,10 @@ from serve_model import (
 )
 
 from serve.contract import images
+from serve.contract.errors import UserError
 from serve.contract.images import (
     MAX_FILE_BYTES,
     MAX_MEGAPIXELS,
-    ImageError,
     load_accepted,
     load_image,
     memory_note,
@@ -110,7 +110,7 @@ def test_tiffs_that_would_be_misread_or_fill_the_memory_are_refused(
         io.BytesIO(encode(solid((200, 40, 40)), "TIFF", tiffinfo=info)), formats=["TIFF"]
     ) as image:
         image.tag_v2.update(tags)  # type: ignore[attr-defined]
-        with pytest.raises(ImageError, match=reason):
+        with pytest.raises(UserError, match=reason):
             images._check_size(image, b"", MAX_MEGAPIXELS)
 
 
@@ -225,7 +225,7 @@ def test_transparency_costs_no_more_memory_than_the_picture_and_its_result() -> 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_grey_is_refused_not_guessed(mode: str) -> None:
-    with pytest.raises(ImageError, match=f"'{mode}'.*8 bits"):
+    with pytest.raises(UserError, match=f"'{mode}'.*8 bits"):
         load_image(encode(Image.new(mode, (4, 4)), "TIFF"))
 
 
@@ -235,7 +235,7 @@ def test_32_bit_grey_is_refused_not_guessed(mode: str) -> None:
 @pytest.mark.parametrize("name", [name for name in broken_files() if name != "empty.jpg"])
 def test_what_is_no_image_is_refused_with_the_reason(name: str) -> None:
     data, reason = broken_files()[name]
-    with pytest.raises(ImageError, match=re.escape(reason)):
+    with pytest.raises(UserError, match=re.escape(reason)):
         load_image(data)
 
 
@@ -243,7 +243,7 @@ def test_what_is_no_image_is_refused_with_the_reason(name: str) -> None:
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM"]), st.floats(0, 0.9))
 def test_a_file_cut_short_is_never_a_picture(file_format: str, part: float) -> None:
     data = encode(noise(64, 48), file_format)
-    with pytest.raises(ImageError):
+    with pytest.raises(UserError):
         load_image(data[: int(len(data) * part)])
 
 
@@ -252,7 +252,7 @@ def test_a_file_cut_short_is_never_a_picture(file_format: str, part: float) -> N
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_whatever_the_bytes_the_only_error_is_imageerror(junk: bytes, offset: int, name: str) -> None:
     data = PICTURES[name][0]
-    with suppress(ImageError):
+    with suppress(UserError):
         load_image(data[:offset] + junk + data[offset + len(junk) :])
 
 
@@ -261,7 +261,7 @@ def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pyt
     ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(ImageError):
+    with pytest.raises(UserError):
         load_image(broken_files()["postscript.jpg"][0])
     assert not ran.exists()
 
@@ -279,14 +279,14 @@ def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pyt
 @linux
 def test_a_small_file_cannot_cost_hundreds_of_megabytes(data: bytes, reason: str) -> None:
     assert len(data) < 20_000
-    with resident_memory_grows_below(30 * MEGABYTE), pytest.raises(ImageError, match=reason):
+    with resident_memory_grows_below(30 * MEGABYTE), pytest.raises(UserError, match=reason):
         load_image(data)
 
 
 def test_the_limit_of_pixels_is_the_callers_and_none_for_what_was_accepted(tmp_path: Path) -> None:
     data = encode(Image.new("RGB", (200, 100)), "PNG")
     assert load_image(data, max_megapixels=0.02).size == (200, 100)
-    with pytest.raises(ImageError, match=r"200x100.*0\.0199 .*--max-megapixels"):
+    with pytest.raises(UserError, match=r"200x100.*0\.0199 .*--max-megapixels"):
         load_image(data, max_megapixels=0.0199)
     (tmp_path / "large.png").write_bytes(encode(Image.new("1", (8001, 8000)), "PNG"))
     assert load_accepted(tmp_path / "large.png").size == (8001, 8000)
@@ -350,14 +350,14 @@ def special_file(kind: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "error", "reason"),
     [
-        ("FIFO", ImageError, "not a regular file"),
+        ("FIFO", UserError, "not a regular file"),
         ("folder", OSError, "Is a directory"),
         ("socket", OSError, "No such device"),
-        ("device", ImageError, "not a regular file"),
+        ("device", UserError, "not a regular file"),
         ("link to itself", OSError, "symbolic links"),
         ("missing", OSError, "No such file"),
-        ("empty", ImageError, "empty file"),
-        ("over the limit", ImageError, "over the limit of"),
+        ("empty", UserError, "empty file"),
+        ("over the limit", UserError, "over the limit of"),
     ],
 )
 @linux

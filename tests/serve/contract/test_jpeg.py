@@ -7,7 +7,8 @@ from serve_model import encode, noise
 from test_orientation import exif_block, turned
 from test_profiles import P3
 
-from serve.contract.images import MAX_JPEG_SCANS, ImageError, load_image
+from serve.contract.errors import UserError
+from serve.contract.images import MAX_JPEG_SCANS, load_image
 from serve.contract.jpeg import scans_and_end
 
 SCAN_MARKS = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
@@ -48,7 +49,7 @@ def test_restarts_and_fill_bytes_are_passed_over() -> None:
 def test_a_scan_bomb_is_refused_whatever_stands_between_its_scans(before: bytes) -> None:
     bomb = many_scans(MAX_JPEG_SCANS + 1)
     last = bomb.rindex(b"\xff\xda")
-    with pytest.raises(ImageError, match=f"scans .*{MAX_JPEG_SCANS}"):
+    with pytest.raises(UserError, match=f"scans .*{MAX_JPEG_SCANS}"):
         load_image(bomb[:last] + before + bomb[last:])
 
 
@@ -71,7 +72,7 @@ UNREADABLE = {
 def test_zeros_in_place_of_the_second_half_are_no_picture(quality: int) -> None:
     """As an interrupted copy leaves them: zeros are valid codes."""
     data = encode(noise(200, 150), "JPEG", quality=quality)
-    with pytest.raises(ImageError, match="truncated"):
+    with pytest.raises(UserError, match="truncated"):
         load_image(data[: len(data) // 2] + bytes(len(data) // 2))
     assert load_image(data + bytes(500)).size == (200, 150)
 

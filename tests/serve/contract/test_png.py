@@ -7,7 +7,8 @@ import zlib
 import pytest
 from PIL import Image
 
-from serve.contract.images import ImageError, load_image
+from serve.contract.errors import UserError
+from serve.contract.images import load_image
 
 # of an interlaced picture: first column and row, and the distances to the next ones
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -47,7 +48,7 @@ def test_black_pictures_are_whole(size: tuple[int, int], interlaced: bool, colou
 @pytest.mark.parametrize("rows", [0, 8, 63])
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_missing_rows_are_an_error(rows: int, interlaced: bool) -> None:
-    with pytest.raises(ImageError, match="truncated"):
+    with pytest.raises(UserError, match="truncated"):
         load_image(png(64, 64, rows, interlaced=interlaced))
 
 

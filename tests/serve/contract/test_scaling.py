@@ -13,7 +13,8 @@ from serve_model import broken_files, encode
 from train_data import settings
 
 from export.validation_images import ValidationImages
-from serve.contract.images import ImageError, load_image
+from serve.contract.errors import UserError
+from serve.contract.images import load_image
 from serve.contract.orientation import ORIENTATION
 from serve.contract.preprocess import MODES, Preprocess
 from serve.contract.scaling import EXTENT, extent_of
@@ -141,7 +142,7 @@ def test_errors_are_those_of_full_decoding() -> None:
             try:
                 load_image(data, decode, doubts)
                 outcomes.append(("", doubts))
-            except ImageError as error:
+            except UserError as error:
                 outcomes.append((str(error), doubts))
         assert outcomes[0] == outcomes[1]
 

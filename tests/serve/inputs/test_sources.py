@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.contract.images import ImageError
+from serve.contract.errors import UserError
 from serve.inputs.files import expand_braces
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source, open_source
@@ -56,7 +56,7 @@ def test_a_folder_with_its_problems_in_their_order(folder: Path) -> None:
     assert [e.problem for e in entries] == ["", "", "linked folder, not followed", ""]
     assert source.ignored == 1
     assert source.read(entries[1]) == b"in/a/z.png"
-    with pytest.raises(ImageError, match="linked folder"):
+    with pytest.raises(UserError, match="linked folder"):
         source.read(entries[2])
 
 

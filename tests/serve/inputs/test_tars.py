@@ -12,7 +12,8 @@ import pytest
 from serve_model import encode, noise, open_descriptors_unchanged, solid
 
 from serve.contract.archive import MAX_HEADER_BYTES, plain
-from serve.contract.images import MAX_FILE_BYTES, ImageError
+from serve.contract.errors import UserError
+from serve.contract.images import MAX_FILE_BYTES
 from serve.inputs.base import LeftOut
 from serve.inputs.inventory import Entry, Inventory
 from serve.inputs.tars import Tars
@@ -159,7 +160,7 @@ def test_damage_costs_no_image_before_it_and_is_said(tmp_path: Path, damage: str
     for entry in good:
         name = entry.name.removeprefix("x.tar/")
         if damage == "cut inside the last image" and name == "2.jpg":
-            with pytest.raises(ImageError, match=r"100 .*512"):
+            with pytest.raises(UserError, match=r"100 .*512"):
                 tars.read(entry)
         else:
             assert tars.read(entry) == contents[name]
@@ -196,7 +197,7 @@ def test_a_tar_file_that_changed_since_it_was_listed_gives_errors_not_other_imag
     tars = Tars(LeftOut())
     entries, _ = listed(tars, path)
     make_tar(path, {"c.jpg": b"3" * 512, "b.jpg": b"2" * 512})
-    with pytest.raises(ImageError, match="changed"):
+    with pytest.raises(UserError, match="changed"):
         tars.read(entries["x.tar/b.jpg"])
     path.unlink()
     with pytest.raises(FileNotFoundError):

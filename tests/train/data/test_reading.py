@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageFilter
 from train_data import draw
 
-from serve.contract.images import ImageError, load_image
+from serve.contract.errors import UserError
+from serve.contract.images import load_image
 from serve.contract.orientation import ORIENTATION, on_its_side
 from train.data import reading
 from train.data.reading import LEAST_RATIO, Shrink, read_image
@@ -107,7 +108,7 @@ def test_grey_and_cmyk_become_rgb(mode: str) -> None:
 
 def test_a_truncated_file_is_unreadable() -> None:
     data = jpeg(picture(640, 480))
-    with pytest.raises(ImageError, match="truncated"):
+    with pytest.raises(UserError, match="truncated"):
         load_image(data[: len(data) * 2 // 3], Shrink(50).decode)
 
 
