@@ -8,6 +8,7 @@ import errno
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from serve.contract.errors import UserError
@@ -113,12 +114,8 @@ def _decode(record: bytes) -> Entry:
 
 
 def _last_of_each_input(records: Iterable[tuple[bytes]], same: Same) -> Iterator[tuple[bytes]]:
-    kept: list[bytes] = []  # of one key: nearly always one
-    key = b""
-    for (record,) in records:
-        if not record.startswith(key) or not kept:
-            yield from ((other,) for other in kept)
-            kept, key = [record], record[: record.index(b"\0") + 1]
-        else:
-            kept = [other for other in kept if not same(_decode(other), _decode(record))] + [record]
-    yield from ((other,) for other in kept)
+    for _, of_one_key in groupby(records, lambda row: row[0].partition(b"\0")[0]):
+        kept: list[tuple[bytes]] = []  # nearly always one
+        for row in of_one_key:
+            kept = [other for other in kept if not same(_decode(*other), _decode(*row))] + [row]
+        yield from kept
