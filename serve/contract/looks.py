@@ -26,15 +26,9 @@ class Look(NamedTuple):
 def look_of(size: tuple[int, int], pixels: NDArray[np.uint8]) -> Look:
     """Return the look of an image of this width and height, whose preprocessed pixels are [H, W, 3]."""
     width, height = size
-    step, middle = max(1, len(pixels) // SAMPLES), len(pixels) // 2
-    is_grey = _is_grey(pixels[middle, middle].tolist())  # most images are not: at once
-    if is_grey:
-        is_grey = all(map(_is_grey, pixels[::step, ::step].reshape(-1, 3).tolist()))
-    return Look(min(size), width / height, is_grey)
-
-
-def _is_grey(pixel: list[int]) -> bool:
-    return max(pixel) - min(pixel) <= GREY_LEVELS
+    step = max(1, len(pixels) // SAMPLES)
+    differences = np.ptp(pixels[::step, ::step], axis=2)
+    return Look(min(size), width / height, bool(differences.max() <= GREY_LEVELS))
 
 
 @dataclass
