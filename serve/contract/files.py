@@ -71,16 +71,15 @@ def atomic_write(
 
 def _sync_folder(folder: str) -> None:
     """Let a rename in the folder last; mounted object stores and folders without read permission cannot."""
-    opened = -1
     try:
         opened = os.open(folder, os.O_RDONLY)
-        os.fsync(opened)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
     except OSError as error:
         if error.errno in TRANSIENT:
             raise
-    finally:
-        if opened >= 0:
-            os.close(opened)
 
 
 def check_folder_writable(folder: Path, flag: str) -> None:

@@ -51,11 +51,8 @@ class ParquetWriter(Writer):
             self._flush()
 
     def _flush(self) -> None:
-        cells: list[list[Any]] = [[] for _ in self.schema]
-        for row in self.rows:
-            for column, value in zip(cells, self._values(row), strict=True):
-                column.append(value)
-        arrays = [self.pa.array(c, f.type) for c, f in zip(cells, self.schema, strict=True)]
+        columns = zip(*map(self._values, self.rows), strict=True)
+        arrays = [self.pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)]
         self.parquet.write_table(self.pa.table(arrays, self.schema))
         self.rows, self.bytes = [], 0
 
@@ -64,11 +61,8 @@ class ParquetWriter(Writer):
             values: list[Any] = [None] * (len(self.schema) - 2)
         else:
             likeliest = self.layout.likeliest(row.probabilities)
-            ranked = [
-                value
-                for i in likeliest
-                for value in (printable(self.layout.class_names[i]), row.probabilities[i])
-            ]
+            pairs = [(printable(self.layout.class_names[i]), row.probabilities[i]) for i in likeliest]
+            ranked = [value for pair in pairs for value in pair]
             values = ranked if self.layout.top_k else [*ranked, *row.probabilities]
             if self.layout.embeddings:
                 values.append(row.embedding)
