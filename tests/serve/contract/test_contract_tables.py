@@ -58,8 +58,9 @@ def test_json_lines_are_a_table() -> None:
     assert found.columns == ["file_name", "label"]
     assert cells(found) == [["a.jpg", "1"], ["b.jpg", ""]]
     assert cells(table('{"a": 1}\n{"a": 2, "b": "c"}')) == [["1", ""], ["2", "c"]]
-    with pytest.raises(UserError, match=r"t\.csv line 2 .*JSON"):
-        cells(table('{"a": 1}\n[1\n'))
+    for second in ("[1", '[{"a": 1, "b": 2}]', "1"):
+        with pytest.raises(UserError, match=r"t\.csv line 2 .*JSON"):
+            cells(table(f'{{"a": 1}}\n{second}\n'))
 
 
 def test_a_key_that_first_comes_late_is_refused_and_not_dropped() -> None:
