@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from serve import storage
+from serve.contract.archive import SUFFIX as TAR_SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.formats import unread_pictures
 from serve.contract.listing import has_image_suffix
 from serve.contract.packed import SUFFIXES, look_into
 from serve.contract.urls import is_http, is_remote, redact, url_path
 from serve.inputs.base import Inputs
-from serve.inputs.files import CSV_SUFFIX, LIST_SUFFIXES, TAR_SUFFIX, WILDCARDS, Files, match_files
+from serve.inputs.files import CSV_SUFFIX, LIST_SUFFIXES, WILDCARDS, Files, match_files
 from serve.inputs.folders import LocalFolder, RemoteFolder
 from serve.inputs.inventory import Entry, Inventory
 
