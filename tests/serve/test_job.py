@@ -20,7 +20,7 @@ from benchmarks.jobs import wait_until
 from serve import job
 from serve import main as serve_main
 from serve.contract.images import read_image_file
-from serve.inputs import folders
+from serve.inputs import base
 from serve.predictor import Predictor
 from serve.shards import Manifest
 
@@ -279,7 +279,7 @@ def test_what_an_outage_made_unreadable_is_tried_again(
 
     arguments = command(model, images, "--output", tmp_path / "out.csv", "--resume")
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "read_image_file", read)
+        patch.setattr(base, "read_image_file", read)
         assert serve_main.main(arguments) == 3
     said = capsys.readouterr()
     total = NUM_IMAGES + len(broken_files())
