@@ -67,8 +67,8 @@ def launch_advice(times: LaunchTimes) -> str:
     if times.host <= LAUNCH_BOUND * times.device:
         return ""
     return (
-        f"warning: launching a step takes the host {1000 * times.host:.1f} ms and the device does it in "
-        f"{1000 * times.device:.1f} ms: it is busy {times.device / times.host:.0%} of the time. Fewer "
+        f"warning: the device is busy {times.device / times.host:.0%} of the time: the host launches a "
+        f"step in {1000 * times.host:.1f} ms, which takes the device {1000 * times.device:.1f} ms. Fewer "
         "--accumulation steps, fewer devices or --compile auto keep the result; a larger --batch-size and "
         "a higher --lr are another training"
     )
