@@ -1,4 +1,4 @@
-"""Write the report of a finished run anew, or of one that an earlier version trained.
+"""Write the report of a finished run anew.
 
     python pipelines/report.py --run runs/NAME
 
