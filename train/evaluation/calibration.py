@@ -64,9 +64,16 @@ def fit_temperature(logits: NDArray[Any], labels: Labels) -> float:
     doubt = 1 / (len(x) + 2)
     wanted = float(((1 - doubt) * own + doubt * others).mean())
 
+    size = max(1, NUMBERS_AT_ONCE // x.shape[1])
+
     def slope(log_inverse: float) -> float:
-        weights = torch.softmax(x * float(np.exp(log_inverse)), dim=1)
-        return float(weights.mul_(x).sum(dim=1, dtype=torch.float64).mean()) - wanted
+        total = 0.0
+        for start in range(0, len(x), size):
+            block = x[start : start + size]
+            # below e^-60 weights count for nothing, and numbers near 0 make processors slow
+            scaled = (block * float(np.exp(log_inverse))).clamp_(min=-60)
+            total += float(torch.softmax(scaled, dim=1).mul_(block).sum(dtype=torch.float64))
+        return total / len(x) - wanted
 
     at_1 = slope(0.0)
     if at_1 == 0:  # all logits are equal
