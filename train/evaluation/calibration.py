@@ -1,6 +1,7 @@
 """Calibrated probabilities: temperature scaling, clipping, and the calibration error."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ TEMPERATURES = (0.05, 20.0)
 TOLERANCE = 1e-5  # of the temperature's logarithm
 BINS = 15
 NUMBERS_AT_ONCE = 2**21  # whose probabilities are in memory
+CACHED = 2**18  # numbers that a processor's cache holds
 
 
 def log_probabilities(logits: NDArray[Any], temperature: float = 1.0, clip: float = 0.0) -> Floats:
@@ -55,31 +57,32 @@ def fit_temperature(logits: NDArray[Any], labels: Labels) -> float:
     the root of its derivative is found in float32, whose error is below TOLERANCE. `logits`:
     [N, num_classes], `labels`: [N].
     """
-    x = torch.from_numpy(logits)
-    x = (x - x.amax(dim=1, keepdim=True)).float()
-    if not len(x) or not x.isfinite().all():
+    if not len(labels) or not np.isfinite(logits).all():
         return 1.0
-    own: Floats = x.numpy()[np.arange(len(x)), labels].astype(np.float64)
-    others = (x.sum(dim=1, dtype=torch.float64).numpy() - own) / (x.shape[1] - 1)
+    x = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
+    own: Floats = x[np.arange(len(x)), labels].astype(np.float64)
+    others = (x.sum(axis=1, dtype=np.float64) - own) / (x.shape[1] - 1)
     doubt = 1 / (len(x) + 2)
     wanted = float(((1 - doubt) * own + doubt * others).mean())
-
-    size = max(1, NUMBERS_AT_ONCE // x.shape[1])
+    rows = max(1, CACHED // x.shape[1])
+    blocks = [x[start : start + rows] for start in range(0, len(x), rows)]
 
     def slope(log_inverse: float) -> float:
-        total = 0.0
-        for start in range(0, len(x), size):
-            block = x[start : start + size]
-            # below e^-60 weights count for nothing, and numbers near 0 make processors slow
-            scaled = (block * float(np.exp(log_inverse))).clamp_(min=-60)
-            total += float(torch.softmax(scaled, dim=1).mul_(block).sum(dtype=torch.float64))
-        return total / len(x) - wanted
+        inverse = np.float32(np.exp(log_inverse))
 
-    at_1 = slope(0.0)
-    if at_1 == 0:  # all logits are equal
-        return 1.0
-    end = -float(np.log(TEMPERATURES[at_1 > 0]))
-    found = end if slope(end) * at_1 > 0 else brentq(slope, 0.0, end, xtol=TOLERANCE)
+        def block_sum(block: NDArray[np.float32]) -> float:
+            # below e^-60 weights count for nothing, and numbers near 0 make processors slow
+            weights = np.exp(np.maximum(block * inverse, np.float32(-60)))
+            return float(((weights * block).sum(axis=1) / weights.sum(axis=1)).sum())
+
+        return sum(pool.map(block_sum, blocks)) / len(x) - wanted
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy releases Python's lock
+        at_1 = slope(0.0)
+        if at_1 == 0:  # all logits are equal
+            return 1.0
+        end = -float(np.log(TEMPERATURES[at_1 > 0]))
+        found = end if slope(end) * at_1 > 0 else brentq(slope, 0.0, end, xtol=TOLERANCE)
     return float(np.exp(-found))
 
 
