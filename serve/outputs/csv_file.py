@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -50,7 +51,7 @@ class CsvJoiner(Joiner):
         self.header = b""
 
     def add(self, part: Path) -> Iterator[str]:
-        with part.open("rb") as file:
+        with part.open("rb") as file, _long_cells():
             for number, (raw, cells) in enumerate(_records(file)):
                 if number:
                     self.file.write(raw)
@@ -63,13 +64,13 @@ class CsvJoiner(Joiner):
 
 
 def begins_as_csv(file: IO[bytes]) -> bool:
-    raw, columns = next(_records(file, MAX_HEADER_LINES), (b"", []))
+    with _long_cells():
+        raw, columns = next(_records(file, MAX_HEADER_LINES), (b"", []))
     return are_columns(columns) and raw.endswith(b",error\n")
 
 
 def _records(file: IO[bytes], max_lines: int = 0) -> Iterator[tuple[bytes, list[str]]]:
     """Yield the bytes and the cells of each record; 0 lines: all. Memory is one record."""
-    csv.field_size_limit(MAX_CELL)
     lines: list[bytes] = []
 
     def read() -> Iterator[str]:
@@ -82,6 +83,16 @@ def _records(file: IO[bytes], max_lines: int = 0) -> Iterator[tuple[bytes, list[
     for cells in csv.reader(read(), strict=bool(max_lines)):
         yield b"".join(lines), cells
         lines.clear()
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Raise the csv module's limit for a while: it is that of all readers in the process."""
+    before = csv.field_size_limit(MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 CSV = Format("csv", ".csv", CsvWriter, begins_as_csv, open_joiner=CsvJoiner)
