@@ -1,6 +1,9 @@
 """From decoded pixels of any kind to RGB: grey of more than 8 bits, and transparency."""
 
+import io
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
@@ -43,7 +46,7 @@ def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) ->
     if decoded.mode == "La":  # the one mode with alpha that Pillow makes no RGBA of
         decoded = decoded.convert("LA")
     if opened.format == "PNG" and "transparency" in decoded.info:
-        _scale_transparent_colour(decoded, data)
+        decoded = _whole_transparent_colour(decoded, data)
     doubt = NARROW if bits == 16 and 0 < varies_by(decoded) < NEARLY else ""
     if decoded.mode in WITH_ALPHA or "transparency" in decoded.info:
         image, faded = _over_white(decoded)
@@ -67,14 +70,27 @@ def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> tuple[Image.Im
     return Image.fromarray(grey).convert("RGB"), doubt
 
 
-def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
+def _whole_transparent_colour(image: Image.Image, data: bytes) -> Image.Image:
     """Bring a PNG's transparent colour, which Pillow leaves at the file's depth, to that of the pixels."""
-    depth, kind = data[PNG_DEPTH], data[PNG_DEPTH + 1]
-    if kind == PNG_RGB and depth == 16:  # its low bytes are gone
-        raise UserError("16-bit RGB with a transparent colour: save it with an alpha channel, or 8 bits")
+    depth, kind, clear = data[PNG_DEPTH], data[PNG_DEPTH + 1], image.info["transparency"]
     if kind == PNG_GREY and depth in (2, 4):
         top = (1 << depth) - 1
-        image.info["transparency"] = (image.info["transparency"] & top) * (255 // top)
+        image.info["transparency"] = (clear & top) * (255 // top)
+    elif kind == PNG_RGB and depth == 16:
+        high, low = np.asarray(image), _low_bytes(data)
+        colour = np.array(clear)
+        hidden = (high == colour >> 8).all(2) & (low == colour & 255).all(2)
+        alpha = np.where(hidden, 0, 255).astype(np.uint8)
+        return Image.fromarray(np.dstack([high, alpha]))
+    return image
+
+
+def _low_bytes(data: bytes) -> NDArray[np.uint8]:
+    """Return those of a PNG's 16-bit RGB samples, uint8 [H, W, 3], read as if their bytes were swapped."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        codec, box, offset, _ = image.tile[0]
+        image.tile = [type(image.tile[0])(codec, box, offset, "RGB;16L")]
+        return np.asarray(image)
 
 
 def _over_white(image: Image.Image) -> tuple[Image.Image, str]:

@@ -56,9 +56,11 @@ def test_the_transparent_shade_of_grey_is_white_and_no_other(depth: int) -> None
         ]
 
 
-def test_the_transparent_colour_of_16_bits_is_refused() -> None:
-    with pytest.raises(UserError, match="16-bit RGB"):
-        load(png(16, 2, [7000, 9000, 50_000], struct.pack(">3H", 7000, 9000, 50_000)))
+@pytest.mark.parametrize("clear", [(0, 0, 0), (65535, 0, 65535), (0x5555,) * 3, (0x1234, 0x5678, 0x9ABC)])
+def test_the_transparent_colour_of_16_bits_is_compared_in_all_of_them(clear: tuple[int, ...]) -> None:
+    near = tuple(value ^ 1 for value in clear)
+    pixels, _ = load(png(16, 2, [*clear, *near, 7000, 9000, 50_000], struct.pack(">3H", *clear)))
+    assert pixels[0].tolist() == [[255] * 3, [value >> 8 for value in near], [27, 35, 195]]
 
 
 def test_the_transparent_colour_of_8_bits_and_of_a_palette_is_white() -> None:
