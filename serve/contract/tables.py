@@ -102,13 +102,17 @@ def read_table(file: IO[bytes], name: str) -> Table:
     return table.without_header() if headless else table
 
 
-def _json_table(lines: Iterable[str], name: str) -> Table:
-    """Return the table of JSON Lines, with the keys of the first objects as columns."""
+def _json_table(lines: Iterator[str], name: str) -> Table:
+    """Return the table of JSON Lines, or of a list of objects, with the keys of the first ones as columns:
+    keys of objects inside are joined by dots, as pandas.json_normalize does."""
 
     def objects() -> Iterator[tuple[TableRow, dict[str, Any]]]:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_json_lines(lines, name), 1):
             if line.strip():
-                yield TableRow(number, line, []), _json_object(line, f"{name} line {number}")
+                yield (
+                    TableRow(number, line, []),
+                    dict(_flat(_json_object(line, f"{name} line {number}"), "")),
+                )
 
     def row(place: TableRow, values: dict[str, Any]) -> TableRow:
         if new := sorted(values.keys() - known):
@@ -116,13 +120,30 @@ def _json_table(lines: Iterable[str], name: str) -> Table:
                 f"{name} line {place.line} has the key {new[0]!r}, which none of the first "
                 f"{SAMPLE_OBJECTS} objects has: give it to the first one, too (null is no value)"
             )
-        return place._replace(cells=[_json_cell(values.get(key)) for key in keys])
+        cells = [values.get(key) for key in keys]
+        texts = ["" if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
+        return place._replace(cells=texts)
 
     rows = objects()
     sample = list(islice(rows, SAMPLE_OBJECTS))
     keys = list(dict.fromkeys(key for _, values in sample for key in values))
     known = set(keys)
     return Table(keys, starmap(row, chain(sample, rows)), ",", sample[0][0])
+
+
+def _json_lines(lines: Iterator[str], name: str) -> Iterator[str]:
+    """Yield the lines, or those of the objects in a list. Raises UserError for other JSON."""
+    first = next(lines)
+    if first.startswith("{") and first.rstrip().endswith("}"):
+        yield from chain([first], lines)
+        return
+    try:
+        records = json.loads(first + "".join(lines))
+    except ValueError as error:
+        raise UserError(f"{name} is neither JSON Lines nor a list of objects: {error}") from error
+    if not isinstance(records, list) or not records:
+        records = [None]
+    yield from map(json.dumps, records)
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -132,19 +153,21 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise UserError(
-            f"{where} is no JSON object: write one on each line, as "
+            f"{where} is no JSON object: write one for each image, as "
             '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
         )
     return values
 
 
-def _json_cell(value: Any) -> str:
-    """Return the text of a value; of a list of one, that of its entry."""
+def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield (keys joined by dots, value), of lists of one entry that entry."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None or value == []:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _flat(each, f"{key}.{name}" if key else name)
+    else:
+        yield key, None if value == [] else value
 
 
 def _rows(lines: Iterable[str], delimiter: str, skipped: int) -> Iterator[TableRow]:

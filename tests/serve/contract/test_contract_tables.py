@@ -1,6 +1,7 @@
 """Tables as spreadsheets, pandas and scripts write them."""
 
 import io
+import json
 
 import pytest
 
@@ -69,17 +70,17 @@ def test_a_key_that_first_comes_late_is_refused_and_not_dropped() -> None:
         cells(table("\n".join([*rows, '{"a": 2, "split": "val"}'])))
 
 
-def test_values_inside_of_json_objects_are_texts_and_lists_of_one_are_their_entry() -> None:
-    found = table('{"file": "a.jpg", "tags": ["cat"], "box": [1, 2], "more": []}\n')
-    assert cells(found) == [["a.jpg", "cat", "[1, 2]", ""]]
-
-
-@pytest.mark.parametrize(
-    "text", ['[{"path": "a.jpg", "label": "cat"}]', '[\n{"path": "a.jpg"}\n]', '{\n"images": [1, 2]\n}']
-)
-def test_json_that_is_not_one_object_a_line_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"t\.csv line 1 .*path"):
-        table(text)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_json_objects_is_a_table_and_objects_inside_have_columns(indent: int | None) -> None:
+    records = [
+        {"data": {"image": f"{i}.jpg"}, "value": [{"choices": ["cat"]}], "box": [1, i]} for i in range(2)
+    ]
+    found = table(json.dumps(records, indent=indent))
+    assert found.columns == ["data.image", "value.choices", "box"]
+    assert cells(found) == [["0.jpg", "cat", "[1, 0]"], ["1.jpg", "cat", "[1, 1]"]]
+    for other in ({"images": [{"id": 1}, {"id": 2}]}, [], [[1]]):
+        with pytest.raises(UserError, match=r"t\.csv .*path"):
+            table(json.dumps(other, indent=1) if other else "[\n]")
 
 
 @pytest.mark.parametrize(

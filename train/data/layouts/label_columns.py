@@ -20,6 +20,7 @@ from train.data.layouts.label_candidates import (
 )
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
+MANY_COLUMNS = 100
 LONGEST_SHOWN = 100  # letters of a cell
 FOLDER = "folder of the image"
 
@@ -161,6 +162,15 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
         for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
     )
     line = f"no column of the label file (path,label) names images: {shown or repr(table.columns[:SHOWN])}"
+    if table.first.text.startswith("{") and len(sample) == 1:
+        return (
+            f"{line[:LONGEST_SHOWN]}...: it is one JSON object; write one for each image and line, as "
+            '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
+        )
+    if len(table.columns) > MANY_COLUMNS:
+        return (
+            f"{line}, ...: if its {len(table.columns)} columns are pixels, write each row as an image file"
+        )
     usual = (cell for cell in cells if has_image_suffix(cell) or is_remote(cell))
     likely = next(usual, cells[0] if cells else "")
     return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {files.describe(likely)}"
