@@ -80,9 +80,7 @@ def find_model(server: TrackingServer, name: str) -> LoggedModel:
     except AbsentError as error:
         raise UserError(f"MLflow at {server.uri} does not have {name}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:  # a field is missing, or of another type
-        raise UserError(
-            f"{server.uri} does not answer like MLflow ({error!r}): check MLFLOW_TRACKING_URI"
-        ) from error
+        raise server.unlike_mlflow(error) from error
 
 
 def _find(server: TrackingServer, name: str) -> LoggedModel:

@@ -105,9 +105,7 @@ def log_scoring_run(server: TrackingServer, run: ScoringRun) -> str:
     try:
         return _log(server, run)
     except (KeyError, TypeError, AttributeError) as error:  # a field is missing, or of another type
-        raise UserError(
-            f"{server.uri} does not answer like MLflow ({error!r}): check MLFLOW_TRACKING_URI"
-        ) from error
+        raise server.unlike_mlflow(error) from error
 
 
 def _log(server: TrackingServer, run: ScoringRun) -> str:

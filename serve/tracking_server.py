@@ -137,14 +137,16 @@ class TrackingServer:
         except OSError as error:
             raise OSError(f"MLflow at {self.uri} does not answer: {error}") from error
         except (ValueError, http.client.HTTPException) as error:
-            raise UserError(
-                f"{self.uri} does not answer like MLflow ({error!r}): check MLFLOW_TRACKING_URI"
-            ) from error
+            raise self.unlike_mlflow(error) from error
         if not isinstance(values, dict):
-            raise UserError(
-                f"{self.uri} does not answer like MLflow ({values!r:.200}): check MLFLOW_TRACKING_URI"
-            )
+            raise self.unlike_mlflow(values)
         return values
+
+    def unlike_mlflow(self, found: object) -> UserError:
+        """Return the error for an answer, or for what went wrong when it was read."""
+        return UserError(
+            f"{self.uri} does not answer like MLflow ({found!r:.200}): check MLFLOW_TRACKING_URI"
+        )
 
     def check(self) -> None:
         """Raise what `call` raises if the server is not usable now. Unlike /health, this is answered to the

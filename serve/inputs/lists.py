@@ -73,9 +73,7 @@ def _check_first(path: str, line: str) -> None:
     found = [part for part in parts if part and os.path.isfile(os.path.join(folder, part))]
     if found or (line.startswith("#") and not has_image_suffix(line)):
         hint = f", the path of a file is {found[0]!r}" if found else ""
-        raise UserError(
-            f"{path}: line 1, {line!r}, is no path{hint}: write a path on each line, with '/', alone"
-        )
+        raise UserError(f"{path}: line 1, {line!r}, is no path{hint}: each line must be one path, with '/'")
 
 
 def listed_in_csv(path: str) -> Iterator[str]:
