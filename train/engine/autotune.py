@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from train.models.classifier import ImageClassifier
 from train.precision import Precision
 
 ROUNDS = 3  # in which the options take turns, so that other work on the machine meets all of them
+TIMED_IMAGES = 32  # of a step on a CPU: the options differ by the same factor, and the start is sooner
 HOPELESS = 4.0  # times the fastest seconds, which no other work explains: such an option is timed once
 CLEARLY_FASTER = 0.9  # of the default's seconds; less may be noise
 USUAL_SECONDS = 60.0  # of compiling a network
@@ -53,7 +54,9 @@ def choose_precision(
     images = torch.zeros(plan.micro_batch_size, size, size, 3, dtype=torch.uint8, device=device)
     targets = torch.full((plan.micro_batch_size, num_classes), 1 / num_classes, device=device)
 
-    def make_step(precision: Precision, compiled: bool = False) -> Step:
+    def make_step(
+        precision: Precision, compiled: bool = False, batch_size: int = plan.micro_batch_size
+    ) -> Step:
         """Without the other ranks: they would wait for the gradients of one that cannot do it."""
         timed = config.replace(compile=compiled)
         state: TrainState | None = None
@@ -63,7 +66,7 @@ def choose_precision(
             if state is None:
                 state = build_state(timed, copy.deepcopy(model), 1, precision, Ranks(), device)
                 state.model.train()
-            state.backward(criterion(state.forward(images), targets).mean())
+            state.backward(criterion(state.forward(images[:batch_size]), targets[:batch_size]).mean())
             state.update(config.clip_grad)
 
         return step
@@ -72,10 +75,14 @@ def choose_precision(
         log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
     if len(options) > 1:
-        seconds = time_options(options, make_step, device)
+        # a GPU's memory has to hold the whole batch
+        timed_images = plan.micro_batch_size
+        if device.type == "cpu":
+            timed_images = min(timed_images, TIMED_IMAGES)
+        seconds = time_options(options, partial(make_step, batch_size=timed_images), device)
         listed = "; ".join(f"{option} {time:.3f}" for option, time in seconds.items())
         default = choose_option(seconds, default)
-        log(f"precision {default}, as timed in seconds a step: {listed}")
+        log(f"precision {default}, as timed in seconds a step of {timed_images} images: {listed}")
         if seconds[default] == math.inf:
             raise torch.OutOfMemoryError("no number format and memory layout has enough memory")
 
