@@ -58,7 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--run", required=True, help="run directory written by train/main.py, or its URL")
     add("--embeddings", action="store_true", help="third output: what the network's last layer sees")
-    add("--images", type=Path, help="folder of the validation images (default: where training read them)")
+    add(
+        "--images",
+        default="",
+        help="folder of the validation images, or URL of the data set (default: where training read them)",
+    )
     add("--limit", type=Number(int), default=0, help="verify on this many validation images; 0: on all")
     add("--overwrite", action="store_true", help="replace model files of other origin")
     add = parser.add_argument_group("another provider").add_argument

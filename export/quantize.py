@@ -70,7 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--calibration-images", type=Number(int, 1), default=256, help="int8: training images")
     add("--training-images", type=Path, help="int8: where they are (default: where training read them)")
     add("--overwrite", action="store_true", help="replace a model file of other origin")
-    add("--images", type=Path, help="folder of the validation images (default: where training read them)")
+    add(
+        "--images",
+        default="",
+        help="folder of the validation images, or URL of the data set (default: where training read them)",
+    )
     add(
         "--max-accuracy-drop",
         type=Number(float, 0, 100),

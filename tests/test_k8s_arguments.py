@@ -105,6 +105,8 @@ def test_a_step_reads_what_the_step_before_it_writes(overlay: str) -> None:
     assert score_args.model == f"{export_args.run}/export/model.onnx"
     assert score_args.output == merge_args.folder
     assert score_args.resume
+    data = config(documents, "pipeline")["DATA"]  # of an object store, which training has a copy of
+    assert export_args.images == verify_args.images == ("" if data.startswith("/") else data)
 
 
 @each_overlay
