@@ -54,9 +54,8 @@ class Specimen:
     @property
     def described(self) -> str:
         if isinstance(self.outcome, str):
-            return self.outcome if self.outcome == IGNORED else f"error row: `{self.outcome}`"
-        label = CLASS_NAMES[int(probabilities_for(self.outcome).argmax())]
-        return f"scored ({label})"
+            return self.outcome if self.outcome == IGNORED else f"`{self.outcome}`"
+        return CLASS_NAMES[int(probabilities_for(self.outcome).argmax())]
 
 
 def photograph(orientation: int) -> bytes:
@@ -224,7 +223,7 @@ WHILE_SCORING = [
     ("a file that is deleted after it was listed", "No such file or directory"),
     ("a file that becomes a folder", "Is a directory"),
     ("a file that becomes a FIFO", "not a regular file"),
-    ("a file that becomes another image", "that image's own answer"),
+    ("a file that becomes another image", "the other image's class"),
     ("a tar file that is written again", "the tar file has changed since it was listed"),
 ]
 DAMAGED_TARS = [
@@ -236,12 +235,12 @@ DAMAGED_TARS = [
     ("5,000 headers in a chain", "cannot read this tar file to its end"),
 ]
 SERVERS = [
-    ("answers 500, 503, 429 or 408", "retried 3 times, then an error row"),
-    ("answers 401, 403, 404 or 410", "error row at once"),
-    ("breaks off in the middle", "retried 3 times, then an error row"),
-    ("never answers", "error row after --image-timeout"),
-    ("sends a byte now and then", "error row after --image-timeout"),
-    ("sends without end", "error row at the limit of 256 MiB"),
+    ("answers 500, 503, 429 or 408", "an error after 4 tries"),
+    ("answers 401, 403, 404 or 410", "an error at once"),
+    ("breaks off in the middle", "an error after 4 tries"),
+    ("never answers", "an error after `--image-timeout`"),
+    ("sends a byte now and then", "an error after `--image-timeout`"),
+    ("sends without end", "an error at 256 MiB"),
 ]
 
 INTRODUCTION = """# Hostile input: what was tried, what came out
@@ -250,24 +249,23 @@ INTRODUCTION = """# Hostile input: what was tried, what came out
 python serve/main.py --model runs/NAME --images DIR --output predictions.csv --max-errors 0.01
 ```
 
-An input that cannot be read is a row whose column `error` has the reason. Here, more than 1 % of them are exit code 4.
+An input that cannot be read is a row with the reason in its column `error`. Here exit code 4 means that more than 1 % of the
+rows are errors.
 
-In each line of the tables the command ends with exit code 0, every other input keeps its answer, and the order is the names'.
-`scored (red)` is the class of what a viewer shows. `tests/test_hostile_images.py` scores each line (tar files and servers:
-`test_tars.py`, `test_storage.py`); `python tests/hostile_images.py` writes the tables.
+A table gives the class of the picture that a viewer shows (red, green or blue), or in `this type` a part of the error. Each command
+ended with exit code 0, with rows in the order of the names, and no other input lost its answer. `test_hostile_images.py`,
+`test_tars.py` and `test_storage.py` test each line; `python tests/hostile_images.py` writes the tables.
 
-- **A decoder or a read that hangs** for `--image-timeout` seconds (default 60) costs its image an error row. Its thread is left
-  behind with its buffer, and another one takes over the rest of the batch.
-- **33 reads that hang at the same time** end the run with exit code 3: the storage is gone, not an image. With 32 decoders left
-  behind, scoring waits until one of them ends.
-- **A file name that is not UTF-8** is written with backslash escapes (`caf\\udce9.png`), and looks like a name that holds these
-  characters.
+- **A decoder or read that hangs** for `--image-timeout` seconds (default 60) costs its image an error row.
+- **33 reads that hang at once** end the run with exit code 3: the storage is gone. With 32 decoders hanging, scoring waits until
+  one of them ends.
+- **A file name that is not UTF-8** is written with backslash escapes: `caf\\udce9.png`.
 """
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> str:
     lines = [f"| {what} | {outcome} |" for what, outcome in rows]
-    return "\n".join([f"\n## {title}\n", "| tried | came out |", "|---|---|", *lines]) + "\n"
+    return "\n".join([f"\n## {title}\n", "| tried | class or error |", "|---|---|", *lines]) + "\n"
 
 
 def document() -> str:
@@ -275,14 +273,11 @@ def document() -> str:
         return [(specimen.what, specimen.described) for specimen in specimens]
 
     def errors(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        return [
-            (what, outcome if "," in outcome or "'" in outcome else f"error row: `{outcome}`")
-            for what, outcome in rows
-        ]
+        return [(what, outcome if "'" in outcome else f"`{outcome}`") for what, outcome in rows]
 
-    tar_members = [(what, f"error row: `{error}`") for _, what, error in MEMBERS]
-    tar_members += [(s.what, f"{s.described}; nothing is written anywhere") for s in TRAVERSAL]
-    tar_members.append(("a name that comes twice", "scored once, the later member, as `tar -x` leaves it"))
+    tar_members = [(what, f"`{error}`") for _, what, error in MEMBERS]
+    tar_members += [(s.what, f"{s.described}; nothing is written") for s in TRAVERSAL]
+    tar_members.append(("a name that comes twice", "the class of the later member, as of `tar -x`"))
     return INTRODUCTION + "".join(
         [
             table("Files, in a folder and in a tar file", described(FILES)),
@@ -290,7 +285,7 @@ def document() -> str:
             table("Places in a folder", described(PLACES)),
             table("Members of a tar file", tar_members),
             table("Changes while scoring", errors(WHILE_SCORING)),
-            table("Damaged tar files: the images before the damage are scored, and the tar file gets a row", errors(DAMAGED_TARS)),
+            table("Damaged tar files, scored up to the damage, and an error row", errors(DAMAGED_TARS)),
             table("A server that", SERVERS),
         ]
     )  # fmt: skip
