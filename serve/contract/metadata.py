@@ -80,7 +80,7 @@ class ModelMetadata:
     epoch: int = 0
     """Epochs trained when the checkpoint was written."""
     data_digest: str = ""
-    """sha256 over the training data's names, labels and contents."""
+    """sha256 over names, labels and contents of the training and validation images."""
     checkpoint_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""

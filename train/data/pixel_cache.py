@@ -1,6 +1,6 @@
 """Pixel cache: a file of decoded images that every rank maps into memory, so that loading is a slice.
 
-An entry is an image by the sha256 of its file: folds, seeds and runs on the same images share one cache.
+An entry is an image by the sha256 of its file: runs on the same images, in any order, share one cache.
 Only images above the cache's size are made smaller; the others are stored as they decode.
 """
 
