@@ -81,6 +81,11 @@ def _one_column(sample: Sample, class_names: Sequence[str], values: Values) -> C
         written = {names[text]: text for text in shown if text in names}
         texts, what = [written.get(c, c) for c in class_names], "the class's name"
         if changed := [c for c in class_names if written.get(c, c) != c]:
+            if unseen := [c for c in class_names if c not in written]:
+                raise UserError(
+                    f"{described}, which spells {changed[0]!r} otherwise and does not show how it spells "
+                    f"{few(unseen)}: write the spelling of each class into a row of the sample"
+                )
             what += f", spelled as in the sample ({written[changed[0]]!r} for {changed[0]!r})"
     fallback = sample.first if sample.first[0] in texts else [texts[0]]
     return Column(lambda p: [texts[int(p.argmax())]], fallback, f"{name!r} is {what}")
@@ -151,10 +156,13 @@ def folded(name: str) -> str:
 
 
 def positive(class_names: Sequence[str], column: str) -> int:
-    """Return which of two classes a single column is about: the one that its header names, or else the
-    greater number (by name, 1 is before -1) or the second name."""
-    if named := [i for i, name in enumerate(class_names) if folded(name) == folded(column)]:
-        return named[0]
+    """Return which of two classes a single column is about: the one that its header names, alone or among
+    other words, or else the greater number (by name, 1 is before -1) or the second name."""
+    names = [folded(name) for name in class_names]
+    named = [name for name in names if f" {name} " in f" {folded(column)} "]
+    longest = max(named, key=len, default="")
+    if named and all(name in longest for name in named):  # has_cactus, or no_cactus, which holds both
+        return names.index(longest)
     if all(map(NUMBER.fullmatch, class_names)):
         return max(range(len(class_names)), key=lambda i: float(class_names[i]))
     return 1

@@ -62,7 +62,9 @@ def test_a_probability_or_a_class_has_to_be_chosen(
 
 
 def test_the_header_names_the_class_whose_probability_it_is(tmp_path: Path) -> None:
-    for header, cells in (("id,Cat", "0.25"), ("id,dog", "0.75"), ("id,is_it", "0.75")):
+    headers = {"id,Cat": "0.25", "id,dog": "0.75", "id,is_it": "0.75", "id,cat_probability": "0.25"}
+    headers |= {"id,isDog": "0.75", "id,is_cat": "0.25", "id,cat or dog": "0.75", "id,catalogue": "0.75"}
+    for header, cells in headers.items():
         column = find_column(one_column(tmp_path, ("0.5",), header), PETS, "")
         assert column.cells(P2) == [cells]
         assert ("'cat'" in column.meaning) == (cells == "0.25")
@@ -91,6 +93,19 @@ def test_of_more_classes_it_is_a_name_or_a_number(
 def test_the_numbers_of_two_classes_are_printed(tmp_path: Path) -> None:
     meaning = find_column(one_column(tmp_path, ("0",)), PETS, "class").meaning
     assert all(pair in meaning for pair in ("0 for 'cat'", "1 for 'dog'"))
+
+
+@pytest.mark.parametrize(("header", "cells"), [("has_cactus", "0.25"), ("no_cactus", "0.75")])
+def test_of_two_names_in_a_header_the_longer_one_counts(tmp_path: Path, header: str, cells: str) -> None:
+    sample = one_column(tmp_path, ("0.5",), f"id,{header}")
+    assert find_column(sample, ("cactus", "no cactus"), "").cells(P2) == [cells]
+
+
+def test_a_spelling_that_the_sample_does_not_show_is_not_guessed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'cat'.*'dog'"):
+        find_column(one_column(tmp_path, ("Cat", "Cat")), PETS, "")
+    column = find_column(one_column(tmp_path, ("Cat", "Dog")), PETS, "")
+    assert column.cells(P2) == ["Dog"]
 
 
 def test_no_number_is_guessed_for_one_of_more_names(tmp_path: Path) -> None:
