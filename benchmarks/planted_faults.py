@@ -625,7 +625,7 @@ FAULTS = [
     Fault(
         "base64 text that comes as bytes is taken for a file",
         "serve/pyfunc.py",
-        "if BASE64.fullmatch(data) and not PLAIN_PPM.match(data):",
+        "if (text := BASE64.fullmatch(data)) and not PLAIN_PPM.match(data):",
         "if False:",
     ),
     Fault(

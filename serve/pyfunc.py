@@ -18,7 +18,8 @@ from serve.contract.images import check_file_size
 COLUMN = "content"
 DEFAULTS = {"provider": "auto", "precision": "fp32", "threads": 0}
 """What model_config may change, as of serve.Classifier; 0 threads: OMP_NUM_THREADS, if it is set."""
-BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
+BASE64 = re.compile(rb"(?:data:[^,]*,)?([\w+/\s-]+)={0,2}\s*", re.ASCII)
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 PLAIN_PPM = re.compile(rb"P[1-6]\s")  # an image whose file is text
 
 
@@ -65,18 +66,21 @@ class ImageModel:
 
 
 def file_bytes(content: object) -> bytes:
-    """Return the bytes of an image file, also of base64 text, which may come as bytes; else UserError."""
+    """Return the bytes of an image file, also of base64 text, which may come as bytes; else UserError.
+
+    A data URL, the alphabet of URLs, white space and text without its padding are base64, too.
+    """
     if isinstance(content, str):
-        try:
-            data = binascii.a2b_base64(content)
-        except ValueError as error:
-            raise UserError(f"text that is not base64: {error}") from error
+        data = content.encode(errors="replace")
     elif isinstance(content, bytes | bytearray | memoryview):
         data = bytes(content)
-        if BASE64.fullmatch(data) and not PLAIN_PPM.match(data):
-            with suppress(binascii.Error):
-                data = binascii.a2b_base64(data)
     else:
         raise UserError(f"the bytes of an image or base64 text are expected, not {type(content).__name__}")
+    if (text := BASE64.fullmatch(data)) and not PLAIN_PPM.match(data):
+        digits = b"".join(text[1].split()).translate(URL_SAFE)
+        with suppress(binascii.Error):
+            data = binascii.a2b_base64(digits + b"=" * (-len(digits) % 4))
+    elif isinstance(content, str):
+        raise UserError(f"text that is not base64: {content[:60]!r}")
     check_file_size(len(data))
     return data

@@ -14,6 +14,8 @@ from serve.pyfunc import DEFAULTS, ImageModel, _load_pyfunc, file_bytes
 
 PNG = encode(solid(colour_of(0), (30, 20)), "PNG")
 TEXT = base64.b64encode(PNG).decode()
+BYTES = bytes(range(256))  # with each letter of base64, and padding
+BYTES_TEXT = base64.b64encode(BYTES).decode()
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +25,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ImageModel:
 
 @pytest.mark.parametrize(
     "content",
-    [PNG, bytearray(PNG), memoryview(PNG), TEXT, TEXT.encode(), base64.encodebytes(PNG)],
-    ids=["bytes", "bytearray", "memoryview", "base64", "base64 as bytes", "base64 in lines"],
+    [BYTES, bytearray(BYTES), memoryview(BYTES), BYTES_TEXT, BYTES_TEXT.encode(), base64.encodebytes(BYTES)]
+    + [base64.urlsafe_b64encode(BYTES).decode(), f"data:image/png;base64,{BYTES_TEXT}"]
+    + [BYTES_TEXT.rstrip("=") + "\n"],
+    ids=["bytes", "bytearray", "memoryview", "base64", "base64 as bytes", "base64 in lines"]
+    + ["alphabet of URLs", "data URL", "no padding"],
 )
 def test_bytes_and_base64_are_the_same_file(content: object) -> None:
-    assert file_bytes(content) == PNG
+    assert file_bytes(content) == BYTES
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"])
