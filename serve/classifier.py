@@ -129,8 +129,9 @@ class Classifier:
             MemoryError: the provider has too little memory for a batch.
             StorageHangsError: too many reads hang.
         """
-        if isinstance(images, Bytes | str | os.PathLike):
-            raise TypeError(f"a list of images is expected, not one {type(images).__name__}")
+        is_one = isinstance(images, Bytes | str | os.PathLike) or hasattr(images, "read")
+        if is_one or getattr(images, "ndim", 1) != 1:  # an array's rows are no files
+            raise TypeError(f"a list of image files is expected, not one {type(images).__name__}")
         images = list(images)
         return self.classify(len(images), lambda number: _read(images[number]))
 

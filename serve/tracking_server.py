@@ -42,7 +42,7 @@ class TrackingServer:
     """
 
     def __init__(self, uri: str):
-        address, *from_uri = split_credentials(uri)
+        address, *from_uri = split_credentials(uri.strip())
         self.uri = address.rstrip("/")
         user, password = (_setting(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
         token = _setting("MLFLOW_TRACKING_TOKEN")

@@ -63,6 +63,7 @@ class Number:
         return f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g}..{self.high:g}"
 
 
+MOST_SHOWN = 100  # characters of arguments that nothing takes
 UNSAID = ("", "None", "False", "[]", argparse.SUPPRESS)  # defaults that say nothing
 
 
@@ -122,5 +123,7 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print argparse's message in one line, and exit with code 2."""
         message = re.sub(r"^argument (\S+): ", r"\1 ", message)
+        if message.startswith("unrecognized arguments") and len(message) > MOST_SHOWN:
+            message = f"{message[:MOST_SHOWN]}...; a pattern such as '*.jpg' must be in quotes"
         print(f"error: {message} ({self.typed} --help lists the flags)", file=sys.stderr)
         self.exit(2)

@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from serve.contract.archive import open_regular, read_member, split_member
 from serve.contract.colours import sample_bits, to_rgb
@@ -174,6 +174,8 @@ def _decode(
     data: bytes, decode: Decode, check: bool, max_megapixels: float
 ) -> tuple[Image.Image, int, str]:
     """Return (RGB, its orientation, what is suspicious about it)."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # by a program that calls Classifier
+        raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES hides what is truncated: set it to False")
     with open_image(data) as image:
         _check_size(image, data, max_megapixels)
         bits = sample_bits(image, data)

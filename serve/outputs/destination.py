@@ -24,6 +24,8 @@ def open_output(
     Raises UserError and FileNotFoundError for what cannot be written, before anything is scored.
     """
     output = output or ("predictions" if shard else f"predictions{suffix}")
+    if not shard and output.rpartition("/")[2] in ("", ".", "..", "-"):
+        raise UserError(f"{flag} {output!r} is not the name of a file, as predictions{suffix} is")
     if not is_remote(output):
         path = _local_output(Path(output), suffix, shard, flag)
         yield path, LocalCopy(path.parent)
@@ -31,7 +33,7 @@ def open_output(
     folder, _, name = output.rpartition("/")
     if shard:
         folder, name = output.rstrip("/"), shard.part_name(suffix)
-    elif folder.endswith("/") or name in ("", ".", ".."):
+    elif folder.endswith("/"):
         raise UserError(
             f"{flag} {output} names no object in a bucket, such as s3://bucket/predictions{suffix}"
         )

@@ -1,6 +1,7 @@
 """From Python come the answers of a scoring job: the same pixels, errors, doubts and gate."""
 
 import csv
+import io
 import re
 import shutil
 import subprocess
@@ -95,7 +96,8 @@ def test_a_doubtful_picture_is_classified_and_named(model: Path, tmp_path: Path)
 def test_one_image_in_place_of_a_list_is_an_error(model: Path) -> None:
     classifier = Classifier(model)
     assert classifier([]) == []
-    for image in (b"\xff\xd8", "photo.jpg", Path("photo.jpg")):
+    file, pixels = io.BytesIO(b"\xff\xd8"), np.zeros((9, 9, 3), np.uint8)
+    for image in (b"\xff\xd8", "photo.jpg", Path("photo.jpg"), file, pixels):
         with pytest.raises(TypeError):
             classifier(image)  # type: ignore[arg-type]
 

@@ -292,6 +292,8 @@ def test_a_model_out_of_memory_is_exit_code_2_that_names_the_batch_size(
         (["--output", "/proc/out.csv"], ["--output", "'/proc'"]),
         (["--output", "/proc", "--shard", "0/2"], ["--output", "'/proc'"]),
         (["--output", "fifo"], ["--output", "'fifo'"]),
+        (["--output", "-"], ["--output", "'-'"]),
+        (["--output", "new/"], ["--output", "'new/'"]),
         (["--images", "texts/a.txt", "--output", "texts/a.txt", "--format", "csv"], ["--images"]),
         (["--output", "a.png", "--format", "csv"], ["--output", "a.png"]),
         (["--output", "B.TAR", "--format", "csv"], ["--output", "B.TAR"]),

@@ -71,6 +71,7 @@ def test_an_unknown_flag_is_an_error_before_a_missing_one(
         ([], ["--model, --images"]),
         (["--resume=yes", "--model", "m", "--images", "i"], ["--resume", "yes"]),
         (["--model", "m", "--images", "i", "more"], ["more"]),
+        (["--model", "m", "--images", *(f"{i}.jpg" for i in range(999))], ["1.jpg", "quotes"]),
         (["--mod", "m"], ["--mod", "--model"]),
     ],
 )
@@ -80,6 +81,7 @@ def test_errors_name_flag_value_and_limit(
     line = error_of(lambda: PARSERS["serve/main.py"]().parse_args(typed), capsys)
     for word in words:
         assert word in line
+    assert len(line) < 300
 
 
 def test_underscores_and_home_folders_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import MEGABYTE, linux, resident_memory_grows_below
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 from serve_model import (
     broken_files,
     encode,
@@ -306,6 +306,13 @@ def test_an_all_white_jpeg_is_not_taken_for_truncated(mode: str, progressive: bo
     image = load_image(data)
     assert image.size == (4000, 4000)
     assert image.resize((1, 1)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_no_setting_of_the_calling_program_hides_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(noise(64, 48), "JPEG")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UserError, match="LOAD_TRUNCATED_IMAGES"):
+        load_image(data[: len(data) // 2])
 
 
 # -- read_image_file -------------------------------------------------------------------------------------
