@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import PIL
 
 from serve.contract.doubts import Doubts
+from serve.contract.formats import count_by_name
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact
 from serve.inputs.sources import Source
@@ -81,7 +82,8 @@ class Progress:
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr)
         if source.ignored:
-            print(f"ignored {source.ignored} files without an image suffix", file=sys.stderr)
+            kinds = count_by_name(source.inputs.left_out.others)
+            print(f"ignored {source.ignored} files without an image suffix ({kinds})", file=sys.stderr)
 
 
 def print_start(which: str, model: str, predictor: Predictor, source: Source) -> None:

@@ -76,7 +76,7 @@ def filesystem(url: str) -> Any:
     except ImportError as error:
         install = f": {how_to_install(EXTRAS[scheme])}" if scheme in EXTRAS else ""
         raise UserError(f"{scheme}:// needs a package that is not installed ({error}){install}") from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # it may need more than a URL
         raise UserError(f"{redact(url)}: {error}") from error
 
 
@@ -113,7 +113,8 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(error, "status", 0) or getattr(error, "code", 0)
     if isinstance(status, int) and 400 <= status < 500:
         return status in (408, 429)
-    return type(error).__name__ not in ("NoCredentialsError", "ParamValidationError", "InvalidURL")
+    lasting = ("NoCredentialsError", "ParamValidationError", "InvalidURL", "IsADirectoryError")
+    return type(error).__name__ not in lasting
 
 
 def _call(method: str, url: str, *arguments: Any, **options: Any) -> Any:
@@ -266,14 +267,16 @@ def _remote_file(url: str, info: dict[str, Any], name: str = "") -> RemoteFile:
     return RemoteFile(url, name, info.get("size", info.get("Size")), str(version))
 
 
-def match(pattern: str) -> list[str]:
-    """Return the URLs that a pattern with * ? [ ] stands for."""
+def match(pattern: str) -> tuple[list[str], int]:
+    """Return the URLs of the files that a pattern with * ? [ ] matches, and how many folders it does."""
     base = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
     root = _call("_strip_protocol", pattern, base)
     try:
-        return [base + name.removeprefix(root).lstrip("/") for name in _call("glob", pattern)]
+        found = _call("glob", pattern, detail=True)
     except ValueError as error:
         raise UserError(f"{redact(pattern)}: {error}; as in **/*.jpg") from error
+    files = [name for name, info in found.items() if info.get("type") != "directory"]
+    return [base + name.removeprefix(root).lstrip("/") for name in files], len(found) - len(files)
 
 
 def exists(url: str) -> bool:

@@ -1,11 +1,12 @@
-"""The suffixes of images, and the names of formats that are not read, so that nobody has to guess why a
-file is left out."""
+"""The suffixes of images, and the names of formats that are not read, with what to do: nobody has to guess
+why a file is left out."""
 
 import os
 import re
 from collections import Counter
 
-from serve.contract.packed import packed_by_content
+from serve.contract.command_line import command
+from serve.contract.packed import SUFFIXES, packed_by_content
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -47,8 +48,26 @@ UNREAD_SUFFIX = re.compile(
 """Suffixes of pictures that must be converted first."""
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 NO_SUFFIX = "without a suffix"
+MOST_SHOWN = 60  # bytes of a text
 # photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
 NEARLY_A_SUFFIX = re.compile(rf"\.({'|'.join(s[1:] for s in IMAGE_SUFFIXES)})([^a-z0-9.]\w*|\.\d+)$")
+CURES = {
+    "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
+    "unpack {}": re.compile("|".join(re.escape(s) for s in (*SUFFIXES, ".tar") if s != ".parquet")),
+    f"convert {{}} by {command('train/data/convert_parquet.py')} FOLDER --output SHARDS": re.compile(
+        r"\.parquet"
+    ),
+    "write the images in {} as files": re.compile(r"\.(?:arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
+    "rename images {}, as in NAME.jpg": re.compile(f"{NO_SUFFIX}|{NEARLY_A_SUFFIX.pattern}"),
+    "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
+}
+"""How to make images of files -> the suffixes of such files."""
+
+
+def count_by_name(counts: Counter[str]) -> str:
+    """Return the most frequent names with their counts, as in "cat 3, dog 1"."""
+    listed = [f"{name or 'hidden'} {count}" for name, count in counts.most_common(5)]
+    return ", ".join([*listed, "..."] if len(counts) > 5 else listed)
 
 
 def unread_format(data: bytes) -> str:
@@ -60,6 +79,10 @@ def unread_format(data: bytes) -> str:
             name = name or known
     if not name and (packed := packed_by_content(data)):
         name = f"{packed.kind}: unpack it"
+    text = data[:MOST_SHOWN].decode(errors="replace").rstrip("\ufffd")  # the last letter may be cut
+    letters = "".join(text.split())
+    if not name and letters and letters.isprintable() and "\ufffd" not in letters:
+        name = f"text: {text.strip()!r}"
     if not name:
         return ""
     return f" but {name}" + ("" if ": " in name else "; convert it to JPEG or PNG")
@@ -75,18 +98,21 @@ def kind_of_other(name: str) -> str:
     return nearly[0] if nearly else os.path.splitext(base)[1].lower() or NO_SUFFIX
 
 
-def unread_pictures(ignored: Counter[str]) -> str:
-    """Describe the files that are left out and are pictures by their suffix; "" without any."""
-    pictures = {
-        kind: count
-        for kind, count in ignored.most_common()
-        if UNREAD_SUFFIX.fullmatch(kind) or NEARLY_A_SUFFIX.fullmatch(kind)
-    }
-    if not pictures:
-        return ""
-    kinds = ", ".join(f"{kind!r} {count}" for kind, count in list(pictures.items())[:5])
-    more = ", ..." if len(pictures) > 5 else ""
-    return (
-        f"{sum(pictures.values())} files look like pictures and are left out for their suffix "
-        f"({kinds}{more}): convert them to JPEG or PNG, or rename those that are"
+def unread_pictures(ignored: Counter[str]) -> list[str]:
+    """Return `describe_ignored` of those files that are pictures by their suffix."""
+    patterns = UNREAD_SUFFIX, NEARLY_A_SUFFIX
+    return describe_ignored(
+        Counter({kind: n for kind, n in ignored.items() if any(p.fullmatch(kind) for p in patterns)})
     )
+
+
+def describe_ignored(ignored: Counter[str]) -> list[str]:
+    """Return a line about files that are no images by their suffix, with the cure, if there are some."""
+    kinds = Counter({suffix: count for suffix, count in ignored.items() if suffix})
+    if not kinds:
+        return []
+    line = f"{kinds.total()} files are no images by their suffix ({count_by_name(kinds)})"
+    for cure, pattern in CURES.items():
+        if suffixes := [suffix for suffix, _ in kinds.most_common() if pattern.fullmatch(suffix)]:
+            line += f"; {cure.format(', '.join(suffixes))}"
+    return [line]

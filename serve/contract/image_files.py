@@ -147,7 +147,8 @@ class ImageFiles:
             raise UserError(f"{self.table}: {value!r} may be {hits[0]!r} or {hits[1]!r}: {APART}")
         if hits:
             return hits[0]
-        return value if naming.listed else naming.folder + clean(value) + (naming.suffix or "")
+        whole = naming.listed or is_remote(value)
+        return value if whole else naming.folder + clean(value) + (naming.suffix or "")
 
     def locate(self, values: Sequence[str]) -> tuple[Naming, int]:
         """Return the rule by which most of the distinct values stand for one image, and for how many.

@@ -40,6 +40,7 @@ PACKED = (
     Packed("a Parquet file", b"PAR1", (".parquet",), PARQUET),
 )
 SUFFIXES = tuple(suffix for packed in PACKED for suffix in packed.suffixes)
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")  # most are zip archives, too
 
 
 def packed_by_name(name: str) -> Packed | None:
@@ -64,7 +65,10 @@ def look_into(path: str | os.PathLike[str]) -> str:
 
 
 def describe_open(file: IO[bytes], path: str) -> str:
-    """Return `describe_packed` of an open file by its first bytes; "" for any other file."""
+    """Return `describe_packed` of an open file by its first bytes, or that it is a spreadsheet by its name;
+    "" for any other file."""
+    if path.lower().endswith(SPREADSHEETS):
+        return "a spreadsheet: save it as CSV (UTF-8)"
     file.seek(0)
     packed = packed_by_content(file.read(LONGEST_BEGINNING))
     return describe_packed(packed, path) if packed else ""

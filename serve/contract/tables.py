@@ -15,7 +15,7 @@ from serve.contract.text_encoding import open_text
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
 SAMPLE_LINES, SAMPLE_OBJECTS = 50, 1000
 SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*")  # Excel's own first line
-JSON_START = re.compile(r"\{|\[\s*(?:\{|$)")
+JSON_START = re.compile(r"\{|\[\s*(?:[{\"]|$)")
 PADDING = " \t\ufeff"
 
 

@@ -25,6 +25,8 @@ class LeftOut:
     """How many files have no image suffix, by `kind_of_other`."""
     system: set[str] = field(default_factory=set)
     """Paths of system folders (@eaDir, lost+found, ...)."""
+    folders: int = 0
+    """How many folders a pattern without ** matches."""
 
     def count(self, name: str) -> None:
         self.others[kind_of_other(name)] += 1

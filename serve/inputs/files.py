@@ -16,7 +16,7 @@ from serve.inputs.inventory import Entry
 from serve.inputs.tars import Tars
 
 LIST_SUFFIXES = (".txt", ".lst")
-CSV_SUFFIX = ".csv"
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 WILDCARDS = re.compile(r"[*?\[{]")
 MAX_PATTERN_FILES = 1_000_000
 
@@ -63,29 +63,41 @@ def _is_member(entry: Entry) -> bool:
 def match_files(pattern: str) -> Files:
     """Return the files that a pattern with wildcards or braces matches. Raises UserError without any."""
     paths: list[str] = []
+    folders = 0
     for expanded in expand_braces(pattern):
         wildcard = re.search(r"[*?\[]", url_path(expanded))
-        if wildcard is None:
+        if wildcard is None and os.path.isdir(expanded):
+            folders += 1
+        elif wildcard is None:
             paths.append(expanded)  # one that is missing is an error row, not a silent gap
         elif is_remote(expanded):
-            paths += storage.match(expanded)
+            urls, count = storage.match(expanded)
+            paths += urls
+            folders += count * ("**" not in expanded)
         else:
             base, linked = os.path.dirname(expanded[: wildcard.start()]), dict[str, bool]()
-            for path in glob.iglob(expanded, recursive=True):
+            # a folder's name may hold [, as no pattern that matches does
+            literal = expanded.replace("[", "[[]")
+            for path in glob.glob(expanded, recursive=True) or glob.glob(literal, recursive=True):
                 folder = os.path.dirname(path)
                 if folder not in linked:
                     linked[folder] = "**" in expanded and _is_below_link(folder, base)
-                if not linked[folder] and not os.path.isdir(path):
+                if os.path.isdir(path):
+                    folders += "**" not in expanded
+                elif not linked[folder]:
                     paths.append(path)
     if not any(is_remote(path) or os.path.exists(path) for path in paths):
-        raise UserError(f"--images {pattern!r} matches no file")
+        cure = f" but {folders} folders: add '/**/*.jpg' to it" if folders else ""
+        raise UserError(f"--images {pattern!r} matches no file{cure}")
     found = WILDCARDS.search(pattern)
     assert found is not None
     base = pattern[: found.start()].rpartition("/")[0]
     if not base and any(path.startswith("/") for path in paths):  # also of {/a,/b}/*.png
         base, paths = "/", [path if is_remote(path) else os.path.abspath(path) for path in paths]
     unique = {path if is_remote(path) else absolute(path): path for path in sorted(paths)}
-    return Files(sorted(unique.values()), base, pattern)
+    files = Files(sorted(unique.values()), base, pattern)
+    files.left_out.folders = folders
+    return files
 
 
 def _is_below_link(folder: str, base: str) -> bool:

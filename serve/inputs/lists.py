@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import IO
 
 from serve import storage
+from serve.contract.archive import SUFFIX as TAR_SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.image_column import find_image_columns
 from serve.contract.image_files import SAMPLE_ROWS, ImageFiles
@@ -17,10 +18,12 @@ from serve.contract.tables import Table, TableRow, read_table
 from serve.contract.text_encoding import open_text
 from serve.contract.urls import is_remote, join_url, redact, url_path
 from serve.inputs.base import Inputs, absolute
-from serve.inputs.files import CSV_SUFFIX
+from serve.inputs.files import TABLE_SUFFIXES
 from serve.inputs.inventory import Entry
 
-MAX_LINE_BYTES = 1 << 16
+MAX_LINE_BYTES, MOST_SHOWN = 1 << 16, 200
+FROM_WHERE = "paths in a list begin at the root or in the list's own folder"
+TAR_IN_A_LIST = "a tar file in a list: give one, or several by a pattern, as --images"
 
 
 class ListedFiles(Inputs):
@@ -33,51 +36,61 @@ class ListedFiles(Inputs):
         self.prefix = f"{base}/"
 
     def entries(self) -> Iterator[Entry]:
-        is_csv = url_path(self.path).lower().endswith(CSV_SUFFIX)
-        return map(self._entry, (listed_in_csv if is_csv else listed_lines)(self.path))
+        is_table = url_path(self.path).lower().endswith(TABLE_SUFFIXES)
+        return map(self._entry, (listed_in_table if is_table else listed_lines)(self.path))
 
     def _entry(self, name: str) -> Entry:
         if name.startswith("~/") and not is_remote(self.base):
             name = os.path.expanduser(name)
+        problem = TAR_IN_A_LIST if url_path(name).lower().endswith(TAR_SUFFIX) else ""
         if is_remote(name) or is_remote(self.base):
             url = name if is_remote(name) else join_url(self.base, name)
-            return Entry(redact(name, hidden=""), url, redact(url, hidden="").removeprefix(self.prefix))
+            key = redact(url, hidden="").removeprefix(self.prefix)
+            return Entry(redact(name, hidden=""), url, key, problem)
         key = absolute(os.path.join(self.base, name)).removeprefix(self.prefix)
-        return Entry(name, key=unicodedata.normalize("NFC", key))
+        return Entry(name, "", unicodedata.normalize("NFC", key), problem)
 
 
 def listed_lines(path: str) -> Iterator[str]:
     """Yield the lines of a text file, without their ends. Empty lines are passed over."""
-    number = 0
+    number, is_known = 0, is_remote(path)
     try:
         with open_text(_open(path), newline="\n") as file:  # a name may hold a carriage return
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES or "\0" in line:
                     raise UserError(f"{path}: line {number} is no path: is this a list of images?")
-                if name := line.removesuffix("\n").removesuffix("\r"):
-                    if number == 1:
-                        _check_first(path, name)
+                name = line.removesuffix("\n").removesuffix("\r")
+                if name.strip():
+                    if number <= 2:  # the first one may be a heading
+                        is_known = is_known or _is_path(path, number, name)
                     yield name
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: line {number + 1} is not UTF-16 as its beginning is: {error}") from error
 
 
-def _check_first(path: str, line: str) -> None:
-    """Raise UserError when the first line is a comment, or holds the path of a file: all lines would."""
+def _is_path(path: str, number: int, line: str) -> bool:
+    """Return whether a line is a URL or the path of a file. Raises UserError when it is a comment, or only
+    holds the path of a file or a name of an image, or begins in the current folder: all lines would."""
     folder = os.path.dirname(path)
-    if is_remote(path) or is_remote(line) or os.path.lexists(os.path.join(folder, line)):
-        return
-    parts = [line.replace("\\", "/"), line.strip(" \t\"'")]
-    parts += [line.rstrip().rpartition(separator)[0] for separator in ",\t "]
+    if is_remote(line) or os.path.lexists(os.path.join(folder, line)):
+        return True
+    parts = [line.replace("\\", "/"), line.strip(" \t\"'"), line.partition("\r")[0]]
+    parts += [line.rstrip().rpartition(separator)[0] for separator in ",\t "] + [os.path.abspath(line)]
     found = [part for part in parts if part and os.path.isfile(os.path.join(folder, part))]
-    if found or (line.startswith("#") and not has_image_suffix(line)):
+    if found or (
+        not has_image_suffix(line) and (line.startswith("#") or any(map(has_image_suffix, parts)))
+    ):
         hint = f", the path of a file is {found[0]!r}" if found else ""
-        raise UserError(f"{path}: line 1, {line!r}, is no path{hint}: each line must be one path, with '/'")
+        raise UserError(
+            f"{path}: line {number}, {line[:MOST_SHOWN]!r}, is no path{hint}: each line must be one path,"
+            f" with '/', and {FROM_WHERE}; the name of a table ends in .csv"
+        )
+    return False
 
 
-def listed_in_csv(path: str) -> Iterator[str]:
-    """Yield the images that a CSV file lists in its column path, or else in the one that names images.
+def listed_in_table(path: str) -> Iterator[str]:
+    """Yield the images that a table (CSV, JSON) lists in its column path, or else in that of images.
 
     Where folders train and test have images of the same names, those of test are taken. Raises UserError
     when no column names images, or several do.
@@ -110,18 +123,31 @@ def _find_images(path: str, table: Table, sample: list[TableRow]) -> tuple[int, 
         return at, str
     files = ImageFiles(path, "test")
     found = named or (urls if is_remote(path) else find_image_columns(table, sample, files))
+    if not found:
+        _check_current_folder(path, cells)
     if len(found) != 1:
         which = "several columns may name images" if found else "no column is called 'path' or names images"
         raise UserError(f"{path}: {which} ({table.columns[:10]}): call that of the images 'path'")
     at = found[0]
     naming, count = files.locate([cell for cell in dict.fromkeys(cells[at]) if cell.strip()])
     if named and not count:
+        _check_current_folder(path, [cells[at]])
         return at, str  # each is an error row later
     header = table.columns[at]
     if not table.headless and any(map(str.isdigit, header)) and files.find(header, naming):
         raise UserError(f"{path}: the first line names an image: write names of columns before it")
     print(f"{path}: images from the column {header!r}{naming.describe()}", file=sys.stderr)
     return at, lambda cell: files.path_of(cell, naming)
+
+
+def _check_current_folder(path: str, cells: list[list[str]]) -> None:
+    """Raise UserError when a first cell is the path of a file from the current folder."""
+    for cell in (column[0] for column in cells if column):
+        if os.path.isfile(cell) and not is_remote(path):
+            raise UserError(
+                f"{path}: {cell!r} is a file in the current folder, but {FROM_WHERE}: move the list, or "
+                f"write {os.path.abspath(cell)!r}"
+            )
 
 
 def _are_files(path: str, cells: list[str]) -> bool:

@@ -9,12 +9,12 @@ from itertools import islice
 from serve import storage
 from serve.contract.archive import SUFFIX as TAR_SUFFIX
 from serve.contract.errors import UserError
-from serve.contract.formats import unread_pictures
+from serve.contract.formats import NO_SUFFIX, count_by_name, describe_ignored, unread_pictures
 from serve.contract.listing import has_image_suffix
 from serve.contract.packed import SUFFIXES, look_into
 from serve.contract.urls import is_http, is_remote, redact, url_path
 from serve.inputs.base import Inputs
-from serve.inputs.files import CSV_SUFFIX, LIST_SUFFIXES, WILDCARDS, Files, match_files
+from serve.inputs.files import LIST_SUFFIXES, TABLE_SUFFIXES, WILDCARDS, Files, match_files
 from serve.inputs.folders import LocalFolder, RemoteFolder
 from serve.inputs.inventory import Entry, Inventory
 
@@ -49,14 +49,17 @@ class Source:
         """Return a text that is another one when the entry's file was changed or replaced; "": unknown."""
         return f"{entry.location}!{entry.problem}" if entry.problem else self.inputs.stamp(entry)
 
-    def describe_left_out(self) -> list[str]:
-        """Return a sentence for each kind of file or folder that is left out and may be missed."""
-        lines = [unread_pictures(self.inputs.left_out.others)]
+    def describe_left_out(self, every: bool = False) -> list[str]:
+        """Return a line for files and one for folders that are left out and may be missed: of files for
+        pictures, or for `every` kind."""
+        lines = (describe_ignored if every else unread_pictures)(self.inputs.left_out.others)
         if system := self.system:
-            names = ", ".join(f"{name} {count}" for name, count in system.most_common(5))
-            more = ", ..." if len(system) > 5 else ""
-            lines.append(f"{system.total()} system folders left out ({names}{more})")
-        return [line for line in lines if line]
+            lines.append(f"{system.total()} system folders left out ({count_by_name(system)})")
+        if folders := self.inputs.left_out.folders:
+            lines.append(
+                f"{folders} folders left out, which the pattern matches: ** stands for all below one"
+            )
+        return lines
 
 
 def open_source(images: str) -> Source:
@@ -75,9 +78,11 @@ def _nothing_to_score(images: str, source: Source, problems: list[Entry]) -> Ite
     yield f"no images in {redact(images)!r}: {source.ignored} other files"
     if problems:
         yield f"{len(problems)} problems {[f'{entry.name}: {entry.problem}' for entry in problems[:3]]}"
-    yield from source.describe_left_out()
-    if source.ignored:
-        yield "for tar files give a pattern, as in 'FOLDER/*.tar'"
+    yield from source.describe_left_out(every=True)
+    if source.inputs.left_out.others[NO_SUFFIX]:
+        yield "or list them in a .txt file, which names files of any suffix"
+    if source.inputs.left_out.others[TAR_SUFFIX] and isinstance(source.inputs, LocalFolder | RemoteFolder):
+        yield "or give tar files by a pattern, as in 'FOLDER/*.tar'"
     if any(entry.problem.startswith("linked folder") for entry in problems):
         yield "name the folder that a link leads to, or list the files in a .txt file"
 
@@ -88,7 +93,7 @@ def find_inputs(images: str) -> Inputs:
         if _is_remote_pattern(images):
             return match_files(images)
         path = url_path(images)
-        known = (*LIST_SUFFIXES, CSV_SUFFIX, TAR_SUFFIX, *SUFFIXES)
+        known = (*LIST_SUFFIXES, *TABLE_SUFFIXES, TAR_SUFFIX, *SUFFIXES)
         is_file = path.lower().endswith(known) or has_image_suffix(path)
         if is_file or (is_http(images) and path[-1] != "/"):
             return _one_file(images, path.rpartition("/")[0])
@@ -114,7 +119,7 @@ def _is_remote_pattern(url: str) -> bool:
 def _one_file(path: str, folder: str) -> Inputs:
     """Return what a file or object holds, by its suffix: a list, a tar file, or else one image."""
     suffix = os.path.splitext(url_path(path))[1].lower()
-    if suffix == CSV_SUFFIX or suffix in LIST_SUFFIXES:
+    if suffix in LIST_SUFFIXES + TABLE_SUFFIXES:
         from serve.inputs.lists import ListedFiles  # what only lists need does not slow every start
 
         return ListedFiles(path, folder)

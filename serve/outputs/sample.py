@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from serve import storage
 from serve.contract.errors import UserError
-from serve.contract.packed import LONGEST_BEGINNING, packed_by_content
+from serve.contract.packed import describe_open
 from serve.contract.tables import Table, TableRow, read_table
 from serve.contract.text_encoding import text_encoding
 from serve.contract.urls import is_remote, redact
@@ -58,9 +58,10 @@ def read_sample(path: str) -> Sample:
     where = f"--sample-submission {redact(path)}"
     try:
         with storage.download(path) if is_remote(path) else open(path, "rb") as file:
-            beginning = file.read(LONGEST_BEGINNING)
-            if packed := packed_by_content(beginning):  # as contests ship it
-                raise UserError(f"{where} is {packed.kind}: unpack it first")
+            if packed := describe_open(file, redact(path)):  # as contests ship it
+                raise UserError(f"{where} is {packed}")
+            file.seek(0)
+            beginning = file.read(4)
             file.seek(0)
             return _sample_of(read_table(file, where), path, where, beginning)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -79,7 +80,7 @@ def _sample_of(table: Table, path: str, where: str, beginning: bytes) -> Sample:
     for row in table.rows:
         row_id, *cells = row.cells
         if not row_id.strip() or row_id in ids:
-            problem = "occurs twice" if row_id in ids else "is no id"
+            problem = "occurs twice, and the first column must hold ids" if row_id in ids else "is no id"
             raise UserError(f"{where}: {row_id!r} in line {row.line} {problem}")
         first = first or row
         ids[row_id] = None

@@ -448,6 +448,11 @@ def test_a_package_or_a_scheme_that_is_missing_is_named(monkeypatch: pytest.Monk
             storage.read_object(url)
 
 
+def test_a_scheme_that_needs_more_than_a_url_is_no_outage() -> None:
+    with pytest.raises(UserError, match="dbfs://x"):
+        storage.read_object("dbfs://x/a.jpg")
+
+
 # -- any other scheme ------------------------------------------------------------------------------------
 
 
@@ -467,7 +472,8 @@ def test_every_scheme_is_listed_read_matched_and_written(folder: str, tmp_path: 
     assert files["notes.txt"].size == 10
     assert [file.name for file in storage.list_files(f"{folder}/notes.txt")] == ["notes.txt"]
     assert list(storage.list_files(f"{folder}/none")) == []
-    assert storage.match(f"{folder}/*/er/*.png") == [f"{folder}/deep/er/b.png"]
+    assert storage.match(f"{folder}/*/er/*.png") == ([f"{folder}/deep/er/b.png"], 0)
+    assert storage.match(f"{folder}/*") == ([f"{folder}/a b.png", f"{folder}/notes.txt"], 1)
     assert storage.read_object(f"{folder}/a b.png") == PNG["0.png"]
     assert storage.read_range(f"{folder}/notes.txt", 3, 4) == b"3456"
     assert storage.open_seekable(f"{folder}/notes.txt").read() == b"0123456789"

@@ -31,6 +31,13 @@ def test_the_error_names_what_the_file_is(name: str, beginnings: list[bytes]) ->
             load_image(beginning + b"\0" * 200)
 
 
+@pytest.mark.parametrize("data", [b'{"error": "not found"}', b"in/a.jpg\nin/b.jpg\n", "d\u00e9".encode()])
+def test_a_text_is_shown(data: bytes) -> None:
+    with pytest.raises(UserError, match="text") as raised:
+        load_image(data)
+    assert repr(data.decode().strip()) in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "name",
     ["a.JP2", "b.heic_large", "c.jxl", "d.dng", "e.pbm", "f.tga"]
@@ -38,7 +45,10 @@ def test_the_error_names_what_the_file_is(name: str, beginnings: list[bytes]) ->
 )
 def test_what_looks_like_a_picture_is_not_left_out_without_a_word(tmp_path: Path, name: str) -> None:
     kind = kind_of_other(f"folder/{name}")
-    assert repr(kind) in unread_pictures(Counter([kind, ".txt"]))
+    (line,) = unread_pictures(Counter([kind, ".txt"]))
+    assert f"{kind} 1" in line
+    assert "; " in line  # what to do
+    assert ".txt" not in line
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / "ok.jpg").write_bytes(b"x")
     source = open_source(str(tmp_path))
@@ -51,7 +61,7 @@ def test_what_looks_like_a_picture_is_not_left_out_without_a_word(tmp_path: Path
     ["a.txt", "a.jpg.txt", "a.jpg.json", "a.png.npy", "a.jpg.part", "README", ".jpg", "._a.heic", "jpg.1"],
 )
 def test_what_lies_beside_pictures_is_no_warning(name: str) -> None:
-    assert unread_pictures(Counter([kind_of_other(name)])) == ""
+    assert unread_pictures(Counter([kind_of_other(name)])) == []
 
 
 def test_files_without_a_suffix_are_counted_and_hidden_ones_and_the_systems_are_not() -> None:

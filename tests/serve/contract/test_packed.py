@@ -14,6 +14,7 @@ from serve.contract.errors import UserError
 from serve.contract.images import load_image
 from serve.contract.packed import PACKED
 from serve.inputs.sources import open_source
+from serve.outputs.sample import read_sample
 from train.data.layouts.registry import find_labels
 
 STREAMS = {".gz": gzip.compress, ".tgz": gzip.compress, ".bz2": bzip2, ".xz": lzma.compress}
@@ -69,6 +70,15 @@ def test_compressed_tar_files_beside_plain_ones_are_a_warning_in_training(tmp_pa
     (tmp_path / "1.tar.gz").write_bytes(b"")
     (warning,) = find_labels(tmp_path, "auto").warnings
     assert "'1.tar.gz'" in warning
+
+
+@pytest.mark.parametrize("name", ["list.xlsx", "list.XLS", "list.ods"])
+def test_a_spreadsheet_is_no_zip_archive(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04" + b"\0" * 20)
+    for read in (open_source, read_sample, lambda path: find_labels(Path(path), "auto")):
+        with pytest.raises(UserError, match="CSV") as error:
+            read(str(tmp_path / name))
+        assert "unzip" not in str(error.value)
 
 
 def test_a_text_that_begins_like_a_magic_number_is_none(tmp_path: Path) -> None:

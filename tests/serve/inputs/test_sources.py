@@ -261,6 +261,19 @@ def test_images_can_be_matched_too_and_a_name_with_brackets_is_itself(folder: Pa
     assert list(contents(open_source("in/*.jpg"))) == ["a1.jpg", "a[1].jpg", "b.jpg"]
 
 
+def test_a_folder_with_brackets_is_itself_where_nothing_else_matches(folder: Path) -> None:
+    make(folder, "set [1]/a.jpg", "set [1]/b.txt")
+    assert contents(open_source("set [1]/*.jpg")) == {"set [1]/a.jpg": "set [1]/a.jpg"}
+
+
+def test_folders_that_a_pattern_matches_are_reported(folder: Path) -> None:
+    make(folder, "in/a.jpg", "in/deep/b.jpg")
+    for pattern, count in (("in/*", 1), ("in/{a.jpg,deep}", 1), ("in/**/*.jpg", 0)):
+        source = open_source(pattern)
+        assert "a.jpg" in contents(source)
+        assert [line[0] for line in source.describe_left_out()] == ["1"] * count
+
+
 @pytest.mark.parametrize(
     ("pattern", "expanded"),
     [
@@ -287,7 +300,11 @@ def test_braces_that_stand_for_millions_are_refused() -> None:
     [
         ("missing", "--images 'missing'"),
         ("empty", "'empty': 0 "),
-        ("texts", r"'texts': 1 .*'FOLDER/\*.tar'$"),
+        ("texts", r"'texts': 1 .*\.txt 1"),
+        ("archives", r"'archives': 3 .*without a suffix.*\.txt file.*'FOLDER/\*.tar'$"),
+        ("outer.tar", r"'outer.tar': 1 .*unpack \.tar$"),
+        ("*s", r"no file but 2 folders"),
+        ("{texts,archives}", r"no file but 2 folders"),
         ("*.nothing", r"--images '\*.nothing'"),
         ("{u,v}.tar", r"--images '{u,v}\.tar'"),
         ("{3..1}.tar", r"--images '{3\.\.1}\.tar'"),
@@ -299,7 +316,8 @@ def test_braces_that_stand_for_millions_are_refused() -> None:
 )
 def test_nothing_to_score_is_an_error_that_says_why(folder: Path, images: str, reason: str) -> None:
     (folder / "empty").mkdir()
-    make(folder, "texts/a.txt", "x.tar.gz", "x.tar")
+    make(folder, "texts/a.txt", "x.tar.gz", "x.tar", "archives/a.zip", "archives/b.tar", "archives/1")
+    make_tar(folder / "outer.tar", folder, "x.tar")
     os.mkfifo(folder / "fifo")
     os.mkfifo(folder / "fifo.tar")
     with pytest.raises(ValueError, match=reason):

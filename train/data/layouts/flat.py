@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from serve.contract.errors import UserError
+from serve.contract.formats import describe_ignored
 from serve.contract.listing import Listing, list_images
 from train.data.labels import LabelledPaths, listed
-from train.data.layouts.listing import class_folders, describe_ignored, describe_left_out, is_report
+from train.data.layouts.listing import class_folders, describe_left_out, is_report
 
 NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)
 COPY = re.compile(r"(?:\s\(?\d+\)?|\s+(?:-\s+)?(?:copy|kopie|copie|copia)(?:\s\(?\d+\)?)?)$", re.IGNORECASE)

@@ -11,13 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from serve.contract.errors import UserError
+from serve.contract.formats import count_by_name, describe_ignored
 from serve.contract.listing import Listing, list_images
 from train.data.labels import LabelledPaths
 from train.data.layouts.folder_tree import Folder
 from train.data.layouts.listing import (
     class_folders,
-    count_by_name,
-    describe_ignored,
     describe_left_out,
     packed_beside,
 )

@@ -1,7 +1,6 @@
 """Listing of a folder for its layouts: folders that may be classes, and files that are no images."""
 
 import os
-import re
 import shlex
 from collections import Counter
 from collections.abc import Collection
@@ -9,23 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.contract.archive import SUFFIX
-from serve.contract.command_line import command
-from serve.contract.formats import NO_SUFFIX, UNREAD_SUFFIX
+from serve.contract.formats import count_by_name
 from serve.contract.listing import has_image_suffix, system_folder
-from serve.contract.packed import SUFFIXES, describe_packed, packed_by_name
+from serve.contract.packed import describe_packed, packed_by_name
 from train.data.labels import listed
-
-CURES = {
-    "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
-    "unpack {}": re.compile("|".join(re.escape(s) for s in (*SUFFIXES, SUFFIX) if s != ".parquet")),
-    f"convert {{}} by {command('train/data/convert_parquet.py')} FOLDER --output SHARDS": re.compile(
-        r"\.parquet"
-    ),
-    "write the images in {} as files": re.compile(r"\.(?:arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
-    "rename images {}, as in NAME.jpg": re.compile(NO_SUFFIX),
-    "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
-}
-"""How to make images of files -> the suffixes of such files."""
 
 RUN_FILES = ("checkpoints", "metrics.jsonl", "figures")
 REPORTS = {
@@ -122,20 +108,3 @@ def describe_left_out(found: ClassFolders) -> list[str]:
 def describe_hidden(names: Collection[str]) -> list[str]:
     line = f"hidden folders left out ({listed(names)}): a class needs a name without a dot before it"
     return [line] if names else []
-
-
-def describe_ignored(ignored: Counter[str]) -> list[str]:
-    """Return a line about files that are no images by their suffix, with the cure, if there are some."""
-    kinds = Counter({suffix: count for suffix, count in ignored.items() if suffix})
-    if not kinds:
-        return []
-    line = f"{kinds.total()} files are no images by their suffix ({count_by_name(kinds)})"
-    for cure, pattern in CURES.items():
-        if suffixes := [suffix for suffix, _ in kinds.most_common() if pattern.fullmatch(suffix)]:
-            line += f"; {cure.format(', '.join(suffixes))}"
-    return [line]
-
-
-def count_by_name(counts: Counter[str]) -> str:
-    listed = [f"{name} {count}" for name, count in counts.most_common(5)]
-    return ", ".join([*listed, "..."] if len(counts) > 5 else listed)

@@ -14,19 +14,18 @@ from typing import Protocol
 
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
+from serve.contract.formats import describe_ignored
 from serve.contract.packed import look_into
 from train.data.labels import LabelledPaths
 from train.data.layouts import flat, folders, label_file, tar_files
 from train.data.layouts.label_candidates import ColumnsError
 from train.data.layouts.listing import (
     class_folders,
-    describe_ignored,
     describe_left_out,
 )
 
 LABEL_FILES = (".csv", ".tsv", ".jsonl")
 MOST_LABEL_FILES = 20
-SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
 
 class DataLayout(Protocol):
@@ -49,8 +48,6 @@ def find_labels(source: Path, data_format: str, flag: str = "--data", columns: s
             f"{flag} {str(source)!r} does not exist; name a folder of images or a label file (CSV)"
         )
     try:
-        if source.is_file() and source.suffix.lower() in SPREADSHEETS:
-            raise UserError(f"{flag} {source} is a spreadsheet: save it as CSV (UTF-8)")
         if source.is_file() and source.suffix != SUFFIX and (packed := look_into(source)):
             raise UserError(f"{flag} {source} is {packed}")
         if data_format == "csv" or (data_format == "auto" and label_file.matches(source)):

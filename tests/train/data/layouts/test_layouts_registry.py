@@ -44,12 +44,6 @@ def test_folders_of_classes_with_a_label_file_that_agrees_are_classes(tmp_path: 
     assert find_labels(tmp_path, "folders").labels == labels
 
 
-def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
-    (tmp_path / "labels.XLSX").write_bytes(b"PK\x03\x04")
-    with pytest.raises(UserError, match="CSV"):
-        find_labels(tmp_path / "labels.XLSX", "auto")
-
-
 def test_a_label_file_that_is_not_used_is_named(tmp_path: Path) -> None:
     source, _ = LAYOUTS["ham10000"](tmp_path)
     with pytest.raises(UserError, match=r"--data .*HAM10000_metadata\.csv.*_part_1"):
