@@ -77,10 +77,11 @@ def describe_open(file: IO[bytes], path: str) -> str:
 def describe_packed(packed: Packed, path: str) -> str:
     """Return what the file is and the command that makes it readable, as in "a zip archive: unzip ..."."""
     suffix = next((s for s in packed.suffixes if path.lower().endswith(s)), "")
-    stem = path[: -len(suffix)] if suffix else os.path.splitext(path)[0]
-    plain = stem if stem.lower().endswith(".tar") else f"{stem}.tar"
-    if plain == path:
-        plain = f"{stem}-plain.tar"
+    stem, own = (path[: -len(suffix)], "") if suffix else os.path.splitext(path)
+    if not suffix:
+        plain = f"{stem}-plain{own or '.tar'}"
+    else:  # photo.jpg.gz, list.csv.gz, photos.tar.gz, and photos.tgz
+        plain = stem if os.path.splitext(stem)[1] and suffix[:2] != ".t" else f"{stem}.tar"
     folder = f"{stem}-shards" if packed.command == PARQUET else stem
     names = {"source": path, "plain": plain, "folder": folder}
     quoted = {name: shlex.quote(value) for name, value in names.items()}

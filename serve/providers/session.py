@@ -187,4 +187,5 @@ def _create(path: Path, options: ort.SessionOptions, providers: list[Any] | None
         # enable_fallback: a provider that fails while it runs would be replaced by the CPU, too
         return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own exception types share no public base
-        raise UserError(f"{path}: onnxruntime cannot load this model: {error}") from error
+        hint = "; a model must be one file, without external data" if NOWHERE in str(error) else ""
+        raise UserError(f"{path}: onnxruntime cannot load this model: {error}{hint}") from error

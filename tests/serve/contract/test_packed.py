@@ -72,6 +72,16 @@ def test_compressed_tar_files_beside_plain_ones_are_a_warning_in_training(tmp_pa
     assert "'1.tar.gz'" in warning
 
 
+@pytest.mark.parametrize("name", ["photo.jpg", "list.csv", "x-plain.csv"])
+def test_what_was_one_file_is_one_again(tmp_path: Path, name: str) -> None:
+    packed = tmp_path / ("x.csv" if "plain" in name else f"{name}.gz")
+    packed.write_bytes(gzip.compress(b"x"))
+    with pytest.raises(UserError) as scoring:
+        open_source(str(packed))
+    subprocess.run(command_of(scoring.value), shell=True, check=True)
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("name", ["list.xlsx", "list.XLS", "list.ods"])
 def test_a_spreadsheet_is_no_zip_archive(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04" + b"\0" * 20)
