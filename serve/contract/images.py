@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from serve.contract.archive import open_regular, read_member, split_member
 from serve.contract.colours import sample_bits, to_rgb
@@ -32,6 +32,8 @@ MAX_JPEG_SCANS = 100
 
 # We check the size ourselves, before a pixel is decoded, with an error instead of a warning.
 Image.MAX_IMAGE_PIXELS = None
+# A printer's colour profile and the settings of a picture's generator have more than Pillow's 1 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20
 
 
 def check_megapixels(limit: float) -> None:

@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import pytest
+from hostile_images import png_with_text
 from PIL import Image
 
 from serve.contract.errors import UserError
@@ -50,6 +51,14 @@ def test_black_pictures_are_whole(size: tuple[int, int], interlaced: bool, colou
 def test_missing_rows_are_an_error(rows: int, interlaced: bool) -> None:
     with pytest.raises(UserError, match="truncated"):
         load_image(png(64, 64, rows, interlaced=interlaced))
+
+
+def test_long_texts_and_profiles_cost_no_picture() -> None:
+    """Generators keep their settings in a text, scanners have profiles of megabytes."""
+    assert load_image(png_with_text(10_000_000)).size == (20, 30)
+    file, profile = io.BytesIO(), bytes(3_000_000)
+    Image.new("RGB", (9, 9), (200, 40, 40)).save(file, "PNG", icc_profile=profile)
+    assert load_image(file.getvalue()).info["icc_profile"] == profile
 
 
 def test_a_black_last_row_costs_no_picture() -> None:
