@@ -1,10 +1,11 @@
-"""From decoded pixels of any kind to RGB: grey of more than 8 bits, and transparency."""
+"""From pixels of any kind to RGB: grey of more than 8 bits, and transparency."""
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImagePalette
 
 from serve.contract.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
 from serve.contract.errors import UserError
@@ -13,6 +14,24 @@ STRIP_PIXELS = 1 << 20  # laid over white at once
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
 PNG_DEPTH = 24  # byte with the bits a sample in a PNG
 PNG_GREY, PNG_RGB = 0, 2
+BMP_DEPTH = 28  # byte with the bits a pixel in a bitmap
+BLACK_AND_WHITE = b"\0\0\0\xff\xff\xff"
+COLOUR_MAP = 320  # TIFF's tag
+
+
+def read_as_meant(image: Any, data: bytes) -> None:
+    """Let Pillow read the pixels of an opened file, which are unread, as other decoders do."""
+    if image.format == "WEBP" and image.mode == "RGB" and image.n_frames > 1:
+        # libwebp clears what the first frame leaves out, which would be black without its alpha
+        image._mode = image.rawmode = "RGBA"
+    elif image.format == "BMP" and image.mode == "1" and data[BMP_DEPTH] > 1:
+        # whose palette is black and white: Pillow would read one bit a pixel
+        rawmode = "P" if data[BMP_DEPTH] == 8 else f"P;{data[BMP_DEPTH]}"
+        image._mode, image.palette = "P", ImagePalette.raw("RGB", BLACK_AND_WHITE)
+        image.tile = [tile._replace(args=(rawmode, *tile.args[1:])) for tile in image.tile]
+    elif image.format == "TIFF" and image.palette and max(image.tag_v2[COLOUR_MAP]) < 256:
+        # colours of 8 bits: Pillow would take the upper 8 of 16, which are black
+        image.palette = ImagePalette.raw("RGB;L", image.tag_v2[COLOUR_MAP])
 
 
 def sample_bits(image: Image.Image, data: bytes) -> int:

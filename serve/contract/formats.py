@@ -4,6 +4,7 @@ why a file is left out."""
 import os
 import re
 from collections import Counter
+from typing import Any
 
 from serve.contract.command_line import command
 from serve.contract.packed import SUFFIXES, packed_by_content
@@ -29,10 +30,14 @@ BEGINNINGS = {
     b"#?RADIANCE": "Radiance HDR",
     b"FUJIFILMCCD-RAW": "RAF, a raw photograph",
     b"\0\0\1\0": "a Windows icon",
-    b"II*\0": "a damaged TIFF, or one of a kind that is not read (float, more bands or bits)",
-    b"MM\0*": "a damaged TIFF, or one of a kind that is not read (float, more bands or bits)",
+    **dict.fromkeys(
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        "a damaged TIFF, or one of a kind that is not read (float, bands, bits, compression)",
+    ),
     b"\xff\xd8\xff": "a damaged JPEG, or one of a kind that is not read (12 bits, no height)",
     b"\x89PNG": "a damaged PNG: make it again",
+    b"GIF8": "a damaged GIF: make it again",
+    bytes(132): "zeros, as an interrupted copy leaves them: copy it again",
     b"P7": "PAM",
     b"%PDF": "PDF",
     b"%!PS": "PostScript",
@@ -42,8 +47,8 @@ BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file with git lfs pull",
 }
 UNREAD_SUFFIX = re.compile(
-    r"\.(?:jxl|jxr|jp2|j2k|jp[fx]|psd|exr|hdr|svg|ico|icns|tga|pcx|p[bn]m|dcm"
-    r"|dng|cr[23]|nef|arw|raf|orf|rw2)"
+    r"\.(?:jxl|jxr|jp2|j2k|jp[fx]|psd|exr|hdr|svg|ico|icns|cur|tga|pcx|p[bn]m|dcm|dds|qoi|svs|ndpi"
+    r"|apng|pjp(?:eg)?|jif|mpo|dib|dng|cr[23]|nef|nrw|arw|raf|orf|rw2|srw|pef)"
 )
 """Suffixes of pictures that must be converted first."""
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
@@ -73,12 +78,14 @@ def count_by_name(counts: Counter[str]) -> str:
 def unread_format(data: bytes) -> str:
     """Describe a file that no decoder knows by its first bytes, with the way out; "": unknown."""
     name = BRANDS.get(data[8:11], "a video: take pictures from it") if data[4:8] == b"ftyp" else ""
-    start = data[:32].lstrip().lower()
+    start = data[:32].lstrip(b"\xef\xbb\xbf \t\r\n").lower()  # a byte order mark and spaces
     for beginning, known in BEGINNINGS.items():
         if data.startswith(beginning) or start.startswith(beginning):
             name = name or known
     if not name and (packed := packed_by_content(data)):
         name = f"{packed.kind}: unpack it"
+    if data[128:132] == b"DICM":
+        name = "DICOM"
     text = data[:MOST_SHOWN].decode(errors="replace").rstrip("\ufffd")  # the last letter may be cut
     letters = "".join(text.split())
     if not name and letters and letters.isprintable() and "\ufffd" not in letters:
@@ -86,6 +93,31 @@ def unread_format(data: bytes) -> str:
     if not name:
         return ""
     return f" but {name}" + ("" if ": " in name else "; convert it to JPEG or PNG")
+
+
+# TIFF's tags
+REDUCED, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, PLANES = 254, 258, 259, 262, 273, 284
+TILES, CHILDREN, SAMPLE_FORMAT, SUBSAMPLING = 324, 330, 339, 530
+UNCOMPRESSED, YCBCR, WHITE_IS_ZERO, SIGNED = 1, 6, 0, 2
+
+
+def unread_tiff(tags: Any) -> str:
+    """Return why a TIFF that Pillow opens is not read, by the tags of its first picture; "": it is."""
+    bits, photometric = set(tags.get(BITS, ())), tags.get(PHOTOMETRIC)
+    if tags.get(REDUCED) in (1, 3) and (tags.next or CHILDREN in tags):
+        return "begins with a thumbnail (a raw photograph?): convert the picture behind it to JPEG or PNG"
+    if bits == {8} and SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        return "signed pixels have no defined white; save unsigned ones"
+    if tags.get(COMPRESSION, 1) == UNCOMPRESSED and (
+        (photometric == YCBCR and tags.get(SUBSAMPLING) != (1, 1))
+        or (tags.get(PLANES) == 2 and (bits != {8} or photometric == WHITE_IS_ZERO))
+        or 0 in tags.get(STRIPS, tags.get(TILES, ()))
+    ):
+        return (
+            "uncompressed and of a kind that Pillow misreads (subsampled YCbCr, planes of other than 8 "
+            "bits, missing strips): save it with compression"
+        )
+    return ""
 
 
 def kind_of_other(name: str) -> str:

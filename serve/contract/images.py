@@ -3,14 +3,15 @@
 import io
 import os
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image, ImageFile, PngImagePlugin
 
 from serve.contract.archive import open_regular, read_member, split_member
-from serve.contract.colours import sample_bits, to_rgb
+from serve.contract.colours import read_as_meant, sample_bits, to_rgb
 from serve.contract.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
 from serve.contract.errors import UserError
-from serve.contract.formats import unread_format
+from serve.contract.formats import unread_format, unread_tiff
 from serve.contract.heic import is_heic, open_heic
 from serve.contract.jpeg import scans_and_end, without_metadata
 from serve.contract.orientation import orientation, pass_over_metadata
@@ -98,9 +99,7 @@ def open_image(data: bytes) -> Image.Image:
         return open_heic(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.format == "WEBP" and image.mode == "RGB" and getattr(image, "n_frames", 1) > 1:
-            # libwebp clears what the first frame leaves out, which would be black without its alpha
-            image._mode = image.rawmode = "RGBA"  # type: ignore[attr-defined]
+        read_as_meant(image, data)
         return image
     except Exception:
         if data.startswith(b"\xff\xd8\xff"):
@@ -113,8 +112,7 @@ def open_image(data: bytes) -> Image.Image:
         raise
 
 
-TILE_WIDTH, TILE_LENGTH, COMPRESSION, PHOTOMETRIC, SUBSAMPLING = 322, 323, 259, 262, 530  # TIFF's tags
-YCBCR = 6
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF's tags
 ZEROS = 64  # bytes at the end of a JPEG without an end mark
 
 Decode = Callable[[Image.Image], Image.Image]
@@ -212,13 +210,13 @@ def _first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
     return None if box == (0, 0, *image.size) else box
 
 
-def _check_tiff(image: Image.Image, max_megapixels: float) -> None:
-    tags = image.tag_v2  # type: ignore[attr-defined]
+def _check_tiff(image: Any, max_megapixels: float) -> None:
+    tags = image.tag_v2
     tile = tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0)
     if tile > max_megapixels * 1e6:
         raise UserError(f"tiles of {tile} pixels are over the limit of {max_megapixels:g} megapixels")
-    if tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION) == 1 and tags.get(SUBSAMPLING) != (1, 1):
-        raise UserError("subsampled YCbCr without compression, which Pillow misreads: save it as RGB")
+    if problem := unread_tiff(tags):
+        raise UserError(problem)
 
 
 def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:

@@ -1,5 +1,6 @@
 """Grey of any depth and transparency of any kind come out as shades, and are named where they cannot."""
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -70,6 +71,36 @@ def test_the_transparent_colour_of_8_bits_and_of_a_palette_is_white() -> None:
     for depth in (1, 2, 4, 8):
         pixels, _ = load(png(depth, 3, [0, 1], b"\xff\0", colours))
         assert pixels[0].tolist() == [[200, 40, 40], [255] * 3]
+
+
+# -- palettes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bitmap_whose_palette_is_black_and_white_is_read_at_its_own_bits(bits: int) -> None:
+    mask = Image.new("P", (8, 2))
+    mask.putdata([0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1])
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    levels = np.asarray(mask)
+    data = encode(mask, "BMP")
+    assert struct.unpack_from("<H", data, 28) == (8,)
+    if bits == 4:
+        packed = (levels[::-1, ::2] << 4 | levels[::-1, 1::2]).tobytes()
+        data = data[:28] + struct.pack("<H", 4) + data[30:-16] + packed
+    np.testing.assert_array_equal(load(data)[0][..., 1], levels * 255)
+
+
+def test_a_tiff_whose_palette_has_8_bits_is_not_black() -> None:
+    image = Image.new("P", (2, 1))
+    image.putdata([1, 2])
+    image.putpalette([0, 0, 0, 200, 40, 40, 40, 60, 200])
+    plain = encode(image, "TIFF")
+    with Image.open(io.BytesIO(plain)) as opened:
+        colours = opened.tag_v2[320]  # type: ignore[attr-defined]
+    sixteen, eight = (struct.pack("<768H", *(c // by for c in colours)) for by in (1, 256))
+    assert sixteen in plain
+    for data in (plain, plain.replace(sixteen, eight)):
+        assert load(data)[0][0].tolist() == [[200, 40, 40], [40, 60, 200]]
 
 
 # -- an alpha channel of zeros ---------------------------------------------------------------------------

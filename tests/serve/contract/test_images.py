@@ -100,7 +100,15 @@ def test_what_an_animations_first_frame_leaves_out_is_white(file_format: str) ->
 
 @pytest.mark.parametrize(
     ("tags", "reason"),
-    [({322: 10_000, 323: 10_000}, "tiles"), ({262: 6, 530: (2, 2)}, "YCbCr")],
+    [
+        ({322: 10_000, 323: 10_000}, "tiles"),
+        ({262: 6, 530: (2, 2)}, "YCbCr"),
+        ({284: 2, 258: (16, 16, 16)}, "planes"),
+        ({284: 2, 262: 0}, "planes"),
+        ({273: (8, 0)}, "missing strips"),
+        ({254: 1, 330: 8}, "thumbnail"),
+        ({258: (8,), 339: (2,)}, "unsigned"),
+    ],
 )
 def test_tiffs_that_would_be_misread_or_fill_the_memory_are_refused(
     tags: dict[int, Any], reason: str
