@@ -739,6 +739,13 @@ FAULTS = [
         "(0, 0, 0, 255)",
         ("colours", "images"),
     ),
+    Fault(
+        "a JPEG that ends before its last rows is a picture with grey in their place",
+        "serve/contract/images.py",
+        'elif image.format in ("JPEG", "MPO") and not last.strip(GREY):',
+        "elif False:",
+        ("jpeg",),
+    ),
     # Jobs in a cluster
     Fault(
         "a Job made again by somebody else is waited for",

@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from serve.contract.archive import open_regular, read_member, split_member
 from serve.contract.colours import read_as_meant, sample_bits, to_rgb
-from serve.contract.doubts import BEFORE_THE_FILL, BLANK, is_blank, is_one_colour
+from serve.contract.doubts import BLANK, is_blank, is_one_colour
 from serve.contract.errors import UserError
 from serve.contract.formats import unread_format, unread_tiff
 from serve.contract.heic import is_heic, open_heic
@@ -113,7 +113,9 @@ def open_image(data: bytes) -> Image.Image:
 
 
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF's tags
-ZEROS = 64  # bytes at the end of a JPEG without an end mark
+MAKE_UP = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # formats whose decoders take any bytes for pixels
+FILLER = 64  # bytes
+GREY, OTHER = b"\x7f\x80", b"\xa5"
 
 Decode = Callable[[Image.Image], Image.Image]
 
@@ -142,8 +144,8 @@ def load_image(
         max_megapixels: the limit, of a million pixels each.
 
     Raises:
-        UserError: unreadable, truncated as far as the decoder can tell (a JPEG that ends early with a
-            proper end mark cannot be told), above the limit, or of a kind without a defined white.
+        UserError: unreadable, truncated as far as its pixels can tell (a progressive JPEG without its
+            last scans cannot be told), above the limit, or of a kind without a defined white.
     """
     try:
         image, way, doubt = _decode(data, decode, doubts is not None, max_megapixels)
@@ -180,12 +182,14 @@ def _decode(
         _check_size(image, data, max_megapixels)
         bits = sample_bits(image, data)
         pass_over_metadata(image)
-        whole, mode, frame = image.size, image.mode, _first_frame(image)
+        mode, frame = image.mode, _first_frame(image)
         decoded = decode(image)
         if image.format == "HEIF":  # its header may say another size than its pixels have
             _check_size(image, data, max_megapixels)
         if image.format == "PNG" and not has_all_rows(data, decoded):
             raise UserError("truncated: its data end before its last row")
+        if image.format in MAKE_UP and _is_made_up(data, image, decode, decoded):
+            raise UserError("truncated: zeros or an end mark in place of its data")
         rgb, doubt = to_rgb(decoded, image, data, bits)
         if frame:  # outside, viewers show their background
             background = Image.new("RGB", rgb.size, "white")
@@ -194,11 +198,8 @@ def _decode(
         rgb.info |= {key: image.info[key] for key in (ICC_PROFILE, EXTENT) if key in image.info}
         if mode in ("CMYK", "LAB"):  # a profile that fits RGB was not made for these pixels
             rgb.info.pop(ICC_PROFILE, None)
-        if check and not doubt and is_one_colour(rgb, but=BEFORE_THE_FILL):
-            if image.size != whole and decode is not load_whole:  # made smaller, a fine pattern is one too
-                doubt = _decode(data, load_whole, check, max_megapixels)[2]
-            elif is_blank(rgb, image, data):
-                doubt = BLANK
+        if check and not doubt and is_one_colour(rgb) and is_blank(rgb, image, data):
+            doubt = BLANK
         return rgb, orientation(image), doubt
 
 
@@ -208,6 +209,28 @@ def _first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
         return None
     box: tuple[int, int, int, int] = image.tile[0][1]  # type: ignore[attr-defined]
     return None if box == (0, 0, *image.size) else box
+
+
+def _is_made_up(data: bytes, image: Image.Image, decode: Decode, decoded: Image.Image) -> bool:
+    """Return whether pixels come from what is not their data: they change with other bytes in its place.
+
+    That is a run of equal bytes, as an interrupted copy or erased memory leaves it, which decoders take for
+    pixels, or the end mark of a JPEG, behind which libjpeg leaves grey.
+    """
+    last = decoded.crop((decoded.width - 1, decoded.height - 1, *decoded.size)).tobytes()
+    if data[-FILLER:] == data[-1:] * FILLER:
+        end = len(data.rstrip(data[-1:])) + FILLER // 4  # zeros behind the last box are a box to the end
+        other = data[:end].ljust(len(data), OTHER)
+    elif image.format in ("JPEG", "MPO") and not last.strip(GREY):
+        end = scans_and_end(data)[1] - 2
+        other = data[:end] + OTHER * FILLER + data[end:]
+    else:
+        return False
+    try:
+        with open_image(other) as opened:
+            return decode(opened).tobytes() != decoded.tobytes()
+    except Exception:  # Pillow raises nearly anything on damaged bytes
+        return True
 
 
 def _check_tiff(image: Any, max_megapixels: float) -> None:
@@ -231,9 +254,6 @@ def _check_size(image: Image.Image, data: bytes, max_megapixels: float) -> None:
     if image.format in ("JPEG", "MPO"):  # MPO: with a second picture behind it, as telephones write them
         if width * height > MAX_JPEG_PIXELS_PER_BYTE * len(data):
             raise UserError(f"claims {width}x{height} pixels in {len(data)} bytes: truncated")
-        # zeros, as an interrupted copy leaves them, are valid codes of pixels
-        if data.endswith(bytes(ZEROS)) and scans_and_end(data)[1] == len(data):
-            raise UserError("truncated: zeros in place of its end")
         # Counting marks is quick, and counts those of thumbnails and videos too.
         if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
             scans, _ = scans_and_end(data)

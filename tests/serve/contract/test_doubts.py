@@ -6,7 +6,8 @@ from PIL import Image
 from serve_model import encode, noise, solid
 
 from serve.contract.doubts import BLANK, Doubts
-from serve.contract.images import load_image
+from serve.contract.errors import UserError
+from serve.contract.images import load_image, load_whole
 from train.data.scan import ENOUGH
 
 
@@ -26,9 +27,20 @@ def erased(data: bytes) -> bytes:
     return data[:start] + b"\xff" * (len(data) - start - 2) + data[-2:]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(500, 374), (1600, 1200)])
-def test_a_jpeg_whose_scan_was_never_written_is_named(size: tuple[int, int]) -> None:
-    assert doubts_of(erased(encode(noise(*size), "JPEG", quality=85))) == [BLANK]
+def test_a_jpeg_whose_scan_was_never_written_is_an_error(size: tuple[int, int], mode: str) -> None:
+    data = erased(encode(noise(*size).convert(mode), "JPEG", quality=85))
+    for decode in (load_whole, ENOUGH.decode):
+        with pytest.raises(UserError, match="truncated"):
+            load_image(data, decode)
+
+
+def test_an_animation_that_begins_with_one_colour_is_named() -> None:
+    frames = [noise(200, 150, seed) for seed in range(3)]
+    assert doubts_of(encode(solid((9, 9, 9), (200, 150)), "GIF", save_all=True, append_images=frames)) == [
+        BLANK
+    ]
 
 
 FLAT = {

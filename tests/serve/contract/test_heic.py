@@ -65,6 +65,13 @@ def test_a_file_that_is_cut_or_damaged_is_an_error_of_one_line(share: float) -> 
         assert "\n" not in str(raised.value)
 
 
+def test_zeros_in_place_of_the_end_are_an_error() -> None:
+    data = heic_files.UPRIGHT
+    with pytest.raises(UserError, match="truncated"):
+        load_image(data[:480] + bytes(len(data) - 480))
+    assert load_image(data + bytes(100)).tobytes() == load_image(data).tobytes()
+
+
 def test_the_limit_of_pixels_is_read_from_the_header() -> None:
     with pytest.raises(UserError, match=r"48x32.*--max-megapixels"):
         load_image(heic_files.UPRIGHT, max_megapixels=0.001)

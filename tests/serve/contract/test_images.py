@@ -264,6 +264,18 @@ def test_whatever_the_bytes_the_only_error_is_imageerror(junk: bytes, offset: in
         load_image(data[:offset] + junk + data[offset + len(junk) :])
 
 
+@pytest.mark.parametrize("filler", [b"\0", b"\xff"])
+@pytest.mark.parametrize("file_format", ["WEBP", "WEBP, lossless", "AVIF", "JPEG"])
+def test_equal_bytes_in_place_of_the_second_half_are_no_picture(file_format: str, filler: bytes) -> None:
+    """As an interrupted copy or a flash memory leaves them: they are valid codes of pixels."""
+    name, lossless = file_format.partition(",")[0], "lossless" in file_format
+    data = encode(noise(200, 150), name, quality=90, lossless=lossless)
+    half = len(data) // 2
+    with pytest.raises(UserError):
+        load_image(data[:half] + filler * (len(data) - half))
+    assert load_image(data + bytes(500)).tobytes() == load_image(data).tobytes()
+
+
 def test_postscript_named_jpg_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ghostscript, ran = tmp_path / "gs", tmp_path / "ran"
     ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\n")

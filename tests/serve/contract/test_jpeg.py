@@ -8,8 +8,9 @@ from test_orientation import exif_block, turned
 from test_profiles import P3
 
 from serve.contract.errors import UserError
-from serve.contract.images import MAX_JPEG_SCANS, load_image
+from serve.contract.images import MAX_JPEG_SCANS, load_image, load_whole
 from serve.contract.jpeg import scans_and_end
+from serve.contract.preprocess import Preprocess
 
 SCAN_MARKS = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
 BASELINE = encode(noise(64, 48), "JPEG")
@@ -75,6 +76,22 @@ def test_zeros_in_place_of_the_second_half_are_no_picture(quality: int) -> None:
     with pytest.raises(UserError, match="truncated"):
         load_image(data[: len(data) // 2] + bytes(len(data) // 2))
     assert load_image(data + bytes(500)).size == (200, 150)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 5}, {"subsampling": 0}])
+def test_an_end_mark_in_place_of_the_last_rows_is_no_picture(mode: str, options: dict[str, int]) -> None:
+    """libjpeg shows them in grey. Grey that is in the file is a picture."""
+    image = noise(200, 150).convert(mode)
+    data = encode(image, "JPEG", **options)
+    for share in (0.1, 0.5, 0.9):
+        cut = data[: int(share * len(data))] + data[-2:]
+        for decode in (load_whole, Preprocess("squash", 16).decode):
+            with pytest.raises(UserError, match="truncated"):
+                load_image(cut + b"MotionPhoto_Data", decode)
+    image.paste(128 if mode == "L" else (128, 128, 128), (0, 40, 200, 150))
+    for whole in (image, Image.new(mode, (200, 150), image.getpixel((0, 149)))):
+        assert load_image(encode(whole, "JPEG", **options)).getpixel((199, 149)) == (128, 128, 128)
 
 
 def test_a_profile_and_an_orientation_survive_metadata_that_cannot_be_read() -> None:
