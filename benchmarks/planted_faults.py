@@ -663,6 +663,13 @@ FAULTS = [
         near=("evaluate",),
     ),
     Fault(
+        "a label file of images to evaluate is read as one of training",
+        "pipelines/labelled_scores.py",
+        "data_format, HELD_OUT, columns)",
+        'data_format, "--data", columns)',
+        near=("evaluate",),
+    ),
+    Fault(
         "an accuracy below --min-accuracy has exit code 0",
         "pipelines/evaluate.py",
         "    return BELOW\n",

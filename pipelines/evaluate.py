@@ -165,7 +165,7 @@ def track_evaluation(
         )
         print(f"in MLflow: evaluation run {evaluation_id}")
     except (UserError, OSError) as error:
-        print(f"warning: the evaluation is not in MLflow: {redact(error)}", file=sys.stderr)
+        print(f"warning: the evaluation is not whole in MLflow: {redact(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

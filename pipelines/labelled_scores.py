@@ -27,6 +27,7 @@ from train.data.labels import LabelledPaths, listed, spelling_hints, unify
 from train.data.layouts.registry import find_labels
 
 IMAGE_TIMEOUT = 60.0  # seconds, as in serve/main.py
+HELD_OUT = "--val-data"  # the flag of training whose images are read in the same way
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,8 @@ class Scored:
 def read_labelled(
     source: str, data_format: str, columns: str, class_names: tuple[str, ...], ignore_unknown: bool
 ) -> LabelledData:
-    """Find the images and labels of --data; what training would print of them goes to stderr.
-
-    Where a label file says which images validate, these are taken.
+    """Find the images and labels of --data, as training does those of --val-data: where a label file or
+    equal names say which images are held out, these are taken. What training would print goes to stderr.
 
     Raises:
         UserError: there are none, or classes that the model does not know (unless `ignore_unknown`), or
@@ -72,12 +72,15 @@ def read_labelled(
     if is_remote(source):
         cache = Path(TrainConfig.output) / ".cache"
         local = str(copy(source, cache, True, partial(print, file=sys.stderr, flush=True)))
-    found = find_labels(Path(local), data_format, columns=columns)
     notes: list[str] = []
-    found = replace(found, labels=unify(found.validation or found.labels, source, notes))
+    try:
+        found = find_labels(Path(local), data_format, HELD_OUT, columns)
+    except UserError as error:
+        raise UserError(str(error).replace(HELD_OUT, "--data")) from error
+    found = replace(found, labels=unify(found.labels, source, notes))
     notes += [f"warning: {source}: {warning}" for warning in found.warnings]
     for line in (f"{source}: {len(found.labels)} images, {found.layout}", *notes):
-        print(line, file=sys.stderr)
+        print(line.replace(HELD_OUT, "--data"), file=sys.stderr)
     counts = Counter(found.labels.values())
     unknown = {name: counts[name] for name in sorted(counts.keys() - set(class_names), key=natural_key)}
     if unknown and not ignore_unknown:

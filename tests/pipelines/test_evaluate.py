@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -138,6 +139,36 @@ def test_of_a_label_file_with_parts_those_held_out_are_evaluated(
     assert {row["path"] for row in read_table(output / "predictions.csv")} == set(paths[::3])
 
 
+def test_labels_are_read_as_those_of_images_that_were_held_out(model: Path, tmp_path: Path) -> None:
+    """Names that training images have too, rows of the part test alone, and numbers of two of the three
+    classes that a file names."""
+    data = tmp_path / "data"
+    for part, shift in (("train", 1), ("val", 0)):
+        (data / part).mkdir(parents=True)
+        for number in range(6):
+            colour = colour_of(number % 2 + shift)
+            (data / part / f"{number}.png").write_bytes(encode(solid(colour), "PNG"))
+    (data / "classes.json").write_text(json.dumps(dict(enumerate(CLASS_NAMES))))
+    rows = [f"{number}.png,{number % 2},test" for number in range(6)]
+    (data / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
+    output = evaluate(model, data / "labels.csv")
+    table = read_table(output / "predictions.csv")
+    assert [row["path"] for row in table] == [f"val/{number}.png" for number in range(6)]
+    assert {row["correct"] for row in table} == {"1"}
+
+
+def test_of_a_folder_of_parts_the_flag_for_one_that_was_held_out_is_named(
+    model: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = labelled.parent / "whole"
+    shutil.copytree(labelled, whole / "train")
+    shutil.copytree(labelled, whole / "val")
+    evaluate(model, whole, code=2)
+    error = capsys.readouterr().err
+    assert f"--data {whole / 'val'}" in error
+    assert "--val-data" not in error
+
+
 @pytest.mark.parametrize(("least", "code"), [(0.85, 0), (0.851, 4)])
 def test_the_exit_code_compares_accuracy_with_the_least(
     model: Path, labelled: Path, least: float, code: int
@@ -246,3 +277,21 @@ def test_a_store_that_does_not_answer_costs_a_warning(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     evaluate(model, labelled, "--track")
     assert "http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_an_evaluation_whose_files_mlflow_does_not_take_has_failed_and_has_its_metrics(
+    model: Path,
+    labelled: Path,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def away(*_: object) -> None:
+        raise OSError("the artifact store does not answer")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", away)
+    evaluate(model, labelled, "--track")
+    assert "the artifact store does not answer" in capsys.readouterr().err
+    (run,) = runs(store)
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["evaluation/accuracy"] == 51 / 60

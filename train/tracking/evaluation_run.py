@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from serve.contract.mlflow_tags import CHECKPOINT_TAG, DATA_TAG, HOST_TAG, KIND_TAG
@@ -30,7 +31,7 @@ def log_evaluation(
     It is below the run that trained the model (`run_id`, or found by the checkpoint), in its experiment, if
     the store has that run; and the logged model of the same bytes, if there is one, gets the metrics with
     their data set. `dataset` is (absolute path or URL, digest), `started` seconds since 1970. Raises
-    RefusedError or ConnectionError.
+    RefusedError or ConnectionError; a run that is not whole has the status FAILED.
     """
     if not run_id and checkpoint_sha256:
         run_id = find_by_checkpoint(store, checkpoint_sha256)
@@ -40,7 +41,7 @@ def log_evaluation(
         model_id = find_logged_model(client, trained, model_sha256) if trained else ""
         tags = {KIND_TAG: "evaluation", CHECKPOINT_TAG: checkpoint_sha256}
         if trained:
-            experiment_id = trained.info.experiment_id
+            experiment_id = store.experiment_id("", trained.info.experiment_id)
             tags |= {"mlflow.parentRunId": run_id, "purebred.training_run_id": run_id}
         else:
             experiment_id = store.experiment_id(*choose_experiment(""))
@@ -53,22 +54,27 @@ def log_evaluation(
             run_name=f"evaluate {run_name} on {given.dataset.name}",
         )
         made = run.info.run_id
-        store.check_artifact_folder(run.info.artifact_uri)
-        models = [entities.LoggedModelInput(model_id)] if model_id else None
-        client.log_inputs(made, [given], models)
-        now = int(time.time() * 1000)
-        measured = [
-            entities.Metric(
-                *(PREFIX + name, value, now, 0),
-                model_id=model_id or None,
-                dataset_name=given.dataset.name,
-                dataset_digest=given.dataset.digest,
-                run_id=made,
-            )
-            for name, value in metrics.items()
-        ]
-        client.log_batch(made, measured, [entities.Param(*each) for each in parameters.items()])
-        for file in files:
-            client.log_artifact(made, str(file))
+        try:
+            models = [entities.LoggedModelInput(model_id)] if model_id else None
+            client.log_inputs(made, [given], models)
+            now = int(time.time() * 1000)
+            measured = [
+                entities.Metric(
+                    *(PREFIX + name, value, now, 0),
+                    model_id=model_id or None,
+                    dataset_name=given.dataset.name,
+                    dataset_digest=given.dataset.digest,
+                    run_id=made,
+                )
+                for name, value in metrics.items()
+            ]
+            client.log_batch(made, measured, [entities.Param(*each) for each in parameters.items()])
+            store.check_artifact_folder(run.info.artifact_uri)
+            for file in files:
+                client.log_artifact(made, str(file))
+        except BaseException:
+            with suppress(Exception):  # of a server that is gone too
+                client.set_terminated(made, "FAILED")
+            raise
         client.set_terminated(made, "FINISHED")
     return str(made)
