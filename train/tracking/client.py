@@ -27,8 +27,11 @@ from train.tracking.errors import HIDDEN, RefusedError, translate, without_passw
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "purebred"
+SECONDS = 10  # until an answer, while training
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+UPLOAD_SECONDS = 600  # a server answers when it has passed a file on to its own store
 SQLITE = re.compile(r"(sqlite[^:]*:///)(?!file:)([^:?]+)$")
-LOOPBACK = (None, "localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class TrackingStore:
@@ -39,10 +42,13 @@ class TrackingStore:
     password, or this is no store; ConnectionError if it does not answer.
     """
 
-    def __init__(self, recorded: str = "", run_id: str = "", retries: int = 0, seconds: int = 10):
+    def __init__(self, recorded: str = "", run_id: str = "", retries: int = 0, seconds: int = SECONDS):
         """`run_id` is that of the run directory, empty as long as MLflow does not have the run."""
+        for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):  # of a file, with its line end
+            if value := os.environ.get(f"MLFLOW_TRACKING_{name}"):
+                os.environ[f"MLFLOW_TRACKING_{name}"] = value.strip()
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(seconds))
+        os.environ.setdefault(TIMEOUT, str(seconds))
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if recorded and not uri:
@@ -107,15 +113,28 @@ class TrackingStore:
         """Raise RefusedError if a run's files would end in a folder that MLflow makes here, for nobody to
         find: a server that takes no files names one of its own machine."""
         server, folder = urlsplit(self.uri), urlsplit(artifact_uri)
-        if server.hostname in LOOPBACK or folder.scheme not in ("", "file"):
+        if server.hostname is None or folder.scheme not in ("", "file"):
             return
         root = Path(folder.path, "../../..").resolve()  # above experiment, run and "artifacts"
-        if not root.is_dir():
+        # this machine's server makes the folder with the first file; the address may be that of a tunnel
+        if not (root.parent if server.hostname in LOOPBACK else root).is_dir():
             raise RefusedError(
                 f"the server at {self.uri} keeps files in {root}, a folder of its own machine: mount it, "
                 "or start the server with --serve-artifacts and --artifacts-destination, and give a new "
                 "--experiment"
             )
+
+
+@contextmanager
+def patience_for_files() -> Iterator[None]:
+    """Let requests wait UPLOAD_SECONDS in place of SECONDS; another timeout is the user's, and stays."""
+    before = os.environ[TIMEOUT]
+    if before == str(SECONDS):
+        os.environ[TIMEOUT] = str(UPLOAD_SECONDS)
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = before
 
 
 def dataset_input(source: str, digest: str, context: str) -> Any:

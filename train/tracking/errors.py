@@ -168,7 +168,10 @@ def _way_out(error: Exception, uri: str, recorded: str) -> str:
     if status == 413:
         return "Raise the limit of the proxy before the server (client_max_body_size in nginx)"
     if status in (404, 405) or "JSON" in text or "nvalid url" in text:
-        return f"MLFLOW_TRACKING_URI {uri} must be the address of an MLflow server of about this version"
+        return (
+            f"MLFLOW_TRACKING_URI {uri} must be the address of an MLflow server of about this version"
+            + (", and https:// where it redirects to that" if status == 405 else "")
+        )
     if any(map(_cannot_be_written, chain)):
         return (
             "Make that path writable on this machine; if it is a folder of the server's, start the server "

@@ -17,7 +17,7 @@ from serve.contract.mlflow_tags import runs_page
 from serve.contract.urls import is_http, is_remote, redact
 from train.config import TrainConfig
 from train.tracking.base import MetricsFile
-from train.tracking.client import choose_experiment
+from train.tracking.client import UPLOAD_SECONDS, choose_experiment
 from train.tracking.contents import kind_tags
 from train.tracking.errors import RefusedError
 from train.tracking.run_record import FILE, RUN_TAGS, Record, read_record
@@ -25,7 +25,6 @@ from train.tracking.sender import Sender
 
 START_SECONDS = 20.0  # training waits so long for the run's ID, which its checkpoints name
 END_SECONDS = 10.0  # and so long at its end; torchrun gives a process that gets SIGTERM 30 s
-UPLOAD_SECONDS = 600.0  # but so long for files that are on their way when all is done
 RETRY_SECONDS = 15.0
 LAST_TRIES = 3  # a locked database is free in a moment
 
@@ -109,7 +108,7 @@ class MlflowTracker(MetricsFile):
         elif is_http(self.record.uri):
             page = runs_page(self.record.uri, self.sender.run.info.experiment_id)
             print(f"compare runs in MLflow: {page}", flush=True)
-        else:
+        elif not self.record.uri.startswith("databricks"):
             look = f"mlflow ui --backend-store-uri {shlex.quote(redact(self.record.uri))}"
             print(f"compare runs in MLflow: {look}", flush=True)
 

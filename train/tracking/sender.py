@@ -12,7 +12,7 @@ import numpy as np
 from serve.contract.files import file_sha256
 from serve.contract.mlflow_tags import BEST_CHECKPOINT_TAG
 from train.checkpoint import best_checkpoint
-from train.tracking.client import TrackingStore, dataset_input, mlflow
+from train.tracking.client import TrackingStore, dataset_input, mlflow, patience_for_files
 from train.tracking.contents import (
     NOTE_TAG,
     OF_ITS_EXECUTION,
@@ -85,8 +85,9 @@ class Sender:
         self.record.save(self.path)
         try:
             self.uploading = True
-            for name in list(self.record.files):
-                self._attempt("files", partial(self._send_file, name), name)
+            with patience_for_files():
+                for name in list(self.record.files):
+                    self._attempt("files", partial(self._send_file, name), name)
         finally:
             self.uploading = False
         if self.done:

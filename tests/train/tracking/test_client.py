@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve.contract.mlflow_tags import VIEW_TAG
-from train.tracking.client import TrackingStore
+from train.tracking.client import TIMEOUT, UPLOAD_SECONDS, TrackingStore, patience_for_files
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -30,6 +30,27 @@ def test_a_password_in_the_address_becomes_a_setting_that_no_message_shows(
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "p@ss"
 
 
+def test_a_line_end_of_a_secrets_file_is_no_part_of_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """requests refuses a token with one, and shows it in its error."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc\n")
+    assert TrackingStore().uri == "http://localhost:5000"
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "abc"
+
+
+def test_a_server_may_take_its_time_over_a_file_unless_the_user_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for given, during in ((None, UPLOAD_SECONDS), ("30", 30)):
+        if given:
+            monkeypatch.setenv(TIMEOUT, given)
+        TrackingStore()
+        before = os.environ[TIMEOUT]
+        with patience_for_files():
+            assert int(os.environ[TIMEOUT]) == during
+        assert os.environ[TIMEOUT] == before
+
+
 def test_an_experiment_that_was_there_gets_the_view_once_and_keeps_a_changed_one() -> None:
     client, (key, value) = TrackingStore().client, VIEW_TAG
     made = client.create_experiment("pets", tags={"owner": "me"})
@@ -49,6 +70,7 @@ def test_an_experiment_that_was_there_gets_the_view_once_and_keeps_a_changed_one
         ("http://mlflow:5000", "mlflow-artifacts:/1/abc/artifacts", False),
         ("https://mlflow", "s3://bucket/srv/1/abc/artifacts", False),
         ("http://127.0.0.1:5000", "{}/srv/1/abc/artifacts", False),
+        ("http://localhost:5000", "{}/home/me/srv/1/abc/artifacts", True),  # through a tunnel
         ("sqlite:////srv/mlflow.db", "{}/srv/1/abc/artifacts", False),
     ],
 )

@@ -190,6 +190,7 @@ def test_values_are_told_from_the_rest() -> None:
         (rest("RESOURCE_DOES_NOT_EXIST", "No run"), ["No run", "MLFLOW_TRACKING_URI to http://before"]),
         (PermissionError(errno.EACCES, "Permission denied", "/mlflow"), ["'/mlflow'", "--serve-artifacts"]),
         (http(413), ["client_max_body_size"]),
+        (http(405), ["https://"]),  # a redirect turns POST into GET
     ],
     ids=str,
 )
