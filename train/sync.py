@@ -9,6 +9,7 @@ Exit code: 0 MLflow has everything; 1 it does not answer; 2 it refuses something
 directory, or it is being trained.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from serve.contract.locks import is_locked
 from serve.contract.urls import redact
 from train.runs.resume import LOCK
 from train.tracking.base import read_metrics
+from train.tracking.client import TrackingStore
+from train.tracking.contents import artifacts
 from train.tracking.errors import RefusedError
 from train.tracking.run_record import FILE, read_record
 from train.tracking.sender import Sender
@@ -60,7 +63,10 @@ def sync(folder: Path) -> str:
         raise UserError(f"no readable {FILE}: this is no run directory, or its run had --track false")
     if is_locked(folder / LOCK):
         raise UserError("the run is being trained: that process sends what is missing")
-    if record.complete and record.run_id:
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if record.complete and not record.run_id:  # another store has the files
+        record.files = [str(path.relative_to(folder)) for path in artifacts(folder)]
+    elif record.complete and (not given or TrackingStore().uri == record.uri):
         return record.run_id
     if record.status == "RUNNING":
         record.status = "KILLED"

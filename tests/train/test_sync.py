@@ -91,6 +91,33 @@ def test_sync_works_from_anywhere_and_passes_over_what_is_gone(
     assert f"{here}/data/train" in source.dataset.source
 
 
+def test_a_run_that_another_store_has_is_not_called_complete_and_can_be_logged_anew_whole(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text("lr: 0.1")
+    Path("other.db").write_bytes(Path("mlflow.db").read_bytes())
+    t = tracker()
+    t.start(PARAMETERS, ("data/train", DIGEST))
+    t.log_metrics(1, METRICS[0])
+    t.log_files([Path("config.yaml"), Path("metrics.jsonl")])
+    t.end("FINISHED")
+    assert sync.main(["."]) == 0
+    use(monkeypatch, "sqlite:///other.db")
+    assert sync.main(["."]) == 2
+    assert store in capsys.readouterr().err
+    record = read_record(Path("tracking.json"))
+    assert record is not None
+    record.run_id = ""
+    record.save(Path("tracking.json"))
+    assert sync.main(["."]) == 0
+    (run,) = runs("sqlite:///other.db")
+    assert run.data.metrics["val/accuracy"] == 0.5
+    assert {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)} == {
+        "config.yaml",
+        "metrics.jsonl",
+    }
+
+
 HOLDS = """
 import sys
 from pathlib import Path

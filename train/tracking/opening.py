@@ -49,8 +49,8 @@ def _check_own_run(store: TrackingStore, record: Record) -> None:
     if run is None:
         known = f"{record.uri}, where it was logged" if record.uri not in ("", store.uri) else "its store"
         raise RefusedError(
-            f"run {run_id} is not in {store.uri}: set MLFLOW_TRACKING_URI to {known}; if it was deleted "
-            'for good, set "run_id" in tracking.json to "", and a new run is made'
+            f"run {run_id} is not in {store.uri}: set MLFLOW_TRACKING_URI to {known}; to have a new run "
+            'there, as when it was deleted for good, set "run_id" in tracking.json to ""'
         )
     store.experiment_id("", run.info.experiment_id)
     if run.info.lifecycle_stage == "deleted":
