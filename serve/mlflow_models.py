@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from serve import storage
 from serve.contract.errors import UserError
 from serve.contract.mlflow_tags import PRECISION_TAG
 from serve.contract.urls import is_http, is_remote, redact
-from serve.tracking_server import AbsentError, TrackingServer
+from serve.tracking_server import AbsentError, TrackingServer, way_to_a_server
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/model"
@@ -61,9 +62,8 @@ def model_server(name: str) -> TrackingServer:
     uri = uri or DEFAULT_URI
     if not is_http(uri):
         raise UserError(
-            f"{name}: {redact(uri)} is no tracking server, and mlflow alone reads a store without one. Set "
-            "MLFLOW_TRACKING_URI=http://HOST:PORT to a server "
-            f"(`mlflow server --backend-store-uri {redact(uri)}` starts one), or give the run directory"
+            f"{name}: {redact(uri)} is no tracking server, and mlflow alone reads a store without one. "
+            f"{way_to_a_server(uri)}. Or give the run directory"
         )
     return TrackingServer(uri)
 
@@ -129,7 +129,10 @@ def _registered(server: TrackingServer, model: str, alias: str, version: str) ->
 def _of_run(server: TrackingServer, run_id: str, path: str) -> LoggedModel:
     run = server.call("runs/get", {"run_id": run_id})["run"]
     outputs = (run.get("outputs") or {}).get("model_outputs", [])
-    logged = [server.call(f"logged-models/{output['model_id']}")["model"]["info"] for output in outputs]
+    logged = []
+    for output in outputs:
+        with suppress(AbsentError):  # somebody deleted it
+            logged.append(server.call(f"logged-models/{output['model_id']}")["model"]["info"])
     named = [info for info in logged if info["name"] == path or _alias(info) == path]
     if named:  # exported again: the newest
         newest = max(named, key=lambda info: int(info.get("creation_timestamp_ms", 0)))

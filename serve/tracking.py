@@ -6,6 +6,7 @@ A tracking server is reached over its REST API, so that scoring needs no mlflow.
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from serve.contract.errors import UserError
 from serve.contract.mlflow_tags import CHECKPOINT_TAG, EXPERIMENT_TAGS, PRECISION_TAG
 from serve.contract.urls import is_http, redact
 from serve.mlflow_models import DEFAULT_URI
-from serve.tracking_server import AbsentError, TrackingServer
+from serve.tracking_server import AbsentError, TrackingServer, way_to_a_server
 
 DEFAULT_EXPERIMENT = "purebred"  # of a model whose training run the server does not have
 RECORD = "tracking.json"  # in the run directory, written by training
@@ -84,8 +85,7 @@ def find_server(model: str) -> TrackingServer | None:
     if not is_http(uri):
         print(
             f"warning: --track: {redact(uri)} is no tracking server, so this scoring run will not be in "
-            "MLflow. Set MLFLOW_TRACKING_URI=http://HOST:PORT to a server; "
-            f"`mlflow server --backend-store-uri {redact(uri)}` starts one on this store",
+            f"MLflow. {way_to_a_server(uri)}",
             file=sys.stderr,
         )
         return None
@@ -141,10 +141,17 @@ def _log(server: TrackingServer, run: ScoringRun) -> str:
         for key, value in run.metrics.items()
     ]
     parameters = _pairs({key: redact(value) for key, value in run.parameters.items()})
-    server.call("runs/log-batch", body={"run_id": run_id, "params": parameters, "metrics": metrics})
-    if source.model_id:
-        server.call("runs/log-inputs", body={"run_id": run_id, "models": [{"model_id": source.model_id}]})
-    server.call("runs/update", body={"run_id": run_id, "status": "FINISHED", "end_time": run.ended})
+    ended = {"run_id": run_id, "end_time": run.ended}
+    try:
+        server.call("runs/log-batch", body={"run_id": run_id, "params": parameters, "metrics": metrics})
+        if source.model_id:
+            inputs = {"run_id": run_id, "models": [{"model_id": source.model_id}]}
+            server.call("runs/log-inputs", body=inputs)
+    except (UserError, OSError):
+        with suppress(UserError, OSError):  # of a server that is gone too
+            server.call("runs/update", body={**ended, "status": "FAILED"})
+        raise
+    server.call("runs/update", body={**ended, "status": "FINISHED"})
     return run_id
 
 
@@ -174,8 +181,24 @@ def _find_experiment(server: TrackingServer, source: ModelOrigin) -> str:
     if not name and (known := source.experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")):
         return known
     name = name or DEFAULT_EXPERIMENT
-    found = _find(server, "experiments/get-by-name", {"experiment_name": name}).get("experiment")
-    found = found or server.call("experiments/create", body={"name": name, "tags": _pairs(EXPERIMENT_TAGS)})
+
+    def find() -> dict[str, Any]:
+        answer = _find(server, "experiments/get-by-name", {"experiment_name": name})
+        found: dict[str, Any] = answer.get("experiment", {})
+        if found.get("lifecycle_stage") == "deleted":
+            raise UserError(
+                f"experiment {name!r} of MLflow at {server.uri} is deleted: mlflow experiments restore "
+                f"--experiment-id {found['experiment_id']} brings it back; or set MLFLOW_EXPERIMENT_NAME"
+            )
+        return found
+
+    found = find()
+    if not found:
+        try:
+            found = server.call("experiments/create", body={"name": name, "tags": _pairs(EXPERIMENT_TAGS)})
+        except (UserError, OSError):
+            if not (found := find()):  # else another process made it
+                raise
     return str(found["experiment_id"])
 
 

@@ -4,12 +4,13 @@ import base64
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_path
-from serve.contract.urls import split_credentials
+from serve.contract.urls import redact, split_credentials
 from serve.storage import retried
 
 if TYPE_CHECKING:  # a tenth of the time to the first row, and most calls need none
@@ -22,6 +23,7 @@ REQUEST_SECONDS = 20.0
 MAX_ANSWER_BYTES = 1 << 24
 WAYS_OUT = {
     401: ": set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    405: ": give the https:// address, if the server redirects to it",
     403: ": start the server with --allowed-hosts that name this one, or take a user who may do this",
 }
 
@@ -44,7 +46,8 @@ class TrackingServer:
     def __init__(self, uri: str):
         address, *from_uri = split_credentials(uri.strip())
         self.uri = address.rstrip("/")
-        user, password = (_setting(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+        names, stored = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), _stored_credentials()
+        user, password = (_setting(name) or stored.get(name.lower(), "") for name in names)
         token = _setting("MLFLOW_TRACKING_TOKEN")
         self.authorization = ""
         if any(from_uri):  # in the order of requests and MLflow
@@ -67,6 +70,8 @@ class TrackingServer:
         import urllib.request
 
         request = urllib.request.Request(self.uri + path, body, {"Content-Type": "application/json"})
+        if workspace := _setting("MLFLOW_WORKSPACE"):
+            request.add_header("X-MLFLOW-WORKSPACE", workspace)
         if self.authorization:  # which no other host gets, wherever this one redirects to
             request.add_unredirected_header("Authorization", self.authorization)
         try:
@@ -154,8 +159,30 @@ class TrackingServer:
         self.call("experiments/search", {"max_results": 1})
 
 
+def way_to_a_server(uri: str) -> str:
+    """Return what to do about a store that is none, as in a message."""
+    if uri.startswith("databricks"):
+        return "Set MLFLOW_TRACKING_URI to the workspace's https://... and MLFLOW_TRACKING_TOKEN"
+    return (
+        "Set MLFLOW_TRACKING_URI=http://HOST:PORT to a server; "
+        f"`mlflow server --backend-store-uri {redact(uri)}` starts one on this store"
+    )
+
+
 def _setting(name: str) -> str:
     return os.environ.get(name, "").strip()  # of a file's line end, http.client's error would show it all
+
+
+def _stored_credentials() -> Mapping[str, str]:
+    """Return the variables, in lower case, of MLflow's own file. Raises UserError if it is no such file."""
+    import configparser
+
+    file, parser = os.path.expanduser("~/.mlflow/credentials"), configparser.ConfigParser()
+    try:
+        parser.read(file)
+        return dict(parser["mlflow"]) if "mlflow" in parser else {}
+    except (configparser.Error, ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read as MLflow's credentials: {type(error).__name__}") from error
 
 
 def _basic(user: str, password: str) -> str:

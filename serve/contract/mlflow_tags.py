@@ -28,4 +28,4 @@ EXPERIMENT_TAGS = dict([("mlflow.experimentKind", "custom_model_development"), V
 def runs_page(uri: str, experiment_id: str) -> str:
     """Return the address of an experiment's table of runs, the best accuracy first, at a server."""
     query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"  # else a new browser shows GenAI
-    return f"{uri}/#/experiments/{experiment_id}/runs?{query}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"

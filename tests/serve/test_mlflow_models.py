@@ -134,6 +134,16 @@ def test_a_name_is_a_file_of_the_server(
     assert all(value and value.startswith("Basic ") for value in Registry.asked)
 
 
+def test_of_a_run_whose_newest_model_was_deleted_the_one_before_is_taken(
+    server: TrackingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = Registry.logged
+    monkeypatch.setattr(
+        Registry, "logged", lambda self, model, time: None if time == 2 else logged(self, model, time)
+    )
+    assert find_model(server, f"runs:/{RUN_ID}/model").model_id == MODEL_ID
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

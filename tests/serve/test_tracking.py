@@ -206,9 +206,13 @@ def test_a_server_that_is_out_of_order_may_be_asked_again_and_one_that_refuses_n
         server.shutdown()
 
 
+REFUSED = {"error_code": "INVALID_PARAMETER_VALUE"}
+
+
 @contextmanager
 def answering(answers: dict[str, Any]) -> Iterator[tuple[TrackingServer, list[tuple[str, str]]]]:
-    """A server that answers endpoints by their beginning, 404 to all others; the requests it got."""
+    """A server that answers endpoints by their beginning, 404 to all others, 400 with REFUSED; the requests
+    it got."""
     requests: list[tuple[str, str]] = []
 
     class Answering(BaseHTTPRequestHandler):
@@ -217,7 +221,9 @@ def answering(answers: dict[str, Any]) -> Iterator[tuple[TrackingServer, list[tu
             endpoint = self.path.partition("mlflow/")[2]
             requests.append((endpoint, self.rfile.read(size).decode()))
             answer = next((value for path, value in answers.items() if endpoint.startswith(path)), None)
-            self.send_response(404 if answer is None else 200)
+            if isinstance(answer, list):  # one after the other
+                answer = answer.pop(0)
+            self.send_response(404 if answer is None else 400 if answer == REFUSED else 200)
             self.end_headers()
             self.wfile.write(json.dumps(answer or {}).encode())
 
@@ -259,6 +265,39 @@ def test_a_model_of_an_unknown_run_is_tracked_without_a_source(
     assert ("MLFLOW_TRACKING_URI" in capsys.readouterr().err) == warned
 
 
+SCORED = ScoringRun("score x", "", "abc", {"a": "b"}, {"rows": 3.0}, {}, 1000, 2000)
+
+
+def test_an_experiment_that_another_process_has_made_meanwhile_is_taken() -> None:
+    found = {"experiment": {"experiment_id": "9", "lifecycle_stage": "active"}}
+    known = {"experiments/get-by-name": [None, found], "experiments/create": REFUSED}
+    with answering(LOGGING | known) as (server, requests):
+        assert log_scoring_run(server, SCORED) == "scored"
+    (created,) = [json.loads(body) for path, body in requests if path == "runs/create"]
+    assert created["experiment_id"] == "9"
+
+
+def test_an_experiment_in_the_trash_is_named_with_the_way_back() -> None:
+    found = {"experiment": {"experiment_id": "9", "lifecycle_stage": "deleted"}}
+    with (
+        answering(LOGGING | {"experiments/get-by-name": found}) as (server, requests),
+        pytest.raises(ValueError, match="--experiment-id 9"),
+    ):
+        log_scoring_run(server, SCORED)
+    assert "runs/create" not in [path for path, _ in requests]
+
+
+def test_a_scoring_run_whose_numbers_are_refused_has_failed() -> None:
+    known = {"experiments/create": {"experiment_id": "7"}, "runs/log-batch": REFUSED}
+    with (
+        answering(LOGGING | known) as (server, requests),
+        pytest.raises(ValueError, match="log-batch"),
+    ):
+        log_scoring_run(server, SCORED)
+    (ended,) = [json.loads(body) for path, body in requests if path == "runs/update"]
+    assert ended == {"run_id": "scored", "status": "FAILED", "end_time": 2000}
+
+
 def test_the_server_of_a_model_in_its_run_directory_is_that_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +307,10 @@ def test_the_server_of_a_model_in_its_run_directory_is_that_of_the_run(
     model.touch()
     assert find_server(str(model)) is None
     assert "sqlite:///mlflow.db" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    assert find_server(str(model)) is None
+    assert "mlflow server" not in capsys.readouterr().err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     record = tmp_path / "run" / "tracking.json"
     (tmp_path / "link.onnx").symlink_to(model)
     with answering({"experiments/search": {}}) as (server, _):

@@ -23,9 +23,11 @@ class Recorder(BaseHTTPRequestHandler):
     """Notes who asked; /redirect leads to the same server by another name."""
 
     asked: ClassVar[list[str | None]] = []
+    workspaces: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.headers["Authorization"])
+        self.workspaces.append(self.headers["X-MLFLOW-WORKSPACE"])
         self.send_response(302 if self.path == "/redirect" else 200)
         if self.path == "/redirect":
             assert isinstance(self.server, ThreadingHTTPServer)
@@ -97,6 +99,26 @@ def test_the_server_gets_the_credentials_of_the_environment_or_the_address(
         assert set(Recorder.asked) == {expected}
     assert finding.level == "ok"
     assert "p%40ss" not in str(finding)
+
+
+def test_credentials_may_be_in_mlflows_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    file = tmp_path / ".mlflow" / "credentials"
+    file.write_text("[mlflow]\nmlflow_tracking_username = u\nmlflow_tracking_password = p\n")
+    with recorder() as port:
+        TrackingServer(f"http://127.0.0.1:{port}").check()
+    assert Recorder.asked == [basic("u:p")]
+    file.write_text("u:p\n")
+    with pytest.raises(ValueError, match="credentials"):
+        TrackingServer("http://127.0.0.1:9")
+
+
+def test_the_server_is_asked_for_the_workspace_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a\n")
+    with recorder() as port:
+        TrackingServer(f"http://127.0.0.1:{port}/\n").check()
+    assert Recorder.workspaces[-1] == "team-a"
 
 
 def test_another_host_does_not_get_the_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
