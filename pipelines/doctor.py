@@ -39,12 +39,12 @@ from serve.contract.command_line import Number, command
 from serve.contract.images import load_image, load_whole, read_image_file
 from serve.contract.urls import is_remote, redact
 from serve.doctor import Finding, mlflow_server, onnxruntime_provider, processors, shared_memory, writable
-from serve.processors import available_processors
+from serve.processors import available_processors, memory_limit
 from train.cli import parse_config, read_flags
 from train.config import TrainConfig
-from train.data.labels import describe_counts
+from train.data.index import find_images
+from train.data.labels import LabelledPaths, describe_counts
 from train.data.layouts.part_folders import take_parts
-from train.data.layouts.registry import find_labels
 from train.engine.autotune import multiplies_bf16
 from train.engine.checks import check_batch_size, check_start
 from train.engine.device import check_kernels, driver_version, why_unusable
@@ -53,6 +53,7 @@ from train.models.build import build_model
 from train.tracking.client import DEFAULT_URI, SQLITE
 
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "mlflow")
+MEMORY = 1.5  # GiB: Python with torch, and a small network
 FREE = 2.0  # GiB: pixel cache, snapshots and figures of a small run
 DECODED = 32  # images that are read and decoded, from all over the data set
 SERVER_SECONDS = 5.0
@@ -95,7 +96,7 @@ def diagnose(config: TrainConfig, processes: int) -> Iterator[Finding]:
     yield Finding("ok", "versions", describe_versions())
     yield from check_devices(config, processes)
     yield processors(1, processes)  # training divides the processors among its processes itself
-    yield report_memory()
+    yield check_memory()
     yield shared_memory(0)
     yield writable(config.output, FREE)
     yield check_mlflow(config)
@@ -162,9 +163,16 @@ def check_gpu(device: torch.device) -> str:
     )
 
 
-def report_memory() -> Finding:
+def check_memory(root: Path = Path("/")) -> Finding:
+    """Warn of less memory than a small training takes; a container's limit counts, not its machine's."""
     found = psutil.virtual_memory()
-    return Finding("ok", "memory", f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GiB free")
+    total = min(found.total, memory_limit(root) or found.total)
+    free = min(found.available, total)
+    text = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    text += " (control group's limit)" if total < found.total else ""
+    if free < MEMORY * 2**30:
+        return Finding("warning", "memory", f"{text}: a small training takes {MEMORY:g}")
+    return Finding("ok", "memory", text)
 
 
 def check_mlflow(config: TrainConfig) -> Finding:
@@ -177,6 +185,10 @@ def check_mlflow(config: TrainConfig) -> Finding:
         finding = writable(file.absolute().parent, 0.1)
         state = "is there" if file.is_file() else "will be made"
         return Finding(finding.level, f"MLflow {uri}", f"{file.absolute()} {state}: {finding.message}")
+    opted_in = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    if not opted_in and ("://" not in uri or uri.startswith("file:")) and not uri.startswith("databricks"):
+        text = f"MLflow takes no folder any more: set MLFLOW_TRACKING_URI={DEFAULT_URI}"
+        return Finding("warning", f"MLflow {uri}", text)
     return mlflow_server(uri, time.monotonic() + SERVER_SECONDS)
 
 
@@ -199,7 +211,7 @@ def describe_settings(config: TrainConfig) -> str:
 
 
 def check_data(config: TrainConfig) -> Iterator[Finding]:
-    """Check labels and a few images of training and validation data; a URL is left to training."""
+    """Check labels, and a few images, of training and validation data; a URL is left to training."""
     if not config.data and not DEFAULT_DATA.exists():
         yield Finding("ok", "data", "no --data: training would draw the sample set")
         return
@@ -207,23 +219,23 @@ def check_data(config: TrainConfig) -> Iterator[Finding]:
     if is_remote(config.data) or is_remote(config.val_data):
         yield Finding("ok", "data", "remote, not tried: training copies it first")
         return
+    notes: list[str] = []
     try:
         config, _ = take_parts(config)
+        found, held_out = find_images(config, notes)
     except UserError as error:
         yield Finding("error", f"--data {config.data}", str(error))
         return
-    for flag, folder in (("--data", config.data), ("--val-data", config.val_data)):
-        if folder:
-            yield check_labelled(flag, Path(folder), config)
+    yield check_images(f"--data {config.data}", found, config)
+    if held_out:
+        yield check_images(f"--val-data {config.val_data or config.data}", held_out, config)
+    for note in notes:
+        if note.startswith("warning: "):
+            yield Finding("warning", "labels", note.removeprefix("warning: "))
 
 
-def check_labelled(flag: str, source: Path, config: TrainConfig) -> Finding:
-    """Check the labels of a data set, and decode images from all over it."""
-    about = f"{flag} {source}"
-    try:
-        found = find_labels(source, config.data_format, flag, config.columns)
-    except UserError as error:
-        return Finding("error", about, str(error))
+def check_images(about: str, found: LabelledPaths, config: TrainConfig) -> Finding:
+    """Decode images from all over a data set."""
     paths = list(found.labels)
     bad, began, tried = [], time.monotonic(), paths[:: max(1, len(paths) // DECODED)][:DECODED]
     for path in tried:

@@ -1,4 +1,4 @@
-"""How many processors this process may use (affinity and control groups' quota), and what they can do."""
+"""What this process may use of the machine (affinity and control groups' limits), and what it can do."""
 
 import math
 import os
@@ -39,7 +39,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
-def _groups(root: Path) -> Iterator[Path]:
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Return the bytes of the strictest control group, above which a process is killed; None: no limit."""
+    files = ("memory.max", "memory.limit_in_bytes")  # versions 2 and 1
+    lines = [_lines(group / name)[:1] for group in _groups(root, "memory") for name in files]
+    return min((int(line) for found in lines for line in found if line.isdecimal()), default=None)
+
+
+def _groups(root: Path, controller: str = "cpu") -> Iterator[Path]:
     """Yield folders of this process's control groups up to the top, which in a container is its own group.
 
     Some may not exist: on version 1, a container sees its group's path as it is outside.
@@ -47,8 +54,8 @@ def _groups(root: Path) -> Iterator[Path]:
     for line in _lines(root / "proc/self/cgroup"):
         number, controllers, group = line.split(":", 2)
         version_2 = number == "0" and not controllers
-        if version_2 or "cpu" in controllers.split(","):
-            top = root / ("sys/fs/cgroup" if version_2 else "sys/fs/cgroup/cpu")
+        if version_2 or controller in controllers.split(","):
+            top = root / ("sys/fs/cgroup" if version_2 else f"sys/fs/cgroup/{controller}")
             path = PurePosixPath(group.lstrip("/"))
             yield from (top / folder for folder in (path, *path.parents))
 

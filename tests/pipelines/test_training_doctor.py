@@ -74,6 +74,31 @@ def test_what_would_stop_the_training_is_an_error(
     assert (code, found[about]) == (1, "error")
 
 
+@pytest.mark.parametrize("problem", ["one class", "two spellings", "other classes"])
+def test_labels_that_would_stop_the_training_are_an_error(
+    problem: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"one class": ["cat"], "two spellings": ["cat", "Cat"]}.get(problem, ["cat", "dog"])
+    flat_set(folder / "images")
+    images = sorted(path.name for path in (folder / "images").iterdir())
+    for file, labels in (("train", names), ("val", ["cat", "cow"])):
+        rows = [f"{image},{labels[i % len(labels)]}" for i, image in enumerate(images)]
+        (folder / "images" / f"{file}.csv").write_text("\n".join(["path,label", *rows]))
+    flags = ["--val-data", "images/val.csv"] if problem == "other classes" else []
+    code, found = diagnosis(["--data", "images/train.csv", "--model", "simple_cnn", *flags], capsys)
+    assert (code, found["--data"]) == (1, "error")
+
+
+def test_memory_is_that_of_the_container(folder: Path) -> None:
+    (folder / "proc/self").mkdir(parents=True)
+    (folder / "proc/self/cgroup").write_text("0::/\n")
+    (folder / "sys/fs/cgroup").mkdir(parents=True)
+    (folder / "sys/fs/cgroup/memory.max").write_text(f"{2**29}\n")
+    finding = doctor.check_memory(folder)
+    assert finding.level == "warning"
+    assert "of 0.5 GiB" in finding.message
+
+
 def test_a_driver_that_torch_cannot_use_is_an_error(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +122,9 @@ def test_a_server_that_does_not_answer_is_a_warning(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert diagnosis([], capsys)[1]["MLflow"] == "warning"
     assert diagnosis(["--track", "false"], capsys)[1]["MLflow"] == "ok"
+    for uri, level in (("./mlruns", "warning"), ("file:///srv/mlruns", "warning"), ("databricks", "ok")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert doctor.check_mlflow(doctor.read_arguments([])[0]).level == level
 
 
 @pytest.mark.parametrize("argv", [["--learning-rate", "1"], ["--nproc-per-node", "none"], ["--lr", "-1"]])

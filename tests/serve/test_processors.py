@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import serve.processors
-from serve.processors import available_processors, cpu_quota, processor_flags
+from serve.processors import available_processors, cpu_quota, memory_limit, processor_flags
 
 
 def lay_out(root: Path, groups: list[str], files: dict[str, str]) -> Path:
@@ -59,6 +59,14 @@ def test_of_nested_groups_the_smallest_holds(tmp_path: Path) -> None:
     assert cpu_quota(version_2(tmp_path / "2", limits, group="/pods/mine/inner")) == 2.5
     numbers = {"": (-1, 100_000), "a": (400_000, 100_000), "a/b": (100_000, 25_000), "c": (1000, 100_000)}
     assert cpu_quota(version_1(tmp_path / "1", numbers, group="/a/b")) == 4.0
+
+
+def test_of_memory_the_strictest_limit_holds(tmp_path: Path) -> None:
+    groups = {"memory.max": "max", "pods/memory.max": "2147483648", "other/memory.max": "1"}
+    assert memory_limit(lay_out(tmp_path / "2", ["0::/pods/mine"], groups)) == 2**31
+    groups = {"memory/memory.limit_in_bytes": "1073741824", "memory.limit_in_bytes": "1"}
+    assert memory_limit(lay_out(tmp_path / "1", ["5:memory:/", "4:cpu:/"], groups)) == 2**30
+    assert memory_limit(lay_out(tmp_path / "0", ["0::/"], {"memory.max": "max"})) is None
 
 
 def test_a_container_sees_its_own_group_as_the_top_and_the_path_of_outside(tmp_path: Path) -> None:

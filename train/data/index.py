@@ -6,7 +6,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -114,14 +114,8 @@ def prepare_data(config: TrainConfig) -> Data:
         UserError: nothing to train on, or too much of it unreadable; the message says what to do.
     """
     notes: list[str] = []
-    found = _find(config.data, "--data", config, notes)
-    class_names = tuple(sorted(set(found.labels.values()), key=natural_key))
-    if len(class_names) < 2:
-        raise UserError(f"{config.data} has one class, {class_names[0]!r}; a classifier needs two or more")
-    if config.columns and not any(map(is_label_file, (Path(config.data), Path(config.val_data)))):
-        raise UserError(f"--columns {config.columns} has no effect: {config.data} is no label file (CSV)")
+    found, held_out = find_images(config, notes)
     train = _read(found, config.data, "--data", config, notes)
-    held_out = _held_out(found, config, notes)
     if not held_out:
         near = _near_duplicates([train], config)
         digest = _digest(train.images)
@@ -129,14 +123,34 @@ def prepare_data(config: TrainConfig) -> Data:
         return Data(train_set, val_set, train.bad, _digest(train_set, val_set), notes, digest, near)
     source = config.val_data or config.data
     val = _read(held_out, source, "--val-data", config, notes)
-    which = f"--val-data {source}" if config.val_data else f"what {source} sets aside for validation"
-    val = val._replace(images=_map_classes(val.images, class_names, source, which))
+    val = val._replace(images=_map_classes(val.images, train.images.class_names))
     absent = [name for name, count in val.images.counts().items() if not count]
     notes += warn_of_classes(absent, f"no image to validate on in {source}")
     near = _near_duplicates([train, val], config)
-    notes += _warn_of_leaks(train.images, val.images, near, which)
+    notes += _warn_of_leaks(train.images, val.images, near, _origin(config))
     digest = _digest(train.images, val.images)
     return Data(train.images, val.images, train.bad | val.bad, digest, notes, digest, near)
+
+
+def find_images(config: TrainConfig, notes: list[str]) -> tuple[LabelledPaths, LabelledPaths | None]:
+    """Return the images to train on and those to validate on, None where a share of the former validates;
+    none of them is read. Raises UserError when they or their classes cannot be used."""
+    found = _find(config.data, "--data", config, notes)
+    class_names = sorted(set(found.labels.values()), key=natural_key)
+    if len(class_names) < 2:
+        raise UserError(f"{config.data} has one class, {class_names[0]!r}; a classifier needs two or more")
+    if config.columns and not any(map(is_label_file, (Path(config.data), Path(config.val_data)))):
+        raise UserError(f"--columns {config.columns} has no effect: {config.data} is no label file (CSV)")
+    held_out = _held_out(found, config, notes)
+    if held_out:
+        _check_classes(held_out.labels, class_names, config)
+    return found, held_out
+
+
+def _origin(config: TrainConfig) -> str:
+    """Return how a message names the images to validate on."""
+    own = f"what {config.data} sets aside for validation"
+    return f"--val-data {config.val_data}" if config.val_data else own
 
 
 class _Read(NamedTuple):
@@ -151,6 +165,7 @@ def _find(source: str, flag: str, config: TrainConfig, notes: list[str]) -> Labe
     spellings: list[str] = []
     labels = unify(found.labels | found.validation, source, spellings)
     notes += [f"{source}: {len(labels)} images, {found.layout}", *spellings]
+    notes += [f"warning: {source}: {warning}" for warning in found.warnings]
     return replace(
         found,
         labels={path: labels[path] for path in found.labels},
@@ -176,7 +191,7 @@ def _held_out(found: LabelledPaths, config: TrainConfig, notes: list[str]) -> La
             "validate on; remove the column that names them"
         )
     notes.append(f"{len(found.validation)} of them validate, as {config.data} names them")
-    return replace(found, labels=found.validation, validation=found.labels, probabilities={}, warnings=[])
+    return replace(found, labels=found.validation, validation=found.labels, probabilities={})
 
 
 def _read(found: LabelledPaths, source: str, flag: str, config: TrainConfig, notes: list[str]) -> _Read:
@@ -185,7 +200,6 @@ def _read(found: LabelledPaths, source: str, flag: str, config: TrainConfig, not
     if config.exclude and (flag == "--data" or not config.val_data):
         found = _exclude(found, config.exclude, source, notes if flag == "--data" else [])
     labels = found.labels
-    notes.extend(f"warning: {source}: {warning}" for warning in found.warnings)
     result = scan(found.root, sorted(labels), Path(config.output) / ".cache", config.max_megapixels)
     if len(result.bad) > config.max_bad * len(labels):
         first = "; ".join(f"{path!r}: {why}" for path, why in list(result.bad.items())[:3])
@@ -239,17 +253,22 @@ def natural_key(text: str) -> tuple[list[tuple[int, int | str]], str]:
     return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts if part], text
 
 
-def _map_classes(val: ImageSet, class_names: tuple[str, ...], source: str, which: str) -> ImageSet:
-    """Return `val` with the labels of the training data's classes; `which` names it in a message."""
-    if unknown := sorted(set(val.class_names) - set(class_names), key=natural_key):
+def _check_classes(held_out: Mapping[str, str], class_names: Sequence[str], config: TrainConfig) -> None:
+    """Raise UserError when images to validate on have classes that the training data lack."""
+    if unknown := sorted(set(held_out.values()) - set(class_names), key=natural_key):
         hints = spelling_hints(unknown, class_names)
-        parent, folder = Folder.of(val.paths).unwrap()
-        if parent and Path(source, parent).is_dir() and folder.folders.keys() & set(class_names):
-            hints.append(f"; its folder {parent!r} has them: give --val-data {Path(source, parent)}")
+        parent, folder = Folder.of(held_out).unwrap()
+        inside = Path(config.val_data or config.data, parent)
+        if parent and inside.is_dir() and folder.folders.keys() & set(class_names):
+            hints.append(f"; its folder {parent!r} has them: give --val-data {inside}")
         raise UserError(
-            f"{which} has the classes {listed(unknown)}, and the training data have only "
+            f"{_origin(config)} has the classes {listed(unknown)}, and the training data have only "
             f"{listed(class_names)}{''.join(hints)}"
         )
+
+
+def _map_classes(val: ImageSet, class_names: tuple[str, ...]) -> ImageSet:
+    """Return `val` with the labels of the training data's classes."""
     positions = {name: i for i, name in enumerate(class_names)}
     index = np.array([positions[name] for name in val.class_names], np.int64)
     return replace(val, labels=index[val.labels], class_names=class_names)
