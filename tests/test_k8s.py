@@ -123,6 +123,7 @@ def test_urls_and_rendezvous_endpoints_name_a_service_and_its_port(overlay: str)
             e["value"] for e in deployment(documents)["env"] if e["name"] == "MLFLOW_BACKEND_STORE_URI"
         ]
         assert len(texts) == 2
+        assert "$(" not in texts[1], "a password could end the address"
     for text in texts:
         host, port = re.search(r"(?:@|//)([-\w]+):(\d+)", text).groups()  # type: ignore[union-attr]
         assert int(port) in [p["port"] for p in named(documents, "Service", host)["spec"]["ports"]]

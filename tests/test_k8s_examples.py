@@ -306,3 +306,18 @@ def test_an_unreachable_store_is_an_error_that_may_pass_and_no_day_without_image
 
     monkeypatch.setattr(module, "find_inputs", unreachable)
     assert module.score_days(settings | {"IMAGES": "s3://bucket/incoming"}, TODAY) == 3
+
+
+def test_a_slash_at_the_end_of_a_url_is_no_part_of_a_days_name(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, asked = module_of(EXAMPLES / "daily" / "score_days.py"), list[str]()
+
+    def has_images(images: str) -> bool:
+        asked.append(images)
+        return False
+
+    monkeypatch.setattr(module, "has_images", has_images)
+    assert module.score_days(settings | {"IMAGES": "s3://bucket/incoming/", "DAYS": "1"}, TODAY) == 0
+    assert asked == ["s3://bucket/incoming/2026-03-01"]
+    assert module.score_days(settings | {"DAYS": "7d"}, TODAY) == 2

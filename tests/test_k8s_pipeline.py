@@ -649,11 +649,26 @@ def test_a_missing_right_is_found_before_anything_starts(
         ["gpu", "--run", "aa", "--set", "SHARDS_AT_ONCE=0"],
         ["gpu", "--run", "aa", "--set", "NODES=two"],
         ["cpu", "--run", "aa", "--settings", "gone.yaml"],
+        ["s3", "--run", "aa", "--set", "RUNS=s3://bucket/runs/"],
+        ["gpu", "--run", "aa", "--set", "SHM=512Mi"],
     ],
 )
 def test_unusable_arguments_are_exit_code_2(cluster: StandIn, overlay: Path, arguments: list[str]) -> None:
     assert k8s.pipeline.main([str(overlay) if a == "cpu" else a for a in arguments]) == 2
     assert made(cluster) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("data: /data/mine  # here", 2), ("data: '/data'", 0), ("data: ''", 0), ("val_data: /data/val", 0)],
+)
+def test_settings_that_name_other_data_than_the_job_trains_on_are_refused(
+    overlay: Path, tmp_path: Path, line: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.yaml").write_text(f"epochs: 3\n{line}\n")
+    arguments = [str(overlay), "--run", "aa", "--settings", str(tmp_path / "train.yaml"), "--dry-run"]
+    assert k8s.pipeline.main([*arguments, "train"]) == code
+    assert ("--set DATA=/data/mine" in capsys.readouterr().err) == bool(code)
 
 
 @pytest.mark.parametrize(
@@ -663,6 +678,13 @@ def test_unusable_flags_are_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         k8s.pipeline.main(arguments)
     assert stopped.value.code == 2
+
+
+def test_a_number_that_yaml_reads_otherwise_is_refused_by_its_name(
+    cluster: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert k8s.pipeline.main(["gpu", "--run", "aa", "--set", "SHARDS=08"]) == 2
+    assert "SHARDS=08" in capsys.readouterr().err
 
 
 def test_settings_that_jobs_would_share_are_refused(

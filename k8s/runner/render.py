@@ -14,6 +14,7 @@ from k8s.runner.cluster import KubectlError, Object, PipelineError, kubectl
 OVERLAYS = Path(__file__).resolve().parents[1] / "overlays"
 COUNTS = OVERLAYS.parent / "components" / "counts"  # carries numbers of pods from these values to the Jobs
 COUNTED = ("NODES", "PROCESSES", "SHARDS", "SHARDS_AT_ONCE")
+NUMBERS = ("SHM", "RESTARTS")
 COMPONENT = "app.kubernetes.io/component"
 RUN = "purebred/run"
 SETTINGS = "purebred/settings"  # annotation: the ConfigMaps that a Job was made with
@@ -120,8 +121,7 @@ def render(
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(2, f"--settings {settings}: {error}") from None
     plain = kustomize(overlay)
-    if values:
-        check_values(values, Rendered(overlay, "", parse(plain)).values, overlay)
+    check_values(values, Rendered(overlay, "", parse(plain)).values, overlay)
     with TemporaryDirectory() as name:
         folder = Path(name).resolve()
         generators: list[Object] = [
@@ -152,7 +152,7 @@ def render(
         text = kustomize(folder)
     rendered = Rendered(overlay, run, parse(text))
     check_hashes(rendered)
-    check_counts(rendered)
+    check_data(rendered)
     for step, document in rendered.steps.items():
         maps = [d["metadata"]["name"] for d in rendered.beside(step) if d["kind"] == "ConfigMap"]
         document["metadata"].setdefault("annotations", {})[SETTINGS] = " ".join(sorted(maps))
@@ -160,8 +160,11 @@ def render(
 
 
 def check_values(values: Sequence[str], known: Mapping[str, str], overlay: Path) -> None:
+    """Refuse values that no Job takes, numbers with which it would wait for ever or end without work, and a
+    place of runs that its steps would write in two ways."""
+    merged = dict(known)
     for value in values:
-        key, equals, _ = value.partition("=")
+        key, equals, merged[key] = value.partition("=")
         if not equals:
             raise PipelineError(2, f"--set {value}: KEY=VALUE is needed")
         if key == "RUN_NAME":
@@ -170,6 +173,12 @@ def check_values(values: Sequence[str], known: Mapping[str, str], overlay: Path)
             raise PipelineError(
                 2, f"--set {value}: {overlay} has no such value, but {', '.join(sorted(known))}"
             )
+    for key in (*COUNTED, *NUMBERS):
+        least = 1 if key in COUNTED else 0
+        if not re.fullmatch("[1-9][0-9]*" if least else "[0-9]+", merged.get(key, "1")):
+            raise PipelineError(2, f"{key}={merged[key]}: a whole number from {least} is needed")
+    if (runs := merged.get("RUNS", "")).endswith("/"):
+        raise PipelineError(2, f"RUNS={runs}: take the slash off its end, in an object store it is a name")
 
 
 def check_hashes(rendered: Rendered) -> None:
@@ -185,12 +194,19 @@ def check_hashes(rendered: Rendered) -> None:
                 )
 
 
-def check_counts(rendered: Rendered) -> None:
-    """Refuse numbers of pods with which a Job would wait for ever, or end without work."""
-    for key in COUNTED:
-        value = rendered.values.get(key, "1")
-        if not re.fullmatch("[1-9][0-9]*", value):
-            raise PipelineError(2, f"{key}={value}: a whole number from 1 is needed")
+def check_data(rendered: Rendered) -> None:
+    """Refuse settings of training with other data than the Job's flag, which takes precedence."""
+    data = rendered.values.get("DATA", "")
+    maps = [d.get("data", {}) for d in rendered.documents if d["kind"] == "ConfigMap"]
+    settings = "\n".join(values.get("train.yaml", "") for values in maps)
+    found = re.search(r"(?m)^data:[ \t]*([^#\s].*?)[ \t\r]*(?:#.*)?$", settings)
+    wanted = found[1].strip("'\"") if found else ""
+    if wanted not in ("", "null", "~", data):
+        raise PipelineError(
+            2,
+            f"the settings of training name data: {wanted}, and the Job trains on DATA={data}: give "
+            f"--set DATA={wanted}, or take the line out of the settings",
+        )
 
 
 def kustomize(folder: Path) -> str:

@@ -29,13 +29,15 @@ def has_images(images: str) -> bool:
 
 def score_days(settings: Mapping[str, str], today: date) -> int:
     """Score the DAYS days before today; return the exit code of the first that failed, or 0."""
-    output = settings["OUTPUT"]
+    images, output = (settings[name].rstrip("/") for name in ("IMAGES", "OUTPUT"))
+    if not settings["DAYS"].isdecimal():
+        return report_error(UserError(f"DAYS={settings['DAYS']}: a whole number of days is needed"))
     if not is_remote(output):
         os.makedirs(output, exist_ok=True)
     failed = 0
     for ago in range(int(settings["DAYS"]), 0, -1):
         day = today - timedelta(days=ago)
-        code = score(settings, f"{settings['IMAGES']}/{day}", f"{output}/{day}.csv")
+        code = score(settings, f"{images}/{day}", f"{output}/{day}.csv")
         failed = failed or code
     return failed
 
