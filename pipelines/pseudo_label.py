@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.launch import exit_code_of, run_program, split_flags
-from pipelines.teacher import check_skill, score_folder, select, without_labelled
+from pipelines.teacher import check_skill, score_folder, select, warn_of_collapse, without_labelled
 from serve.contract.files import atomic_write
 from serve.contract.listing import list_images
 from train.checkpoint import best_checkpoint, last_checkpoint, load_checkpoint
@@ -95,6 +95,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
             chosen = select(without_labelled(found, data, config), args.threshold, args.balance)
             counts = f"{len(chosen.paths)} are used: {describe_counts(chosen.counts())}"
             print(f"round {number}: of {len(found.paths)} unlabelled images {counts}", flush=True)
+            for warning in () if args.balance else warn_of_collapse(chosen.counts(), data.train.counts()):
+                print(warning, file=sys.stderr)
             paths, names = labelled(data.train)
             soft = soft_labels(data.train)
             if args.labels == "soft":

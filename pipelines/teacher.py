@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from train.data.layouts.soft_labels import SOFT_COLUMN
 from train.data.scan import scan
 from train.evaluation.predictions import read_predictions
 from train.evaluation.significance import better_than_largest
+
+FEW_ELSEWHERE = 0.25
 
 
 @dataclass(frozen=True)
@@ -165,3 +168,18 @@ def select(found: PseudoLabels, threshold: float, balance: bool) -> PseudoLabels
         smallest = min(map(len, by_class))
         by_class = [members[:smallest] for members in by_class]
     return found.take(np.concatenate(by_class))
+
+
+def warn_of_collapse(chosen: Mapping[str, int], labelled: Mapping[str, int]) -> list[str]:
+    """Return a warning if more than FEW_ELSEWHERE of the pseudo-labels would have to be of other classes to
+    be distributed as the labels are. `chosen` and `labelled`: class -> number of images, above 0 in all."""
+    ours, theirs = sum(chosen.values()), sum(labelled.values())
+    shares = {name: (chosen[name] / ours, labelled[name] / theirs) for name in chosen}
+    excess = {name: share - usual for name, (share, usual) in shares.items()}
+    if sum(max(0.0, value) for value in excess.values()) <= FEW_ELSEWHERE:
+        return []
+    most = max(excess, key=excess.__getitem__)
+    return [
+        f"warning: {shares[most][0]:.0%} of the pseudo-labels are {most!r}, of the labelled images "
+        f"{shares[most][1]:.0%}: if --unlabelled is not so, train the teacher better, or give --balance"
+    ]

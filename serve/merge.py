@@ -115,7 +115,10 @@ def find_parts(folder: Path) -> list[Path]:
     kinds = {(match[2], match[3]) for match in found.values()}
     if len(kinds) > 1:
         described = ", ".join(f"of {int(count)} ({suffix})" for count, suffix in sorted(kinds))
-        raise UserError(f"{str(folder)!r} has parts of several jobs: {described}")
+        raise UserError(
+            f"{str(folder)!r} has parts of several jobs: {described}: remove those that are not to be "
+            "merged, as in part-*-of-00008.csv*"
+        )
     count, parts = int(kinds.pop()[0]), sorted(found)
     indices = {int(match[1]) for match in found.values()}
     if missing := sorted(set(range(count)) - indices):

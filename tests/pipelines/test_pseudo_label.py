@@ -18,7 +18,15 @@ from train_data import draw, flat_set, settings
 from pipelines import pseudo_label
 from pipelines import teacher as teachers
 from pipelines.pseudo_label import build_parser, check_settings, labelled, soft_labels
-from pipelines.teacher import PseudoLabels, check_skill, read_scores, score_folder, select, without_labelled
+from pipelines.teacher import (
+    PseudoLabels,
+    check_skill,
+    read_scores,
+    score_folder,
+    select,
+    warn_of_collapse,
+    without_labelled,
+)
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.data.index import prepare_data
 from train.data.layouts.label_file import read
@@ -52,6 +60,12 @@ def test_a_class_without_a_confident_pseudo_label_is_a_warning(capsys: pytest.Ca
         select(found(ROWS), 0.99, balance=True)
     with pytest.raises(ValueError, match=r"'class0', 'class1' .*--threshold 1"):
         select(found(ROWS), 1.0, balance=False)
+
+
+def test_pseudo_labels_that_are_mostly_of_one_class_are_a_warning() -> None:
+    (warning,) = warn_of_collapse({"cat": 96, "dog": 4}, {"cat": 500, "dog": 500})
+    assert re.search(r"96%.*'cat'.*50%.*--balance", warning)
+    assert warn_of_collapse({"cat": 96, "dog": 4}, {"cat": 900, "dog": 100}) == []
 
 
 def test_images_that_could_not_be_scored_are_left_out(tmp_path: Path) -> None:

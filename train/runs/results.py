@@ -50,8 +50,9 @@ class RunResult:
 
 def read_run(folder: Path, name: str = "") -> RunResult:
     """Read a run directory; reports call it `name`, by default the folder's own name."""
-    if not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is not a run directory: there is no such folder")
+    if not (folder / "config.yaml").exists():
+        lack = "no config.yaml in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{str(folder)!r} is not a run directory: there is {lack}")
     config = _read_config(folder / "config.yaml")
     rows = _read_rows(folder / "metrics.jsonl", config.calibrate)
     answers = StoredAnswers.load(folder)
@@ -89,7 +90,8 @@ def paired(run: Predictions, reference: Predictions) -> PairedTest | None:
         if ours != theirs:
             raise UserError(
                 f"{run.source} and {reference.source} are of different images: {run.paths[i]!r} has the "
-                f"label {ours!r} in the first and {theirs!r} in the second"
+                f"label {ours!r} in the first and {theirs!r} in the second; if it was corrected, evaluate "
+                "both models on the corrected labels with pipelines/evaluate.py"
             )
     if not pairs:
         return None
