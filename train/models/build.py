@@ -43,7 +43,7 @@ def build_model(
             network = create(name, num_classes, image_size, drop_path=drop_path)
         except (RuntimeError, AssertionError) as error:  # some refuse a size when they are built
             raise _wrong_size(name, image_size, error) from error
-    if content:
+    if weights not in ("", "default"):
         notes.append(transfer(network, name, content, weights, class_names))
     if dropout is not None and not set_dropout(network, dropout):
         notes.append(f"warning: {name} has no dropout layers, --dropout {dropout:g} changes nothing")

@@ -1,6 +1,7 @@
 """Tensors in checkpoints of timm, torchvision, Lightning and wrappers, read without running their code."""
 
 import pickle
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,12 +53,13 @@ def load_pickle(path: Path) -> Any:
     Raises UserError for something of another type, and any error of torch.load for a damaged file."""
     with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED_TYPES]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path, torch believes the suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             try:
                 types = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
             except Exception:  # any, for a file that is damaged or has another format
-                types = []
+                types = re.findall(r"GLOBAL (\S+) w", str(error))  # the first, in torch's old format
             if not types:
                 raise
             names = ", ".join(sorted(types))
@@ -72,7 +74,8 @@ def select_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
     taken: list[str] = []
     others: list[str] = []
     for _ in range(2):  # a file may hold itself
-        found = [key for key in ENTRIES if isinstance(content.get(key), Mapping) and content[key]]
+        parts = {key: content.get(key) for key in ENTRIES}
+        found = [key for key, part in parts.items() if isinstance(part, Mapping) and tensors_of(part)]
         if found:
             taken.append(found[0])
             others += found[1:]
@@ -81,16 +84,26 @@ def select_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a state dict by name, without those of another run's detector."""
+    """Return the tensors of a state dict by name, and those of mappings in it as KEY.NAME, but none of
+    another run's detector."""
+    inner = {key: part for key, part in state.items() if isinstance(part, Mapping)}
+    items = [*state.items(), *((f"{key}.{n}", part[n]) for key, part in inner.items() for n in part)]
     return {
         key: value
-        for key, value in state.items()
+        for key, value in items
         if isinstance(value, Tensor) and isinstance(key, str) and not key.startswith("subject.")
     }
 
 
+def fits(tensor: Tensor, own: Tensor) -> bool:
+    """Return whether a tensor can take the place of the network's own: of its shape, and where its own are
+    floats, of dense numbers that are not quantised, whose scale is elsewhere."""
+    is_number = tensor.is_floating_point() and tensor.itemsize > 1 and tensor.layout == torch.strided
+    return tensor.shape == own.shape and (is_number or not own.is_floating_point())
+
+
 def find_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Return the prefix below which most tensors have a name (and then a shape) of the network's `own`.
+    """Return the prefix below which most tensors fit the network's `own`, and then have a name of theirs.
     Raises UserError, which names them, if two prefixes have as many."""
     named: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
@@ -101,10 +114,10 @@ def find_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
             if name in own:
                 prefix = key.removesuffix(name)
                 named[prefix] += 1
-                fitting[prefix] += own[name].shape == tensor.shape
-    if not named:
+                fitting[prefix] += fits(tensor, own[name])
+    best = max(((fitting[prefix], named[prefix]) for prefix in named), default=(0, 0))
+    if 2 * best[1] < len(own):  # another network, some of whose names end alike
         return ""
-    best = max((fitting[prefix], named[prefix]) for prefix in named)
     prefixes = [prefix for prefix in named if (fitting[prefix], named[prefix]) == best]
     if len(prefixes) > 1:
         raise UserError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from serve.contract.errors import UserError
 from train.models.layers import head_names, is_auxiliary
-from train.models.state_dict import AVERAGES, find_prefix, select_state, tensors_of
+from train.models.state_dict import AVERAGES, find_prefix, fits, select_state, tensors_of
 from train.models.zoo import base_name, library_of
 
 NAMED = 3  # tensors that a message names
@@ -25,7 +25,8 @@ def transfer(
     a random one would send its noise through features that are good already.
 
     Raises:
-        UserError: another network's weights, or two networks that fit; the message names what is missing.
+        UserError: another network's weights, also a deeper one's, two networks that fit, or values that are
+            not finite; the message names them, or what is missing.
     """
     own = network.state_dict()
     state, taken, others = select_state(content)
@@ -39,7 +40,7 @@ def transfer(
         raise UserError(f"--weights {source!r} {error}") from error
     tensors = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
     heads = {parameter.rpartition(".")[0] for parameter in head_names(network)}
-    fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in tensors.items() if k in own and fits(v, own[k])}
     trained_on = content.get("class_names")
     if not isinstance(trained_on, list | tuple):  # a NumPy array of others is not read
         trained_on = None
@@ -53,6 +54,16 @@ def transfer(
     missing = [k for k in absent if not (is_auxiliary(k) and k not in tensors)]
     if missing or not fitting:
         raise _misfit(name, source, missing, tensors, own, list(found or state))
+    if deeper := _further_blocks(tensors, own, heads):
+        raise UserError(
+            f"--weights {source!r} do not fit {name}: they are of a deeper network, with {len(deeper)} "
+            f"further tensors ({_listed(deeper)}); give that one as --model"
+        )
+    if bad := [k for k, v in fitting.items() if not v.isfinite().all()]:
+        raise UserError(
+            f"--weights {source!r}: {len(bad)} tensors have values that are not finite ({_listed(bad)}): "
+            "their training diverged, or the file is damaged; give others"
+        )
     own.update(fitting)
     network.load_state_dict(own)
     zero(network, new)
@@ -80,6 +91,15 @@ def transfer(
     return note + (f"; not used: {_listed(unused)}" if unused else "")
 
 
+def _further_blocks(tensors: Iterable[str], own: Iterable[str], heads: Iterable[str]) -> list[str]:
+    """Return the names in a file that only their numbers tell from a network's own, outside its head: a
+    ResNet-34 has all tensors of a ResNet-18, and more blocks."""
+    kinds = {re.sub(r"\d+", "0", key) for key in own}
+    ends = tuple(f"{head.partition('.')[0]}." for head in heads)
+    others = [key for key in tensors if key not in own and not key.startswith(ends)]
+    return [key for key in others if re.sub(r"\d+", "0", key) in kinds]
+
+
 def zero(network: nn.Module, layers: Iterable[str]) -> None:
     """Set the parameters of these layers to zero."""
     for layer in layers:
@@ -100,7 +120,7 @@ def _misfit(
     keys: Sequence[Any],
 ) -> UserError:
     described = [
-        f"{key} ({list(tensors[key].shape)} in the file, {list(own[key].shape)} in the network)"
+        f"{key} ({_kind(tensors[key])} in the file, {_kind(own[key])} in the network)"
         if key in tensors
         else key
         for key in missing
@@ -110,7 +130,13 @@ def _misfit(
         reason += f"; the file's keys are {_listed(list(map(str, keys)))}"
     base = base_name(name)
     other = base if library_of(name) == "timm" else f"timm/{base}"
-    return UserError(
-        f"--weights {source!r} do not fit {name}: {reason}; give this network's weights, "
-        f"or --model {other} for the other library's"
-    )
+    cure = f"give this network's weights, or --model {other} for the other library's"
+    if missing and all(key in tensors and re.search("pos_|position", key) for key in missing):
+        cure = "its positions are those of another --image-size: give the size that it was trained with"
+    return UserError(f"--weights {source!r} do not fit {name}: {reason}; {cure}")
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return a tensor's shape, with its type if that is a quantised one."""
+    quantised = tensor.itemsize == 1 or not tensor.is_floating_point()
+    return f"{list(tensor.shape)}{f' of {tensor.dtype}' if quantised else ''}"

@@ -199,17 +199,48 @@ def test_a_state_dict_within_another_entry_is_found_also_in_a_file_that_holds_it
     select_state(content)
 
 
-def test_an_average_that_is_empty_is_not_taken() -> None:
-    assert select_state({"ema": None, "model_ema": {}, "model": {"a": 1}})[1:] == (["model"], [])
+def test_an_entry_without_tensors_is_not_taken() -> None:
+    content = {
+        "ema": None,
+        "model_ema": {},
+        "model": {"name": "resnet18"},
+        "state_dict": {"a": torch.ones(1)},
+    }
+    assert select_state(content)[1:] == (["state_dict"], [])
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "net", "student"])
+def test_a_state_dict_under_any_name_is_found(tmp_path: Path, key: str) -> None:
+    network = network_of("simple_cnn")
+    optimizer = torch.optim.AdamW(network.parameters())
+    content = {"epoch": 3, key: network.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    torch.save(content, tmp_path / "w.pt")
+    assert_loaded("simple_cnn", tmp_path / "w.pt", network, repr(f"{key}."))
+
+
+def test_of_two_networks_under_other_names_none_is_taken(tmp_path: Path) -> None:
+    state = network_of("simple_cnn").state_dict()
+    torch.save(
+        {"student": state, "teacher": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pt"
+    )
+    with pytest.raises(ValueError, match=r"--weights '.*w.pt'.*'student.', 'teacher.module.'"):
+        build_model("simple_cnn", 3, 64, str(tmp_path / "w.pt"))
 
 
 # what is refused
 
 
-def test_keys_of_a_file_without_a_known_entry_are_named(tmp_path: Path) -> None:
-    torch.save({"student": network_of("simple_cnn").state_dict(), "step": 3}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"--weights '.*w.pt'.*features.0.weight.*student, step"):
+def test_keys_of_a_file_without_tensors_are_named(tmp_path: Path) -> None:
+    torch.save({"config": {"lr": 0.1}, "step": 3}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"--weights '.*w.pt'.*features.0.weight.*config, step"):
         build_model("simple_cnn", 3, 64, str(tmp_path / "w.pt"))
+
+
+def test_another_network_whose_names_end_alike_is_no_choice_of_networks(tmp_path: Path) -> None:
+    blocks = {f"blocks.{i}.conv1.weight": torch.ones(64, 3, 7, 7) for i in range(4)}
+    torch.save(blocks, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"--weights '.*w.pt' do not fit resnet18.*blocks.0.conv1.weight"):
+        build_model("resnet18", 3, 64, str(tmp_path / "w.pt"))
 
 
 def test_keys_of_another_networks_tensors_are_named(tmp_path: Path) -> None:
@@ -227,11 +258,12 @@ def test_keys_of_another_networks_tensors_are_named(tmp_path: Path) -> None:
         (namespace(call=os.system), "system"),
     ],
 )
+@pytest.mark.parametrize("new", [True, False])
 def test_other_types_are_refused_with_their_name_and_the_way_out(
-    tmp_path: Path, value: Any, type_name: str
+    tmp_path: Path, value: Any, type_name: str, new: bool
 ) -> None:
     state = network_of("simple_cnn").state_dict()
-    torch.save({"state_dict": state, "args": value}, tmp_path / "w.pt")
+    torch.save({"state_dict": state, "args": value}, tmp_path / "w.pt", _use_new_zipfile_serialization=new)
     with pytest.raises(ValueError, match=r"--weights .*w\.pt") as error:
         build_model("simple_cnn", 3, 64, str(tmp_path / "w.pt"))
     assert type_name in str(error.value)

@@ -181,10 +181,60 @@ def test_weights_that_do_not_fit_are_refused_and_what_is_missing_is_named(
         build(weights=str(file))
 
 
+def not_finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**state, "features.5.running_var": torch.full((64,), torch.nan)}
+
+
+def quantised(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Integers whose scales are elsewhere, as bitsandbytes and torch's own quantisation have them."""
+    kept = torch.quantize_per_tensor(state["features.4.weight"], 0.1, 0, torch.qint8)
+    return {
+        **state,
+        "features.0.weight": torch.ones(32, 3, 3, 3, dtype=torch.int8),
+        "features.4.weight": kept,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(not_finite, "1 .*features.5.running_var"), (quantised, "2 .*features.0.weight .*int8.*qint8")],
+)
+def test_weights_of_no_use_are_refused_and_named(tmp_path: Path, change: Any, named: str) -> None:
+    file = save_plain(change(trained_state()), tmp_path)
+    with pytest.raises(ValueError, match=f"--weights '.*w.pt'.* {named}"):
+        build(weights=str(file))
+
+
+def test_half_precision_and_counts_that_were_averaged_are_taken(tmp_path: Path) -> None:
+    state = trained_state()
+    half = {key: value.half() for key, value in state.items()}
+    model, _ = build_model("simple_cnn", 3, 32, str(save_plain(half, tmp_path)))
+    assert model.network.features[0].weight.equal(half["features.0.weight"].float())
+    assert model.network.features[0].weight.dtype == torch.float32
+
+
+def test_a_deeper_network_that_has_all_tensors_is_refused() -> None:
+    """Without its further blocks it is hardly better than a random one."""
+    state = create("resnet34", 3, 64).state_dict()
+    with pytest.raises(ValueError, match=r"--weights 'w'.* resnet18.*deeper.*layer1\.2\..*--model"):
+        transfer(create("resnet18", 3, 64), "resnet18", state, "w", ())
+
+
+def test_a_longer_head_is_no_deeper_network() -> None:
+    state = dict(create("alexnet", 3, 64).state_dict()) | {"classifier.8.weight": torch.ones(3, 3)}
+    assert "not used: classifier.8.weight" in transfer(create("alexnet", 3, 64), "alexnet", state, "w", ())
+
+
+def test_a_file_without_any_tensor_is_no_training_from_random_weights(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="--weights"):
+        build(weights=str(tmp_path / "w.pt"))
+
+
 def test_weights_of_a_vit_at_another_size_are_refused(tmp_path: Path) -> None:
     """Its position embeddings differ in shape; starting them anew would not be these weights."""
     file = save_plain(create("vit_tiny_patch16_224", 3, 32).state_dict(), tmp_path)
-    with pytest.raises(ValueError, match=r"--weights .* 1 of .*pos_embed"):
+    with pytest.raises(ValueError, match=r"--weights .* 1 of .*pos_embed.* --image-size"):
         build("vit_tiny_patch16_224", 3, 64, weights=str(file))
 
 
