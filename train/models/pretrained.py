@@ -4,6 +4,7 @@ import importlib
 import pickle
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,13 @@ def read_weights(name: str, weights: str) -> dict[str, Any]:
 
 
 def read_file(source: str, flag: str) -> dict[str, Any]:
-    """Return what a .pt, .pth or .safetensors file holds. Raises UserError, which names the flag."""
+    """Return what a file of torch.save or safetensors holds. Raises UserError, which names the flag."""
     path = Path(source)
     if not path.is_file():
         raise UserError(f"{flag} {source!r} is not a file")
     content: Any
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             content = safetensors.torch.load_file(path)
         elif has_checksum(path):
             content = load_checkpoint(path)
@@ -65,10 +66,36 @@ def read_file(source: str, flag: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{flag} {source!r} {error}") from error
     except (*READ_ERRORS, safetensors.SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"{flag} {source!r} cannot be read as tensors: {type(error).__name__}") from error
+        raise UserError(
+            f"{flag} {source!r} cannot be read as tensors ({type(error).__name__}): {what_it_is(path)}"
+        ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{flag} {source!r} holds a {type(content).__name__}, not named tensors")
     return dict(content)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors, whatever its name: with a length and a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def what_it_is(path: Path) -> str:
+    """Return what a file without readable tensors seems to be, and what to do."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip()
+    if beginning.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself: git lfs pull"
+    if beginning.startswith(b"<"):
+        return "it is a web page; download the file itself"
+    if beginning.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return "it is truncated; copy or download it again"
+    if beginning.startswith(b"PK") and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        return (
+            "it is a TorchScript archive; save its tensors alone: "
+            "torch.save(torch.jit.load(FILE, 'cpu').state_dict(), NEW)"
+        )
+    return "it is damaged, or no file of torch.save or safetensors, as weights have to be"
 
 
 def _read_package(name: str) -> dict[str, Any]:
