@@ -37,7 +37,7 @@ def input_settings(name: str, weights: str, content: Mapping[str, Any]) -> Input
     UserError for an unknown name, or a checkpoint of another network.
     """
     library = library_of(name)
-    if "preprocess" in content and "config" in content:
+    if content.keys() >= {"format_version", "preprocess", "config"}:
         return _of_run(name, weights, content)
     if library == "own":
         settings, certain = InputSettings(f"{name}'s defaults"), False
@@ -84,6 +84,7 @@ def _of_torchvision(name: str, file: str) -> tuple[InputSettings, bool]:
 
 
 def _of_timm(name: str) -> InputSettings:
+    name = timm.models.get_deprecated_models().get(name) or name  # of older versions: tf_efficientnet_b0_ns
     found = timm.models.get_pretrained_cfg(name)
     known = found.to_dict() if found else {}  # type: ignore[no-untyped-call]
     config = resolve_data_config(pretrained_cfg=known)  # type: ignore[no-untyped-call]

@@ -85,12 +85,18 @@ def _torchvision_names() -> list[str]:
 
 
 def library_of(name: str) -> str:
-    """Return own, torchvision or timm. Raises UserError, which suggests others, for an unknown name."""
+    """Return own, torchvision or timm. Raises UserError, which suggests others, for an unknown name or an
+    unknown tag of timm's."""
     if name in OWN:
         return "own"
     if name in _torchvision_names():
         return "torchvision"
     if timm.is_model(name.removeprefix("timm/")):
+        try:
+            timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        except RuntimeError as error:  # its tag
+            known = ", ".join(timm.list_pretrained(f"{base_name(name)}.*")) or base_name(name)
+            raise UserError(f"unknown --model {name!r}; timm has {known}") from error
         return "timm"
     close = ", ".join(closest_names(name.removeprefix("timm/"))) or "none"
     raise UserError(f"unknown --model {name!r}; the closest names are {close}")

@@ -43,6 +43,16 @@ def test_timms_input_is_that_of_the_weights_tag() -> None:
     assert input_settings("timm/beit_base_patch16_224", "default", {}).mean == (0.5,) * 3
 
 
+def test_timms_old_names_have_the_input_of_the_weights_that_they_mean() -> None:
+    old, new = (
+        input_settings(name, "default", {})
+        for name in ("tf_efficientnet_b5_ns", "tf_efficientnet_b5.ns_jft_in1k")
+    )
+    assert old == new
+    assert old.image_size == 456
+    assert input_settings("vit_base_patch16_224_in21k", "default", {}).mean == (0.5,) * 3
+
+
 def test_timms_squash_is_kept_and_its_crops_end_with_the_image() -> None:
     assert input_settings("timm/convnext_base.fb_in22k_ft_in1k_384", "default", {}).resize_mode == "squash"
     assert input_settings("timm/volo_d4_448.sail_in1k", "default", {}).crop_ratio == 1.0  # timm says 1.15

@@ -43,6 +43,11 @@ def test_lenet5_below_32_is_an_error_that_names_the_size() -> None:
         build("lenet5", size=31)
 
 
+def test_an_unknown_tag_of_timms_weights_suggests_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"--model 'timm/resnet10t.a1_in1k'.* resnet10t\.c3_in1k"):
+        library_of("timm/resnet10t.a1_in1k")
+
+
 def tiny_net(num_classes: int) -> nn.Module:
     pool = nn.AdaptiveAvgPool2d(1)
     return nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.Flatten(), nn.Linear(4, num_classes))
