@@ -193,6 +193,9 @@ def evaluate(
     Returns metrics with the prefix val/ (the same on every rank), and on rank 0 the whole evaluation.
     val/loss is the training criterion, val/log_loss plain cross-entropy. `after_batch` is called equally
     often on all ranks.
+
+    Raises:
+        FloatingPointError: logits are not finite: no later epoch would mend the weights.
     """
     images, ranks, batch_size = run.data.val, run.ranks, 2 * run.plan.micro_batch_size
     run.state.evaluated.eval()
@@ -219,6 +222,12 @@ def evaluate(
         table = torch.empty_like(gathered)
         table[order] = gathered
         losses, logits = table[:, 0].double(), table[:, 1:].numpy()
+        if bad := int((~np.isfinite(logits).all(axis=1)).sum()):
+            raise FloatingPointError(
+                f"the answers to {bad} of {len(images)} validation images after epoch "
+                f"{run.history.epochs_done + 1} are not finite (learning rate {run.state.last_lr:.3g}): "
+                f"{CURE}"
+            )
         clip = run.config.clip_probabilities
         evaluation = evaluate_logits(logits, images.labels, images.class_names, clip)
         metrics = {"loss": float(losses.mean()), **evaluation.values}

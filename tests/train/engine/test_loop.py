@@ -303,6 +303,16 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_answers_that_are_not_finite_end_the_run_and_are_no_accuracy(tmp_path: Path) -> None:
+    """argmax of NaN is the first class, which half of the images have."""
+    config, data = make_data(tmp_path)
+    model = linear_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=f"{len(data.val)} of {len(data.val)} .* epoch 1\\b.*--lr"):
+        evaluate(make_run(config, data, model))
+
+
 def test_an_image_evaluated_twice_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, data = make_data(tmp_path)
     monkeypatch.setattr("train.engine.loop.evaluation_batches", lambda *args: [[(0, 0, 1.0), (0, 0, 1.0)]])
