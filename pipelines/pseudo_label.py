@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
                 label_file, paths + chosen.paths, names + chosen.names, soft, chosen.class_names
             )
         teacher = Path(student.output) / f"{name}-{number}"
-        resumed = ["--resume", teacher] if last_checkpoint(teacher).exists() else []
+        resumed = ["--resume", teacher, "--name", teacher.name] if last_checkpoint(teacher).exists() else []
         new = ["--name", teacher.name, "--output", student.output]
         own = [*data_flags(label_file, val), *(resumed or new)]
         run_program("train/main.py", *flags, *own, processes=args.nproc_per_node)

@@ -70,7 +70,9 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+        is_file = isinstance(error, NotADirectoryError)
+        reason = "give a run directory, not a file in one" if is_file else error.strerror
+        raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
     payload, trailer = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
     if trailer[: len(MARK)] != MARK or trailer[len(MARK) :] != hashlib.sha256(payload).digest():
         raise CheckpointError(f"checkpoint {path} is damaged or truncated: its SHA-256 does not match")

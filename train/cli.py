@@ -79,8 +79,15 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         check_needs(config)
         return config
     saved = Path(config.resume) / "config.yaml"
+    if config.name not in ("", Path(config.resume).resolve().name):
+        raise UserError(
+            f"--name {config.name} has no effect with --resume {config.resume}, which continues that run: "
+            "leave it out, or start a new run from its weights (--weights)"
+        )
     if not saved.is_file():
-        raise UserError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml")
+        around = [folder for folder in saved.parents[1:] if (folder / "config.yaml").is_file()]
+        hint = f"; give {around[0]}" if around else ""
+        raise UserError(f"--resume {config.resume!r} is not a run directory: it has no config.yaml{hint}")
     new = [f"{flag(name)}={setting.default}" for name, setting in SETTINGS.items() if setting.per_start]
     return parse_unchecked([f"--config={saved}", *new, *argv])
 

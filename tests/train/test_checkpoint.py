@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.checkpoint import MARK, CheckpointError, load_checkpoint, save_checkpoint
+from train.checkpoint import MARK, CheckpointError, best_checkpoint, load_checkpoint, save_checkpoint
 from train.runs.history import History
 
 STATE: dict[str, Any] = {
@@ -73,6 +73,11 @@ def test_a_truncated_file_is_refused(path: Path, kept: int) -> None:
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone.pt .*No such file"):
         load_checkpoint(tmp_path / "gone.pt")
+
+
+def test_a_file_in_place_of_its_run_is_an_error_that_names_the_run(path: Path) -> None:
+    with pytest.raises(CheckpointError, match="run directory"):
+        load_checkpoint(best_checkpoint(path))
 
 
 def test_another_format_version_is_refused(tmp_path: Path) -> None:

@@ -172,6 +172,20 @@ def test_resume_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> N
         parse_config(["--resume", str(tmp_path)])
 
 
+def test_a_run_that_is_resumed_keeps_its_name(tmp_path: Path) -> None:
+    """Under --name the user expects another run, and this one untouched."""
+    run = saved_run(tmp_path)
+    with pytest.raises(ValueError, match=f"--name b .*--resume {run}"):
+        parse_config(["--resume", run, "--name", "b"])
+    assert parse_config(["--resume", run, "--name", "a"]).name == "a"
+
+
+def test_resume_of_a_file_in_a_run_is_an_error_that_names_the_run(tmp_path: Path) -> None:
+    run = saved_run(tmp_path)
+    with pytest.raises(ValueError, match=f"--resume .*last.pt.* give {run}$"):
+        parse_config(["--resume", f"{run}/checkpoints/last.pt"])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -73,8 +73,14 @@ def restore(checkpoint: dict[str, Any], state: TrainState, data: Data, config: T
             f"--epochs {config.epochs} is less than the {checkpoint['epoch']} that this run has done; give "
             f"{checkpoint['epoch']} to end it as it is"
         )
+    history = History(**checkpoint["history"])
+    if config.epochs > max(saved["epochs"], history.epochs_done) and history.complete(config):
+        raise UserError(
+            f"--epochs {config.epochs} has no effect: no epoch since {history.best_epoch} was better, and "
+            f"--patience {config.patience} is used up; raise that too, or give 0"
+        )
     state.load_state_dict(checkpoint)
-    return History(**checkpoint["history"])
+    return history
 
 
 def schedule_change(

@@ -220,6 +220,18 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path: Path) -> None:
     restore(state, new_state(config, data), data, config.replace(epochs=2))
 
 
+def test_more_epochs_of_a_run_whose_patience_is_used_up_are_refused(tmp_path: Path) -> None:
+    """They would not be trained, and the run would look as if they were."""
+    config, data = make_data(tmp_path, epochs=5, patience=2)
+    history = History(epochs_done=4, best_epoch=2, best={"val/accuracy": 1.0})
+    state = checkpoint_of(new_run(config, data), history)
+    longer = config.replace(epochs=9)
+    with pytest.raises(ValueError, match=r"--epochs 9\b.*\b2\b.*--patience 2\b"):
+        restore(state, new_state(config, data), data, longer)
+    restore(state, new_state(config, data), data, longer.replace(patience=3))
+    restore(state, new_state(config, data), data, config)
+
+
 def test_a_step_that_does_not_count_leaves_batch_norm_statistics_as_they_were(tmp_path: Path) -> None:
     config, data = make_data(tmp_path)
     state = new_state(config, data)

@@ -30,7 +30,8 @@ def take_parts(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         return config, []
     train, parts, others, warnings = found
     chosen = _validation_part(root, train, parts)
-    if chosen and (config.val_data or config.folds):
+    resumed = config.resume not in ("", "auto")  # its val_data is this part, or where that was before
+    if chosen and not resumed and (config.val_data or config.folds):
         flag = (
             f"--val-data {shlex.quote(config.val_data)}" if config.val_data else f"--folds {config.folds}"
         )

@@ -195,4 +195,9 @@ def test_a_run_on_parts_is_resumed_by_the_same_command(tmp_path: Path) -> None:
     command = settings(tmp_path, data=str(root), name="x")
     config, data = prepare(command)
     create_run_folder(config, data)
-    assert prepare(command)[0] == config.replace(resume=str(tmp_path / "runs" / "x"))
+    resumed = config.replace(resume=str(tmp_path / "runs" / "x"))
+    assert prepare(command)[0] == resumed
+    moved = root.rename(tmp_path / "moved")
+    typed = resumed.replace(data=str(moved))  # the run's --val-data is the part where it was
+    new = resumed.replace(data=str(moved / "train"), val_data=str(moved / "val"))
+    assert prepare(typed)[0] == new
