@@ -55,7 +55,8 @@ class ValidationImages:
             return load_accepted(self.root / path, decode)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"validation image {self.root / path} cannot be read, so nothing is verified: {error}"
+                f"validation image {self.root / path} cannot be read, so nothing is verified ({error}); "
+                "where the images were moved, give their folder with --images"
             ) from error
 
 
