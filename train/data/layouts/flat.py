@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serve.contract.errors import UserError
 from serve.contract.formats import describe_ignored
+from serve.contract.image_files import PART, USUAL, words
 from serve.contract.listing import Listing, list_images
 from train.data.labels import LabelledPaths, listed
 from train.data.layouts.listing import class_folders, describe_left_out, is_report
@@ -15,6 +16,8 @@ NAME = re.compile(r"^(?P<label>.*[^\s._-])[\s._-]+\(?\d+\)?$", re.DOTALL)
 COPY = re.compile(r"(?:\s\(?\d+\)?|\s+(?:-\s+)?(?:copy|kopie|copie|copia)(?:\s\(?\d+\)?)?)$", re.IGNORECASE)
 """cat.0 (1), cat.0 2, cat.0 - Copy (2): what browsers, Macs and Windows call a copy of cat.0."""
 SHORTEST_ID = 3  # digits
+NAMELESS = USUAL | {"photo", "picture", "dsc", "dscn", "dscf", "pxl", "frame"}
+"""Words that cameras and data sets number all their images by."""
 
 
 def matches(source: Path) -> bool:
@@ -46,6 +49,8 @@ def labels_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     originals = {name: _original(stem, known) for name, stem in stems.items()}
     labels = {name: label_of(original) for name, original in originals.items()}
     classes = set(labels.values())
+    if all(word in NAMELESS or PART.fullmatch(word) for label in classes for word in words(label)):
+        return dict.fromkeys(labels, ""), []  # IMG_1 beside DSC_1, train_1 beside test_1
     warnings = []
     doubtful = {label: base for label in classes if (base := label_of(label)) in classes and base}
     if doubtful:

@@ -53,9 +53,9 @@ def check_folders(classes: Folders, source: DataSource) -> tuple[list[str], list
         if error := rule(classes, source):
             raise UserError(error)
     facts, warnings = _describe_inside(classes, source)
-    if names := part_names(classes):
+    if names := part_names(classes) or _named_as_tests(classes):
         warnings.append(
-            f"{listed(sorted(names))} are taken for classes; if they are parts, give one of them to "
+            f"taken for classes: {listed(sorted(names))}; parts belong elsewhere, or one of them to "
             f"{source.flag}"
         )
     return facts, warnings
@@ -129,7 +129,13 @@ def _one_folder(classes: Folders, source: DataSource) -> str:
     )
 
 
-RULES = (_parts, _data_set_beside_classes, _one_folder)
+def _classes_beside_tests(classes: Folders, source: DataSource) -> str:
+    """train, test_stg1; simpsons_dataset, kaggle_testset: one folder holds the classes."""
+    names = _beside_tests(classes)
+    return _looks_like_parts(classes, names, source) if names else ""
+
+
+RULES = (_parts, _classes_beside_tests, _data_set_beside_classes, _one_folder)
 
 
 def _looks_like_parts(classes: Folders, names: Sequence[str], source: DataSource) -> str:
@@ -153,12 +159,12 @@ def flags_for(folders: Folders, source: DataSource) -> str:
     def path(name: str) -> str:
         return source.quote(prefix, name, parent.folders[name].unwrap()[0])
 
-    names = part_names(parent.folders)
+    names = part_names(parent.folders) or _beside_tests(parent.folders)
     if not names:
         return f"{source.flag} {source.quote(prefix)}"
-    train = next(name for name in names if _part(name) == "train")
+    train = next((name for name in names if _part(name) == "train"), names[0])
     known = parent.folders[train].class_names()
-    others = [n for n in names if _part(n) != "train" and known & parent.folders[n].class_names()]
+    others = [n for n in names if _tests(n) and known & parent.folders[n].class_names()]
     others.sort(key=lambda name: _part(name) != "val")
     if source.flag != "--data":
         return f"{source.flag} {path((others or names)[0])}"
@@ -177,6 +183,27 @@ def part_names(folders: Folders) -> list[str]:
         if "train" in kinds and (len(kinds) > 1 or bare):
             found += [name for name in names if _part(name)]
     return found
+
+
+def _beside_tests(folders: Folders) -> list[str]:
+    """Return the only folder that is no part to validate or test on, if it holds classes, and the parts."""
+    tests = [name for name in folders if _tests(name)]
+    others = [name for name in folders if name not in tests]
+    if not tests or len(others) != 1:
+        return []
+    inside = folders[others[0]].unwrap()[1]
+    named = [name for name in inside.folders if split_name(name) != ("", ())]
+    return others + tests if len(named) > 1 and not inside.images else []
+
+
+def _named_as_tests(folders: Folders) -> list[str]:
+    """Return the names that are only those of parts to validate or test on, beside two classes or more."""
+    tests = [name for name in folders if _tests(name) and not split_name(name)[1]]
+    return tests if len(folders) - len(tests) > 1 else []
+
+
+def _tests(name: str) -> bool:
+    return _part(name) in ("val", "test")
 
 
 def _siblings(folders: Folders) -> list[list[str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tar_files import make_tar
 
+from serve.contract.errors import UserError
 from train.data.layouts.registry import find_labels
 
 PLAIN = [f"{name}.{i}.jpg" for name in ("cat", "dog") for i in range(4)]
@@ -75,3 +76,16 @@ def test_classes_that_are_all_long_numbers_are_warned_of(tmp_path: Path) -> None
     assert len(set(labels)) == 3
     assert "'00000000'" in warning
     assert "label file" in warning
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("IMG_{}.jpg", "DSC_{}.jpg"), ("Train_{}.jpg", "Test_{}.jpg"), ("train{}_4.png", "val{}_2.png")],
+)
+def test_names_of_cameras_and_parts_are_no_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [name.format(i) for name in names for i in range(4)]
+    for name in files:
+        (tmp_path / name).touch()
+    for source in (tmp_path, make_tar(tmp_path / "set.tar", dict.fromkeys(files, b""))):
+        with pytest.raises(UserError, match="no label"):
+            find_labels(source, "flat" if source.is_dir() else "tar")

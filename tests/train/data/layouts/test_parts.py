@@ -159,6 +159,9 @@ def test_parts_whose_content_does_not_show_it_are_classes_beside_another_class_w
     _, (warning,) = checked(each(("bus", "test", "train"), FLAT))
     assert "'test', 'train'" in warning
     assert "--data" in warning
+    for name in ("test_images", "pred", "unlabeled"):
+        _, (warning,) = checked(each(("cat", "dog", name), FLAT))
+        assert repr(name) in warning
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,13 @@ def test_parts_whose_content_does_not_show_it_are_classes_beside_another_class_w
         (each(("depth_preview", "rgb"), FLAT), "--data set/rgb;"),
         ({"masks": ["1_mask.png", "2_mask.png"], "photos": ["1.jpg", "2.jpg"]}, "--data set/photos;"),
         (each(("originals", "masks", "photos"), FLAT) | {"originals": ["x.jpg"]}, "--data set/photos;"),
+        ({"test_stg1": list(FLAT), "train": list(NESTED)}, "--data set/train;"),
+        (each(("train_mini", "val"), NESTED), "--data set/train_mini --val-data set/val;"),
+        (
+            {"zoo_testset": ["zoo_testset/cat_1.jpg"], "zoo_dataset": list(NESTED)},
+            "--data set/zoo_dataset;",
+        ),
+        ({"labeled": list(NESTED), "unlabeled": ["00/1.jpg", "00/2.jpg"]}, "--data set/labeled;"),
     ],
 )
 def test_the_folders_to_give_are_named(folders: Paths, flags: str) -> None:
