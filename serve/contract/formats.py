@@ -56,13 +56,14 @@ NO_SUFFIX = "without a suffix"
 MOST_SHOWN = 60  # bytes of a text
 # photo.jpg.1, photo.jpg_large, photo.jpg!d and "photo.jpg " as downloads leave them; not photo.jpg.txt
 NEARLY_A_SUFFIX = re.compile(rf"\.({'|'.join(s[1:] for s in IMAGE_SUFFIXES)})([^a-z0-9.]\w*|\.\d+)$")
+ARRAYS = re.compile(r"\.(?:arrow|tfrec(?:ord)?s?(?:-\d+-of-\d+)?|mdb|np[yz]|mat|h5|hdf5|pkl)")
 CURES = {
     "convert {}, for instance by magick mogrify -format jpg FILES": UNREAD_SUFFIX,
     "unpack {}": re.compile("|".join(re.escape(s) for s in (*SUFFIXES, ".tar") if s != ".parquet")),
     f"convert {{}} by {command('train/data/convert_parquet.py')} FOLDER --output SHARDS": re.compile(
         r"\.parquet"
     ),
-    "write the images in {} as files": re.compile(r"\.(?:arrow|tfrecords?|mdb|np[yz]|mat|h5|hdf5|pkl)"),
+    "write the images in {} as files": ARRAYS,
     "rename images {}, as in NAME.jpg": re.compile(f"{NO_SUFFIX}|{NEARLY_A_SUFFIX.pattern}"),
     "take frames from {}, for instance by ffmpeg": re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm)"),
 }

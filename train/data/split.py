@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import UserError
-from train.data.labels import warn_of_classes
+from train.data.labels import listed, warn_of_classes
 
 
 def choose_validation(
@@ -51,8 +51,11 @@ def choose_validation(
         chosen += [i for group in taken for i in members[group]]
     notes += warn_of_classes(absent, "no image to validate on")
     if not chosen:
+        twice = sorted({labels[i] for i in members[min(mixed)]}) if mixed else []
+        both = f" ({len(mixed)} pictures are in {listed([class_names[k] for k in twice])})" if twice else ""
         raise UserError(
-            "no class has two different images, so none can be set aside: add images, or give --val-data"
+            f"no class has two different images of its own{both}, so none can be set aside: add images, or "
+            "give --val-data"
         )
     is_val = np.zeros(len(labels), bool)
     is_val[chosen] = True

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from serve.contract.errors import UserError
 from train.data.split import choose_fold, choose_validation
 
 NAMES = ("ant", "bee", "cat")
@@ -34,6 +35,11 @@ def test_a_group_larger_than_what_is_wanted_is_trained_on() -> None:
     is_val = share([0] * 100, groups, 0.15)
     assert sum(is_val) == 15
     assert not any(is_val[:60])
+
+
+def test_classes_of_the_same_pictures_are_named() -> None:
+    with pytest.raises(UserError, match="2 pictures are in 'ant', 'bee'"):
+        share([0, 0, 1, 1], singles(2) * 2)
 
 
 def test_of_two_groups_the_smaller_one_validates() -> None:

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
-from serve.contract.formats import describe_ignored
+from serve.contract.formats import ARRAYS, describe_ignored
+from serve.contract.listing import has_image_suffix
 from serve.contract.packed import look_into
 from train.data.labels import LabelledPaths
 from train.data.layouts import flat, folders, label_file, tar_files
@@ -48,8 +49,14 @@ def find_labels(source: Path, data_format: str, flag: str = "--data", columns: s
             f"{flag} {str(source)!r} does not exist; name a folder of images or a label file (CSV)"
         )
     try:
+        if source.is_file() and ARRAYS.fullmatch(source.suffix.lower()):
+            raise UserError(
+                f"{flag} {source} holds arrays: write its images as files, named in a label file (CSV)"
+            )
         if source.is_file() and source.suffix != SUFFIX and (packed := look_into(source)):
             raise UserError(f"{flag} {source} is {packed}")
+        if source.is_file() and has_image_suffix(source.name):
+            raise UserError(f"{flag} {source} is one image: name its folder or a label file (CSV)")
         if data_format == "csv" or (data_format == "auto" and label_file.matches(source)):
             found = label_file.read(source, flag, columns)
         elif data_format == "auto":

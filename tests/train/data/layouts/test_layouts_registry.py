@@ -44,6 +44,20 @@ def test_folders_of_classes_with_a_label_file_that_agrees_are_classes(tmp_path: 
     assert find_labels(tmp_path, "folders").labels == labels
 
 
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("pathmnist.npz", "label file"),
+        ("a.tfrecord-00000-of-00002", "label file"),
+        ("a.jpg", "folder"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_the_cure(tmp_path: Path, name: str, cure: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xd8" if name == "a.jpg" else b"PK\x03\x04")
+    with pytest.raises(UserError, match=cure):
+        find_labels(tmp_path / name, "auto")
+
+
 def test_a_label_file_that_is_not_used_is_named(tmp_path: Path) -> None:
     source, _ = LAYOUTS["ham10000"](tmp_path)
     with pytest.raises(UserError, match=r"--data .*HAM10000_metadata\.csv.*_part_1"):
