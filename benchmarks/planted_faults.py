@@ -396,7 +396,7 @@ FAULTS = [
     Fault(
         "a label file of training takes images of the test part",
         "serve/contract/image_files.py",
-        'if self.is_of_training and folder and _part_of(folder) == "test":',
+        'if self.is_of_training and folder and part_of(folder) == "test":',
         "if not folder and not path:",
     ),
     Fault(

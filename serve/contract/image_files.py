@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache, cached_property
 from itertools import islice, takewhile
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from serve.contract.archive import split_member
 from serve.contract.errors import UserError
@@ -100,7 +101,7 @@ class ImageFiles:
         found: defaultdict[str, list[str]] = defaultdict(list)
         for path in islice(_image_paths(self.folder), MOST_FILES):
             folder = path.rpartition("/")[0]
-            if self.is_of_training and folder and _part_of(folder) == "test":
+            if self.is_of_training and folder and part_of(folder) == "test":
                 self._other_parts.add(folder)
             else:
                 found[_key(os.path.splitext(path)[0])].append(path)
@@ -173,7 +174,7 @@ class ImageFiles:
             )
             if len(hits) > 1:
                 raise UserError(f"{self.table}: {value!r} may be {hits[0]!r} or {hits[1]!r}: {APART}")
-        if "submission" in words(os.path.basename(self.table)) and _part_of(best[0].folder) == "train":
+        if "submission" in words(os.path.basename(self.table)) and part_of(best[0].folder) == "train":
             raise UserError(
                 f"{self.table}: only {best[0].folder!r} has images of these names, and they are those to "
                 "train on: unpack the test images beside it"
@@ -191,7 +192,9 @@ class ImageFiles:
         if similar := self.by_name.get(_key(_split(clean(value))[0].rpartition("/")[2])):
             return f"{where}, and {similar[0]!r} was found"
         first = next(iter(self.below.values()), None)
-        return f"{where}, which have names as {first[0]!r}" if first else f"{where}; there are no images"
+        if not first:
+            return f"{where}; there are no images: unpack them beside the table"
+        return f"{where}, which have names as {first[0]!r}"
 
     def _count(self, values: Sequence[str], naming: Naming) -> int:
         return sum(len(self.find(value, naming)) == 1 for value in values)
@@ -209,8 +212,9 @@ class ImageFiles:
                 same = sum(1 for _ in takewhile(lambda pair: _key(pair[0]) == _key(pair[1]), pairs))
                 dropped = "".join(f"{name}/" for name in names[: len(names) - same])
                 folder = "".join(f"{name}/" for name in folders[: len(folders) - same])
-                lost = _part_of(dropped) not in ("", _part(os.path.basename(os.path.abspath(self.folder))))
-                if not (dropped and folder) and not lost and suffix.casefold() in ("", own.casefold()):
+                lost = part_of(dropped) not in ("", _part(os.path.basename(os.path.abspath(self.folder))))
+                moved = dropped.strip("/") and folder
+                if not moved and not lost and suffix.casefold() in ("", own.casefold()):
                     votes[Naming(False, dropped, folder, "" if suffix else own)] += 1
         namings = [naming for naming, _ in votes.most_common(MOST_NAMINGS)]
         if not namings:
@@ -218,13 +222,13 @@ class ImageFiles:
         suffixes = Counter((naming.dropped, naming.folder) for naming in namings)
         namings += [Naming(False, *place, None) for place, count in suffixes.items() if count > 1]
         tops = {naming.folder.removeprefix("../").partition("/")[0] for naming in namings}
-        mine = [f"{top}/" for top in tops if _part_of(top) == self.part]
+        mine = [f"{top}/" for top in tops if part_of(top) == self.part]
         added = "" if all(has_image_suffix(clean(value)) for value in values[:PROBES]) else None
         return namings + [Naming(folder=top, suffix=added, anywhere=True) for top in (*mine, "")]
 
     def _rank(self, naming: Naming) -> tuple[bool, int, bool]:
         """Return a rule's sort key: the best rule has the smallest."""
-        part = _part_of(naming.folder)
+        part = part_of(naming.folder)
         plain = all(map(_is_plain, naming.folder.removeprefix("../").split("/")[:-1]))
         if not naming.folder:
             place = 7 if naming.anywhere else 0
@@ -237,8 +241,11 @@ class ImageFiles:
 
 
 def clean(value: str) -> str:
-    """Return a path without what spreadsheets and Windows add to it: spaces, backslashes, "./"."""
+    """Return a path without what spreadsheets, Windows and Label Studio add to it: spaces, backslashes,
+    "./", "/data/local-files/?d="."""
     path = value.strip().replace("\\", "/")
+    if "?d=" in path:
+        path = unquote(path.partition("?d=")[2])
     while path.startswith("./"):
         path = path[2:]
     return path
@@ -249,7 +256,7 @@ def _part(name: str) -> str:
 
 
 @cache
-def _part_of(folder: str) -> str:
+def part_of(folder: str) -> str:
     """Return the part that the first of its parents that is called by one stands for."""
     return next(filter(None, map(_part, folder.split("/"))), "")
 

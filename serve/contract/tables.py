@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice, starmap, takewhile
@@ -16,6 +17,10 @@ DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": 
 SAMPLE_LINES, SAMPLE_OBJECTS = 50, 1000
 SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*")  # Excel's own first line
 JSON_START = re.compile(r"\{|\[\s*(?:[{\"]|$)")
+ONE_FOR_EACH = (
+    'write an object for each image, as {"path": "images/1.jpg", "label": "cat"}, or a CSV file with the '
+    "columns path,label"
+)
 PADDING = " \t\ufeff"
 
 
@@ -132,17 +137,25 @@ def _json_table(lines: Iterator[str], name: str) -> Table:
 
 
 def _json_lines(lines: Iterator[str], name: str) -> Iterator[str]:
-    """Yield the lines, or those of the objects in a list. Raises UserError for other JSON."""
-    first = next(lines)
-    if first.startswith("{") and first.rstrip().endswith("}"):
-        yield from chain([first], lines)
+    """Yield the lines, or those of the objects in a list or below names of images. Raises UserError for
+    other JSON."""
+    first, second = next(lines), next(lines, "")
+    if second and first.startswith("{") and first.rstrip().endswith("}"):
+        yield from chain([first, second], lines)
         return
     try:
-        records = json.loads(first + "".join(lines))
+        records = json.loads("".join([first, second, *lines]))
     except ValueError as error:
         raise UserError(f"{name} is neither JSON Lines nor a list of objects: {error}") from error
+    if isinstance(records, dict) and all(map(has_image_suffix, records)):
+        cells = {
+            path: cell if isinstance(cell, dict) else {"label": cell} for path, cell in records.items()
+        }
+        records = [{"path": path, **cell} for path, cell in cells.items()]
+    if isinstance(records, dict) and not any(isinstance(cell, list) for cell in records.values()):
+        records = [records]
     if not isinstance(records, list) or not records:
-        records = [None]
+        raise UserError(f"{name} is no list of JSON objects: {ONE_FOR_EACH}")
     yield from map(json.dumps, records)
 
 
@@ -152,18 +165,22 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise UserError(
-            f"{where} is no JSON object: write one for each image, as "
-            '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
-        )
+        raise UserError(f"{where} is no JSON object: {ONE_FOR_EACH}")
     return values
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield (keys joined by dots, value), of lists of one entry that entry."""
+    """Yield (keys joined by dots, value): of lists of one entry that entry, of objects in a list the
+    different values of each key."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, dict):
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        found: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+        for name, cell in chain.from_iterable(_flat(entry, key) for entry in value):
+            found[name][json.dumps(cell)] = cell
+        for name, cells in found.items():
+            yield name, next(iter(cells.values())) if len(cells) == 1 else list(cells.values())
+    elif isinstance(value, dict):
         for name, each in value.items():
             yield from _flat(each, f"{key}.{name}" if key else name)
     else:
@@ -184,9 +201,13 @@ def _rows(lines: Iterable[str], delimiter: str, skipped: int) -> Iterator[TableR
         return
     # strict: else a quote that is left open takes all that follows
     reader = csv.reader(remembered(), delimiter=delimiter, strict=True, skipinitialspace=True)
-    for cells in reader:
-        yield TableRow(reader.line_num + skipped, "".join(read), cells)
-        read.clear()
+    try:
+        for cells in reader:
+            yield TableRow(reader.line_num + skipped, "".join(read), cells)
+            read.clear()
+    except csv.Error as error:
+        start = reader.line_num + skipped - len(read) + 1
+        raise csv.Error(f"line {start}: {error}; write a quote inside of a cell in quotes twice") from error
 
 
 def _checked(rows: Iterator[TableRow], columns: list[str], name: str, headless: bool) -> Iterator[TableRow]:
@@ -195,7 +216,7 @@ def _checked(rows: Iterator[TableRow], columns: list[str], name: str, headless: 
         if any(cells[width:]):
             raise UserError(
                 f"{name} line {row.line} has {len(cells)} cells for {width} columns: "
-                "write what holds a comma in double quotes"
+                "write what holds a comma in double quotes, and the names of all columns in the first line"
             )
         if not headless and [cell.strip(PADDING) for cell in cells] == columns:
             line = repr(row.text.strip())

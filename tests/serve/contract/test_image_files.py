@@ -39,6 +39,9 @@ NAMES = [f"{i:03}" for i in range(8)]
         (["/content/drive/x/{}.jpg"], "{}.jpg"),
         (["../images/{}.jpg"], "../images/{}.jpg"),
         (["{}"], "../images/{}.jpg"),
+        (["/a/{}.jpg"], "data_256/a/{}.jpg"),
+        (["/data/local-files/?d=my%20images/{}.jpg"], "my images/{}.jpg"),
+        (["/data/local-files/?d={}.jpg"], "images/{}.jpg"),
     ],
 )
 def test_one_rule_for_all_values_is_found(tmp_path: Path, values: list[str], paths: str) -> None:

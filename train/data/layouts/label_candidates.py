@@ -47,16 +47,13 @@ def find_label_columns(
         return named[:1]
     others = [i for i in range(len(columns)) if i != image and not columns[i].startswith(SOFT_COLUMN)]
     distinct = {i: {row.cells[i].strip() for row in rows} for i in others}
-    measures = [i for i in others if GEOMETRY.fullmatch(columns[i]) and _numbers(distinct[i])]
+    single = {i: {text for text in distinct[i] if not text.startswith("[")} for i in others}
+    measures = [i for i in others if GEOMETRY.fullmatch(columns[i]) and _numbers(single[i])]
     if len(measures) == 1 and len(columns[measures[0]]) == 1:  # y without x is the target
         measures = []
-    signs = [
-        i
-        for i in others
-        if {text.casefold() for text in distinct[i]} <= YES | NO
-        and i not in measures
-        and not _holds_parts(columns[i], distinct[i])
-    ]
+    signs = [i for i in others if {text.casefold() for text in distinct[i]} <= YES | NO]
+    if not all(len(classes_of(row, signs)) == 1 for row in rows):  # as of the classes left, right and train
+        signs = [i for i in signs if i not in measures and not _holds_parts(columns[i], distinct[i])]
     varied = [i for i in signs if len(distinct[i]) > 1]
     reasons = {i: _reason(columns[i], distinct[i], len(rows)) for i in others if i not in varied}
     reasons |= {i: "measures pictures or boxes" for i in measures if len(distinct[i] - {""}) > 1}
@@ -120,18 +117,17 @@ def find_split_column(
         if i in taken:
             continue
         values = {row.cells[i].strip() for row in rows}
-        parts = {part_of_cell(name, value) for value in values if value}
-        of_parts = len(parts) > 1 and all(parts)
-        meant = name.casefold() == "split" or (name.casefold() in SPLIT_COLUMNS and any(parts))
+        parts = {part_of_cell(name, value) for value in values} - {""}
+        meant = name.casefold() == "split" or len(parts) > 1 or (name.casefold() in SPLIT_COLUMNS and parts)
         if name.casefold() in SPLIT_COLUMNS - FOLDS and 1 < len(values) <= MOST_PARTS:
             meant = meant or all(map(str.isdecimal, values))
         odd = next((row for row in rows if not part_of_cell(name, row.cells[i])), None)
-        if odd and (of_parts or meant):
+        if odd and meant:
             raise UserError(
                 f"{source} line {odd.line}: the column {name} holds {odd.cells[i]!r}, neither train, val "
                 "nor test: correct it, or give the column another name"
             )
-        if of_parts:
+        if len(parts) > 1:
             return i
     return None
 

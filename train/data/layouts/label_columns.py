@@ -1,13 +1,15 @@
 """Choice of the columns of a label file: images, labels, soft labels, parts."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from serve.contract.errors import UserError
+from serve.contract.formats import describe_ignored
 from serve.contract.image_column import find_image_columns
 from serve.contract.image_files import HALF, SAMPLE_ROWS, ImageFiles, Naming, clean
-from serve.contract.listing import has_image_suffix
+from serve.contract.listing import has_image_suffix, list_images
 from serve.contract.tables import Table, TableRow, split_names
 from serve.contract.urls import is_remote, redact
 from train.data.labels import listed, normal
@@ -18,6 +20,7 @@ from train.data.layouts.label_candidates import (
     find_label_columns,
     find_split_column,
 )
+from train.data.layouts.parts import split_name
 from train.data.layouts.soft_labels import SOFT_COLUMN
 
 MANY_COLUMNS = 100
@@ -62,11 +65,15 @@ def choose_columns(
         image, labels = _image_column(source, table, sample, files), []
         if not table.headless and _is_row(source, table, sample, image, files):
             table, sample = _without_header(table, sample)
-    if len(table.columns) == 1:
-        table, sample = _with_folders(table, sample)
+    others = [i for i in range(len(table.columns)) if i != image]
+    distinct = all(len({row.cells[i] for row in sample}) == len(sample) for i in others)
+    if not others or (table.headless and not labels and distinct):
+        table, sample = _with_folders(table, sample, image)
     whole = chain(sample, table.rows)
     # the text matters where labels are in quotes; without it rows take half the memory
     read = [row if '"' in row.text else TableRow(row.line, "", row.cells) for row in whole]
+    if table.columns[-1] == FOLDER:
+        _check_folders(source, [row.cells[image] for row in read])
     labels = labels or find_label_columns(str(source), table.columns, read, image)
     for i in (image, labels[0]):
         if len(table.find(table.columns[i])) > 1:
@@ -85,15 +92,35 @@ def _without_header(table: Table, sample: list[TableRow]) -> tuple[Table, list[T
     return table, [next(table.rows), *sample]
 
 
-def _with_folders(table: Table, sample: list[TableRow]) -> tuple[Table, list[TableRow]]:
+def _with_folders(table: Table, sample: list[TableRow], image: int) -> tuple[Table, list[TableRow]]:
     """Return a list of images, CLASS/NAME, and its first rows with the folder of each as its label."""
-    if not all("/" in clean(row.cells[0]) for row in sample):
+    if not all("/" in clean(row.cells[image]) for row in sample):
         return table, sample
 
     def add(row: TableRow) -> TableRow:
-        return row._replace(cells=[*row.cells, PurePosixPath(clean(row.cells[0])).parent.name])
+        return row._replace(cells=[*row.cells, PurePosixPath(clean(row.cells[image])).parent.name])
 
     return replace(table, columns=[*table.columns, FOLDER], rows=map(add, table.rows)), [*map(add, sample)]
+
+
+def _check_folders(source: Path, images: list[str]) -> None:
+    """Raise UserError when folders may be no classes: some of one name are in different ones that are no
+    parts of a data set, or all are parts."""
+    first: dict[str, tuple[str, list[tuple[str, ...]]]] = {}
+    for folder in dict.fromkeys(clean(image).rpartition("/")[0] for image in images):
+        *above, name = PurePosixPath(folder).parts
+        place = [rest for rest in (split_name(each)[1] for each in above) if rest]
+        other, known = first.setdefault(name, (folder, place))
+        if place != known:
+            raise UserError(
+                f"{source} names images in {other!r} and in {folder!r}, which may be one class or two: "
+                "give it the columns path,label"
+            )
+    if len(first) > 1 and all(split_name(name)[0] for name in first):
+        raise UserError(
+            f"{source} names images in {listed(sorted(first))}, which are parts of a data set: give it the "
+            "columns path,label"
+        )
 
 
 def _given_columns(source: Path, table: Table, given: str) -> list[int]:
@@ -162,18 +189,20 @@ def _no_images(table: Table, sample: list[TableRow], files: ImageFiles) -> str:
         for name, cell in zip(table.columns[:SHOWN], cells, strict=False)
     )
     line = f"no column of the label file (path,label) names images: {shown or repr(table.columns[:SHOWN])}"
-    if table.first.text.startswith("{") and len(sample) == 1:
-        return (
-            f"{line[:LONGEST_SHOWN]}...: it is one JSON object; write one for each image and line, as "
-            '{"path": "images/1.jpg", "label": "cat"}, or a CSV file with the columns path,label'
-        )
     if len(table.columns) > MANY_COLUMNS:
         return (
             f"{line}, ...: if its {len(table.columns)} columns are pixels, write each row as an image file"
         )
     usual = (cell for cell in cells if has_image_suffix(cell) or is_remote(cell))
     likely = next(usual, cells[0] if cells else "")
-    return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {files.describe(likely)}"
+    return f"{line}{', ...' if table.columns[SHOWN:] else ''}; {describe_lost(likely, files)}"
+
+
+def describe_lost(value: str, files: ImageFiles) -> str:
+    """Return where an image was sought, and, if there are none, what else is in the folder."""
+    ignored = Counter[str]() if files.below else list_images(files.folder).ignored
+    del ignored[PurePosixPath(files.table).suffix.lower()]
+    return "; ".join([files.describe(value), *describe_ignored(ignored)])
 
 
 def describe_columns(columns: list[str], chosen: LabelColumns, naming: Naming) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from serve.contract.archive import SUFFIX
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
-from serve.contract.image_files import HALF, ImageFiles, Naming
+from serve.contract.image_files import HALF, ImageFiles, Naming, part_of
 from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow, read_table
 from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
@@ -32,7 +32,12 @@ from train.data.layouts.label_candidates import (
     column_flag,
     part_of_cell,
 )
-from train.data.layouts.label_columns import LabelColumns, choose_columns, describe_columns
+from train.data.layouts.label_columns import (
+    LabelColumns,
+    choose_columns,
+    describe_columns,
+    describe_lost,
+)
 from train.data.layouts.label_names import read_class_names
 from train.data.layouts.soft_labels import SOFT_COLUMN, read_probabilities
 
@@ -94,14 +99,35 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
     facts += (
         [f"{collected.repeated} rows repeat an earlier one and count once"] if collected.repeated else []
     )
+    warnings = _combined(labels.values()) if len(chosen.labels) == 1 else []
+    kinds = {part_of(path.rpartition("/")[0]) for path in labels} - {""}
+    if "train" in kinds and len(kinds) > 1 and not collected.parts:
+        warnings.append(
+            f"images of the parts {listed(sorted(kinds))} are one data set; a column split keeps them apart"
+        )
     labels, validation, lines = _parts(labels, collected.parts, flag)
     return LabelledPaths(
         source.parent,
         labels,
         "; ".join(facts + lines),
+        warnings,
         probabilities=collected.probabilities,
         validation=validation,
     )
+
+
+def _combined(labels: Iterable[str]) -> list[str]:
+    """Return a warning about labels that are several others (rust scab; Edema|Mass), if there are some."""
+    names = set(map(str.strip, labels))
+
+    def is_combined(name: str) -> bool:
+        pieces, words = [piece.strip() for piece in re.split(r"[|;,]", name)], name.split(" ")
+        marked = len(pieces) > 1 and not names.isdisjoint(pieces)
+        return marked or (len(words) > 1 and names.issuperset(words))
+
+    several = [name for name in names if is_combined(name)]
+    line = f"combinations of labels, as {{!r}}, are classes of their own ({len(several)})"
+    return [line.format(min(several))] if several else []
 
 
 def _collect(
@@ -124,8 +150,8 @@ def _collect(
             )
         if label not in found.lines and SEVERAL.fullmatch(label):
             raise UserError(
-                f"{source} line {row.line}: {label!r} are several labels, each image needs exactly one: "
-                "write its class alone, or remove the row"
+                f"{source} line {row.line}: {label!r} is a list, as of several labels, and each image "
+                "needs exactly one: write its class alone, or remove the row"
             )
         if label not in found.lines and has_image_suffix(label):
             raise UserError(
@@ -203,7 +229,7 @@ def _not_found(source: Path, values: list[str], files: ImageFiles, naming: Namin
     first = next(value for value in values if not files.find(value, naming))
     if is_undecoded(first):
         return f"there is no image {first!r}; {_cure_for_encoding(source, [os.fsencode(first)])}"
-    return f"there is no image {redact(first)!r}; {files.describe(first)}"
+    return f"there is no image {redact(first)!r}; {describe_lost(first, files)}"
 
 
 def _parts(

@@ -56,6 +56,8 @@ WANTED = {f"images/{i}.jpg": PETS[i % 2] for i in range(COUNT)}
         ("id,phase,area", "{i},{pet},{third}"),
         ("id,class_id,class_name", "{i},{bit},{pet}"),
         ("id,class_name,target", "{i},{pet},{bit}.0"),
+        ("file,boxes.x,boxes.width,kind", "images/{i}.jpg,{third},{bit},{pet}"),
+        ("id,cat,dog,is_test,width", "{i},{not},{bit},0,1"),
     ],
 )
 def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
@@ -91,7 +93,7 @@ def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
         ("id", "{i}", "column label"),
         ("id,breed,breed", "{i},{pet},{pet}", "breed twice"),
         ("ImageId,PredictionString", "{i},n0{bit} {i} 2 3 4 n0{bit} 1 2 3 {i}", "run: sed "),
-        ("id,file,breed", "{i},1{i}.jpg,{pet}", None),
+        ("id,file,breed", "{i},IMG_{i}.jpg,{pet}", r"'id', 'file'.*--columns id,breed "),
         ("id,width,height", "{i},6{bit},4{bit}", "'width'"),
     ],
 )
@@ -104,6 +106,15 @@ def test_what_cannot_be_the_label_is_refused_and_two_candidates_are_named(
         return
     with pytest.raises(UserError, match=reason):
         read(file)
+
+
+def test_columns_of_classes_may_be_called_as_sides_and_parts_are(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "", "")
+    rows = [f"{i},{int(i % 3 == 0)},{int(i % 3 == 1)},{int(i % 3 == 2)}" for i in range(COUNT)]
+    file.write_text("\n".join(["id,top,left,train", *rows]))
+    found = read(file)
+    assert found.labels == {f"images/{i}.jpg": ("top", "left", "train")[i % 3] for i in range(COUNT)}
+    assert found.validation == {}
 
 
 def test_columns_that_are_named_are_taken(tmp_path: Path) -> None:
@@ -175,6 +186,16 @@ def test_a_part_of_an_unknown_name_is_an_error(tmp_path: Path, name: str) -> Non
         read(file)
 
 
+def test_an_unknown_part_beside_train_and_val_is_an_error_whatever_the_column_is_called(
+    tmp_path: Path,
+) -> None:
+    file = label_file(tmp_path, "id,label,ml_use", "{i},{pet},{part}")
+    assert read(file).validation
+    file.write_text(file.read_text().replace(",train", ",unassigned", 1))
+    with pytest.raises(UserError, match="'unassigned'"):
+        read(file)
+
+
 def test_a_first_line_without_names_is_a_row(tmp_path: Path) -> None:
     file = label_file(tmp_path, "", "{i},{pet}")
     file.write_text(file.read_text().lstrip())
@@ -206,9 +227,61 @@ def test_a_list_of_images_without_labels_has_their_folders(tmp_path: Path) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "train.txt").write_text("\n".join(f"{PETS[i % 2]}/{i}" for i in range(COUNT)))
-    assert read(tmp_path / "train.txt").labels == {
-        f"images/{PETS[i % 2]}/{i}.jpg": PETS[i % 2] for i in range(COUNT)
-    }
+    wanted = {f"images/{PETS[i % 2]}/{i}.jpg": PETS[i % 2] for i in range(COUNT)}
+    assert read(tmp_path / "train.txt").labels == wanted
+    (tmp_path / "images.txt").write_text(
+        "\n".join(f"{100 + i} {PETS[i % 2]}/{i}.jpg" for i in range(COUNT))
+    )
+    assert read(tmp_path / "images.txt").labels == wanted
+
+
+@pytest.mark.parametrize(
+    ("folder", "labels"),
+    [
+        ("{part}/{pet}", {"cat", "dog"}),
+        ("/{pet}", {"cat", "dog"}),
+        ("{part}2017", None),
+        ("scene_{third}/{pet}", None),
+        ("{third}/{pet}", None),
+    ],
+)
+def test_folders_of_a_list_are_classes_unless_they_are_parts_or_below_several_others(
+    tmp_path: Path, folder: str, labels: set[str] | None
+) -> None:
+    names = [
+        folder.format(part=("train", "val")[i % 4 == 3], pet=PETS[i % 2], third="abc"[i % 3])
+        for i in range(24)
+    ]
+    lines = [f"{name}/{i}.jpg" for i, name in enumerate(names)]
+    for line in lines:
+        path = tmp_path / "images" / line.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "all.txt").write_text("\n".join(lines))
+    if labels:
+        assert set(read(tmp_path / "all.txt").labels.values()) == labels
+        return
+    with pytest.raises(UserError, match="path,label"):
+        read(tmp_path / "all.txt")
+
+
+def test_labels_of_several_boxes_of_an_image_are_one_if_they_are_the_same(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "", "")
+    records = [
+        {
+            "image": f"{i}.jpg",
+            "annotations": [
+                {"label": PETS[i % 2], "coordinates": {"x": i % 5 + j}} for j in range(1 + i % 2)
+            ],
+        }
+        for i in range(COUNT)
+    ]
+    file.write_text(json.dumps(records))
+    assert read(file).labels == WANTED
+    records[1]["annotations"][0]["label"] = "cat"
+    file.write_text(json.dumps(records, indent=1))
+    with pytest.raises(UserError, match=r"line 2: .*several"):
+        read(file)
 
 
 def test_several_labels_in_one_cell_are_refused(tmp_path: Path) -> None:
@@ -228,6 +301,28 @@ def test_one_json_object_is_not_shown_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="path,label") as raised:
         read(tmp_path / "a.json")
     assert len(str(raised.value)) < 600
+    (tmp_path / "a.json").write_text(json.dumps({"cat": ["0", "2"], "dog": ["1", "3"]}, indent=1))
+    with pytest.raises(UserError, match="path,label"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_object_of_images_and_their_labels_is_read(tmp_path: Path, indent: int | None) -> None:
+    file = label_file(tmp_path, "", "")
+    file.write_text(json.dumps({f"{i}.jpg": PETS[i % 2] for i in range(COUNT)}, indent=indent))
+    assert read(file).labels == WANTED
+    kinds = {f"{i}.jpg": {"kind": PETS[i % 2], "split": "train"} for i in range(COUNT)}
+    file.write_text(json.dumps(kinds, indent=indent))
+    assert read(file).labels == WANTED
+
+
+@pytest.mark.parametrize("suffix", ["zip", "dcm"])
+def test_what_is_in_place_of_the_images_is_named(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"train.{suffix}").touch()
+    for columns in ("", "id,breed"):
+        (tmp_path / "labels.csv").write_text("id,breed\n1,cat\n2,dog\n")
+        with pytest.raises(UserError, match=rf"\.{suffix} 1"):
+            read(tmp_path / "labels.csv", columns=columns)
 
 
 def test_very_many_columns_of_numbers_are_passed_over(tmp_path: Path) -> None:

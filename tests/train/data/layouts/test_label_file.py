@@ -99,7 +99,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("Path, Label\na.jpg,cat\n\ufeffPath, Label\nb.jpg,dog\n", "line 3 .*Path, Label"),
         ("path,label\na.jpg,cat\nb.jpg,c\0at\n", r"line 3 .*NUL.*'b.jpg,c\\x00at'"),
         ("path,label\na.jpg,cat\n ,dog\n", "line 3: .*empty"),
-        ('path,label\na.jpg,cat\nb.jpg,"dog\nc.jpg,cat\n', "unexpected end of data"),
+        ('path,label\na.jpg,cat\nb.jpg,"dog\nc.jpg,cat\n', "line 3: unexpected end of data"),
         ("path,label\na.jpg,cat\n./a.jpg,dog\n", "line 3: 'a.jpg' .*twice.*'cat'.*'dog'"),
         ("path,label\na.jpg,cat\nx/../a.jpg,dog\n", "line 3: 'a.jpg' .*twice"),
     ],
@@ -176,3 +176,13 @@ def test_images_that_are_lost_are_left_to_the_scan_unless_most_are(tmp_path: Pat
     write(tmp_path / "m.csv", "7.jpg,cat", "2.jpg,dog", "8.jpg,dog", header="path,label")
     with pytest.raises(UserError, match=f"'7.jpg'.*'{tmp_path}'"):
         read(tmp_path / "m.csv")
+
+
+def test_combined_labels_and_parts_in_one_are_warned_of(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.jpg", "train/b.jpg", "test/c.jpg", "test/d.jpg")
+    rows = ["train/a.jpg,Edema", "train/b.jpg,Edema|Mass", "test/c.jpg,No Finding"]
+    combined, parts = read(write(tmp_path / "m.csv", *rows, header="path,label")).warnings
+    assert "'Edema|Mass'" in combined
+    assert "'test', 'train'" in parts
+    rows = ["train/a.jpg,big cat", "train/b.jpg,cat"]
+    assert read(write(tmp_path / "m.csv", *rows, header="path,label")).warnings == []
