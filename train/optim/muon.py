@@ -26,8 +26,8 @@ class Muon(muon.Muon):
     Matrices of equal shape are orthogonalised together, each by one of the ranks, which have the same
     gradients; torch's fused kernels do the rest. As torch's own fused optimizers, it divides the gradients
     by `grad_scale` and skips a step where `found_inf` is 1, which the device alone has to know: weights and
-    state then stay as they are. It has no Nesterov momentum (timm's default, so that biases and the like
-    are changed as by AdamW), and of timm's variants neither spatial batches nor AdaMuon.
+    state then stay as they are. Biases and the like are changed as by AdamW, also with `nesterov` (timm:
+    NAdamW). It has of timm's variants neither spatial batches nor AdaMuon.
     """
 
     _step_supports_amp_scaling = True  # torch's mark of optimizers that heed both
@@ -78,6 +78,8 @@ class Muon(muon.Muon):
         self._descend(
             averages, gradients(parameters), **rates, maximize=True, scale=self._given("grad_scale")
         )
+        if group["nesterov"]:  # the gradient counts once more, which the kernel has divided by its scale
+            averages = list(torch._foreach_lerp(averages, gradients(parameters), rates["lr"]))
         weights = [as_matrix(p, p) for p in parameters]
         steps = self._orthogonalised(
             [as_matrix(m, p) for m, p in zip(averages, parameters, strict=True)], group

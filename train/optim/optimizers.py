@@ -54,7 +54,8 @@ def _muon(groups: Groups, lr: float, precision: Precision, ranks: Ranks) -> Opti
         dtype=torch.bfloat16 if precision.autocast == "bfloat16" else torch.float32,
         ranks=ranks,
         lr=lr,
-        momentum=0.95,
+        momentum=0.9,
+        nesterov=True,
         ns_steps=NEWTON_SCHULZ_STEPS,
         ns_coefficients="original",  # of all that timm has the nearest to orthogonal after so few
         adjust_lr_fn="match_rms_adamw",

@@ -47,10 +47,14 @@ class Network(nn.Module):
         )
 
 
-def groups(network: nn.Module) -> list[dict[str, Any]]:
+def groups(network: nn.Module, nesterov: bool = False) -> list[dict[str, Any]]:
+    """Groups of which that of the matrices alone has `nesterov`: timm would take NAdamW for others."""
     parameters = list(network.parameters())
+    matrices = [p for p in parameters if muon._is_suitable_for_muon(p)]
+    others = [p for p in parameters if p.ndim > 1 and not muon._is_suitable_for_muon(p)]
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.1},
+        {"params": matrices, "weight_decay": 0.1, "nesterov": nesterov},
+        {"params": others, "weight_decay": 0.1},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": 0.02},
     ]
 
@@ -87,20 +91,23 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any], bound: float) -> 
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "bound", "nesterov"),
+    [(torch.float32, 2e-6, False), (torch.float32, 2e-6, True), (torch.bfloat16, 2e-2, True)],
+)
 def test_steps_are_those_of_timm(
     memory_format: torch.memory_format,
     dtype: torch.dtype,
     bound: float,
+    nesterov: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also after a state of timm's was loaded, and in stacks of a few matrices; timm's default, no Nesterov
-    momentum, comes with AdamW for what is no matrix."""
+    """Also after a state of timm's was loaded, and in stacks of a few matrices."""
     monkeypatch.setattr("train.optim.muon.STACKED", 2 * 16 * 72)
     ours, theirs = Network().to(memory_format=memory_format), Network().to(memory_format=memory_format)
     optimizer, reference = (
-        Muon(groups(ours), dtype=dtype, **SETTINGS),
-        muon.Muon(groups(theirs), **SETTINGS),
+        Muon(groups(ours, nesterov), dtype=dtype, **SETTINGS),
+        muon.Muon(groups(theirs, nesterov), **SETTINGS),
     )
     start = parts(optimizer, ours)
     for step in range(6):
@@ -111,7 +118,7 @@ def test_steps_are_those_of_timm(
         if step == 2:
             assert optimizer.state_dict()["param_groups"] == reference.state_dict()["param_groups"]
             assert_close(parts(optimizer, ours), parts(reference, theirs), bound)
-            optimizer = Muon(groups(ours), dtype=dtype, **SETTINGS)
+            optimizer = Muon(groups(ours, nesterov), dtype=dtype, **SETTINGS)
             optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
     assert_close(parts(optimizer, ours), parts(reference, theirs), bound)
     moved = parts(optimizer, ours)
@@ -123,7 +130,7 @@ def test_steps_are_those_of_timm(
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_skipped_step_leaves_every_bit_as_it_was(bad: float) -> None:
     network = Network().to(memory_format=torch.channels_last)
-    optimizer = Muon(groups(network), dtype=torch.float32, **SETTINGS)
+    optimizer = Muon(groups(network, nesterov=True), dtype=torch.float32, **SETTINGS)
     for found_inf, seed in ((0.0, 1), (1.0, 2), (0.0, 3)):
         before = parts(optimizer, network)
         set_gradients(network, seed, bad if found_inf else 1.0)
@@ -137,7 +144,7 @@ def test_a_skipped_step_leaves_every_bit_as_it_was(bad: float) -> None:
 def test_gradients_are_divided_by_their_scale() -> None:
     networks = Network(), Network()
     for network, scale in zip(networks, (None, 1024.0), strict=True):
-        optimizer = Muon(groups(network), dtype=torch.float32, **SETTINGS)
+        optimizer = Muon(groups(network, nesterov=True), dtype=torch.float32, **SETTINGS)
         set_gradients(network, 0, scale or 1.0)
         if scale:
             optimizer.grad_scale = torch.tensor(scale)
