@@ -189,7 +189,7 @@ def test_what_is_no_base64_is_an_error_row_and_never_the_whole_request(
     model: tuple[Any, str], form: str, malformed: object
 ) -> None:
     pyfunc, image = model
-    for values in ([image, malformed, image[:-1], image], [malformed]):
+    for values in ([image, malformed, image[: len(image) // 2], image], [malformed]):
         answer = invocations(
             json.dumps({form: FORMS[form](values)}),
             "application/json",

@@ -130,8 +130,8 @@ def test_a_part_that_changed_in_the_store_is_made_again(client: Any, model: str,
         ("https://example.org/scores.csv", "https://example.org"),
         ("nope://host/scores.csv", "nope://host"),
         ("s3://no-such-bucket/scores.csv", "no-such-bucket"),
-        ("s3://bucket/", "--output s3://bucket/"),
-        ("s3://bucket/..", r"--output s3://bucket/\.\."),
+        ("s3://bucket/", "--output 's3://bucket/'"),
+        ("s3://bucket/..", r"--output '?s3://bucket/\.\."),
     ],
 )
 def test_what_cannot_be_written_is_an_error_before_anything_is_scored(
