@@ -19,7 +19,7 @@ from export.report import Verification
 from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write, file_sha256
-from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY, ModelMetadata
+from serve.contract.metadata import VALIDATION_KEY, VERIFIED_BYTES_KEY, VERIFIED_KEY, ModelMetadata
 from serve.verification import RECORD, pairing_of, read_metadata, read_reports
 from train.checkpoint import checkpoint_folder
 
@@ -28,15 +28,18 @@ MODEL_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "fp16": "model.f
 
 
 def stamp(file: Path, report: Verification) -> None:
-    """Append the report's provider and precision, and the profile of the validation images, to the metadata
-    of a file that is not published yet.
+    """Append to the metadata of a file that is not published yet the provider and precision of the report,
+    the sha256 of the bytes that passed, and the profile of the validation images.
 
     The bytes that were verified stay as they are: of two protobuf messages, one behind the other, repeated
     fields are joined (protobuf.dev/programming-guides/encoding, "Last One Wins").
     """
     pairing = pairing_of(report.to_dict())
     entry = onnx.ModelProto()
-    props = {VERIFIED_KEY: json.dumps([pairing.to_dict()])}
+    props = {
+        VERIFIED_KEY: json.dumps([pairing.to_dict()]),
+        VERIFIED_BYTES_KEY: f"{file.stat().st_size} {file_sha256(file)}",
+    }
     if report.validation:
         props[VALIDATION_KEY] = json.dumps(report.validation)
     onnx.helper.set_model_props(entry, props)

@@ -110,7 +110,13 @@ def cache_folder(flag: str) -> Path:
     return Path(home) / "purebred"
 
 
-def file_sha256(path: Path) -> str:
-    """Return the file's SHA-256 in hexadecimal digits."""
+def file_sha256(path: Path, size: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of its first `size` bytes, in hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if size is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while part := file.read(min(size, 1 << 20)):
+            digest.update(part)
+            size -= len(part)
+        return digest.hexdigest()

@@ -11,12 +11,14 @@ from typing import Any, BinaryIO, Self
 
 from serve.contract.confidence import Threshold
 from serve.contract.errors import UserError
+from serve.contract.files import file_sha256
 from serve.contract.preprocess import Preprocess
 from serve.contract.profile import ValidationProfile
 
 METADATA_KEY = "purebred"  # in the ONNX file's metadata_props
 VALIDATION_KEY = "purebred.validation"  # appended with it: a profile of the validation images
 VERIFIED_KEY = "purebred.verified"  # appended to the file once it has passed: a list of pairings
+VERIFIED_BYTES_KEY = "purebred.verified_bytes"  # appended with it: size and sha256 of the file that passed
 METADATA_PROPS = 14  # its number in onnx.proto's ModelProto; in its entries 1 is the key, 2 the value
 FORMAT_VERSION = 4  # raised with the fields: a file is understood wholly or not at all
 INPUT_NAME = "images"  # uint8 [N, size, size, 3], RGB
@@ -147,13 +149,21 @@ class ModelMetadata:
     def read(cls, path: Path) -> Self:
         """Read those of an ONNX file, whose graph is not looked at.
 
+        A tool that rewrites the file keeps its metadata: it is verified only while it begins with the bytes
+        that were.
+
         Raises:
             UserError: not an exported model.
         """
         try:
-            return cls.from_props(read_props(path))
+            props = read_props(path)
+            metadata = cls.from_props(props)
+            size, _, sha256 = props.get(VERIFIED_BYTES_KEY, "").partition(" ")
+            if size and file_sha256(path, int(size)) != sha256:
+                metadata = replace(metadata, verified=(), validation=None)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
+        return metadata
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> Self:

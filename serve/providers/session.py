@@ -71,7 +71,7 @@ def check_verified(path: Path, metadata: ModelMetadata, provider: str, precision
     """Raise UserError when this file was never verified on this provider at this precision."""
     if metadata.is_verified(provider, precision):
         return
-    known = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified) or "nothing"
+    known = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified) or "nothing as it is now"
     of = "" if metadata.precision == "fp32" else f" --model-precision {metadata.precision}"
     verify = f"{command('export/main.py')} --run RUN{of} --verify-provider {provider}:{precision}"
     raise UserError(

@@ -23,7 +23,7 @@ from export.report import Verification
 from export.verify import verify
 from serve import Classifier
 from serve.contract.files import file_sha256
-from serve.contract.metadata import VALIDATION_KEY, VERIFIED_KEY
+from serve.contract.metadata import VALIDATION_KEY, VERIFIED_BYTES_KEY, VERIFIED_KEY
 from serve.predictor import Predictor
 
 
@@ -78,7 +78,11 @@ def test_what_is_published_is_byte_for_byte_what_was_verified(
     assert published.startswith(seen)
     appended = onnx.ModelProto.FromString(published[len(seen) :])
     assert [field.name for field, _ in appended.ListFields()] == ["metadata_props"]
-    assert [prop.key for prop in appended.metadata_props] == [VERIFIED_KEY, VALIDATION_KEY]
+    assert [prop.key for prop in appended.metadata_props] == [
+        VERIFIED_KEY,
+        VERIFIED_BYTES_KEY,
+        VALIDATION_KEY,
+    ]
 
 
 def tampering(model: object, metadata: object, path: Path, embeddings: bool) -> None:

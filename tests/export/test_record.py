@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import numpy_helper
 from serve_model import SIZE, build_model
 
 from export import quantize
@@ -16,9 +18,11 @@ from export.record import (
     verified_model,
 )
 from export.report import Verification
+from serve.contract.errors import UserError
 from serve.contract.files import file_sha256
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
+from serve.predictor import Predictor
 from serve.verification import read_metadata
 
 ON_THE_CPU: dict[str, Any] = {"passed": True, "provider": "cpu", "num_images": 9, "accuracy_served": 0.9}
@@ -66,6 +70,25 @@ def test_what_was_verified_is_in_the_file_and_beside_it(run: Path) -> None:
     assert metadata.is_verified("cpu", "fp32")
     assert recorded(run)["model_sha256"] == file_sha256(file)
     assert recorded(run)["accuracy_served"] == 0.9
+
+
+@pytest.mark.parametrize("size", ["same", "larger"])
+def test_a_file_that_another_tool_rewrote_is_not_verified(run: Path, size: str) -> None:
+    """Its metadata are all there."""
+    path = run / "export" / "model.onnx"
+    proto = onnx.load(path)
+    if size == "same":
+        weights = proto.graph.initializer[0]
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 2, weights.name))
+    else:
+        proto.doc_string = "simplified"
+    onnx.save(proto, path)
+    metadata = read_metadata(path)
+    assert metadata.class_names == ("red", "green", "blue")
+    assert not metadata.is_verified("cpu", "fp32")
+    with pytest.raises(UserError, match="--allow-unverified"):
+        Predictor(path)
+    Predictor(path, allow_unverified=True)
 
 
 def test_a_second_provider_is_added_and_struck_out_when_it_fails_later(run: Path) -> None:
