@@ -109,9 +109,9 @@ def _check_folders(source: Path, images: list[str]) -> None:
     first: dict[str, tuple[str, list[tuple[str, ...]]]] = {}
     for folder in dict.fromkeys(clean(image).rpartition("/")[0] for image in images):
         *above, name = PurePosixPath(folder).parts
-        place = [rest for rest in (split_name(each)[1] for each in above) if rest]
-        other, known = first.setdefault(name, (folder, place))
-        if place != known:
+        below = [rest for rest in (split_name(each)[1] for each in above) if rest]
+        other, known = first.setdefault(name, (folder, below))
+        if below != known:
             raise UserError(
                 f"{source} names images in {other!r} and in {folder!r}, which may be one class or two: "
                 "give it the columns path,label"
