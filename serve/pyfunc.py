@@ -80,7 +80,7 @@ def file_bytes(content: object) -> bytes:
         digits = b"".join(text[1].split()).translate(URL_SAFE)
         with suppress(binascii.Error):
             data = binascii.a2b_base64(digits + b"=" * (-len(digits) % 4))
-    elif isinstance(content, str):
+    elif isinstance(content, str) and content:
         raise UserError(f"text that is not base64: {content[:60]!r}")
     check_file_size(len(data))
     return data

@@ -42,7 +42,7 @@ def test_objects_are_read_listed_and_removed(bucket: AbstractFileSystem, tmp_pat
     for name in ("few/a.bin", "few/b c/ü#?.bin", "fewer/c.bin"):
         bucket.pipe_file(f"bucket/{name}", name.encode() * 100)
     assert sorted(file.name for file in storage.list_files("gs://bucket/few")) == ["a.bin", "b c/ü#?.bin"]
-    assert storage.match("gs://bucket/few/*.bin") == ["gs://bucket/few/a.bin"]
+    assert storage.match("gs://bucket/few/*.bin") == (["gs://bucket/few/a.bin"], 0)
     assert storage.read_object(odd) == "few/b c/ü#?.bin".encode() * 100
     assert storage.read_range("gs://bucket/few/a.bin", 9, 9) == b"few/a.bin"
     storage.get_file(odd, tmp_path / "copy")

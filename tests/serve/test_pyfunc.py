@@ -67,7 +67,8 @@ def test_what_is_wrong_with_one_image_is_in_its_row(model: ImageModel, tmp_path:
 
 
 def test_the_answer_is_valid_json(model: ImageModel, tmp_path: Path) -> None:
-    answers = model.predict(pd.DataFrame({"content": [PNG, b"", "nan"]}))
+    answers = model.predict(pd.DataFrame({"content": [PNG, "", "nan"]}))
+    assert "0 bytes" in answers["error"].tolist()[1]
     with (tmp_path / "answer.json").open("w") as file:
         predictions_to_json(answers, file)
 
