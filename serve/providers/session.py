@@ -71,12 +71,13 @@ def check_verified(path: Path, metadata: ModelMetadata, provider: str, precision
     """Raise UserError when this file was never verified on this provider at this precision."""
     if metadata.is_verified(provider, precision):
         return
-    known = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified) or "nothing as it is now"
+    known = ", ".join(f"{p.provider}:{p.precision}" for p in metadata.verified)
+    history = f"was verified on {known}, never" if known else "was never verified as it is now"
     of = "" if metadata.precision == "fp32" else f" --model-precision {metadata.precision}"
     verify = f"{command('export/main.py')} --run RUN{of} --verify-provider {provider}:{precision}"
     raise UserError(
-        f"{path} ({metadata.precision}) was verified on {known}, never on {provider}:{precision}; verify "
-        f"it on this machine ({verify}), or score without proof with --allow-unverified"
+        f"{path} ({metadata.precision}) {history} on {provider}:{precision}; verify it on this machine "
+        f"({verify}), or score without proof with --allow-unverified"
     )
 
 

@@ -75,10 +75,8 @@ def choose_precision(
         log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
     if len(options) > 1:
-        # a GPU's memory has to hold the whole batch
-        timed_images = plan.micro_batch_size
-        if device.type == "cpu":
-            timed_images = min(timed_images, TIMED_IMAGES)
+        most = TIMED_IMAGES if device.type == "cpu" else math.inf  # a GPU has to hold the whole batch
+        timed_images = int(min(plan.micro_batch_size, most))
         seconds = time_options(options, partial(make_step, batch_size=timed_images), device)
         listed = "; ".join(f"{option} {time:.3f}" for option, time in seconds.items())
         default = choose_option(seconds, default)
