@@ -1,6 +1,7 @@
 """TrainState: the model and all that changes with it, step by step."""
 
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from serve.contract.errors import UserError
 from train.config import TrainConfig
 from train.distributed import Ranks, gather_rows, mean_over_ranks, wrap
 from train.models.classifier import ImageClassifier
+from train.models.convolutions import convolutions
 from train.optim.ema import MovingAverage
 from train.optim.optimizers import build_optimizer
 from train.optim.schedule import build_scheduler
@@ -57,6 +59,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: MovingAverage | None
     precision: Precision
+    convolutions: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    """How forward passes compute theirs."""
 
     def __post_init__(self) -> None:
         self.batch_norm = BatchNormBackup(self.model)
@@ -78,13 +82,13 @@ class TrainState:
 
     def forward(self, images: Tensor) -> Any:
         """Return logits, or `Outputs` of a network with auxiliary heads."""
-        with self._autocast(images):
+        with self._autocast(images), self.convolutions:
             return self.wrapped(images)
 
     @torch.no_grad()
     def teacher_logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """Return a teacher's logits, in the precision of training."""
-        with self._autocast(images):
+        with self._autocast(images), self.convolutions:
             logits: Tensor = teacher(images)
         return logits
 
@@ -213,7 +217,8 @@ def build_state(
     model.channels_last = precision.channels_last
     model.to(memory_format=precision.memory_format)
     optimizer = build_optimizer(config, model, precision, ranks)
-    if precision.compiled if config.compile == "auto" else config.compile:
+    compiled = precision.compiled if config.compile == "auto" else bool(config.compile)
+    if compiled:
         # in place: names, copies and the averaged model stay as they are
         model.network.compile(dynamic=False)
     return TrainState(
@@ -224,6 +229,7 @@ def build_state(
         scaler=torch.amp.GradScaler(device.type, enabled=precision.autocast == "float16"),
         ema=MovingAverage(model, config.ema) if config.ema else None,
         precision=precision,
+        convolutions=convolutions(precision, device, compiled),
     )
 
 
