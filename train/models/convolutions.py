@@ -135,8 +135,12 @@ class MatrixConvolution(torch.autograd.Function):
         columns = (images.shape[3] + 2 * padding[1] - width) // stride[1] + 1
         if rows * columns > FEW_POSITIONS and not is_pointwise(weight, stride, padding):
             return torch.conv2d(images, weight, None, stride, padding)
-        output = patches(images, (height, width), stride, padding) @ as_rows(weight).T
-        return output.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
+        # not a view of the product: layers after it may change it in place
+        shape = len(images), len(weight), rows, columns
+        output = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
+        inputs = patches(images, (height, width), stride, padding)
+        torch.mm(inputs, as_rows(weight).T, out=positions_as_rows(output))
+        return output
 
     @staticmethod
     @once_differentiable
@@ -180,9 +184,9 @@ def as_rows(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
-def positions_as_rows(gradient: Tensor) -> Tensor:
-    """Return a gradient [N, O, rows, columns] as [N * rows * columns, O]."""
-    return gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])
+def positions_as_rows(maps: Tensor) -> Tensor:
+    """Return [N, O, rows, columns] as [N * rows * columns, O], a view of what is in channels_last."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def gradient_of_weight(

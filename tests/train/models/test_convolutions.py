@@ -76,6 +76,16 @@ def test_outputs_and_gradients_are_those_of_float32(shape, bias) -> None:
     assert layer.weight.grad.stride() == layer.weight.stride(), "an optimizer's fused step needs the same"
 
 
+@pytest.mark.parametrize(("size", "groups"), [(1, 1), (4, 1), (20, 1), (9, 16)])
+def test_the_next_layer_may_change_the_output_in_place(size, groups) -> None:
+    layer = nn.Conv2d(16, 16, 1, groups=groups, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 16, size, size).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), Bf16Convolutions(products=True):
+        F.relu_(layer(images)).sum().backward()
+    assert images.grad is not None
+    assert layer.weight.grad is not None
+
+
 def test_a_gradient_that_is_not_needed_is_not_computed() -> None:
     layer = nn.Conv2d(256, 8, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)
     images = torch.randn(2, 256, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
