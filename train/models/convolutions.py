@@ -3,7 +3,7 @@
 Its dense convolutions fill AMX's tiles of 16 rows from one row of a feature map: on the small maps of a
 network's last layers most of a tile is empty. A product of the patches of all images fills it. Its
 gradients of depthwise convolutions in bf16 leave the fast kernels for strides and for kernels above 3 x 3,
-which those in float32 do not.
+which those in float32 do not. benchmarks/convolutions.py shows when a newer oneDNN lets this module go.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from train.precision import Precision
 
-# outputs of 4 x 4 and 8 x 8, as measured on two cores with AMX: benchmarks/convolutions.py
+# outputs of 4 x 4 and 8 x 8, from layers timed on two cores with AMX: docs/experiments.md, no. 62
 FEW_POSITIONS = 16  # all three passes are products
 MORE_POSITIONS = 64  # the gradient of the weights is one
 MANY_CHANNELS = 256  # with which adding up the gradients of overlapping patches costs less than it saves
@@ -38,7 +38,8 @@ def convolutions(precision: Precision, device: torch.device, compiled: bool) -> 
 
 
 class Bf16Convolutions(TorchFunctionMode):
-    """Context in which torch.conv2d, whoever calls it, is computed by the ways of this module."""
+    """Context in which each call of torch.conv2d under autocast takes this module's functions, where they
+    apply."""
 
     def __init__(self, products: bool):
         """`products` lets dense convolutions be products of matrices, which pays with AMX alone."""
@@ -139,7 +140,8 @@ class MatrixConvolution(torch.autograd.Function):
         shape = len(images), len(weight), rows, columns
         output = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
         inputs = patches(images, (height, width), stride, padding)
-        torch.mm(inputs, as_rows(weight).T, out=positions_as_rows(output))
+        # view, as a copy would leave the output unwritten
+        torch.mm(inputs, as_rows(weight).T, out=output.permute(0, 2, 3, 1).view(len(inputs), -1))
         return output
 
     @staticmethod
@@ -184,9 +186,9 @@ def as_rows(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
-def positions_as_rows(maps: Tensor) -> Tensor:
-    """Return [N, O, rows, columns] as [N * rows * columns, O], a view of what is in channels_last."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+def positions_as_rows(gradient: Tensor) -> Tensor:
+    """Return a gradient [N, O, rows, columns] as [N * rows * columns, O]."""
+    return gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])
 
 
 def gradient_of_weight(
