@@ -42,7 +42,7 @@ from serve.doctor import Finding, mlflow_server, onnxruntime_provider, processor
 from serve.processors import available_processors, memory_limit
 from train.cli import parse_config, read_flags
 from train.config import TrainConfig
-from train.data.index import find_images
+from train.data.index import exclude, find_images
 from train.data.labels import LabelledPaths, describe_counts
 from train.data.layouts.part_folders import take_parts
 from train.engine.autotune import multiplies_bf16
@@ -223,6 +223,8 @@ def check_data(config: TrainConfig) -> Iterator[Finding]:
     try:
         config, _ = take_parts(config)
         found, held_out = find_images(config, notes)
+        if config.exclude:
+            found = exclude(found, config.exclude, config.data, notes)
     except UserError as error:
         yield Finding("error", f"--data {config.data}", str(error))
         return

@@ -84,6 +84,12 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
             f"--name {config.name} has no effect with --resume {config.resume}, which continues that run: "
             "leave it out, or start a new run from its weights (--weights)"
         )
+    folder = Path(config.resume).resolve().parent
+    if config.output != SETTINGS["output"].default and Path(config.output).resolve() != folder:
+        raise UserError(
+            f"--output {config.output} has no effect with --resume {config.resume}, which continues in the "
+            "run's own directory: leave it out, or copy the run and resume the copy"
+        )
     if not saved.is_file():
         around = [folder for folder in saved.parents[1:] if (folder / "config.yaml").is_file()]
         hint = f"; give {around[0]}" if around else ""
@@ -133,7 +139,14 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
                 raise UserError(f"{typed} needs a value")
             else:
                 value = rest.pop(0)
-        pairs.append((name, find_config(value) if name == "config" else _expanded(name, value)))
+        value = find_config(value) if name == "config" else _expanded(name, value)
+        earlier = dict(pairs).get(name, value)
+        if name in ("data", "val_data") and earlier != value:
+            raise UserError(
+                f"{typed} is given twice, as {earlier} and {value}: give one folder (of links), or one "
+                "label file"
+            )
+        pairs.append((name, value))
     return pairs
 
 

@@ -28,7 +28,7 @@ require("train", "mlflow")
 from collections.abc import Sequence
 
 from serve.contract.locks import is_locked
-from serve.contract.urls import redact
+from serve.contract.urls import is_remote, redact
 from train.runs.resume import LOCK
 from train.tracking.base import read_metrics
 from train.tracking.client import TrackingStore
@@ -40,13 +40,15 @@ from train.tracking.sender import Sender
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandLine("train/sync.py", __doc__, "RUN [RUN ...]")
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    parser.add_argument("runs", nargs="+", help="run directories")
     worst = 0
-    for folder in parser.parse_args(argv).runs:
+    for run in parser.parse_args(argv).runs:
         try:
-            print(f"{folder}: MLflow run {sync(folder)} is complete")
+            if is_remote(run):
+                raise UserError("only a local run directory is synchronised: copy it to this machine first")
+            print(f"{run}: MLflow run {sync(Path(run))} is complete")
         except (UserError, OSError) as error:
-            print(f"error: {folder}: {redact(error)}", file=sys.stderr)
+            print(f"error: {redact(run)}: {redact(error)}", file=sys.stderr)
             worst = max(worst, 2 if isinstance(error, UserError) else 1)
     return worst
 

@@ -22,6 +22,7 @@ ONE_FOR_EACH = (
     "columns path,label"
 )
 PADDING = " \t\ufeff"
+LONGEST_CELL = 1 << 24  # characters: masks and boxes beside a label may pass the csv module's 131,072
 
 
 class TableRow(NamedTuple):
@@ -92,6 +93,7 @@ def read_table(file: IO[bytes], name: str) -> Table:
         UserError: a row has too many cells, repeats the first line or holds NUL characters. OSError,
         csv.Error, UnicodeDecodeError: it cannot be read.
     """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))  # of all readers of the process
     text = open_text(file, newline="")
     sample = list(islice(text, SAMPLE_LINES))
     if sample and JSON_START.match(sample[0]):

@@ -180,6 +180,13 @@ def test_a_run_that_is_resumed_keeps_its_name(tmp_path: Path) -> None:
     assert parse_config(["--resume", run, "--name", "a"]).name == "a"
 
 
+def test_a_run_that_is_resumed_stays_in_its_folder(tmp_path: Path) -> None:
+    run = saved_run(tmp_path, output=str(tmp_path / "before"))
+    with pytest.raises(ValueError, match=f"--output other .*--resume {run}"):
+        parse_config(["--resume", run, "--output", "other"])
+    assert parse_config(["--resume", run, "--output", str(tmp_path / "runs")]).resume == run
+
+
 def test_resume_of_a_file_in_a_run_is_an_error_that_names_the_run(tmp_path: Path) -> None:
     run = saved_run(tmp_path)
     with pytest.raises(ValueError, match=f"--resume .*last.pt.* give {run}$"):
@@ -207,6 +214,7 @@ def test_resume_of_a_file_in_a_run_is_an_error_that_names_the_run(tmp_path: Path
         (["--name", "a/b"], r"--name 'a/b'"),
         (["--name", ".."], r"--name '..'"),
         (["--name", 101 * "é"], r"--name '.*' .*200 bytes"),
+        (["--data", "a", "--data", "b"], r"--data .*a and b"),
         (["--data", "d\udce9"], r"--data 'd.*' .*UTF-8"),
         (["--start-size", "3"], r"--start-size 3 .*8\.\.2048"),
         (["--eval-size", "7"], r"--eval-size 7 .*8\.\.2048"),

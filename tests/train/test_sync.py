@@ -66,6 +66,11 @@ def test_sync_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "tracking.json" in capsys.readouterr().err
 
 
+def test_sync_of_a_url_is_an_error_that_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sync.main(["s3://bucket/runs/a"]) == 2
+    assert "s3://bucket/runs/a: " in capsys.readouterr().err
+
+
 def test_sync_works_from_anywhere_and_passes_over_what_is_gone(
     store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

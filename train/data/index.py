@@ -198,7 +198,7 @@ def _read(found: LabelledPaths, source: str, flag: str, config: TrainConfig, not
     """Scan the images that were found; those that --exclude names and unreadable ones are left out."""
     class_names = tuple(sorted(set(found.labels.values()), key=natural_key))
     if config.exclude and (flag == "--data" or not config.val_data):
-        found = _exclude(found, config.exclude, source, notes if flag == "--data" else [])
+        found = exclude(found, config.exclude, source, notes if flag == "--data" else [])
     labels = found.labels
     result = scan(found.root, sorted(labels), Path(config.output) / ".cache", config.max_megapixels)
     if len(result.bad) > config.max_bad * len(labels):
@@ -232,8 +232,11 @@ def _read(found: LabelledPaths, source: str, flag: str, config: TrainConfig, not
     )
 
 
-def _exclude(found: LabelledPaths, file: str, source: str, notes: list[str]) -> LabelledPaths:
-    """Return `found` without the images that the CSV file names."""
+def exclude(found: LabelledPaths, file: str, source: str, notes: list[str]) -> LabelledPaths:
+    """Return `found` without the images that the CSV file names, and add a line to the notes.
+
+    Raises UserError when the file cannot be read, or names an image that is not in `source`.
+    """
     excluded = read_excluded(file)
     known = found.labels.keys() | found.validation.keys()
     if unknown := [path for path in excluded if path not in known]:

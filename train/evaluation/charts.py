@@ -79,7 +79,7 @@ def comparison_curves(runs: Mapping[str, Sequence[dict[str, Any]]], best_epochs:
                 linestyle=DASHES[i // len(COLORS) % len(DASHES)],
                 marker="o",
                 markevery=[epochs.index(best)],
-                label=drawable(name),
+                label=f" {drawable(name)}",  # matplotlib leaves labels that begin with _ out of a legend
             )
         axes.set(title=quantity)
         count_along(axes, "epoch")
