@@ -15,7 +15,7 @@ other, faults strike after given epochs:
     power       the cable is out, the processes are gone without a word to the others, the cable is in
 
 Prints for each fault the time until the next epoch was done and how many pods were started again, and
-compares the weights of the two runs. Needs root and iproute2; says so and does nothing without.
+compares the weights of the two runs. Needs root and iproute2; without, prints that and does nothing.
 """
 
 import argparse

@@ -378,7 +378,7 @@ FAULTS = [
         "return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h",
         "return int(x * (width - w + 1)), int(y * (height - h + 1)), h, w",
     ),
-    # what validates, and what is said of it
+    # what validates, and what is reported of it
     Fault(
         "of two columns that may be the label the first is taken",
         "train/data/layouts/label_candidates.py",

@@ -58,7 +58,7 @@ def export(name: str, size: int, folder: Path) -> dict[str, Path]:
 
 
 def open_all(files: dict[str, Path], threads: int) -> dict[str, Predictor]:
-    """Whatever this machine has, as in "int8 on openvino:bf16"; what it has not is said."""
+    """Whatever this machine has, as in "int8 on openvino:bf16"; what it lacks is printed."""
     predictors = {}
     for provider, precisions in PRECISIONS.items():
         for precision in precisions:

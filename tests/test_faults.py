@@ -57,7 +57,7 @@ def step_after(job: Job, steps: int) -> None:
     job.wait_for(epoch, step + steps) if step + steps < 9 else job.wait_for(epoch + 1, 1)
 
 
-def test_told_to_stop_all_ranks_take_a_snapshot_and_the_same_command_resumes(
+def test_asked_to_stop_all_ranks_take_a_snapshot_and_the_same_command_resumes(
     settings: list[str], quiet: Path, empty_store: Path, tmp_path: Path
 ) -> None:
     """One rank alone gets SIGTERM; MLflow has one run with each number once."""

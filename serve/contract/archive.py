@@ -214,6 +214,6 @@ class _Headers:
             raise UserError(f"a header of {size} bytes is over the limit of {MAX_HEADER_BYTES}")
         data = self._file.read(size)
         self._empty_reads += not data
-        if self._empty_reads > 9:  # in a damaged sparse map, tarfile would go on reading nothing
+        if self._empty_reads > 9:  # in a damaged sparse map, tarfile would read nothing for ever
             raise UserError("it ends inside a header")
         return data

@@ -55,14 +55,14 @@ def test_too_few_images_say_how_many_would_tell() -> None:
     assert judged(90, lost=1, limit=0.1).notes == []
 
 
-def test_no_number_below_that_of_the_images_is_said_to_be_needed() -> None:
+def test_no_number_below_that_of_the_images_is_reported_as_needed() -> None:
     """Three of 2,024 images are lost, one is gained: fewer would do if two were lost and two gained."""
     assert images_needed(1, 3, 2024, 0.003) < 2024
     (note,) = judged(2024, gained=1, lost=3).notes
     assert "about" not in note
 
 
-def test_as_many_images_as_are_said_to_be_needed_rule_the_limit_out() -> None:
+def test_as_many_images_as_are_reported_as_needed_rule_the_limit_out() -> None:
     for gained, lost, n in ((0, 0, 90), (5, 5, 2250), (1, 3, 500)):
         needed = images_needed(gained, lost, n, 0.003)
         change = round((gained + lost) / 2 * needed / n)

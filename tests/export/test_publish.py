@@ -134,7 +134,7 @@ def test_the_logged_copy_learns_of_a_later_verification(run: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["checkpoint", "embeddings", "failed"])
-def test_what_is_not_there_is_exported_and_the_reason_is_said(
+def test_what_is_not_there_is_exported_and_the_reason_is_printed(
     run: Path, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = []

@@ -183,7 +183,7 @@ def test_embeddings_are_verified_too(trained: TrainedRun, tmp_path: Path) -> Non
     proto = onnx.load(good)
     last = next(n for n in proto.graph.node if "embeddings" in n.output)
     last.output[list(last.output).index("embeddings")] = "honest"
-    for node in proto.graph.node:  # the head goes on with the right ones
+    for node in proto.graph.node:  # the head gets the right ones
         node.input[:] = ["honest" if name == "embeddings" else name for name in node.input]
     proto.graph.node.append(onnx.helper.make_node("Neg", ["honest"], ["embeddings"]))
     onnx.save(proto, bad)

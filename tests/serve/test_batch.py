@@ -375,7 +375,7 @@ def test_a_read_that_hangs_may_pass_and_a_decoder_that_hangs_will_not(
 def test_a_process_that_was_stopped_for_an_hour_gives_no_image_up(
     predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock goes on meanwhile, and nothing else does."""
+    """The clock runs meanwhile, and nothing else does."""
     stopped, clock = 0.0, time.monotonic
 
     def read(entry: Entry) -> bytes:

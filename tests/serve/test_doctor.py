@@ -225,7 +225,7 @@ def test_the_clients_credentials_are_sent(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "http://name.invalid:5000", "http://["])
-def test_no_server_is_a_warning_because_training_goes_on_without_it(
+def test_no_server_is_a_warning_because_training_continues_without_it(
     uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--mlflow", uri) == 0

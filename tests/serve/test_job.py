@@ -109,7 +109,7 @@ def dying(renames: int, arguments: list[str]) -> object:
     return call("serve/main.py", arguments)
 
 
-def test_a_call_that_is_told_to_end_leaves_no_unfinished_file(
+def test_a_call_that_is_terminated_leaves_no_unfinished_file(
     tmp_path: Path, model: Path, images: Path
 ) -> None:
     folder = tmp_path / "ended"

@@ -31,7 +31,7 @@ def test_a_pairing_of_the_record_is_served_with_and_the_file_stays_as_it_is(mode
     assert [p.provider for p in ModelMetadata.read(model).verified] == ["cpu"]
 
 
-def test_a_copy_without_its_record_is_served_on_the_cpu_and_says_so(model: Path, tmp_path: Path) -> None:
+def test_a_copy_without_its_record_is_served_on_the_cpu_with_a_warning(model: Path, tmp_path: Path) -> None:
     record_verification(model, CPU, BF16)
     (tmp_path / "elsewhere").mkdir()
     copy = Path(shutil.copy(model, tmp_path / "elsewhere" / "pets.onnx"))

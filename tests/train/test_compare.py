@@ -78,7 +78,7 @@ def test_p_values_of_several_runs_are_corrected() -> None:
     assert corrected == pytest.approx([min(1, 2 * p[0]), max(2 * p[0], p[1])])
 
 
-def test_other_validation_images_are_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_validation_images_are_counted_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
     make_run(Path("a"), n=40)
     make_run(Path("b"), n=50, first=20)
     make_run(Path("c"), n=15, seed=1)
@@ -131,7 +131,7 @@ def test_very_many_classes_have_an_auc_without_an_interval(monkeypatch: pytest.M
     assert "(no interval)" in Path("comparison/comparison.md").read_text()
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths() -> None:
+def test_runs_of_one_name_are_distinguished_by_their_paths() -> None:
     make_run(Path("x/same"))
     make_run(Path("y/same"), seed=1)
     assert compare.main(["x/same", "y/same"]) == 0

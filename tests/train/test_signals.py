@@ -56,7 +56,7 @@ def test_a_user_who_insists_is_obeyed(stop: StopRequest, monkeypatch: pytest.Mon
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_rank_that_is_ended_for_anothers_sake_was_not_told_to_stop(
+def test_a_rank_that_is_ended_for_anothers_sake_got_no_request_to_stop(
     stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun sends the same signal when it gets one and when a rank has died."""

@@ -73,7 +73,7 @@ def metric_name(name: str) -> str:
 
 
 def kind_tags(config: TrainConfig, parameters: Mapping[str, Any], data_source: str) -> dict[str, str]:
-    """Return tags by which runs are told apart in a table; a trial of a sweep gets its kind from there."""
+    """Return tags that distinguish runs in a table; a trial of a sweep gets its kind from there."""
     tags = {
         KIND_TAG: "fold" if config.folds else "training",
         MODEL_NAME_TAG: config.model,

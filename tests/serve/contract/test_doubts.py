@@ -63,7 +63,7 @@ FLAT = {
 
 
 @pytest.mark.parametrize("name", FLAT)
-def test_a_extent_of_one_colour_that_says_so_is_none_to_doubt(name: str) -> None:
+def test_an_extent_declared_as_one_colour_is_none_to_doubt(name: str) -> None:
     assert doubts_of(FLAT[name]) == []
 
 

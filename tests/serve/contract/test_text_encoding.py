@@ -25,7 +25,7 @@ def test_the_likeliest_encoding_is_first(text: str, encoding: str, named: str) -
 @pytest.mark.parametrize(
     ("text", "encoding"), [("\u72d7", "gb18030"), ("\u8c93", "big5"), ("\u0142\u00f3d\u017a", "cp1250")]
 )
-def test_an_encoding_that_cannot_be_told_is_among_those_named(text: str, encoding: str) -> None:
+def test_an_encoding_that_cannot_be_recognised_is_among_those_named(text: str, encoding: str) -> None:
     assert likely_encodings([text.encode(encoding)])[encoding] == text
 
 

@@ -70,7 +70,7 @@ def test_two_signings_of_one_object_are_the_same_and_two_tokens_are_not() -> Non
     assert unsigned("https://b/get?token=1") != unsigned("https://b/get?token=2")
 
 
-def test_the_kind_of_a_file_is_told_by_its_path() -> None:
+def test_the_kind_of_a_file_is_found_by_its_path() -> None:
     assert url_path("https://b/s.tar?X-Amz-Signature=a.txt") == "https://b/s.tar"
     assert url_path("s3://b/what?.tar") == "s3://b/what?.tar"
     assert url_path("a#b?.txt") == "a#b?.txt"

@@ -143,7 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_costs_no_image_before_it_and_is_said(tmp_path: Path, damage: str) -> None:
+def test_damage_costs_no_image_before_it_and_is_reported(tmp_path: Path, damage: str) -> None:
     act, images, reason = DAMAGE[damage]
     contents = {f"{i}.jpg": bytes([i + 1]) * 512 for i in range(3)}
     path = make_tar(tmp_path / "x.tar", contents, tarfile.USTAR_FORMAT)

@@ -1,4 +1,4 @@
-"""What CUDA, TensorRT and OpenVINO are told: the precision asked for, and nothing faster in silence."""
+"""Options of CUDA, TensorRT and OpenVINO: the precision asked for, and nothing faster in silence."""
 
 import os
 from pathlib import Path

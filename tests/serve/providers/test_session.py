@@ -273,7 +273,7 @@ def test_openvino_gives_each_image_its_own_answer_at_the_precision_asked_for(
         np.testing.assert_allclose(predictor.predict(pixels), expected, atol=tolerance)
 
 
-def test_auto_takes_openvino_where_it_was_faster_and_says_so(tmp_path: Path) -> None:
+def test_auto_takes_openvino_where_it_was_faster_and_prints_it(tmp_path: Path) -> None:
     openvino_devices()
     model = model_verified_on(tmp_path, "cpu:fp32")
     record_verification(model, ("openvino:fp32", True, 1.3))

@@ -83,7 +83,7 @@ def test_what_is_there_is_not_copied_again_and_what_changed_is(client: Any, tmp_
     assert "1 of 2 files" in said
 
 
-def test_a_copy_that_was_stopped_goes_on(
+def test_a_copy_that_was_stopped_is_continued(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(9):
@@ -181,7 +181,7 @@ def test_what_cannot_be_copied_is_named(client: Any, tmp_path: Path, url: str, r
         copied(url, tmp_path)
 
 
-def test_no_room_is_said_before_anything_is_copied(
+def test_no_room_is_an_error_before_anything_is_copied(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(client, "room/1.jpg", b"x" * 1000)

@@ -130,7 +130,7 @@ def test_weights_of_other_kinds_are_nobodys_run(tmp_path: Path) -> None:
         assert trained_on_validation(config.replace(weights=weights), data) == []
 
 
-def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so() -> None:
+def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_names_the_cause() -> None:
     model, config = build("resnet18"), TrainConfig(model="resnet18", image_size=64)
     check_single_image(model, config)
     for smaller in ({"image_size": 32}, {"start_size": 32}):
@@ -138,7 +138,7 @@ def test_a_network_that_cannot_learn_from_single_images_is_an_error_that_says_so
             check_single_image(model, config.replace(**smaller))
 
 
-def test_a_teacher_that_cannot_take_a_size_of_the_training_is_an_error_that_says_so() -> None:
+def test_a_teacher_that_cannot_take_a_size_of_the_training_is_an_error_that_names_the_cause() -> None:
     teacher = build("vit_tiny_patch16_224", size=224)
     grown = TrainConfig(model="resnet18", image_size=224, start_size=160, epochs=4, teacher="runs/a")
     with pytest.raises(ValueError, match=r"--teacher 'runs/a'.*\b1\d\d\b"):

@@ -130,7 +130,7 @@ def test_a_rank_of_several_leaves_the_others_when_its_batch_does_not_come(
         waits.fit()
 
 
-def test_a_loader_process_that_was_killed_is_an_error_that_says_so(
+def test_a_loader_process_that_was_killed_is_an_error_that_names_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:

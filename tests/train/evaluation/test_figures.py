@@ -54,7 +54,7 @@ def test_curves_confusion_matrix_and_mistakes_are_drawn(tmp_path: Path, wrong: i
     assert set(figures(tmp_path, data, wrong)) == {"curves", "confusion_matrix", "worst_mistakes"}
 
 
-def test_a_picture_that_vanished_is_grey_and_said(
+def test_a_picture_that_vanished_is_grey_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = images(tmp_path, ("cat", "dog"), [f"{i}.png" for i in range(4)])

@@ -81,7 +81,7 @@ def test_extremes_have_intervals_within_minus_1_and_1(gained: int, lost: int, n:
 
 
 @pytest.mark.parametrize(("gained", "lost", "n"), [(4, 9, 60), (0, 5, 40), (30, 2, 90)])
-def test_tangos_bounds_are_where_the_score_test_says_so(gained: int, lost: int, n: int) -> None:
+def test_tangos_bounds_are_where_the_score_test_puts_them(gained: int, lost: int, n: int) -> None:
     """The score test from its definition, its nuisance parameter found by maximising the likelihood."""
 
     def z(difference: float) -> float:

@@ -181,7 +181,7 @@ def test_a_store_that_cannot_be_used_is_an_error_before_training(
         localise(TrainConfig(**settings), Ranks(), silent)
 
 
-def test_a_user_without_a_home_is_told_where_the_copy_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_the_error_names_where_the_copy_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -33,7 +33,7 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [{"calibrate": False}, {"clip_probabilities": 0.05}, {"best_by": "log_loss"}]
 )
-def test_calibration_and_clipping_are_told_from_another_checkpoint(
+def test_calibration_and_clipping_are_not_taken_for_another_checkpoint(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     run = read_run(make_run(tmp_path / "a", n=200, skill=4.0, **settings))

@@ -42,7 +42,7 @@ def test_only_what_differs_from_the_last_value_is_a_change() -> None:
     assert resumed_name(known, 7, "epochs") == "resume.7.epochs"
 
 
-def test_folds_are_told_from_trainings_by_a_tag() -> None:
+def test_folds_are_distinguished_from_trainings_by_a_tag() -> None:
     assert kind_tags(TrainConfig(folds=3, fold=1), {"num_classes": 7}, "s3://b/pets/")[KIND_TAG] == "fold"
     tags = kind_tags(TrainConfig(), {"num_classes": 7}, "s3://b/pets/")
     assert tags | {KIND_TAG: "training", CLASSES_TAG: "7", DATA_TAG: "pets"} == tags

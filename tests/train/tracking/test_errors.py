@@ -168,7 +168,7 @@ def test_a_refused_connection_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert may_pass(refused_connection())
 
 
-def test_values_are_told_from_the_rest() -> None:
+def test_values_are_distinguished_from_the_rest() -> None:
     assert is_about_values(rest("INVALID_PARAMETER_VALUE"))
     assert is_about_values(http(413))
     assert not is_about_values(rest("PERMISSION_DENIED"))

@@ -70,7 +70,7 @@ def test_the_status_is_the_one_given(store: str, status: str, capsys: pytest.Cap
     assert [run.info.status for run in runs(store)] == [status]
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(store: str) -> None:
+def test_a_resumed_run_continues_in_the_same_mlflow_run(store: str) -> None:
     first = whole_run("KILLED")
     mlflow.MlflowClient(store).log_metric(first.run_id, "images_per_second", 7.0, step=2)
     mlflow.MlflowClient(store).log_metric(first.run_id, "val/log_loss", float("nan"), step=2)

@@ -190,7 +190,7 @@ def test_a_class_of_another_format_names_it_and_the_way_out(
     assert "remove" not in message
 
 
-def test_a_folder_of_one_archive_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_one_archive_is_an_error_that_names_it(tmp_path: Path) -> None:
     write(tmp_path / "dogs.zip")
     assert re.search(r"\(\.zip 1\).*unpack \.zip", refusal(tmp_path))
 
