@@ -121,7 +121,8 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         UserError: an unknown flag, one without a value, or something else than a flag.
     """
-    pairs, rest = [], list(argv)
+    pairs: list[tuple[str, str]] = []
+    rest = list(argv)
     while rest:
         typed, equals, value = rest.pop(0).partition("=")
         name = typed.removeprefix("--").replace("-", "_")

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,7 +114,7 @@ class CommandLine(argparse.ArgumentParser):
         silently. Of others the last one counts, as scripts expect that extend a command."""
         flags = {flag for action in self._actions if action.required for flag in action.option_strings}
         values: dict[str, str] = {}
-        for text, following in zip(given, [*given[1:], ""], strict=True):
+        for text, following in pairwise([*given, ""]):
             flag, equals, value = text.partition("=")
             if text == "--":
                 return

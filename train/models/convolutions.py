@@ -2,8 +2,9 @@
 
 Its dense convolutions fill AMX's tiles of 16 rows from one row of a feature map: on the small maps of a
 network's last layers most of a tile is empty. A product of the patches of all images fills it. Its
-gradients of depthwise convolutions in bf16 leave the fast kernels for strides and for kernels above 3 x 3,
-which those in float32 do not. benchmarks/convolutions.py shows when a newer oneDNN lets this module go.
+gradients of depthwise convolutions leave the fast code in bf16 for strides and for kernels above 3 x 3, and
+in float32 those of the weights for kernels more than 3 wide. benchmarks/convolutions.py shows when a newer
+oneDNN lets this module go.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from train.precision import Precision
 FEW_POSITIONS = 16  # all three passes are products
 MORE_POSITIONS = 64  # the gradient of the weights is one
 MANY_CHANNELS = 256  # with which adding up the gradients of overlapping patches costs less than it saves
+FAST_WIDTH = 3  # of depthwise kernels whose gradients are fast
 
 Pair = tuple[int, int]
 
@@ -115,12 +117,50 @@ class DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        images, weight = ctx.saved_tensors
-        needed, groups = list(ctx.needs_input_grad[:2]), images.shape[1]
-        wide = images.float(), weight.float(), gradient.float()
-        found = torch_gradients(*wide, ctx.stride, ctx.padding, needed, groups)
-        first, second = (None if tensor is None else tensor.to(gradient.dtype) for tensor in found)
+        (images, weight), (stride, padding) = ctx.saved_tensors, (ctx.stride, ctx.padding)
+        first, second = None, None
+        if ctx.needs_input_grad[0]:
+            first = depthwise_gradient_of_images(images, weight, gradient, stride, padding)
+        if ctx.needs_input_grad[1]:
+            second = depthwise_gradient_of_weight(images, weight, gradient, stride, padding)
         return first, second, None, None
+
+
+def depthwise_gradient_of_images(
+    images: Tensor, weight: Tensor, gradient: Tensor, stride: Pair, padding: Pair
+) -> Tensor:
+    groups, (height, width) = images.shape[1], weight.shape[2:]
+    top, left = height - 1 - padding[0], width - 1 - padding[1]
+    if stride == (1, 1) and len(weight) == groups and top >= 0 and left >= 0:  # by the turned kernels
+        return torch.conv2d(gradient, weight.flip(2, 3), None, 1, (top, left), groups=groups)
+    wide = images.float(), weight.float(), gradient.float()
+    found, _ = torch_gradients(*wide, stride, padding, [True, False], groups)
+    assert found is not None
+    return found.to(gradient.dtype)
+
+
+def depthwise_gradient_of_weight(
+    images: Tensor, weight: Tensor, gradient: Tensor, stride: Pair, padding: Pair
+) -> Tensor:
+    """Return the gradient in parts of columns of the kernel, each by the columns of the images that meet
+    them, in float32."""
+    (count, groups, rows, columns), width = images.shape, weight.shape[3]
+    wide, found = gradient.float(), torch.empty_like(weight)
+    for start in range(0, width, FAST_WIDTH):
+        part = slice(start, start + FAST_WIDTH)
+        kernel = weight[..., part].float()
+        size = stride[1] * (gradient.shape[3] - 1) + kernel.shape[3]
+        first = start - padding[1]  # column of the images; those outside of them are padding
+        low = max(0, -first)
+        high = max(low, min(size, columns - first))
+        met = torch.empty(count, groups, rows, size, memory_format=torch.channels_last)
+        met[..., :low], met[..., high:] = 0, 0
+        met[..., low:high] = images[..., first + low : first + high]
+        sides = padding[0], 0
+        _, gradient_of_part = torch_gradients(met, kernel, wide, stride, sides, [False, True], groups)
+        assert gradient_of_part is not None
+        found[..., part] = gradient_of_part
+    return found
 
 
 class MatrixConvolution(torch.autograd.Function):

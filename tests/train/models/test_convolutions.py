@@ -30,6 +30,10 @@ SHAPES = {
     "one channel": (1, 8, (6, 6), 3, 1, 1, 1),
     "patches of a transformer": (3, 24, (32, 32), 16, 16, 0, 1),
     "depthwise": (16, 16, (9, 9), 5, 2, 2, 16),
+    "depthwise, 7 x 7": (8, 8, (9, 10), 7, 1, 3, 8),
+    "depthwise, one column": (8, 8, (9, 1), 7, 1, 3, 8),
+    "depthwise, wide": (8, 8, (4, 11), (1, 4), (1, 3), (0, 1), 8),
+    "depthwise, more padding than kernel": (8, 8, (3, 3), 3, 1, 4, 8),
     "depthwise, two kernels a channel": (16, 32, (9, 9), 3, 1, 1, 16),
     "grouped": (16, 32, (9, 9), 3, 1, 1, 4),
 }
