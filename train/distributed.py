@@ -4,7 +4,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -205,14 +205,11 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     )
 
 
-@contextmanager
-def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
+def gradient_sync(model: nn.Module, enabled: bool) -> AbstractContextManager[None]:
     """Keep the gradients of this backward pass local unless `enabled` (gradient accumulation)."""
     if enabled or not isinstance(model, DistributedDataParallel):
-        yield
-    else:
-        with model.no_sync():
-            yield
+        return nullcontext()
+    return model.no_sync()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
