@@ -17,7 +17,7 @@ from train.engine.run import TrainingRun
 from train.evaluation.metrics import Evaluation
 from train.runs.directory import save_best, write_bad_files
 from train.runs.report import epoch_line
-from train.runs.snapshots import NullSnapshots, Position, Snapshots, copy_to_cpu
+from train.runs.snapshots import NullSnapshots, Snapshots, copy_to_cpu
 from train.signals import Preempted, StopRequest
 from train.tracking.base import NullTracker
 
@@ -66,7 +66,7 @@ class Trainer:
                 self._one_epoch()
                 self.progress = EpochProgress(run.ranks, run.device)
         except Preempted:
-            self.snapshots.write(self._checkpoint(self._position()))
+            self.snapshots.write(self._checkpoint(within_epoch=True))
             raise
         except (RuntimeError, OSError) as error:
             reason = explain(error, run.train_loader.exit_codes() + run.val_loader.exit_codes())
@@ -112,17 +112,15 @@ class Trainer:
         self.snapshots.write(checkpoint, best, self.tracker.send)
         self.log(epoch_line(run.history, run.config, values, improved))
 
-    def _checkpoint(self, position: Position | None = None) -> dict[str, object]:
+    def _checkpoint(self, within_epoch: bool = False) -> dict[str, object]:
         """Return a checkpoint, in an epoch with what each rank has of its own. Every rank must call it."""
         run = self.run
+        position = self.progress.position(run.ranks, run.is_retuning) if within_epoch else None
         state = checkpoint_state(
             run.state, run.history, run.data, run.config, self.tracker.run_id, position
         )
-        own = None if position is None else run.state.statistics_of_ranks(run.ranks)
+        own = run.state.statistics_of_ranks(run.ranks) if within_epoch else None
         return state if own is None else state | {"statistics_of_ranks": own}
-
-    def _position(self) -> Position:
-        return self.progress.position(self.run.ranks, self.run.is_retuning)
 
     def _after_step(self) -> None:
         """Begin a snapshot when one is due: all ranks together, at most two steps later."""
@@ -134,7 +132,7 @@ class Trainer:
         every = run.config.snapshot_steps
         done = run.history.epochs_done * run.plan.steps + step
         if step < run.plan.steps and (due or (every and done % every == 0)):
-            self.snapshots.begin(self._checkpoint(self._position()))
+            self.snapshots.begin(self._checkpoint(within_epoch=True))
 
     def _agree(self, snapshot_due: bool = False) -> bool:
         """Exchange signals, snapshots that are due and lost files with the other ranks.
