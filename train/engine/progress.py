@@ -1,6 +1,5 @@
 """Progress of an epoch: a bar on a terminal, one plain line every few seconds otherwise."""
 
-import sys
 import time
 
 from tqdm import tqdm
@@ -15,12 +14,9 @@ class ProgressBar:
         self.title, self.total = title, total
         self.count = self.first = count
         self.started = self.reported = time.perf_counter()
-        on_terminal = sys.stderr.isatty()
-        self.prints = enabled and not on_terminal
-        shown = enabled and on_terminal
-        self.bar = tqdm(
-            total=total, initial=count, desc=title, unit="image", leave=False, disable=not shown
-        )
+        hidden = None if enabled else True  # None: unless there is a terminal
+        self.bar = tqdm(total=total, initial=count, desc=title, unit="image", leave=False, disable=hidden)
+        self.prints = enabled and bool(self.bar.disable)
 
     def close(self) -> None:
         self.bar.close()
