@@ -182,11 +182,11 @@ def find_config(typed: str) -> str:
         UserError: there is neither.
     """
     path, known = Path(os.path.expanduser(typed)), recipes()
-    if not path.exists() and path.stem in known and str(path.parent) in (".", "train/recipes"):
+    if path.exists():
+        return str(path)
+    if path.stem in known and str(path.parent) in (".", "train/recipes"):
         return str(known[path.stem])
-    if not path.exists():
-        raise UserError(f"--config {typed} does not exist, and the recipes are {', '.join(known)}")
-    return str(path)
+    raise UserError(f"--config {typed} does not exist, and the recipes are {', '.join(known)}")
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
