@@ -14,19 +14,15 @@ from serve.contract.errors import UserError
 
 AVERAGES = ("ema", "state_dict_ema", "model_ema")
 ENTRIES = (*AVERAGES, "model", "state_dict")  # keys that hold a state dict, in the order of preference
+PATH_TYPES = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
 # Types that training scripts save beside the tensors. None of them is imported or built: see _Ignored.
 IGNORED_TYPES = (
     "argparse.Namespace",
-    *(
-        f"{module}.{name}"
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-    ),
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in PATH_TYPES),
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
     "numpy.dtype",
     "numpy.ndarray",
 )
