@@ -20,6 +20,7 @@ from serve.contract.urls import is_remote
 from serve.inputs.inventory import Entry
 from serve.predictor import Predictor
 from serve.progress import Progress
+from serve.summary import JobSummary
 from train.config import TrainConfig
 from train.data.download import copy
 from train.data.index import natural_key
@@ -112,7 +113,7 @@ def score_labelled(
         OSError: some cannot be read for reasons that may pass.
     """
     labels, root = data.found.labels, data.found.root
-    contents, progress = SetDigest(), Progress(len(labels))
+    contents, progress, summary = SetDigest(), Progress(len(labels)), JobSummary(data.class_names)
     rows = score(
         predictor,
         map(Entry, sorted(labels)),
@@ -125,6 +126,7 @@ def score_labelled(
     with closing(rows):
         for row in rows:
             progress.add(row)
+            summary.add(row)
             if row.probabilities is None:
                 bad[row.path] = row.error
             else:
@@ -133,8 +135,8 @@ def score_labelled(
     for line in progress.doubts.lines():
         print(f"warning: {line}", file=sys.stderr)
     first = "; ".join(f"{path!r}: {why}" for path, why in list(bad.items())[:3])
-    if progress.is_outage:
-        raise OSError(f"{progress.transient} of {len(labels)} images cannot be read now ({first})")
+    if summary.is_outage:
+        raise OSError(f"{summary.transient} of {len(labels)} images cannot be read now ({first})")
     if not paths or len(bad) > max_bad * len(labels):
         raise UserError(
             f"{len(bad)} of {len(labels)} images are unreadable, more than --max-bad {max_bad:g} allows "

@@ -147,16 +147,16 @@ def score_images(
         from serve.scoring_run import describe_run, log_run
 
         log_run(server, describe_run(args, model, scoring, progress, shard, output, started))
-    if progress.is_outage:
+    if summary.is_outage:
         raise OSError(
-            f"{progress.transient} of {progress.done} inputs could not be read for reasons that may pass; "
+            f"{summary.transient} of {summary.rows} inputs could not be read for reasons that may pass; "
             + ("the same call" if sample else "they have error rows, and the same call with --resume")
             + " tries them again"
         )
     if code := outcome_code(summary, total, args.max_errors):
         return code
     # The images of one small shard may well be all broken: merge.py judges the whole job.
-    return 0 if shard or progress.done > progress.errors else 1
+    return 0 if shard or summary.scored else 1
 
 
 def check_replaces_no_input(flag: str, given: str, output: str, part: Path) -> None:

@@ -18,16 +18,12 @@ from serve.shards import Manifest
 from serve.summary import JobSummary, summary_of
 
 PRINT_SECONDS = 5.0
-MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
 
 
 @dataclass
 class Progress:
     total: int
     done: int = 0
-    errors: int = 0
-    transient: int = 0
-    """Of the errors, those that may pass."""
     resumed: int = 0
     """Rows that an earlier call has scored."""
     doubts: Doubts = field(default_factory=Doubts)
@@ -36,17 +32,8 @@ class Progress:
     started: float = field(default_factory=time.perf_counter)
     printed: float = field(default_factory=time.perf_counter)
 
-    @property
-    def is_outage(self) -> bool:
-        """Whether so much could not be read that a later call should try again."""
-        if self.transient and self.errors == self.done:
-            return True
-        return self.transient > max(MOST_TRANSIENT, MOST_TRANSIENT_SHARE * self.done)
-
     def add(self, row: Row) -> None:
         self.done += 1
-        self.errors += bool(row.error)
-        self.transient += row.transient
         if row.doubt:
             self.doubts.add(row.path, row.doubt)
         now = time.perf_counter()
@@ -57,13 +44,12 @@ class Progress:
             self.printed = now
 
     def restart(self) -> None:
-        self.done = self.errors = self.transient = self.resumed = 0
+        self.done = self.resumed = 0
         self.doubts, self.summary = Doubts(), JobSummary()
 
     def skip(self, manifest: Manifest) -> None:
         self.done += manifest.rows
         self.resumed += manifest.rows
-        self.errors += manifest.errors
         self.summary.join(summary_of(manifest))
 
     def print_end(self, output: str, source: Source) -> None:
@@ -71,14 +57,14 @@ class Progress:
         resumed = f", {self.resumed} rows from before" if self.resumed else ""
         with suppress(OSError):  # the rows are written, whoever still listens
             print(
-                f"{self.done} rows in {redact(output)}: {self.done - self.errors} scored, "
-                f"{self.errors} errors{resumed}; {seconds:.1f} s, "
+                f"{self.done} rows in {redact(output)}: {self.summary.scored} scored, "
+                f"{self.summary.errors} errors{resumed}; {seconds:.1f} s, "
                 f"{(self.done - self.resumed) / seconds:.0f} images/s",
                 flush=True,
             )
         warnings = [*self.doubts.lines(), *source.describe_left_out()]
-        if self.transient:
-            warnings.insert(0, f"{self.transient} errors may pass: see the column error")
+        if self.summary.transient:
+            warnings.insert(0, f"{self.summary.transient} errors may pass: see the column error")
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr)
         if source.ignored:

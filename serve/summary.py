@@ -21,6 +21,7 @@ from serve.shards import Manifest, is_json_of
 SUMMARY_VERSION = 1
 TOP_KINDS = 5  # printed
 MAX_KINDS = 1000
+MOST_TRANSIENT, MOST_TRANSIENT_SHARE = 10, 0.01  # errors that may pass; more of them are an outage
 OTHER = "other errors"
 CLEAR = 0.2  # distance of two distributions from which on it is named
 DIGITS = 6  # of shares and seconds
@@ -105,6 +106,13 @@ class JobSummary:
     @property
     def scored(self) -> int:
         return self.rows - self.errors
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether so much could not be read that a later call should try again."""
+        if self.transient and not self.scored:
+            return True
+        return self.transient > max(MOST_TRANSIENT, MOST_TRANSIENT_SHARE * self.rows)
 
     @property
     def error_share(self) -> float:
