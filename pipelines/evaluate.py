@@ -32,7 +32,6 @@ from collections.abc import Sequence
 from pipelines.evaluation_report import (
     FILES,
     Summary,
-    check_evaluation_folder,
     evaluation_lines,
     evaluation_page,
     write_evaluation,
@@ -51,6 +50,7 @@ from serve.providers.registry import ALL_PRECISIONS, PROVIDERS
 from serve.tracking import run_of_model
 from train.config import TrainConfig
 from train.data.layouts.registry import LAYOUTS
+from train.evaluation.tables import check_reports_replaceable
 
 BELOW = 4  # exit code
 
@@ -94,7 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code, as in the module's docstring."""
     args = build_parser().parse_args(argv)
     try:
         return run(args)
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_evaluation_folder(args.output, args.overwrite)
+    check_reports_replaceable({args.output / name: start for name, start in FILES.items()}, args.overwrite)
     started = time.time()
     with resolve_model(args.model) as model:
         predictor = Predictor(
@@ -116,11 +115,7 @@ def run(args: argparse.Namespace) -> int:
         if warning := resampling_warning(predictor.metadata):
             print(warning, file=sys.stderr)
         data = read_labelled(
-            args.data,
-            args.data_format,
-            args.columns,
-            predictor.metadata.class_names,
-            args.ignore_unknown,
+            args.data, args.data_format, args.columns, predictor.metadata.class_names, args.ignore_unknown
         )
         scored = score_labelled(predictor, data, args.max_bad, args.max_megapixels)
         summary = Summary.of(args, predictor, file_sha256(predictor.path), scored)

@@ -29,17 +29,21 @@ from train.evaluation.significance import (
     roc_auc_interval,
     share_interval,
 )
-from train.evaluation.tables import check_reports_replaceable, write_table
+from train.evaluation.tables import write_table
 from train.runs.directory import write_bad_files
 from train.runs.note import scoring_command
 
-FILES = ("evaluation.json", "per_class.csv", "predictions.csv", "bad_files.csv", REPORT)
+FILES = {  # name -> what it begins with
+    "evaluation.json": '{\n  "purebred_evaluation": 1',
+    "per_class.csv": '"class","images"',
+    "predictions.csv": ",".join(f'"{name}"' for name in COLUMNS),
+    "bad_files.csv": '"path","reason"',
+    REPORT: REPORT_START,
+}
 PER_CLASS_COLUMNS = (
     *("class", "images", "predicted", "correct", "precision", "precision_low", "precision_high"),
     *("recall", "recall_low", "recall_high", "f1", "f1_low", "f1_high", "taken_for"),
 )
-Metrics = dict[str, Interval]
-FIRST_KEY = '{\n  "purebred_evaluation": 1'
 LEAST = 1e-15  # probability whose logarithm is taken, as in verification
 WORST = 5  # classes that are printed
 MEASURE_NAMES = {
@@ -154,7 +158,9 @@ def served_answers(scored: Scored) -> StoredAnswers:
     return StoredAnswers(scored.paths, scored.labels, scored.data.class_names, logits)
 
 
-def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro: Interval) -> Metrics:
+def _metrics(
+    predictions: Predictions, log_probs: NDArray[np.float64], f1_macro: Interval
+) -> dict[str, Interval]:
     labels = predictions.labels
     values = evaluate_logits(log_probs, labels, predictions.class_names).values
     metrics = {
@@ -174,18 +180,6 @@ def _metrics(predictions: Predictions, log_probs: NDArray[np.float64], f1_macro:
 
 def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_evaluation_folder(folder: Path, overwrite: bool) -> None:
-    """Raise UserError when files of other origin would be replaced."""
-    starts = {
-        "evaluation.json": FIRST_KEY,
-        "per_class.csv": '"class","images"',
-        "predictions.csv": ",".join(f'"{name}"' for name in COLUMNS),
-        "bad_files.csv": '"path","reason"',
-        REPORT: REPORT_START,
-    }
-    check_reports_replaceable({folder / name: starts[name] for name in FILES}, overwrite)
 
 
 def write_evaluation(folder: Path, summary: Summary, scored: Scored, page: Report) -> None:
