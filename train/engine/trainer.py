@@ -155,7 +155,7 @@ class Trainer:
     def _count_last_lost(self) -> None:
         """Count files lost in the last batches, which `_agree` came too early for."""
         lost = self.run.train_loader.lost | self.run.val_loader.lost
-        if any(gather_list([bool(lost.keys() - self.lost.keys())], self.run.ranks)):
+        if any(gather_list(sorted(lost.keys() - self.lost.keys()), self.run.ranks)):
             self._count_lost(lost)
 
     def _count_lost(self, lost: dict[str, str]) -> None:

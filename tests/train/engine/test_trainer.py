@@ -183,3 +183,9 @@ def test_the_best_checkpoint_stays_that_of_the_best_epoch(
     checkpoints = tmp_path / "run" / "checkpoints"
     epochs = [load_checkpoint(checkpoints / name)["epoch"] for name in ("best.pt", "last.pt")]
     assert epochs == [1, 3]
+
+
+def test_bad_files_are_not_written_anew_without_a_lost_file(tmp_path: Path) -> None:
+    run = new_run(tmp_path, epochs=1)
+    make_trainer(tmp_path, run).fit()
+    assert not (tmp_path / "run" / "bad_files.csv").exists(), "the run's start writes it"
