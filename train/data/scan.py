@@ -122,7 +122,8 @@ def _load_cache(path: Path) -> dict[str, ScanEntry]:
         return {}  # no cache, or a damaged one: everything is read again
     entries = values.items() if isinstance(values, dict) else ()
     size = len(ScanEntry._fields)
-    return {path: ScanEntry(*fields) for path, fields in entries if fields and len(fields) == size}
+    whole = [pair for pair in entries if isinstance(pair[1], list) and len(pair[1]) == size]
+    return {path: ScanEntry(*fields) for path, fields in whole}
 
 
 def _save_cache(path: Path, values: dict[str, ScanEntry]) -> None:

@@ -149,6 +149,13 @@ def test_a_second_scan_reads_nothing(root: Path, tmp_path: Path, reads: Counter[
     assert set(reads.values()) == {1}
 
 
+@pytest.mark.parametrize("damage", ["", "[", "[1]", '{"cat.0.png": 5}', '{"cat.0.png": "12345"}'])
+def test_a_damaged_cache_is_read_anew(root: Path, tmp_path: Path, damage: str) -> None:
+    first = content(scan(root, names(root), tmp_path / "cache"))
+    cache_file(tmp_path / "cache").write_text(damage)
+    assert content(scan(root, names(root), tmp_path / "cache")) == first
+
+
 def test_a_file_of_another_size_or_time_is_read_again(
     root: Path, tmp_path: Path, reads: Counter[str]
 ) -> None:
