@@ -83,6 +83,11 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
 
 
+def allow_long_cells() -> None:
+    """Raise the csv module's limit, which is that of all readers of the process."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+
+
 def read_table(file: IO[bytes], name: str) -> Table:
     """Return the table in `file`, in UTF-8 (what is none of it is kept as it is) or UTF-16.
 
@@ -93,7 +98,7 @@ def read_table(file: IO[bytes], name: str) -> Table:
         UserError: a row has too many cells, repeats the first line or holds NUL characters. OSError,
         csv.Error, UnicodeDecodeError: it cannot be read.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))  # of all readers of the process
+    allow_long_cells()
     text = open_text(file, newline="")
     sample = list(islice(text, SAMPLE_LINES))
     if sample and JSON_START.match(sample[0]):

@@ -2,14 +2,13 @@
 
 import csv
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from serve.contract.errors import UserError
+from serve.contract.tables import LONGEST_CELL, allow_long_cells
 from serve.outputs.layout import Format, Joiner, Layout, Row, Writer, are_columns
 
-MAX_CELL = 1 << 24  # characters; a name may be longer than the csv module's own limit
 MAX_HEADER_LINES = 100_000  # a class's name may hold line ends
 
 
@@ -51,7 +50,7 @@ class CsvJoiner(Joiner):
         self.header = b""
 
     def add(self, part: Path) -> Iterator[str]:
-        with part.open("rb") as file, _long_cells():
+        with part.open("rb") as file:
             for number, (raw, cells) in enumerate(_records(file)):
                 if number:
                     self.file.write(raw)
@@ -64,8 +63,7 @@ class CsvJoiner(Joiner):
 
 
 def begins_as_csv(file: IO[bytes]) -> bool:
-    with _long_cells():
-        raw, columns = next(_records(file, MAX_HEADER_LINES), (b"", []))
+    raw, columns = next(_records(file, MAX_HEADER_LINES), (b"", []))
     return are_columns(columns) and raw.endswith(b",error\n")
 
 
@@ -74,25 +72,16 @@ def _records(file: IO[bytes], max_lines: int = 0) -> Iterator[tuple[bytes, list[
     lines: list[bytes] = []
 
     def read() -> Iterator[str]:
-        while line := file.readline(MAX_CELL if max_lines else -1):
+        while line := file.readline(LONGEST_CELL if max_lines else -1):
             if max_lines and len(lines) == max_lines:
                 return
             lines.append(line)
             yield line.decode()
 
+    allow_long_cells()  # a name may be longer than the csv module's own limit
     for cells in csv.reader(read(), strict=bool(max_lines)):
         yield b"".join(lines), cells
         lines.clear()
-
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Raise the csv module's limit for a while: it is that of all readers in the process."""
-    before = csv.field_size_limit(MAX_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 CSV = Format("csv", ".csv", CsvWriter, begins_as_csv, open_joiner=CsvJoiner)

@@ -106,7 +106,7 @@ def torch_gradients(
 
 
 class DepthwiseConvolution(torch.autograd.Function):
-    """Convolution of each channel by its own kernels in bf16, whose gradients are computed in float32."""
+    """Convolution of each channel by its own kernels in bf16, with faster gradients than oneDNN's."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
