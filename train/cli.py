@@ -121,8 +121,7 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         UserError: an unknown flag, one without a value, or something else than a flag.
     """
-    pairs: list[tuple[str, str]] = []
-    rest = list(argv)
+    pairs, rest = [], list(argv)
     while rest:
         typed, equals, value = rest.pop(0).partition("=")
         name = typed.removeprefix("--").replace("-", "_")
@@ -140,14 +139,7 @@ def read_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
                 raise UserError(f"{typed} needs a value")
             else:
                 value = rest.pop(0)
-        value = find_config(value) if name == "config" else _expanded(name, value)
-        earlier = dict(pairs).get(name, value)
-        if name in ("data", "val_data") and earlier != value:
-            raise UserError(
-                f"{typed} is given twice, as {earlier} and {value}: give one folder (of links), or one "
-                "label file"
-            )
-        pairs.append((name, value))
+        pairs.append((name, find_config(value) if name == "config" else _expanded(name, value)))
     return pairs
 
 

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,26 +100,12 @@ class CommandLine(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
         given = [self._named(text) for text in expand_arguments(args)]
-        self._refuse_second_input(given)
         found: tuple[argparse.Namespace, list[str]] = super().parse_known_args(given, namespace)
         return found
 
     def flags(self) -> list[str]:
         """Return all flags, each as it is typed."""
         return [flag for action in self._actions for flag in action.option_strings]
-
-    def _refuse_second_input(self, given: Sequence[str]) -> None:
-        """Exit if a flag that the command needs, as its input, is given twice: argparse takes the last one
-        silently. Of others the last one counts, as scripts expect that extend a command."""
-        flags = {flag for action in self._actions if action.required for flag in action.option_strings}
-        values: dict[str, str] = {}
-        for text, following in pairwise([*given, ""]):
-            flag, equals, value = text.partition("=")
-            if text == "--":
-                return
-            value = value if equals else following
-            if flag in flags and values.setdefault(flag, value) != value:
-                self.error(f"argument {flag}: is given twice, as {values[flag]} and {value}: give one")
 
     def _named(self, text: str) -> str:
         """Return an argument with its flag as declared; an unknown flag is an error."""

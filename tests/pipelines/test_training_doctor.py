@@ -71,8 +71,7 @@ def test_what_would_stop_the_training_is_an_error(
 ) -> None:
     flat_set(folder / "images")
     (folder / "file").write_text("")
-    data = [] if "--data" in argv else ["--data", "images"]
-    code, found = diagnosis([*data, "--model", "simple_cnn", *argv], capsys)
+    code, found = diagnosis(["--data", "images", "--model", "simple_cnn", *argv], capsys)
     assert (code, found[about]) == (1, "error")
 
 

@@ -73,7 +73,6 @@ def test_an_unknown_flag_is_an_error_before_a_missing_one(
         (["--model", "m", "--images", "i", "more"], ["more"]),
         (["--model", "m", "--images", *(f"{i}.jpg" for i in range(999))], ["1.jpg", "quotes"]),
         (["--mod", "m"], ["--mod", "--model"]),
-        (["--model", "m", "--images", "a", "--images=b"], ["--images", "twice", "a and b"]),
     ],
 )
 def test_errors_name_flag_value_and_limit(

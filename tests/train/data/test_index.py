@@ -289,7 +289,7 @@ def test_the_wrong_format_is_an_error_that_names_it(tmp_path: Path, data_format:
 
 
 def test_a_file_that_is_no_label_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "x.bin").write_bytes(b"path,label\n" + b"x" * 200_000)
+    (tmp_path / "x.bin").write_bytes(b'path,label\n"' + b"x" * 200_000)  # a quote that stays open
     with pytest.raises(ValueError, match=r"x\.bin.*--data-format"):
         find_labels(tmp_path / "x.bin", "auto")
 
