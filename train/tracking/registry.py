@@ -77,6 +77,13 @@ def check_registrable(store: TrackingStore, run_id: str, name: str) -> None:
         except mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+        _search_versions(store.client, name)  # which takes no name with both kinds of quotes
+
+
+def _search_versions(client: Any, name: str) -> Any:
+    """Return the versions of a registered model."""
+    quote = '"' if "'" in name else "'"
+    return client.search_model_versions(f"name = {quote}{name}{quote}")
 
 
 def find_by_checkpoint(store: TrackingStore, checkpoint_sha256: str) -> str:
@@ -125,7 +132,7 @@ def publish_model(
         client.log_model_artifact(model_id, str(verification))
         if register:
             source = f"models:/{model_id}"
-            known = [v for v in client.search_model_versions(f"name = '{register}'") if v.source == source]
+            known = [v for v in _search_versions(client, register) if v.source == source]
             version = known[0] if known else mlflow.register_model(source, register)
             client.set_registered_model_alias(register, CHALLENGER, str(version.version))
         _describe_versions(client, run, model_id, metadata, metrics)

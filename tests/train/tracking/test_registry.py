@@ -97,6 +97,16 @@ def test_a_model_file_is_logged_once_and_gets_the_present_record(store: str) -> 
     assert len(mlflow.MlflowClient(store).search_model_versions("name = 'pets'")) == 1
 
 
+@pytest.mark.parametrize("name", ["it's", '"mine"'])
+def test_a_registered_model_may_have_quotes_in_its_name(store: str, name: str) -> None:
+    t = whole_run()
+    check_registrable(TrackingStore(), t.run_id, name)
+    for _ in range(2):
+        published(t.run_id, described(), register=name)
+    version = mlflow.MlflowClient(store).get_model_version_by_alias(name, "challenger")
+    assert str(version.version) == "1"
+
+
 def test_a_file_that_is_not_verified_any_more_is_not_logged(store: str) -> None:
     t = whole_run()
     assert published(t.run_id, ModelMetadata(("cat", "dog"), Preprocess("crop", 16, 18))) == ""
@@ -106,7 +116,7 @@ def test_a_file_that_is_not_verified_any_more_is_not_logged(store: str) -> None:
 def test_what_cannot_be_registered_is_known_before_the_work(store: str) -> None:
     t = whole_run()
     check_registrable(TrackingStore(), t.run_id, "pets")
-    for run_id, name in (("0" * 32, "pets"), (t.run_id, "a/b:c")):
+    for run_id, name in (("0" * 32, "pets"), (t.run_id, "a/b:c"), (t.run_id, 'it\'s "mine"')):
         with pytest.raises(RefusedError):
             check_registrable(TrackingStore(), run_id, name)
 
