@@ -2,9 +2,9 @@
 
 Its dense convolutions fill AMX's tiles of 16 rows from one row of a feature map: on the small maps of a
 network's last layers most of a tile is empty. A product of the patches of all images fills it. Its
-gradients of depthwise convolutions leave the fast code in bf16 for strides and for kernels above 3 x 3, and
-in float32 those of the weights for kernels more than 3 wide. benchmarks/convolutions.py shows when a newer
-oneDNN lets this module go.
+gradients of depthwise convolutions are slow in bf16 with strides and with kernels above 3 x 3, and in
+float32 for the weights of kernels more than 3 wide. benchmarks/convolutions.py shows when a newer oneDNN
+lets this module go.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -129,12 +129,13 @@ class DepthwiseConvolution(torch.autograd.Function):
 def depthwise_gradient_of_images(
     images: Tensor, weight: Tensor, gradient: Tensor, stride: Pair, padding: Pair
 ) -> Tensor:
+    """Return the gradient of the images: with stride 1 a convolution in bf16 by the turned kernels."""
     groups, (height, width) = images.shape[1], weight.shape[2:]
     top, left = height - 1 - padding[0], width - 1 - padding[1]
-    if stride == (1, 1) and len(weight) == groups and top >= 0 and left >= 0:  # by the turned kernels
+    if stride == (1, 1) and len(weight) == groups and top >= 0 and left >= 0:
         return torch.conv2d(gradient, weight.flip(2, 3), None, 1, (top, left), groups=groups)
-    wide = images.float(), weight.float(), gradient.float()
-    found, _ = torch_gradients(*wide, stride, padding, [True, False], groups)
+    tensors = images.float(), weight.float(), gradient.float()
+    found, _ = torch_gradients(*tensors, stride, padding, [True, False], groups)
     assert found is not None
     return found.to(gradient.dtype)
 
@@ -142,24 +143,24 @@ def depthwise_gradient_of_images(
 def depthwise_gradient_of_weight(
     images: Tensor, weight: Tensor, gradient: Tensor, stride: Pair, padding: Pair
 ) -> Tensor:
-    """Return the gradient in parts of columns of the kernel, each by the columns of the images that meet
-    them, in float32."""
-    (count, groups, rows, columns), width = images.shape, weight.shape[3]
-    wide, found = gradient.float(), torch.empty_like(weight)
-    for start in range(0, width, FAST_WIDTH):
+    """Return the gradient of the weight, computed in float32 for a few columns of the kernel at a time,
+    from the columns of the padded images under them."""
+    (count, groups, rows, columns), gradient32 = images.shape, gradient.float()
+    found = torch.empty_like(weight)
+    for start in range(0, weight.shape[3], FAST_WIDTH):
         part = slice(start, start + FAST_WIDTH)
         kernel = weight[..., part].float()
         size = stride[1] * (gradient.shape[3] - 1) + kernel.shape[3]
         first = start - padding[1]  # column of the images; those outside of them are padding
         low = max(0, -first)
         high = max(low, min(size, columns - first))
-        met = torch.empty(count, groups, rows, size, memory_format=torch.channels_last)
-        met[..., :low], met[..., high:] = 0, 0
-        met[..., low:high] = images[..., first + low : first + high]
-        sides = padding[0], 0
-        _, gradient_of_part = torch_gradients(met, kernel, wide, stride, sides, [False, True], groups)
-        assert gradient_of_part is not None
-        found[..., part] = gradient_of_part
+        under = torch.empty(count, groups, rows, size, memory_format=torch.channels_last)
+        under[..., :low], under[..., high:] = 0, 0
+        under[..., low:high] = images[..., first + low : first + high]
+        sides, needed = (padding[0], 0), [False, True]
+        _, of_part = torch_gradients(under, kernel, gradient32, stride, sides, needed, groups)
+        assert of_part is not None
+        found[..., part] = of_part
     return found
 
 
