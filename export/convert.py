@@ -11,7 +11,9 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 
+from serve.contract.command_line import command
 from serve.contract.errors import UserError
 from serve.contract.files import atomic_write
 from serve.contract.heic import heic_version
@@ -112,30 +114,53 @@ def convert(model: ImageClassifier, metadata: ModelMetadata, path: Path, embeddi
     With `embeddings` it has them as a third output.
 
     Raises:
-        RuntimeError: the exporter cannot trace this network.
-        UserError: it has no embeddings.
+        UserError: the exporter cannot trace this network, or it has no embeddings.
     """
     size = metadata.preprocess.size
     clip = metadata.clip_probabilities
     scorer: nn.Module = Scorer(model, clip)
     if embeddings:
         scorer = EmbeddingScorer(model, len(metadata.class_names), size, clip)
+    try:
+        proto = to_graph(scorer, size)
+    except UserError as error:
+        raise UserError(
+            f"{metadata.model}: {error}. The checkpoint is kept: another version of torch may export it; "
+            f"{command('pipelines/doctor.py')} --model NAME tries it before training"
+        ) from error
+    save(proto, metadata, path)
+
+
+def to_graph(scorer: nn.Module, size: int) -> onnx.ModelProto:
+    """Return the ONNX graph of a Scorer or EmbeddingScorer that takes uint8 [N, size, size, 3], any N.
+
+    Raises:
+        UserError: the exporter cannot trace the network; the message is its reason.
+    """
+    outputs = [LOGITS_NAME, PROBABILITIES_NAME]
+    if isinstance(scorer, EmbeddingScorer):
+        outputs.append(EMBEDDINGS_NAME)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            scorer.eval(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[INPUT_NAME],
-            output_names=[LOGITS_NAME, PROBABILITIES_NAME, *([EMBEDDINGS_NAME] if embeddings else [])],
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                scorer.eval(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT_NAME],
+                output_names=outputs,
+                external_data=False,
+                verbose=False,
+            )
+        except OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()
+            why = reason[0] if reason else type(error.__cause__ or error).__name__
+            raise UserError(f"torch {torch.__version__} cannot export this network ({why})") from error
     assert program is not None
-    proto = program.model_proto
-    save(proto, metadata, path)
+    proto: onnx.ModelProto = program.model_proto
+    return proto
 
 
 def save(proto: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:

@@ -49,7 +49,7 @@ from serve.contract.files import check_folder_writable, file_sha256
 from serve.outcome import report_error
 from serve.predictor import Predictor
 from serve.providers.registry import PRECISIONS
-from train.checkpoint import best_checkpoint, load_checkpoint
+from train.checkpoint import best_checkpoint, load_checkpoint, load_with_digest
 from train.models.build import rebuild
 
 
@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run / "export"
     check_models_replaceable(folder, MODEL_FILES.values(), args.overwrite)
     published, unverified = folder / MODEL_FILES["fp32"], folder / "unverified.onnx"
-    checkpoint = load_checkpoint(path)
-    sha256 = file_sha256(path)
+    checkpoint, sha256 = load_with_digest(path)
     checkpoint["run_id"] = training_run(args.run, checkpoint["run_id"], sha256)
     metadata = describe(checkpoint, sha256)
     check_before_export(args, metadata.run_id)

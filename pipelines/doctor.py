@@ -4,7 +4,7 @@
 
 Takes the flags of train/main.py, and how many processes torchrun is to start on this machine. Nothing is
 trained, and no run directory is made. A line for each check: ok, warning (slower, or less is kept) or error
-(training would fail). serve/doctor.py checks a machine that only scores.
+(training or export would fail). serve/doctor.py checks a machine that only scores.
 
 Exit code: 0 nothing stands against the training, 1 something does, 2 unusable flags.
 """
@@ -35,6 +35,7 @@ from importlib.metadata import version
 import psutil
 import torch
 
+from export.convert import Scorer, to_graph
 from serve.contract.command_line import Number, command
 from serve.contract.images import load_image, load_whole, read_image_file
 from serve.contract.urls import is_remote, redact
@@ -102,8 +103,10 @@ def diagnose(config: TrainConfig, processes: int) -> Iterator[Finding]:
     yield check_mlflow(config)
     yield onnxruntime_provider("auto", "fp32", None)
     yield attempt("batch", lambda: describe_batch(config, processes))
-    yield attempt("settings", lambda: describe_settings(config))
+    yield (settings := attempt("settings", lambda: describe_settings(config)))
     yield from check_data(config)
+    if settings.level == "ok":
+        yield attempt("export", lambda: describe_export(config))
 
 
 def attempt(about: str, check: Callable[[], str]) -> Finding:
@@ -208,6 +211,16 @@ def describe_settings(config: TrainConfig) -> str:
         model, _ = build_model(complete.model, 2, complete.image_size)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     return f"{complete.model} with {parameters:,} parameters takes {complete.image_size} pixels"
+
+
+def describe_export(config: TrainConfig) -> str:
+    """Return how long torch's exporter takes for the network, with random weights and two classes; raises
+    UserError where it cannot trace it."""
+    complete, _ = resolve_defaults(config)
+    model, _ = build_model(complete.model, 2, complete.image_size)
+    began = time.monotonic()
+    to_graph(Scorer(model, complete.clip_probabilities), complete.preprocess().size)
+    return f"{complete.model} becomes an ONNX graph in {time.monotonic() - began:.0f} s"
 
 
 def check_data(config: TrainConfig) -> Iterator[Finding]:

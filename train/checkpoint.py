@@ -67,6 +67,12 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         CheckpointError: the file is missing, damaged, truncated, of another format version, or holds more
             than tensors and plain types.
     """
+    return load_with_digest(path, device)[0]
+
+
+def load_with_digest(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], str]:
+    """Return what `load_checkpoint` does and the file's SHA-256 in hexadecimal digits, of the same bytes: a
+    running training may replace the file between two reads."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -85,7 +91,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
             f"checkpoint {path} has format_version {state.get('format_version')}, "
             f"this version reads {FORMAT_VERSION}"
         )
-    return state
+    return state, hashlib.sha256(data).hexdigest()
 
 
 def has_checksum(path: Path) -> bool:

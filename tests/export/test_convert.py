@@ -7,9 +7,10 @@ import onnx
 import pytest
 import torch
 from detectors import detector as untrained_detector
-from torch import nn
+from torch import Tensor, nn
 
 from export.convert import convert, describe, split_head
+from serve.contract.errors import UserError
 from serve.contract.metadata import ModelMetadata
 from serve.contract.preprocess import Preprocess
 from serve.predictor import Predictor
@@ -105,6 +106,16 @@ def test_a_network_without_a_linear_head_has_no_embeddings(tmp_path: Path) -> No
     model, _ = build_model("squeezenet1_1", 2, 64)
     with pytest.raises(ValueError, match="linear layer"):
         convert(model.eval(), metadata(64), tmp_path / "model.onnx", embeddings=True)
+
+
+def test_a_network_that_torch_cannot_export_is_an_error_of_the_user(tmp_path: Path) -> None:
+    class DataDependent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, : 2 + int(x.sum() > 1e9)]
+
+    with pytest.raises(UserError, match=r"cannot export this network .* checkpoint is kept"):
+        convert(ImageClassifier(DataDependent()).eval(), metadata(32), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_moving_average_is_what_is_exported() -> None:

@@ -8,8 +8,10 @@ import torch
 from train_data import flat_set
 
 import pipelines.doctor as doctor
+from export.convert import to_graph
 from pipelines.doctor import main
 from train.engine import device as device_module
+from train.models.zoo import SimpleCNN
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(device_module, "DRIVER", tmp_path / "version")
     monkeypatch.setattr(device_module, "CONTROL_DEVICE", tmp_path / "nvidiactl")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "to_graph", lambda scorer, size: None)  # seconds in each test
     return tmp_path
 
 
@@ -88,6 +91,17 @@ def test_labels_that_would_stop_the_training_are_an_error(
     flags = ["--val-data", "images/val.csv"] if problem == "other classes" else []
     code, found = diagnosis(["--data", "images/train.csv", "--model", "simple_cnn", *flags], capsys)
     assert (code, found["--data"]) == (1, "error")
+
+
+def test_a_network_that_torch_cannot_export_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat_set(folder / "images")
+    monkeypatch.setattr(doctor, "to_graph", to_graph)
+    assert diagnosis(["--data", "images", "--model", "simple_cnn"], capsys)[1]["export"] == "ok"
+    monkeypatch.setattr(SimpleCNN, "forward", lambda self, x: torch.special.bessel_j0(x).flatten(1)[:, :2])
+    code, found = diagnosis(["--data", "images", "--model", "simple_cnn"], capsys)
+    assert (code, found["settings"], found["export"]) == (1, "ok", "error")
 
 
 def test_memory_is_that_of_the_container(folder: Path) -> None:

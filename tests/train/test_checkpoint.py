@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from train.checkpoint import MARK, CheckpointError, best_checkpoint, load_checkpoint, save_checkpoint
+from serve.contract.files import file_sha256
+from train.checkpoint import (
+    MARK,
+    CheckpointError,
+    best_checkpoint,
+    load_checkpoint,
+    load_with_digest,
+    save_checkpoint,
+)
 from train.runs.history import History
 
 STATE: dict[str, Any] = {
@@ -105,6 +113,21 @@ def test_a_write_that_fails_leaves_a_whole_file_and_no_temporary_one(
         save_checkpoint({"epoch": 4}, path)
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
     assert load_checkpoint(path)["epoch"] == (3 if failing == 1 else 4)
+
+
+def test_the_digest_is_of_the_bytes_that_were_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running training may replace the file that is being exported."""
+    before, load = file_sha256(path), torch.load
+
+    def replaced_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        save_checkpoint({"epoch": 9}, path)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", replaced_meanwhile)
+    state, digest = load_with_digest(path)
+    assert (state["epoch"], digest) == (3, before)
+    assert load_with_digest(path)[1] == file_sha256(path) != before
 
 
 def test_a_write_that_succeeds_leaves_no_temporary_file(path: Path) -> None:
