@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImagePalette
 
-from serve.contract.doubts import CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
+from serve.contract.doubts import BANDS, CLEAR, FADED, NARROW, NEARLY, is_one_colour, varies_by
 from serve.contract.errors import UserError
 
 STRIP_PIXELS = 1 << 20  # laid over white at once
@@ -17,6 +17,7 @@ PNG_GREY, PNG_RGB = 0, 2
 BMP_DEPTH = 28  # byte with the bits a pixel in a bitmap
 BLACK_AND_WHITE = b"\0\0\0\xff\xff\xff"
 COLOUR_MAP = 320  # TIFF's tag
+GEOGRAPHIC = (33550, 34264)  # scale and transformation, of which a GeoTIFF has one
 
 
 def read_as_meant(image: Any, data: bytes) -> None:
@@ -69,8 +70,18 @@ def to_rgb(decoded: Image.Image, opened: Image.Image, data: bytes, bits: int) ->
     doubt = NARROW if bits == 16 and 0 < varies_by(decoded) < NEARLY else ""
     if decoded.mode in WITH_ALPHA or "transparency" in decoded.info:
         image, faded = _over_white(decoded)
-        return image, doubt or faded
+        return image, doubt or faded or _fourth_band(decoded, opened)
     return decoded if decoded.mode == "RGB" else decoded.convert("RGB"), doubt
+
+
+def _fourth_band(decoded: Image.Image, opened: Image.Image) -> str:
+    """Return what is suspicious about the alpha of a map, most of which is neither clear nor opaque: GDAL
+    calls the fourth of four bands alpha, whatever it is."""
+    tags = getattr(opened, "tag_v2", {})
+    if decoded.mode != "RGBA" or not any(tag in tags for tag in GEOGRAPHIC):
+        return ""
+    counts = decoded.getchannel("A").histogram()
+    return BANDS if 2 * sum(counts[1:255]) > sum(counts) else ""
 
 
 def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> tuple[Image.Image, str]:

@@ -16,6 +16,10 @@ NARROW = (
 )
 CLEAR = "every pixel is transparent, so all are white"
 FADED = "over white, nearly one colour is left; save it on a background of another colour"
+BANDS = (
+    "the fourth band of a map is taken for transparency; if it is near infrared, save three bands "
+    "(gdal_translate -b 1 -b 2 -b 3)"
+)
 BLANK = "nearly all pixels have one colour, but the file holds much more; it may be damaged"
 
 

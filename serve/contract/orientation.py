@@ -27,15 +27,19 @@ PNG_TEXT = "Raw profile type exif"  # where PNGs had their EXIF block before the
 def orientation(image: Image.Image) -> int:
     """Return 1 (upright) to 8, of an opened file whose pixels have been read: a PNG's EXIF may follow them.
 
-    EXIF decides, else XMP. A tag of another type, count or value than the standard's is ignored, as by
-    browsers. A TIFF and a HEIC are 1: their decoders have turned them. An AVIF has its own rotation,
-    handed over as EXIF.
+    EXIF decides, and XMP where there is none: programs that turn the pixels take the tag out of EXIF and
+    leave XMP's. A tag of another type, count or value than the standard's is ignored, as by browsers. A
+    TIFF and a HEIC are 1: their decoders have turned them. An AVIF has its own rotation, handed over as
+    EXIF.
     """
     if image.format in ("TIFF", "HEIF"):
         return 1
     if image.format == "AVIF":
-        return int(image.getexif().get(ORIENTATION, 1))
-    return _in_exif(_exif_block(image)) or _in_xmp(image) or 1
+        exif = Image.Exif()  # Image.getexif would look into XMP, too
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(ORIENTATION, 1))
+    block = _exif_block(image)
+    return (_in_exif(block) if block else _in_xmp(image)) or 1
 
 
 def on_its_side(image: Image.Image) -> bool:

@@ -12,9 +12,10 @@ def has_all_rows(data: bytes, decoded: Image.Image) -> bool:
     last pass of an interlaced picture fills every second one.
     """
     width, height = decoded.size
-    if decoded.crop((0, height - 1, width, height)).getbbox(alpha_only=False):
-        return True
     ends = (0, max(0, height - 2), width, height)
+    last = [decoded.crop((0, row, width, row + 1)) for row in range(ends[1], height)]
+    if all(row.getbbox(alpha_only=False) for row in last):
+        return True
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image.im = Image.new(image.mode, image.size, 1).im
         image.load()

@@ -45,7 +45,8 @@ def load_scaled(image: Image.Image, decoded: int, kept: int, ratio: int) -> Imag
         ratio: of pixels that are decoded to those that are kept; 0: the image is decoded in full.
     """
     scale = next((scale for scale in SCALES if ratio and decoded >= scale * ratio * kept), 1)
-    if scale > 1 and image.format in ("JPEG", "MPO"):
+    # a lossless JPEG, which has no quantization tables, has one scale only
+    if scale > 1 and image.format in ("JPEG", "MPO") and image.quantization:  # type: ignore[attr-defined]
         size = image.size
         drafted = image.draft(None, (max(1, size[0] // scale), max(1, size[1] // scale)))
         if drafted is not None:

@@ -19,7 +19,7 @@ from serve.contract.scaling import LEAST_RATIO, Size, extent_of, load_scaled
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
-DECODER = ", ".join([f"4, Pillow {PIL.__version__}", *map(" ".join, heic_version().items())])
+DECODER = ", ".join([f"5, Pillow {PIL.__version__}", *map(" ".join, heic_version().items())])
 """Part of every key of a cache of decoded images. Count up where `load_image` decodes otherwise."""
 PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and last attempt
 FILTER = "lanczos"

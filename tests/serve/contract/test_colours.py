@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from serve_model import encode, noise
 
-from serve.contract.doubts import CLEAR, FADED, NARROW
+from serve.contract.doubts import BANDS, CLEAR, FADED, NARROW
 from serve.contract.errors import UserError
 from serve.contract.images import load_image
 
@@ -193,6 +193,21 @@ def test_what_is_partly_transparent_is_laid_over_white_as_ever() -> None:
     white = Image.new("RGBA", image.size, "white")
     np.testing.assert_array_equal(pixels, np.asarray(Image.alpha_composite(white, image).convert("RGB")))
     assert doubts == []
+
+
+@pytest.mark.parametrize(
+    ("alpha", "geographic", "named"),
+    [("noise", True, True), ("mask", True, False), ("noise", False, False)],
+)
+def test_a_fourth_band_that_may_be_near_infrared_is_named(
+    alpha: str, geographic: bool, named: bool
+) -> None:
+    image, levels = noise(48, 40), np.asarray(noise(48, 40).convert("L"))
+    image.putalpha(
+        Image.fromarray(levels if alpha == "noise" else np.where(levels > 127, 255, 0).astype("u1"))
+    )
+    tags = {33550: (1.0, 1.0, 0.0)} if geographic else {}
+    assert load(encode(image, "TIFF", tiffinfo=tags))[1] == ([BANDS] if named else [])
 
 
 # -- grey of more than 8 bits ----------------------------------------------------------------------------

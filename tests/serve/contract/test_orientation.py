@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from serve_model import encode
 
 from serve.contract.images import load_image
@@ -130,10 +131,27 @@ XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmlns:tiff="t"{}></x
     [' tiff:Orientation="6"/>', " tiff:Orientation = '6'/>", "><tiff:Orientation> 6 </tiff:Orientation>"],
 )
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
-def test_xmp_turns_where_exif_does_not_say(inside: str, file_format: str) -> None:
+def test_xmp_turns_where_there_is_no_exif(inside: str, file_format: str) -> None:
     xmp = XMP.format(inside).encode()
     assert is_turned(encode(WIDE, file_format, xmp=xmp))
     assert not is_turned(encode(WIDE, file_format, xmp=xmp, exif=exif_block(turned(1))))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "has_exif"),
+    [("JPEG", True), ("PNG", True), ("WEBP", True), ("AVIF", True), ("AVIF", False)],
+)
+def test_xmp_that_a_program_left_behind_turns_no_upright_picture(file_format: str, has_exif: bool) -> None:
+    """It turned the pixels and took the tag out of EXIF, as sharp does. An AVIF's rotation is no tag."""
+    block = exif_block((0x010F, 2, 4, b"abc\0")) if has_exif else b""
+    xmp = XMP.format(' tiff:Orientation="6"/>').encode()
+    if file_format == "PNG":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        data = encode(WIDE, "PNG", pnginfo=text, exif=block)
+    else:
+        data = encode(WIDE, file_format, xmp=xmp, **({"exif": block} if block else {}))
+    assert not is_turned(data)
 
 
 def tiff(*odd: tuple[int, int, int, bytes]) -> bytes:

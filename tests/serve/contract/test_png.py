@@ -17,18 +17,25 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 
 
 def png(
-    width: int, height: int, rows: int, colour: int = 2, depth: int = 8, interlaced: bool = False
+    width: int,
+    height: int,
+    rows: int,
+    colour: int = 2,
+    depth: int = 8,
+    interlaced: bool = False,
+    passes: int = 7,
+    shade: int = 0,
 ) -> bytes:
-    """A picture that is black where it has rows."""
+    """A picture that is black, or of `shade`, where it has rows."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     parts = [(width, rows)]
     if interlaced:
-        parts = [(-(-(width - x) // dx), -(-(rows - y) // dy)) for x, y, dx, dy in PASSES]
+        parts = [(-(-(width - x) // dx), -(-(rows - y) // dy)) for x, y, dx, dy in PASSES[:passes]]
     raw = b"".join(
-        (b"\0" + bytes(-(-columns * depth * CHANNELS[colour] // 8))) * count
+        (b"\0" + bytes([shade]) * -(-columns * depth * CHANNELS[colour] // 8)) * count
         for columns, count in parts
         if columns > 0 and count > 0
     )
@@ -51,6 +58,13 @@ def test_black_pictures_are_whole(size: tuple[int, int], interlaced: bool, colou
 def test_missing_rows_are_an_error(rows: int, interlaced: bool) -> None:
     with pytest.raises(UserError, match="truncated"):
         load_image(png(64, 64, rows, interlaced=interlaced))
+
+
+@pytest.mark.parametrize("height", [8, 9])
+def test_an_interlaced_picture_without_its_last_pass_is_an_error(height: int) -> None:
+    assert load_image(png(13, height, height, interlaced=True, shade=255)).getextrema() == ((255, 255),) * 3
+    with pytest.raises(UserError, match="truncated"):
+        load_image(png(13, height, height, interlaced=True, passes=6, shade=255))
 
 
 def test_long_texts_and_profiles_cost_no_picture() -> None:

@@ -123,6 +123,21 @@ def _text(key: str, value: str) -> object:
     return info
 
 
+def test_a_lossless_jpeg_is_decoded_in_full() -> None:
+    """As of DICOM files; libjpeg has no smaller scales of it."""
+
+    def segment(marker: int, *body: int) -> bytes:
+        return bytes([0xFF, marker, 0, len(body) + 2, *body])
+
+    side = 1024
+    frame = segment(0xC3, 8, *divmod(side, 256), *divmod(side, 256), 1, 1, 0x11, 0)
+    codes = segment(0xC4, 0, 1, *[0] * 15, 0)  # of one bit: as the pixel before
+    scan = segment(0xDA, 1, 1, 0, 1, 0, 0)
+    data = b"\xff\xd8" + frame + codes + scan + bytes(side * side // 8) + b"\xff\xd9"
+    image = load_image(data, Preprocess("crop", 64, 73).decode)
+    assert (image.size, image.getextrema()) == ((side, side), ((128, 128),) * 3)
+
+
 def test_a_line_is_decoded() -> None:
     for size in ((30000, 1), (1, 30000), (9, 30000)):
         for mode in MODES:
