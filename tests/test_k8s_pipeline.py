@@ -18,8 +18,10 @@ from manifests import K8S, OVERLAYS, kubectl, render_folder, render_jobs
 import k8s.pipeline
 import k8s.runner.checks
 import k8s.runner.cluster
+import k8s.runner.render
 from k8s.runner.cluster import Cluster, KubectlError
 from k8s.runner.reasons import Watch
+from serve.providers.registry import PRECISIONS
 
 STEPS = ("sample", "train", "export", "verify", "score", "merge")
 NEVER: dict[str, Any] = {"after": 10**9, "condition": "Complete"}
@@ -202,7 +204,10 @@ def test_two_pipelines_at_once_leave_each_others_jobs_alone(cluster: StandIn, ov
     [
         ([], ["train", "export", "score", "merge"]),
         (["--set", "PROVIDER=cuda"], ["train", "export", "verify", "score", "merge"]),
-        (["--set", "PRECISION=bf16"], ["train", "export", "verify", "score", "merge"]),
+        (
+            ["--set", "PROVIDER=cuda", "--set", "PRECISION=tf32"],
+            ["train", "export", "verify", "score", "merge"],
+        ),
     ],
 )
 def test_without_steps_a_model_is_verified_where_it_scores(
@@ -651,6 +656,8 @@ def test_a_missing_right_is_found_before_anything_starts(
         ["cpu", "--run", "aa", "--settings", "gone.yaml"],
         ["s3", "--run", "aa", "--set", "RUNS=s3://bucket/runs/"],
         ["gpu", "--run", "aa", "--set", "SHM=512Mi"],
+        ["gpu", "--run", "aa", "--set", "PROVIDER=CUDA"],
+        ["gpu", "--run", "aa", "--set", "PRECISION=fp16"],
     ],
 )
 def test_unusable_arguments_are_exit_code_2(cluster: StandIn, overlay: Path, arguments: list[str]) -> None:
@@ -685,6 +692,18 @@ def test_a_number_that_yaml_reads_otherwise_is_refused_by_its_name(
 ) -> None:
     assert k8s.pipeline.main(["gpu", "--run", "aa", "--set", "SHARDS=08"]) == 2
     assert "SHARDS=08" in capsys.readouterr().err
+
+
+def test_the_last_value_of_a_key_counts(cluster: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["--set", "SHARDS=3", "--set", "IMAGES=/x", "--set", "SHARDS=4"]
+    assert k8s.pipeline.main(["gpu", "--run", "aa", *values, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^  SHARDS: \"?4", printed, re.M)
+    assert re.search("^  IMAGES: /x$", printed, re.M)
+
+
+def test_the_known_providers_are_those_of_scoring() -> None:
+    assert k8s.runner.render.PRECISIONS == PRECISIONS
 
 
 def test_settings_that_jobs_would_share_are_refused(

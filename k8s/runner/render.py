@@ -15,6 +15,12 @@ OVERLAYS = Path(__file__).resolve().parents[1] / "overlays"
 COUNTS = OVERLAYS.parent / "components" / "counts"  # carries numbers of pods from these values to the Jobs
 COUNTED = ("NODES", "PROCESSES", "SHARDS", "SHARDS_AT_ONCE")
 NUMBERS = ("SHM", "RESTARTS")
+PRECISIONS = {  # as in serve/providers/registry.py: this runs with the standard library alone
+    "cpu": ("fp32",),
+    "cuda": ("fp32", "tf32"),
+    "tensorrt": ("fp32", "fp16", "bf16"),
+    "openvino": ("fp32", "bf16"),
+}
 COMPONENT = "app.kubernetes.io/component"
 RUN = "purebred/run"
 SETTINGS = "purebred/settings"  # annotation: the ConfigMaps that a Job was made with
@@ -125,7 +131,7 @@ def render(
     with TemporaryDirectory() as name:
         folder = Path(name).resolve()
         generators: list[Object] = [
-            {"name": "pipeline", "behavior": "merge", "literals": [f"RUN_NAME={run}", *values]},
+            {"name": "pipeline", "behavior": "merge", "literals": [f"RUN_NAME={run}", *last(values)]},
             {"name": "train-settings", "behavior": "merge"},
         ]
         if train is not None:
@@ -159,9 +165,14 @@ def render(
     return rendered
 
 
+def last(values: Sequence[str]) -> list[str]:
+    """Return the last of the values of each key, as for flags; kustomize refuses the others."""
+    return list({value.partition("=")[0]: value for value in values}.values())
+
+
 def check_values(values: Sequence[str], known: Mapping[str, str], overlay: Path) -> None:
-    """Refuse values that no Job takes, numbers with which it would wait for ever or end without work, and a
-    place of runs that its steps would write in two ways."""
+    """Refuse values that no Job takes, numbers with which it would wait for ever or end without work,
+    providers that scoring has not, and a folder of runs that its steps would write in two ways."""
     merged = dict(known)
     for value in values:
         key, equals, merged[key] = value.partition("=")
@@ -177,6 +188,10 @@ def check_values(values: Sequence[str], known: Mapping[str, str], overlay: Path)
         least = 1 if key in COUNTED else 0
         if not re.fullmatch("[1-9][0-9]*" if least else "[0-9]+", merged.get(key, "1")):
             raise PipelineError(2, f"{key}={merged[key]}: a whole number from {least} is needed")
+    pair = f"{merged.get('PROVIDER', 'cpu')}:{merged.get('PRECISION', 'fp32')}"
+    pairs = [f"{provider}:{precision}" for provider, some in PRECISIONS.items() for precision in some]
+    if pair not in pairs:
+        raise PipelineError(2, f"PROVIDER:PRECISION is {pair}: one of {', '.join(pairs)} is needed")
     if (runs := merged.get("RUNS", "")).endswith("/"):
         raise PipelineError(2, f"RUNS={runs}: take the slash off its end, in an object store it is a name")
 
