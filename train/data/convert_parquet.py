@@ -33,6 +33,7 @@ from pyarrow import parquet
 
 from serve.contract.command_line import CommandLine, Number
 from serve.contract.errors import UserError
+from serve.contract.image_files import PART, part_of, words
 from serve.contract.images import open_image
 from serve.contract.interrupts import end_on_signal
 from serve.contract.listing import has_image_suffix
@@ -60,6 +61,13 @@ class ImageColumns:
         """Return a row's label. Raises UserError when it has none."""
         if value is None or (self.class_names and value == UNLABELLED):
             raise UserError(f"{where} has no label in column {self.label!r}: convert a split with labels")
+        if isinstance(value, list | tuple | dict):
+            raise UserError(
+                f"{where}: {value!r:.60} in column {self.label!r} is no single label, and each image needs "
+                "exactly one: name another column by --label-column"
+            )
+        if isinstance(value, bytes):
+            value = _decoded(value, f"{where}: the label in column {self.label!r}")
         if not self.class_names:
             label = normal(str(value))
         elif 0 <= value < len(self.class_names):
@@ -71,24 +79,42 @@ class ImageColumns:
         return label
 
 
+def _decoded(data: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}, {data[:60]!r}, is not UTF-8: convert the column to text") from error
+
+
 def find_files(source: str, split: str) -> list[Path]:
     """Return the Parquet files of a split, sorted; "" stands for the only one.
 
-    Raises UserError when there are no files, or the split is none of those in their names.
+    Raises UserError when there are no files, or the split is none of those in their names and folders'.
     """
-    path = Path(source)
-    paths = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
+    root = Path(source)
+    paths = [root] if root.is_file() else sorted(root.rglob(f"*{SUFFIX}"))
     if not paths:
         raise UserError(f"{source!r} names no {SUFFIX} file: give a folder or a file")
     splits: defaultdict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        found = SPLIT.fullmatch(path.stem)
-        name = found["split"] if found else path.parent.name if path.stem.isdigit() else ""
-        splits[name].append(path)
-    if split not in splits and (split or len(splits) > 1):
-        names = ", ".join(map(repr, sorted(splits)))
-        raise UserError(f"--split {split!r} must be one of those in the file names: {names}")
+        splits[_split_of(path, root)].append(path)
+    unclear = split not in splits if split else len(splits) > 1
+    if unclear:
+        names = [repr(name) if name else "files without a split in their names" for name in sorted(splits)]
+        raise UserError(
+            f"--split {split!r} must be one of those in the names of files and folders: {', '.join(names)}"
+        )
     return splits[split] if split else next(iter(splits.values()))
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """Return the split that the file's name holds, or else that of a folder below `root`; "" for none."""
+    found = SPLIT.fullmatch(path.stem)
+    name = found["split"] if found else path.parent.name if path.stem.isdigit() else ""
+    if part_of(name):
+        return name
+    inside = path.relative_to(root).parts or (path.name,)
+    return next((word for each in reversed(inside) for word in words(each) if PART.fullmatch(word)), name)
 
 
 def find_columns(path: Path, image: str = "", label: str = "") -> ImageColumns:

@@ -261,9 +261,16 @@ def _check_classes(held_out: Mapping[str, str], class_names: Sequence[str], conf
     if unknown := sorted(set(held_out.values()) - set(class_names), key=natural_key):
         hints = spelling_hints(unknown, class_names)
         parent, folder = Folder.of(held_out).unwrap()
-        inside = Path(config.val_data or config.data, parent)
+        source = Path(config.val_data or config.data)
+        inside = source / parent
         if parent and inside.is_dir() and folder.folders.keys() & set(class_names):
             hints.append(f"; its folder {parent!r} has them: give --val-data {inside}")
+        numbered = all(map(str.isdecimal, class_names)) and not any(map(str.isdecimal, unknown))
+        if numbered and is_label_file(source) and any(source.parent.glob("*.json")):
+            hints.append(
+                "; a JSON file of class names beside the label files fits only one of them: remove the "
+                "names of classes without images from it, or move it away"
+            )
         raise UserError(
             f"{_origin(config)} has the classes {listed(unknown)}, and the training data have only "
             f"{listed(class_names)}{''.join(hints)}"

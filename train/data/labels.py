@@ -38,6 +38,10 @@ MOST_COUNTED = 12  # classes whose numbers of images are printed one by one
 DIFFER = "differ only by case, white space, separators, how a number is written or look-alike characters"
 
 
+class RowsError(UserError):
+    """Rows of a label file are wrong, and most of its rows name images that exist."""
+
+
 @dataclass(frozen=True)
 class LabelledPaths:
     """Images and labels that a layout found in a data set (see layouts/registry.py)."""

@@ -109,6 +109,29 @@ def test_labels_without_names_are_the_values(tmp_path: Path, values: pa.Array, e
     assert list(converted(source, tmp_path / "out").values()) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([[0, 3], [1]], r"row 0: \[0, 3\] in column 'kind'"),
+        ([{"a": 1}, {"a": 2}], r"row 0: \{'a': 1\}"),
+        ([b"red", b"caf\xe9"], "row 1: .*UTF-8"),
+    ],
+    ids=["list", "struct", "bytes"],
+)
+def test_a_label_that_is_no_single_text_or_number_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: list[Any], reason: str
+) -> None:
+    source = write(tmp_path / "x.parquet", {"image": images(cell(1), cell(2)), "kind": values})
+    assert re.search(reason, refused(capsys, source, "--label-column", "kind"))
+
+
+def test_bytes_of_a_label_are_its_text(tmp_path: Path) -> None:
+    kinds = ["red", "caf\u00e9"]
+    columns = {"image": images(cell(1), cell(2)), "kind": [kind.encode() for kind in kinds]}
+    source = write(tmp_path / "x.parquet", columns)
+    assert list(converted(source, tmp_path / "out", "--label-column", "kind").values()) == kinds
+
+
 def test_several_columns_are_refused_until_a_flag_names_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +177,25 @@ def test_splits_are_in_the_names_and_never_mixed(
     assert "'valid'" in refused(capsys, tmp_path, "--split", "valid")
     with pytest.raises(UserError, match="nothing"):
         find_files(str(tmp_path / "nothing"), "")
+
+
+@pytest.mark.parametrize(
+    "name", ["{}", "{}-0", "{}/part-0000-c0ffee.snappy", "{}/data-00000-of-00004", "{}_0/more/x"]
+)
+def test_a_split_is_in_the_name_of_a_file_or_of_a_folder_around_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    root = tmp_path / "val"
+    columns = {"image": images(cell(1)), "label": [0]}
+    files = {
+        split: write(root / f"{name.format(split)}.parquet", columns, NAMES) for split in ("test", "train")
+    }
+    assert "'test', 'train'" in refused(capsys, root)
+    for split, file in files.items():
+        assert find_files(str(root), split) == find_files(str(file), "") == [file]
+    write(root / "x.parquet", columns, NAMES)
+    assert "files without a split in their names, 'test'" in refused(capsys, root)
+    assert find_files(str(root / "x.parquet"), "") == [root / "x.parquet"]
 
 
 def test_files_whose_numbers_stand_for_other_classes_are_refused(

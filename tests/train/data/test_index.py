@@ -417,6 +417,15 @@ def test_unknown_classes_in_val_data_name_the_likely_spelling_or_folder(tmp_path
         prepare(tmp_path, val_data=str(tmp_path / "other"))
 
 
+def test_names_of_numbered_classes_that_fit_the_validation_data_alone_are_named(tmp_path: Path) -> None:
+    root = flat_set(tmp_path / "images", names=("0", "1", "2"))
+    (root / "names.json").write_text('{"0": "ant", "1": "bee", "2": "cat", "3": "dog"}')
+    rows = [f"{number}.{i}.png,{number}" for i in range(6) for number in range(3)]
+    (root / "val.csv").write_text("\n".join(["path,label", *rows[:3]]))
+    with pytest.raises(UserError, match=r"'ant'.* only '0', '1', '2'; .*JSON.*move it away$"):
+        prepare(tmp_path, label_file(root, rows[3:]), val_data=str(root / "val.csv"))
+
+
 def test_images_in_both_sets_are_warned_of(tmp_path: Path) -> None:
     flat_set(tmp_path / "images")
     shutil.copytree(tmp_path / "images", tmp_path / "val")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from serve.contract.errors import UserError
@@ -29,6 +30,12 @@ FEW_ROWS = 20
 FEW_IMAGES = 0.9  # different texts for each row, at most, of a column that may still hold classes
 SHOWN = 6
 MANY = "differs in nearly every row"
+MEASURED = "holds measurements"
+GROUPS = re.compile(
+    r"(?:patient|subject|lesion|case|participant|animal|slide)s?[\s_.-]*(?:id|no|number)?|k?folds?",
+    re.IGNORECASE,
+)
+"""Names of columns in which images have a value in common that belong on one side of a split."""
 
 
 class ColumnsError(UserError):
@@ -123,13 +130,46 @@ def find_split_column(
             meant = meant or all(map(str.isdecimal, values))
         odd = next((row for row in rows if not part_of_cell(name, row.cells[i])), None)
         if odd and meant:
+            renamed, removed = "give the column another name", "remove the column if it does not name parts"
             raise UserError(
                 f"{source} line {odd.line}: the column {name} holds {odd.cells[i]!r}, neither train, val "
-                "nor test: correct it, or give the column another name"
+                f"nor test: correct it, or {removed if len(parts) > 1 else renamed}"
             )
         if len(parts) > 1:
+            if IS_PART.fullmatch(name):
+                _check_most_train(source, name, [row.cells[i] for row in rows])
             return i
     return None
+
+
+def _check_most_train(source: str, name: str, cells: Iterable[str]) -> None:
+    """Raise UserError when a column such as is_valid sets most rows aside: it may mark usable images."""
+    counts = Counter(part_of_cell(name, cell) for cell in cells)
+    train = counts.pop("train")
+    if counts.total() > train:
+        raise UserError(
+            f"{source}: by the column {name}, {counts.total()} rows validate and {train} train: if it "
+            "marks usable images, rename it; else replace it with a column split of train and val"
+        )
+
+
+def warn_of_groups(
+    columns: Sequence[str], rows: Sequence[TableRow], taken: Collection[int], images: int
+) -> list[str]:
+    """Return a warning about columns of patients and the like, if there are some: no split heeds them."""
+    names = [
+        name
+        for i, name in enumerate(columns)
+        if i not in taken
+        and GROUPS.fullmatch(name)
+        and 1 < len({row.cells[i].strip() for row in rows} - {""}) < images
+    ]
+    if not names:
+        return []
+    return [
+        f"images of one {listed(names)} may be on both sides of a random split, and validation then "
+        "flatters the model: a column split of train and val keeps them apart"
+    ]
 
 
 def part_of_cell(column: str, cell: str) -> str:
@@ -162,7 +202,7 @@ def _reason(name: str, values: set[str], rows: int) -> str:
     if _holds_parts(name, filled):
         return "holds parts of the data set"
     if _is_measured(filled):
-        return "holds measurements"
+        return MEASURED
     if len(filled) == rows or (rows >= FEW_ROWS and 2 * len(filled) > rows):
         return MANY
     if all(has_image_suffix(value) or is_remote(value) for value in filled):
@@ -202,8 +242,10 @@ def _no_label(
             new = source.removesuffix(".csv") + ".new.csv"
             command = f"sed -E 's/ .*//' < {shlex.quote(source)} > {shlex.quote(new)}"
             return f"{line}. {columns[i]!r} lists boxes after the class; to keep the class, run: {command}"
-    likely = [columns[i] for i, reason in reasons.items() if reason == MANY]
-    flag = f". If it is the class, give {column_flag(columns[image], likely[0])}" if likely else ""
+    likely = [i for i, reason in reasons.items() if reason == MANY]
+    measured = [i for i, reason in reasons.items() if reason == MEASURED]
+    likely += [i for i in measured if len({row.cells[i] for row in rows}) <= MOST_MEASURED]
+    flag = f". If it is the class, give {column_flag(columns[image], columns[likely[0]])}" if likely else ""
     return line + flag
 
 

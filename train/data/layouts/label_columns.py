@@ -1,6 +1,8 @@
-"""Choice of the columns of a label file: images, labels, soft labels, parts."""
+"""Choice of the columns of a label file: images, labels, soft labels."""
 
+import csv
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -12,13 +14,12 @@ from serve.contract.image_files import HALF, SAMPLE_ROWS, ImageFiles, Naming, cl
 from serve.contract.listing import has_image_suffix, list_images
 from serve.contract.tables import Table, TableRow, split_names
 from serve.contract.urls import is_remote, redact
-from train.data.labels import listed, normal
+from train.data.labels import RowsError, listed, normal
 from train.data.layouts.label_candidates import (
     SHOWN,
     ColumnsError,
     column_flag,
     find_label_columns,
-    find_split_column,
 )
 from train.data.layouts.parts import split_name
 from train.data.layouts.soft_labels import SOFT_COLUMN
@@ -37,17 +38,24 @@ class LabelColumns:
     """One of labels, or one for each class."""
     soft: dict[str, int]
     """Class -> the column of its probabilities."""
-    split: int | None
+    split: int | None = None
     """Which says which rows train and which validate."""
+
+    @property
+    def used(self) -> list[int]:
+        """Columns of images, labels and probabilities."""
+        return [self.image, *self.labels, *self.soft.values()]
 
 
 def choose_columns(
     source: Path, table: Table, files: ImageFiles, given: str
 ) -> tuple[Table, list[TableRow], LabelColumns]:
-    """Return the table, its rows, and which columns hold what; `given` is the value of --columns or "".
+    """Return the table, its rows, and the columns of images, labels and probabilities; `given` is the value
+    of --columns or "".
 
     Raises UserError when none or several of them may hold images or labels.
     """
+    table = replace(table, rows=_rows(source, table, files))
     sample = list(islice(table.rows, SAMPLE_ROWS))
     if not sample and not table.find("path"):
         raise UserError(
@@ -83,8 +91,21 @@ def choose_columns(
         for i, name in enumerate(table.columns)
         if name.startswith(SOFT_COLUMN)
     }
-    split = find_split_column(str(source), table.columns, read, [image, *labels, *soft.values()])
-    return table, read, LabelColumns(image, labels, soft, split)
+    return table, read, LabelColumns(image, labels, soft)
+
+
+def _rows(source: Path, table: Table, files: ImageFiles) -> Iterator[TableRow]:
+    """Yield the rows. Raises RowsError for a wrong one if most of those before it name images."""
+    before: list[TableRow] = []
+    try:
+        for row in table.rows:
+            if len(before) < SAMPLE_ROWS:
+                before.append(row)
+            yield row
+    except (UserError, csv.Error) as error:
+        if not find_image_columns(table, before, files):
+            raise
+        raise RowsError(str(error) if isinstance(error, UserError) else f"{source} {error}") from error
 
 
 def _without_header(table: Table, sample: list[TableRow]) -> tuple[Table, list[TableRow]]:

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,15 @@ from serve.contract.listing import has_image_suffix
 from serve.contract.tables import TableRow, read_table
 from serve.contract.text_encoding import is_undecoded, likely_encodings, reads_as
 from serve.contract.urls import redact
-from train.data.labels import LabelledPaths, check_none_missing, listed, missing, normal
+from train.data.labels import LabelledPaths, RowsError, check_none_missing, listed, missing, normal
 from train.data.layouts.label_candidates import (
     SHOWN,
     check_labels_are_classes,
     classes_of,
     column_flag,
+    find_split_column,
     part_of_cell,
+    warn_of_groups,
 )
 from train.data.layouts.label_columns import (
     LabelColumns,
@@ -39,7 +41,7 @@ from train.data.layouts.label_columns import (
     describe_lost,
 )
 from train.data.layouts.label_names import read_class_names
-from train.data.layouts.soft_labels import SOFT_COLUMN, read_probabilities
+from train.data.layouts.soft_labels import SOFT_COLUMN, describe_soft_labels, read_probabilities
 
 SEVERAL = re.compile(r"""[\[{]\s*(['"\d-].*)?[\]}]""")  # ["a", "b"], ['a'], [0, 3], {"a": 1}, []
 
@@ -71,7 +73,8 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
 
     Raises:
         UserError: a column, path or label is missing or ambiguous, an image has two labels, or a label
-            stands for none or is not UTF-8; the message names the line and the cure.
+            stands for none or is not UTF-8; the message names the line and the cure. RowsError where only
+            rows are wrong.
     """
     files = ImageFiles(str(source), "train" if flag == "--data" else "val")
     with source.open("rb") as file:
@@ -81,19 +84,24 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
         table, rows, chosen = choose_columns(source, table, files, columns)
     values = [value for value in dict.fromkeys(row.cells[chosen.image] for row in rows) if value.strip()]
     naming, found = files.locate(values)
-    collected = _collect(source, table.columns, rows, chosen, files, naming)
-    _check_labels(source, collected, table.columns[chosen.labels[0]] if len(chosen.labels) == 1 else "")
+    try:
+        chosen = replace(chosen, split=find_split_column(str(source), table.columns, rows, chosen.used))
+        collected = _collect(source, table.columns, rows, chosen, files, naming)
+        _check_labels(source, collected)
+    except UserError as error:
+        if found < max(1, HALF * len(values)):
+            raise
+        raise RowsError(str(error)) from error
     if found < HALF * len(values):
         raise UserError(f"{source}: {_not_found(source, values, files, naming)}")
+    if len(chosen.labels) == 1:
+        check_labels_are_classes(str(source), table.columns[chosen.labels[0]], collected.lines)
     names, names_file = read_class_names(source, collected.lines.keys(), exactly=flag == "--data")
     labels = collected.labels
     if names:
         labels = {path: names[label.strip()] for path, label in labels.items()}
-    facts = [
-        "labels from a label file (CSV)",
-        *table.facts(),
-        *describe_columns(table.columns, chosen, naming),
-    ]
+    facts = ["labels from a label file (CSV)", *table.facts()]
+    facts += describe_columns(table.columns, chosen, naming)
     facts += [f"names of the classes from {names_file}"] if names else []
     facts += [f"{name!r}, in quotes, is a class" for name in sorted(missing(collected.lines))]
     facts += (
@@ -106,6 +114,11 @@ def read(source: Path, flag: str = "--data", columns: str = "") -> LabelledPaths
             f"images of the parts {listed(sorted(kinds))} are one data set; a column split keeps them apart"
         )
     labels, validation, lines = _parts(labels, collected.parts, flag)
+    if flag == "--data":  # images of --val-data are not split, and compare with their labels
+        soft, doubts = describe_soft_labels(source, table.columns, labels, collected.probabilities)
+        lines, warnings = lines + soft, warnings + doubts
+        if chosen.split is None:
+            warnings += warn_of_groups(table.columns, rows, chosen.used, len(labels))
     return LabelledPaths(
         source.parent,
         labels,
@@ -202,16 +215,14 @@ def _label(source: Path, columns: list[str], row: TableRow, chosen: LabelColumns
     return columns[classes[0]]
 
 
-def _check_labels(source: Path, found: Rows, column: str) -> None:
-    """Check the distinct labels, which are those of a column, or of columns of their names ("")."""
+def _check_labels(source: Path, found: Rows) -> None:
+    """Raise UserError when a label is not UTF-8 or stands for none."""
     if odd := [label for label in found.lines if is_undecoded(label)]:
         cure = _cure_for_encoding(source, [os.fsencode(label) for label in odd])
         raise UserError(f"{source} line {found.lines[odd[0]]}: the label is not UTF-8; {cure}")
     if absent := missing(found.lines).difference(found.quoted):
         where = f"{source} line {min(found.lines[name] for name in absent)}"
         check_none_missing(Counter(found.labels.values()), where, "write it in double quotes", found.quoted)
-    if column:
-        check_labels_are_classes(str(source), column, found.lines)
 
 
 def _cure_for_encoding(source: Path, texts: list[bytes]) -> str:

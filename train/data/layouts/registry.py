@@ -17,7 +17,7 @@ from serve.contract.errors import UserError
 from serve.contract.formats import ARRAYS, describe_ignored
 from serve.contract.listing import has_image_suffix
 from serve.contract.packed import look_into
-from train.data.labels import LabelledPaths
+from train.data.labels import LabelledPaths, RowsError
 from train.data.layouts import flat, folders, label_file, tar_files
 from train.data.layouts.label_candidates import ColumnsError
 from train.data.layouts.listing import (
@@ -100,12 +100,12 @@ def _read_folder(source: Path, flag: str) -> LabelledPaths:
 
 
 def unused_label_file(doubtful: str) -> list[str]:
-    """Return a warning, if there is a label file that needs --columns: `doubtful` says why."""
+    """Return a warning, if there is a label file that cannot be used as it is: `doubtful` says why."""
     return [f"a label file in it is not used; to use it {doubtful}"] if doubtful else []
 
 
 def label_files(folder: Path, flag: str) -> tuple[dict[Path, dict[str, str]], str]:
-    """Return label files directly in the folder -> image -> label, and why one of them needs --columns."""
+    """Return label files directly in the folder -> image -> label, and why one cannot be used as it is."""
     usable: dict[Path, dict[str, str]] = {}
     doubtful = ""
     names = sorted(name for name in os.listdir(folder) if name.lower().endswith(LABEL_FILES))
@@ -114,6 +114,8 @@ def label_files(folder: Path, flag: str) -> tuple[dict[Path, dict[str, str]], st
             labels = label_file.read(file, flag).labels
         except ColumnsError as error:
             doubtful = doubtful or f"give {flag} {shlex.quote(str(file))}: {error}"
+        except RowsError as error:
+            doubtful = doubtful or f"give {flag} {shlex.quote(str(file))} once it is corrected: {error}"
         except (UserError, OSError, csv.Error, UnicodeDecodeError):
             continue
         else:

@@ -82,9 +82,9 @@ def test_labels_are_in_the_column_label_or_in_the_only_one_that_can_be(
         ("id,phase,colour", "{i},{pet},{third}", r"--columns id,phase "),
         ("id,breed,a,b", "{i},{pet},{bit},{not}", r"--columns id,breed or --columns id,a,b$"),
         ("the id,breed,sex", "{i},{pet},{third}", r"--columns 'the id,breed'"),
-        ("id,score", "{i},{i}.5", "'score'"),
+        ("id,score", "{i},{i}.5", "'score' holds measurements$"),
         ("id,label", "{i},{i}.5", "'label'.*24 "),
-        ("id;price", "{i};1{bit},5", "'price'"),
+        ("id;price", "{i};1{bit},5", "'price' .*--columns id,price$"),
         ("id,text", "{i},a photo of {i}", r"'text'.*--columns id,text"),
         ("id,kind", "{i},cat", "'kind'"),
         ("id,a,b,c", "{i},{bit},{not},1", r"line 2 .*'b', 'c'.*--columns id,a"),
@@ -182,7 +182,7 @@ def test_several_columns_of_parts_and_parts_that_are_numbers_are_refused(tmp_pat
 def test_a_part_of_an_unknown_name_is_an_error(tmp_path: Path, name: str) -> None:
     file = label_file(tmp_path, f"id,label,{name}", "{i},{pet},{part}")
     file.write_text(file.read_text().replace(",val", ",elsewhere"))
-    with pytest.raises(UserError, match=rf"column {name} holds 'elsewhere'"):
+    with pytest.raises(UserError, match=rf"column {name} holds 'elsewhere'.*another name"):
         read(file)
 
 
@@ -192,8 +192,29 @@ def test_an_unknown_part_beside_train_and_val_is_an_error_whatever_the_column_is
     file = label_file(tmp_path, "id,label,ml_use", "{i},{pet},{part}")
     assert read(file).validation
     file.write_text(file.read_text().replace(",train", ",unassigned", 1))
-    with pytest.raises(UserError, match="'unassigned'"):
+    with pytest.raises(UserError, match=r"'unassigned'.*remove the column"):
         read(file)
+
+
+def test_a_flag_that_would_set_most_images_aside_is_refused(tmp_path: Path) -> None:
+    file = label_file(tmp_path, "id,breed,is_valid", "{i},{pet},1")
+    file.write_text(file.read_text().replace("cat,1", "cat,0", 3))
+    with pytest.raises(UserError, match=r"is_valid, 21 rows validate and 3 train.*column split"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"), [("PatientID", "p{third}"), ("lesion id", "{third}"), ("fold", "{third}")]
+)
+def test_a_column_of_patients_is_warned_of_unless_a_column_of_parts_keeps_them_apart(
+    tmp_path: Path, name: str, cell: str
+) -> None:
+    (warning,) = read(label_file(tmp_path, f"id,label,{name}", f"{{i}},{{pet}},{cell}")).warnings
+    assert repr(name) in warning
+    assert "column split" in warning
+    assert read(label_file(tmp_path, f"id,label,{name}", "{i},{pet},x{i}")).warnings == []
+    file = label_file(tmp_path, f"id,label,{name},split", f"{{i}},{{pet}},{cell},{{part}}")
+    assert read(file).warnings == []
 
 
 def test_a_first_line_without_names_is_a_row(tmp_path: Path) -> None:

@@ -186,3 +186,19 @@ def test_combined_labels_and_parts_in_one_are_warned_of(tmp_path: Path) -> None:
     assert "'test', 'train'" in parts
     rows = ["train/a.jpg,big cat", "train/b.jpg,cat"]
     assert read(write(tmp_path / "m.csv", *rows, header="path,label")).warnings == []
+
+
+def test_labels_that_contradict_their_soft_labels_are_named_with_the_way_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    file = write(tmp_path / "m.csv", "a.jpg,cat,0.9,0.1", "b.jpg,cat,0.1,0.9")
+    assert "soft labels: 2 images" in read(file).layout
+    (warning,) = read(file).warnings
+    assert "'cat' of 'b.jpg'" in warning
+    assert read(file, "--val-data").warnings == []
+    served = "path,label,probability,probability_cat,probability_dog,error"
+    write(file, "a.jpg,cat,0.9,0.9,0.1,", "b.jpg,cat,0.9,0.1,0.9,", header=served)
+    with pytest.raises(UserError, match=r"m\.csv: .*'b\.jpg'.*empty their cells"):
+        read(file)
+    write(file, "a.jpg,cat,0.9,0.9,0.1,", "b.jpg,cat,0.9,,,", header=served)
+    assert read(file).probabilities == {"a.jpg": {"cat": 0.9, "dog": 0.1}}
+    assert read(file).warnings == []

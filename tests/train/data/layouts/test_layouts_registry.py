@@ -30,6 +30,24 @@ def test_a_label_file_with_columns_to_name_is_named_with_them(tmp_path: Path) ->
         find_labels(tmp_path, "auto")
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [("000000ab,", "empty"), ("000000ab,beagle,x", "3 cells"), ('000000ab,"beagle', "quote")],
+)
+def test_a_label_file_with_a_faulty_row_is_named_with_its_line_if_it_names_images(
+    tmp_path: Path, row: str, reason: str
+) -> None:
+    source, _ = LAYOUTS["dog_breed"](tmp_path)
+    text = f"{source.read_text()}{row}\n"
+    source.write_text(text)
+    with pytest.raises(UserError, match=rf"--data .*labels\.csv line 14.*{reason}"):
+        find_labels(tmp_path, "auto")
+    source.write_text(text.replace("ab,", "xy,"))
+    with pytest.raises(UserError) as caught:
+        find_labels(tmp_path, "auto")
+    assert "labels.csv" not in str(caught.value)
+
+
 def test_folders_of_classes_with_a_label_file_that_agrees_are_classes(tmp_path: Path) -> None:
     labels = {f"{name}/{i}.png": name for name in ("cat", "dog") for i in range(6)}
     for path in labels:
