@@ -92,7 +92,8 @@ def load_teacher(run: str, class_names: tuple[str, ...], zoom: float = 1.0) -> I
 
 @torch.no_grad()
 def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size: int) -> None:
-    """Raise UserError if the model cannot take images of `image_size` pixels; leave it in training mode."""
+    """Raise UserError if the model cannot take images of `image_size` pixels, or is no classifier; leave it
+    in training mode."""
     model.eval()
     images = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
@@ -104,7 +105,11 @@ def try_forward(model: ImageClassifier, name: str, num_classes: int, image_size:
         raise _wrong_size(name, image_size, error) from error
     finally:
         model.train()
-    assert logits.shape == (2, num_classes), logits.shape
+    if logits.shape != (2, num_classes):
+        raise UserError(
+            f"{name} is no classifier: for 2 images and {num_classes} classes it returns "
+            f"{list(logits.shape)}; give another --model"
+        )
 
 
 def _wrong_size(name: str, image_size: int, error: Exception) -> UserError:
@@ -114,7 +119,7 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> UserError:
 
 def _check_patches(network: nn.Module, size: int) -> None:
     """Raise UserError when a transformer of timm would not see the last rows and columns."""
-    embedding = getattr(network, "patch_embed", None)
+    embedding = getattr(network, "patch_embed", None) or getattr(network, "stem", None)  # mixers'
     if not isinstance(embedding, PatchEmbed) or embedding.dynamic_img_pad:
         return
     for patch in embedding.patch_size:

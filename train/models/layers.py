@@ -47,6 +47,7 @@ def head_names(network: nn.Module) -> list[str]:
     if get_classifier:
         classifier = get_classifier()  # a few networks have two
         ends = [classifier] if isinstance(classifier, nn.Module) else list(classifier)
+        ends += [child for name, child in network.named_children() if is_auxiliary(name)]  # VOLO's
     else:
         children = [(name, child) for name, child in network.named_children() if _has_parameters(child)]
         ends = [child for name, child in children[:-1] if is_auxiliary(name)] + [children[-1][1]]
@@ -111,7 +112,7 @@ def _logit_layers(module: nn.Module, num_classes: int | None) -> list[nn.Module]
 
 
 def is_auxiliary(name: str) -> bool:
-    """Return whether a parameter is in GoogLeNet's aux1 or aux2, or Inception's AuxLogits."""
+    """Return whether a parameter is in GoogLeNet's aux1, aux2, Inception's AuxLogits or VOLO's aux_head."""
     return name.partition(".")[0].lower().startswith("aux")
 
 

@@ -141,7 +141,7 @@ def download_weights(
         weights = torchvision.models.get_model_weights(name).DEFAULT
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise _not_downloaded(name, error) from error
+        raise _not_loaded(name, image_size, error) from error
     network = create(name, num_classes, image_size)
     return network, transfer(network, name, state, str(weights), ())
 
@@ -159,10 +159,16 @@ def check_download(name: str, image_size: int) -> None:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
     except (OSError, RuntimeError) as error:
-        raise _not_downloaded(name, error) from error
+        raise _not_loaded(name, image_size, error) from error
 
 
-def _not_downloaded(name: str, error: Exception) -> UserError:
+def _not_loaded(name: str, image_size: int, error: Exception) -> UserError:
+    if "size mismatch" in str(error):  # torch's; timm resamples the positions of most networks, not of all
+        first = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        return UserError(
+            f"--weights default: {name}'s weights do not fit --image-size {image_size} ({first}): leave "
+            "--image-size out, or give the size of the weights"
+        )
     return UserError(
         f"--weights default: {name}'s weights could not be downloaded ({error}); without a network, "
         "give a file: --weights FILE"

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from serve.contract.errors import UserError
 from train.models.layers import head_names, is_auxiliary
 from train.models.state_dict import AVERAGES, find_prefix, fits, select_state, tensors_of
-from train.models.zoo import base_name, library_of
+from train.models.zoo import in_other_library
 
 NAMED = 3  # tensors that a message names
+IN_BLOCK = re.compile(r"(\w+\.)*?\d+\.(\d+\.)*")  # "layer1.0." of layer1.0.conv1.weight
+OF_POSITIONS = re.compile("pos_|position|attention_bias|tokens")  # shapes that follow --image-size
+OF_LAYERS = ("weight", "bias", "gamma", "beta", "alpha")
 NOT_WEIGHTS = ("mean", "std", "temperature", "n_averaged")  # of ImageClassifier and AveragedModel
 
 
@@ -25,8 +28,8 @@ def transfer(
     a random one would send its noise through features that are good already.
 
     Raises:
-        UserError: another network's weights, also a deeper one's, two networks that fit, or values that are
-            not finite; the message names them, or what is missing.
+        UserError: another network's weights, also a deeper one's or one's with more in its blocks, two
+            networks that fit, or values that are not finite; the message names them, or what is missing.
     """
     own = network.state_dict()
     state, taken, others = select_state(content)
@@ -54,10 +57,10 @@ def transfer(
     missing = [k for k in absent if not (is_auxiliary(k) and k not in tensors)]
     if missing or not fitting:
         raise _misfit(name, source, missing, tensors, own, list(found or state))
-    if deeper := _further_blocks(tensors, own, heads):
+    if further := _further_layers(tensors, own, heads):
         raise UserError(
-            f"--weights {source!r} do not fit {name}: they are of a deeper network, with {len(deeper)} "
-            f"further tensors ({_listed(deeper)}); give that one as --model"
+            f"--weights {source!r} do not fit {name}: they are of a network that is deeper or has more in "
+            f"its blocks, with {len(further)} more tensors ({_listed(further)}); give that one as --model"
         )
     if bad := [k for k, v in fitting.items() if not v.isfinite().all()]:
         raise UserError(
@@ -91,13 +94,24 @@ def transfer(
     return note + (f"; not used: {_listed(unused)}" if unused else "")
 
 
-def _further_blocks(tensors: Iterable[str], own: Iterable[str], heads: Iterable[str]) -> list[str]:
-    """Return the names in a file that only their numbers tell from a network's own, outside its head: a
-    ResNet-34 has all tensors of a ResNet-18, and more blocks."""
+def _further_layers(tensors: Iterable[str], own: Iterable[str], heads: Iterable[str]) -> list[str]:
+    """Return the names in a file of layers that a network lacks, outside its head: a ResNet-34 has all
+    tensors of a ResNet-18 and more blocks, an SE-ResNet-18 more in each block.
+
+    Buffers, as Swin's masks of attention, are no layers; whether they are there depends on the version.
+    """
     kinds = {re.sub(r"\d+", "0", key) for key in own}
+    blocks = {found[0] for key in own if (found := IN_BLOCK.match(key))}
     ends = tuple(f"{head.partition('.')[0]}." for head in heads)
-    others = [key for key in tensors if key not in own and not key.startswith(ends)]
-    return [key for key in others if re.sub(r"\d+", "0", key) in kinds]
+    further = []
+    for key in tensors:
+        if key in own or key.startswith(ends):
+            continue
+        block = IN_BLOCK.match(key)
+        inside = block is not None and block[0] in blocks and key.rpartition(".")[2] in OF_LAYERS
+        if inside or re.sub(r"\d+", "0", key) in kinds:
+            further.append(key)
+    return further
 
 
 def zero(network: nn.Module, layers: Iterable[str]) -> None:
@@ -128,10 +142,11 @@ def _misfit(
     reason = f"{len(missing)} of its {len(own)} tensors are missing ({_listed(described)})"
     if not any(key in own for key in tensors):
         reason += f"; the file's keys are {_listed(list(map(str, keys)))}"
-    base = base_name(name)
-    other = base if library_of(name) == "timm" else f"timm/{base}"
-    cure = f"give this network's weights, or --model {other} for the other library's"
-    if missing and all(key in tensors and re.search("pos_|position", key) for key in missing):
+    other = in_other_library(name)
+    cure = "give this network's weights" + (
+        f", or --model {other} for the other library's" if other else ""
+    )
+    if missing and all(key in tensors and OF_POSITIONS.search(key) for key in missing):
         cure = "its positions are those of another --image-size: give the size that it was trained with"
     return UserError(f"--weights {source!r} do not fit {name}: {reason}; {cure}")
 

@@ -107,13 +107,22 @@ def base_name(name: str) -> str:
     return name.removeprefix("timm/").partition(".")[0]
 
 
+def in_other_library(name: str) -> str:
+    """Return the name of torchvision's network for timm's of the same name, or the reverse; "" without."""
+    base = base_name(name)
+    if library_of(name) == "timm":
+        return base if base in _torchvision_names() else ""
+    return f"timm/{base}" if name not in OWN and timm.is_model(base) else ""
+
+
 def closest_names(name: str) -> list[str]:
     """Return names that begin with this one or contain it, with any separators, then similar ones."""
 
     def letters(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    known = {letters(own): own for own in [*timm.list_models(), *_torchvision_names(), *OWN]}
+    classifiers = [known for known in timm.list_models() if not known.endswith("_enc")]  # encoders
+    known = {letters(own): own for own in [*classifiers, *_torchvision_names(), *OWN]}
     wanted = letters(name)
     containing = sorted(
         (k for k in known if wanted and wanted in k), key=lambda k: (k.find(wanted) > 0, len(k), k)

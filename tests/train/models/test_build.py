@@ -38,8 +38,15 @@ def test_a_transformer_that_would_not_see_the_last_rows_is_an_error_with_sizes_t
     model.subject = SubjectCrop(nn.Identity(), zoom=1.25, margin=0.1, average=False)
     model.subject.active = False
     try_forward(model, name, 3, 60)  # of which the network sees 48
+    with pytest.raises(ValueError, match=r"70.*32.* 6; .*64.*96"):
+        build("timm/mixer_s32_224", 3, 70)
     for overlapping in ("timm/pvt_v2_b0", "timm/xcit_nano_12_p8_224"):
         build(overlapping, 3, 48)
+
+
+def test_an_encoder_without_a_head_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match=r"qwen3_vit_88m_enc is no classifier.*--model"):
+        build("timm/qwen3_vit_88m_enc", 3, 64)
 
 
 def test_timms_prefix_insists_on_timm() -> None:

@@ -62,7 +62,7 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
     assert all(groups)
 
 
-@pytest.mark.parametrize("name", [*GROUPS, "timm/iformer_m_distilled"])
+@pytest.mark.parametrize("name", [*GROUPS, "timm/iformer_m_distilled", "timm/volo_d1_224"])
 def test_the_head_is_what_the_number_of_classes_shapes(name: str) -> None:
     other = dict(network(name, 11).named_parameters())
     shaped = [k for k, v in network(name).named_parameters() if v.shape != other[k].shape]

@@ -18,9 +18,10 @@ from train_data import build
 
 from serve.contract.images import load_image
 from train.config import TrainConfig
+from train.models import pretrained
 from train.models.build import build_model
 from train.models.input_settings import resolve_input
-from train.models.pretrained import check_download, read_weights
+from train.models.pretrained import check_download, download_weights, read_weights
 from train.models.zoo import create
 
 PHOTOGRAPHS = os.environ.get("PUREBRED_PHOTOGRAPHS", "")
@@ -137,6 +138,16 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_default_weights_without_a_network_are_an_error_with_an_alternative(name: str) -> None:
     with pytest.raises(ValueError, match=f"--weights default.*{name}.*--weights FILE"):
         build(name, 3, 64, weights="default")
+
+
+def test_weights_of_another_size_are_an_error_that_names_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timms_error(*args: Any, **kwargs: Any) -> None:
+        create("mixer_s32_224", 3, 64).load_state_dict(create("mixer_s32_224", 3, 96).state_dict())
+
+    monkeypatch.setattr(pretrained, "create", timms_error)
+    monkeypatch.setattr(pretrained, "_go_offline_if_unreachable", lambda: None)
+    with pytest.raises(ValueError, match=r"--weights default: mixer_s32_224.*--image-size 64 .*mlp_tokens"):
+        download_weights("mixer_s32_224", 3, 64, None)
 
 
 @pytest.mark.usefixtures("no_network")

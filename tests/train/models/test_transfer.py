@@ -220,6 +220,41 @@ def test_a_deeper_network_that_has_all_tensors_is_refused() -> None:
         transfer(create("resnet18", 3, 64), "resnet18", state, "w", ())
 
 
+@pytest.mark.parametrize(
+    ("name", "holder", "further"),
+    [
+        ("tf_efficientnet_lite0", "tf_efficientnet_b0", r"blocks\.0\.0\.se\."),
+        ("timm/resnet18", "timm/seresnet18", r"layer1\.0\.se\."),
+        (
+            "timm/vit_tiny_patch16_224",
+            "timm/vit_tiny_patch16_224 with layer scale",
+            r"blocks\.0\.ls1\.gamma",
+        ),
+    ],
+)
+def test_a_network_with_more_in_its_blocks_is_refused(name: str, holder: str, further: str) -> None:
+    """Without squeeze-and-excitation or layer scale, all features that follow are others."""
+    base, _, scale = holder.removeprefix("timm/").partition(" ")
+    options = {"init_values": 1e-5} if scale else {}
+    state = timm.create_model(base, num_classes=3, **options).state_dict()
+    with pytest.raises(ValueError, match=f"--weights 'w'.* {name}.*{further}.*--model"):
+        transfer(create(name, 3, 224), name, state, "w", ())
+
+
+def test_buffers_that_a_network_lacks_are_no_layers_of_it() -> None:
+    name = "timm/swin_tiny_patch4_window7_224"
+    state = dict(create(name, 3, 224).state_dict()) | {"layers.0.blocks.1.old_mask": torch.zeros(2)}
+    assert "not used: layers.0.blocks.1.old_mask" in transfer(create(name, 3, 224), name, state, "w", ())
+
+
+def test_volos_second_head_is_new_for_other_classes() -> None:
+    name = "timm/volo_d1_224"
+    state = create(name, 10, 64).state_dict()
+    network = create(name, 3, 64)
+    assert "new head: aux_head, head" in transfer(network, name, state, "w", ())
+    assert not network.aux_head.weight.any()
+
+
 def test_a_longer_head_is_no_deeper_network() -> None:
     state = dict(create("alexnet", 3, 64).state_dict()) | {"classifier.8.weight": torch.ones(3, 3)}
     assert "not used: classifier.8.weight" in transfer(create("alexnet", 3, 64), "alexnet", state, "w", ())
@@ -246,6 +281,12 @@ def test_the_other_librarys_file_of_the_same_name_is_refused_with_its_name(holde
     state = dict(create(holder, 3, 64).state_dict())
     with pytest.raises(ValueError, match=f"--weights .*{given}.*--model {holder} "):
         transfer(create(given, 3, 64), given, state, "w", ())
+
+
+@pytest.mark.parametrize("given", ["vit_tiny_patch16_224", "timm/vit_tiny_patch16_224", "simple_cnn"])
+def test_no_other_library_is_named_that_has_no_such_network(given: str) -> None:
+    with pytest.raises(ValueError, match=f"--weights .*{given}.*give this network's weights$"):
+        transfer(create(given, 3, 64), given, {"fc.weight": torch.ones(3, 4)}, "w", ())
 
 
 def test_a_checkpoint_of_another_network_names_it(tmp_path: Path) -> None:
