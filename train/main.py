@@ -4,8 +4,8 @@ torchrun --nproc_per_node=4 train/main.py --data DIR
 
 A run that was interrupted, however it was, is resumed by the same command with its --name or --resume auto.
 
-Exit code of each process: 0 done; 1 a bug, or another rank was lost; 2 unusable settings or data, too
-little memory, or the training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot
+Exit code of each process: 0 done; 1 a bug, a full disk, or another rank was lost; 2 unusable settings or
+data, too little memory, or the training diverged; 143 stopped by SIGTERM, SIGINT or SIGHUP, with a snapshot
 written. torchrun makes 1 of all but 0, train/launch.py does not.
 """
 
@@ -91,13 +91,13 @@ def train(
 
         history, run_id = run.history, checkpoint["run_id"] if checkpoint else ""
         metrics = folder / "metrics.jsonl"
-        tracker = build_tracker(config, ranks.is_main, metrics, history.epochs_done, run_id)
+        remote = f"{store}/{config.name}" if store and ranks.is_main else ""
+        tracker = build_tracker(config, ranks.is_main, metrics, history.epochs_done, run_id, remote)
         if history.best:
             tracker.log_best(history.best_epoch, history.best)
         digests = data.digest, data.val.digest() if ranks.is_main else ""
         sources = [redact(source, hidden="") for source in sources_of(given, config)]
         tracker.start(run.parameters(), *zip(sources, digests, strict=True))
-        remote = f"{store}/{config.name}" if store and ranks.is_main else ""
         publish = stack.enter_context(Mirror(folder, remote, log)) if remote else lambda: None
         stack.enter_context(predictions_at_a_stop(folder, ranks.is_main))
         with recorded_status(run, folder, tracker, stop):

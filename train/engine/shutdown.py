@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from serve.contract.errors import UserError
+from serve.contract.files import FULL
 from serve.contract.urls import redact
 from train.data.workers import first_line, is_fetching, kill_workers
 from train.distributed import Ranks, lost_contact
@@ -57,17 +58,22 @@ def recorded_status(
 
 @contextmanager
 def exit_with_code(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
-    """End the process with 2 after an error for the user, with EXIT_CODE after a signal; print why."""
+    """End the process with 2 after an error for the user, with 1 on a full disk, with EXIT_CODE after a
+    signal; print why."""
     try:
         yield
-    except (UserError, FloatingPointError) as error:
+    except (UserError, FloatingPointError, OSError) as error:
+        full = isinstance(error, OSError)
+        if full and getattr(error, "errno", None) not in FULL:
+            raise
         stop.ending = True
         if reports_error(ranks, stop):
             rank = "" if ranks.is_main else f" (rank {ranks.rank})"
-            print(f"error{rank}: {redact(error)}", file=sys.stderr, flush=True)
-            if stop.began and isinstance(error, UserError):
+            cure = "; make room on that disk, or give another --output" if full else ""
+            print(f"error{rank}: {redact(error)}{cure}", file=sys.stderr, flush=True)
+            if stop.began and not isinstance(error, FloatingPointError):
                 print(f"then {stop.advice()}", file=sys.stderr, flush=True)
-        leave(2)
+        leave(1 if full else 2)
     except (KeyboardInterrupt, Preempted):
         stop.ending = True
         leave(report_stop(ranks, stop))

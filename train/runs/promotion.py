@@ -166,8 +166,15 @@ def run_id_of(run: RunResult) -> str:
 
 
 def predictions_of(store: TrackingStore, version: ModelVersion, found: dict[str, RunResult]) -> Predictions:
-    """Return those of the run directory if it was given, else those that its MLflow run logged."""
+    """Return those of the run directory if it was given, else those that its MLflow run logged. Raises
+    UserError if neither has them, or the version's own answers are others."""
     metadata, name = version.metadata, f"version {version.version}"
+    if metadata.precision != "fp32":
+        raise UserError(
+            f"{name} is a file in {metadata.precision}, whose answers to validation images are not kept: "
+            f"register the fp32 file, or evaluate both files with {command('pipelines/evaluate.py')} and "
+            "move the alias in MLflow"
+        )
     if run := found.get(version.run_id):
         checkpoint = best_checkpoint(run.folder)
         if file_sha256(checkpoint) != metadata.checkpoint_sha256:

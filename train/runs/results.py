@@ -36,7 +36,7 @@ class RunResult:
 
     @property
     def best(self) -> dict[str, Any]:
-        return self.rows[self.best_epoch - 1]
+        return next(row for row in self.rows if row["epoch"] == self.best_epoch)
 
     @property
     def roc_auc(self) -> Interval | None:

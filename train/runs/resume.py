@@ -79,11 +79,9 @@ def _named_run(config: TrainConfig) -> str:
 def read_settings(folder: Path) -> TrainConfig | None:
     """Return the settings of a run; None if it has none, or none that this version understands."""
     path = folder / "config.yaml"
-    if not path.is_file():
-        return None
     try:
-        return parse_unchecked(["--config", str(path)])
-    except ValueError:
+        return parse_unchecked(["--config", str(path)]) if path.is_file() else None
+    except (OSError, ValueError):  # a folder that this user may not enter, as lost+found
         return None
 
 

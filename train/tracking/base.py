@@ -1,6 +1,7 @@
 """Trackers: the interface, one that does nothing, one that writes metrics.jsonl, and the choice of one."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,6 +54,8 @@ class MetricsFile(NullTracker):
             else:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())  # before the epoch's checkpoint, which is on the disk, too
             self.whole = True
         except OSError as error:
             self.whole = False
@@ -60,16 +63,17 @@ class MetricsFile(NullTracker):
 
 
 def build_tracker(
-    config: TrainConfig, is_main: bool, path: Path, epochs_done: int, run_id: str
+    config: TrainConfig, is_main: bool, path: Path, epochs_done: int, run_id: str, url: str = ""
 ) -> NullTracker:
-    """Return the tracker of a rank: only rank 0 has one that does anything, and imports mlflow."""
+    """Return the tracker of a rank: only rank 0 has one that does anything, and imports mlflow. `url`: of
+    the run directory, "" if it is kept on this machine."""
     if not is_main:
         return NullTracker()
     if not config.track:
         return MetricsFile(path, epochs_done)
     from train.tracking.mlflow_tracker import MlflowTracker  # seconds
 
-    return MlflowTracker(config, path, epochs_done, run_id)
+    return MlflowTracker(config, path, epochs_done, run_id, url)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

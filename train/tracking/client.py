@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,25 @@ class TrackingStore:
             with suppress(mlflow.MlflowException):  # who may not edit the experiment can log to it
                 client.set_experiment_tag(known.experiment_id, *VIEW_TAG)
         return str(known.experiment_id)
+
+    def send_each(
+        self, items: Sequence[Any], send: Callable[[Sequence[Any]], None]
+    ) -> list[tuple[str, RefusedError]]:
+        """Send parameters or metrics at once, or, where MLflow refuses some, all others. Return the keys of
+        those, each with its error."""
+        if not items:
+            return []
+        try:
+            with self.errors():
+                send(items)
+        except RefusedError as error:
+            if not error.about_values:
+                raise
+            if len(items) == 1:
+                return [(items[0].key, error)]
+            half = len(items) // 2
+            return self.send_each(items[:half], send) + self.send_each(items[half:], send)
+        return []
 
     def check_artifact_folder(self, artifact_uri: str) -> None:
         """Raise RefusedError if a run's files would end in a folder that MLflow makes here, for nobody to

@@ -48,7 +48,9 @@ def changed_parameters(known: Mapping[str, str], values: Mapping[str, str]) -> d
     return {
         key: value
         for key, value in values.items()
-        if last.get(key, value) != value and not (key in SETTINGS and SETTINGS[key].location)
+        if last.get(key, value) != value
+        and key != "experiment"  # a run stays in its own
+        and not (key in SETTINGS and SETTINGS[key].location)
     }
 
 

@@ -30,16 +30,29 @@ LAST_TRIES = 3  # a locked database is free in a moment
 
 
 class MlflowTracker(MetricsFile):
-    """Exactly one MLflow run for a training run, also after a resume (`run_id`, from its checkpoint)."""
+    """Exactly one MLflow run for a training run, also after a resume (`run_id`, from its checkpoint).
 
-    def __init__(self, config: TrainConfig, path: Path, epochs_done: int, run_id: str):
+    A copy of a run directory that is resumed is another run. `url` is the directory's, "" for a local one.
+    """
+
+    def __init__(self, config: TrainConfig, path: Path, epochs_done: int, run_id: str, url: str = ""):
         super().__init__(path, epochs_done)
         file = path.with_name(FILE)
         record = read_record(file)
+        if record is not None and record.is_copy(file):
+            print(f"{file.parent} is a copy of {record.folder}: it is another run in MLflow", flush=True)
+            record, run_id = None, ""
         if record is None:
             name, experiment_id = choose_experiment(config.experiment)
             record = Record(config.name, name, run_id=run_id, experiment_id=experiment_id)
             record.dataset_logged = bool(run_id)
+        elif config.experiment not in ("", record.experiment):
+            print(
+                f"warning: --experiment {config.experiment} has no effect on a resumed run, which stays in "
+                f"{record.experiment or record.experiment_id}",
+                flush=True,
+            )
+        record.folder = url or str(file.parent.resolve())
         self.config, self.record = config, record
         self.record.status, self.record.complete, self.record.ended = "RUNNING", False, 0
         self.sender = Sender(self.record, file, self.rows)

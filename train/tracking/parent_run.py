@@ -1,6 +1,7 @@
 """A run in MLflow above others: a sweep's above its trials, a cross-validation's above its folds."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from serve.contract.mlflow_tags import KIND_TAG, SWEEP
@@ -24,8 +25,16 @@ def open_parent(
             tags=mlflow.tracking.context.registry.resolve_tags({KIND_TAG: kind}),
             run_name=name,
         ).info.run_id
-        store.client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
-    return run_id
+        params = [Param(key, value) for key, value in parameters.items()]
+        try:
+            refused = store.send_each(params, lambda some: store.client.log_batch(run_id, params=some))
+        except BaseException:
+            with suppress(Exception):  # the next call makes another run
+                store.client.set_terminated(run_id, "FAILED")
+            raise
+    for key, error in refused:
+        print(f"warning: the run {name} in MLflow is without its parameter {key}: {error}", flush=True)
+    return str(run_id)
 
 
 def end_children(parent: str) -> None:

@@ -44,6 +44,8 @@ class Record:
     """A note that MLflow has otherwise is somebody's own, and stays."""
     files: list[str] = field(default_factory=list)
     """Files and folders that are still to be logged, relative to the run directory."""
+    folder: str = ""
+    """Absolute path of the run directory, or the URL where it is kept."""
     started: int = field(default_factory=lambda: int(1000 * time.time()))
     """Milliseconds since 1970."""
     ended: int = 0
@@ -56,6 +58,13 @@ class Record:
         """Write the file. A full disk, of which metrics.jsonl's own warning tells, stops nothing."""
         with SAVING, suppress(OSError), atomic_write(path, "w") as file:
             file.write(json.dumps(asdict(self), indent=1))
+
+    def is_copy(self, path: Path) -> bool:
+        """Return whether the run directory with this file is a copy of another one that is still there; one
+        that was moved is the same run."""
+        original = Path(self.folder, FILE)
+        other = read_record(original) if self.folder else None
+        return other is not None and other.key == self.key and not original.samefile(path)
 
 
 def read_record(path: Path) -> Record | None:

@@ -220,19 +220,7 @@ class Sender:
             self._refuse(kind, [name], error)
 
     def _send_each(self, kind: str, items: Sequence[Any], send: Callable[[Sequence[Any]], None]) -> None:
-        """Send parameters or metrics at once, or, where MLflow refuses some keys, all others."""
+        """Send parameters or metrics that MLflow has not refused before."""
         items = [item for item in items if item.key not in self._refused(kind)]
-        if not items:
-            return
-        try:
-            with self.store.errors():
-                send(items)
-        except RefusedError as error:
-            if not error.about_values:
-                raise
-            if len(items) == 1:
-                self._refuse(kind, [items[0].key], error)
-            else:
-                half = len(items) // 2
-                for part in (items[:half], items[half:]):
-                    self._send_each(kind, part, send)
+        for key, error in self.store.send_each(items, send):
+            self._refuse(kind, [key], error)

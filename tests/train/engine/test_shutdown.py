@@ -1,6 +1,8 @@
 """The end of a process: exit code, who prints the error, and the status that the run keeps."""
 
+import errno
 import json
+import os
 import signal
 import sys
 import threading
@@ -53,9 +55,23 @@ def test_the_exit_code_is_the_kind_of_the_end(
     assert ("error: --lr" in capsys.readouterr().err) == (code == 2)
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), exit_with_code(Ranks(), StopRequest()):
-        raise ZeroDivisionError
+def test_a_full_disk_is_one_line_that_names_the_file_and_the_next_start_may_succeed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop = StopRequest()
+    stop.began, stop.advice = True, lambda: "resume with: torchrun"
+    with pytest.raises(SystemExit) as ended, exit_with_code(Ranks(), stop):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/config.yaml")
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert "No space left on device: 'runs/a/config.yaml'; make room" in printed
+    assert "then resume with: torchrun" in printed
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.EACCES, "denied")], ids=repr)
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)), exit_with_code(Ranks(), StopRequest()):
+        raise error
 
 
 def main_of_a_rank(error: Exception) -> None:

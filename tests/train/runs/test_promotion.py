@@ -80,7 +80,9 @@ def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -
     use(monkeypatch, f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, model: str = "pets") -> Path:
+def registered_run(
+    name: str, seed: int, n: int = 3000, skill: float = 1.5, model: str = "pets", precision: str = "fp32"
+) -> Path:
     """A run directory and its MLflow run, exported and registered as challenger."""
     folder = make_run(Path("runs") / name, seed=seed, n=n, skill=skill)
     client = mlflow.MlflowClient()
@@ -96,6 +98,7 @@ def registered_run(name: str, seed: int, n: int = 3000, skill: float = 1.5, mode
         run_name=name,
         verified=(ON_CPU,),
         run_id=run_id,
+        precision=precision,
         checkpoint_sha256=file_sha256(folder / "checkpoints" / "best.pt"),
     )
     file = onnx_file(folder / "model.onnx", metadata)
@@ -191,6 +194,19 @@ def test_predictions_of_another_checkpoint_than_was_registered_are_refused(
     )
     assert compare.main([str(first), str(second), "--promote", "pets"]) == 2
     assert re.search(r"version 2 .*second/checkpoints/best\.pt", capsys.readouterr().err)
+    assert champion() == "1"
+
+
+@pytest.mark.parametrize("precisions", [("fp32", "int8"), ("fp16", "fp32")])
+def test_float32_answers_do_not_judge_a_file_of_lower_precision(
+    precisions: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They differ from those of an int8 file by as much as its conversion may lose."""
+    for alias, seed, precision in zip(("champion", "challenger"), (0, 1), precisions, strict=True):
+        folder = registered_run(alias, seed, skill=3.0, precision=precision)
+        mlflow.MlflowClient().set_registered_model_alias("pets", alias, str(seed + 1))
+    assert compare.main([str(folder), "--promote", "pets"]) == 2
+    assert re.search("version . is a file in (int8|fp16).*evaluate", capsys.readouterr().err)
     assert champion() == "1"
 
 

@@ -113,6 +113,23 @@ def test_auto_without_a_name_takes_the_furthest_unfinished_run_of_these_settings
     assert (found.resume, found.name) == (str(tmp_path / "runs" / "far"), "far")
 
 
+def test_auto_passes_over_folders_that_this_user_may_not_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lost+found in the root of a volume."""
+    make_run(tmp_path, "mine", 1)
+    (tmp_path / "runs" / "lost+found").mkdir()
+    stat = Path.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if path.parent.name == "lost+found":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert choose_run(settings(tmp_path, resume="auto")).name == "mine"
+
+
 def test_of_runs_that_are_equally_far_auto_takes_the_newest(tmp_path: Path) -> None:
     for name, age in (("old", 100), ("new", 50), ("older", 200)):
         make_run(tmp_path, name, 1)

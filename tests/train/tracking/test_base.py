@@ -56,6 +56,14 @@ def test_a_full_disk_stops_nothing_and_the_file_is_whole_again_later(
     assert [row["epoch"] for row in read_metrics(path)] == [1, 2, 3]
 
 
+def test_a_line_is_on_the_disk_before_the_epochs_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that dies leaves a checkpoint whose epoch has no metrics."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    MetricsFile(Path("metrics.jsonl"), 0).log_metrics(1, METRICS[0])
+    assert synced == [Path("metrics.jsonl").stat().st_size]
+
+
 def test_lines_of_work_that_is_done_again_are_dropped() -> None:
     path = Path("metrics.jsonl")
     path.write_text("".join(json.dumps({"epoch": e, "time": 0.0, "x": e}) + "\n" for e in (1, 2, 3)))

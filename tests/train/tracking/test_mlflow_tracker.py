@@ -1,6 +1,7 @@
 """MLflow has exactly one truthful run, and training neither waits for it nor loses a number to it."""
 
 import json
+import shutil
 import socket
 import sqlite3
 import threading
@@ -15,8 +16,10 @@ import pytest
 from mlflow_store import DIGEST, METRICS, PARAMETERS, REFUSES, history, runs, tracker, use, whole_run
 
 from train import sync
+from train.config import TrainConfig
 from train.tracking import mlflow_tracker
 from train.tracking.base import read_metrics
+from train.tracking.mlflow_tracker import MlflowTracker
 from train.tracking.run_record import read_record
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -90,6 +93,52 @@ def test_a_resumed_run_continues_in_the_same_mlflow_run(store: str) -> None:
     assert history(store, t.run_id, "images_per_second") == [(2, 7.0)]
     assert len(history(store, t.run_id, "val/log_loss")) == 1
     assert [row["val/accuracy"] for row in read_metrics(Path("metrics.jsonl"))] == [0.5, 0.75, 0.9]
+
+
+def test_a_copied_run_directory_that_is_resumed_is_a_run_of_its_own(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = whole_run()
+    Path("copy").mkdir()
+    for name in ("metrics.jsonl", "tracking.json"):
+        shutil.copy(name, Path("copy", name))
+    for _ in range(2):  # the second time it is its own
+        copy = MlflowTracker(TrainConfig(name="copy"), Path("copy/metrics.jsonl"), 2, first.run_id)
+        copy.start(PARAMETERS, ("data/train", DIGEST))
+        copy.log_metrics(3, METRICS[1])
+        copy.end("FINISHED")
+    assert capsys.readouterr().out.count("a copy of") == 1
+    assert len(runs(store)) == 2
+    assert history(store, first.run_id, "train/loss") == [(1, 0.9), (2, 0.4)]
+    assert history(store, copy.run_id, "train/loss") == [(1, 0.9), (2, 0.4), (3, 0.4)]
+
+
+def test_a_run_directory_that_was_moved_is_the_same_run(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = whole_run()
+    (tmp_path / "moved").mkdir()
+    for name in ("metrics.jsonl", "tracking.json"):
+        Path(name).rename(tmp_path / "moved" / name)
+    monkeypatch.chdir(tmp_path / "moved")
+    resumed = tracker(2)
+    resumed.start(PARAMETERS, ("data/train", DIGEST))
+    resumed.end("FINISHED")
+    assert [run.info.run_id for run in runs(store)] == [first.run_id]
+    assert read_record(Path("tracking.json")).folder == str(tmp_path / "moved")
+
+
+def test_another_experiment_at_a_resume_is_a_warning_and_no_parameter(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole_run()
+    config = TrainConfig(name="small", experiment="other")
+    resumed = MlflowTracker(config, Path("metrics.jsonl"), 2, "")
+    resumed.start({**PARAMETERS, "experiment": "other"}, ("data/train", DIGEST))
+    resumed.end("FINISHED")
+    assert "--experiment other has no effect" in capsys.readouterr().out
+    (run,) = runs(store)
+    assert not any(name.startswith("resume.") for name in run.data.params)
 
 
 def test_a_data_set_that_mlflow_never_heard_of_is_logged_by_the_resumed_run(

@@ -36,3 +36,12 @@ def test_a_run_of_a_sweep_is_a_child_and_lost_ones_are_ended(
     assert mlflow.MlflowClient(store).get_run(parent).info.status == "FINISHED"
     assert open_parent("purebred", "sweep", parent, {}) == parent
     assert mlflow.MlflowClient(store).get_run(parent).info.status == "RUNNING"
+
+
+def test_a_parameter_that_mlflow_refuses_costs_no_other(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = open_parent("purebred", "sweep", "", {"da*ta": "images", "epochs": "3", "seed": "1"})
+    assert mlflow.MlflowClient(store).get_run(parent).data.params == {"epochs": "3", "seed": "1"}
+    assert "without its parameter da*ta" in capsys.readouterr().out
+    assert len(runs(store)) == 1
