@@ -2,12 +2,11 @@
 
 import copy
 import math
-import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
 
@@ -29,7 +28,6 @@ HOPELESS = 4.0  # times the fastest seconds, which no other work explains: such 
 CLEARLY_FASTER = 0.9  # of the default's seconds; less may be noise
 USUAL_SECONDS = 60.0  # of compiling a network
 MOST_GAINED = 0.3  # of a step's time, by compiling it
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_precision(
@@ -71,8 +69,8 @@ def choose_precision(
 
         return step
 
-    if config.precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        log("warning: this processor has no bf16 arithmetic and emulates it; --precision fp32 is faster")
+    if config.precision == "bf16" and (warning := bf16_warning(Precision("bfloat16"), device)):
+        log(warning)
     options, default = on_main(ranks, lambda: candidates(config, device))  # nodes may have other processors
     if len(options) > 1:
         most = TIMED_IMAGES if device.type == "cpu" else math.inf  # a GPU has to hold the whole batch
@@ -101,10 +99,8 @@ def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precisio
         dtypes = [{"fp32": "", "tf32": "", "bf16": "bfloat16", "fp16": "float16"}[config.precision]]
     elif config.deterministic:
         dtypes = [""]  # a timing must not decide a result
-    elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        dtypes = ["", "float16"]
-    elif device.type == "cpu" and not cpu_has_bf16():
-        dtypes = [""]
+    elif emulates_bf16(device):
+        dtypes = ["", "float16"] if device.type == "cuda" else [""]
     else:
         dtypes = ["", "bfloat16"]
     if config.channels_last is not None:
@@ -120,6 +116,23 @@ def candidates(config: TrainConfig, device: torch.device) -> tuple[list[Precisio
 def cpu_has_bf16() -> bool:
     """Return whether the processor has kernels for bf16; emulated, a step can take minutes."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public function knows
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Return whether bf16 is computed by instructions for other numbers."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return not cpu_has_bf16()
+
+
+def bf16_warning(precision: Precision, device: torch.device) -> str:
+    """Return a warning if a run computes in bf16 and the device emulates it, else ""."""
+    if precision.autocast != "bfloat16" or not emulates_bf16(device):
+        return ""
+    return (
+        "warning: this device has no bf16 arithmetic and emulates it; a run with --precision fp32 is "
+        "faster (a resumed one keeps its precision)"
+    )
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -162,6 +175,12 @@ def time_step(step: Step, device: torch.device) -> float:
     return max_over_ranks(seconds)
 
 
+def is_compile_error(error: Exception) -> bool:
+    """Return whether torch.compile or one of its backends raised it."""
+    module = sys.modules.get("torch._dynamo.exc")  # seconds to import, and loaded if anything was compiled
+    return module is not None and isinstance(error, module.TorchDynamoException)
+
+
 def choose_compiled(
     config: TrainConfig,
     plan: EpochPlan,
@@ -182,8 +201,6 @@ def choose_compiled(
     """
     if not config.compile:
         return False
-    # what is compiled is kept for later starts, unless the user has chosen a folder
-    os.environ.setdefault(CACHE_VARIABLE, str(Path(config.output, ".cache", "inductor").resolve()))
     automatic = config.compile == "auto"
     if automatic and config.deterministic:
         log("warning: --compile auto has no effect with --deterministic: a timing must not decide a result")

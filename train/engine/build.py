@@ -8,8 +8,8 @@ from train.config import TrainConfig
 from train.data.index import Data, class_weights
 from train.data.sampler import EpochPlan
 from train.distributed import Log, Ranks, on_main
-from train.engine.autotune import choose_precision
-from train.engine.checkpointing import restore, schedule_change
+from train.engine.autotune import bf16_warning, choose_precision
+from train.engine.checkpointing import restore, schedule_change, view_change
 from train.engine.checks import (
     check_clip,
     check_single_image,
@@ -65,6 +65,8 @@ def build_run(
         precision = choose_precision(config, model, criterion, plan, len(classes), ranks, device, log)
     else:
         precision = Precision(**checkpoint["precision"] | {"tf32": uses_tf32(config, device)})
+        if warning := bf16_warning(precision, device):
+            log(warning)
     state = build_state(config, model, plan.steps, precision, ranks, device)
     if teacher is not None:
         teacher.channels_last = precision.channels_last
@@ -78,7 +80,8 @@ def build_run(
         position = Position(**checkpoint["position"])
         if "statistics_of_ranks" in checkpoint:  # written in the middle of an epoch
             state.load_statistics(checkpoint["statistics_of_ranks"], ranks)
-        if note := schedule_change(checkpoint, state, config, plan.steps):
+        rate = schedule_change(checkpoint, state, config, plan.steps)
+        for note in filter(None, (rate, view_change(checkpoint, config))):
             log(note)
     loaders = build_loaders(config, stage, data, ranks, device, num_workers, log)
     run = TrainingRun(

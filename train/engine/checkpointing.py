@@ -83,6 +83,24 @@ def restore(checkpoint: dict[str, Any], state: TrainState, data: Data, config: T
     return history
 
 
+def view_change(checkpoint: dict[str, Any], config: TrainConfig) -> str:
+    """Return a line on what other --epochs than the checkpoint's do to the images that the network sees, ""
+    if they grow and are cropped as before."""
+    before, done = config.replace(epochs=checkpoint["config"]["epochs"]), checkpoint["epoch"]
+    if not 0 < done < config.epochs or before.epochs == config.epochs or is_retuning(checkpoint):
+        return ""
+    last, size = before.train_size(done - 1), config.train_size(done)
+    changes = [f"of {size} pixels after {last}"] if size < last else []
+    if before.crops_subject(done - 1) and not config.crops_subject(done):
+        changes.append("whole after it saw cropped ones")
+    if not changes:
+        return ""
+    return (
+        f"warning: --epochs {before.epochs} -> {config.epochs} stretches --start-size and --subject-start: "
+        f"the network sees images {' and '.join(changes)} from the next epoch on"
+    )
+
+
 def schedule_change(
     checkpoint: dict[str, Any], state: TrainState, config: TrainConfig, steps_per_epoch: int
 ) -> str:

@@ -75,13 +75,17 @@ def check_output(folder: Path) -> None:
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:
-    """Check that batches can be divided among the processes, and into mixed pairs; raises UserError."""
+    """Check that batches can be divided among the processes, and into pairs where every second image is
+    mixed or cropped; raises UserError."""
     plan = EpochPlan(1, config.batch_size, 0, 0, world_size, config.accumulation)
-    if config.mixup + config.cutmix > 0 and plan.micro_batch_size % 2:
+    pairs = "--mixup and --cutmix mix pairs" if config.mixup + config.cutmix > 0 else ""
+    if config.subject_crop != "none" and config.subject_average:
+        pairs = "--subject-average crops every second image; or give --subject-average false"
+    if pairs and plan.micro_batch_size % 2:
         parts = world_size * config.accumulation
         raise UserError(
             f"--batch-size {config.batch_size} must be a multiple of {2 * parts} ({world_size} "
-            f"processes x {config.accumulation} accumulation steps x 2): --mixup and --cutmix mix pairs"
+            f"processes x {config.accumulation} accumulation steps x 2): {pairs}"
         )
 
 

@@ -29,6 +29,7 @@ from train.models.classifier import Outputs
 from train.runs.snapshots import Position
 
 STEPS_BETWEEN_CHECKS = 50  # of a GPU's gradients, for which it is waited for
+CPU_PIXELS = 800_000  # evaluated at once, 16 images of 224 px: docs/experiments.md no. 70
 UNKNOWN = 1e-4  # by so much other logits are above that of the right class
 CURE = "lower --lr, lengthen --warmup-epochs or use --precision fp32"
 
@@ -197,7 +198,7 @@ def evaluate(
     Raises:
         FloatingPointError: logits are not finite: no later epoch would mend the weights.
     """
-    images, ranks, batch_size = run.data.val, run.ranks, 2 * run.plan.micro_batch_size
+    images, ranks, batch_size = run.data.val, run.ranks, evaluation_batch_size(run)
     run.state.evaluated.eval()
     batches = evaluation_batches(len(images), batch_size, ranks.rank, ranks.world_size)
     common = len(images) // ranks.world_size // batch_size  # every rank has at least as many batches
@@ -234,6 +235,15 @@ def evaluate(
         return {f"val/{name}": value for name, value in metrics.items()}
 
     return on_main(ranks, reduce), evaluation
+
+
+def evaluation_batch_size(run: TrainingRun) -> int:
+    """Return how many images a rank evaluates at once: twice what it trains on, as no maps are kept for
+    gradients, and on a CPU no more than its caches are good for."""
+    most = 2 * run.plan.micro_batch_size
+    if run.device.type != "cpu":
+        return most
+    return max(1, min(most, CPU_PIXELS // run.config.preprocess().size ** 2))
 
 
 def evaluate_batch(run: TrainingRun, batch: Batch) -> Tensor:

@@ -78,7 +78,8 @@ def refresh_statistics(run: TrainingRun) -> None:
         mean, var = layer.running_mean, layer.running_var
         assert mean is not None
         assert var is not None
-        averages = mean_over_ranks(torch.stack([mean, var + mean**2]))
+        first, second = mean.double(), var.double()  # float32 would lose small variances
+        averages = mean_over_ranks(torch.stack([first, second + first**2]))
         mean.copy_(averages[0])
-        var.copy_(averages[1] - averages[0] ** 2)
+        var.copy_((averages[1] - averages[0] ** 2).clamp(min=0))
     model.train()

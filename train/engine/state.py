@@ -1,7 +1,9 @@
 """TrainState: the model and all that changes with it, step by step."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from train.optim.optimizers import build_optimizer
 from train.optim.schedule import build_scheduler
 from train.precision import Precision
 
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+FIRST_SCALE = 2.0**10  # of fp16 losses; torch's 2**16 overflows in the first steps, all of a short epoch's
 MIN_MOMENTUM = 0.1  # of batch-norm statistics, from random weights; PyTorch's own default
 
 
@@ -219,6 +223,8 @@ def build_state(
     optimizer = build_optimizer(config, model, precision, ranks)
     compiled = precision.compiled if config.compile == "auto" else bool(config.compile)
     if compiled:
+        # what is compiled is kept for later starts, unless the user has chosen a folder
+        os.environ.setdefault(CACHE_VARIABLE, str(Path(config.output, ".cache", "inductor").resolve()))
         # in place: names, copies and the averaged model stay as they are
         model.network.compile(dynamic=False)
     return TrainState(
@@ -226,7 +232,7 @@ def build_state(
         wrapped=wrap(model, ranks, device),
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer, steps_per_epoch),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision.autocast == "float16"),
+        scaler=torch.amp.GradScaler(device.type, FIRST_SCALE, enabled=precision.autocast == "float16"),
         ema=MovingAverage(model, config.ema) if config.ema else None,
         precision=precision,
         convolutions=convolutions(precision, device, compiled),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from serve.contract.errors import UserError
 from train.checkpoint import checkpoint_folder
-from train.data.workers import explain
+from train.data.workers import explain, first_line
 from train.distributed import AsyncSum, Log, gather_list, on_main
+from train.engine.autotune import is_compile_error
 from train.engine.checkpointing import checkpoint_state
 from train.engine.loop import EpochProgress, do_nothing, evaluate, train_one_epoch
 from train.engine.profiler import StepProfiler
@@ -70,6 +71,11 @@ class Trainer:
             raise
         except (RuntimeError, OSError) as error:
             reason = explain(error, run.train_loader.exit_codes() + run.val_loader.exit_codes())
+            if reason is None and is_compile_error(error):
+                reason = (  # a new run has tried it, a resumed one may be on another machine
+                    f"{run.config.model} cannot be compiled on this machine ({first_line(error)}): resume "
+                    "with --compile false"
+                )
             if reason is None:
                 raise
             raise UserError(reason) from error

@@ -19,13 +19,20 @@ class MovingAverage(AveragedModel):
         super().__init__(model, use_buffers=True)
         self.decay = decay
         self.n_averaged = self.n_averaged.cpu()
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        self.infinite = {i for i, t in enumerate(tensors) if t.is_floating_point() and t.isinf().any()}
+        """Of bounds, as timm's Gemma 4 has them: the mean of two of them is not a number."""
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         steps = int(self.n_averaged)
         decay = min(self.decay, (1 + steps) / (10 + steps))
         ours, theirs = (list(chain(m.parameters(), m.buffers())) for m in (self.module, model))
-        copied = [i for i, tensor in enumerate(ours) if not steps or not tensor.is_floating_point()]
+        copied = [
+            i
+            for i, tensor in enumerate(ours)
+            if not steps or i in self.infinite or not tensor.is_floating_point()
+        ]
         mixed = sorted(set(range(len(ours))) - set(copied))
         if copied:  # num_batches_tracked; in the first step all
             torch._foreach_copy_([ours[i] for i in copied], [theirs[i] for i in copied])

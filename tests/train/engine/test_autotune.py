@@ -13,19 +13,20 @@ from train.config import TrainConfig
 from train.data.sampler import EpochPlan
 from train.distributed import Ranks
 from train.engine.autotune import (
-    CACHE_VARIABLE,
     ROUNDS,
+    bf16_warning,
     candidates,
     choose_compiled,
     choose_option,
     choose_precision,
     cpu_has_bf16,
+    emulates_bf16,
     multiplies_bf16,
     time_options,
     time_step,
 )
 from train.engine.loss import Criterion
-from train.engine.state import TrainState, build_state
+from train.engine.state import CACHE_VARIABLE, TrainState, build_state
 from train.precision import Precision
 
 
@@ -73,6 +74,19 @@ def test_what_the_processor_only_emulates_is_no_candidate_unless_asked_for(
     ]
     given, _ = candidates(TrainConfig(precision="bf16", channels_last=True), CPU)
     assert [str(option) for option in given] == ["bf16, channels_last"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_resumed_run_whose_device_emulates_bf16_is_warned_of(
+    device: str, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have begun on another machine."""
+    monkeypatch.setattr("train.engine.autotune.cpu_has_bf16", lambda: not emulated)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not emulated)
+    assert emulates_bf16(torch.device(device)) == emulated
+    assert bool(bf16_warning(Precision("bfloat16"), torch.device(device))) == emulated
+    assert not bf16_warning(Precision(), torch.device(device))
 
 
 def test_bf16_is_a_candidate_where_the_kernels_are() -> None:
@@ -338,8 +352,11 @@ def test_too_little_memory_for_what_is_required_is_an_error(monkeypatch: pytest.
 def test_what_is_compiled_is_kept_below_the_output_unless_the_user_chose_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also by a resumed run, which times nothing."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic: None)
     for folder in (tmp_path, tmp_path / "other"):  # the second finds the variable set
-        compiled_by_timing(monkeypatch, 0.4, 60.0, 0.3, output=str(folder))
+        config = TrainConfig(output=str(folder), compile=True)
+        build_state(config, linear_model(), 1, Precision(), ONE, CPU)
         assert os.environ[CACHE_VARIABLE] == str(tmp_path / ".cache" / "inductor")
 
 

@@ -175,6 +175,18 @@ def test_pairs_that_would_be_divided_among_processes_are_an_error_before_anythin
         check_batch_size(mixed.replace(batch_size=10, accumulation=2), 1)
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(32, 32), (24, 8), (1, 1)])
+def test_every_second_image_is_cropped_only_in_batches_that_have_one(
+    batch_size: int, accumulation: int
+) -> None:
+    """Else none of them would be, and validation would see crops."""
+    config = TrainConfig(batch_size=batch_size, accumulation=accumulation, subject_crop="cam")
+    with pytest.raises(ValueError, match=f"--batch-size {batch_size} .*--subject-average false"):
+        check_batch_size(config, 1)
+    check_batch_size(config.replace(subject_average=False), 1)
+    check_batch_size(config.replace(batch_size=2 * batch_size), 1)
+
+
 def test_a_clip_that_leaves_too_little_for_the_answer_is_refused() -> None:
     check_clip(0.0005, 1000)
     check_clip(0.1, 5)

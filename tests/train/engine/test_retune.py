@@ -95,6 +95,24 @@ def test_statistics_are_those_of_the_images_at_the_new_size(tmp_path: Path) -> N
     assert model.training
 
 
+def test_a_small_variance_of_large_features_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the difference of two means, in float32, it would be lost in rounding."""
+    config, data = make_data(tmp_path)
+    model = classifier()
+    run = make_run(config, data, model, stage=retuning_settings(config))
+    norm = model.network.features[1]
+
+    def passed(images: object) -> None:
+        norm.running_mean.fill_(20.0)
+        norm.running_var.fill_(1e-5)
+
+    monkeypatch.setattr(model, "forward", passed)
+    refresh_statistics(run)
+    torch.testing.assert_close(norm.running_var, torch.full_like(norm.running_var, 1e-5), rtol=1e-3, atol=0)
+
+
 def test_the_network_sees_the_size_of_validation_also_of_a_subject_cut_out(tmp_path: Path) -> None:
     config, _ = make_data(tmp_path, eval_size=24, subject_crop="cam", subject_zoom=1.5)
     stage = retuning_settings(config)

@@ -24,13 +24,14 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig
 from train.data.index import Data, prepare_data
 from train.distributed import Ranks, on_main
-from train.engine.checkpointing import checkpoint_state, restore, schedule_change
+from train.engine.checkpointing import checkpoint_state, restore, schedule_change, view_change
 from train.engine.loop import EpochProgress, train_one_epoch
 from train.engine.run import TrainingRun
 from train.engine.state import TrainState, build_state
 from train.models.build import build_model, load_teacher, rebuild
 from train.models.subject_crop.build import add_subject_crop
 from train.optim.schedule import lr_factor
+from train.precision import Precision
 from train.runs.history import History
 from train.runs.snapshots import Position
 from train.settings import flag
@@ -376,6 +377,36 @@ def test_what_more_epochs_do_to_the_learning_rate_is_printed(
         assert f"{word} from {before:.2e} to {following:.2e}" in printed
         assert printed.startswith("warning") == (word == "rises")
         assert last <= before
+
+
+def test_the_first_scale_of_fp16_leaves_room_for_gradients(tmp_path: Path) -> None:
+    """A run of one step an epoch ends where that step overflows."""
+    config, _ = make_data(tmp_path)
+    model, _ = build_model("simple_cnn", 2, config.image_size)
+    state = build_state(config, model, 1, Precision("float16"), Ranks(), CPU)
+    gradients = 50.0  # of which fp16 holds up to 65,504
+    assert state.scaler.scale(torch.tensor(gradients)).half().isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "done", "words"),
+    [
+        ({"image_size": 224, "start_size": 96, "epochs": 15}, 30, 15, ["of 184 pixels after 224"]),
+        ({"image_size": 224, "start_size": 96, "epochs": 15}, 15, 9, []),
+        ({"image_size": 224, "start_size": 96, "epochs": 15}, 12, 3, []),
+        ({"subject_crop": "cam", "epochs": 10}, 60, 10, ["whole after it saw cropped"]),
+        ({"epochs": 10}, 60, 10, []),
+    ],
+)
+def test_more_epochs_that_turn_growing_images_back_are_a_warning(
+    settings: dict[str, Any], epochs: int, done: int, words: list[str]
+) -> None:
+    config = TrainConfig(model="simple_cnn", **settings)
+    checkpoint = {"config": config.to_dict(), "epoch": done}
+    checkpoint |= {"history": {"retuned": 0}, "position": {"retuning": False}}
+    printed = view_change(checkpoint, config.replace(epochs=epochs))
+    assert bool(printed) == bool(words)
+    assert all(word in printed for word in words)
 
 
 def ranked_run(config: TrainConfig, ranks: Ranks, seed: int = 0) -> TrainingRun:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from train_data import CPU, ONE, make_data
 
 from serve.contract.errors import UserError
@@ -139,6 +140,19 @@ def test_a_loader_process_that_was_killed_is_an_error_that_names_the_cause(
     monkeypatch.setattr(trainer, "train_one_epoch", killed)
     monkeypatch.setattr(Loader, "exit_codes", lambda self: [-signal.SIGKILL])
     with pytest.raises(ValueError, match=r"--num-workers.*--batch-size"):
+        make_trainer(tmp_path, new_run(tmp_path)).fit()
+
+
+def test_a_resumed_run_that_cannot_be_compiled_on_its_machine_is_an_error_that_names_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container without a C compiler. A new run has tried it before its first step."""
+
+    def failed(*_: object) -> None:
+        raise TorchDynamoException("no C compiler")
+
+    monkeypatch.setattr(trainer, "train_one_epoch", failed)
+    with pytest.raises(UserError, match=r"simple_cnn cannot be compiled.*no C compiler.*--compile false"):
         make_trainer(tmp_path, new_run(tmp_path)).fit()
 
 

@@ -28,6 +28,15 @@ def test_the_averages_decay_grows_to_its_setting() -> None:
     assert averaged(0.1, [5.0, 1.0]) == pytest.approx(0.1 * 5 + 0.9 * 1)
 
 
+def test_bounds_that_are_infinite_stay_what_they_are() -> None:
+    net = nn.Linear(1, 1)
+    net.register_buffer("bound", torch.tensor([-torch.inf, torch.inf]))
+    ema = MovingAverage(net, 0.9)
+    for _ in range(3):
+        ema.update_parameters(net)
+    assert ema.module.bound.tolist() == [-torch.inf, torch.inf]
+
+
 def test_the_average_includes_batch_norm_statistics() -> None:
     net = build().train()
     ema = MovingAverage(net, 0.9)
