@@ -9,12 +9,11 @@ Batches are cut at fixed positions of the input order, and an unreadable image i
 an answer depends on nothing but the image, its position and the model.
 """
 
-import errno
 import math
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -33,7 +32,7 @@ from serve.outputs.layout import Row
 from serve.predictor import Predictor
 from serve.processors import available_processors
 from serve.providers.registry import PROVIDERS
-from serve.storage import OutageError
+from serve.storage import is_outage
 
 BATCH_PIXELS = 4 * 224 * 224  # on the CPU: what stays in a processor's cache
 BATCH_SIZE_ON_A_DEVICE = 64
@@ -45,11 +44,10 @@ MAX_WORKERS = 32
 MAX_STUCK = 32  # threads that hang at the same time
 PATIENCE = 5.0  # seconds at the end for threads that may hang without having run out of time
 TICK = 0.25  # seconds between looks at the workers
-MAY_PASS = {  # of local files, as network file systems say it too
-    getattr(errno, name)
-    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EHOSTDOWN", "ENETDOWN", "EREMOTEIO")
-    + ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ENOMEM", "EMFILE", "ENFILE")
-}
+
+
+class NoThreadError(OSError):
+    """The system starts no more threads for this process."""
 
 
 class StorageHangsError(OSError):
@@ -176,16 +174,15 @@ class _Pipeline:
 
     def run(self, workers: int) -> Generator[Row, None, None]:
         adaptive = not workers
-        for _ in range(workers or available_processors()):
-            self.start(None)
+        self.start(None)
+        self.start_more((workers or available_processors()) - 1)
         try:
             while (batch := self.next_batch()) is not None:
                 if batch.failure is not None:
                     raise batch.failure
                 yield from batch.rows()
                 if adaptive and self.wanted == BATCHES_MEASURED * len(self.workers):
-                    for _ in range(self.more_workers()):
-                        self.start(None)
+                    self.start_more(self.more_workers())
         finally:
             with self.changed:
                 self.closed = True
@@ -196,8 +193,20 @@ class _Pipeline:
 
     def start(self, unfinished: "_Worker | None") -> None:
         worker = _Worker(self, unfinished)
+        try:
+            worker.thread.start()
+        except RuntimeError as error:
+            raise NoThreadError(
+                f"{error}: {threading.active_count()} run; raise the limit of processes (ulimit -u, or "
+                "pids.max of the container)"
+            ) from error
         self.workers.append(worker)
-        worker.thread.start()
+
+    def start_more(self, count: int) -> None:
+        """Start workers, or as many of them as the machine has threads for."""
+        with suppress(NoThreadError):
+            for _ in range(count):
+                self.start(None)
 
     def more_workers(self) -> int:
         """Return how many more keep the processors busy while the others wait for bytes."""
@@ -337,7 +346,7 @@ class _Worker:
                     batch.looks[slot] = look_of(extent_of(image).size, target)
                     batch.doubts.update((slot, doubt) for doubt in doubts)
         except OSError as error:
-            if isinstance(error, OutageError) or error.errno in MAY_PASS:
+            if is_outage(error):
                 batch.transient.add(slot)
             return error.strerror or redact(error) or type(error).__name__
         except Exception as error:  # whatever one file does, it must cost no other file its row

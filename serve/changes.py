@@ -6,12 +6,12 @@ again and their contents compared, which costs less than scoring them. URLs of a
 """
 
 import hashlib
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 
+from serve.contract.errors import print_line
 from serve.inputs.base import Read
 from serve.inputs.inventory import Entry
 from serve.inputs.sources import Source
@@ -73,10 +73,9 @@ def unchanged(source: Source, manifest: Manifest) -> bool:
         return True
     if manifest.contents == _digest_contents(source, rows):
         return True
-    print(
+    print_line(
         f"images of rows {rows.start} to {rows.stop - 1} may have changed since they were scored: "
-        "these rows are scored again",
-        file=sys.stderr,
+        "these rows are scored again"
     )
     return False
 

@@ -1,6 +1,5 @@
 """From inputs to an output file: in one go, or as a part that survives a kill."""
 
-import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import PIL
 
 from serve.batch import score
 from serve.changes import SetDigest, digest_stamps, digesting, unchanged
+from serve.contract.errors import print_line
 from serve.contract.files import atomic_write, file_sha256
 from serve.contract.heic import PACKAGE, heic_version
 from serve.contract.images import MAX_MEGAPIXELS
@@ -159,7 +159,7 @@ class PartWriter:
                 self._clean()
                 return
             if resume and attempt == 1 and (changed := difference(self.part, self.job)):
-                print(f"{self.part.name} has another {changed}: it is scored again", file=sys.stderr)
+                print_line(f"{self.part.name} has another {changed}: it is scored again")
             try:
                 self.folder.mkdir(exist_ok=True)
                 manifest = self._write_part(pieces, resume)

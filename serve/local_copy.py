@@ -104,6 +104,9 @@ class _Replacing(io.TextIOBase):
     def flush(self) -> None:
         self.stream.flush()
 
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
 
 @dataclass(frozen=True)
 class OpenedModel:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from serve.arguments import build_parser, check_options
 from serve.batch import check_score, default_batch_size
-from serve.contract.errors import UserError
+from serve.contract.errors import UserError, print_line
 from serve.contract.files import atomic_write
 from serve.contract.images import memory_note
 from serve.contract.urls import is_remote, redact
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except MemoryError as error:
-        print(f"error: {error or 'out of memory'}: lower --batch-size or --workers", file=sys.stderr)
+        print_line(f"error: {error or 'out of memory'}: lower --batch-size or --workers")
         return 2
     except (UserError, OSError) as error:
         return report_error(error)
@@ -126,7 +126,7 @@ def score_images(
     )
     print_start(f"{which} in {args.images}", model.described(args.model), scoring.predictor, source)
     if not sample and (warning := scoring.layout.warn_of_size(len(rows))):
-        print(warning, file=sys.stderr)
+        print_line(warning)
     facts = scoring.facts() if args.summary or server else {}  # of the model as it is now
     progress = Progress(len(rows))
     if shard or args.resume or (total > args.part_size and scoring.form.open_joiner):
@@ -203,7 +203,7 @@ def open_scoring(
         source, form = replace(source, inventory=submission.inventory), submission.form
     check_score(predictor, batch_size, args.workers, args.image_timeout, args.embeddings)
     if note := memory_note(args.max_megapixels, available_processors()):
-        print(note, file=sys.stderr)
+        print_line(note)
     named = {
         "model": redact(model.location),
         "model_version": model.version,

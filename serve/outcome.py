@@ -1,13 +1,12 @@
 """The end of a scoring job: what is printed and written as JSON, and which exit code follows."""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from serve.contract.command_line import Number
-from serve.contract.errors import LASTING, UserError
+from serve.contract.errors import LASTING, UserError, print_line
 from serve.contract.files import atomic_write
 from serve.contract.urls import redact
 from serve.local_copy import LocalCopy
@@ -24,7 +23,7 @@ Write = Callable[[JobSummary], None]
 def report_error(error: Exception) -> int:
     """Print the error in one line; return the exit code: 2 if the same call will fail again, 3 if it may
     succeed."""
-    print(f"error: {redact(error)}", file=sys.stderr)
+    print_line(f"error: {redact(error)}")
     return 2 if isinstance(error, LASTING) else 3
 
 
@@ -71,14 +70,13 @@ def _write(summary: JobSummary, path: Path, copy: LocalCopy) -> None:
             file.write(summary.to_json())
         copy.publish(path)
     except (UserError, OSError) as error:
-        print(f"warning: the summary is not written: {redact(error)}", file=sys.stderr)
+        print_line(f"warning: the summary is not written: {redact(error)}")
 
 
 def print_outcome(summary: JobSummary) -> None:
     """Print the commonest errors and the estimated accuracy."""
-    with suppress(OSError):  # the rows are written, whoever still listens
-        for line in summary.lines():
-            print(line, file=sys.stderr, flush=True)
+    for line in summary.lines():
+        print_line(line)
 
 
 def outcome_code(summary: JobSummary, total: int, max_errors: float | None) -> int:
@@ -86,9 +84,8 @@ def outcome_code(summary: JobSummary, total: int, max_errors: float | None) -> i
     TOO_MANY_ERRORS, with a line."""
     if max_errors is None or summary.errors <= max_errors * total + 1e-9:
         return 0
-    print(
+    print_line(
         f"error: {summary.errors} of {total} rows are errors, more than --max-errors {max_errors:g} allows "
-        "(all rows are written)",
-        file=sys.stderr,
+        "(all rows are written)"
     )
     return TOO_MANY_ERRORS

@@ -1,6 +1,5 @@
 """How far a scoring job is, and what it prints at its start and at its end."""
 
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 import PIL
 
 from serve.contract.doubts import Doubts
+from serve.contract.errors import print_line
 from serve.contract.formats import count_by_name
 from serve.contract.metadata import ModelMetadata
 from serve.contract.urls import redact
@@ -40,7 +40,7 @@ class Progress:
         if now - self.printed >= PRINT_SECONDS:
             rate = (self.done - self.resumed) / (now - self.started)
             left = (self.total - self.done) / rate
-            print(f"{self.done}/{self.total} {rate:.0f} images/s {left:.0f} s left", file=sys.stderr)
+            print_line(f"{self.done}/{self.total} {rate:.0f} images/s {left:.0f} s left")
             self.printed = now
 
     def restart(self) -> None:
@@ -66,26 +66,25 @@ class Progress:
         if self.summary.transient:
             warnings.insert(0, f"{self.summary.transient} errors may pass: see the column error")
         for line in warnings:
-            print(f"warning: {line}", file=sys.stderr)
+            print_line(f"warning: {line}")
         if source.ignored:
             kinds = count_by_name(source.inputs.left_out.others)
-            print(f"ignored {source.ignored} files without an image suffix ({kinds})", file=sys.stderr)
+            print_line(f"ignored {source.ignored} files without an image suffix ({kinds})")
 
 
 def print_start(which: str, model: str, predictor: Predictor, source: Source) -> None:
     """`which` names the images, and the part of them that is scored."""
     names = predictor.metadata.class_names
-    print(
+    print_line(
         f"scoring {redact(which)} with {redact(model)}; "
         f"classes: {', '.join(names[:10])}{', ...' if names[10:] else ''}\n"
         f"provider {predictor.provider} at {predictor.precision}, {predictor.share}"
-        + (f" (auto: {predictor.reason})" if predictor.reason else ""),
-        file=sys.stderr,
+        + (f" (auto: {predictor.reason})" if predictor.reason else "")
     )
     if warning := resampling_warning(predictor.metadata):
-        print(warning, file=sys.stderr)
+        print_line(warning)
     if repeated := source.inventory.repeated:
-        print(f"warning: {repeated} inputs are named twice and scored once", file=sys.stderr)
+        print_line(f"warning: {repeated} inputs are named twice and scored once")
 
 
 def resampling_warning(metadata: ModelMetadata) -> str:

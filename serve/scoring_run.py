@@ -3,11 +3,10 @@
 import argparse
 import json
 import socket
-import sys
 import time
 from pathlib import Path
 
-from serve.contract.errors import UserError
+from serve.contract.errors import UserError, print_line
 from serve.contract.mlflow_tags import CLASSES_TAG, DATA_TAG, HOST_TAG, KIND_TAG, MODEL_NAME_TAG
 from serve.contract.urls import last_part, redact, url_path
 from serve.job import Scoring
@@ -110,4 +109,4 @@ def log_run(server: TrackingServer, run: ScoringRun) -> None:
     try:
         print(f"in MLflow: scoring run {log_scoring_run(server, run)}")
     except (UserError, OSError) as error:
-        print(f"warning: the scoring run is not in MLflow: {redact(error)}", file=sys.stderr)
+        print_line(f"warning: the scoring run is not in MLflow: {redact(error)}")

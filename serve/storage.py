@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from serve.contract.errors import UserError
-from serve.contract.files import atomic_path
+from serve.contract.files import MAY_PASS, atomic_path
 from serve.contract.installation import how_to_install
 from serve.contract.urls import is_http, redact, url_path
 
@@ -27,6 +27,7 @@ FIRST_PAUSE = 0.5  # seconds; doubled after each attempt, and half of it drawn b
 THREADS = 32  # they wait for the network
 S3_VERSION = "?versionId="
 READ_AHEAD = 1 << 20  # bytes fetched at once while listing a tar file
+CONNECT_SECONDS, SILENT_SECONDS = 30.0, 60.0  # of an HTTP server that does not answer, or stops sending
 PROBE = ".writable"
 FILE_SYSTEMS = ("file://", "local://", "sftp://", "ssh://")  # write in place, and rename atomically
 # What stores know of an object's content
@@ -50,6 +51,11 @@ class OutageError(OSError):
     """The store does not answer, or not as it should; it may later."""
 
 
+def is_outage(error: Exception) -> bool:
+    """Return whether a later call may read, from a store or a disk, what could not be read now."""
+    return isinstance(error, OutageError) or (isinstance(error, OSError) and error.errno in MAY_PASS)
+
+
 class RemoteFile(NamedTuple):
     url: str
     name: str
@@ -66,11 +72,16 @@ class RemoteFile(NamedTuple):
 def filesystem(url: str) -> Any:
     """Return fsspec's file system for a URL; UserError when its scheme is unknown or not installed."""
     scheme, _, path = url.partition("://")
-    local, ssh = scheme in ("file", "local"), scheme in ("sftp", "ssh")
-    options = {"auto_mkdir": True} if local else {} if ssh else {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in ("file", "local"):
+        options = {"auto_mkdir": True}
+    elif scheme in ("sftp", "ssh"):
+        options = {}
     try:
         from fsspec.core import url_to_fs
 
+        if is_http(url):
+            options["client_kwargs"] = _client_options(scheme)
         # of the rest of a URL, it would take :: for a chain of file systems
         return url_to_fs(f"{scheme}://{path.partition('/')[0]}", **options)[0]
     except ImportError as error:
@@ -78,6 +89,19 @@ def filesystem(url: str) -> Any:
         raise UserError(f"{scheme}:// needs a package that is not installed ({error}){install}") from error
     except (TypeError, ValueError) as error:  # it may need more than a URL
         raise UserError(f"{redact(url)}: {error}") from error
+
+
+def _client_options(scheme: str) -> dict[str, Any]:
+    """Return aiohttp's options: those of the user's fsspec configuration, and timeouts of silence alone.
+
+    Its default ends every download after five minutes.
+    """
+    import aiohttp
+    from fsspec import get_filesystem_class
+    from fsspec.config import apply_config
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+    return {"timeout": timeout, **apply_config(get_filesystem_class(scheme), {}).get("client_kwargs", {})}
 
 
 def retried(url: str, action: Callable[[], T]) -> T:
@@ -95,17 +119,23 @@ def retried(url: str, action: Callable[[], T]) -> T:
             raise FileNotFoundError(f"{redact(url)}: {error}") from error
         except PermissionError as error:
             raise PermissionError(f"{redact(url)}: {error}") from error
-        except ValueError:
+        except UserError:
             raise
+        except ValueError as error:  # a port that is no number, a pattern that a file system does not take
+            raise UserError(_describe(url, error)) from error
         except Exception as error:  # aiohttp's, botocore's and google's exceptions share no base
             if attempt == ATTEMPTS or not _may_pass(error):
-                message = redact(error) or type(error).__name__
-                name = "" if redact(url) in message else f"{redact(url)}: "
                 kind = OutageError if _may_pass(error) else OSError
-                raise kind(f"{name}{message} (attempt {attempt})") from error
+                raise kind(f"{_describe(url, error)} (attempt {attempt})") from error
         time.sleep(pause * random.uniform(0.5, 1))
         pause *= 2
     raise AssertionError("unreachable")
+
+
+def _describe(url: str, error: Exception) -> str:
+    """Return the error with the URL in it, once."""
+    message = redact(error) or type(error).__name__
+    return message if redact(url) in message else f"{redact(url)}: {message}"
 
 
 def _may_pass(error: Exception) -> bool:
@@ -166,7 +196,42 @@ def open_seekable(url: str) -> IO[bytes]:
     """Open a big object of which little is read: seeking does not download what lies between."""
     if is_http(url):
         read_range(url, 1, 1)
-    return io.BufferedReader(_call("open", url, url, "rb", block_size=READ_AHEAD, cache_type="readahead"))
+    file = _call("open", url, url, "rb", block_size=READ_AHEAD, cache_type="readahead")
+    return io.BufferedReader(_Retried(url, file))
+
+
+class _Retried(io.RawIOBase):
+    """An open object whose reads are tried again, each from where it began."""
+
+    def __init__(self, url: str, file: Any):
+        self.url, self.file = url, file
+        self.name = redact(url)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.file.seek(offset, whence)  # of SFTP, it returns nothing
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(self.file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+
+        def read() -> int:
+            self.file.seek(start)
+            return int(self.file.readinto(buffer))
+
+        return retried(self.url, read)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def download(url: str) -> IO[bytes]:
@@ -273,8 +338,8 @@ def match(pattern: str) -> tuple[list[str], int]:
     root = _call("_strip_protocol", pattern, base)
     try:
         found = _call("glob", pattern, detail=True)
-    except ValueError as error:
-        raise UserError(f"{redact(pattern)}: {error}; as in **/*.jpg") from error
+    except UserError as error:
+        raise UserError(f"{error}; as in **/*.jpg") from error
     files = [name for name, info in found.items() if info.get("type") != "directory"]
     return [base + name.removeprefix(root).lstrip("/") for name in files], len(found) - len(files)
 

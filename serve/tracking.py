@@ -5,13 +5,12 @@ A tracking server is reached over its REST API, so that scoring needs no mlflow.
 
 import json
 import os
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.contract.errors import UserError
+from serve.contract.errors import UserError, print_line
 from serve.contract.mlflow_tags import CHECKPOINT_TAG, EXPERIMENT_TAGS, PRECISION_TAG
 from serve.contract.urls import is_http, redact
 from serve.mlflow_models import DEFAULT_URI
@@ -83,10 +82,9 @@ def find_server(model: str) -> TrackingServer | None:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or run_of_model(model).uri or DEFAULT_URI
     if not is_http(uri):
-        print(
+        print_line(
             f"warning: --track: {redact(uri)} is no tracking server, so this scoring run will not be in "
-            f"MLflow. {way_to_a_server(uri)}",
-            file=sys.stderr,
+            f"MLflow. {way_to_a_server(uri)}"
         )
         return None
     if ":***@" in uri:
@@ -111,10 +109,9 @@ def log_scoring_run(server: TrackingServer, run: ScoringRun) -> str:
 def _log(server: TrackingServer, run: ScoringRun) -> str:
     source = _find_source(server, run)
     if run.training_run_id and not source.experiment_id:
-        print(
+        print_line(
             f"warning: MLflow at {server.uri} does not have run {run.training_run_id}, which trained this "
-            "model: the scoring run is not linked to it. Set MLFLOW_TRACKING_URI to the store of training",
-            file=sys.stderr,
+            "model: the scoring run is not linked to it. Set MLFLOW_TRACKING_URI to the store of training"
         )
     tags = {
         **run.tags,

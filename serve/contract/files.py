@@ -16,6 +16,12 @@ from serve.contract.errors import UserError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TRANSIENT = (*FULL, errno.EIO, errno.ESTALE)
 """What may be over when the same command is started again."""
+MAY_PASS = {
+    getattr(errno, name, errno.EIO)  # macOS has no EREMOTEIO
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EHOSTDOWN", "ENETDOWN", "EREMOTEIO")
+    + ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ENOMEM", "EMFILE", "ENFILE")
+}
+"""Of reading a local file or folder, what may be over later; network file systems report it too."""
 
 
 def expand_arguments(argv: Sequence[str] | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from serve.contract.files import MAY_PASS
 from serve.contract.formats import IMAGE_SUFFIXES, kind_of_other
 
 # What network disks, operating systems and tools keep beside people's files: thumbnails, deleted files,
@@ -48,6 +49,7 @@ def list_images(root: str | os.PathLike[str], recursive: bool = True) -> Listing
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError: `root` itself cannot be listed.
+        OSError: a folder cannot be listed now (MAY_PASS).
     """
     listing = Listing([], {}, Counter())
     for name, kind, problem in walk_images(root, recursive):
@@ -89,7 +91,7 @@ def walk_images(
                     else:
                         waiting.append(name + "/")
         except OSError as error:
-            if not prefix:
+            if not prefix or error.errno in MAY_PASS:  # its images would have no rows
                 raise
             yield prefix, "folder", f"cannot list this folder: {error.strerror}"
 

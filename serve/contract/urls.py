@@ -12,16 +12,17 @@ HIDDEN = "***"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Unwanted = Callable[[str, str], bool]  # of a parameter's name, in lower case, and its value
 # Up to the last @ before the path; a password may also hold / ? #, if what follows the colon is no port.
+# In Azure's URLs the container is before the @.
 _USERINFO = re.compile(
-    r"""(?<=://)(?:[^\s/?#"<>]*@|(?!arn:)[^\s/?#"<>@:\[]+:(?!\d{1,5}(?:[/?#]|$))[^\s"<>@]*@)"""
+    r"""(?<=://)(?<!\babfs://)(?<!\babfss://)(?<!\bwasb://)(?<!\bwasbs://)(?:[^\s/?#"<>]*@|(?!arn:)[^\s/?#"<>@:\[]+:(?!\d{1,5}(?:[/?#]|$))[^\s"<>@]*@)"""
 )
 _QUERY = re.compile(r'([?#])([^\s"<>?#]*=[^\s"<>?#]*)')
 _END = re.compile(r"[\])}'.,:;]*$")  # of the sentence, not of the URL
 
 # Parameters that sign a request for one object: S3, Google, Azure, CloudFront and others. They come and go
-# with each signing, and say nothing about which object it is.
+# with each signing, and say nothing about which object it is; x-oss-process asks for another picture of it.
 _SIGNATURE = re.compile(
-    r"sig|.*signature.*|x-(amz|goog|ms|oss|obs|cos|tos)-.+|q-(ak|sign|key|header|url).*|hdn(ea|ts|tl)"
+    r"sig|.*signature.*|x-(amz|goog|ms|oss|obs|cos|tos)-(?!process$).+|q-(ak|sign|key|header|url).*|hdn(ea|ts|tl)"
 )
 _BESIDE_A_SIGNATURE = re.compile(
     r"expires?|policy|key-pair-id|.*access[-_]?(key)?[-_]?id|s([eprstv]|pr|rt|ip|dd)|sk(oid|tid|[tesv])"

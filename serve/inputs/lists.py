@@ -2,7 +2,6 @@
 
 import csv
 import os
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -10,7 +9,7 @@ from typing import IO
 
 from serve import storage
 from serve.contract.archive import SUFFIX as TAR_SUFFIX
-from serve.contract.errors import UserError
+from serve.contract.errors import UserError, print_line
 from serve.contract.image_column import find_image_columns
 from serve.contract.image_files import SAMPLE_ROWS, ImageFiles
 from serve.contract.listing import has_image_suffix
@@ -136,7 +135,7 @@ def _find_images(path: str, table: Table, sample: list[TableRow]) -> tuple[int, 
     header = table.columns[at]
     if not table.headless and any(map(str.isdigit, header)) and files.find(header, naming):
         raise UserError(f"{path}: the first line names an image: write names of columns before it")
-    print(f"{path}: images from the column {header!r}{naming.describe()}", file=sys.stderr)
+    print_line(f"{path}: images from the column {header!r}{naming.describe()}")
     return at, lambda cell: files.path_of(cell, naming)
 
 

@@ -48,6 +48,9 @@ class Tars:
 
         What is wrong with the tar file is an entry with that problem, under the tar file's own name;
         the members before the damage are listed all the same.
+
+        Raises:
+            OutageError: it cannot be read now: the members behind would have no rows.
         """
         try:
             stamp = _stamp(path)
@@ -61,10 +64,14 @@ class Tars:
                         self.left_out.count(member.name)
                     else:
                         yield _entry(member, name, len(self._tars) - 1)
+        except storage.OutageError:
+            raise
         except Exception as error:  # tarfile raises nearly anything on damaged bytes
             message = redact(error) or type(error).__name__
             if isinstance(error, OSError) and error.strerror:
                 message = error.strerror
+            if storage.is_outage(error):
+                raise storage.OutageError(f"{redact(path)} cannot be read to its end: {message}") from error
             yield Entry(name, problem=f"cannot read this tar file to its end: {message}")
 
     def stamp(self, entry: Entry) -> str:

@@ -1,13 +1,12 @@
 """Submissions to contests: header, ids and order of the sample, and what its values show."""
 
 import io
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from serve.contract.errors import UserError
+from serve.contract.errors import UserError, print_line
 from serve.contract.listing import has_image_suffix
 from serve.contract.urls import redact
 from serve.inputs.inventory import Entry, Inventory
@@ -32,10 +31,10 @@ class Submission:
     """Key -> number of the row."""
 
     def print_start(self) -> None:
-        print(f"submission as {redact(self.sample.path)}: {self.column.meaning}", file=sys.stderr)
+        print_line(f"submission as {redact(self.sample.path)}: {self.column.meaning}")
         if self.left_out:
             names = ", ".join(self.left_out[:5]) + (", ..." if self.left_out[5:] else "")
-            print(f"{len(self.left_out)} inputs are not in it and get no row: {names}", file=sys.stderr)
+            print_line(f"{len(self.left_out)} inputs are not in it and get no row: {names}")
 
     @property
     def form(self) -> Format:
@@ -57,10 +56,7 @@ class SubmissionWriter(Writer):
             self.unreadable += 1
             if self.unreadable <= MOST_NAMED:
                 filler = f"{cells[0]}, ..." if cells[1:] else cells[0]
-                print(
-                    f"warning: {row.path!r} cannot be scored, its row gets {filler}: {row.error}",
-                    file=sys.stderr,
-                )
+                print_line(f"warning: {row.path!r} cannot be scored, its row gets {filler}: {row.error}")
         row_id = submission.sample.ids[submission.positions[submission.key_of(row.path)]]
         self.text.write(submission.sample.line(row_id, cells))
 
@@ -68,10 +64,9 @@ class SubmissionWriter(Writer):
         self.text.flush()
         self.text.detach()
         if self.unreadable > MOST_NAMED:
-            print(
+            print_line(
                 f"warning: {self.unreadable} images are not scored; without --sample-submission each one's "
-                "row has the reason",
-                file=sys.stderr,
+                "row has the reason"
             )
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from serve.contract.command_line import command
 from serve.contract.errors import UserError
-from serve.contract.metadata import ModelMetadata
+from serve.contract.metadata import INPUT_NAME, PROBABILITIES_NAME, ModelMetadata
 from serve.processors import available_processors
 from serve.providers.base import Runtime
 from serve.providers.registry import ALL_PRECISIONS, PRECISIONS, PROVIDERS, why_absent
@@ -169,7 +170,18 @@ def _open(path: Path, name: str, runtime: Runtime, metadata: ModelMetadata, reas
             f"{path}: provider {name!r} took none of the graph's nodes, {dict(nodes)}: it cannot run this "
             "model; use --provider cpu"
         )
+    if name != DEFAULT:
+        _try(session, metadata, name)
     return Opened(session, name, reason, nodes)
+
+
+def _try(session: ort.InferenceSession, metadata: ModelMetadata, provider: str) -> None:
+    """Score one black image: a GPU without room, or without the code for its kind, opens all the same."""
+    size = metadata.preprocess.size
+    try:
+        session.run([PROBABILITIES_NAME], {INPUT_NAME: np.zeros((1, size, size, 3), np.uint8)})
+    except Exception as error:  # onnxruntime's own exception types share no public base
+        raise UserError(f"provider {provider!r} opens this model and cannot run it: {error}") from error
 
 
 def _session_options(threads: int) -> ort.SessionOptions:

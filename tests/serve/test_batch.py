@@ -465,6 +465,27 @@ def test_workers_are_added_when_reading_is_mostly_waiting(predictor: Predictor, 
 # -- embeddings ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_limit_of_threads_is_met_with_those_that_start(
+    predictor: Predictor, folder: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, []
+
+    def start_few(thread: threading.Thread) -> None:
+        if len(started) == threads:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    rows = score_files(predictor, folder, ARRANGEMENTS["none"], 7, 8)
+    if threads:
+        assert [row.error for row in rows] == [""] * NUM_IMAGES
+    else:
+        with pytest.raises(OSError, match=r"ulimit -u"):
+            list(rows)
+
+
 def test_embeddings_are_the_models_third_output(tmp_path: Path, folder: Path, predictor: Predictor) -> None:
     model = build_model(tmp_path / "model.onnx", outputs=(*predictor_outputs(predictor), EMBEDDINGS_NAME))
     paths = broken_at(3)[:8]

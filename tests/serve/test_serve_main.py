@@ -231,6 +231,17 @@ def test_nobody_who_listens_costs_no_finished_job(
     assert (tmp_path / "prédiction.csv").is_file()
 
 
+def test_a_reader_of_messages_that_leaves_costs_no_row(tmp_path: Path, model: Path, images: Path) -> None:
+    """As of `... 2>&1 | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(SCRIPT), "--model", str(model), "--images", str(images)]
+    code = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=write, check=False).returncode
+    os.close(write)
+    assert code == 0
+    assert len(read_csv(tmp_path / "predictions.csv")) == len(list(images.iterdir()))
+
+
 def test_nothing_scored_is_exit_code_1_with_the_reasons_in_the_rows(tmp_path: Path, model: Path) -> None:
     (tmp_path / "images").mkdir()
     for name, (data, _) in broken_files().items():

@@ -308,6 +308,49 @@ def test_a_tar_file_needs_a_server_that_reads_ranges(server: str) -> None:
         open_source(f"{server}/plain/x.tar")
 
 
+def breaks(times: int) -> Answer:
+    """Cut the answers of several kilobytes short, so many of them."""
+    left = [times]
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        assert isinstance(handler, Handler)
+        data = Handler.files["x.tar"]
+        wanted = re.match(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(data) - 1)
+        body = data[first : last + 1]
+        if handler.command == "GET" and len(body) > 1000 and left[0] > 0:
+            left[0] -= 1
+            body = body[:1000]
+            handler.close_connection = True
+        length = {
+            "Content-Range": f"bytes {first}-{last}/{len(data)}",
+            "Content-Length": str(last + 1 - first),
+        }
+        handler.reply(206 if wanted else 200, body, length)
+
+    return answer
+
+
+def test_a_tar_file_is_listed_through_broken_connections_or_not_at_all(server: str) -> None:
+    Handler.answers["x.tar"] = breaks(storage.ATTEMPTS - 1)
+    names = [entry.name for entry in open_source(f"{server}/odd/x.tar").inventory.entries()]
+    assert names == [f"x.tar/{name}" for name in PNG]
+    Handler.answers["x.tar"] = breaks(99)
+    with pytest.raises(storage.OutageError, match=r"odd/x\.tar"):
+        open_source(f"{server}/odd/x.tar")
+
+
+def test_a_download_may_last_as_long_as_bytes_come(server: str) -> None:
+    timeout = storage.filesystem(f"{server}/files/0.png").client_kwargs["timeout"]
+    assert timeout.total is None
+    assert timeout.sock_read == storage.SILENT_SECONDS
+
+
+def test_a_url_that_no_server_can_have_is_an_error_that_names_it() -> None:
+    with pytest.raises(UserError, match=r"http://host:port/x\.png"):
+        storage.read_object("http://host:port/x.png")
+
+
 def test_http_has_no_folders(server: str) -> None:
     with pytest.raises(ValueError, match=f"{server}/files"):
         open_source(f"{server}/files/")

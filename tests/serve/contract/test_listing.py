@@ -1,5 +1,6 @@
 """Which files below a folder are images, and which folders are not entered."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,22 @@ def test_a_folder_that_cannot_be_listed_is_reported(
     assert listing.problems == {"locked/": "cannot list this folder: Permission denied"}
     with pytest.raises(PermissionError):
         list_images(tmp_path / "locked")
+
+
+def test_a_folder_that_cannot_be_listed_now_is_no_shorter_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_files(tmp_path, "a.jpg", "share/b.jpg")
+    scandir = os.scandir
+
+    def fail(path: Path) -> Any:
+        if Path(path) == tmp_path / "share":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(OSError, match="share"):
+        list_images(tmp_path)
 
 
 def test_a_root_that_is_no_folder_is_an_error(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def test_secrets_are_left_out_and_the_object_stays_known(url: str, shown: str, n
         "https://host/get?key=photos/1.jpg",
         "photos/what? a=b #1.jpg",
         "sqlite:////data/user@host/mlflow.db",
+        "abfss://photos@account.dfs.core.windows.net/cat.jpg",  # two containers are two data sets
+        "wasb://photos@account.blob.core.windows.net/cat.jpg",
+        "https://b.oss-cn-hangzhou.aliyuncs.com/c.jpg?x-oss-process=image/resize,w_100",
     ],
 )
 def test_ordinary_names_stay_as_they_are(text: str) -> None:

@@ -1,5 +1,6 @@
 """Members of tar files are read in place, and damage is reported, never skipped."""
 
+import errno
 import io
 import os
 import subprocess
@@ -17,6 +18,7 @@ from serve.contract.images import MAX_FILE_BYTES
 from serve.inputs.base import LeftOut
 from serve.inputs.inventory import Entry, Inventory
 from serve.inputs.tars import Tars
+from serve.storage import OutageError
 
 JPEG = encode(noise(20, 20), "JPEG")
 
@@ -164,6 +166,24 @@ def test_damage_costs_no_image_before_it_and_is_reported(tmp_path: Path, damage:
                 tars.read(entry)
         else:
             assert tars.read(entry) == contents[name]
+
+
+def test_a_tar_file_that_cannot_be_read_now_is_no_shorter_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is started again must number the same rows."""
+    path = make_tar(tmp_path / "x.tar", {"0.jpg": JPEG, "1.jpg": JPEG})
+    read, calls = tarfile.TarInfo.fromtarfile.__func__, []  # type: ignore[attr-defined]
+
+    def fail(kind: type[tarfile.TarInfo], tar: tarfile.TarFile) -> tarfile.TarInfo:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(kind, tar)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(fail))
+    with pytest.raises(OutageError, match=r"x\.tar .*Input/output error"):
+        listed(Tars(LeftOut()), path)
 
 
 def test_a_header_that_leads_backwards_is_no_endless_loop(tmp_path: Path) -> None:

@@ -107,6 +107,22 @@ def test_auto_falls_back_from_the_fastest_that_does_not_start(
     assert opened.startswith("openvino (cuda: out of memory; openvino: 1.30 ")
 
 
+def test_a_provider_that_opens_a_model_and_cannot_run_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU without room, or without kernels for its kind; here, the CPU in its stead."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    model = model_verified_on(tmp_path, "cpu:fp32")
+    monkeypatch.setattr(session, "DEFAULT", "another")
+    assert open_session(model, Runtime("cpu"), read_metadata(model)).provider == "cpu"
+    monkeypatch.setattr(ort.InferenceSession, "run", fail)
+    with pytest.raises(ValueError, match=r"'cpu'.*no kernel image"):
+        open_session(model, Runtime("cpu"), read_metadata(model))
+
+
 def test_auto_names_a_faster_precision_that_was_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
