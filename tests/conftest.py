@@ -129,14 +129,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained: TrainedRun) -> T
 
 
 def copy_of(source: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run directory, and its MLflow store in the working directory."""
+    """The run directory, as if it had been moved here, and its MLflow store in the working directory."""
     import mlflow
+
+    from train.tracking.run_record import FILE, read_record
 
     shutil.copy(source.cwd / "mlflow.db", folder / "mlflow.db")
     monkeypatch.chdir(folder)
     mlflow.set_tracking_uri(None)  # which deletes the variable
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")  # MLflow caches by URI
-    return Path(shutil.copytree(source.folder, folder / "small"))
+    run = Path(shutil.copytree(source.folder, folder / "small"))
+    if record := read_record(run / FILE):
+        record.folder = ""  # else it would be another run in MLflow, as the first one is still there
+        record.save(run / FILE)
+    return run
 
 
 @pytest.fixture
